@@ -1,0 +1,122 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What went wrong with a layer on disk, at which path, and what to do about it.
+///
+/// The message never repeats its [source](std::error::Error::source): print the chain to see the kernel's own words.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call failed.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was tried, as a verb: `open`, `link`, `rename`.
+        operation: &'static str,
+        /// The path it was tried on.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The path given for a layer, a base or a store does not exist or is no directory.
+    #[error("{} is not a directory: give the path of {expected}", path.display())]
+    NotADirectory {
+        /// The path that was given.
+        path: PathBuf,
+        /// What should stand there: `a layer`, `a store of layers`.
+        expected: &'static str,
+    },
+    /// A layer without its tree.
+    #[error(
+        "{} has no directory `fs`: a layer's tree stands there (a root file system on its own must be moved to `fs` first)",
+        layer.display()
+    )]
+    NoTree {
+        /// The layer's directory.
+        layer: PathBuf,
+    },
+    /// A JSON file that cannot be read as what it should be. The file is left as it is.
+    #[error("{} is not valid: mend or remove the file", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        source: serde_json::Error,
+    },
+    /// A value that cannot be written as JSON. The file is left as it was.
+    #[error("cannot write the value of {} as JSON", path.display())]
+    Serialize {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: serde_json::Error,
+    },
+    /// A sidecar's name that cannot be the name of a file, or that belongs to `layer.json`.
+    #[error("{name:?} cannot name a sidecar: use a file name without `/` and without `.json`, other than `layer`")]
+    SidecarName {
+        /// The name that was given.
+        name: String,
+    },
+    /// The target of a merge exists and holds something. It is left as it is.
+    #[error("{} is not empty: a merge needs a new or an empty directory", path.display())]
+    TargetNotEmpty {
+        /// The target.
+        path: PathBuf,
+    },
+    /// The target of a merge lies inside one of its sources, or is one.
+    #[error("{} lies inside the source {}: merge into a directory outside the layers", target.display(), source_tree.display())]
+    TargetInsideSource {
+        /// The target.
+        target: PathBuf,
+        /// The source that holds it.
+        source_tree: PathBuf,
+    },
+    /// A layer that only makes sense to the mount that wrote it: merging it would show wrong content.
+    #[error(
+        "{} carries {xattr}: it was written with redirect_dir or metacopy on; mount it as a separate lower or build it again with both off",
+        path.display()
+    )]
+    Unmergeable {
+        /// The file or directory that carries the attribute.
+        path: PathBuf,
+        /// The extended attribute.
+        xattr: &'static str,
+    },
+    /// A merge failed, and so did taking away what it had made: see `left`.
+    #[error("a merge failed half way, and {} could not be removed ({cleanup}): remove it by hand", left.display())]
+    Leftover {
+        /// What is left on disk.
+        left: PathBuf,
+        /// The first failure.
+        #[source]
+        failure: Box<Error>,
+        /// Why it could not be removed.
+        cleanup: Box<Error>,
+    },
+}
+
+/// The result of an operation on layers.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// The path that the error is about.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Error::Io { path, .. }
+            | Error::NotADirectory { path, .. }
+            | Error::Json { path, .. }
+            | Error::Serialize { path, .. }
+            | Error::TargetNotEmpty { path }
+            | Error::Unmergeable { path, .. } => Some(path),
+            Error::NoTree { layer } => Some(layer),
+            Error::TargetInsideSource { target, .. } => Some(target),
+            Error::Leftover { left, .. } => Some(left),
+            Error::SidecarName { .. } => None,
+        }
+    }
+
+    /// For `map_err`: names the operation and the path of a failed system call.
+    pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Error {
+        let path = path.into();
+        move |source| Error::Io { operation, path, source: source.into() }
+    }
+}

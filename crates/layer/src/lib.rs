@@ -1,0 +1,5 @@
+//! Layers on disk.
+
+mod error;
+
+pub use error::{Error, Result};
