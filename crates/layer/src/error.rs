@@ -119,4 +119,10 @@ impl Error {
         let path = path.into();
         move |source| Error::Io { operation, path, source: source.into() }
     }
+
+    /// A failed step of a walk below `root`.
+    pub(crate) fn walk(root: &Path, error: walkdir::Error) -> Error {
+        let path = error.path().unwrap_or(root).to_path_buf();
+        Error::Io { operation: "read", path, source: error.into() }
+    }
 }

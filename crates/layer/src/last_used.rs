@@ -1,0 +1,80 @@
+use std::fs;
+use std::io;
+use std::time::SystemTime;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
+
+use crate::{Error, Layer, Result};
+
+const NOW: Timestamps = Timestamps {
+    last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+    last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+};
+
+/// Least-recently-used bookkeeping: the modification time of `<layer>/last_used`. What follows from it is the caller's.
+impl Layer {
+    /// Marks the layer as used now. The sentinel is made, mode 0644, if it is missing; no JSON is rewritten.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the sentinel can be neither stamped nor made (a read-only store).
+    pub fn touch(&self) -> Result<()> {
+        let path = self.last_used_path();
+        match rustix::fs::utimensat(CWD, &path, &NOW, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(rustix::io::Errno::NOENT) => {}
+            result => return result.map_err(Error::io("stamp", path)),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o644)).map_err(Error::io("create", &path))?;
+        // Somebody else may have made it meanwhile, with an older stamp.
+        rustix::fs::futimens(&file, &NOW).map_err(Error::io("stamp", path))
+    }
+
+    /// When the layer was last used; `None` if it never was.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be found out.
+    pub fn last_used(&self) -> Result<Option<SystemTime>> {
+        let path = self.last_used_path();
+        match fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()) {
+            Ok(time) => Ok(Some(time)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::io("look at", path)(source)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    #[test]
+    fn a_touch_makes_the_sentinel_and_stamps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = Layer::at(dir.path());
+        assert_eq!(layer.last_used().unwrap(), None);
+        layer.touch().unwrap();
+        let metadata = fs::metadata(layer.last_used_path()).unwrap();
+        assert_eq!((metadata.permissions().mode() & 0o7777, metadata.len()), (0o644, 0));
+
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        fs::File::open(layer.last_used_path()).unwrap().set_modified(long_ago).unwrap();
+        assert_eq!(layer.last_used().unwrap(), Some(long_ago));
+        layer.touch().unwrap();
+        assert!(layer.last_used().unwrap() > Some(long_ago));
+    }
+
+    #[test]
+    fn a_missing_layer_is_an_error_and_a_symlink_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Layer::at(dir.path().join("x")).touch(), Err(Error::Io { operation: "create", .. })));
+
+        let outside = dir.path().join("outside");
+        let layer = Layer::at(dir.path().join("layer"));
+        fs::create_dir(layer.path()).unwrap();
+        std::os::unix::fs::symlink(&outside, layer.last_used_path()).unwrap();
+        layer.touch().unwrap();
+        assert!(!outside.exists());
+    }
+}

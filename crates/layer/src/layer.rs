@@ -1,0 +1,202 @@
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// One layer's directory and the paths in it.
+///
+/// ```text
+/// <layer>/layer.json   what any layer is, see [`Meta`](crate::Meta); written last, so its presence says that the layer is whole
+/// <layer>/fs/          the tree: an overlay upper that was captured
+/// <layer>/layer.log    output of the build
+/// <layer>/last_used    a sentinel; its modification time is the time of last use
+/// <layer>/<name>.json  sidecars, one JSON value each
+/// ```
+///
+/// Other files and directories beside these are allowed and left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Layer {
+    dir: PathBuf,
+}
+
+impl Layer {
+    /// The layer that stands, or is to stand, at `dir`. Nothing is looked at.
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// The layer at `dir`, which has a tree to stack.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs` (a symbolic link is none:
+    /// a layer's tree is its own).
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+        let layer = Self::at(dir);
+        check(&layer.dir, "a layer")?;
+        Ok(layer)
+    }
+
+    /// The layer's directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The name of the layer's directory, by which a store knows it.
+    pub fn name(&self) -> &OsStr {
+        self.dir.file_name().unwrap_or(self.dir.as_os_str())
+    }
+
+    /// `<layer>/fs`, the tree.
+    pub fn fs(&self) -> PathBuf {
+        self.dir.join("fs")
+    }
+
+    /// `<layer>/layer.json`.
+    pub fn meta_path(&self) -> PathBuf {
+        self.dir.join("layer.json")
+    }
+
+    /// `<layer>/layer.log`.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("layer.log")
+    }
+
+    /// `<layer>/last_used`.
+    pub fn last_used_path(&self) -> PathBuf {
+        self.dir.join("last_used")
+    }
+
+    /// Bytes of all files in the tree: apparent sizes, every name of a hard link counted, the tree walked anew.
+    ///
+    /// What was measured when the layer was captured is [`Meta::disk_usage`](crate::Meta::disk_usage).
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a part of the tree cannot be read.
+    pub fn measure(&self) -> Result<u64> {
+        let tree = self.fs();
+        fs_extra::dir::get_size(&tree).map_err(|error| match error.kind {
+            fs_extra::error::ErrorKind::Io(source) => Error::Io { operation: "measure", path: tree, source },
+            _ => Error::Io { operation: "measure", path: tree, source: std::io::Error::other(error) },
+        })
+    }
+}
+
+/// The tree at the bottom of every stack: a root file system made from an image, with no layer below it.
+///
+/// A base has the shape of a layer (`<dir>/fs/` is its tree). It is never touched as used: whoever has layers has their
+/// base.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Base {
+    dir: PathBuf,
+    hash: String,
+    image: String,
+}
+
+impl Base {
+    /// The base at `dir`. Its hash is the name of its directory until [`with_hash`](Self::with_hash) says otherwise, its
+    /// image is empty until [`with_image`](Self::with_image).
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs`.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+        let dir = dir.into();
+        check(&dir, "a base")?;
+        let hash = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { dir, hash, image: String::new() })
+    }
+
+    /// The same base, known by `hash`: what `base_hash` in the `layer.json` of every layer above it says.
+    pub fn with_hash(mut self, hash: impl Into<String>) -> Self {
+        self.hash = hash.into();
+        self
+    }
+
+    /// The same base, made from `image` (`debian:12`).
+    pub fn with_image(mut self, image: impl Into<String>) -> Self {
+        self.image = image.into();
+        self
+    }
+
+    /// The base's directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `<base>/fs`, the root file system.
+    pub fn fs(&self) -> PathBuf {
+        self.dir.join("fs")
+    }
+
+    /// What the layers above know this base by.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The image it was made from.
+    pub fn image(&self) -> &str {
+        &self.image
+    }
+}
+
+/// Holds `dir` to the shape that layers and bases share.
+fn check(dir: &Path, expected: &'static str) -> Result<()> {
+    let tree = dir.join("fs");
+    match fs::symlink_metadata(&tree) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(Error::NoTree { layer: dir.into() }),
+        Err(source) => match fs::metadata(dir) {
+            Ok(metadata) if metadata.is_dir() && source.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::NoTree { layer: dir.into() })
+            }
+            Ok(metadata) if metadata.is_dir() => Err(Error::Io { operation: "look at", path: tree, source }),
+            Ok(_) => Err(Error::NotADirectory { path: dir.into(), expected }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::NotADirectory { path: dir.into(), expected })
+            }
+            Err(source) => Err(Error::Io { operation: "look at", path: dir.into(), source }),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_names_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        assert!(matches!(Layer::open(&missing), Err(Error::NotADirectory { path, .. }) if path == missing));
+
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(Layer::open(&file), Err(Error::NotADirectory { path, .. }) if path == file));
+
+        let bare = dir.path().join("bare");
+        fs::create_dir(&bare).unwrap();
+        assert!(matches!(Layer::open(&bare), Err(Error::NoTree { layer }) if layer == bare));
+
+        let linked = dir.path().join("linked");
+        fs::create_dir(&linked).unwrap();
+        std::os::unix::fs::symlink("/", linked.join("fs")).unwrap();
+        assert!(matches!(Base::open(&linked), Err(Error::NoTree { layer }) if layer == linked));
+
+        let whole = dir.path().join("whole");
+        fs::create_dir_all(whole.join("fs")).unwrap();
+        let layer = Layer::open(&whole).unwrap();
+        assert_eq!((layer.fs(), layer.name()), (whole.join("fs"), OsStr::new("whole")));
+        let base = Base::open(&whole).unwrap().with_image("debian:12");
+        assert_eq!((base.hash(), base.image()), ("whole", "debian:12"));
+    }
+
+    #[test]
+    fn measure_adds_up_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = Layer::at(dir.path());
+        fs::create_dir_all(layer.fs().join("a/b")).unwrap();
+        fs::write(layer.fs().join("a/one"), [0; 1000]).unwrap();
+        fs::write(layer.fs().join("a/b/two"), [0; 234]).unwrap();
+        assert_eq!(layer.measure().unwrap(), 1234);
+    }
+}

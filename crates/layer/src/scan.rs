@@ -1,0 +1,89 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use walkdir::WalkDir;
+
+use crate::{Error, Layer, Result};
+
+/// The layers of a store: every directory directly in it that has a `layer.json`, in no particular order.
+///
+/// Everything else is passed over: files, directories without `layer.json` (a layer that is not whole yet, or no longer),
+/// and what vanishes meanwhile. A symbolic link to a layer counts as one.
+///
+/// # Errors
+/// [`Error::NotADirectory`] at once if `store` is none; [`Error::Io`] as an item for a directory that cannot be read, after
+/// which the scan goes on.
+pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
+    let store = store.as_ref();
+    match fs::metadata(store) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("look at", store)(error)),
+        _ => return Err(Error::NotADirectory { path: store.into(), expected: "a store of layers" }),
+    }
+    Ok(Scan { store: store.into(), walk: WalkDir::new(store).min_depth(1).max_depth(1).into_iter() })
+}
+
+/// The iterator that [`scan`] returns. It holds one directory open and nothing of the layers it has passed.
+#[derive(Debug)]
+pub struct Scan {
+    store: PathBuf,
+    walk: walkdir::IntoIter,
+}
+
+impl Iterator for Scan {
+    type Item = Result<Layer>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let entry = match self.walk.next()? {
+                Ok(entry) => entry,
+                Err(error) if error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) => {
+                    continue;
+                }
+                Err(error) => return Some(Err(Error::walk(&self.store, error))),
+            };
+            if entry.file_type().is_file() {
+                continue;
+            }
+            let layer = Layer::at(entry.into_path());
+            match fs::symlink_metadata(layer.meta_path()) {
+                Ok(_) => return Some(Ok(layer)),
+                // No such file, or the entry itself is a device, a socket, a dangling link.
+                Err(error)
+                    if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {}
+                Err(source) => return Some(Err(Error::io("look at", layer.meta_path())(source))),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_found_and_the_rest_is_passed_over() {
+        let store = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "half", "c"] {
+            fs::create_dir_all(store.path().join(name).join("fs")).unwrap();
+        }
+        for name in ["a", "b", "c"] {
+            // Not valid JSON: a scan reads none.
+            fs::write(store.path().join(name).join("layer.json"), "{").unwrap();
+        }
+        fs::write(store.path().join("README"), "").unwrap();
+        std::os::unix::fs::symlink("nowhere", store.path().join("dangling")).unwrap();
+        std::os::unix::fs::symlink("a", store.path().join("link")).unwrap();
+
+        let mut names: Vec<_> = scan(&store).unwrap().map(|layer| layer.unwrap().name().to_owned()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "b", "c", "link"]);
+    }
+
+    #[test]
+    fn a_store_that_is_none_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        assert!(matches!(scan(&missing), Err(Error::NotADirectory { path, .. }) if path == missing));
+    }
+}
