@@ -1,1 +1,56 @@
-//! Containers.
+//! Containers: overlayfs mounts, the runtime-spec template, and the OCI runtimes that run it. No cache format, no layers'
+//! metadata: any runner with directories of its own can use it.
+//!
+//! - **A root file system**: [`Overlay`] stacks directories and mounts them, in the caller's mount namespace or in
+//!   [one of its own](in_private_mount_namespace); [`Mounted`] is the guard; [`Rootfs`] puts files into it safely.
+//! - **What runs in it**: [`Template`] is a runtime-spec configuration without a root; [`Template::instantiate`] fills it in,
+//!   [`Bundle`] writes it as `config.json`.
+//! - **Running it**: [`Runtime`] is runc, crun, youki or another program with their command line. It tells its own failures
+//!   from the command's. [`Output`] says where the command's output goes, [`Cancel`] ends it, [`Cgroup`] accounts for it.
+//!
+//! # A container over two directories
+//! ```no_run
+//! use container::{Bundle, ContainerId, Invocation, Output, Overlay, Runtime, Template, in_private_mount_namespace};
+//!
+//! let template = Template::builder(["cc", "-c", "hello.c"]).cwd("/src").build()?;
+//! let status = in_private_mount_namespace(|| {
+//!     let mounted = Overlay::new(["/srv/gcc", "/srv/debian"]).writable("run/upper", "run/work").mount("run/merged")?;
+//!     let bundle = Bundle::create(std::path::Path::new("run"), &template.instantiate(mounted.path())?)?;
+//!     let id = ContainerId::random("example")?;
+//!     let finished = Runtime::default().run(Invocation::new(&bundle, &id).stderr(Output::Inherit))?;
+//!     mounted.unmount()?;
+//!     Ok::<_, container::Error>(finished.status)
+//! })??;
+//! println!("{status:?}");
+//! # Ok::<(), container::Error>(())
+//! ```
+
+// The types of a specification are part of the interface.
+pub use oci_spec;
+
+mod bundle;
+mod cgroup;
+mod error;
+mod id;
+mod mounted;
+mod namespace;
+mod output;
+mod overlay;
+mod rootfs;
+mod runtime;
+mod template;
+
+pub use bundle::Bundle;
+pub use cgroup::{Cgroup, Usage};
+pub use error::{Error, Result};
+pub use id::ContainerId;
+pub use mounted::Mounted;
+pub use namespace::in_private_mount_namespace;
+pub use output::{Callback, CaptureLimit, Excerpt, Output};
+pub use overlay::{DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, copy_root_attributes};
+pub use rootfs::{MountPoint, Rootfs};
+pub use runtime::{Cancel, Finished, Input, Invocation, Runtime, Status};
+pub use template::{
+    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Template,
+    TemplateBuilder, TemplateError, Terminal,
+};

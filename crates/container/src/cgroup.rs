@@ -1,0 +1,222 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{Error, Result};
+
+/// One run's control group, in every hierarchy of the machine (v1, v2, or both side by side).
+///
+/// The runtime makes its own group below this one (`linux.cgroupsPath` is [`container_path`](Self::container_path)) and removes
+/// it when the container ends. This one stays until [`remove`](Self::remove): it holds what the container has used in all.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    name: String,
+    hierarchies: &'static [Hierarchy],
+}
+
+/// What a container has used, as far as the machine's controllers tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Processor time of all its processes, in user and in kernel mode.
+    pub cpu_time: Option<Duration>,
+    /// The most memory at one moment, in bytes, page cache included.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// A mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    mount_point: PathBuf,
+    version: Version,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Version {
+    /// With the controllers that it is mounted with.
+    V1(Vec<String>),
+    V2,
+}
+
+impl Cgroup {
+    /// The group `/<name>` of the machine. Nothing is made: the runtime makes it on the way to its own.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the mount table cannot be read.
+    pub fn new(name: impl Into<String>) -> Result<Self> {
+        // The hierarchies of a machine do not change while it runs.
+        static MOUNTED: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+        let hierarchies = match MOUNTED.get() {
+            Some(hierarchies) => hierarchies,
+            None => {
+                let path = "/proc/self/mountinfo";
+                let table = fs::read(path).map_err(Error::io("read", path))?;
+                MOUNTED.get_or_init(|| hierarchies(&String::from_utf8_lossy(&table)))
+            }
+        };
+        Ok(Self { name: name.into(), hierarchies })
+    }
+
+    /// What `linux.cgroupsPath` of the container has to be.
+    pub fn container_path(&self) -> String {
+        format!("/{}/container", self.name)
+    }
+
+    /// What has been used until now, by what is gone too.
+    pub fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for hierarchy in self.hierarchies {
+            let number = |file: &str| -> Option<u64> {
+                fs::read_to_string(hierarchy.group(&self.name).join(file)).ok()?.trim().parse().ok()
+            };
+            match &hierarchy.version {
+                Version::V1(controllers) => {
+                    let has = |name: &str| controllers.iter().any(|controller| controller == name);
+                    if has("cpuacct") {
+                        usage.cpu_time = number("cpuacct.usage").map(Duration::from_nanos).or(usage.cpu_time);
+                    }
+                    if has("memory") {
+                        usage.peak_memory_bytes = number("memory.max_usage_in_bytes").or(usage.peak_memory_bytes);
+                    }
+                }
+                Version::V2 => {
+                    let stat = fs::read_to_string(hierarchy.group(&self.name).join("cpu.stat")).unwrap_or_default();
+                    let microseconds =
+                        stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<u64>().ok());
+                    usage.cpu_time = usage.cpu_time.or(microseconds.map(Duration::from_micros));
+                    usage.peak_memory_bytes = usage.peak_memory_bytes.or(number("memory.peak"));
+                }
+            }
+        }
+        usage
+    }
+
+    /// Kills every process in the group and removes it, with what is below it, from every hierarchy. A group that was never
+    /// made is none too many.
+    ///
+    /// # Errors
+    /// [`Error::Leftover`] for the first group that is still there after a second; the others are removed all the same.
+    pub fn remove(&self) -> Result<()> {
+        let mut first = Ok(());
+        for hierarchy in self.hierarchies {
+            let group = hierarchy.group(&self.name);
+            // The usual case: empty, and the runtime's own is gone already.
+            match fs::remove_dir(&group) {
+                Ok(()) => {}
+                Err(error) if is_gone(&error) => {}
+                Err(_) => first = first.and(clear(&group)),
+            }
+        }
+        first
+    }
+}
+
+impl Hierarchy {
+    fn group(&self, name: &str) -> PathBuf {
+        self.mount_point.join(name)
+    }
+}
+
+/// The v1 and v2 hierarchies in a mount table, as in proc_pid_mountinfo(5); one that is mounted twice once.
+fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((mount, kind)) = line.split_once(" - ") else { continue };
+        let mount: Vec<_> = mount.split(' ').collect();
+        let kind: Vec<_> = kind.split(' ').collect();
+        let (Some(mount_point), [fs_type, _, options]) = (mount.get(4), &kind[..]) else { continue };
+        let version = match *fs_type {
+            "cgroup" => Version::V1(options.split(',').filter(|option| *option != "rw").map(Into::into).collect()),
+            "cgroup2" => Version::V2,
+            _ => continue,
+        };
+        if found.iter().all(|other| other.version != version) {
+            found.push(Hierarchy { mount_point: mount_point.into(), version });
+        }
+    }
+    found
+}
+
+/// Whether the cgroup tree mixes versions: the v2 hierarchy's mount point beside v1 hierarchies.
+pub(crate) fn hybrid_mount_point() -> Option<&'static Path> {
+    let hierarchies = Cgroup::new("").ok()?.hierarchies;
+    let v1 = hierarchies.iter().any(|hierarchy| matches!(hierarchy.version, Version::V1(_)));
+    let v2 = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
+    v2.filter(|_| v1).map(|hierarchy| &*hierarchy.mount_point)
+}
+
+/// Kills and removes what is in `group`, and the group, deepest first.
+fn clear(group: &Path) -> Result<()> {
+    // A killed process leaves its group when it is reaped, which no event tells on v1: the waits double from one millisecond.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let mut wait = Duration::from_millis(1);
+    loop {
+        let source = match clear_once(group) {
+            Ok(()) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => error,
+        };
+        if Instant::now() >= deadline {
+            return Err(Error::Leftover { path: group.into(), source });
+        }
+        std::thread::sleep(wait);
+        wait *= 2;
+    }
+}
+
+fn clear_once(group: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(group)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            clear_once(&entry.path())?;
+        }
+    }
+    let processes = fs::read_to_string(group.join("cgroup.procs"))?;
+    // 0 is a process of another PID namespace: not ours, and kill(2) would take it for the caller's own process group.
+    for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0) {
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    fs::remove_dir(group)
+}
+
+/// ENODEV is what a cgroup file answers while its group goes away.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_read_from_a_mount_table() {
+        let table = "\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+30 22 0:26 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 master:1 - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
+33 30 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate
+34 22 0:29 / /elsewhere rw - cgroup2 cgroup2 rw
+nonsense
+";
+        let v1 = |path: &str, controllers: &[&str]| Hierarchy {
+            mount_point: path.into(),
+            version: Version::V1(controllers.iter().map(ToString::to_string).collect()),
+        };
+        let expected = [
+            v1("/sys/fs/cgroup/cpu,cpuacct", &["cpu", "cpuacct"]),
+            v1("/sys/fs/cgroup/systemd", &["name=systemd"]),
+            Hierarchy { mount_point: "/sys/fs/cgroup/unified".into(), version: Version::V2 },
+        ];
+        assert_eq!(hierarchies(table), expected);
+    }
+}

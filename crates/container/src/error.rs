@@ -1,0 +1,139 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::TemplateError;
+
+/// What went wrong with a mount, a bundle or a runtime, at which path, and what to do about it.
+///
+/// The message never repeats its [source](std::error::Error::source): print the chain to see the kernel's own words.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call failed.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was tried, as a verb: `open`, `write`, `unmount`.
+        operation: &'static str,
+        /// The path it was tried on.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A template or a `config.json` that no container can be made from.
+    #[error("the runtime configuration cannot be used")]
+    Template(#[from] TemplateError),
+    /// More lower directories than the kernel stacks.
+    #[error("{count} lower directories are more than the {limit} that overlayfs stacks: merge some of them first")]
+    TooManyLowers {
+        /// How many were given.
+        count: usize,
+        /// [`MAX_LOWERS`](crate::MAX_LOWERS).
+        limit: usize,
+    },
+    /// The options of mount(2) do not fit into one page. The kernel would cut them off without a word.
+    #[error("{bytes} bytes of mount options are more than the {limit} that mount(2) takes: merge some layers first")]
+    OptionsTooLong {
+        /// Bytes of the option string.
+        bytes: usize,
+        /// The most that the kernel takes whole.
+        limit: usize,
+    },
+    /// The kernel refused the overlay. Nothing is mounted.
+    #[error("cannot mount an overlay on {}: {call}{}", target.display(), hint(message, advice))]
+    Mount {
+        /// Where it was to be mounted.
+        target: PathBuf,
+        /// The failed call, as a trace would show it.
+        call: String,
+        /// What the kernel wrote into the log of the file system context; empty where it has none.
+        message: String,
+        /// What to do about it, where that is known.
+        advice: Option<&'static str>,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel refused to unmount. The mount is still there, and so is all that lies below it.
+    #[error("cannot unmount {}: end what uses it, unmount it by hand and only then remove anything below it", target.display())]
+    Unmount {
+        /// What is still mounted.
+        target: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A private mount namespace could not be made.
+    #[error("cannot make a mount namespace for the run: it needs root (CAP_SYS_ADMIN)")]
+    Namespace {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The runtime is not there, or is no program.
+    #[error("cannot start the runtime {}: install it, or name another one", program.display())]
+    RuntimeStart {
+        /// The program, as it was given.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The runtime failed by itself; no command ran, or its end is not known.
+    #[error("the runtime {} failed ({ended}): {message}", program.display())]
+    Runtime {
+        /// The program.
+        program: PathBuf,
+        /// How it ended: `exit status: 1`.
+        ended: std::process::ExitStatus,
+        /// The runtime's own message.
+        message: String,
+    },
+    /// The command does not exist in the container.
+    #[error("the command does not exist in the container: {message}")]
+    CommandNotFound {
+        /// The runtime's own message, which names the command.
+        message: String,
+    },
+    /// The command exists in the container but cannot be executed.
+    #[error("the command cannot be executed in the container: {message}")]
+    CommandNotExecutable {
+        /// The runtime's own message, which names the command.
+        message: String,
+    },
+    /// What should have been removed after a run is still there.
+    #[error("{} is left: remove it by hand", path.display())]
+    Leftover {
+        /// What is left.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn hint(message: &str, advice: &Option<&'static str>) -> String {
+    let message = match message {
+        "" => String::new(),
+        message => format!(" (kernel: {message})"),
+    };
+    match advice {
+        None => message,
+        Some(advice) => format!("{message}: {advice}"),
+    }
+}
+
+/// The result of an operation on mounts, bundles and runtimes.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// The path that the error is about.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Error::Io { path, .. } | Error::Leftover { path, .. } => Some(path),
+            Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
+            Error::RuntimeStart { program, .. } | Error::Runtime { program, .. } => Some(program),
+            _ => None,
+        }
+    }
+
+    /// For `map_err`: names the operation and the path of a failed system call.
+    pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Error {
+        let path = path.into();
+        move |source| Error::Io { operation, path, source: source.into() }
+    }
+}

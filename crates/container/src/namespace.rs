@@ -1,0 +1,32 @@
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::{Error, Result};
+
+/// Runs `work` on a thread that has a mount namespace of its own and returns what it returns.
+///
+/// What it mounts is seen by it and by the processes it starts, and by nobody else: the host's mount table does not grow, and
+/// the kernel takes the mounts down when the last of them ends, however it ends. What the host unmounts meanwhile is
+/// unmounted here too, so that nothing of the host's is kept busy.
+///
+/// The thread's working directory and umask are its own as well (`CLONE_NEWNS` implies `CLONE_FS`). The caller's thread waits;
+/// a panic in `work` goes on in it.
+///
+/// # Errors
+/// [`Error::Namespace`] if the namespace cannot be made: without root (CAP_SYS_ADMIN) it cannot. `work` is not called then.
+pub fn in_private_mount_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("mount-namespace".into())
+            .spawn_scoped(scope, || {
+                unshare(CloneFlags::CLONE_NEWNS)?;
+                // A slave takes over what the host unmounts and gives nothing back.
+                let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+                mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
+                Ok(work())
+            })
+            .map_err(|source| Error::Namespace { source })?;
+        let result: nix::Result<T> = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result.map_err(|error| Error::Namespace { source: error.into() })
+    })
+}

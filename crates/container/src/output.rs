@@ -1,0 +1,149 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::File;
+
+/// Where one of the command's output streams goes.
+///
+/// Standard output and standard error each have one; the two are never mixed, unless they are given the same file.
+#[derive(Default)]
+#[non_exhaustive]
+pub enum Output {
+    /// Nowhere.
+    #[default]
+    Null,
+    /// To where the caller's own stream goes.
+    Inherit,
+    /// Into a file, written by the command itself: nothing passes through the caller.
+    File(File),
+    /// Into memory, bounded: see [`Excerpt`].
+    Capture(CaptureLimit),
+    /// To a function, piece by piece, in order, on the thread that waits for the command. A slow one slows the command, and
+    /// the deadline is looked at between pieces.
+    Callback(Callback),
+}
+
+/// Takes an output stream piece by piece.
+pub type Callback = Box<dyn FnMut(&[u8]) + Send>;
+
+impl fmt::Debug for Output {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Output::Null => formatter.write_str("Null"),
+            Output::Inherit => formatter.write_str("Inherit"),
+            Output::File(file) => formatter.debug_tuple("File").field(file).finish(),
+            Output::Capture(limit) => formatter.debug_tuple("Capture").field(limit).finish(),
+            Output::Callback(_) => formatter.write_str("Callback(..)"),
+        }
+    }
+}
+
+/// How much of an output stream is held in memory: its first bytes and its last ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureLimit {
+    /// Bytes of the beginning.
+    pub head_bytes: usize,
+    /// Bytes of the end.
+    pub tail_bytes: usize,
+}
+
+impl Default for CaptureLimit {
+    /// 64 KiB of either.
+    fn default() -> Self {
+        Self { head_bytes: 64 << 10, tail_bytes: 64 << 10 }
+    }
+}
+
+/// The beginning and the end of an output stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Excerpt {
+    limit: CaptureLimit,
+    head: Vec<u8>,
+    tail: VecDeque<u8>,
+    total: u64,
+}
+
+impl Excerpt {
+    /// An empty one that will hold no more than `limit`.
+    pub fn new(limit: CaptureLimit) -> Self {
+        Self { limit, head: Vec::new(), tail: VecDeque::new(), total: 0 }
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.total += bytes.len() as u64;
+        let (head, rest) = bytes.split_at(bytes.len().min(self.limit.head_bytes - self.head.len()));
+        self.head.extend_from_slice(head);
+        let rest = &rest[rest.len().saturating_sub(self.limit.tail_bytes)..];
+        let surplus = (self.tail.len() + rest.len()).saturating_sub(self.limit.tail_bytes);
+        self.tail.drain(..surplus);
+        self.tail.extend(rest);
+    }
+
+    /// How many bytes there were in all.
+    pub fn total_bytes(&self) -> u64 {
+        self.total
+    }
+
+    /// How many bytes between the beginning and the end were not kept.
+    pub fn omitted_bytes(&self) -> u64 {
+        self.total - self.head.len() as u64 - self.tail.len() as u64
+    }
+
+    /// What was kept: the beginning and, right behind it, the end. It is all there was if nothing was
+    /// [omitted](Self::omitted_bytes).
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (front, back) = self.tail.as_slices();
+        [&self.head, front, back].concat()
+    }
+}
+
+impl fmt::Display for Excerpt {
+    /// The text, with a line in the middle that says how much was omitted.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.omitted_bytes() == 0 {
+            return formatter.write_str(&String::from_utf8_lossy(&self.to_bytes()));
+        }
+        let (front, back) = self.tail.as_slices();
+        let tail = [front, back].concat();
+        formatter.write_str(&String::from_utf8_lossy(&self.head))?;
+        write!(formatter, "\n[... {} bytes omitted ...]\n", self.omitted_bytes())?;
+        formatter.write_str(&String::from_utf8_lossy(&tail))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_keeps_both_ends_however_the_pieces_fall() {
+        let text: Vec<u8> = (b'a'..=b'z').collect();
+        // (head, tail, what is kept)
+        let table = [
+            (0, 0, ""),
+            (3, 0, "abc"),
+            (0, 3, "xyz"),
+            (3, 2, "abcyz"),
+            (13, 13, "abcdefghijklmnopqrstuvwxyz"),
+            (30, 5, "abcdefghijklmnopqrstuvwxyz"),
+        ];
+        for (head_bytes, tail_bytes, kept) in table {
+            for piece in [1, 2, 3, 5, 7, 26] {
+                let mut excerpt = Excerpt::new(CaptureLimit { head_bytes, tail_bytes });
+                text.chunks(piece).for_each(|piece| excerpt.push(piece));
+                assert_eq!(excerpt.to_bytes(), kept.as_bytes(), "{head_bytes}+{tail_bytes} in pieces of {piece}");
+                assert_eq!(excerpt.total_bytes(), 26);
+                assert_eq!(excerpt.omitted_bytes(), 26 - kept.len() as u64);
+                assert!(excerpt.tail.capacity() <= 64 && excerpt.head.capacity() <= 64);
+            }
+        }
+    }
+
+    #[test]
+    fn an_excerpt_says_what_it_omits() {
+        let mut excerpt = Excerpt::new(CaptureLimit { head_bytes: 2, tail_bytes: 2 });
+        excerpt.push(b"abc");
+        assert_eq!(excerpt.to_string(), "abc");
+        excerpt.push(b"def");
+        assert_eq!(excerpt.to_string(), "ab\n[... 2 bytes omitted ...]\nef");
+    }
+}

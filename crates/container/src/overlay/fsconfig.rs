@@ -1,0 +1,108 @@
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen, move_mount,
+};
+
+use super::{DeviceNodes, MountApi, OPTIONS, Request, Writable, pin, quote};
+use crate::Result;
+
+/// A string value of fsconfig(2) holds 255 bytes; one more is EINVAL without a message.
+const MAX_VALUE_BYTES: usize = 255;
+
+/// Whether the kernel knows `lowerdir+`. It looks the directory up at once, so one that cannot exist is ENOENT; a kernel
+/// without the parameter answers EINVAL (6.5) or swallows it for later (older).
+pub(super) fn detect() -> io::Result<MountApi> {
+    let context = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Ok(context) => context,
+        // Not there, not allowed, or not with this file system: mount(2) has the last word.
+        Err(Errno::NOSYS | Errno::PERM | Errno::NODEV) => return Ok(MountApi::Mount2),
+        Err(error) => return Err(error.into()),
+    };
+    match fsconfig_set_string(&context, "lowerdir+", "/proc/self/fd/-1") {
+        Err(Errno::NOENT) => Ok(MountApi::Fsconfig),
+        Ok(()) | Err(Errno::INVAL) => Ok(MountApi::Mount2),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Names the directories by their paths. One that is too long for a string goes by its descriptor; so does one with a
+/// backslash, which the kernel takes for an escape in `upperdir` and `workdir` but not in `lowerdir+`.
+pub(super) fn mount_paths(request: &Request) -> Result<()> {
+    mount(request, |path, write| {
+        let name = path.as_os_str().as_bytes();
+        if name.len() <= MAX_VALUE_BYTES && !name.contains(&b'\\') {
+            return write(name);
+        }
+        let pinned = pin(path)?;
+        write(format!("{}/{}", super::cwd::DESCRIPTORS, pinned.as_raw_fd()).as_bytes())
+    })
+}
+
+/// Names all directories by their descriptors' numbers. The working directory is that of the descriptors.
+pub(super) fn mount_descriptors(request: &Request) -> Result<()> {
+    mount(request, |path, write| {
+        let pinned = pin(path)?;
+        write(pinned.as_raw_fd().to_string().as_bytes())
+    })
+}
+
+/// Hands a name for a directory to the kernel, which holds the directory itself from then on.
+type Name = fn(&Path, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+
+fn mount(request: &Request, name: Name) -> Result<()> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|error| request.failed("fsopen(\"overlay\")".into(), String::new(), error))?;
+    let set = |key: &str, value: &[u8]| {
+        fsconfig_set_string(&context, key, value).map_err(|error| {
+            let call = format!("fsconfig({key}, {})", quote(value));
+            request.failed(call, message(context.as_fd()), error)
+        })
+    };
+    set("source", b"overlay")?;
+    for lower in &request.lowers {
+        name(lower, &mut |value| set("lowerdir+", value))?;
+    }
+    if let Some(Writable { upper, work }) = &request.writable {
+        name(upper, &mut |value| set("upperdir", value))?;
+        name(work, &mut |value| set("workdir", value))?;
+        match fsconfig_set_flag(&context, "volatile") {
+            Ok(()) => {}
+            Err(Errno::INVAL) => log::debug!("this kernel has no volatile overlays: the unmount will flush the upper"),
+            Err(error) => return Err(request.failed("fsconfig(volatile)".into(), message(context.as_fd()), error)),
+        }
+    }
+    for (key, value) in OPTIONS {
+        set(key, value.as_bytes())?;
+    }
+    fsconfig_create(&context)
+        .map_err(|error| request.failed("fsconfig(create)".into(), message(context.as_fd()), error))?;
+    let attributes = match request.devices {
+        DeviceNodes::Usable => MountAttrFlags::empty(),
+        DeviceNodes::Inert => MountAttrFlags::MOUNT_ATTR_NODEV,
+    };
+    let mount: OwnedFd = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(|error| request.failed("fsmount()".into(), message(context.as_fd()), error))?;
+    move_mount(&mount, "", CWD, &request.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(|error| {
+        let call = format!("move_mount({})", quote(request.target.as_os_str().as_bytes()));
+        request.failed(call, String::new(), error)
+    })
+}
+
+/// What the kernel has to say: errors and warnings of the context, oldest first.
+fn message(context: BorrowedFd<'_>) -> String {
+    let mut lines = Vec::new();
+    let mut buffer = [0; 1024];
+    // One read is one line, "e overlay: …"; ENODATA after the last.
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
+        let line = String::from_utf8_lossy(&buffer[..length]);
+        lines.push(line.trim().trim_start_matches("e ").trim_start_matches("w ").to_string());
+    }
+    lines.join("; ")
+}

@@ -1,0 +1,134 @@
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::MsFlags;
+use rustix::fd::{AsRawFd, OwnedFd};
+
+use super::{DeviceNodes, MAX_OPTION_BYTES, OPTIONS, Request, Writable, pin, quote};
+use crate::{Error, Result};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Volatile {
+    Yes,
+    No,
+}
+
+/// A lower directory in an option string: `:` separates lowers, `,` options, and `\` escapes.
+pub(super) fn escape_lower(path: &Path) -> Vec<u8> {
+    escaped(path.as_os_str().as_bytes(), b":,\\")
+}
+
+/// The upper or the work directory in an option string.
+pub(super) fn escape(path: &OsStr) -> Vec<u8> {
+    escaped(path.as_bytes(), b",\\")
+}
+
+fn escaped(path: &[u8], special: &[u8]) -> Vec<u8> {
+    let escape = |byte: &u8| special.contains(byte).then_some(b'\\');
+    path.iter().flat_map(|byte| escape(byte).into_iter().chain([*byte])).collect()
+}
+
+/// The option string. Names come escaped.
+pub(super) fn options(lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>, volatile: Volatile) -> Vec<u8> {
+    let mut options = b"lowerdir=".to_vec();
+    options.extend(lowers.join(&b':'));
+    if let Some((upper, work)) = writable {
+        options.extend([b",upperdir=", upper, b",workdir=", work].concat());
+        if volatile == Volatile::Yes {
+            options.extend(b",volatile");
+        }
+    }
+    for (key, value) in OPTIONS {
+        options.extend(format!(",{key}={value}").as_bytes());
+    }
+    options
+}
+
+/// Names all directories by their paths.
+pub(super) fn mount_paths(request: &Request) -> Result<()> {
+    let lowers: Vec<_> = request.lowers.iter().map(|lower| escape_lower(lower)).collect();
+    match &request.writable {
+        Some(Writable { upper, work }) => {
+            mount(request, &lowers, Some((&escape(upper.as_os_str()), &escape(work.as_os_str()))))
+        }
+        None => mount(request, &lowers, None),
+    }
+}
+
+/// Names all directories by their descriptors' numbers. The working directory is that of the descriptors.
+pub(super) fn mount_descriptors(request: &Request) -> Result<()> {
+    let number = |descriptor: &OwnedFd| descriptor.as_raw_fd().to_string().into_bytes();
+    let pinned: Vec<OwnedFd> = request.lowers.iter().map(|lower| pin(lower)).collect::<Result<_>>()?;
+    let lowers: Vec<_> = pinned.iter().map(number).collect();
+    match &request.writable {
+        Some(Writable { upper, work }) => {
+            let (upper, work) = (pin(upper)?, pin(work)?);
+            mount(request, &lowers, Some((&number(&upper), &number(&work))))
+        }
+        None => mount(request, &lowers, None),
+    }
+}
+
+fn mount(request: &Request, lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>) -> Result<()> {
+    let flags = match request.devices {
+        DeviceNodes::Usable => MsFlags::empty(),
+        DeviceNodes::Inert => MsFlags::MS_NODEV,
+    };
+    let attempt = |volatile| {
+        let options = options(lowers, writable, volatile);
+        // The kernel would cut a longer string off and mount what is left of it.
+        if options.len() > MAX_OPTION_BYTES {
+            return Err(Error::OptionsTooLong { bytes: options.len(), limit: MAX_OPTION_BYTES });
+        }
+        let data = OsStr::from_bytes(&options);
+        let mounted = nix::mount::mount(Some("overlay"), &request.target, Some("overlay"), flags, Some(data));
+        Ok(mounted.map_err(|error| (error, options)))
+    };
+    let mut result = attempt(Volatile::Yes)?;
+    if matches!(result, Err((Errno::EINVAL, _))) && writable.is_some() {
+        // A kernel before 5.10 does not know `volatile`. Anything else is EINVAL again.
+        result = attempt(Volatile::No)?;
+        if result.is_ok() {
+            log::debug!("this kernel has no volatile overlays: the unmount will flush the upper");
+        }
+    }
+    result.map_err(|(error, options)| request.failed(format!("mount({})", quote(&options)), String::new(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes() {
+        let table: [(&[u8], &[u8], &[u8]); 5] = [
+            (b"/plain path", b"/plain path", b"/plain path"),
+            (b"/a:b", b"/a\\:b", b"/a:b"),
+            (b"/a,b", b"/a\\,b", b"/a\\,b"),
+            (b"/a\\b", b"/a\\\\b", b"/a\\\\b"),
+            (b"/\xff:\xfe", b"/\xff\\:\xfe", b"/\xff:\xfe"),
+        ];
+        for (path, lower, upper) in table {
+            let path = OsStr::from_bytes(path);
+            assert_eq!((escape_lower(Path::new(path)), escape(path)), (lower.to_vec(), upper.to_vec()), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn option_string() {
+        let lowers = [b"/a".to_vec(), b"/b\\:c".to_vec()];
+        let tail = "redirect_dir=nofollow,index=off,metacopy=off,xino=off";
+        let table = [
+            (Some((&b"/u"[..], &b"/w"[..])), Volatile::Yes, "upperdir=/u,workdir=/w,volatile,"),
+            (Some((&b"/u"[..], &b"/w"[..])), Volatile::No, "upperdir=/u,workdir=/w,"),
+            // Without an upper there is nothing to flush.
+            (None, Volatile::Yes, ""),
+        ];
+        for (writable, volatile, middle) in table {
+            let options = String::from_utf8(options(&lowers, writable, volatile)).unwrap();
+            assert_eq!(options, format!("lowerdir=/a:/b\\:c,{middle}{tail}"));
+        }
+    }
+}

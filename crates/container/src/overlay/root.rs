@@ -1,0 +1,83 @@
+use std::ffi::CStr;
+use std::path::Path;
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{
+    CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr, fremovexattr,
+    fsetxattr, fstat, futimens,
+};
+use rustix::io::Errno;
+
+use crate::{Error, Result};
+
+/// Gives the directory `to` the owner, mode, modification time and extended attributes of the directory `from`, overlayfs's
+/// own attributes excepted.
+///
+/// The root of an upper is the `/` that the container sees, so it has to look like the root of the topmost lower before the
+/// overlay is mounted: mode 0700 there would lock every other user out.
+///
+/// # Errors
+/// [`Error::Io`]. An attribute that the file system of `to` cannot hold is left out, with a warning.
+pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
+    let open = |path: &Path| -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(Error::io("open the directory", path))
+    };
+    let (source, target) = (open(from)?, open(to)?);
+    let stat = fstat(&source).map_err(Error::io("look at", from))?;
+    fchown(&target, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+        .map_err(Error::io("set the owner of", to))?;
+
+    let wanted = attributes(&source).map_err(Error::io("read the attributes of", from))?;
+    // An ACL that was inherited from the scratch directory, say.
+    for (name, _) in attributes(&target).map_err(Error::io("read the attributes of", to))? {
+        if wanted.iter().all(|(other, _)| *other != name) {
+            match fremovexattr(&target, name.as_slice()) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {}
+                Err(error) => return Err(Error::io("take an attribute off", to)(error)),
+            }
+        }
+    }
+    for (name, value) in &wanted {
+        match fsetxattr(&target, name.as_slice(), value, XattrFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP) => {
+                log::warn!("{} cannot hold {}", to.display(), String::from_utf8_lossy(name));
+            }
+            Err(error) => return Err(Error::io("set an attribute of", to)(error)),
+        }
+    }
+    // After the ACLs, which are part of the mode.
+    fchmod(&target, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(Error::io("set the mode of", to))?;
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
+    };
+    futimens(&target, &times).map_err(Error::io("set the time of", to))
+}
+
+/// Names and values of the attributes that are not overlayfs's own.
+fn attributes(directory: impl AsFd) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    // XATTR_LIST_MAX and XATTR_SIZE_MAX in linux/limits.h.
+    let mut buffer = vec![0; 64 << 10];
+    let length = match flistxattr(&directory, &mut buffer[..]) {
+        Ok(length) => length,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(error) => return Err(error),
+    };
+    let names: Vec<Vec<u8>> = buffer[..length]
+        .split_inclusive(|byte| *byte == 0)
+        .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
+        .map(|name| name.to_bytes().to_vec())
+        .filter(|name| !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."))
+        .collect();
+    let mut found = Vec::new();
+    for name in names {
+        match fgetxattr(&directory, name.as_slice(), &mut buffer[..]) {
+            Ok(length) => found.push((name, buffer[..length].to_vec())),
+            Err(Errno::NODATA) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,282 @@
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps, openat2};
+use rustix::io::Errno;
+
+use crate::{Error, Result, Template};
+
+/// A mounted root file system, seen from outside as the container will see it from inside: no name and no symbolic link in it
+/// leads out of it.
+///
+/// Every path is absolute as in the container. What is made here lands in the upper through the overlay, so the kernel copies
+/// the parents up as it should; the modification times of parents that were there before are put back.
+///
+/// [`openat2(2)`](https://man7.org/linux/man-pages/man2/openat2.2.html) with `RESOLVE_IN_ROOT`, kernel 5.6.
+#[derive(Debug)]
+pub struct Rootfs {
+    root: OwnedFd,
+    path: PathBuf,
+    made: Vec<PathBuf>,
+}
+
+/// What a mount needs to stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountPoint {
+    /// A directory.
+    Directory,
+    /// A file of any kind but a directory.
+    File,
+}
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+
+impl Rootfs {
+    /// The root file system at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if `path` is no directory.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let root = rustix::fs::openat(CWD, &path, DIRECTORY | OFlags::PATH, Mode::empty())
+            .map_err(Error::io("open the directory", &path))?;
+        Ok(Self { root, path, made: Vec::new() })
+    }
+
+    /// Everything that was made here, parents before what is in them, as absolute paths in the container.
+    pub fn made(&self) -> &[PathBuf] {
+        &self.made
+    }
+
+    /// Puts a file there, mode 0644, owned by root, in place of whatever stood there but a directory. A symbolic link is
+    /// replaced, not followed. Missing parents are made, mode 0755.
+    ///
+    /// # Errors
+    /// [`Error::Io`], naming the path as seen from outside: a directory stands there, a parent is none, no space is left. What
+    /// was made until then is in the upper.
+    pub fn put_file(&mut self, path: &Path, contents: &[u8]) -> Result<()> {
+        let outside = self.outside(path);
+        let (parent, name) = self.parent(path)?;
+        let times = modification_time(&parent, &outside)?;
+        match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(Error::io("replace", outside)(error)),
+        }
+        let mut file = create(&parent, name).map_err(Error::io("create", &outside))?;
+        self.made.push(path.into());
+        file.write_all(contents).map_err(Error::io("write", &outside))?;
+        rustix::fs::futimens(&parent, &times).map_err(Error::io("put the time back of the directory of", &outside))
+    }
+
+    /// Makes sure that `path` exists for something to be mounted on: an empty file or a directory, with its parents, is made
+    /// if nothing is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if something of the other kind is there, or nothing can be made.
+    pub fn mount_point(&mut self, path: &Path, kind: MountPoint) -> Result<()> {
+        let outside = self.outside(path);
+        let flags = match kind {
+            MountPoint::Directory => DIRECTORY | OFlags::PATH,
+            MountPoint::File => OFlags::PATH | OFlags::CLOEXEC,
+        };
+        match self.resolve(path, flags) {
+            Ok(found) => match (kind, File::from(found).metadata()) {
+                (MountPoint::File, Ok(metadata)) if metadata.is_dir() => {
+                    Err(Error::io("mount a file on", outside)(Errno::ISDIR))
+                }
+                (_, Ok(_)) => Ok(()),
+                (_, Err(source)) => Err(Error::io("look at", outside)(source)),
+            },
+            Err(Errno::NOENT) if kind == MountPoint::Directory => self.directory(path).map(drop),
+            Err(Errno::NOENT) => {
+                let (parent, name) = self.parent(path)?;
+                let times = modification_time(&parent, &outside)?;
+                create(&parent, name).map_err(Error::io("create", &outside))?;
+                self.made.push(path.into());
+                rustix::fs::futimens(&parent, &times)
+                    .map_err(Error::io("put the time back of the directory of", &outside))
+            }
+            Err(error) => Err(Error::io("open", outside)(error)),
+        }
+    }
+
+    /// Makes sure that everything the template binds has something to be mounted on, like [`mount_point`](Self::mount_point).
+    /// Runtimes do that too, but only what was made here is told by [`made`](Self::made). What is bound below another of the
+    /// template's mounts is left to the runtime: here it would lie under that mount.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a source does not exist, and as for `mount_point`.
+    pub fn bind_targets(&mut self, template: &Template) -> Result<()> {
+        let mut covered: Vec<&Path> = Vec::new();
+        for mount in template.mounts() {
+            let destination = mount.destination();
+            let visible = !covered.iter().any(|other| destination.starts_with(other));
+            if let (true, true, Some(source)) = (visible, mount.is_bind(), mount.source()) {
+                self.mount_point(destination, MountPoint::for_source(source)?)?;
+            }
+            covered.push(destination);
+        }
+        Ok(())
+    }
+
+    /// The directory that holds `path`, made if it is missing, and the last name in `path`.
+    fn parent<'p>(&mut self, path: &'p Path) -> Result<(OwnedFd, &'p OsStr)> {
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) if path.is_absolute() => Ok((self.directory(parent)?, name)),
+            _ => Err(Error::io("make a file of", self.outside(path))(Errno::INVAL)),
+        }
+    }
+
+    /// The directory at `path`, made with its parents where it is missing.
+    fn directory(&mut self, path: &Path) -> Result<OwnedFd> {
+        match self.resolve(path, DIRECTORY) {
+            Ok(found) => return Ok(found),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(Error::io("open the directory", self.outside(path))(error)),
+        }
+        let mut walked = PathBuf::from("/");
+        let mut directory = self.resolve(&walked, DIRECTORY).map_err(Error::io("open the directory", &self.path))?;
+        for component in path.components() {
+            let name = match component {
+                Component::Normal(name) => name,
+                Component::RootDir | Component::CurDir => continue,
+                Component::ParentDir | Component::Prefix(_) => {
+                    return Err(Error::io("make", self.outside(path))(Errno::INVAL));
+                }
+            };
+            walked.push(name);
+            let outside = self.outside(&walked);
+            directory = match self.resolve(&walked, DIRECTORY) {
+                Ok(found) => found,
+                Err(Errno::NOENT) => {
+                    let times = modification_time(&directory, &outside)?;
+                    rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755))
+                        .map_err(Error::io("make the directory", &outside))?;
+                    self.made.push(walked.clone());
+                    let made = rustix::fs::openat(&directory, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+                        .map_err(Error::io("open the directory", &outside))?;
+                    // Neither the umask nor a default ACL has a say.
+                    rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))
+                        .map_err(Error::io("set the mode of", &outside))?;
+                    rustix::fs::futimens(&directory, &times)
+                        .map_err(Error::io("put the time back of the directory of", &outside))?;
+                    made
+                }
+                Err(error) => return Err(Error::io("open the directory", outside)(error)),
+            };
+        }
+        Ok(directory)
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), inside)
+    }
+
+    fn outside(&self, path: &Path) -> PathBuf {
+        self.path.join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+fn create(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?;
+    Ok(file.into())
+}
+
+fn modification_time(directory: &OwnedFd, about: &Path) -> Result<Timestamps> {
+    let stat = rustix::fs::fstat(directory).map_err(Error::io("look at the directory of", about))?;
+    Ok(Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
+    })
+}
+
+impl MountPoint {
+    /// What a mount with this source needs to stand on: a directory for a directory, a file for anything else.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is nothing at `source`.
+    pub fn for_source(source: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(source).map_err(Error::io("bind", source))?;
+        Ok(if metadata.is_dir() { MountPoint::Directory } else { MountPoint::File })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn a_file_is_put_in_place_of_what_is_there_and_parents_keep_their_times() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        fs::write(dir.path().join("etc/hosts"), "old").unwrap();
+        symlink("../run/stub", dir.path().join("etc/resolv.conf")).unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::new(1000, 5);
+        fs::File::open(dir.path().join("etc")).unwrap().set_modified(long_ago).unwrap();
+
+        let mut rootfs = Rootfs::open(dir.path()).unwrap();
+        rootfs.put_file(Path::new("/etc/hosts"), b"new").unwrap();
+        rootfs.put_file(Path::new("/etc/resolv.conf"), b"nameserver ::1").unwrap();
+        assert_eq!(fs::read(dir.path().join("etc/hosts")).unwrap(), b"new");
+        assert!(fs::symlink_metadata(dir.path().join("etc/resolv.conf")).unwrap().is_file());
+        assert_eq!(fs::metadata(dir.path().join("etc")).unwrap().modified().unwrap(), long_ago);
+        assert_eq!(rootfs.made(), [Path::new("/etc/hosts"), Path::new("/etc/resolv.conf")]);
+    }
+
+    #[test]
+    fn missing_parents_are_made_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rootfs = Rootfs::open(dir.path()).unwrap();
+        rootfs.put_file(Path::new("/a/b/c"), b"").unwrap();
+        rootfs.mount_point(Path::new("/a/d/e"), MountPoint::Directory).unwrap();
+        rootfs.mount_point(Path::new("/a/f"), MountPoint::File).unwrap();
+        rootfs.mount_point(Path::new("/a/b/c"), MountPoint::File).unwrap();
+        assert_eq!(rootfs.made(), ["/a", "/a/b", "/a/b/c", "/a/d", "/a/d/e", "/a/f"].map(PathBuf::from));
+        assert!(dir.path().join("a/d/e").is_dir() && dir.path().join("a/f").is_file());
+    }
+
+    #[test]
+    fn no_symlink_leads_out() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::create_dir(outside.path().join("sub")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        symlink(outside.path(), dir.path().join("absolute")).unwrap();
+        symlink("../../../../../../../../../..", dir.path().join("dots")).unwrap();
+        symlink(outside.path().join("hosts"), dir.path().join("hosts")).unwrap();
+        let mut rootfs = Rootfs::open(dir.path()).unwrap();
+
+        // The link's target does not exist inside, so nothing can be made there.
+        assert!(rootfs.put_file(Path::new("/absolute/x"), b"x").is_err());
+        // `..` ends at the root.
+        rootfs.put_file(Path::new("/dots/x"), b"x").unwrap();
+        assert!(dir.path().join("x").is_file());
+        // The last name is replaced.
+        rootfs.put_file(Path::new("/hosts"), b"x").unwrap();
+        assert!(fs::symlink_metadata(dir.path().join("hosts")).unwrap().is_file());
+        assert!(rootfs.mount_point(Path::new("/absolute/sub"), MountPoint::Directory).is_err());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_of_the_wrong_kind_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("hosts")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let mut rootfs = Rootfs::open(dir.path()).unwrap();
+        let hosts = dir.path().join("hosts");
+        assert_eq!(rootfs.put_file(Path::new("/hosts"), b"").unwrap_err().path(), Some(&*hosts));
+        assert_eq!(rootfs.mount_point(Path::new("/hosts"), MountPoint::File).unwrap_err().path(), Some(&*hosts));
+        let below = dir.path().join("file/x");
+        assert_eq!(rootfs.mount_point(Path::new("/file/x"), MountPoint::Directory).unwrap_err().path(), Some(&*below));
+        assert!(rootfs.put_file(Path::new("relative"), b"").is_err());
+    }
+}

@@ -1,0 +1,375 @@
+use std::error::Error as _;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use serde::Serialize;
+
+use crate::{Bundle, Cgroup, ContainerId, Error, Excerpt, Output, Result, Usage, cgroup};
+
+mod cancel;
+mod child;
+mod log;
+
+pub use cancel::Cancel;
+use child::{Child, Ended};
+
+/// An OCI runtime's command line: runc, crun, youki, or any other program that takes their arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    program: PathBuf,
+    state: Option<PathBuf>,
+}
+
+/// Where the command reads its standard input from.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub enum Input {
+    /// Nowhere: the end of the file at once.
+    #[default]
+    Null,
+    /// From the caller's own.
+    Inherit,
+    /// From a file.
+    File(fs::File),
+}
+
+/// How a command ended.
+///
+/// As JSON: `{"exited":0}`, `{"signaled":9}`, `"timed_out"`, `"cancelled"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Status {
+    /// By itself, with this exit status.
+    Exited(i32),
+    /// By this signal. Runtimes tell it as 128 + n, like a shell, so a command that exits with such a status counts as
+    /// signalled too.
+    Signaled(i32),
+    /// Its time was over.
+    TimedOut,
+    /// It was [cancelled](Cancel).
+    Cancelled,
+}
+
+impl Status {
+    /// Whether the command exited with 0.
+    pub fn success(self) -> bool {
+        self == Status::Exited(0)
+    }
+}
+
+/// One run of a bundle: what the runtime is asked for.
+#[derive(Debug)]
+pub struct Invocation<'a> {
+    bundle: &'a Bundle,
+    id: &'a ContainerId,
+    cgroup: Option<&'a Cgroup>,
+    stdin: Input,
+    stdout: Output,
+    stderr: Output,
+    timeout: Option<Duration>,
+    grace: Duration,
+    cancel: Option<&'a Cancel>,
+}
+
+impl<'a> Invocation<'a> {
+    /// Runs `bundle` as the container `id`, with no input, its output thrown away, for as long as it takes.
+    pub fn new(bundle: &'a Bundle, id: &'a ContainerId) -> Self {
+        Self {
+            bundle,
+            id,
+            cgroup: None,
+            stdin: Input::Null,
+            stdout: Output::Null,
+            stderr: Output::Null,
+            timeout: None,
+            grace: Duration::from_secs(5),
+            cancel: None,
+        }
+    }
+
+    /// The control group whose [`container_path`](Cgroup::container_path) the bundle names. Its usage is read and it is removed
+    /// when the container has ended.
+    pub fn cgroup(mut self, cgroup: &'a Cgroup) -> Self {
+        self.cgroup = Some(cgroup);
+        self
+    }
+
+    /// Where standard input comes from.
+    pub fn stdin(mut self, stdin: Input) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    /// Where standard output goes.
+    pub fn stdout(mut self, stdout: Output) -> Self {
+        self.stdout = stdout;
+        self
+    }
+
+    /// Where standard error goes. The runtime itself writes there too when it fails.
+    pub fn stderr(mut self, stderr: Output) -> Self {
+        self.stderr = stderr;
+        self
+    }
+
+    /// Ends the command when it has taken this long: SIGTERM first, and after the [grace](Self::grace) the whole container is
+    /// killed.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long a command may go on after SIGTERM, 5 s unless told otherwise.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Ends the command, like a timeout, when `cancel` says so.
+    pub fn cancel(mut self, cancel: &'a Cancel) -> Self {
+        self.cancel = Some(cancel);
+        self
+    }
+}
+
+/// What came of an [`Invocation`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Finished {
+    /// How the command ended.
+    pub status: Status,
+    /// The excerpt of standard output, if it was [captured](Output::Capture).
+    pub stdout: Option<Excerpt>,
+    /// The excerpt of standard error, if it was captured.
+    pub stderr: Option<Excerpt>,
+    /// What the container used, if it had a [`Cgroup`].
+    pub usage: Usage,
+}
+
+impl Default for Runtime {
+    /// runc, as found in `PATH`.
+    fn default() -> Self {
+        Self::new("runc")
+    }
+}
+
+impl Runtime {
+    /// The runtime `program`, a name to be found in `PATH` or a path.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), state: None }
+    }
+
+    /// Keeps the runtime's own files on its containers in `dir` (`--root`) instead of where it usually does, below `/run`.
+    pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.state = Some(dir.into());
+        self
+    }
+
+    /// The name or path it was made with.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The arguments that run `bundle` as the container `id`, the program itself not among them.
+    pub fn run_args(&self, bundle: &Path, id: &ContainerId) -> Vec<OsString> {
+        let mut args = self.global_args();
+        // A runtime exits 1 for a command that exits 1 and for its own failure: only its log tells them apart.
+        args.extend(["--log-format".into(), "json".into(), "--log".into(), log_path(bundle).into()]);
+        args.extend(["run".into(), "--bundle".into(), bundle.into(), id.as_str().into()]);
+        args
+    }
+
+    /// The arguments that kill and remove the container `id`.
+    pub fn delete_args(&self, id: &ContainerId) -> Vec<OsString> {
+        let mut args = self.global_args();
+        args.extend(["delete", "--force", id.as_str()].map(Into::into));
+        args
+    }
+
+    fn global_args(&self) -> Vec<OsString> {
+        self.state.iter().flat_map(|dir| ["--root".into(), dir.into()]).collect()
+    }
+
+    /// Makes the calling thread's mount namespace one that this runtime works in. It must be
+    /// [private](crate::in_private_mount_namespace).
+    ///
+    /// crun takes a machine for one of cgroup v2 when it finds that hierarchy mounted beside the v1 ones, and fails: it is
+    /// unmounted. Nothing else is done, and nothing for other runtimes.
+    ///
+    /// # Errors
+    /// [`Error::Unmount`].
+    pub fn prepare_namespace(&self) -> Result<()> {
+        let crun = self.program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"crun"));
+        match cgroup::hybrid_mount_point() {
+            Some(unified) if crun => umount2(unified, MntFlags::MNT_DETACH)
+                .map_err(|error| Error::Unmount { target: unified.into(), source: error.into() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs the command in the bundle to its end. When this returns, however it does, the container is gone.
+    ///
+    /// A command that exits with something else than 0 is a result. On the way there is one process, the runtime's; a second
+    /// one (`delete`) only where the container has to be ended from outside.
+    ///
+    /// # Errors
+    /// [`Error::RuntimeStart`], [`Error::Runtime`], [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
+    /// [`Error::Io`] if the runtime cannot be watched. The bundle's directory then holds the runtime's log besides
+    /// `config.json`.
+    ///
+    /// What runc 1.1 does not log counts as the command's own exit with status 1: an interpreter or a dynamic loader that is
+    /// missing, a file of an unknown format. Its message is on standard error.
+    pub fn run(&self, invocation: Invocation<'_>) -> Result<Finished> {
+        let Invocation { bundle, id, cgroup, stdin, stdout, stderr, timeout, grace, cancel } = invocation;
+        let mut command = Command::new(&self.program);
+        command.args(self.run_args(bundle.path(), id));
+        command.stdin(match stdin {
+            Input::Null => Stdio::null(),
+            Input::Inherit => Stdio::inherit(),
+            Input::File(file) => file.into(),
+        });
+        let _unwinding = Unwinding { runtime: self, id, cgroup };
+        let mut child = Child::spawn(command, stdout, stderr)
+            .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
+        let ended = child.supervise(timeout, grace, cancel, || self.delete(id));
+        let finished = self.conclude(bundle, &ended);
+        if finished.is_err() || !matches!(ended, Ok((Ended::ByItself, _))) {
+            self.delete(id);
+        }
+        let mut usage = Usage::default();
+        if let Some(cgroup) = cgroup {
+            usage = cgroup.usage();
+            remove(cgroup);
+        }
+        let (stdout, stderr) = child.take_excerpts();
+        Ok(Finished { status: finished?, stdout, stderr, usage })
+    }
+
+    /// What the end of the runtime says about the command.
+    fn conclude(&self, bundle: &Bundle, ended: &io::Result<(Ended, ExitStatus)>) -> Result<Status> {
+        let (ended, exit) = match ended {
+            Ok(pair) => pair,
+            Err(error) => {
+                let source = io::Error::new(error.kind(), error.to_string());
+                return Err(Error::Io { operation: "wait for", path: self.program.clone(), source });
+            }
+        };
+        match (ended, exit.code()) {
+            (Ended::TimedOut, _) => return Ok(Status::TimedOut),
+            (Ended::Cancelled, _) => return Ok(Status::Cancelled),
+            (Ended::ByItself, Some(0)) => return Ok(Status::Exited(0)),
+            (Ended::ByItself, _) => {}
+        }
+        let text = fs::read(log_path(bundle.path())).unwrap_or_default();
+        match (log::failure(&text), exit.code()) {
+            (None, Some(code @ 129..=192)) => Ok(Status::Signaled(code - 128)),
+            (None, Some(code)) => Ok(Status::Exited(code)),
+            (Some(message), Some(_)) if log::says_not_found(&message) => Err(Error::CommandNotFound { message }),
+            (Some(message), Some(_)) if log::says_not_executable(&message) => {
+                Err(Error::CommandNotExecutable { message })
+            }
+            (message, code) => {
+                let unsaid = if code.is_none() { "it was killed" } else { "it did not say why" };
+                let message = message.unwrap_or_else(|| unsaid.into());
+                Err(Error::Runtime { program: self.program.clone(), ended: *exit, message })
+            }
+        }
+    }
+
+    /// Kills and removes the container, if there is one.
+    fn delete(&self, id: &ContainerId) {
+        let mut command = Command::new(&self.program);
+        command.args(self.delete_args(id)).stdin(Stdio::null());
+        // It complains about a container that never came to be.
+        let deleted = Child::spawn(command, Output::Null, Output::Null).and_then(|mut child| {
+            let limit = Duration::from_secs(10);
+            child.supervise(Some(limit), Duration::ZERO, None, || {})
+        });
+        match deleted {
+            Ok((Ended::ByItself, exit)) if exit.success() || exit.signal().is_none() => {}
+            Ok((_, exit)) => ::log::warn!("{} could not delete the container {id}: {exit}", self.program.display()),
+            Err(error) => ::log::warn!("{} could not delete the container {id}: {error}", self.program.display()),
+        }
+    }
+}
+
+fn log_path(bundle: &Path) -> PathBuf {
+    bundle.join("runtime.log")
+}
+
+/// An empty group that stays does no harm; the result of the run is worth more.
+fn remove(cgroup: &Cgroup) {
+    if let Err(error) = cgroup.remove() {
+        let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+        ::log::warn!("{error}{source}");
+    }
+}
+
+/// Ends the container when a caller's callback panics.
+struct Unwinding<'a> {
+    runtime: &'a Runtime,
+    id: &'a ContainerId,
+    cgroup: Option<&'a Cgroup>,
+}
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.runtime.delete(self.id);
+            self.cgroup.map(remove);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments() {
+        let id = ContainerId::random("x").unwrap();
+        let show = |args: Vec<OsString>| args.join(" ".as_ref()).into_string().unwrap();
+        let plain = Runtime::new("crun");
+        let kept = Runtime::default().state_dir("/s/state");
+        assert_eq!(
+            show(plain.run_args(Path::new("/s"), &id)),
+            format!("--log-format json --log /s/runtime.log run --bundle /s {id}")
+        );
+        assert_eq!(
+            show(kept.run_args(Path::new("/s"), &id)),
+            format!("--root /s/state --log-format json --log /s/runtime.log run --bundle /s {id}")
+        );
+        assert_eq!(show(plain.delete_args(&id)), format!("delete --force {id}"));
+        assert_eq!(show(kept.delete_args(&id)), format!("--root /s/state delete --force {id}"));
+    }
+
+    #[test]
+    fn the_status_as_json() {
+        let table = [
+            (Status::Exited(0), r#"{"exited":0}"#),
+            (Status::Signaled(9), r#"{"signaled":9}"#),
+            (Status::TimedOut, r#""timed_out""#),
+            (Status::Cancelled, r#""cancelled""#),
+        ];
+        for (status, json) in table {
+            assert_eq!(serde_json::to_string(&status).unwrap(), json);
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::Template::builder(["true"]).build().unwrap().instantiate(dir.path()).unwrap();
+        let bundle = Bundle::create(dir.path(), &config).unwrap();
+        let id = ContainerId::random("x").unwrap();
+        let error = Runtime::new("/no/such/runtime").run(Invocation::new(&bundle, &id)).unwrap_err();
+        assert!(matches!(&error, Error::RuntimeStart { program, .. } if program == Path::new("/no/such/runtime")));
+    }
+}

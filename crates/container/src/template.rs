@@ -1,0 +1,311 @@
+//! Typed fields to a runtime-spec configuration, without touching anything. What a default container looks like is data
+//! in `defaults` and `seccomp`; what is refused is in `validate`.
+
+mod builder;
+mod choices;
+mod config;
+mod defaults;
+mod error;
+#[cfg(test)]
+mod golden;
+mod mount;
+mod mount_spec;
+mod seccomp;
+#[cfg(test)]
+mod shape;
+mod spec;
+mod validate;
+
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+
+pub use builder::TemplateBuilder;
+pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
+pub use config::Config;
+pub use error::TemplateError;
+pub use mount::Mount;
+
+/// What stands in `root.path` of a template, in the place of the root file system.
+pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
+
+/// A container but for its root file system: a valid `config.json` of the [OCI runtime specification] in which `root.path`
+/// is [`ROOTFS_PLACEHOLDER`].
+///
+/// One template serves any number of runs: [`instantiate`](Self::instantiate) fills in a root file system each time. It
+/// is made from typed fields by [`builder`](Self::builder), with defaults close to Docker's, or from an existing
+/// `config.json` by [`from_file`](Self::from_file), of which every key is kept, known or not.
+///
+/// ```
+/// use std::path::Path;
+/// use container::{Mount, Network, Template};
+///
+/// let template = Template::builder(["make", "-j4"])
+///     .cwd("/src")
+///     .env("LANG", "C.UTF-8")
+///     .user(1000, 1000)
+///     .mount(Mount::bind("/var/cache/ccache", "/ccache"))
+///     .network(Network::Host)
+///     .memory_limit_bytes(2 << 30)
+///     .build()?;
+/// let config = template.instantiate(Path::new("/run/build/rootfs"))?;
+/// assert_eq!(config.rootfs(), Some(Path::new("/run/build/rootfs")));
+/// # Ok::<(), container::TemplateError>(())
+/// ```
+///
+/// [OCI runtime specification]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config.md
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Template {
+    value: Value,
+}
+
+impl Template {
+    /// Starts a template that runs the program `argv[0]` with the arguments that follow.
+    ///
+    /// A name without a slash is looked up in the container's `PATH`.
+    pub fn builder(argv: impl IntoIterator<Item = impl Into<String>>) -> TemplateBuilder {
+        TemplateBuilder::new(argv.into_iter().map(Into::into).collect())
+    }
+
+    /// Reads a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`].
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::Io`] when the file cannot be read, [`TemplateError::File`] with what [`from_json`](Self::from_json)
+    /// found when it cannot be used.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Template, TemplateError> {
+        let path = path.as_ref();
+        let json = fs::read(path).map_err(TemplateError::io("read", path))?;
+        Template::from_json(&json)
+            .map_err(|source| TemplateError::File { path: path.to_owned(), source: Box::new(source) })
+    }
+
+    /// Takes over the text of a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Nothing in it is changed.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::NotASpec`] when it is no JSON or no configuration, and what [`from_value`](Self::from_value) finds.
+    pub fn from_json(json: impl AsRef<[u8]>) -> Result<Template, TemplateError> {
+        let value = serde_json::from_slice(json.as_ref()).map_err(|source| TemplateError::NotASpec { source })?;
+        Template::from_value(value)
+    }
+
+    /// Takes over a configuration in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Nothing in it is changed, and keys that
+    /// the specification does not have survive.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::NotASpec`] when it does not have the specification's types, [`TemplateError::RootAbsent`] and
+    /// [`TemplateError::RootFilled`], and the rest of [`TemplateError`] for values that the builder would refuse too.
+    pub fn from_value(value: Value) -> Result<Template, TemplateError> {
+        validate::value(&value)?;
+        Ok(Template { value })
+    }
+
+    /// The same container with another command.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::NoCommand`], [`TemplateError::EmptyProgram`] and [`TemplateError::Nul`], as from the builder.
+    pub fn with_args(mut self, argv: impl IntoIterator<Item = impl Into<String>>) -> Result<Template, TemplateError> {
+        let argv: Vec<String> = argv.into_iter().map(Into::into).collect();
+        validate::args(&argv)?;
+        let argv = Value::from(argv);
+        validate::no_nul("process.args", &argv)?;
+        self.value["process"]["args"] = argv;
+        Ok(self)
+    }
+
+    /// The configuration of a run over `rootfs`: a copy in which only `root.path` differs.
+    ///
+    /// A relative `rootfs` is one below the bundle's directory, as the specification has it.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON.
+    pub fn instantiate(&self, rootfs: &Path) -> Result<Config, TemplateError> {
+        let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
+            field: "root.path",
+            path: rootfs.to_owned(),
+            remedy: "choose another scratch directory",
+        })?;
+        let mut value = self.value.clone();
+        value["root"]["path"] = Value::from(rootfs);
+        Ok(Config::new(value))
+    }
+
+    /// The command: the program and its arguments.
+    pub fn args(&self) -> impl Iterator<Item = &str> {
+        self.array("/process/args").filter_map(Value::as_str)
+    }
+
+    /// The container's own hostname, if it has one; otherwise it shows the host's.
+    pub fn hostname(&self) -> Option<&str> {
+        self.value.get("hostname")?.as_str()
+    }
+
+    /// The network that the container sees. A configuration that names no network namespace has the host's.
+    pub fn network(&self) -> Network {
+        let namespace = self.array("/linux/namespaces").find(|entry| entry["type"] == "network");
+        match namespace.map(|entry| entry["path"].as_str().filter(|path| !path.is_empty())) {
+            None => Network::Host,
+            Some(None) => Network::None,
+            Some(Some(path)) => Network::Joined(path.into()),
+        }
+    }
+
+    /// Whether the command gets a terminal of its own.
+    pub fn terminal(&self) -> Terminal {
+        match self.value.pointer("/process/terminal") {
+            Some(Value::Bool(true)) => Terminal::Attached,
+            _ => Terminal::None,
+        }
+    }
+
+    /// What the runtime mounts into the root file system, in its order: a later one covers an earlier one.
+    pub fn mounts(&self) -> impl Iterator<Item = MountEntry<'_>> {
+        self.array("/mounts").map(|json| MountEntry { json })
+    }
+
+    fn array(&self, pointer: &str) -> impl Iterator<Item = &Value> {
+        self.value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+    }
+}
+
+/// A mount of a [`Template`]: its own or the caller's.
+#[derive(Debug, Clone, Copy)]
+pub struct MountEntry<'a> {
+    json: &'a Value,
+}
+
+impl<'a> MountEntry<'a> {
+    /// Where it appears in the container: an absolute path without `..`.
+    pub fn destination(&self) -> &'a Path {
+        Path::new(self.json["destination"].as_str().unwrap_or_default())
+    }
+
+    /// What is mounted: the path on the host for a bind mount, otherwise a name that means something only to the kernel.
+    pub fn source(&self) -> Option<&'a Path> {
+        self.json["source"].as_str().map(Path::new)
+    }
+
+    /// The type of the file system: `tmpfs`, `proc`; bind mounts need not have one.
+    pub fn file_system(&self) -> Option<&'a str> {
+        self.json["type"].as_str()
+    }
+
+    /// Whether it shows a file or directory of the host.
+    pub fn is_bind(&self) -> bool {
+        // The options decide and the type is "a dummy, often none" (config.md, "Mounts"); runc takes the type as well.
+        let has = |option: &Value| option == "bind" || option == "rbind";
+        self.file_system() == Some("bind") || self.json["options"].as_array().is_some_and(|all| all.iter().any(has))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// With keys that `oci-spec` does not know, at every depth.
+    fn foreign() -> Value {
+        json!({
+            "ociVersion": "1.0.2-dev",
+            "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0, "x-user": [1.5]}, "x-process": {"a": null}},
+            "root": {"path": "<rootfs>", "readonly": true, "x-root": "kept"},
+            "hostname": "here",
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/a", "type": "none", "source": "/srv/a", "options": ["rbind", "ro"], "x-mount": true}
+            ],
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/run/netns/a"}], "x-linux": 18446744073709551615u64},
+            "x-top": {"deep": [{}, "<rootfs>"]}
+        })
+    }
+
+    #[test]
+    fn only_the_root_of_a_foreign_configuration_changes() {
+        let template = Template::from_json(foreign().to_string()).unwrap();
+        assert_eq!(serde_json::to_string(&template).unwrap(), foreign().to_string());
+
+        let mut expected = foreign();
+        expected["root"]["path"] = json!("/run/x/merged");
+        let config = template.instantiate(Path::new("/run/x/merged")).unwrap();
+        assert_eq!(serde_json::to_string(&config).unwrap(), expected.to_string());
+        assert_eq!(config.spec().unwrap().root().as_ref().unwrap().path(), Path::new("/run/x/merged"));
+        assert_eq!(serde_json::to_value(&template).unwrap(), foreign(), "the template is as it was");
+    }
+
+    #[test]
+    fn another_command_changes_nothing_else() {
+        let mut expected = foreign();
+        expected["process"]["args"] = json!(["make", ""]);
+        let template = Template::from_value(foreign()).unwrap();
+        assert_eq!(serde_json::to_value(template.clone().with_args(["make", ""]).unwrap()).unwrap(), expected);
+
+        let refused = |argv: Vec<&str>| template.clone().with_args(argv).unwrap_err().to_string();
+        assert_eq!(refused(vec![]), "process.args is empty: give the command to run");
+        assert_eq!(refused(vec![""]), "process.args[0] is empty: give the name or the path of a program");
+        assert!(refused(vec!["a", "b\0"]).starts_with("process.args[1] is \"b\\0\", with a NUL byte"));
+    }
+
+    #[test]
+    fn a_root_that_json_cannot_carry_is_named() {
+        let template = Template::builder(["true"]).build().unwrap();
+        let error = template.instantiate(Path::new(OsStr::from_bytes(b"/run/\xff"))).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "root.path \"/run/\\xFF\" is not UTF-8, and config.json is JSON: choose another scratch directory"
+        );
+    }
+
+    #[test]
+    fn tells_a_runner_what_it_has_to_prepare() {
+        let foreign = Template::from_value(foreign()).unwrap();
+        assert_eq!(foreign.args().collect::<Vec<_>>(), ["sh"]);
+        assert_eq!(foreign.hostname(), Some("here"));
+        assert_eq!(foreign.network(), Network::Joined("/run/netns/a".into()));
+        assert_eq!(foreign.terminal(), Terminal::None);
+        let mounts: Vec<_> =
+            foreign.mounts().map(|m| (m.destination(), m.source(), m.file_system(), m.is_bind())).collect();
+        assert_eq!(
+            mounts,
+            [
+                (Path::new("/proc"), Some(Path::new("proc")), Some("proc"), false),
+                (Path::new("/a"), Some(Path::new("/srv/a")), Some("none"), true)
+            ]
+        );
+
+        let built = |network| Template::builder(["sh"]).network(network).terminal(Terminal::Attached).build().unwrap();
+        for network in [Network::None, Network::Host, Network::Joined("/run/netns/b".into())] {
+            let template = built(network.clone());
+            assert_eq!(
+                (template.network(), template.terminal(), template.hostname()),
+                (network, Terminal::Attached, None)
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_is_named_in_what_is_wrong_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        assert_eq!(Template::from_file(&path).unwrap_err().to_string(), format!("cannot read {}", path.display()));
+
+        fs::write(&path, "{}").unwrap();
+        let error = Template::from_file(&path).unwrap_err();
+        assert_eq!(error.to_string(), format!("{} cannot serve as a template", path.display()));
+        let TemplateError::File { source, .. } = error else { panic!("{error:?}") };
+        assert!(matches!(*source, TemplateError::RootAbsent));
+
+        fs::write(&path, foreign().to_string()).unwrap();
+        assert_eq!(Template::from_file(&path).unwrap(), Template::from_value(foreign()).unwrap());
+    }
+}

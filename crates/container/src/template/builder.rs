@@ -1,0 +1,254 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use oci_spec::runtime::{Capability, LinuxSeccomp, PosixRlimitType};
+
+use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
+use super::error::TemplateError;
+use super::mount::Mount;
+use super::{Template, defaults, spec, validate};
+
+/// The fields of a [`Template`]. Each setter says what is the case without it.
+///
+/// A field set twice has its last value; `env`, `annotation` and `rlimit` are set twice by the same key, `mount` only adds.
+/// Everything is checked by [`build`](Self::build).
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct TemplateBuilder {
+    pub(super) args: Vec<String>,
+    pub(super) cwd: PathBuf,
+    pub(super) env: Vec<(String, String)>,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) additional_gids: Vec<u32>,
+    pub(super) terminal: Terminal,
+    pub(super) capabilities: Vec<Capability>,
+    pub(super) no_new_privileges: NoNewPrivileges,
+    pub(super) rlimits: Vec<Rlimit>,
+    pub(super) root_access: RootAccess,
+    pub(super) hostname: Option<String>,
+    pub(super) mounts: Vec<Mount>,
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) network: Network,
+    pub(super) cgroups_path: Option<PathBuf>,
+    pub(super) memory_limit_bytes: Option<u64>,
+    pub(super) pids_limit: Option<u64>,
+    pub(super) cpus: Option<String>,
+    pub(super) mems: Option<String>,
+    pub(super) cpu_quota: Option<CpuQuota>,
+    pub(super) seccomp: Option<LinuxSeccomp>,
+    pub(super) fsync: Fsync,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rlimit {
+    pub(super) kind: PosixRlimitType,
+    pub(super) soft: u64,
+    pub(super) hard: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CpuQuota {
+    pub(super) quota: Duration,
+    pub(super) period: Duration,
+}
+
+impl TemplateBuilder {
+    pub(super) fn new(args: Vec<String>) -> TemplateBuilder {
+        TemplateBuilder {
+            args,
+            cwd: PathBuf::from("/"),
+            env: vec![("PATH".to_owned(), defaults::PATH.to_owned())],
+            uid: 0,
+            gid: 0,
+            additional_gids: Vec::new(),
+            terminal: Terminal::None,
+            capabilities: defaults::CAPABILITIES.to_vec(),
+            no_new_privileges: NoNewPrivileges::Off,
+            rlimits: vec![Rlimit {
+                kind: PosixRlimitType::RlimitNofile,
+                soft: defaults::OPEN_FILES,
+                hard: defaults::OPEN_FILES,
+            }],
+            root_access: RootAccess::ReadWrite,
+            hostname: None,
+            mounts: Vec::new(),
+            annotations: BTreeMap::new(),
+            network: Network::None,
+            cgroups_path: None,
+            memory_limit_bytes: None,
+            pids_limit: None,
+            cpus: None,
+            mems: None,
+            cpu_quota: None,
+            seccomp: None,
+            fsync: Fsync::Ignored,
+        }
+    }
+
+    /// The command's working directory, absolute inside the container; `/` by default. The runtime makes it if it is missing.
+    pub fn cwd(mut self, cwd: impl Into<PathBuf>) -> Self {
+        self.cwd = cwd.into();
+        self
+    }
+
+    /// An environment variable. The only one by default is Docker's `PATH` (and `HOME`, which runtimes add).
+    pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        let (key, value) = (key.into(), value.into());
+        match self.env.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, known)) => *known = value,
+            None => self.env.push((key, value)),
+        }
+        self
+    }
+
+    /// The user and the group that the command runs as; root by default.
+    pub fn user(mut self, uid: u32, gid: u32) -> Self {
+        (self.uid, self.gid) = (uid, gid);
+        self
+    }
+
+    /// The groups that the command belongs to besides; none by default.
+    pub fn additional_groups(mut self, gids: impl IntoIterator<Item = u32>) -> Self {
+        self.additional_gids = gids.into_iter().collect();
+        self
+    }
+
+    /// Whether the command gets a terminal of its own; it gets none by default.
+    pub fn terminal(mut self, terminal: Terminal) -> Self {
+        self.terminal = terminal;
+        self
+    }
+
+    /// The capabilities that root has in the container, bounding what any process there can get.
+    ///
+    /// By default the 14 that Docker leaves: `chown`, `dac_override`, `fsetid`, `fowner`, `mknod`, `net_raw`, `setgid`,
+    /// `setuid`, `setfcap`, `setpcap`, `net_bind_service`, `sys_chroot`, `kill` and `audit_write`. They are not
+    /// inheritable, so a command that runs as another user has none of them.
+    pub fn capabilities(mut self, capabilities: impl IntoIterator<Item = Capability>) -> Self {
+        self.capabilities = capabilities.into_iter().collect();
+        self
+    }
+
+    /// Whether set-user-ID programs work; they do by default.
+    pub fn no_new_privileges(mut self, no_new_privileges: NoNewPrivileges) -> Self {
+        self.no_new_privileges = no_new_privileges;
+        self
+    }
+
+    /// How many files each process may have open, soft and hard; 1,024 by default.
+    pub fn open_files_limit(self, limit: u64) -> Self {
+        self.rlimit(PosixRlimitType::RlimitNofile, limit, limit)
+    }
+
+    /// A limit of [`setrlimit(2)`], in the unit that it has there. Those not set are the runtime's own.
+    ///
+    /// [`setrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
+    pub fn rlimit(mut self, kind: PosixRlimitType, soft: u64, hard: u64) -> Self {
+        self.rlimits.retain(|known| known.kind != kind);
+        self.rlimits.push(Rlimit { kind, soft, hard });
+        self
+    }
+
+    /// Whether the root file system can be written to; it can by default.
+    pub fn root_access(mut self, access: RootAccess) -> Self {
+        self.root_access = access;
+        self
+    }
+
+    /// The container's own hostname, at most 64 bytes; the host's by default.
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.hostname = Some(hostname.into());
+        self
+    }
+
+    /// One more mount, over the system's own and those given before.
+    pub fn mount(mut self, mount: Mount) -> Self {
+        self.mounts.push(mount);
+        self
+    }
+
+    /// A note for other programs, which the runtime keeps with the container's state.
+    pub fn annotation(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.annotations.insert(key.into(), value.into());
+        self
+    }
+
+    /// The network that the container sees; by default none.
+    pub fn network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
+    }
+
+    /// The control group of the container; by default the runtime chooses one. See [`linux.cgroupsPath`].
+    ///
+    /// [`linux.cgroupsPath`]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config-linux.md#cgroups-path
+    pub fn cgroups_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.cgroups_path = Some(path.into());
+        self
+    }
+
+    /// The most memory that the container may use, in bytes, with no swap beyond it; unlimited by default.
+    pub fn memory_limit_bytes(mut self, limit: u64) -> Self {
+        self.memory_limit_bytes = Some(limit);
+        self
+    }
+
+    /// How many processes and threads the container may have at a time; unlimited by default.
+    pub fn pids_limit(mut self, limit: u64) -> Self {
+        self.pids_limit = Some(limit);
+        self
+    }
+
+    /// The processors that the container may run on, as in [`cpuset(7)`]: `0-3,5`; all by default.
+    ///
+    /// [`cpuset(7)`]: https://man7.org/linux/man-pages/man7/cpuset.7.html
+    pub fn cpus(mut self, list: impl Into<String>) -> Self {
+        self.cpus = Some(list.into());
+        self
+    }
+
+    /// The memory nodes that the container may allocate from, as in [`cpuset(7)`]: `0-1`; all by default.
+    ///
+    /// [`cpuset(7)`]: https://man7.org/linux/man-pages/man7/cpuset.7.html
+    pub fn mems(mut self, list: impl Into<String>) -> Self {
+        self.mems = Some(list.into());
+        self
+    }
+
+    /// The processor time that the container may use in every period: 150 ms in every 100 ms is one and a half
+    /// processors; unlimited by default. Both are rounded down to a microsecond.
+    pub fn cpu_quota(mut self, quota: Duration, period: Duration) -> Self {
+        self.cpu_quota = Some(CpuQuota { quota, period });
+        self
+    }
+
+    /// The system calls that are let through; by default all.
+    ///
+    /// The `fsync` family is answered as [`fsync`](Self::fsync) says, whatever `profile` says of it: give
+    /// [`Fsync::Real`] as well for a profile that is used as it is.
+    pub fn seccomp(mut self, profile: LinuxSeccomp) -> Self {
+        self.seccomp = Some(profile);
+        self
+    }
+
+    /// What `fsync` and its family do; by default they succeed at once without doing anything.
+    pub fn fsync(mut self, fsync: Fsync) -> Self {
+        self.fsync = fsync;
+        self
+    }
+
+    /// The template, if every field holds.
+    ///
+    /// # Errors
+    ///
+    /// The first [`TemplateError`] found: a command, an environment variable, a path, a name, a list or a limit that the
+    /// kernel or the runtime would refuse later, or would take for something else.
+    pub fn build(self) -> Result<Template, TemplateError> {
+        validate::builder(&self)?;
+        let value = spec::to_value(self)?;
+        validate::value(&value)?;
+        Ok(Template { value })
+    }
+}

@@ -1,0 +1,61 @@
+use std::path::PathBuf;
+
+/// The network that the container sees.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Network {
+    /// A network namespace of its own with nothing but an unconfigured loopback interface.
+    #[default]
+    None,
+    /// The host's network. **The host's abstract Unix sockets are reachable too**, see [`unix(7)`].
+    ///
+    /// [`unix(7)`]: https://man7.org/linux/man-pages/man7/unix.7.html
+    Host,
+    /// An existing network namespace, by the absolute path of its file: `/run/netns/build`.
+    Joined(PathBuf),
+}
+
+/// Whether the command gets a terminal of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Terminal {
+    /// Standard input, output and error are what the runtime was given.
+    #[default]
+    None,
+    /// A pseudoterminal, which the runtime attaches to its own standard streams; `TERM=xterm` unless set otherwise.
+    Attached,
+}
+
+/// What `fsync` and its family do inside the container.
+///
+/// A build writes into a tree that is thrown away if the machine goes down, so waiting for the disk at each file gains
+/// nothing; package managers, which do that for every file, spend most of their time so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fsync {
+    /// `fsync`, `fdatasync`, `msync`, `sync`, `syncfs`, `sync_file_range` and `sync_file_range2` succeed at once without
+    /// doing anything. Files opened with `O_SYNC` and flushes asked for through `io_uring` are not affected.
+    #[default]
+    Ignored,
+    /// They do what they say.
+    Real,
+}
+
+/// Whether set-user-ID programs and file capabilities work inside the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NoNewPrivileges {
+    /// They do, as under Docker: `su`, `sudo` and `ping` need it.
+    #[default]
+    Off,
+    /// They do not: no program can gain a privilege that its caller lacks ([`PR_SET_NO_NEW_PRIVS`]).
+    ///
+    /// [`PR_SET_NO_NEW_PRIVS`]: https://man7.org/linux/man-pages/man2/PR_SET_NO_NEW_PRIVS.2const.html
+    On,
+}
+
+/// Whether the command may write to its root file system. Mounts have an access of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RootAccess {
+    /// It may; what it writes is the result of the run.
+    #[default]
+    ReadWrite,
+    /// It may not: `EROFS` everywhere but in `/dev`, `/dev/shm`, `/tmp` and the mounts that allow it.
+    ReadOnly,
+}

@@ -1,0 +1,217 @@
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use oci_spec::runtime::PosixRlimitType;
+
+/// What is wrong with a template, a mount or a bundle: the field, the value that was found and what to do about it.
+///
+/// Everything but [`Io`](Self::Io) and [`Leftover`](Self::Leftover) is found before anything on disk is touched. The
+/// message never repeats its [source](std::error::Error::source): print the chain to see the reason below it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TemplateError {
+    /// There is no command to run.
+    #[error("process.args is empty: give the command to run")]
+    NoCommand,
+    /// The command's first word is the empty string.
+    #[error("process.args[0] is empty: give the name or the path of a program")]
+    EmptyProgram,
+    /// A string that has to pass through the kernel, which ends strings at the first NUL.
+    #[error("{field} is {value:?}, with a NUL byte: the kernel would cut it short there, so take it out")]
+    Nul {
+        /// The field of `config.json`, with its index: `process.env[2]`.
+        field: String,
+        /// The string with the NUL.
+        value: String,
+    },
+    /// A path that JSON cannot carry.
+    #[error("{field} {path:?} is not UTF-8, and config.json is JSON: {remedy}")]
+    NotUtf8 {
+        /// The field of `config.json` that the path is for.
+        field: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// The name of an environment variable that no program could look up.
+    #[error("the environment variable {key:?} cannot be set: a name has at least one character and no `=`")]
+    EnvironmentKey {
+        /// The name that was given.
+        key: String,
+    },
+    /// An entry of a file's environment that is no assignment.
+    #[error("process.env holds {entry:?}: write it as KEY=VALUE")]
+    EnvironmentEntry {
+        /// The entry.
+        entry: String,
+    },
+    /// A working directory that is relative to nothing.
+    #[error("process.cwd {cwd:?} is relative: give the absolute path that it has inside the container")]
+    RelativeCwd {
+        /// The path that was given.
+        cwd: PathBuf,
+    },
+    /// A user or group id that means "leave unchanged" to the kernel.
+    #[error("{field} is {id}, which setuid(2) and setgid(2) take for -1: give an id below it")]
+    Id {
+        /// The field of `config.json`.
+        field: &'static str,
+        /// The id.
+        id: u32,
+    },
+    /// A name that the kernel or `/etc/hosts` cannot hold.
+    #[error("the hostname {hostname:?} {problem}")]
+    Hostname {
+        /// The name that was given.
+        hostname: String,
+        /// What is wrong with it, and the rule.
+        problem: &'static str,
+    },
+    /// A mount over something that cannot be mounted over.
+    #[error("the mount destination {destination:?} {problem}")]
+    MountDestination {
+        /// Where the mount was to appear in the container.
+        destination: PathBuf,
+        /// What is wrong with it, and the rule.
+        problem: &'static str,
+    },
+    /// A bind mount of nothing, or of a path that is relative to nothing.
+    #[error("the bind mount at {destination:?} {problem}: give the absolute path of a file or directory of the host")]
+    MountSource {
+        /// Where the mount was to appear in the container.
+        destination: PathBuf,
+        /// What is wrong with its source.
+        problem: &'static str,
+    },
+    /// A setting that this kind of mount does not have, or a value it cannot take.
+    #[error("the mount at {destination:?} cannot have {setting}: {remedy}")]
+    MountSetting {
+        /// Where the mount was to appear in the container.
+        destination: PathBuf,
+        /// The setting, with its value.
+        setting: String,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A mount written as text that cannot be read.
+    #[error("the mount {spec:?} {problem}")]
+    MountSpec {
+        /// The whole text.
+        spec: String,
+        /// What is wrong with it, and the rule.
+        problem: String,
+    },
+    /// A path that has to be absolute, or stay below where it starts.
+    #[error("{field} is {path:?}: {remedy}")]
+    Path {
+        /// The field of `config.json`.
+        field: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A list of processors or memory nodes that is none.
+    #[error("{field} is {list:?}: write numbers and ranges, separated by commas, as in 0-3,5")]
+    CpuList {
+        /// The field of `config.json`.
+        field: &'static str,
+        /// The list that was given.
+        list: String,
+    },
+    /// A share of processor time that the kernel refuses.
+    #[error(
+        "the processor quota {quota:?} in every {period:?}: the period lies between 1ms and 1s, the quota is 1ms or more"
+    )]
+    CpuQuota {
+        /// Processor time in each period.
+        quota: Duration,
+        /// The period.
+        period: Duration,
+    },
+    /// A limit that is no limit.
+    #[error("{field} is {value}: {remedy}")]
+    Limit {
+        /// The field of `config.json`.
+        field: &'static str,
+        /// The limit that was given.
+        value: u64,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A resource limit of the process that the kernel refuses.
+    #[error("the limit {kind} of {soft} (soft) and {hard} (hard) {problem}")]
+    Rlimit {
+        /// Which limit.
+        kind: PosixRlimitType,
+        /// What the process may use.
+        soft: u64,
+        /// What it may raise the soft limit to.
+        hard: u64,
+        /// What is wrong, and the rule.
+        problem: &'static str,
+    },
+    /// A configuration without a root file system to fill in.
+    #[error("root.path is absent: write {:?} there, the place of the root file system", super::ROOTFS_PLACEHOLDER)]
+    RootAbsent,
+    /// A configuration whose root file system is fixed already.
+    #[error(
+        "root.path is {found:?} and would be overwritten: write {:?} there, the place of the root file system",
+        super::ROOTFS_PLACEHOLDER
+    )]
+    RootFilled {
+        /// What stands there.
+        found: String,
+    },
+    /// JSON that is not a configuration of the OCI runtime specification.
+    #[error("not a config.json of the OCI runtime specification")]
+    NotASpec {
+        /// Line, column and reason.
+        source: serde_json::Error,
+    },
+    /// A value that cannot be written as JSON.
+    #[error("cannot write the configuration as JSON")]
+    Serialize {
+        /// The reason.
+        source: serde_json::Error,
+    },
+    /// A file that cannot serve as a template. It is only read.
+    #[error("{} cannot serve as a template", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its content.
+        source: Box<TemplateError>,
+    },
+    /// A system call failed.
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        /// What was tried, as a verb: `read`, `create`, `write`.
+        operation: &'static str,
+        /// The path it was tried on.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A `config.json` could not be written whole, and its half could not be removed either.
+    #[error("a half-written {} could not be removed ({cleanup}): remove it by hand", left.display())]
+    Leftover {
+        /// What is left on disk.
+        left: PathBuf,
+        /// The first failure.
+        #[source]
+        failure: Box<TemplateError>,
+        /// Why it could not be removed.
+        cleanup: io::Error,
+    },
+}
+
+impl TemplateError {
+    /// For `map_err`: names the operation and the path of a failed system call.
+    pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> TemplateError {
+        let path = path.into();
+        move |source| TemplateError::Io { operation, path, source }
+    }
+}

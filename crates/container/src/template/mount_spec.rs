@@ -1,0 +1,269 @@
+//! The text that a command line has for a mount.
+
+use std::str::FromStr;
+
+use super::error::TemplateError;
+use super::mount::Mount;
+
+/// Reads what the `--mount` of Docker and BuildKit takes: `key=value` pairs with commas between them.
+///
+/// ```text
+/// type=bind,source=/srv/sources,target=/src,readonly
+/// type=tmpfs,target=/build,size=64m,mode=0755
+/// ```
+///
+/// | Key | Synonyms | Value |
+/// |---|---|---|
+/// | `type` | | `bind` (the default) or `tmpfs` |
+/// | `target` | `dst`, `destination` | where it appears in the container |
+/// | `source` | `src` | for `bind`: what it shows of the host |
+/// | `readonly` | `ro` | nothing, `true` or `false` |
+/// | `size` | `tmpfs-size` | for `tmpfs`: bytes, or with a suffix `k`, `m`, `g`, `t` for powers of 1,024 |
+/// | `mode` | `tmpfs-mode` | for `tmpfs`: octal permissions |
+///
+/// A pair with a comma in it is put in double quotes, in which `""` stands for one: `"source=/a,b"`. Any other key, and
+/// one given twice, is refused by its name.
+impl FromStr for Mount {
+    type Err = TemplateError;
+
+    fn from_str(spec: &str) -> Result<Mount, TemplateError> {
+        let mount = parse(spec).map_err(|problem| TemplateError::MountSpec { spec: spec.to_owned(), problem })?;
+        mount.validate()?;
+        Ok(mount)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Keys {
+    kind: Option<String>,
+    target: Option<String>,
+    source: Option<String>,
+    readonly: Option<bool>,
+    size_bytes: Option<u64>,
+    mode: Option<u32>,
+}
+
+fn parse(spec: &str) -> Result<Mount, String> {
+    let mut keys = Keys::default();
+    for pair in pairs(spec)? {
+        let (key, value) = match pair.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (pair.as_str(), None),
+        };
+        match key {
+            "type" => set(&mut keys.kind, key, text(key, value)?)?,
+            "target" | "dst" | "destination" => set(&mut keys.target, key, text(key, value)?)?,
+            "source" | "src" => set(&mut keys.source, key, text(key, value)?)?,
+            "readonly" | "ro" => set(&mut keys.readonly, key, flag(key, value)?)?,
+            "size" | "tmpfs-size" => set(&mut keys.size_bytes, key, size(&text(key, value)?)?)?,
+            "mode" | "tmpfs-mode" => set(&mut keys.mode, key, mode(&text(key, value)?)?)?,
+            _ => {
+                return Err(format!(
+                    "has an unknown key {key:?}: it can have type, source, target, readonly, size and mode"
+                ));
+            }
+        }
+    }
+    let Some(target) = keys.target else {
+        return Err("has no target: add target=PATH, where it is to appear in the container".to_owned());
+    };
+    let mut mount = match (keys.kind.as_deref(), keys.source) {
+        (None | Some("bind"), Some(source)) => Mount::bind(source, target),
+        (None | Some("bind"), None) => {
+            return Err("has no source: add source=PATH of the host, or type=tmpfs".to_owned());
+        }
+        (Some("tmpfs"), None) => Mount::tmpfs(target),
+        (Some("tmpfs"), Some(_)) => return Err("has a source: a tmpfs starts empty, leave it out".to_owned()),
+        (Some(kind), _) => return Err(format!("has an unknown type {kind:?}: it can be bind or tmpfs")),
+    };
+    if keys.readonly == Some(true) {
+        mount = mount.read_only();
+    }
+    if let Some(size_bytes) = keys.size_bytes {
+        mount = mount.size_bytes(size_bytes);
+    }
+    if let Some(mode) = keys.mode {
+        mount = mount.mode(mode);
+    }
+    Ok(mount)
+}
+
+/// The fields of one line of CSV (RFC 4180), which is what Docker takes the text for.
+fn pairs(spec: &str) -> Result<Vec<String>, String> {
+    let mut pairs = Vec::new();
+    let mut rest = spec;
+    loop {
+        let mut pair = String::new();
+        if let Some(mut quoted) = rest.strip_prefix('"') {
+            loop {
+                let Some(end) = quoted.find('"') else { return Err("has a `\"` that is not closed".to_owned()) };
+                pair.push_str(&quoted[..end]);
+                quoted = &quoted[end + 1..];
+                match quoted.strip_prefix('"') {
+                    Some(after) => {
+                        pair.push('"');
+                        quoted = after;
+                    }
+                    None => break,
+                }
+            }
+            rest = quoted;
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            pair.push_str(&rest[..end]);
+            rest = &rest[end..];
+        }
+        if pair.is_empty() {
+            return Err("has an empty pair: write key=value with one comma between two of them".to_owned());
+        }
+        pairs.push(pair);
+        match rest.strip_prefix(',') {
+            Some(after) => rest = after,
+            None if rest.is_empty() => return Ok(pairs),
+            None => return Err(format!("goes on with {rest:?} after a closing `\"`: a comma belongs there")),
+        }
+    }
+}
+
+fn set<T>(slot: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(format!("says twice what {key:?} is: keep one")),
+    }
+}
+
+fn text(key: &str, value: Option<&str>) -> Result<String, String> {
+    match value {
+        Some(value) if !value.is_empty() => Ok(value.to_owned()),
+        _ => Err(format!("has no value for {key:?}: write {key}=VALUE")),
+    }
+}
+
+fn flag(key: &str, value: Option<&str>) -> Result<bool, String> {
+    match value {
+        None | Some("true" | "1") => Ok(true),
+        Some("false" | "0") => Ok(false),
+        Some(value) => Err(format!("has {key}={value}: it can be true or false, or stand alone for true")),
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = lower.split_at(digits);
+    let shift = match unit {
+        "" | "b" => Some(0),
+        "k" | "kb" | "kib" => Some(10),
+        "m" | "mb" | "mib" => Some(20),
+        "g" | "gb" | "gib" => Some(30),
+        "t" | "tb" | "tib" => Some(40),
+        _ => None,
+    };
+    match (number.parse::<u64>(), shift) {
+        (Ok(number), Some(shift)) => number
+            .checked_mul(1 << shift)
+            .ok_or_else(|| format!("has the size {text:?}: that is more than 64 bits hold")),
+        _ => Err(format!("has the size {text:?}: write a number of bytes, or one with k, m, g or t as in 64m")),
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    // `from_str_radix` takes a sign.
+    let octal = text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    mode.ok_or_else(|| format!("has the mode {text:?}: write permissions in octal, as in 0755"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_docker_and_buildkit_take() {
+        let table = [
+            ("type=bind,source=/a,target=/b", Mount::bind("/a", "/b")),
+            ("source=/a,target=/b", Mount::bind("/a", "/b")),
+            ("type=bind,src=/a,dst=/b,ro", Mount::bind("/a", "/b").read_only()),
+            ("destination=/b,src=/a,type=bind,readonly", Mount::bind("/a", "/b").read_only()),
+            ("type=bind,src=/a,dst=/b,readonly=true", Mount::bind("/a", "/b").read_only()),
+            ("type=bind,src=/a,dst=/b,ro=1", Mount::bind("/a", "/b").read_only()),
+            ("type=bind,src=/a,dst=/b,readonly=false", Mount::bind("/a", "/b")),
+            ("type=bind,src=/a=b,dst=/c", Mount::bind("/a=b", "/c")),
+            ("type=bind,\"src=/a,b\",dst=/c", Mount::bind("/a,b", "/c")),
+            ("\"src=/a \"\"b\"\"\",dst=/c", Mount::bind("/a \"b\"", "/c")),
+            ("type=tmpfs,target=/c", Mount::tmpfs("/c")),
+            ("type=tmpfs,target=/c,size=64m", Mount::tmpfs("/c").size_bytes(64 << 20)),
+            ("type=tmpfs,target=/c,tmpfs-size=1GiB", Mount::tmpfs("/c").size_bytes(1 << 30)),
+            ("type=tmpfs,target=/c,size=4096", Mount::tmpfs("/c").size_bytes(4096)),
+            ("type=tmpfs,target=/c,mode=0755,ro", Mount::tmpfs("/c").mode(0o755).read_only()),
+            ("type=tmpfs,target=/c,tmpfs-mode=1770", Mount::tmpfs("/c").mode(0o1770)),
+        ];
+        for (spec, mount) in table {
+            assert_eq!(spec.parse::<Mount>().unwrap(), mount, "{spec}");
+        }
+    }
+
+    #[test]
+    fn refuses_the_rest_by_name() {
+        let table = [
+            ("", "has an empty pair: write key=value with one comma between two of them"),
+            ("src=/a,,dst=/b", "has an empty pair: write key=value with one comma between two of them"),
+            ("src=/a,dst=/b,", "has an empty pair: write key=value with one comma between two of them"),
+            ("type=bind,source=/a", "has no target: add target=PATH, where it is to appear in the container"),
+            ("type=bind,target=/b", "has no source: add source=PATH of the host, or type=tmpfs"),
+            ("target=", "has no value for \"target\": write target=VALUE"),
+            ("src,dst=/b", "has no value for \"src\": write src=VALUE"),
+            ("type=volume,src=a,dst=/b", "has an unknown type \"volume\": it can be bind or tmpfs"),
+            ("type=tmpfs,src=/a,dst=/b", "has a source: a tmpfs starts empty, leave it out"),
+            ("src=/a,source=/b,dst=/c", "says twice what \"source\" is: keep one"),
+            (
+                "src=/a,dst=/b,bind-propagation=shared",
+                "has an unknown key \"bind-propagation\": it can have type, source, target, readonly, size and mode",
+            ),
+            ("src=/a,dst=/b,ro=maybe", "has ro=maybe: it can be true or false, or stand alone for true"),
+            (
+                "type=tmpfs,dst=/b,size=big",
+                "has the size \"big\": write a number of bytes, or one with k, m, g or t as in 64m",
+            ),
+            (
+                "type=tmpfs,dst=/b,size=-1",
+                "has the size \"-1\": write a number of bytes, or one with k, m, g or t as in 64m",
+            ),
+            (
+                "type=tmpfs,dst=/b,size=64x",
+                "has the size \"64x\": write a number of bytes, or one with k, m, g or t as in 64m",
+            ),
+            ("type=tmpfs,dst=/b,size=99999999999t", "has the size \"99999999999t\": that is more than 64 bits hold"),
+            ("type=tmpfs,dst=/b,mode=+755", "has the mode \"+755\": write permissions in octal, as in 0755"),
+            ("type=tmpfs,dst=/b,mode=888", "has the mode \"888\": write permissions in octal, as in 0755"),
+            ("\"src=/a,dst=/b", "has a `\"` that is not closed"),
+            ("\"src=/a\"x,dst=/b", "goes on with \"x,dst=/b\" after a closing `\"`: a comma belongs there"),
+        ];
+        for (spec, problem) in table {
+            let error = spec.parse::<Mount>().unwrap_err();
+            assert_eq!(error.to_string(), format!("the mount {spec:?} {problem}"));
+        }
+    }
+
+    #[test]
+    fn refuses_settings_that_the_kind_does_not_have() {
+        let table = [
+            ("src=/a,dst=/b,size=1m", "the mount at \"/b\" cannot have the size 1048576: only a tmpfs has a size"),
+            (
+                "src=/a,dst=/b,mode=755",
+                "the mount at \"/b\" cannot have the mode 755: a bind mount shows the mode of its source, only a tmpfs has its own",
+            ),
+            (
+                "type=tmpfs,dst=/b,size=0",
+                "the mount at \"/b\" cannot have the size 0: that is no limit to tmpfs; give one of a byte or more",
+            ),
+            (
+                "type=tmpfs,dst=/b,mode=10000",
+                "the mount at \"/b\" cannot have the mode 10000: permissions are at most 7777 (octal)",
+            ),
+        ];
+        for (spec, message) in table {
+            assert_eq!(spec.parse::<Mount>().unwrap_err().to_string(), message);
+        }
+    }
+}

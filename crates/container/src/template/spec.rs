@@ -1,0 +1,171 @@
+//! From checked fields to the specification's types, and from there to JSON that is the same for the same fields.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use oci_spec::runtime as oci;
+use serde_json::Value;
+
+use super::builder::{CpuQuota, Rlimit, TemplateBuilder};
+use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
+use super::error::TemplateError;
+use super::{ROOTFS_PLACEHOLDER, defaults, seccomp};
+
+/// The configuration with these fields. They are not checked here.
+pub(super) fn to_value(fields: TemplateBuilder) -> Result<Value, TemplateError> {
+    let mut root = oci::Root::default();
+    root.set_path(PathBuf::from(ROOTFS_PLACEHOLDER)).set_readonly(Some(fields.root_access == RootAccess::ReadOnly));
+
+    let system = defaults::MOUNTS.iter().map(defaults::SystemMount::to_spec);
+    let mounts = system.chain(fields.mounts.iter().map(|mount| mount.to_spec())).collect();
+    let annotations = fields.annotations.clone().into_iter().collect();
+
+    let mut spec = oci::Spec::default();
+    spec.set_version(defaults::OCI_VERSION.to_owned())
+        .set_root(Some(root))
+        .set_mounts(Some(mounts))
+        .set_hostname(fields.hostname.clone())
+        .set_annotations((!fields.annotations.is_empty()).then_some(annotations))
+        .set_linux(Some(linux(&fields)))
+        .set_process(Some(process(fields)));
+
+    let mut value = serde_json::to_value(&spec).map_err(|source| TemplateError::Serialize { source })?;
+    in_order(&mut value);
+    Ok(value)
+}
+
+/// `oci-spec` keeps these in hash tables, whose order changes from one process to the next.
+fn in_order(value: &mut Value) {
+    if let Some(sets) = value.pointer_mut("/process/capabilities").and_then(Value::as_object_mut) {
+        for set in sets.values_mut().filter_map(Value::as_array_mut) {
+            set.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+        }
+    }
+    if let Some(annotations) = value.get_mut("annotations").and_then(Value::as_object_mut) {
+        annotations.sort_keys();
+    }
+}
+
+fn process(fields: TemplateBuilder) -> oci::Process {
+    let mut user = oci::User::default();
+    user.set_uid(fields.uid).set_gid(fields.gid);
+    user.set_additional_gids((!fields.additional_gids.is_empty()).then_some(fields.additional_gids));
+
+    let mut env: Vec<String> = fields.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if fields.terminal == Terminal::Attached && !fields.env.iter().any(|(key, _)| key == "TERM") {
+        env.push(format!("TERM={}", defaults::TERM));
+    }
+
+    let mut process = oci::Process::default();
+    process
+        .set_terminal(Some(fields.terminal == Terminal::Attached))
+        .set_user(user)
+        .set_args(Some(fields.args))
+        .set_env(Some(env))
+        .set_cwd(fields.cwd)
+        .set_capabilities(Some(capabilities(&fields.capabilities)))
+        .set_rlimits(Some(fields.rlimits.iter().map(rlimit).collect()))
+        .set_no_new_privileges(Some(fields.no_new_privileges == NoNewPrivileges::On));
+    process
+}
+
+fn capabilities(capabilities: &[oci::Capability]) -> oci::LinuxCapabilities {
+    let all: HashSet<_> = capabilities.iter().copied().collect();
+    let mut sets = oci::LinuxCapabilities::default();
+    sets.set_bounding(Some(all.clone()))
+        .set_effective(Some(all.clone()))
+        .set_permitted(Some(all))
+        // Inheritable capabilities would come back to life in a program with file capabilities (CVE-2022-24769).
+        .set_inheritable(Some(HashSet::new()))
+        .set_ambient(Some(HashSet::new()));
+    sets
+}
+
+fn rlimit(limit: &Rlimit) -> oci::PosixRlimit {
+    // The only one of these types without setters; a builder fails when a field is missing, and none is.
+    let builder = oci::PosixRlimitBuilder::default().typ(limit.kind).soft(limit.soft).hard(limit.hard);
+    builder.build().expect("every field is given")
+}
+
+fn linux(fields: &TemplateBuilder) -> oci::Linux {
+    let mut linux = oci::Linux::default();
+    linux
+        .set_resources(Some(resources(fields)))
+        .set_cgroups_path(fields.cgroups_path.clone())
+        .set_namespaces(Some(namespaces(&fields.network)))
+        .set_masked_paths(Some(defaults::MASKED_PATHS.map(String::from).to_vec()))
+        .set_readonly_paths(Some(defaults::READ_ONLY_PATHS.map(String::from).to_vec()))
+        .set_seccomp(seccomp_profile(fields));
+    linux
+}
+
+fn namespaces(network: &Network) -> Vec<oci::LinuxNamespace> {
+    use oci::LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
+
+    let namespace = |kind, path| {
+        let mut namespace = oci::LinuxNamespace::default();
+        namespace.set_typ(kind).set_path(path);
+        namespace
+    };
+    let network = match network {
+        Network::None => Some(namespace(Net, None)),
+        Network::Joined(path) => Some(namespace(Net, Some(path.clone()))),
+        Network::Host => None,
+    };
+    // Without one of its own a container sees the names of the host's control groups, on cgroup v2 all of them with their
+    // usage, and its own name, another one in each run, in /proc/self/cgroup.
+    [Pid, Ipc, Uts, Mount, Cgroup].map(|kind| namespace(kind, None)).into_iter().chain(network).collect()
+}
+
+fn resources(fields: &TemplateBuilder) -> oci::LinuxResources {
+    // Denied first; the runtime allows the devices that it makes itself after it (config-linux.md, "Default Devices").
+    let mut every_device = oci::LinuxDeviceCgroup::default();
+    every_device.set_allow(false).set_access(Some("rwm".to_owned()));
+
+    let mut resources = oci::LinuxResources::default();
+    resources.set_devices(Some(vec![every_device]));
+    if let Some(bytes) = fields.memory_limit_bytes {
+        let bytes = Some(signed(bytes));
+        let mut memory = oci::LinuxMemory::default();
+        // `swap` is memory and swap together: equal, so that no swap is left as a way out. On cgroup v1 without swap
+        // accounting (before Linux 6.1 and only with `swapaccount=0`) the runtime then fails, naming the missing file:
+        // better than a limit that does not hold.
+        memory.set_limit(bytes).set_swap(bytes);
+        resources.set_memory(Some(memory));
+    }
+    if let Some(limit) = fields.pids_limit {
+        let mut pids = oci::LinuxPids::default();
+        pids.set_limit(signed(limit));
+        resources.set_pids(Some(pids));
+    }
+    if fields.cpus.is_some() || fields.mems.is_some() || fields.cpu_quota.is_some() {
+        resources.set_cpu(Some(cpu(fields)));
+    }
+    resources
+}
+
+fn cpu(fields: &TemplateBuilder) -> oci::LinuxCpu {
+    let mut cpu = oci::LinuxCpu::default();
+    cpu.set_cpus(fields.cpus.clone()).set_mems(fields.mems.clone());
+    if let Some(CpuQuota { quota, period }) = fields.cpu_quota {
+        cpu.set_quota(Some(i64::try_from(quota.as_micros()).unwrap_or(i64::MAX)));
+        cpu.set_period(Some(u64::try_from(period.as_micros()).unwrap_or(u64::MAX)));
+    }
+    cpu
+}
+
+/// The specification's limits are signed, because -1 is "unlimited"; `validate` refuses what does not fit.
+fn signed(limit: u64) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+fn seccomp_profile(fields: &TemplateBuilder) -> Option<oci::LinuxSeccomp> {
+    match (fields.fsync, fields.seccomp.clone()) {
+        (Fsync::Real, profile) => profile,
+        (Fsync::Ignored, profile) => {
+            let mut profile = profile.unwrap_or_else(seccomp::allow_all);
+            seccomp::ignore_sync(&mut profile);
+            Some(profile)
+        }
+    }
+}

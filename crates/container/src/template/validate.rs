@@ -1,0 +1,251 @@
+//! What is refused before anything is mounted. What the runtime can only find out at the run (does the program exist, is
+//! there such a processor) is left to it.
+
+use std::path::{Component, Path};
+
+use oci_spec::runtime::{self as oci, PosixRlimitType, Spec};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::ROOTFS_PLACEHOLDER;
+use super::builder::{CpuQuota, TemplateBuilder};
+use super::choices::Network;
+use super::error::TemplateError;
+
+/// `HOST_NAME_MAX`, see gethostname(2): what sethostname(2) takes.
+const HOST_NAME_MAX: usize = 64;
+
+/// What can no longer be told, or not even be written, once the fields are a configuration.
+pub(super) fn builder(fields: &TemplateBuilder) -> Result<(), TemplateError> {
+    for (key, _) in &fields.env {
+        if key.is_empty() || key.contains('=') {
+            return Err(TemplateError::EnvironmentKey { key: key.clone() });
+        }
+    }
+    utf8("process.cwd", &fields.cwd)?;
+    for mount in &fields.mounts {
+        mount.validate()?;
+        utf8("mounts[].destination", mount.destination())?;
+        if let Some(path) = mount.source() {
+            utf8("mounts[].source", path)?;
+        }
+    }
+    if let Network::Joined(path) = &fields.network {
+        utf8("linux.namespaces[].path", path)?;
+    }
+    if let Some(path) = &fields.cgroups_path {
+        utf8("linux.cgroupsPath", path)?;
+    }
+    fits_signed("linux.resources.memory.limit", fields.memory_limit_bytes)?;
+    fits_signed("linux.resources.pids.limit", fields.pids_limit)?;
+    if let Some(CpuQuota { quota, period }) = fields.cpu_quota {
+        // kernel/sched/core.c, tg_set_cfs_bandwidth: min_cfs_quota_period and max_cfs_quota_period.
+        let (quota_us, period_us) = (quota.as_micros(), period.as_micros());
+        if quota_us < 1_000 || !(1_000..=1_000_000).contains(&period_us) {
+            return Err(TemplateError::CpuQuota { quota, period });
+        }
+    }
+    if let Some(limit) = fields.rlimits.iter().find(|limit| limit.kind == PosixRlimitType::RlimitNofile) {
+        if limit.soft == 0 {
+            return Err(TemplateError::Limit {
+                field: "process.rlimits[RLIMIT_NOFILE]",
+                value: 0,
+                remedy: "no program could start; give the number of files each process may have open",
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A whole configuration, from the builder or from a file.
+pub(super) fn value(value: &Value) -> Result<(), TemplateError> {
+    let spec = Spec::deserialize(value).map_err(|source| TemplateError::NotASpec { source })?;
+    match value.pointer("/root/path").and_then(Value::as_str) {
+        Some(ROOTFS_PLACEHOLDER) => {}
+        None | Some("") => return Err(TemplateError::RootAbsent),
+        Some(found) => return Err(TemplateError::RootFilled { found: found.to_owned() }),
+    }
+    // Annotations go to no system call and may hold what they like.
+    for field in ["process", "hostname", "domainname", "mounts", "linux"] {
+        no_nul(field, &value[field])?;
+    }
+
+    let Some(process) = spec.process() else { return Err(TemplateError::NoCommand) };
+    args(process.args().as_deref().unwrap_or_default())?;
+    environment(process.env().as_deref().unwrap_or_default())?;
+    if !process.cwd().is_absolute() {
+        return Err(TemplateError::RelativeCwd { cwd: process.cwd().clone() });
+    }
+    user(process.user())?;
+    rlimits(process.rlimits().as_deref().unwrap_or_default())?;
+    if let Some(name) = spec.hostname() {
+        hostname(name)?;
+    }
+    for mount in spec.mounts().as_deref().unwrap_or_default() {
+        destination(mount.destination())?;
+        source(mount)?;
+    }
+    if let Some(linux) = spec.linux() {
+        self::linux(linux)?;
+    }
+    Ok(())
+}
+
+/// A command that can be executed.
+pub(super) fn args(argv: &[String]) -> Result<(), TemplateError> {
+    match argv.first() {
+        None => Err(TemplateError::NoCommand),
+        Some(program) if program.is_empty() => Err(TemplateError::EmptyProgram),
+        Some(_) => Ok(()),
+    }
+}
+
+/// No string in `value`, the content of `field`, has a NUL in it.
+pub(super) fn no_nul(field: &str, value: &Value) -> Result<(), TemplateError> {
+    match value {
+        Value::String(text) if text.contains('\0') => {
+            Err(TemplateError::Nul { field: field.to_owned(), value: text.clone() })
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().try_for_each(|(index, item)| no_nul(&format!("{field}[{index}]"), item))
+        }
+        Value::Object(entries) => entries.iter().try_for_each(|(key, item)| no_nul(&format!("{field}.{key}"), item)),
+        _ => Ok(()),
+    }
+}
+
+fn utf8(field: &'static str, path: &Path) -> Result<(), TemplateError> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(TemplateError::NotUtf8 { field, path: path.to_owned(), remedy: "name it by a path that is" }),
+    }
+}
+
+fn fits_signed(field: &'static str, limit: Option<u64>) -> Result<(), TemplateError> {
+    match limit {
+        Some(value) if i64::try_from(value).is_err() => {
+            Err(TemplateError::Limit { field, value, remedy: "that is beyond 63 bits; leave it out for no limit" })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn environment(entries: &[String]) -> Result<(), TemplateError> {
+    match entries.iter().find(|entry| matches!(entry.find('='), None | Some(0))) {
+        Some(entry) => Err(TemplateError::EnvironmentEntry { entry: entry.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn user(user: &oci::User) -> Result<(), TemplateError> {
+    let additional = user.additional_gids().iter().flatten().map(|gid| ("process.user.additionalGids", *gid));
+    let ids = [("process.user.uid", user.uid()), ("process.user.gid", user.gid())];
+    match ids.into_iter().chain(additional).find(|(_, id)| *id == u32::MAX) {
+        Some((field, id)) => Err(TemplateError::Id { field, id }),
+        None => Ok(()),
+    }
+}
+
+fn rlimits(limits: &[oci::PosixRlimit]) -> Result<(), TemplateError> {
+    for (index, limit) in limits.iter().enumerate() {
+        let (kind, soft, hard) = (limit.typ(), limit.soft(), limit.hard());
+        let problem = if soft > hard {
+            "is refused by the kernel: the soft limit is at most the hard one"
+        } else if limits[..index].iter().any(|earlier| earlier.typ() == kind) {
+            // config.md, "POSIX process": the runtime MUST generate an error.
+            "is there twice: keep one of them"
+        } else {
+            continue;
+        };
+        return Err(TemplateError::Rlimit { kind, soft, hard, problem });
+    }
+    Ok(())
+}
+
+fn hostname(hostname: &str) -> Result<(), TemplateError> {
+    let problem = if hostname.is_empty() {
+        "is empty: leave it out for the host's"
+    } else if hostname.len() > HOST_NAME_MAX {
+        "is too long: the kernel takes at most 64 bytes"
+    } else if hostname.chars().any(|c| c.is_whitespace() || c.is_control() || c == '#') {
+        // hosts(5): fields end at white space, and the rest of the line is a comment after `#`.
+        "cannot stand in /etc/hosts: it has white space, a control character or `#` in it"
+    } else {
+        return Ok(());
+    };
+    Err(TemplateError::Hostname { hostname: hostname.to_owned(), problem })
+}
+
+fn destination(destination: &Path) -> Result<(), TemplateError> {
+    let problem = if !destination.is_absolute() {
+        "is relative: give the absolute path that it has inside the container"
+    } else if destination.components().any(|part| part == Component::ParentDir) {
+        "goes up by `..`: write the path that it leads to"
+    } else if destination.components().all(|part| part == Component::RootDir) {
+        "is the root file system itself: mount on a directory in it"
+    } else {
+        return Ok(());
+    };
+    Err(TemplateError::MountDestination { destination: destination.to_owned(), problem })
+}
+
+fn source(mount: &oci::Mount) -> Result<(), TemplateError> {
+    let has_bind_option = mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
+    if !has_bind_option && mount.typ().as_deref() != Some("bind") {
+        return Ok(());
+    }
+    let problem = match mount.source() {
+        None => "has no source",
+        Some(source) if source.as_os_str().is_empty() => "has no source",
+        // The specification takes it from the bundle, which is a scratch directory with nothing but config.json here.
+        Some(source) if !source.is_absolute() => "has a relative source",
+        Some(_) => return Ok(()),
+    };
+    Err(TemplateError::MountSource { destination: mount.destination().clone(), problem })
+}
+
+fn linux(linux: &oci::Linux) -> Result<(), TemplateError> {
+    if let Some(path) = linux.cgroups_path() {
+        if path.components().any(|part| part == Component::ParentDir) {
+            let remedy = "write it without `..`, which would leave the place that limits it";
+            return Err(TemplateError::Path { field: "linux.cgroupsPath", path: path.clone(), remedy });
+        }
+    }
+    for path in linux.namespaces().iter().flatten().filter_map(|namespace| namespace.path().as_ref()) {
+        if !path.is_absolute() && !path.as_os_str().is_empty() {
+            let remedy = "give the absolute path of the namespace's file";
+            return Err(TemplateError::Path { field: "linux.namespaces[].path", path: path.clone(), remedy });
+        }
+    }
+    let Some(resources) = linux.resources() else { return Ok(()) };
+    // To runc a limit of 0 is none at all, to the kernel it is one that nothing can live under.
+    let zeros = [
+        ("linux.resources.memory.limit", resources.memory().and_then(|memory| memory.limit())),
+        ("linux.resources.pids.limit", resources.pids().map(|pids| pids.limit())),
+    ];
+    if let Some((field, _)) = zeros.into_iter().find(|(_, limit)| *limit == Some(0)) {
+        return Err(TemplateError::Limit { field, value: 0, remedy: "leave it out for no limit, or give one" });
+    }
+    if let Some(cpu) = resources.cpu() {
+        cpu_list("linux.resources.cpu.cpus", cpu.cpus().as_deref())?;
+        cpu_list("linux.resources.cpu.mems", cpu.mems().as_deref())?;
+    }
+    Ok(())
+}
+
+/// cpuset(7), "List Format".
+fn cpu_list(field: &'static str, list: Option<&str>) -> Result<(), TemplateError> {
+    let number =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u32>().ok()).flatten();
+    let part = |part: &str| match part.split_once('-') {
+        None => number(part).is_some(),
+        Some((first, last)) => matches!((number(first), number(last)), (Some(first), Some(last)) if first <= last),
+    };
+    match list {
+        Some(list) if !list.split(',').all(part) => Err(TemplateError::CpuList { field, list: list.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
