@@ -151,8 +151,16 @@ pub(crate) fn hybrid_mount_point() -> Option<&'static Path> {
     v2.filter(|_| v1).map(|hierarchy| &*hierarchy.mount_point)
 }
 
+/// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` in linux/magic.h.
+const MAGIC: [u64; 2] = [0x0027_e0eb, 0x6367_7270];
+
 /// Kills and removes what is in `group`, and the group, deepest first.
 fn clear(group: &Path) -> Result<()> {
+    // What is not in a cgroup file system is no group: see `Runtime::prepare_namespace`.
+    let magic = rustix::fs::statfs(group).map(|statfs| statfs.f_type as u64);
+    if !magic.is_ok_and(|magic| MAGIC.contains(&magic)) {
+        return Ok(());
+    }
     // A killed process leaves its group when it is reaped, which no event tells on v1: the waits double from one millisecond.
     let deadline = Instant::now() + Duration::from_secs(1);
     let mut wait = Duration::from_millis(1);

@@ -52,5 +52,5 @@ pub use rootfs::{MountPoint, Rootfs};
 pub use runtime::{Cancel, Finished, Input, Invocation, Runtime, Status};
 pub use template::{
     Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Template,
-    TemplateBuilder, TemplateError, Terminal,
+    TemplateBuilder, TemplateError, Terminal, parse_size,
 };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MsFlags, mount};
 use serde::Serialize;
 
 use crate::{Bundle, Cgroup, ContainerId, Error, Excerpt, Output, Result, Usage, cgroup};
@@ -200,16 +200,20 @@ impl Runtime {
     /// Makes the calling thread's mount namespace one that this runtime works in. It must be
     /// [private](crate::in_private_mount_namespace).
     ///
-    /// crun takes a machine for one of cgroup v2 when it finds that hierarchy mounted beside the v1 ones, and fails: it is
-    /// unmounted. Nothing else is done, and nothing for other runtimes.
+    /// crun takes a machine for one of cgroup v2 when it finds that hierarchy mounted beside the v1 ones, and fails. Here it
+    /// finds a small tmpfs in its place, which takes what crun writes there and goes with the namespace. Nothing is done for
+    /// other runtimes, nor on other machines.
     ///
     /// # Errors
-    /// [`Error::Unmount`].
+    /// [`Error::Io`] if the tmpfs cannot be mounted.
     pub fn prepare_namespace(&self) -> Result<()> {
         let crun = self.program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"crun"));
         match cgroup::hybrid_mount_point() {
-            Some(unified) if crun => umount2(unified, MntFlags::MNT_DETACH)
-                .map_err(|error| Error::Unmount { target: unified.into(), source: error.into() }),
+            Some(unified) if crun => {
+                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+                mount(Some("tmpfs"), unified, Some("tmpfs"), flags, Some("mode=0700,size=1m"))
+                    .map_err(Error::io("mount a tmpfs on", unified))
+            }
             _ => Ok(()),
         }
     }

@@ -13,6 +13,7 @@ mod mount_spec;
 mod seccomp;
 #[cfg(test)]
 mod shape;
+mod size;
 mod spec;
 mod validate;
 
@@ -27,6 +28,7 @@ pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
 pub use config::Config;
 pub use error::TemplateError;
 pub use mount::Mount;
+pub use size::parse_size;
 
 /// What stands in `root.path` of a template, in the place of the root file system.
 pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";

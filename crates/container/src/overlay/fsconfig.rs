@@ -16,8 +16,9 @@ use crate::Result;
 /// A string value of fsconfig(2) holds 255 bytes; one more is EINVAL without a message.
 const MAX_VALUE_BYTES: usize = 255;
 
-/// Whether the kernel knows `lowerdir+`. It looks the directory up at once, so one that cannot exist is ENOENT; a kernel
-/// without the parameter answers EINVAL (6.5) or swallows it for later (older).
+/// Whether the kernel knows `lowerdir+`. Before 6.5 overlayfs takes any parameter and looks at it later; 6.5 and 6.6 refuse
+/// this one. A lower that is refused for its own sake would be told in the kernel's log, so the question is asked with one that
+/// always does.
 pub(super) fn detect() -> io::Result<MountApi> {
     let context = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => context,
@@ -25,10 +26,10 @@ pub(super) fn detect() -> io::Result<MountApi> {
         Err(Errno::NOSYS | Errno::PERM | Errno::NODEV) => return Ok(MountApi::Mount2),
         Err(error) => return Err(error.into()),
     };
-    match fsconfig_set_string(&context, "lowerdir+", "/proc/self/fd/-1") {
-        Err(Errno::NOENT) => Ok(MountApi::Fsconfig),
-        Ok(()) | Err(Errno::INVAL) => Ok(MountApi::Mount2),
-        Err(error) => Err(error.into()),
+    match (fsconfig_set_flag(&context, "no_such_parameter"), fsconfig_set_string(&context, "lowerdir+", "/")) {
+        (Err(Errno::INVAL), Ok(())) => Ok(MountApi::Fsconfig),
+        (Ok(()), _) | (_, Ok(()) | Err(Errno::INVAL)) => Ok(MountApi::Mount2),
+        (_, Err(error)) => Err(error.into()),
     }
 }
 

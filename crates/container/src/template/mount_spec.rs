@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use super::error::TemplateError;
 use super::mount::Mount;
+use super::size::parse_size;
 
 /// Reads what the `--mount` of Docker and BuildKit takes: `key=value` pairs with commas between them.
 ///
@@ -55,7 +56,11 @@ fn parse(spec: &str) -> Result<Mount, String> {
             "target" | "dst" | "destination" => set(&mut keys.target, key, text(key, value)?)?,
             "source" | "src" => set(&mut keys.source, key, text(key, value)?)?,
             "readonly" | "ro" => set(&mut keys.readonly, key, flag(key, value)?)?,
-            "size" | "tmpfs-size" => set(&mut keys.size_bytes, key, size(&text(key, value)?)?)?,
+            "size" | "tmpfs-size" => set(
+                &mut keys.size_bytes,
+                key,
+                parse_size(&text(key, value)?).map_err(|problem| format!("has {key}: {problem}"))?,
+            )?,
             "mode" | "tmpfs-mode" => set(&mut keys.mode, key, mode(&text(key, value)?)?)?,
             _ => {
                 return Err(format!(
@@ -147,26 +152,6 @@ fn flag(key: &str, value: Option<&str>) -> Result<bool, String> {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = lower.split_at(digits);
-    let shift = match unit {
-        "" | "b" => Some(0),
-        "k" | "kb" | "kib" => Some(10),
-        "m" | "mb" | "mib" => Some(20),
-        "g" | "gb" | "gib" => Some(30),
-        "t" | "tb" | "tib" => Some(40),
-        _ => None,
-    };
-    match (number.parse::<u64>(), shift) {
-        (Ok(number), Some(shift)) => number
-            .checked_mul(1 << shift)
-            .ok_or_else(|| format!("has the size {text:?}: that is more than 64 bits hold")),
-        _ => Err(format!("has the size {text:?}: write a number of bytes, or one with k, m, g or t as in 64m")),
-    }
-}
-
 fn mode(text: &str) -> Result<u32, String> {
     // `from_str_radix` takes a sign.
     let octal = text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
@@ -223,17 +208,17 @@ mod tests {
             ("src=/a,dst=/b,ro=maybe", "has ro=maybe: it can be true or false, or stand alone for true"),
             (
                 "type=tmpfs,dst=/b,size=big",
-                "has the size \"big\": write a number of bytes, or one with k, m, g or t as in 64m",
+                "has size: \"big\" is no size: write a number of bytes, or one with k, m, g or t as in 64m",
             ),
             (
                 "type=tmpfs,dst=/b,size=-1",
-                "has the size \"-1\": write a number of bytes, or one with k, m, g or t as in 64m",
+                "has size: \"-1\" is no size: write a number of bytes, or one with k, m, g or t as in 64m",
             ),
             (
                 "type=tmpfs,dst=/b,size=64x",
-                "has the size \"64x\": write a number of bytes, or one with k, m, g or t as in 64m",
+                "has size: \"64x\" is no size: write a number of bytes, or one with k, m, g or t as in 64m",
             ),
-            ("type=tmpfs,dst=/b,size=99999999999t", "has the size \"99999999999t\": that is more than 64 bits hold"),
+            ("type=tmpfs,dst=/b,size=99999999999t", "has size: \"99999999999t\" is more than 64 bits hold"),
             ("type=tmpfs,dst=/b,mode=+755", "has the mode \"+755\": write permissions in octal, as in 0755"),
             ("type=tmpfs,dst=/b,mode=888", "has the mode \"888\": write permissions in octal, as in 0755"),
             ("\"src=/a,dst=/b", "has a `\"` that is not closed"),
