@@ -81,6 +81,12 @@ pub enum Error {
         /// The extended attribute.
         xattr: &'static str,
     },
+    /// Something is mounted inside a tree that is to be removed or merged. What is mounted there is not touched.
+    #[error("{} is a mount point: unmount it first", path.display())]
+    MountInside {
+        /// The mount point.
+        path: PathBuf,
+    },
     /// A merge failed, and so did taking away what it had made: see `left`.
     #[error("a merge failed half way, and {} could not be removed ({cleanup}): remove it by hand", left.display())]
     Leftover {
@@ -106,6 +112,7 @@ impl Error {
             | Error::Json { path, .. }
             | Error::Serialize { path, .. }
             | Error::TargetNotEmpty { path }
+            | Error::MountInside { path }
             | Error::Unmergeable { path, .. } => Some(path),
             Error::NoTree { layer } => Some(layer),
             Error::TargetInsideSource { target, .. } => Some(target),

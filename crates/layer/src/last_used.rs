@@ -2,14 +2,14 @@ use std::fs;
 use std::io;
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, open};
+use nix::sys::stat::{Mode, UtimensatFlags, futimens, utimensat};
+use nix::sys::time::TimeSpec;
 
 use crate::{Error, Layer, Result};
 
-const NOW: Timestamps = Timestamps {
-    last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-    last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-};
+const NOW: TimeSpec = TimeSpec::UTIME_NOW;
 
 /// Least-recently-used bookkeeping: the modification time of `<layer>/last_used`. What follows from it is the caller's.
 impl Layer {
@@ -19,14 +19,14 @@ impl Layer {
     /// [`Error::Io`] if the sentinel can be neither stamped nor made (a read-only store).
     pub fn touch(&self) -> Result<()> {
         let path = self.last_used_path();
-        match rustix::fs::utimensat(CWD, &path, &NOW, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(rustix::io::Errno::NOENT) => {}
+        match utimensat(AT_FDCWD, &path, &NOW, &NOW, UtimensatFlags::NoFollowSymlink) {
+            Err(Errno::ENOENT) => {}
             result => return result.map_err(Error::io("stamp", path)),
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o644)).map_err(Error::io("create", &path))?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = open(&path, flags, Mode::from_bits_truncate(0o644)).map_err(Error::io("create", &path))?;
         // Somebody else may have made it meanwhile, with an older stamp.
-        rustix::fs::futimens(&file, &NOW).map_err(Error::io("stamp", path))
+        futimens(&file, &NOW, &NOW).map_err(Error::io("stamp", path))
     }
 
     /// When the layer was last used; `None` if it never was.

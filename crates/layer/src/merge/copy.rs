@@ -1,0 +1,68 @@
+//! What is done where a link cannot be made: the file again, with all that it carries.
+
+mod content;
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mknodat, openat, readlinkat, statat, symlinkat};
+use rustix::io::Errno;
+
+use super::attributes::{Attributes, Keep, XattrList};
+use crate::XattrNamespace;
+use crate::walk::open_in;
+
+/// A file to copy: its directory, and what it was when it was looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Original<'a> {
+    pub(super) dir: BorrowedFd<'a>,
+    pub(super) name: &'a CStr,
+    pub(super) stat: &'a Stat,
+}
+
+impl<'a> Original<'a> {
+    /// Looks at `name` in `dir`, and does not follow it.
+    pub(super) fn look(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Stat> {
+        statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Makes the same file in `to`, with owner, mode, times and all extended attributes that are not overlayfs's own.
+    ///
+    /// Content is shared where the file system can, holes stay holes. `EXDEV` if the file is a mount point: what is mounted on
+    /// it is no part of the layer.
+    pub(super) fn copy(&self, to: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<()> {
+        let Self { dir, name, stat } = *self;
+        let keep = Keep::Visible(xattrs);
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        match kind {
+            FileType::RegularFile => return self.copy_regular(to, keep),
+            FileType::Symlink => symlinkat(readlinkat(dir, name, Vec::new())?, to, name)?,
+            FileType::Fifo | FileType::Socket => mknodat(to, name, kind, Mode::RUSR, 0)?,
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                mknodat(to, name, kind, Mode::RUSR, stat.st_rdev as _)?
+            }
+            // The caller was told otherwise by the directory: it is changing.
+            FileType::Directory | FileType::Unknown => return Err(Errno::ISDIR),
+        }
+        Attributes::of_name(dir, name, stat, keep)?.apply_to_name(to, name)
+    }
+
+    fn copy_regular(&self, to: BorrowedFd<'_>, keep: Keep) -> rustix::io::Result<()> {
+        // NONBLOCK: nobody must be waited for if a fifo has taken the place of the file.
+        let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let from = match open_in(self.dir, self.name, read | OFlags::NOATIME) {
+            // Neither root nor the owner.
+            Err(Errno::PERM) => open_in(self.dir, self.name, read)?,
+            opened => opened?,
+        };
+        let stat = fstat(&from)?;
+        if (stat.st_dev, stat.st_ino) != (self.stat.st_dev, self.stat.st_ino) {
+            return Err(Errno::STALE);
+        }
+        let attributes = Attributes::of(from.as_fd(), &XattrList::of(&from)?, keep)?;
+        let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let copy = openat(to, self.name, create, Mode::RUSR | Mode::WUSR)?;
+        content::copy(from.as_fd(), copy.as_fd(), u64::try_from(stat.st_size).unwrap_or(0))?;
+        attributes.apply(copy.as_fd())
+    }
+}

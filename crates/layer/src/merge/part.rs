@@ -1,0 +1,194 @@
+//! One layer's part of a merged directory.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, RawDir, linkat, llistxattr, mkdirat};
+use rustix::io::Errno;
+
+use super::Merged;
+use super::attributes::{Attributes, XattrList, path_through_proc};
+use super::copy::Original;
+use super::directory::{Branch, Shared};
+use crate::walk::{as_os_str, file_type, is_dots};
+use crate::{Error, Result, overlayfs};
+
+/// What the layers have brought to a directory so far.
+#[derive(Default)]
+pub(super) struct Gathered {
+    /// What the names have become. Not kept for the last layer's: nobody asks any more.
+    slots: HashMap<CString, Slot>,
+    pub(super) children: Vec<Child>,
+    pub(super) whiteouts: Vec<CString>,
+    /// Those of the topmost layer.
+    pub(super) attributes: Option<Attributes>,
+}
+
+enum Slot {
+    /// A file or a whiteout: nothing below it counts.
+    Taken,
+    /// The directory of this index.
+    Directory(usize),
+}
+
+/// A directory in the merged directory.
+pub(super) struct Child {
+    pub(super) name: CString,
+    /// The layers that it comes from, topmost first.
+    pub(super) layers: Vec<usize>,
+    /// Whether a file or a whiteout below these layers ends it.
+    pub(super) cut: bool,
+}
+
+/// One layer's part of a merged directory.
+pub(super) struct Part<'a> {
+    pub(super) shared: &'a Shared<'a>,
+    pub(super) branch: &'a Arc<Branch>,
+    pub(super) layer: usize,
+    pub(super) from: BorrowedFd<'a>,
+    pub(super) to: BorrowedFd<'a>,
+    /// Whether this thread has a working directory of its own.
+    pub(super) own_cwd: bool,
+    /// Whether `from` is that.
+    pub(super) is_cwd: bool,
+    /// Why no file of this directory can be linked.
+    pub(super) no_links: Option<Errno>,
+    pub(super) names: &'a mut XattrList,
+    pub(super) merged: &'a mut Merged,
+}
+
+impl Part<'_> {
+    /// Takes what no layer above has; `is_last` if no layer below will be asked.
+    pub(super) fn gather(&mut self, buffer: &mut Vec<u8>, is_last: bool, gathered: &mut Gathered) -> Result<()> {
+        let Gathered { slots, children, whiteouts, .. } = gathered;
+        let mut entries = RawDir::new(self.from, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(self.error("read", None))?;
+            let name = entry.file_name();
+            if is_dots(name) {
+                continue;
+            }
+            let kind = file_type(self.from, &entry).map_err(self.error("look at", Some(name)))?;
+            match slots.get(name) {
+                None => {}
+                Some(Slot::Taken) => continue,
+                Some(&Slot::Directory(index)) => {
+                    let child = &mut children[index];
+                    match kind {
+                        _ if child.cut => {}
+                        FileType::Directory => child.layers.push(self.layer),
+                        _ => child.cut = true,
+                    }
+                    continue;
+                }
+            }
+            let slot = if kind == FileType::Directory {
+                mkdirat(self.to, name, Mode::RWXU).map_err(|errno| {
+                    let path = self.shared.target_path.join(self.branch.path()).join(as_os_str(name));
+                    Error::io("make", path)(errno)
+                })?;
+                children.push(Child { name: name.into(), layers: vec![self.layer], cut: false });
+                Slot::Directory(children.len() - 1)
+            } else {
+                if self.is_whiteout(name, kind)? {
+                    whiteouts.push(name.into());
+                } else {
+                    self.link(name)?;
+                }
+                Slot::Taken
+            };
+            if !is_last {
+                slots.insert(name.into(), slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the file hides what is below it and is nothing itself.
+    fn is_whiteout(&mut self, name: &CStr, kind: FileType) -> Result<bool> {
+        let xattrs = self.shared.xattrs;
+        match kind {
+            FileType::CharacterDevice => {
+                let stat = Original::look(self.from, name).map_err(self.error("look at", Some(name)))?;
+                Ok(overlayfs::is_whiteout_device(&stat))
+            }
+            FileType::RegularFile => {
+                self.list_xattrs(name).map_err(self.error("list the extended attributes of", Some(name)))?;
+                if self.names.has(xattrs.whiteout()) {
+                    let stat = Original::look(self.from, name).map_err(self.error("look at", Some(name)))?;
+                    if overlayfs::is_whiteout_file(&stat) {
+                        return Ok(true);
+                    }
+                }
+                if self.names.has(xattrs.metacopy()) {
+                    let path = self.shared.source_path(self.layer, self.branch, Some(name));
+                    return Err(Error::Unmergeable { path, xattr: xattrs.metacopy() });
+                }
+                Ok(false)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Lists the attributes of a file that is not opened. The call takes a path only: the name alone, where the working directory
+    /// is this thread's own.
+    fn list_xattrs(&mut self, name: &CStr) -> rustix::io::Result<()> {
+        if self.own_cwd {
+            if !self.is_cwd {
+                rustix::process::fchdir(self.from)?;
+                self.is_cwd = true;
+            }
+            self.names.read(|buffer| llistxattr(name, buffer))?;
+        } else {
+            self.names.read(|buffer| llistxattr(path_through_proc(self.from, name), buffer))?;
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, name: &CStr) -> Result<()> {
+        let why = match self.no_links {
+            Some(why) => why,
+            None => match linkat(self.from, name, self.to, name, AtFlags::empty()) {
+                Ok(()) => {
+                    self.merged.linked += 1;
+                    return Ok(());
+                }
+                Err(why @ (Errno::XDEV | Errno::MLINK | Errno::PERM)) => why,
+                Err(errno) => return Err(self.error("link", Some(name))(errno)),
+            },
+        };
+        if why == Errno::XDEV {
+            // True of the whole directory. Of the whole layer it need not be: a subvolume may stand in it.
+            self.no_links = Some(why);
+        }
+        self.shared.why_copied.get_or_init(|| why);
+        self.copy(name, why).map_err(|errno| match errno {
+            Errno::XDEV => Error::MountInside { path: self.shared.source_path(self.layer, self.branch, Some(name)) },
+            errno => self.error("copy", Some(name))(errno),
+        })?;
+        self.merged.copied += 1;
+        Ok(())
+    }
+
+    fn copy(&self, name: &CStr, why: Errno) -> rustix::io::Result<()> {
+        let stat = Original::look(self.from, name)?;
+        let original = Original { dir: self.from, name, stat: &stat };
+        if stat.st_nlink == 1 {
+            return original.copy(self.to, self.shared.xattrs);
+        }
+        let mut copies = self.shared.groups.lock();
+        if !copies.link(&stat, self.shared.target, self.to, name)? {
+            original.copy(self.to, self.shared.xattrs)?;
+            copies.insert(&stat, self.branch, name, why);
+        }
+        Ok(())
+    }
+
+    /// For `map_err`: a failed system call on the directory in this layer, or on `name` in it.
+    fn error(&self, operation: &'static str, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
+        // On the way to every file: the path is put together only when it is needed.
+        move |errno| Error::io(operation, self.shared.source_path(self.layer, self.branch, name))(errno)
+    }
+}

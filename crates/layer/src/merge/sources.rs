@@ -1,0 +1,97 @@
+//! The trees that are merged.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, fstat, openat};
+use rustix::io::Errno;
+
+use crate::walk::{Identity, PATH};
+use crate::{Error, Result};
+
+/// Trees whose roots are held open. The rest are opened anew for each of their directories, so that a thousand layers do with
+/// the usual limit of 1,024 descriptors, and a caller who merges has some left.
+const HELD: usize = 256;
+
+/// The trees that are merged, topmost first.
+#[derive(Debug)]
+pub(super) struct Sources {
+    /// Where relative paths begin: the workers' own working directories are elsewhere.
+    start: OwnedFd,
+    trees: Vec<Tree>,
+}
+
+#[derive(Debug)]
+struct Tree {
+    path: PathBuf,
+    identity: Identity,
+    root: Option<OwnedFd>,
+}
+
+/// The root of a tree, held or opened for this once.
+pub(super) enum Root<'a> {
+    Held(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for Root<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Root::Held(root) => *root,
+            Root::Opened(root) => root.as_fd(),
+        }
+    }
+}
+
+impl Sources {
+    pub(super) fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
+        let start = openat(CWD, c".", PATH, Mode::empty()).map_err(Error::io("open", "."))?;
+        let mut trees = Vec::with_capacity(paths.len());
+        for path in paths {
+            // `fs/` and `fs/.` would follow `fs`.
+            let path: PathBuf = path.as_ref().components().collect();
+            let root = open_root(start.as_fd(), &path)?;
+            let stat = fstat(&root).map_err(Error::io("look at", &path))?;
+            let held = (trees.len() < HELD).then_some(root);
+            trees.push(Tree { path, identity: (stat.st_dev, stat.st_ino), root: held });
+        }
+        Ok(Self { start, trees })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.trees.len()
+    }
+
+    /// The path of a tree, as it was given.
+    pub(super) fn path(&self, tree: usize) -> &Path {
+        &self.trees[tree].path
+    }
+
+    /// The path of the tree whose root this is.
+    pub(super) fn find(&self, identity: Identity) -> Option<&Path> {
+        self.trees.iter().find(|tree| tree.identity == identity).map(|tree| tree.path.as_path())
+    }
+
+    /// The root of a tree.
+    pub(super) fn root(&self, tree: usize) -> rustix::io::Result<Root<'_>> {
+        let Tree { path, identity, root } = &self.trees[tree];
+        if let Some(root) = root {
+            return Ok(Root::Held(root.as_fd()));
+        }
+        let root = openat(&self.start, path, PATH, Mode::empty())?;
+        let stat = fstat(&root)?;
+        if *identity != (stat.st_dev, stat.st_ino) {
+            return Err(Errno::STALE);
+        }
+        Ok(Root::Opened(root))
+    }
+}
+
+fn open_root(start: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    openat(start, path, PATH, Mode::empty()).map_err(|errno| match errno {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
+            Error::NotADirectory { path: path.into(), expected: "a layer's tree" }
+        }
+        errno => Error::io("open", path)(errno),
+    })
+}

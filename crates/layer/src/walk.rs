@@ -1,0 +1,85 @@
+//! Trees walked by descriptor: at any depth, with a bounded number of descriptors, without recursion, by several threads.
+//!
+//! A directory that still has to be dealt with is a [`Node`], a name and a parent; a [`Cursor`] opens it, mostly from the
+//! directory that it holds open already; a [`crew`] shares the work. Nothing here follows a symbolic link or enters
+//! another mount.
+
+pub(crate) mod crew;
+mod cursor;
+mod node;
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDirEntry, ResolveFlags, openat2, statat};
+use rustix::io::Errno;
+
+pub(crate) use self::cursor::Cursor;
+pub(crate) use self::node::Node;
+
+/// A directory to look further from; it needs no permission on the directory itself.
+pub(crate) const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// A directory to read.
+pub(crate) const READ: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Room for one `getdents64`: some thousand short names.
+pub(crate) const ENTRIES_SIZE_BYTES: usize = 64 * 1024;
+
+/// The longest path that one call takes, without the NUL that ends it (`PATH_MAX`, path_resolution(7)).
+const LONGEST_PATH: usize = 4095;
+
+/// A path below a directory stays below it and on its mount, whatever else is renamed meanwhile (openat2(2), Linux 5.6).
+/// A mount point on the way is `EXDEV`, a symbolic link `ELOOP`.
+const STAY: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
+
+/// The device and the inode of a file: what it is, however it is called.
+pub(crate) type Identity = (u64, u64);
+
+/// Opens `path` below `root`; the empty path is `root` itself. The path may be longer than one call can take.
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let mut rest = path.as_os_str().as_bytes();
+    let mut passed: Option<OwnedFd> = None;
+    while rest.len() > LONGEST_PATH {
+        // Of 4,096 bytes at least one is a slash: a name has at most 255.
+        let slash = rest[..=LONGEST_PATH].iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let from = passed.as_ref().map_or(root, AsFd::as_fd);
+        passed = Some(openat2(from, &rest[..slash], PATH, Mode::empty(), STAY)?);
+        rest = &rest[slash + 1..];
+    }
+    let from = passed.as_ref().map_or(root, AsFd::as_fd);
+    openat2(from, if rest.is_empty() { b"." } else { rest }, flags, Mode::empty(), STAY)
+}
+
+/// Opens the file `name` in `dir`, without a word of `name` being a path.
+pub(crate) fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    openat2(dir, name, flags, Mode::empty(), STAY)
+}
+
+/// Whether `name` is one of the two that every directory has.
+pub(crate) fn is_dots(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
+}
+
+/// What `entry` of `dir` is: asked of the file only where the file system does not tell it in the directory.
+pub(crate) fn file_type(dir: BorrowedFd<'_>, entry: &RawDirEntry<'_>) -> rustix::io::Result<FileType> {
+    match entry.file_type() {
+        FileType::Unknown => {
+            let stat = statat(dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok(FileType::from_raw_mode(stat.st_mode))
+        }
+        known => Ok(known),
+    }
+}
+
+/// `name` as the part of a path.
+pub(crate) fn as_os_str(name: &CStr) -> &OsStr {
+    OsStr::from_bytes(name.to_bytes())
+}
+
+/// `name` as a system call takes it. A name that came out of a path has no NUL, or no file has it.
+pub(crate) fn as_c_string(name: &OsStr) -> rustix::io::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)
+}

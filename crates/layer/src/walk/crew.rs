@@ -1,0 +1,206 @@
+//! Several threads that share a stack of jobs, each of which may find more jobs.
+
+use std::num::NonZeroUsize;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crate::{Error, Result};
+
+/// Waiting jobs from which on another thread is worth its start, some 50 µs.
+const BACKLOG: usize = 4;
+
+/// Two threads, or one where there is no second processor: ext4 and overlayfs serialize more than that away.
+pub(crate) fn usual_threads() -> NonZeroUsize {
+    const TWO: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
+    thread::available_parallelism().map_or(NonZeroUsize::MIN, |available| available.min(TWO))
+}
+
+/// Does `first` and all that comes of it, the newest job first, and returns what the workers have gathered.
+///
+/// The caller's thread works; up to `threads - 1` more join once jobs are waiting. `hire` makes a thread's own state, on
+/// that thread; `step` does one job and pushes the jobs that it found.
+///
+/// # Errors
+/// The first error of a `step`. No job is begun after it.
+pub(crate) fn run<J: Send, W: Send>(
+    threads: NonZeroUsize,
+    first: J,
+    hire: impl Fn() -> W + Sync,
+    step: impl Fn(&mut W, J, &mut Vec<J>) -> Result<()> + Sync,
+) -> Result<Vec<W>> {
+    let desk = Desk {
+        state: Mutex::new(State { jobs: vec![first], busy: 0, stopped: false, failure: None }),
+        changed: Condvar::new(),
+    };
+    let workers = thread::scope(|scope| {
+        let mut helpers = Vec::new();
+        let mut wanted = threads.get() - 1;
+        let mut worker = hire();
+        desk.work(&mut worker, &step, |backlog| {
+            while wanted > 0 && backlog >= BACKLOG {
+                wanted -= 1;
+                let helper = thread::Builder::new().spawn_scoped(scope, || {
+                    let mut worker = hire();
+                    desk.work(&mut worker, &step, |_| ());
+                    worker
+                });
+                match helper {
+                    Ok(helper) => helpers.push(helper),
+                    Err(error) => log::warn!("working with {} threads fewer: {error}", wanted + 1),
+                }
+            }
+        });
+        let mut workers = vec![worker];
+        for helper in helpers {
+            workers.push(helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        workers
+    });
+    match desk.state.into_inner().unwrap_or_else(PoisonError::into_inner).failure {
+        Some(error) => Err(error),
+        None => Ok(workers),
+    }
+}
+
+/// Where jobs wait and workers wait for them.
+struct Desk<J> {
+    state: Mutex<State<J>>,
+    changed: Condvar,
+}
+
+struct State<J> {
+    jobs: Vec<J>,
+    /// Workers with a job, which may find more.
+    busy: usize,
+    stopped: bool,
+    failure: Option<Error>,
+}
+
+impl<J> Desk<J> {
+    fn work<W>(
+        &self,
+        worker: &mut W,
+        step: &impl Fn(&mut W, J, &mut Vec<J>) -> Result<()>,
+        mut after: impl FnMut(usize),
+    ) {
+        let mut found = Vec::new();
+        while let Some(job) = self.next() {
+            let unwinding = StopOnUnwind(self);
+            let result = step(worker, job, &mut found);
+            // Dropped only by a panic. `thread::panicking` would also be true where a guard's drop is what calls this.
+            std::mem::forget(unwinding);
+            after(self.done(result, &mut found));
+        }
+    }
+
+    /// A job, or none when all are done or one has failed. Sleeps while there may be more to come.
+    fn next(&self) -> Option<J> {
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                return None;
+            }
+            if let Some(job) = state.jobs.pop() {
+                state.busy += 1;
+                return Some(job);
+            }
+            if state.busy == 0 {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes a job off the books, and the jobs that came of it on. Returns how many are waiting.
+    fn done(&self, result: Result<()>, found: &mut Vec<J>) -> usize {
+        let mut state = self.lock();
+        state.busy -= 1;
+        state.jobs.append(found);
+        if let Err(error) = result {
+            state.stopped = true;
+            // What the others ran into meanwhile is mostly the same.
+            state.failure.get_or_insert(error);
+        }
+        let waiting = state.jobs.len();
+        let over = state.stopped || (waiting == 0 && state.busy == 0);
+        drop(state);
+        // One job is this worker's own next one.
+        if over || waiting > 2 {
+            self.changed.notify_all();
+        } else if waiting == 2 {
+            self.changed.notify_one();
+        }
+        waiting
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<J>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets the others go home when a worker panics, so that the panic is seen and not waited for.
+struct StopOnUnwind<'a, J>(&'a Desk<J>);
+
+impl<J> Drop for StopOnUnwind<'_, J> {
+    fn drop(&mut self) {
+        self.0.lock().stopped = true;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn threads(number: usize) -> NonZeroUsize {
+        NonZeroUsize::new(number).unwrap()
+    }
+
+    #[test]
+    fn every_job_is_done_once_by_any_number_of_threads() {
+        for number in 1..=4 {
+            let step = |sum: &mut u64, job: u32, found: &mut Vec<u32>| {
+                *sum += 1;
+                found.extend((0..job).map(|_| job - 1));
+                Ok(())
+            };
+            let sums = run(threads(number), 6, || 0, step).unwrap();
+            // 1 + 6 + 6*5 + … + 6!
+            assert_eq!(sums.iter().sum::<u64>(), 1957, "{number} threads");
+        }
+    }
+
+    #[test]
+    fn the_first_error_ends_the_work() {
+        for number in 1..=4 {
+            let begun = AtomicUsize::new(0);
+            let step = |(): &mut (), job: u32, found: &mut Vec<u32>| {
+                if begun.fetch_add(1, Ordering::Relaxed) >= 10 {
+                    return Err(Error::TargetNotEmpty { path: PathBuf::from(job.to_string()) });
+                }
+                found.extend([job + 1, job + 1]);
+                Ok(())
+            };
+            assert!(matches!(run(threads(number), 0, || (), step), Err(Error::TargetNotEmpty { .. })));
+            assert!(begun.into_inner() <= 10 + number, "{number} threads");
+        }
+    }
+
+    #[test]
+    fn a_panic_is_passed_on_and_nobody_waits_for_ever() {
+        for number in 1..=4 {
+            let outcome = std::panic::catch_unwind(|| {
+                let step = |(): &mut (), job: u32, found: &mut Vec<u32>| {
+                    assert!(job < 3, "as arranged");
+                    found.extend([job + 1; 8]);
+                    Ok(())
+                };
+                run(threads(number), 0, || (), step)
+            });
+            assert!(outcome.is_err(), "{number} threads");
+        }
+    }
+}
