@@ -27,7 +27,8 @@ impl Bundle {
     /// [`TemplateError::Io`] when `dir` is no directory, when it has a `config.json` already (which is left as it is; a
     /// symbolic link of that name is not followed) or when the file cannot be written, which removes it again. Only if
     /// that fails too is a half-written file left, which [`TemplateError::Leftover`] names.
-    pub fn create(dir: &Path, config: &Config) -> Result<Bundle, TemplateError> {
+    pub fn create(dir: impl AsRef<Path>, config: &Config) -> Result<Bundle, TemplateError> {
+        let dir = dir.as_ref();
         let config_path = dir.join("config.json");
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         write_new(&config_path, |file| file.write_all(&json))?;

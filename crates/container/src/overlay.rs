@@ -229,7 +229,7 @@ impl Request {
 
     /// Finds out what lies behind an error, once there is one.
     fn explain(&self, mut error: Error) -> Error {
-        let Error::Mount { advice, source, .. } = &mut error else { return error };
+        let Error::Mount { advice, source, message, .. } = &mut error else { return error };
         let upper_is_overlay = || {
             let Some(writable) = &self.writable else { return false };
             rustix::fs::statfs(&writable.upper).is_ok_and(|statfs| statfs.f_type as u64 == OVERLAYFS_SUPER_MAGIC)
@@ -240,6 +240,7 @@ impl Request {
             Some(rustix::io::Errno::INVAL) if upper_is_overlay() => Some(
                 "the upper directory is on overlayfs, which cannot hold one; choose a scratch directory on another file system",
             ),
+            Some(rustix::io::Errno::INVAL) if message.is_empty() => Some("the kernel's log says why: dmesg | tail"),
             _ => None,
         };
         error

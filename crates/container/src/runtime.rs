@@ -239,9 +239,10 @@ impl Runtime {
             Input::Inherit => Stdio::inherit(),
             Input::File(file) => file.into(),
         });
-        let _unwinding = Unwinding { runtime: self, id, cgroup };
         let mut child = Child::spawn(command, stdout, stderr)
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
+        // Dropped before the child: a runtime that still lives reaps what is killed.
+        let _unwinding = Unwinding { runtime: self, id, cgroup };
         let ended = child.supervise(timeout, grace, cancel, || self.delete(id));
         let finished = self.conclude(bundle, &ended);
         if finished.is_err() || !matches!(ended, Ok((Ended::ByItself, _))) {

@@ -1,1 +1,53 @@
-//! Runs.
+//! Runs a command in a root file system that is stacked from many layers, and gives back what it wrote.
+//!
+//! - [`run`] is the whole: layers below, a command in the middle, an [`Upper`] out. It knows nothing of what the layers are for:
+//!   no names, no cache policy, no metadata.
+//! - [`plan`] is what `run` would stack and merge.
+//! - [`Options`] says how: the scratch directory, the runtime, the output, limits in time, what to put into the upper.
+//! - [`Report`] is what came of it: the status, the upper, the time of each [`Phase`].
+//! - [`Error`] says which phase failed, why, and what is left on disk.
+//!
+//! Layers on disk are the crate [`layer`]'s, mounts and runtimes the crate [`container`]'s; this one is where they meet.
+//!
+//! # Example
+//! ```no_run
+//! use container::{Output, Template};
+//! use layer::{Base, Layer};
+//! use runner::Options;
+//!
+//! let base = Base::open("/var/cache/layers/debian-12")?;
+//! let layers = [Layer::open("/var/cache/layers/gcc")?, Layer::open("/var/cache/layers/libc6-dev")?]; // topmost first
+//! let template = Template::builder(["gcc", "--version"]).build()?;
+//! let options = Options::new().scratch("/var/cache/layers/scratch").stdout(Output::Inherit);
+//!
+//! let report = runner::run(&base, &layers, &template, options)?;
+//! println!("{:?} in {:?}", report.status, report.timings.total());
+//! if report.status.success() {
+//!     std::fs::create_dir("/var/cache/layers/new")?;
+//!     report.upper.persist("/var/cache/layers/new/fs")?;
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod etc;
+mod machine;
+mod options;
+mod report;
+mod run;
+mod scratch;
+mod stack;
+mod timings;
+mod upper;
+
+pub use error::{BoxError, Cause, Error, Result};
+pub use options::{EtcFiles, Options};
+pub use report::Report;
+pub use run::{plan, run};
+pub use timings::{Phase, Timings};
+pub use upper::{PersistError, Upper};
+
+/// The examples of the README, which have to compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct ReadmeExamples;

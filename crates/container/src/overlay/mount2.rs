@@ -88,10 +88,12 @@ fn mount(request: &Request, lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>
     };
     let mut result = attempt(Volatile::Yes)?;
     if matches!(result, Err((Errno::EINVAL, _))) && writable.is_some() {
-        // A kernel before 5.10 does not know `volatile`. Anything else is EINVAL again.
-        result = attempt(Volatile::No)?;
-        if result.is_ok() {
+        // A kernel before 5.10 does not know `volatile`. If that was not it, the first answer is the one to tell: the second
+        // may be about what the first attempt has left in the work directory.
+        let second = attempt(Volatile::No)?;
+        if second.is_ok() {
             log::debug!("this kernel has no volatile overlays: the unmount will flush the upper");
+            result = second;
         }
     }
     result.map_err(|(error, options)| request.failed(format!("mount({})", quote(&options)), String::new(), error))

@@ -1,0 +1,79 @@
+//! `layered`: runs a command in a root file system stacked from layers, and looks after layers on disk.
+//!
+//! One file a subcommand; what they share are the arguments that name a stack and the tables they print. No policy: everything
+//! else is the libraries'.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod ls;
+mod merge;
+mod plan;
+mod run;
+mod show;
+mod stack;
+mod table;
+
+/// Layered's own failure.
+const FAILURE: u8 = 125;
+
+/// Run a command in a root file system that is stacked from many layers, and keep what it wrote as the next layer.
+///
+/// A layer is a directory with its tree in `fs/`; so is the base at the bottom. The first layer given is the topmost.
+#[derive(Debug, Parser)]
+#[command(name = "layered", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
+  layered run --base debian --layers-from deps.txt --upper new/fs -- make install
+  layered plan --base debian --layers-from deps.txt
+  layered merge merged gcc libc6-dev
+  layered ls /var/cache/layers
+
+Every subcommand has examples of its own: `layered run --help`.
+With RUST_LOG=debug the decisions on the way are told on standard error.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::Args>),
+    Plan(plan::Args),
+    Merge(merge::Args),
+    Ls(ls::Args),
+    Show(show::Args),
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
+        .format(|out, record| writeln!(out, "layered: {}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .init();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and the version are no failures. A closed standard output is nobody to complain to.
+            let _ = error.print();
+            return if error.use_stderr() { FAILURE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Show(args) => show::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        // Whoever reads the output has seen enough: `layered ls | head`.
+        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("layered: {error:#}");
+        run::failure_status(&error).into()
+    })
+}

@@ -1,0 +1,34 @@
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use layer::Layer;
+
+/// Merge layers into one directory by hard links: what the kernel would show of them, stacked.
+///
+/// The target shares its files with the layers and must never be written to. It is to be stacked over a base, so deletions and
+/// opaque directories that concern the base stay in it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  layered merge merged gcc libc6-dev binutils")]
+pub(crate) struct Args {
+    /// The directory to make: new or empty, on the file system of the layers.
+    target: PathBuf,
+    /// The layers, the topmost first.
+    #[arg(required = true, value_name = "LAYER")]
+    layers: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let trees: Vec<_> = args.layers.iter().map(|dir| Ok(Layer::open(dir)?.fs())).collect::<layer::Result<_>>()?;
+    let merged = layer::merge(&trees, &args.target)?;
+    writeln!(
+        io::stdout(),
+        "{} layers merged: {} files linked, {} copied, {} directories, {} whiteouts",
+        trees.len(),
+        merged.linked,
+        merged.copied,
+        merged.directories,
+        merged.whiteouts
+    )?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,322 @@
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use container::{Cancel, Input, Mount, Network, Output, Runtime, Status, Template, Terminal};
+use runner::{Cause, Timings};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::stack::{StackArgs, parent};
+use crate::table;
+
+/// Run a command in a root file system stacked from layers over a base.
+///
+/// What the command writes goes to an upper directory, which is deleted in the end or, with --upper, kept. The layers are only
+/// read.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    stack: StackArgs,
+    /// The OCI runtime: runc, crun, youki, or the path of one.
+    #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
+    runtime: PathBuf,
+    /// A variable of the command's environment; may be repeated.
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// The command's working directory [default: /].
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// The command's user and group by number; the group is the user's number if it is not given [default: 0:0].
+    #[arg(long, value_name = "UID[:GID]", value_parser = user)]
+    user: Option<(u32, u32)>,
+    /// The container's own name [default: the host's].
+    #[arg(long, value_name = "H")]
+    hostname: Option<String>,
+    /// `none`: a loopback interface and nothing else. `host`: the host's network, with its /etc/hosts and /etc/resolv.conf.
+    #[arg(long, value_name = "none|host", value_parser = ["none", "host"], default_value = "none")]
+    network: String,
+    /// A mount: type=bind,source=/a,target=/b, with ,readonly if so, or type=tmpfs,target=/c,size=64m; may be repeated.
+    #[arg(long = "mount", value_name = "SPEC")]
+    mounts: Vec<Mount>,
+    /// The most memory, swap included: bytes, or with k, m, g, t.
+    #[arg(long, value_name = "SIZE", value_parser = container::parse_size)]
+    memory: Option<u64>,
+    /// The most processes and threads.
+    #[arg(long, value_name = "N")]
+    pids: Option<u64>,
+    /// The processors it may run on: 0-3,5.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<String>,
+    /// End the command after this time: 90s, 2h 30m.
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// How long the command may take to end after --timeout or a signal asked it to [default: 5s].
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    grace: Option<Duration>,
+    /// Keep the upper at DIR, which must not exist. The scratch is made beside it unless --scratch says otherwise.
+    #[arg(long, value_name = "DIR")]
+    upper: Option<PathBuf>,
+    /// Write the command's standard output and standard error to FILE.
+    #[arg(long, value_name = "FILE", conflicts_with = "tty")]
+    output: Option<PathBuf>,
+    /// Write the report to FILE, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Print how long each phase took, on standard error.
+    #[arg(long)]
+    timings: bool,
+    /// Give the command a terminal: for an interactive shell.
+    #[arg(long)]
+    tty: bool,
+    /// Use this config.json, whose root.path is `<rootfs>`; COMMAND, if given, takes the place of its own.
+    #[arg(
+        long,
+        value_name = "config.json",
+        conflicts_with_all = ["env", "cwd", "user", "hostname", "network", "mounts", "memory", "pids", "cpus", "tty"]
+    )]
+    spec: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(last = true, value_name = "COMMAND", required_unless_present = "spec")]
+    command: Vec<String>,
+}
+
+const AFTER_HELP: &str = "\
+Exit status: the command's own, or 128+n if signal n ended it; 124 if --timeout did; 125 if layered itself
+failed; 126 if the command cannot be executed; 127 if it is not there.
+
+Examples:
+  layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
+  layered run --base debian --layers-from deps.txt --user 1000 --cwd /src \\
+      --mount type=bind,source=$PWD,target=/src --upper out/fs --timings -- make install
+  layered run --base debian --layer gcc --tty --env TERM=$TERM -- /bin/bash
+  layered run --base debian --timeout 10m --memory 2g --json report.json --output build.log -- ./configure";
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.into(), value.into())),
+        None => Err("write it as KEY=VALUE".into()),
+    }
+}
+
+fn user(text: &str) -> Result<(u32, u32), String> {
+    let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is no number: write UID or UID:GID"));
+    match text.split_once(':') {
+        Some((user, group)) => Ok((number(user)?, number(group)?)),
+        None => number(text).map(|user| (user, user)),
+    }
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let result = attempt(&args);
+    if let (Err(error), Some(path)) = (&result, &args.json) {
+        // The first failure is the one to tell.
+        if let Err(second) = write_json(path, &failure_json(error)) {
+            log::warn!("{second:#}");
+        }
+    }
+    result
+}
+
+fn attempt(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        bail!("--tty needs a terminal on standard input and output: leave it out where there is none");
+    }
+    let (base, layers, template) = (args.stack.base()?, args.stack.layers()?, template(args)?);
+    if let Some(upper) = &args.upper {
+        if upper.symlink_metadata().is_ok() {
+            bail!("{} exists: --upper needs a name that is free", upper.display());
+        }
+    }
+    let mut options = args.stack.options(args.upper.as_deref().map(parent)).runtime(Runtime::new(&args.runtime));
+    let (stdout, stderr) = match &args.output {
+        None => (Output::Inherit, Output::Inherit),
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+            let copy = file.try_clone().with_context(|| format!("cannot share {}", path.display()))?;
+            (Output::File(file), Output::File(copy))
+        }
+    };
+    options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr);
+    if let Some(timeout) = args.timeout {
+        options = options.timeout(timeout);
+    }
+    if let Some(grace) = args.grace {
+        options = options.grace(grace);
+    }
+    let cancel = Cancel::new()?;
+    let signal = cancel_on_signals(cancel.clone())?;
+
+    let report = runner::run(&base, &layers, &template, options.cancel(cancel))?;
+    let status = exit_status(report.status, signal.load(Ordering::Relaxed));
+    let mut json = report.to_json();
+    if args.timings {
+        print_timings(&mut io::stderr().lock(), &report.timings).context("cannot print the timings")?;
+    }
+    json["upper"] = match &args.upper {
+        Some(destination) => {
+            report.upper.persist(destination)?;
+            Value::from(destination.to_string_lossy())
+        }
+        None => {
+            report.upper.close()?;
+            Value::Null
+        }
+    };
+    if let Some(path) = &args.json {
+        write_json(path, &json)?;
+    }
+    Ok(status.into())
+}
+
+fn template(args: &Args) -> anyhow::Result<Template> {
+    if let Some(path) = &args.spec {
+        let template = Template::from_file(path)?;
+        return Ok(if args.command.is_empty() { template } else { template.with_args(&args.command)? });
+    }
+    let mut builder = Template::builder(&args.command);
+    for (key, value) in &args.env {
+        builder = builder.env(key, value);
+    }
+    if let Some(cwd) = &args.cwd {
+        builder = builder.cwd(cwd);
+    }
+    if let Some((user, group)) = args.user {
+        builder = builder.user(user, group);
+    }
+    if let Some(hostname) = &args.hostname {
+        builder = builder.hostname(hostname);
+    }
+    for mount in &args.mounts {
+        builder = builder.mount(mount.clone());
+    }
+    if let Some(memory) = args.memory {
+        builder = builder.memory_limit_bytes(memory);
+    }
+    if let Some(pids) = args.pids {
+        builder = builder.pids_limit(pids);
+    }
+    if let Some(cpus) = &args.cpus {
+        builder = builder.cpus(cpus);
+    }
+    let network = if args.network == "host" { Network::Host } else { Network::None };
+    let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
+    Ok(builder.network(network).terminal(terminal).build()?)
+}
+
+/// SIGINT and SIGTERM end the command; the number of the one that came is kept.
+fn cancel_on_signals(cancel: Cancel) -> anyhow::Result<Arc<AtomicI32>> {
+    let came = Arc::new(AtomicI32::new(0));
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    let kept = Arc::clone(&came);
+    // The thread lives as long as the process.
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            kept.store(signal, Ordering::Relaxed);
+            cancel.cancel();
+        }
+    })?;
+    Ok(came)
+}
+
+/// What the shell sees. `signal` is the one that cancelled.
+fn exit_status(status: Status, signal: i32) -> u8 {
+    let status = match status {
+        Status::Exited(code) => code,
+        Status::Signaled(signal) => 128 + signal,
+        Status::TimedOut => 124,
+        _ => 128 + signal,
+    };
+    // An exit status has eight bits, and so has the runtime's.
+    (status & 0xff) as u8
+}
+
+/// What the shell sees of a failure of layered's own.
+pub(crate) fn failure_status(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<runner::Error>().map(runner::Error::cause) {
+        Some(Cause::Container(container::Error::CommandNotFound { .. })) => 127,
+        Some(Cause::Container(container::Error::CommandNotExecutable { .. })) => 126,
+        _ => crate::FAILURE,
+    }
+}
+
+/// The report of a run that came to no result.
+fn failure_json(error: &anyhow::Error) -> Value {
+    let failed = error.downcast_ref::<runner::Error>();
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    json!({
+        "status": {"failed": {
+            "phase": failed.map(|error| error.phase().name()),
+            "path": failed.and_then(runner::Error::path).map(text),
+            "message": format!("{error:#}"),
+            "left": failed.and_then(runner::Error::left).map(text),
+        }},
+        "upper": null,
+    })
+}
+
+fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
+    std::fs::write(path, format!("{value}\n")).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The widest bar.
+const BAR: usize = 40;
+
+fn print_timings(out: &mut impl Write, timings: &Timings) -> io::Result<()> {
+    let total = timings.total().as_secs_f64().max(f64::MIN_POSITIVE);
+    let mut rows = vec![["PHASE", "TIME", "SHARE", ""].map(String::from).to_vec()];
+    for (name, time) in timings.iter() {
+        let share = time.as_secs_f64() / total;
+        rows.push(vec![
+            name.into(),
+            table::duration(time),
+            format!("{:.1} %", share * 100.0),
+            "█".repeat((share * BAR as f64).round() as usize),
+        ]);
+    }
+    table::print(out, &rows, &[1, 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_shell_sees() {
+        let table = [
+            (Status::Exited(0), 0, 0),
+            (Status::Exited(7), 0, 7),
+            (Status::Exited(255), 0, 255),
+            (Status::Signaled(9), 0, 137),
+            (Status::TimedOut, 0, 124),
+            (Status::Cancelled, SIGINT, 130),
+            (Status::Cancelled, SIGTERM, 143),
+        ];
+        for (status, signal, seen) in table {
+            assert_eq!(exit_status(status, signal), seen, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn users_and_variables() {
+        assert_eq!(user("1000"), Ok((1000, 1000)));
+        assert_eq!(user("1000:5"), Ok((1000, 5)));
+        assert!(user("opam").is_err() && user("1:").is_err() && user("").is_err());
+        assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert!(variable("A").is_err());
+    }
+
+    #[test]
+    fn a_failure_as_json() {
+        let json = failure_json(&anyhow::anyhow!("reason").context("what"));
+        assert_eq!(json["status"]["failed"]["message"], "what: reason");
+        assert!(json["upper"].is_null());
+    }
+}

@@ -1,0 +1,86 @@
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use layer::{Base, Layer, Rung};
+use runner::Options;
+
+/// Which layers, over which base, in which scratch directory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StackArgs {
+    /// The base at the bottom: a directory whose `fs/` is a root file system.
+    #[arg(long, value_name = "DIR")]
+    base: PathBuf,
+    /// A layer; may be repeated, the topmost first.
+    #[arg(long = "layer", value_name = "DIR")]
+    layers: Vec<PathBuf>,
+    /// A file with a layer's directory on each line, the topmost first, below those of --layer.
+    #[arg(long, value_name = "FILE")]
+    layers_from: Option<PathBuf>,
+    /// Where the run's own directory is made: best on the file system of the layers [default: the system's temporary directory].
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Mount on this rung of the ladder, not on the best one: lowerdir+, mount-paths or mount-names.
+    #[arg(long, value_name = "RUNG")]
+    rung: Option<Rung>,
+}
+
+impl StackArgs {
+    pub(crate) fn base(&self) -> anyhow::Result<Base> {
+        Ok(Base::open(&self.base)?)
+    }
+
+    pub(crate) fn layers(&self) -> anyhow::Result<Vec<Layer>> {
+        let mut paths = self.layers.clone();
+        if let Some(list) = &self.layers_from {
+            paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", list.display()))?));
+        }
+        Ok(paths.into_iter().map(Layer::open).collect::<layer::Result<_>>()?)
+    }
+
+    /// The options that these arguments are. `beside` is where the scratch goes if nothing else was said.
+    pub(crate) fn options(&self, beside: Option<&Path>) -> Options<'static> {
+        let mut options = Options::new();
+        if let Some(scratch) = self.scratch.as_deref().or(beside) {
+            options = options.scratch(scratch);
+        }
+        if let Some(rung) = self.rung {
+            options = options.rung(rung);
+        }
+        options
+    }
+}
+
+/// One path a line, any bytes but the newline.
+fn lines(text: &[u8]) -> impl Iterator<Item = PathBuf> + '_ {
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| OsString::from_vec(line.to_vec()).into())
+}
+
+/// The directory that holds `path`.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().as_bytes().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_has_a_path_a_line() {
+        let paths: Vec<_> = lines(b"/a b\n\n/c:\xff\n/last").collect();
+        assert_eq!(
+            paths.iter().map(|path| path.as_os_str().as_bytes()).collect::<Vec<_>>(),
+            [&b"/a b"[..], b"/c:\xff", b"/last"]
+        );
+    }
+
+    #[test]
+    fn a_bare_name_stands_in_the_working_directory() {
+        assert_eq!((parent(Path::new("new")), parent(Path::new("a/new"))), (Path::new("."), Path::new("a")));
+    }
+}

@@ -1,0 +1,70 @@
+use std::path::Path;
+
+use container::{Network, Template};
+
+/// A file that a run puts into the upper.
+pub(crate) struct EtcFile {
+    pub(crate) path: &'static Path,
+    pub(crate) contents: Vec<u8>,
+}
+
+/// What `/etc/hosts` and `/etc/resolv.conf` are to hold for this container.
+///
+/// Without a network there is no name server, so only `/etc/hosts` is needed: libraries look `localhost` and the container's
+/// own name up in it. With the host's network, or one that somebody else has set up, both are the host's, whose loopback name server (127.0.0.53) can be reached.
+pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
+    let host = |path: &'static str| match std::fs::read(path) {
+        Ok(contents) => Some(contents),
+        Err(error) => {
+            log::debug!("the host's {path} cannot be read ({error})");
+            None
+        }
+    };
+    let of_host = template.network() != Network::None;
+    let hosts = if of_host { host("/etc/hosts") } else { None };
+    let resolv = if of_host { host("/etc/resolv.conf") } else { None };
+    let hosts = EtcFile { path: Path::new("/etc/hosts"), contents: with_name(hosts, template.hostname()) };
+    let resolv = resolv.map(|contents| EtcFile { path: Path::new("/etc/resolv.conf"), contents });
+    [hosts].into_iter().chain(resolv).collect()
+}
+
+/// A hosts(5) file in which the container's own name is known.
+fn with_name(hosts: Option<Vec<u8>>, hostname: Option<&str>) -> Vec<u8> {
+    let mut hosts =
+        hosts.unwrap_or_else(|| b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec());
+    let Some(hostname) = hostname else { return hosts };
+    let text = String::from_utf8_lossy(&hosts).into_owned();
+    let known = text.lines().any(|line| {
+        let entry = line.split('#').next().unwrap_or_default();
+        entry.split_whitespace().skip(1).any(|name| name == hostname)
+    });
+    if !known {
+        if !hosts.is_empty() && !hosts.ends_with(b"\n") {
+            hosts.push(b'\n');
+        }
+        hosts.extend(format!("127.0.0.1\t{hostname}\n").as_bytes());
+    }
+    hosts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_name_is_known_once() {
+        let own = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+        let table = [
+            (None, None, own.to_string()),
+            (None, Some("box"), format!("{own}127.0.0.1\tbox\n")),
+            (None, Some("localhost"), own.to_string()),
+            (Some("10.0.0.1 box mirror"), Some("box"), "10.0.0.1 box mirror".to_string()),
+            (Some("10.0.0.1 mirror # box"), Some("box"), "10.0.0.1 mirror # box\n127.0.0.1\tbox\n".to_string()),
+            (Some(""), Some("box"), "127.0.0.1\tbox\n".to_string()),
+        ];
+        for (hosts, hostname, expected) in table {
+            let made = with_name(hosts.map(|hosts| hosts.as_bytes().to_vec()), hostname);
+            assert_eq!(String::from_utf8(made).unwrap(), expected, "{hosts:?} {hostname:?}");
+        }
+    }
+}

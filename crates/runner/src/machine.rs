@@ -1,0 +1,198 @@
+use std::path::{Path, PathBuf};
+
+use container::{
+    Bundle, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, Rootfs, Template, Terminal,
+    copy_root_attributes, in_private_mount_namespace,
+};
+use layer::{Base, Layer, Merged, Plan, Rung};
+
+use crate::error::Cause;
+use crate::options::EtcFiles;
+use crate::run::Host;
+use crate::scratch::Scratch;
+use crate::stack::{Stack, mechanism};
+use crate::{Options, Upper, etc};
+
+/// The machine it really runs on: each step with the two crates below.
+pub(crate) struct Machine<'a> {
+    base: &'a Base,
+    layers: &'a [Layer],
+    template: &'a Template,
+    options: Options<'a>,
+    id: Option<ContainerId>,
+    stack: Option<Stack>,
+    plan: Option<Plan>,
+    merged: Option<Merged>,
+    made: Vec<PathBuf>,
+}
+
+/// What is known when the command has ended.
+pub(crate) struct Outcome {
+    pub(crate) finished: Finished,
+    pub(crate) plan: Plan,
+    pub(crate) merged: Option<Merged>,
+    pub(crate) made: Vec<PathBuf>,
+}
+
+impl<'a> Machine<'a> {
+    pub(crate) fn new(base: &'a Base, layers: &'a [Layer], template: &'a Template, options: Options<'a>) -> Self {
+        let (id, stack, plan) = (None, None, None);
+        Self { base, layers, template, options, id, stack, plan, merged: None, made: Vec::new() }
+    }
+
+    fn id(&self) -> &ContainerId {
+        self.id.as_ref().expect("the scratch directory comes first")
+    }
+
+    fn plan_made(&self) -> &Plan {
+        self.plan.as_ref().expect("planning comes first")
+    }
+}
+
+impl Host for Machine<'_> {
+    type Scratch = Scratch;
+    type Mounted = Mounted;
+    type Bundle = Prepared;
+    type Outcome = Outcome;
+    type Upper = Upper;
+
+    fn inputs(&mut self) -> Result<(), Cause> {
+        use container::{Input, Output};
+        let piped = !matches!(
+            (&self.options.stdin, &self.options.stdout, &self.options.stderr),
+            (Input::Inherit, Output::Inherit, Output::Inherit)
+        );
+        if self.template.terminal() == Terminal::Attached && piped {
+            return Err(Cause::Options("a terminal needs standard input, output and error to be inherited"));
+        }
+        self.stack = Some(Stack::resolve(self.base, self.layers)?);
+        Ok(())
+    }
+
+    fn scratch(&mut self) -> Result<Scratch, Cause> {
+        let id = ContainerId::random("layered")?;
+        let scratch = Scratch::create(&self.options.scratch, &id)?;
+        self.id = Some(id);
+        Ok(scratch)
+    }
+
+    fn touch(&mut self) {
+        self.stack.iter().for_each(Stack::touch);
+    }
+
+    fn plan(&mut self, scratch: &Scratch) -> Result<(), Cause> {
+        let stack = self.stack.as_ref().expect("the inputs come first");
+        self.plan = Some(stack.plan(&self.options, scratch)?);
+        Ok(())
+    }
+
+    fn merge(&mut self, scratch: &Scratch) -> Result<(), Cause> {
+        let merged = &self.plan_made().merged;
+        if !merged.is_empty() {
+            self.merged = Some(layer::merge(merged, scratch.lower())?);
+        }
+        Ok(())
+    }
+
+    fn prep_upper(&mut self, scratch: &Scratch) -> Result<(), Cause> {
+        let lowers = self.plan_made().lowers(&scratch.lower());
+        copy_root_attributes(&lowers[0], &scratch.upper())?;
+        match self.options.prep_upper.take() {
+            Some(prepare) => prepare(&scratch.upper(), &lowers).map_err(Cause::PrepUpper),
+            None => Ok(()),
+        }
+    }
+
+    fn privately<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> T + Send) -> Result<T, Cause> {
+        Ok(in_private_mount_namespace(|| work(self))?)
+    }
+
+    fn mount(&mut self, scratch: &Scratch) -> Result<Mounted, Cause> {
+        let plan = self.plan_made();
+        let (api, names) = mechanism(plan.rung);
+        let mut overlay = Overlay::new(plan.lowers(&scratch.lower()))
+            .writable(scratch.upper(), scratch.work())
+            .devices(self.options.devices)
+            .api(api);
+        if plan.rung != Rung::LowerdirPlus {
+            overlay = overlay.names(names);
+        }
+        Ok(overlay.mount(scratch.merged())?)
+    }
+
+    fn config(&mut self, scratch: &Scratch, mounted: &Mounted) -> Result<Prepared, Cause> {
+        let mut rootfs = Rootfs::open(mounted.path())?;
+        if self.options.etc == EtcFiles::Provided {
+            for file in etc::files(self.template) {
+                let covered = self.template.mounts().any(|mount| file.path.starts_with(mount.destination()));
+                let callers = scratch.upper().join(file.path.strip_prefix("/").unwrap_or(file.path));
+                if !covered && callers.symlink_metadata().is_err() {
+                    rootfs.put_file(file.path, &file.contents)?;
+                }
+            }
+        }
+        rootfs.bind_targets(self.template)?;
+        self.made = rootfs.made().to_vec();
+
+        let cgroup = Cgroup::new(self.id().as_str())?;
+        let config = self.template.instantiate(mounted.path()).map_err(container::Error::from)?;
+        // A template from a file may name a group of its own, which is then the runtime's to remove.
+        let own = config.cgroups_path().is_none();
+        let config = config.with_default_cgroups_path(cgroup.container_path());
+        let bundle = Bundle::create(scratch.dir(), &config).map_err(container::Error::from)?;
+        Ok(Prepared { bundle, cgroup: own.then_some(cgroup), state: scratch.state() })
+    }
+
+    fn runtime(&mut self, prepared: Prepared) -> Result<Outcome, Cause> {
+        let options = &mut self.options;
+        let runtime = options.runtime.clone().state_dir(prepared.state);
+        runtime.prepare_namespace()?;
+        let id = self.id.as_ref().expect("the scratch directory comes first");
+        let mut invocation = Invocation::new(&prepared.bundle, id)
+            .stdin(std::mem::take(&mut options.stdin))
+            .stdout(std::mem::take(&mut options.stdout))
+            .stderr(std::mem::take(&mut options.stderr));
+        if let Some(cgroup) = &prepared.cgroup {
+            invocation = invocation.cgroup(cgroup);
+        }
+        if let Some(timeout) = options.timeout {
+            invocation = invocation.timeout(timeout);
+        }
+        if let Some(grace) = options.grace {
+            invocation = invocation.grace(grace);
+        }
+        if let Some(cancel) = &options.cancel {
+            invocation = invocation.cancel(cancel);
+        }
+        let finished = runtime.run(invocation)?;
+        let plan = self.plan.take().expect("planning comes first");
+        Ok(Outcome { finished, plan, merged: self.merged.take(), made: std::mem::take(&mut self.made) })
+    }
+
+    fn unmount(&mut self, mounted: Mounted) -> Result<(), Cause> {
+        Ok(mounted.unmount()?)
+    }
+
+    fn cleanup(&mut self, scratch: Scratch) -> Result<Upper, Cause> {
+        scratch.into_upper()
+    }
+
+    fn discard(&mut self, scratch: Scratch) -> Result<(), Cause> {
+        scratch.remove()
+    }
+
+    fn leave(&mut self, scratch: Scratch) {
+        scratch.leave();
+    }
+
+    fn dir(scratch: &Scratch) -> &Path {
+        scratch.dir()
+    }
+}
+
+/// What the runtime is pointed at.
+pub(crate) struct Prepared {
+    bundle: Bundle,
+    cgroup: Option<Cgroup>,
+    state: PathBuf,
+}

@@ -1,0 +1,185 @@
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::ops::Deref;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use container::ContainerId;
+
+use crate::Upper;
+use crate::error::{Cause, io_cause};
+
+/// Where things are in the directory of one run, whose name is the container's.
+///
+/// ```text
+/// <scratch>/<id>/upper        what the command writes
+/// <scratch>/<id>/work         the kernel's
+/// <scratch>/<id>/merged       the mount point
+/// <scratch>/<id>/lower        the merged layers, if any had to be
+/// <scratch>/<id>/config.json  the bundle; beside it runtime.log and state/ are the runtime's
+/// ```
+#[derive(Debug)]
+pub(crate) struct Paths(PathBuf);
+
+impl Paths {
+    /// Those of the run `id` with its directory in `parent`.
+    pub(crate) fn new(parent: &Path, id: &ContainerId) -> Result<Self, Cause> {
+        Ok(Self(std::path::absolute(parent).map_err(io_cause("make absolute", parent))?.join(id.as_str())))
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.0.join("upper")
+    }
+
+    pub(crate) fn work(&self) -> PathBuf {
+        self.0.join("work")
+    }
+
+    pub(crate) fn merged(&self) -> PathBuf {
+        self.0.join("merged")
+    }
+
+    pub(crate) fn lower(&self) -> PathBuf {
+        self.0.join("lower")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.0.join("state")
+    }
+}
+
+/// The directory of one run, mode 0700, as it is on disk.
+///
+/// This is the only place that deletes, and it must not be asked to before the overlay is known to be unmounted: deleting
+/// through the mount would turn the upper into whiteouts.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    paths: Paths,
+    upper: Option<Upper>,
+}
+
+impl Deref for Scratch {
+    type Target = Paths;
+
+    fn deref(&self) -> &Paths {
+        &self.paths
+    }
+}
+
+impl Scratch {
+    /// Makes the directory in `parent`, which must be there. On an error nothing is left.
+    pub(crate) fn create(parent: &Path, id: &ContainerId) -> Result<Self, Cause> {
+        let paths = Paths::new(parent, id)?;
+        let make =
+            |path: &Path| DirBuilder::new().mode(0o700).create(path).map_err(io_cause("make the directory", path));
+        make(paths.dir())?;
+        // From here on it is removed when the value is dropped.
+        let scratch = Self { upper: Some(Upper::new(paths.dir().into())), paths };
+        [scratch.upper(), scratch.work(), scratch.merged()].iter().try_for_each(|path| make(path))?;
+        Ok(scratch)
+    }
+
+    /// Removes everything but the upper, which is the caller's from now on. On an error everything is left from there on.
+    pub(crate) fn into_upper(mut self) -> Result<Upper, Cause> {
+        let upper = self.upper.take().expect("an upper is taken once");
+        match self.remove_all_but_upper() {
+            Ok(()) => Ok(upper),
+            Err(cause) => {
+                let _left = upper.keep();
+                Err(cause)
+            }
+        }
+    }
+
+    fn remove_all_but_upper(&self) -> Result<(), Cause> {
+        // Not recursively: if it were still mounted it would be busy.
+        remove_if_there(fs::remove_dir(self.merged()), "remove the mount point", &self.merged())?;
+        for name in ["config.json", "runtime.log"] {
+            let path = self.dir().join(name);
+            remove_if_there(fs::remove_file(&path), "remove", &path)?;
+        }
+        for tree in [self.work(), self.state(), self.lower()] {
+            layer::remove_tree(&tree)?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything.
+    pub(crate) fn remove(self) -> Result<(), Cause> {
+        self.into_upper()?.close()
+    }
+
+    /// Leaves everything as it is.
+    pub(crate) fn leave(mut self) {
+        if let Some(upper) = self.upper.take() {
+            let _left = upper.keep();
+        }
+    }
+}
+
+fn remove_if_there(result: io::Result<()>, operation: &'static str, path: &Path) -> Result<(), Cause> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_cause(operation, path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn scratch(parent: &Path) -> Scratch {
+        Scratch::create(parent, &ContainerId::random("test").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn it_is_private_and_goes_without_a_trace() {
+        let parent = tempfile::tempdir().unwrap();
+        let scratch = scratch(parent.path());
+        assert_eq!(fs::metadata(scratch.dir()).unwrap().permissions().mode() & 0o7777, 0o700);
+        fs::create_dir_all(scratch.work().join("work")).unwrap();
+        fs::create_dir_all(scratch.state().join("x")).unwrap();
+        fs::write(scratch.dir().join("config.json"), "{}").unwrap();
+        fs::write(scratch.upper().join("file"), "").unwrap();
+        scratch.remove().unwrap();
+        assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_upper_stays_and_the_rest_goes() {
+        let parent = tempfile::tempdir().unwrap();
+        let scratch = scratch(parent.path());
+        fs::write(scratch.upper().join("file"), "kept").unwrap();
+        fs::create_dir(scratch.lower()).unwrap();
+        let dir = scratch.dir().to_path_buf();
+        let upper = scratch.into_upper().unwrap();
+        assert_eq!(fs::read(upper.path().join("file")).unwrap(), b"kept");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        drop(upper);
+        assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_lies_in_the_mount_point_is_never_deleted() {
+        let parent = tempfile::tempdir().unwrap();
+        let scratch = scratch(parent.path());
+        let precious = scratch.merged().join("precious");
+        fs::write(&precious, "").unwrap();
+        let merged = scratch.merged();
+        let upper = scratch.upper();
+        assert!(matches!(scratch.into_upper(), Err(Cause::Io { path, .. }) if path == merged));
+        assert!(precious.exists() && upper.exists());
+    }
+
+    #[test]
+    fn a_parent_that_is_missing_is_named() {
+        let parent = tempfile::tempdir().unwrap().path().join("missing");
+        let error = Scratch::create(&parent, &ContainerId::random("test").unwrap()).unwrap_err();
+        assert!(matches!(error, Cause::Io { path, .. } if path.starts_with(&parent)));
+    }
+}

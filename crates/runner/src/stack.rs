@@ -1,0 +1,108 @@
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use container::{LowerNames, MountApi, Overlay};
+use layer::{Base, Layer, Plan, Rung, RungLimit};
+
+use crate::Options;
+use crate::error::{Cause, io_cause};
+use crate::scratch::Paths;
+
+/// The layers and the base of a run, seen to be there, none twice.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    layers: Vec<Layer>,
+    trees: Vec<PathBuf>,
+    base: PathBuf,
+}
+
+impl Stack {
+    /// Looks at every layer once. One that is given twice, by whatever path, keeps its first place; one that is the base too
+    /// is only the base.
+    pub(crate) fn resolve(base: &Base, layers: &[Layer]) -> Result<Self, Cause> {
+        // If there is no tree, opening says what exactly is wrong.
+        let tree = absolute(base.fs())?;
+        let found = identity(&tree).map_err(|cause| Base::open(base.path()).err().map_or(cause, Cause::from))?;
+        let mut seen = HashSet::from([found]);
+        let mut stack = Self { layers: Vec::new(), trees: Vec::new(), base: tree };
+        for layer in layers {
+            let tree = absolute(layer.fs())?;
+            let found = identity(&tree).map_err(|cause| Layer::open(layer.path()).err().map_or(cause, Cause::from))?;
+            if seen.insert(found) {
+                stack.layers.push(layer.clone());
+                stack.trees.push(tree);
+            } else {
+                log::debug!("{} is in the stack already", layer.path().display());
+            }
+        }
+        Ok(stack)
+    }
+
+    /// Marks every layer as used. A store that cannot be written to does not keep a run from its result.
+    pub(crate) fn touch(&self) {
+        for layer in &self.layers {
+            if let Err(error) = layer.touch() {
+                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                log::warn!("{error}: {source}: it will look unused");
+            }
+        }
+    }
+
+    /// Decides what is stacked and what merged.
+    pub(crate) fn plan(&self, options: &Options<'_>, scratch: &Paths) -> Result<Plan, Cause> {
+        let available = match options.rung {
+            Some(rung) => vec![rung],
+            None => available_rungs(MountApi::detect()?),
+        };
+        let [upper, work] = [scratch.upper(), scratch.work()];
+        let limits: Vec<_> = available.into_iter().map(|rung| limit(rung, options, &upper, &work)).collect();
+        let plan = Plan::new(&self.trees, &self.base, &scratch.lower(), &limits);
+        let plan = plan.expect("there is a rung on every kernel");
+        log::debug!("{}: {} separate, {} to merge", plan.rung, plan.separate.len(), plan.merged.len());
+        Ok(plan)
+    }
+}
+
+/// The rungs that a kernel with `api` has.
+fn available_rungs(api: MountApi) -> Vec<Rung> {
+    match api {
+        MountApi::Fsconfig => Rung::LADDER.to_vec(),
+        _ => vec![Rung::MountPaths, Rung::MountNames],
+    }
+}
+
+fn limit<'a>(rung: Rung, options: &Options<'_>, upper: &Path, work: &Path) -> RungLimit<'a> {
+    let left = |names| options.max_option_bytes.saturating_sub(Overlay::fixed_option_bytes(names, upper, work));
+    let max_bytes = match mechanism(rung) {
+        (MountApi::Fsconfig, _) => usize::MAX,
+        (_, names) => left(names),
+    };
+    let cost: &dyn Fn(&Path) -> usize = match mechanism(rung) {
+        (_, LowerNames::Descriptors) => &|path| Overlay::option_bytes(LowerNames::Descriptors, path),
+        _ => &|path| Overlay::option_bytes(LowerNames::Paths, path),
+    };
+    RungLimit { rung, max_lowers: options.max_lowers, max_bytes, cost }
+}
+
+/// What a rung is to the mount. On the first one the mount chooses the names itself: nothing depends on their length.
+pub(crate) fn mechanism(rung: Rung) -> (MountApi, LowerNames) {
+    match rung {
+        Rung::MountPaths => (MountApi::Mount2, LowerNames::Paths),
+        Rung::MountNames => (MountApi::Mount2, LowerNames::Descriptors),
+        _ => (MountApi::Fsconfig, LowerNames::Paths),
+    }
+}
+
+/// Device and inode of a directory that is no symbolic link.
+fn identity(tree: &Path) -> Result<(u64, u64), Cause> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = tree.symlink_metadata().map_err(io_cause("look at", tree))?;
+    match metadata.is_dir() {
+        true => Ok((metadata.dev(), metadata.ino())),
+        false => Err(io_cause("open the directory", tree)(rustix::io::Errno::NOTDIR)),
+    }
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, Cause> {
+    std::path::absolute(&path).map_err(io_cause("make absolute", path))
+}

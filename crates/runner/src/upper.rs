@@ -1,0 +1,146 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use crate::error::Cause;
+
+/// What a command wrote: the upper directory of its overlay, owned.
+///
+/// It stands in the run's scratch directory, which only root can enter. Dropped, it is deleted; [`keep`](Self::keep) leaves it
+/// where it is, [`persist`](Self::persist) moves it.
+///
+/// It is as the kernel left it, with whiteouts for what was deleted and overlayfs's own extended attributes, and not yet
+/// synced: after a power cut it is not to be trusted.
+#[derive(Debug)]
+#[must_use = "the upper is deleted when this value is dropped"]
+pub struct Upper {
+    /// The run's directory, empty once this is disarmed.
+    run: PathBuf,
+    path: PathBuf,
+}
+
+/// An upper that could not be moved. It is still there: [`upper`](Self::upper) can be tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot move the upper {} to {}{}", upper.path().display(), destination.display(), advice(source))]
+pub struct PersistError {
+    /// The upper, unchanged.
+    pub upper: Upper,
+    /// Where it was to go.
+    pub destination: PathBuf,
+    /// Why it could not.
+    pub source: io::Error,
+}
+
+fn advice(source: &io::Error) -> &'static str {
+    match Errno::from_io_error(source) {
+        Some(Errno::XDEV) => ": it is on another file system; choose a scratch directory beside the destination",
+        Some(Errno::EXIST | Errno::NOTEMPTY) => ": something is there already; choose another destination",
+        _ => "",
+    }
+}
+
+impl Upper {
+    /// The upper of the run whose directory is `run`.
+    pub(crate) fn new(run: PathBuf) -> Self {
+        let path = run.join("upper");
+        Self { run, path }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves it where it is, in a directory of its own, and returns its path.
+    #[must_use = "nobody else knows where the upper is"]
+    pub fn keep(mut self) -> PathBuf {
+        self.run = PathBuf::new();
+        std::mem::take(&mut self.path)
+    }
+
+    /// Moves it to `destination`, which must not exist, by one rename: it is there whole or not at all.
+    ///
+    /// # Errors
+    /// [`PersistError`], which gives the upper back: something is at `destination`, or it is on another file system.
+    pub fn persist(mut self, destination: impl Into<PathBuf>) -> Result<PathBuf, Box<PersistError>> {
+        let destination = destination.into();
+        if let Err(error) = rename_new(&self.path, &destination) {
+            return Err(Box::new(PersistError { upper: self, destination, source: error.into() }));
+        }
+        let run = std::mem::take(&mut self.run);
+        if let Err(error) = std::fs::remove_dir(&run) {
+            log::warn!("cannot remove {}: {error}", run.display());
+        }
+        Ok(destination)
+    }
+
+    /// Deletes it and says what dropping could not.
+    ///
+    /// # Errors
+    /// [`Cause::Layer`] with the entry that could not be removed; the rest of it is left.
+    pub fn close(mut self) -> Result<(), Cause> {
+        Ok(layer::remove_tree(std::mem::take(&mut self.run))?)
+    }
+}
+
+impl Drop for Upper {
+    fn drop(&mut self) {
+        if self.run.as_os_str().is_empty() {
+            return;
+        }
+        if let Err(error) = layer::remove_tree(&self.run) {
+            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            log::error!("{} is left: {error}{source}", self.run.display());
+        }
+    }
+}
+
+fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system without RENAME_NOREPLACE. A rename never replaces a directory that holds something.
+        Err(Errno::INVAL | Errno::NOSYS) => match to.symlink_metadata() {
+            Ok(_) => Err(Errno::EXIST),
+            Err(_) => rustix::fs::rename(from, to),
+        },
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn upper(parent: &Path) -> Upper {
+        let upper = Upper::new(parent.join("run"));
+        fs::create_dir_all(upper.path().join("dir")).unwrap();
+        upper
+    }
+
+    #[test]
+    fn it_is_deleted_unless_it_is_kept_or_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(upper(dir.path()));
+        upper(dir.path()).close().unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+
+        let moved = upper(dir.path()).persist(dir.path().join("moved")).unwrap();
+        assert!(moved.join("dir").is_dir());
+        assert!(!dir.path().join("run").exists());
+
+        let kept = upper(dir.path()).keep();
+        assert!(kept.join("dir").is_dir());
+    }
+
+    #[test]
+    fn a_failed_move_gives_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("taken")).unwrap();
+        let error = upper(dir.path()).persist(dir.path().join("taken")).unwrap_err();
+        assert!(error.to_string().contains("something is there already"), "{error}");
+        let moved = error.upper.persist(dir.path().join("free")).unwrap();
+        assert!(moved.join("dir").is_dir());
+    }
+}
