@@ -1,0 +1,317 @@
+//! The `layered` command, from outside: what scripts rely on.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::SystemTime;
+
+use integration_tests::{Fixture, layered};
+use layer::{Layer, Meta};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
+    (status.code().unwrap(), text(&stdout), text(&stderr))
+}
+
+/// `layered run` over the fixture's base.
+fn layered_run(fixture: &Fixture) -> Command {
+    let mut command = layered();
+    command.args(["run", "--base"]).arg(fixture.base().path()).arg("--scratch").arg(fixture.scratch());
+    command
+}
+
+fn script(fixture: &Fixture, options: &[&str], script: &str) -> (i32, String, String) {
+    run(layered_run(fixture).args(options).args(["--", "sh", "-c", script]))
+}
+
+#[test]
+fn exit_statuses() {
+    let fixture = Fixture::new();
+    for (options, text, status) in [
+        (&[][..], "true", 0),
+        (&[], "exit 7", 7),
+        (&[], "ulimit -t 1; while :; do :; done", 137),
+        (&["--timeout", "200ms", "--grace", "10ms"], "sleep 1000", 124),
+        (&["--layer", "/no/such/layer"], "true", 125),
+        (&["--runtime", "no-such-runtime"], "true", 125),
+        (&["--no-such-option"], "true", 125),
+    ] {
+        let (seen, _, stderr) = script(&fixture, options, text);
+        assert_eq!(seen, status, "{options:?} {text}: {stderr}");
+    }
+    assert_eq!(run(layered_run(&fixture).args(["--", "/etc"])).0, 126);
+    assert_eq!(run(layered_run(&fixture).args(["--", "no-such-command"])).0, 127);
+}
+
+#[test]
+fn a_failure_is_one_line_that_names_the_path() {
+    let fixture = Fixture::new();
+    let (status, stdout, stderr) = script(&fixture, &["--layer", "/no/such/layer"], "true");
+    assert_eq!((status, &*stdout), (125, ""));
+    assert_eq!(stderr, "layered: /no/such/layer is not a directory: give the path of a layer\n");
+}
+
+#[test]
+fn output_passes_through_and_streams_stay_apart() {
+    let fixture = Fixture::new();
+    let (status, stdout, stderr) = script(&fixture, &[], "echo out; echo err >&2");
+    assert_eq!((status, &*stdout, &*stderr), (0, "out\n", "err\n"));
+    let log = fixture.path().join("log");
+    let (_, stdout, stderr) =
+        script(&fixture, &["--output", log.to_str().unwrap()], "echo out; echo err >&2; echo out");
+    assert_eq!((&*stdout, &*stderr), ("", ""));
+    // runc hands each stream on by itself, so their order against each other is not kept.
+    let mut lines: Vec<_> = fs::read_to_string(&log).unwrap().lines().map(String::from).collect();
+    lines.sort();
+    assert_eq!(lines, ["err", "out", "out"]);
+}
+
+#[test]
+fn the_report_as_json() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(3);
+    let (file, upper) = (fixture.path().join("report.json"), fixture.path().join("upper"));
+    let mut command = layered_run(&fixture);
+    for layer in &layers {
+        command.arg("--layer").arg(layer.path());
+    }
+    let (status, ..) = run(command.arg("--json").arg(&file).arg("--upper").arg(&upper).args([
+        "--",
+        "sh",
+        "-c",
+        "echo x > /x; exit 3",
+    ]));
+    assert_eq!(status, 3);
+    let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(report["status"], json!({"exited": 3}));
+    assert_eq!(report["upper"], upper.to_str().unwrap());
+    assert_eq!(report["plan"], json!({"rung": "lowerdir+", "separate": 3, "merged": 0}));
+    let names: Vec<_> = report["timings"].as_object().unwrap().keys().map(String::as_str).collect();
+    let expected = "touch plan merge prep_upper overlay_mount config runc_run overlay_umount cleanup total";
+    assert_eq!(names.join(" "), expected);
+    assert!(report["usage"]["peak_memory_bytes"].is_u64());
+    assert_eq!(fs::read(upper.join("x")).unwrap(), b"x\n");
+
+    // One that came to nothing.
+    let (status, ..) = run(layered_run(&fixture).arg("--json").arg(&file).args(["--", "/no/such/command"]));
+    assert_eq!(status, 127);
+    let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!(report["status"]["failed"]["phase"], "runc_run");
+    assert_eq!((&report["status"]["failed"]["left"], &report["upper"]), (&Value::Null, &Value::Null));
+}
+
+#[test]
+fn an_upper_that_is_there_already_is_not_replaced() {
+    let fixture = Fixture::new();
+    let upper = fixture.path().join("upper");
+    fs::create_dir(&upper).unwrap();
+    let (status, _, stderr) = script(&fixture, &["--upper", upper.to_str().unwrap()], "echo ran");
+    assert_eq!(status, 125);
+    assert!(stderr.contains("needs a name that is free"), "{stderr}");
+    assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
+}
+
+#[test]
+fn the_scratch_is_made_beside_the_upper() {
+    let fixture = Fixture::new();
+    let beside = fixture.path().join("beside");
+    fs::create_dir(&beside).unwrap();
+    let mut command = layered();
+    command.args(["run", "--base"]).arg(fixture.base().path()).arg("--upper").arg(beside.join("new"));
+    let (status, stdout, _) = run(command.args(["--", "sh", "-c", "touch /x; cat /proc/self/mountinfo"]));
+    assert_eq!(status, 0);
+    assert!(stdout.contains(&format!("upperdir={}/layered-", beside.display())), "{stdout}");
+    let left: Vec<_> = fs::read_dir(&beside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["new"]);
+}
+
+#[test]
+fn phases_are_printed_as_a_table() {
+    let fixture = Fixture::new();
+    let (_, _, stderr) = script(&fixture, &["--timings"], "true");
+    let lines: Vec<_> = stderr.lines().collect();
+    assert_eq!(lines.len(), 11, "{stderr}");
+    assert!(lines[0].starts_with("PHASE") && lines[7].starts_with("runc_run") && lines[7].contains('█'), "{stderr}");
+    assert!(lines[10].starts_with("total") && lines[10].contains("100.0 %"), "{stderr}");
+}
+
+#[test]
+fn options_reach_the_container() {
+    let fixture = Fixture::new();
+    fs::write(fixture.path().join("bound"), "bound\n").unwrap();
+    let mount = format!("type=bind,source={}/bound,target=/bound,readonly", fixture.path().display());
+    let options = [
+        "--env",
+        "A=b=c",
+        "--cwd",
+        "/tmp",
+        "--user",
+        "12:34",
+        "--hostname",
+        "box",
+        "--mount",
+        &mount,
+        "--memory",
+        "64m",
+        "--pids",
+        "50",
+        "--cpus",
+        "0",
+    ];
+    let (status, stdout, stderr) = script(
+        &fixture,
+        &options,
+        "echo $A; pwd; id -u; id -g; hostname; cat /bound; grep Cpus_allowed_list /proc/self/status",
+    );
+    assert_eq!((status, &*stderr), (0, ""));
+    assert_eq!(stdout, "b=c\n/tmp\n12\n34\nbox\nbound\nCpus_allowed_list:\t0\n");
+}
+
+#[test]
+fn layers_from_a_file() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(3);
+    let list = fixture.path().join("list");
+    fs::write(&list, layers[1..].iter().map(|layer| format!("{}\n", layer.path().display())).collect::<String>())
+        .unwrap();
+    let first = layers[0].path().to_str().unwrap();
+    let (_, stdout, _) =
+        script(&fixture, &["--layer", first, "--layers-from", list.to_str().unwrap()], "cat /top; ls /deps");
+    assert_eq!(stdout, "0\n0\n1\n2\n");
+}
+
+#[test]
+fn a_configuration_from_a_file() {
+    let fixture = Fixture::new();
+    let path = fixture.path().join("config.json");
+    let template = integration_tests::shell("echo from the file").build().unwrap();
+    fs::write(&path, serde_json::to_vec(&template).unwrap()).unwrap();
+    let spec = path.to_str().unwrap();
+    assert_eq!(run(layered_run(&fixture).args(["--spec", spec])).1, "from the file\n");
+    assert_eq!(run(layered_run(&fixture).args(["--spec", spec, "--", "echo", "another"])).1, "another\n");
+    let (status, _, stderr) = run(layered_run(&fixture).args(["--spec", spec, "--env", "A=b"]));
+    assert_eq!(status, 125);
+    assert!(stderr.contains("--spec"), "{stderr}");
+}
+
+#[test]
+fn a_signal_ends_the_command_and_leaves_nothing() {
+    let fixture = Fixture::new();
+    for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
+        let mut child = layered_run(&fixture)
+            .args(["--grace", "10ms", "--", "sh", "-c", "echo begun; sleep 1000"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(status));
+        fixture.assert_clean();
+    }
+}
+
+#[test]
+fn a_terminal_needs_one() {
+    let fixture = Fixture::new();
+    let (status, _, stderr) = script(&fixture, &["--tty"], "true");
+    assert_eq!(status, 125);
+    assert!(stderr.contains("terminal"), "{stderr}");
+}
+
+#[test]
+fn plan_tells_what_would_be_done_and_does_nothing() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(200);
+    let mut command = layered();
+    command.args(["plan", "--base"]).arg(fixture.base().path());
+    for layer in &layers {
+        command.arg("--layer").arg(layer.path());
+    }
+    let (status, stdout, stderr) = run(command.args(["--rung", "mount-paths"]));
+    assert_eq!((status, &*stderr), (0, ""));
+    assert!(stdout.contains("200 layers over") && stdout.contains("merged into one directory first"), "{stdout}");
+    assert!(layers.iter().all(|layer| layer.last_used().unwrap().is_none()));
+}
+
+#[test]
+fn merge_makes_what_a_run_would() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(3);
+    let target = fixture.path().join("merged");
+    let mut command = layered();
+    let (status, stdout, _) = run(command.arg("merge").arg(&target).args(layers.iter().map(Layer::path)));
+    assert_eq!(status, 0);
+    assert_eq!(stdout, "3 layers merged: 4 files linked, 0 copied, 2 directories, 0 whiteouts\n");
+    assert_eq!(fs::read(target.join("top")).unwrap(), b"0\n");
+    assert_eq!(fs::read_dir(target.join("deps")).unwrap().count(), 3);
+}
+
+/// A layer with a `layer.json` and a sidecar.
+fn finished_layer(fixture: &Fixture, name: &str, exit_status: i64) -> Layer {
+    let layer = fixture.layer(name, |_| {});
+    let meta = Meta { exit_status, disk_usage: 3 << 20, ..Meta::new("base", SystemTime::now()) };
+    layer.write_sidecar("package", &json!({"name": name})).unwrap();
+    layer.write_meta(&meta).unwrap();
+    layer
+}
+
+#[test]
+fn ls_and_show_tell_what_is_there() {
+    let fixture = Fixture::new();
+    let layer = finished_layer(&fixture, "good", 0);
+    finished_layer(&fixture, "bad", 2);
+    fixture.layer("half-made", |_| {});
+    layer.touch().unwrap();
+
+    let (status, stdout, _) = run(layered().arg("ls").arg(fixture.store()));
+    let lines: Vec<Vec<_>> =
+        stdout.lines().map(|line| line.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect()).collect();
+    assert_eq!(status, 0);
+    assert_eq!(lines.len(), 3, "{stdout}");
+    assert_eq!(lines[1][..4], ["bad", "exit 2", "3.0 MiB", "never"]);
+    assert_eq!(lines[2][..3], ["good", "ok", "3.0 MiB"]);
+
+    let (_, stdout, _) = run(layered().args(["ls", "--json"]).arg(fixture.store()));
+    let rows: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        (&rows[0]["name"], &rows[0]["exit_status"], &rows[0]["last_used"]),
+        (&json!("bad"), &json!(2), &Value::Null)
+    );
+
+    let (_, stdout, _) = run(layered().arg("show").arg(layer.path()));
+    assert!(
+        stdout.contains("exit status  0") && stdout.contains("package.json") && stdout.contains("\"name\": \"good\""),
+        "{stdout}"
+    );
+    let (_, stdout, _) = run(layered().args(["show", "--json"]).arg(layer.path()));
+    let shown: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(shown["sidecars"]["package"]["name"], "good");
+    assert_eq!(shown["meta"]["base_hash"], "base");
+
+    let (status, _, stderr) = run(layered().arg("show").arg(fixture.store().join("half-made")));
+    assert_eq!(status, 125);
+    assert!(stderr.contains("has no layer.json"), "{stderr}");
+    let (status, _, stderr) = run(layered().arg("ls").arg(Path::new("/no/such/store")));
+    assert_eq!(status, 125);
+    assert!(stderr.contains("/no/such/store is not a directory"), "{stderr}");
+}
+
+#[test]
+fn help_teaches_by_example() {
+    for command in ["run", "plan", "merge", "ls", "show"] {
+        let (status, stdout, stderr) = run(layered().args([command, "--help"]));
+        assert_eq!((status, &*stderr), (0, ""));
+        assert!(stdout.contains(&format!("layered {command} ")) && stdout.contains("Example"), "{stdout}");
+        assert!(!stdout.contains('\u{1b}'), "colour without a terminal");
+    }
+}

@@ -1,0 +1,179 @@
+//! What the container finds besides its layers: files in `/etc`, binds, users, limits, namespaces.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use container::{Mount, Network, Output, Template};
+use integration_tests::{Fixture, shell, stderr, stdout};
+use layer::Layer;
+use runner::{EtcFiles, Report};
+
+fn run(fixture: &Fixture, layers: &[Layer], template: container::TemplateBuilder) -> Report {
+    runner::run(&fixture.base(), layers, &template.build().unwrap(), fixture.options()).unwrap()
+}
+
+#[test]
+fn hosts_and_resolv_conf_are_put_into_the_upper() {
+    let fixture = Fixture::new();
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let etc = fixture.base().fs().join("etc");
+    // As distributions have it.
+    symlink("../run/systemd/resolve/stub-resolv.conf", etc.join("resolv.conf")).unwrap();
+    fs::File::open(&etc).unwrap().set_modified(long_ago).unwrap();
+
+    let report = run(&fixture, &[], shell("cat /etc/hosts; stat -c %Y /etc").hostname("box"));
+    let expected = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\tbox\n1000000000\n";
+    assert_eq!(stdout(&report), expected);
+    assert_eq!(report.made, [PathBuf::from("/etc/hosts")]);
+    assert!(fs::symlink_metadata(report.upper.path().join("etc/resolv.conf")).is_err());
+
+    let report = run(&fixture, &[], shell("cat /etc/hosts /etc/resolv.conf").network(Network::Host));
+    let host = [fs::read("/etc/hosts").unwrap(), fs::read("/etc/resolv.conf").unwrap()].concat();
+    assert_eq!(report.stdout.as_ref().unwrap().to_bytes(), host);
+    assert_eq!(report.made, ["/etc/hosts", "/etc/resolv.conf"].map(PathBuf::from));
+    // The layer's link is untouched.
+    assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_symlink());
+}
+
+#[test]
+fn files_of_the_caller_or_of_the_layers_stay() {
+    let fixture = Fixture::new();
+    fs::write(fixture.base().fs().join("etc/hosts"), "base\n").unwrap();
+    let options = || fixture.options().stdout(Output::Capture(Default::default()));
+    let callers = options().prep_upper(|upper, _| {
+        fs::create_dir(upper.join("etc"))?;
+        Ok(fs::write(upper.join("etc/hosts"), "caller\n")?)
+    });
+    assert_eq!(stdout(&fixture.run_with(&[], "cat /etc/hosts", callers)), "caller\n");
+    let layers = options().etc_files(EtcFiles::FromLayers);
+    let report = fixture.run_with(&[], "cat /etc/hosts", layers);
+    assert_eq!((stdout(&report), report.made.len()), ("base\n".into(), 0));
+}
+
+#[test]
+fn a_hostile_link_leads_nowhere() {
+    let fixture = Fixture::new();
+    let outside = fixture.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("hosts"), "precious").unwrap();
+    let layer = fixture.layer("hostile", |fs| {
+        fs::create_dir(fs.join("etc")).unwrap();
+        symlink(outside.join("hosts"), fs.join("etc/hosts")).unwrap();
+        symlink(&outside, fs.join("target")).unwrap();
+    });
+    let report = run(&fixture, std::slice::from_ref(&layer), shell("cat /etc/hosts"));
+    assert!(stdout(&report).starts_with("127.0.0.1"));
+    assert!(fs::symlink_metadata(report.upper.path().join("etc/hosts")).unwrap().is_file());
+
+    // A mount point below a link to somewhere else is made inside or not at all.
+    let template = shell("true").mount(Mount::bind(fixture.store(), "/target/sub")).build().unwrap();
+    assert!(runner::run(&fixture.base(), &[layer], &template, fixture.options()).is_err());
+    assert_eq!(fs::read(outside.join("hosts")).unwrap(), b"precious");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+}
+
+#[test]
+fn binds_of_files_and_directories() {
+    let fixture = Fixture::new();
+    let sources = fixture.path().join("sources");
+    fs::create_dir(&sources).unwrap();
+    fs::write(sources.join("file"), "bound\n").unwrap();
+    let template = shell("cat /src/file /conf/one /tmp/two; echo more >> /src/file; echo no > /conf/one")
+        .mount(Mount::bind(&sources, "/src"))
+        .mount(Mount::bind(sources.join("file"), "/conf/one").read_only())
+        // Below one of the system's own mounts.
+        .mount(Mount::bind(sources.join("file"), "/tmp/two"));
+    let report = run(&fixture, &[], template);
+    assert_eq!(stdout(&report), "bound\n".repeat(3));
+    assert!(stderr(&report).contains("Read-only file system"), "{}", stderr(&report));
+    assert_eq!(fs::read(sources.join("file")).unwrap(), b"bound\nmore\n");
+    assert_eq!(report.made, ["/etc/hosts", "/src", "/conf", "/conf/one"].map(PathBuf::from));
+    assert_eq!(fs::metadata(report.upper.path().join("conf/one")).unwrap().len(), 0);
+}
+
+#[test]
+fn user_directory_and_variables() {
+    let fixture = Fixture::new();
+    let template =
+        shell("id -u; id -g; pwd; echo $GREETING; hostname; touch /tmp/mine && echo may || echo may not; touch /x")
+            .user(1000, 100)
+            .cwd("/tmp")
+            .env("GREETING", "good day")
+            .hostname("box");
+    let report = run(&fixture, &[], template);
+    assert_eq!(stdout(&report), "1000\n100\n/tmp\ngood day\nbox\nmay\n");
+    assert!(!report.status.success());
+}
+
+#[test]
+fn a_file_of_another_user_keeps_its_owner() {
+    let fixture = Fixture::new();
+    let report = run(&fixture, &[], shell("echo x > /root/x; mkdir -m 777 /shared"));
+    let metadata = fs::metadata(report.upper.path().join("root")).unwrap();
+    assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (0, 0o700));
+}
+
+#[test]
+fn no_network_but_the_loopback() {
+    let fixture = Fixture::new();
+    let script = "ls /sys/class/net";
+    assert_eq!(stdout(&run(&fixture, &[], shell(script))), "lo\n");
+    let mut host: Vec<_> = fs::read_dir("/sys/class/net")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    host.sort();
+    let seen = stdout(&run(&fixture, &[], shell(script).network(Network::Host)));
+    assert_eq!(seen.lines().collect::<Vec<_>>(), host);
+}
+
+#[test]
+fn a_limit_on_memory_holds() {
+    let fixture = Fixture::new();
+    let template = shell("dd if=/dev/zero of=/tmp/x bs=1M count=100 2>/dev/null").memory_limit_bytes(32 << 20);
+    let report = run(&fixture, &[], template);
+    assert!(!report.status.success(), "{report:?}");
+    // A little of the kernel's own is counted above the limit.
+    assert!(report.usage.peak_memory_bytes.is_some_and(|bytes| bytes <= 40 << 20), "{:?}", report.usage);
+}
+
+#[test]
+fn nothing_of_the_caller_is_handed_on() {
+    let fixture = Fixture::new();
+    // An open descriptor and a variable.
+    let secret = fs::File::open(fixture.path()).unwrap();
+    rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).unwrap();
+    let report = run(&fixture, &[], shell("ls /proc/self/fd; env"));
+    let seen = stdout(&report);
+    assert!(!seen.contains("CARGO"), "{seen}");
+    // 0, 1, 2 and the directory itself.
+    let descriptors: Vec<_> = seen.lines().take_while(|line| line.parse::<u32>().is_ok()).collect();
+    assert_eq!(descriptors, ["0", "1", "2", "3"]);
+}
+
+#[test]
+fn a_configuration_from_a_file() {
+    let fixture = Fixture::new();
+    let path = fixture.path().join("config.json");
+    let mut value = serde_json::to_value(shell("echo $FROM").env("FROM", "a file").build().unwrap()).unwrap();
+    value["x-unknown"] = true.into();
+    value["linux"]["cgroupsPath"] = "/layered-test-of-its-own".into();
+    fs::write(&path, value.to_string()).unwrap();
+    let template = Template::from_file(&path).unwrap();
+    let report = runner::run(&fixture.base(), &[], &template, fixture.options()).unwrap();
+    assert_eq!(stdout(&report), "a file\n");
+}
+
+#[test]
+fn the_upper_is_out_of_reach() {
+    let fixture = Fixture::new();
+    let report = run(&fixture, &[], shell("ls /../..; cat /proc/1/mountinfo | head -n 1 | grep -c upperdir"));
+    // The mount table shows names, but none of them leads anywhere inside.
+    let inside = report.upper.path().strip_prefix("/").unwrap();
+    assert!(!report.upper.path().join(inside).exists());
+    let parent = fs::metadata(report.upper.path().parent().unwrap()).unwrap();
+    assert_eq!(parent.mode() & 0o7777, 0o700);
+    assert_eq!(Path::new("/").join(inside), report.upper.path());
+}

@@ -1,0 +1,17 @@
+//! Tests that need root, a kernel with overlayfs, runc and busybox. They fail where they cannot run.
+//!
+//! One binary, a module a subject:
+//!
+//! - `stacking`: what a command sees of its layers, on every rung, at any number of them
+//! - `results`: how a command ends, what comes back, where its output goes
+//! - `inputs`: what is refused, and that nothing is left then
+//! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
+//! - `mounts`: overlays without a run
+//! - `command`: the `layered` command, from outside
+
+mod command;
+mod environment;
+mod inputs;
+mod mounts;
+mod results;
+mod stacking;

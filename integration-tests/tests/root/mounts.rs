@@ -1,0 +1,176 @@
+//! Overlays without a run: `container` on its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use container::{
+    Bundle, ContainerId, DeviceNodes, Error, Invocation, LowerNames, MountApi, Output, Overlay, Runtime,
+    in_private_mount_namespace,
+};
+use integration_tests::{Fixture, shell};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+struct Dirs {
+    lowers: Vec<PathBuf>,
+    upper: PathBuf,
+    work: PathBuf,
+    merged: PathBuf,
+}
+
+impl Dirs {
+    fn new(fixture: &Fixture) -> Self {
+        let dir = |name: &str| {
+            let path = fixture.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let lowers = ["one", "two"].map(dir).to_vec();
+        for (lower, name) in lowers.iter().zip(["1", "2"]) {
+            fs::write(lower.join(name), "").unwrap();
+        }
+        Self { lowers, upper: dir("upper"), work: dir("work"), merged: dir("merged") }
+    }
+
+    fn overlay(&self) -> Overlay {
+        Overlay::new(&self.lowers).writable(&self.upper, &self.work)
+    }
+}
+
+fn options_of(mount_point: &Path) -> String {
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.contains(&format!(" {} ", mount_point.display())));
+    line.unwrap_or_default().into()
+}
+
+#[test]
+fn each_api_with_each_kind_of_names() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    in_private_mount_namespace(|| {
+        for api in [MountApi::Fsconfig, MountApi::Mount2] {
+            for names in [LowerNames::Paths, LowerNames::Descriptors] {
+                // A volatile work directory serves once.
+                fs::remove_dir_all(&dirs.work).unwrap();
+                fs::create_dir(&dirs.work).unwrap();
+                let mounted = dirs.overlay().api(api).names(names).mount(&dirs.merged).unwrap();
+                assert!(dirs.merged.join("1").exists() && dirs.merged.join("2").exists());
+                let options = options_of(&dirs.merged);
+                assert!(options.contains("redirect_dir=nofollow") && options.contains("volatile"), "{options}");
+                assert_eq!(options.contains("/one"), names == LowerNames::Paths, "{options}");
+                assert_eq!((mounted.api(), mounted.names(), mounted.path()), (api, names, &*dirs.merged));
+                mounted.unmount().unwrap();
+                assert_eq!(options_of(&dirs.merged), "");
+            }
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_dropped_guard_unmounts() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    in_private_mount_namespace(|| {
+        drop(dirs.overlay().mount(&dirs.merged).unwrap());
+        assert_eq!(options_of(&dirs.merged), "");
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_busy_mount_is_told_and_stays() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    in_private_mount_namespace(|| {
+        let mounted = dirs.overlay().mount(&dirs.merged).unwrap();
+        let file = fs::File::create(dirs.merged.join("open")).unwrap();
+        match mounted.unmount().unwrap_err() {
+            Error::Unmount { target, source } => {
+                assert_eq!((target, source.raw_os_error()), (dirs.merged.clone(), Some(nix::libc::EBUSY)));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(dirs.merged.join("1").exists());
+        drop(file);
+        nix::mount::umount(&dirs.merged).unwrap();
+        assert!(dirs.upper.join("open").exists());
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_private_mount_is_seen_by_nobody_else() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    in_private_mount_namespace(|| {
+        let mounted = dirs.overlay().mount(&dirs.merged).unwrap();
+        let host = fs::read_to_string("/proc/1/mountinfo").unwrap();
+        assert!(!host.contains(dirs.merged.to_str().unwrap()));
+        mounted.unmount().unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_the_kernel_refuses_is_told_in_its_words() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    let missing = fixture.path().join("missing");
+    in_private_mount_namespace(|| {
+        for api in [MountApi::Fsconfig, MountApi::Mount2] {
+            let refused = |overlay: Overlay, target: &Path| {
+                // What failed may have left its mark in the work directory.
+                fs::remove_dir_all(&dirs.work).unwrap();
+                fs::create_dir(&dirs.work).unwrap();
+                overlay.api(api).mount(target).unwrap_err().to_string()
+            };
+            let twice = Overlay::new([&dirs.lowers[0], &dirs.lowers[0]]).writable(&dirs.upper, &dirs.work);
+            let message = refused(twice, &dirs.merged);
+            assert!(message.contains("given twice"), "{message}");
+            let message = refused(dirs.overlay(), &missing);
+            assert!(message.contains("missing"), "{message}");
+            let file = dirs.lowers[0].join("1");
+            let message = refused(Overlay::new([&file, &dirs.lowers[0]]).names(LowerNames::Paths), &dirs.merged);
+            // mount(2) has no words of its own.
+            assert!(api == MountApi::Mount2 || message.contains("kernel: "), "{message}");
+            fs::create_dir_all(dirs.upper.join("work")).unwrap();
+            let nested = Overlay::new(&dirs.lowers).writable(&dirs.upper, dirs.upper.join("work"));
+            assert!(refused(nested, &dirs.merged).contains("dmesg"), "{api:?}");
+        }
+    })
+    .unwrap();
+    assert_eq!(options_of(&dirs.merged), "");
+}
+
+#[test]
+fn inert_device_nodes_cannot_be_opened() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    mknod(&dirs.lowers[0].join("null"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, 3)).unwrap();
+    in_private_mount_namespace(|| {
+        let mounted = dirs.overlay().mount(&dirs.merged).unwrap();
+        fs::File::open(dirs.merged.join("null")).unwrap();
+        mounted.unmount().unwrap();
+        fs::remove_dir_all(&dirs.work).unwrap();
+        fs::create_dir(&dirs.work).unwrap();
+        let mounted = dirs.overlay().devices(DeviceNodes::Inert).mount(&dirs.merged).unwrap();
+        let error = fs::File::open(dirs.merged.join("null")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::libc::EACCES));
+        mounted.unmount().unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_container_over_a_directory_of_ones_own() {
+    let fixture = Fixture::new();
+    let template = shell("echo hello > /made").build().unwrap();
+    let bundle = Bundle::create(fixture.scratch(), &template.instantiate(&fixture.base().fs()).unwrap()).unwrap();
+    let id = ContainerId::random("layered-test").unwrap();
+    let invocation = Invocation::new(&bundle, &id).stderr(Output::Inherit);
+    let finished = Runtime::default().run(invocation).unwrap();
+    assert!(finished.status.success());
+    assert_eq!(fs::read(fixture.base().fs().join("made")).unwrap(), b"hello\n");
+    fs::remove_file(bundle.config_path()).unwrap();
+    fs::remove_file(fixture.scratch().join("runtime.log")).unwrap();
+}

@@ -1,0 +1,279 @@
+//! How a command ends, what comes back, and where its output goes.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use container::{Cancel, CaptureLimit, Error as ContainerError, Input, Output, Runtime, Status, Template};
+use integration_tests::{Fixture, find, shell, stderr, stdout};
+use layer::Layer;
+use runner::{Cause, Phase};
+
+#[test]
+fn a_failing_command_is_a_result_with_its_upper() {
+    let fixture = Fixture::new();
+    let report = fixture.run(&[], "echo half > /half; exit 7");
+    assert_eq!(report.status, Status::Exited(7));
+    assert_eq!(fs::read(report.upper.path().join("half")).unwrap(), b"half\n");
+}
+
+#[test]
+fn a_command_killed_by_a_signal() {
+    let fixture = Fixture::new();
+    // The kernel shields the first process of a container from its own signals, but not from a limit on processor time.
+    let report = fixture.run(&[], "ulimit -t 1; while :; do :; done");
+    assert_eq!(report.status, Status::Signaled(9));
+}
+
+#[test]
+fn a_command_that_is_not_there_or_cannot_be_executed() {
+    let fixture = Fixture::new();
+    let layers = [fixture.layer("scripts", |fs| fs::write(fs.join("plain"), "not a program").unwrap())];
+    for runtime in ["runc", "crun"] {
+        for (command, found) in [("/no/such/command", false), ("no-such-command", false), ("/plain", true)] {
+            let template = Template::builder([command]).build().unwrap();
+            let options = fixture.options().runtime(Runtime::new(find(runtime)));
+            let error = runner::run(&fixture.base(), &layers, &template, options).unwrap_err();
+            assert_eq!((error.phase(), error.left()), (Phase::RuncRun, None), "{error}");
+            match (error.cause(), found) {
+                (Cause::Container(ContainerError::CommandNotFound { .. }), false) => {}
+                (Cause::Container(ContainerError::CommandNotExecutable { .. }), true) => {}
+                _ => panic!("{runtime}, {command}: {error:?}"),
+            }
+            fixture.assert_clean();
+        }
+    }
+}
+
+#[test]
+fn the_runtimes_own_failure_is_told_with_its_message() {
+    let fixture = Fixture::new();
+    // A file cannot be mounted on the directory that is there.
+    let template = shell("true").mount(container::Mount::bind("/etc/hostname", "/gone/below")).build().unwrap();
+    let layer = fixture.layer("covering", |fs| fs::write(fs.join("gone"), "a file").unwrap());
+    let error = runner::run(&fixture.base(), &[layer], &template, fixture.options()).unwrap_err();
+    assert_eq!(error.phase(), Phase::Config, "{error}");
+
+    let mut value = serde_json::to_value(shell("true").build().unwrap()).unwrap();
+    value["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(serde_json::json!({"destination": "/x", "type": "nosuchfs", "source": "x"}));
+    let template = Template::from_value(value).unwrap();
+    let error = runner::run(&fixture.base(), &[], &template, fixture.options()).unwrap_err();
+    match error.cause() {
+        Cause::Container(ContainerError::Runtime { message, .. }) => {
+            assert!(message.contains("no such device"), "{message}")
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(error.left(), None);
+}
+
+#[test]
+fn a_runtime_that_fails_in_every_way() {
+    let fixture = Fixture::new();
+    let script = |name: &str, text: &str| {
+        let path = fixture.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    };
+    let killed = script("killed", "#!/bin/sh\n[ \"$3\" = delete ] || kill -9 $$\n");
+    let garbage = script(
+        "garbage",
+        "#!/bin/sh\nwhile [ $# -gt 1 ]; do [ \"$1\" = --log ] && echo '}{ oops' > \"$2\"; shift; done; exit 3\n",
+    );
+    let plain = fixture.path().join("plain");
+    fs::write(&plain, "").unwrap();
+    for (program, expected) in [
+        (killed, "it was killed"),
+        (garbage, "}{ oops"),
+        (plain, "cannot start the runtime"),
+        ("no-such-runtime".into(), "cannot start the runtime"),
+    ] {
+        let template = shell("true").build().unwrap();
+        let options = fixture.options().runtime(Runtime::new(&program));
+        let error = runner::run(&fixture.base(), &[], &template, options).unwrap_err();
+        assert!(error.to_string().contains(expected), "{}: {error}", program.display());
+        assert_eq!((error.phase(), error.left()), (Phase::RuncRun, None));
+        fixture.assert_clean();
+    }
+}
+
+#[test]
+fn the_upper_is_owned() {
+    let fixture = Fixture::new();
+    let report = fixture.run(&[], "mkdir -p /made/here; echo new > /made/file; rm /bin/wc");
+    let layer = fixture.store().join("new");
+    fs::create_dir(&layer).unwrap();
+    report.upper.persist(layer.join("fs")).unwrap();
+    fixture.assert_clean();
+
+    // What it wrote is the next layer.
+    let report = fixture.run(&[Layer::open(&layer).unwrap()], "cat /made/file; ls /bin/wc 2>/dev/null || echo gone");
+    assert_eq!(stdout(&report), "new\ngone\n");
+    let path = report.upper.keep();
+    assert!(path.is_dir());
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn the_upper_cannot_be_moved_to_another_file_system_but_is_not_lost() {
+    let fixture = Fixture::new();
+    let report = fixture.run(&[], "echo new > /file");
+    let destination = Path::new("/dev/shm").join(fixture.path().file_name().unwrap());
+    let error = report.upper.persist(&destination).unwrap_err();
+    assert!(error.to_string().contains("another file system"), "{error}");
+    assert!(!destination.exists());
+    assert_eq!(fs::read(error.upper.path().join("file")).unwrap(), b"new\n");
+}
+
+#[test]
+fn phases_are_timed_in_order() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(4);
+    let report = fixture.run_with(&layers, "true", fixture.options().max_lowers(3).prep_upper(|_, _| Ok(())));
+    let names: Vec<_> = report.timings.iter().map(|(name, _)| name).collect();
+    assert_eq!(
+        names.join(" "),
+        "touch plan merge prep_upper overlay_mount config runc_run overlay_umount cleanup total"
+    );
+    assert!(report.timings.iter().all(|(_, time)| !time.is_zero()), "{:?}", report.timings);
+    let sum: Duration = report.timings.iter().take(9).map(|(_, time)| time).sum();
+    assert!(sum <= report.timings.total());
+}
+
+#[test]
+fn streams_are_kept_apart_and_bounded() {
+    let fixture = Fixture::new();
+    let report = fixture.run(&[], "echo out; echo err >&2");
+    assert_eq!((stdout(&report), stderr(&report)), ("out\n".into(), "err\n".into()));
+
+    let limit = CaptureLimit { head_bytes: 4, tail_bytes: 6 };
+    let report = fixture.run_with(&[], "seq 1 100000", fixture.options().stdout(Output::Capture(limit)));
+    let excerpt = report.stdout.as_ref().unwrap();
+    assert_eq!(excerpt.to_bytes(), b"1\n2\n00000\n");
+    assert_eq!(excerpt.total_bytes(), 588_895);
+}
+
+#[test]
+fn output_to_a_file_a_callback_or_nowhere() {
+    let fixture = Fixture::new();
+    let path = fixture.path().join("log");
+    let pieces = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&pieces);
+    let options = fixture
+        .options()
+        .stdout(Output::File(fs::File::create(&path).unwrap()))
+        .stderr(Output::Callback(Box::new(move |piece| sink.lock().unwrap().extend_from_slice(piece))));
+    let report = fixture.run_with(&[], "seq 1 3; seq 1 20000 >&2", options);
+    assert!(report.stdout.is_none() && report.stderr.is_none());
+    assert_eq!(fs::read(&path).unwrap(), b"1\n2\n3\n");
+    let expected: String = (1..=20000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(*pieces.lock().unwrap(), expected.as_bytes());
+
+    let report = fixture.run_with(&[], "echo nothing", fixture.options().stdout(Output::Null));
+    assert!(report.status.success() && report.stdout.is_none());
+}
+
+#[test]
+fn input_from_a_file_or_nowhere() {
+    let fixture = Fixture::new();
+    let path = fixture.path().join("input");
+    fs::write(&path, "a line\n").unwrap();
+    let options = fixture.options().stdin(Input::File(fs::File::open(&path).unwrap()));
+    assert_eq!(stdout(&fixture.run_with(&[], "cat", options)), "a line\n");
+    assert_eq!(stdout(&fixture.run(&[], "cat; echo end")), "end\n");
+}
+
+#[test]
+fn the_deadline_ends_the_whole_container() {
+    let fixture = Fixture::new();
+    // The first process of a container does not hear SIGTERM unless it asks for it: this one has to be killed.
+    let deaf = fixture.options().timeout(Duration::from_millis(300)).grace(Duration::from_millis(50));
+    let report = fixture.run_with(&[], "echo begun > /begun; sleep 1000 & sleep 1000", deaf);
+    assert_eq!(report.status, Status::TimedOut);
+    assert_eq!(fs::read(report.upper.path().join("begun")).unwrap(), b"begun\n");
+    drop(report);
+    fixture.assert_clean();
+
+    // This one hears it and has its time to tidy up: a minute, of which it does not need much.
+    let polite = fixture.options().timeout(Duration::from_millis(300)).grace(Duration::from_secs(60));
+    let report =
+        fixture.run_with(&[], "trap 'echo tidied > /tidied; exit 0' TERM; while :; do sleep 0.01; done", polite);
+    assert_eq!(report.status, Status::TimedOut);
+    assert_eq!(fs::read(report.upper.path().join("tidied")).unwrap(), b"tidied\n");
+}
+
+#[test]
+fn a_cancel_from_another_thread() {
+    let fixture = Fixture::new();
+    let cancel = Cancel::new().unwrap();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let options = fixture
+        .options()
+        .grace(Duration::from_millis(50))
+        .cancel(cancel.clone())
+        .stdout(Output::Callback(Box::new(move |_| begun.send(()).unwrap())));
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            has_begun.recv().unwrap();
+            cancel.cancel();
+        });
+        let report = fixture.run_with(&[], "echo begun; sleep 1000", options);
+        assert_eq!(report.status, Status::Cancelled);
+    });
+}
+
+#[test]
+fn a_callback_that_panics_leaves_nothing() {
+    let fixture = Fixture::new();
+    let options = fixture.options().stdout(Output::Callback(Box::new(|_| panic!("seen enough"))));
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        drop(fixture.run_with(&[], "echo; sleep 1000", options));
+    }));
+    assert!(panic.is_err());
+    fixture.assert_clean();
+}
+
+#[test]
+fn what_was_used_is_told() {
+    let fixture = Fixture::new();
+    let report = fixture.run(&[], "dd if=/dev/zero of=/tmp/x bs=1M count=20 2>/dev/null");
+    assert!(report.usage.peak_memory_bytes.is_some_and(|bytes| bytes > 20 << 20), "{:?}", report.usage);
+    assert!(report.usage.cpu_time.is_some_and(|time| !time.is_zero()), "{:?}", report.usage);
+}
+
+#[test]
+fn crun_runs_the_same() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(3);
+    let options = fixture.options().runtime(Runtime::new(find("crun")));
+    let report = fixture.run_with(&layers, "cat /top; echo new > /new; exit 3", options);
+    assert_eq!((report.status, stdout(&report)), (Status::Exited(3), "0\n".into()));
+    assert_eq!(fs::read(report.upper.path().join("new")).unwrap(), b"new\n");
+}
+
+#[test]
+fn many_at_once() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(10);
+    std::thread::scope(|scope| {
+        let one = |n: usize| {
+            let (fixture, layers) = (&fixture, &layers);
+            move || {
+                let report = fixture.run(layers, &format!("echo {n} > /n; cat /n"));
+                assert_eq!(stdout(&report), format!("{n}\n"));
+                let mut written = String::new();
+                fs::File::open(report.upper.path().join("n")).unwrap().read_to_string(&mut written).unwrap();
+                assert_eq!(written, format!("{n}\n"));
+            }
+        };
+        for n in 0..16 {
+            scope.spawn(one(n));
+        }
+    });
+}
