@@ -47,7 +47,9 @@ pub use id::ContainerId;
 pub use mounted::Mounted;
 pub use namespace::in_private_mount_namespace;
 pub use output::{Callback, CaptureLimit, Excerpt, Output};
-pub use overlay::{DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, copy_root_attributes};
+pub use overlay::{
+    DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, OverlayXattrs, copy_root_attributes,
+};
 pub use rootfs::{MountPoint, Rootfs};
 pub use runtime::{Cancel, Finished, Input, Invocation, Runtime, Status};
 pub use template::{

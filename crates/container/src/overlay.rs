@@ -79,6 +79,17 @@ pub enum DeviceNodes {
     Inert,
 }
 
+/// The namespace of the extended attributes in which overlayfs keeps what it notes down: whiteouts, opaque directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OverlayXattrs {
+    /// `trusted.overlay.`, which only root can write.
+    #[default]
+    Trusted,
+    /// `user.overlay.`, for layers that an unprivileged mount has made (`userxattr`, kernel 5.11). The other kind is not looked
+    /// at then.
+    User,
+}
+
 /// An overlay to mount: lower directories, topmost first, and an upper to write to.
 ///
 /// It is mounted with `redirect_dir=nofollow,index=off,metacopy=off,xino=off`, and `volatile` where the kernel has it (5.10):
@@ -99,6 +110,7 @@ pub struct Overlay {
     api: Option<MountApi>,
     names: Option<LowerNames>,
     devices: DeviceNodes,
+    xattrs: OverlayXattrs,
 }
 
 #[derive(Debug, Clone)]
@@ -111,7 +123,14 @@ impl Overlay {
     /// A read-only overlay of `lowers`, topmost first. The kernel wants two of them at least, and none twice.
     pub fn new<P: Into<PathBuf>>(lowers: impl IntoIterator<Item = P>) -> Self {
         let lowers = lowers.into_iter().map(Into::into).collect();
-        Self { lowers, writable: None, api: None, names: None, devices: DeviceNodes::default() }
+        Self {
+            lowers,
+            writable: None,
+            api: None,
+            names: None,
+            devices: DeviceNodes::default(),
+            xattrs: OverlayXattrs::default(),
+        }
     }
 
     /// What is written goes to `upper`; `work` is the kernel's own, an empty directory on the same file system. No other
@@ -139,6 +158,12 @@ impl Overlay {
         self
     }
 
+    /// Where overlayfs keeps its notes, in the lowers as in the upper.
+    pub fn xattrs(mut self, xattrs: OverlayXattrs) -> Self {
+        self.xattrs = xattrs;
+        self
+    }
+
     /// The bytes that `lower` takes in the options of mount(2), escapes and separator included. A descriptor's number counts
     /// with six digits.
     pub fn option_bytes(names: LowerNames, lower: &Path) -> usize {
@@ -156,7 +181,7 @@ impl Overlay {
             LowerNames::Paths => [mount2::escape(upper.as_os_str()), mount2::escape(work.as_os_str())],
             LowerNames::Descriptors => [vec![b'0'; DESCRIPTOR_BYTES - 1], vec![b'0'; DESCRIPTOR_BYTES - 1]],
         };
-        mount2::options(&[], Some((&upper, &work)), mount2::Volatile::Yes).len()
+        mount2::options(&[], Some((&upper, &work)), OverlayXattrs::User, mount2::Volatile::Yes).len()
     }
 
     /// Mounts it on `target`, a directory, in the mount namespace of the caller.
@@ -174,7 +199,7 @@ impl Overlay {
             Some(Writable { upper, work }) => Some(Writable { upper: absolute(upper)?, work: absolute(work)? }),
             None => None,
         };
-        let request = Request { lowers, writable, devices: self.devices, target };
+        let request = Request { lowers, writable, devices: self.devices, xattrs: self.xattrs, target };
         let api = match self.api {
             Some(api) => api,
             None => MountApi::detect()?,
@@ -204,6 +229,7 @@ struct Request {
     lowers: Vec<PathBuf>,
     writable: Option<Writable>,
     devices: DeviceNodes,
+    xattrs: OverlayXattrs,
     target: PathBuf,
 }
 
@@ -212,7 +238,7 @@ impl Request {
         let lowers: usize = self.lowers.iter().map(|lower| Overlay::option_bytes(LowerNames::Paths, lower)).sum();
         let fixed = match &self.writable {
             Some(Writable { upper, work }) => Overlay::fixed_option_bytes(LowerNames::Paths, upper, work),
-            None => mount2::options(&[], None, mount2::Volatile::No).len(),
+            None => mount2::options(&[], None, self.xattrs, mount2::Volatile::No).len(),
         };
         // With `lowerdir+` nothing has to fit, but the mount table grows with every byte.
         let available = match api {
@@ -272,7 +298,13 @@ mod tests {
     fn request(count: usize, length: usize) -> Request {
         let lowers = (0..count).map(|n| PathBuf::from(format!("/{n:0width$}", width = length - 1))).collect();
         let writable = Some(Writable { upper: "/s/upper".into(), work: "/s/work".into() });
-        Request { lowers, writable, devices: DeviceNodes::Usable, target: "/s/merged".into() }
+        Request {
+            lowers,
+            writable,
+            devices: DeviceNodes::Usable,
+            xattrs: OverlayXattrs::Trusted,
+            target: "/s/merged".into(),
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 use std::path::{Path, PathBuf};
 
 use container::{
-    Bundle, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, Rootfs, Template, Terminal,
+    Bundle, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Template, Terminal,
     copy_root_attributes, in_private_mount_namespace,
 };
-use layer::{Base, Layer, Merged, Plan, Rung};
+use layer::{Base, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
 
 use crate::error::Cause;
 use crate::options::EtcFiles;
@@ -89,7 +89,11 @@ impl Host for Machine<'_> {
     fn merge(&mut self, scratch: &Scratch) -> Result<(), Cause> {
         let merged = &self.plan_made().merged;
         if !merged.is_empty() {
-            self.merged = Some(layer::merge(merged, scratch.lower())?);
+            let xattrs = match self.options.xattrs {
+                OverlayXattrs::Trusted => XattrNamespace::Trusted,
+                OverlayXattrs::User => XattrNamespace::User,
+            };
+            self.merged = Some(Merge::new().xattrs(xattrs).run(merged, scratch.lower())?);
         }
         Ok(())
     }
@@ -113,6 +117,7 @@ impl Host for Machine<'_> {
         let mut overlay = Overlay::new(plan.lowers(&scratch.lower()))
             .writable(scratch.upper(), scratch.work())
             .devices(self.options.devices)
+            .xattrs(self.options.xattrs)
             .api(api);
         if plan.rung != Rung::LowerdirPlus {
             overlay = overlay.names(names);

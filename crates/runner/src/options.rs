@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use container::{Cancel, DeviceNodes, Input, Output, Runtime};
+use container::{Cancel, DeviceNodes, Input, Output, OverlayXattrs, Runtime};
 use layer::Rung;
 
 use crate::BoxError;
@@ -26,6 +26,7 @@ pub struct Options<'a> {
     pub(crate) max_option_bytes: usize,
     pub(crate) prep_upper: Option<PrepUpper<'a>>,
     pub(crate) devices: DeviceNodes,
+    pub(crate) xattrs: OverlayXattrs,
     pub(crate) etc: EtcFiles,
     pub(crate) stdin: Input,
     pub(crate) stdout: Output,
@@ -66,6 +67,7 @@ impl<'a> Options<'a> {
             max_option_bytes: container::MAX_OPTION_BYTES,
             prep_upper: None,
             devices: DeviceNodes::default(),
+            xattrs: OverlayXattrs::default(),
             etc: EtcFiles::default(),
             stdin: Input::Null,
             stdout: Output::Null,
@@ -118,6 +120,13 @@ impl<'a> Options<'a> {
     /// Whether device nodes in the layers and the upper can be opened.
     pub fn devices(mut self, devices: DeviceNodes) -> Self {
         self.devices = devices;
+        self
+    }
+
+    /// Where overlayfs's notes are, in the layers and in the upper: [`OverlayXattrs::User`] for layers that unprivileged mounts
+    /// have made.
+    pub fn xattrs(mut self, xattrs: OverlayXattrs) -> Self {
+        self.xattrs = xattrs;
         self
     }
 

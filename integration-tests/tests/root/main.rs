@@ -8,8 +8,10 @@
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
 //! - `mounts`: overlays without a run
 //! - `command`: the `layered` command, from outside
+//! - `debian`: real input
 
 mod command;
+mod debian;
 mod environment;
 mod inputs;
 mod mounts;

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use container::OverlayXattrs;
 use integration_tests::{Fixture, shell, stdout};
 use layer::{Layer, Rung};
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -150,6 +151,31 @@ fn deletions_in_a_layer_hide_what_lies_below() {
             options,
         );
         assert_eq!(stdout(&report), "/kept\n\n/opaque:\nnew\ngone\nhosts\n");
+    }
+}
+
+#[test]
+fn layers_of_unprivileged_mounts_are_read_where_asked() {
+    let fixture = Fixture::new();
+    let filled = |names: &'static [&str]| {
+        move |fs: &Path| {
+            fs::create_dir(fs.join("dir")).unwrap();
+            names.iter().for_each(|name| fs::write(fs.join("dir").join(name), "").unwrap());
+        }
+    };
+    let top = fixture.layer("top", |fs| {
+        filled(&["new"])(fs);
+        setxattr(fs.join("dir"), "user.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+    });
+    let layers = [top, fixture.layer("middle", filled(&["old"]))];
+    filled(&["oldest"])(&fixture.base().fs());
+    for (xattrs, seen) in [(OverlayXattrs::User, "new\n"), (OverlayXattrs::Trusted, "new\nold\noldest\n")] {
+        for rung in Rung::LADDER {
+            let stacked = fixture.options().xattrs(xattrs).rung(rung);
+            assert_eq!(stdout(&fixture.run_with(&layers, "ls /dir", stacked)), seen, "{xattrs:?}, {rung}");
+        }
+        let merged = fixture.options().xattrs(xattrs).max_lowers(2);
+        assert_eq!(stdout(&fixture.run_with(&layers, "ls /dir", merged)), seen, "{xattrs:?}, merged");
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::mount::{
     fsmount, fsopen, move_mount,
 };
 
-use super::{DeviceNodes, MountApi, OPTIONS, Request, Writable, pin, quote};
+use super::{DeviceNodes, MountApi, OPTIONS, OverlayXattrs, Request, Writable, pin, quote};
 use crate::Result;
 
 /// A string value of fsconfig(2) holds 255 bytes; one more is EINVAL without a message.
@@ -78,6 +78,10 @@ fn mount(request: &Request, name: Name) -> Result<()> {
             Err(Errno::INVAL) => log::debug!("this kernel has no volatile overlays: the unmount will flush the upper"),
             Err(error) => return Err(request.failed("fsconfig(volatile)".into(), message(context.as_fd()), error)),
         }
+    }
+    if request.xattrs == OverlayXattrs::User {
+        fsconfig_set_flag(&context, "userxattr")
+            .map_err(|error| request.failed("fsconfig(userxattr)".into(), message(context.as_fd()), error))?;
     }
     for (key, value) in OPTIONS {
         set(key, value.as_bytes())?;

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::mount::MsFlags;
 use rustix::fd::{AsRawFd, OwnedFd};
 
-use super::{DeviceNodes, MAX_OPTION_BYTES, OPTIONS, Request, Writable, pin, quote};
+use super::{DeviceNodes, MAX_OPTION_BYTES, OPTIONS, OverlayXattrs, Request, Writable, pin, quote};
 use crate::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,12 @@ fn escaped(path: &[u8], special: &[u8]) -> Vec<u8> {
 }
 
 /// The option string. Names come escaped.
-pub(super) fn options(lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>, volatile: Volatile) -> Vec<u8> {
+pub(super) fn options(
+    lowers: &[Vec<u8>],
+    writable: Option<(&[u8], &[u8])>,
+    xattrs: OverlayXattrs,
+    volatile: Volatile,
+) -> Vec<u8> {
     let mut options = b"lowerdir=".to_vec();
     options.extend(lowers.join(&b':'));
     if let Some((upper, work)) = writable {
@@ -39,6 +44,9 @@ pub(super) fn options(lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>, vola
         if volatile == Volatile::Yes {
             options.extend(b",volatile");
         }
+    }
+    if xattrs == OverlayXattrs::User {
+        options.extend(b",userxattr");
     }
     for (key, value) in OPTIONS {
         options.extend(format!(",{key}={value}").as_bytes());
@@ -77,7 +85,7 @@ fn mount(request: &Request, lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>
         DeviceNodes::Inert => MsFlags::MS_NODEV,
     };
     let attempt = |volatile| {
-        let options = options(lowers, writable, volatile);
+        let options = options(lowers, writable, request.xattrs, volatile);
         // The kernel would cut a longer string off and mount what is left of it.
         if options.len() > MAX_OPTION_BYTES {
             return Err(Error::OptionsTooLong { bytes: options.len(), limit: MAX_OPTION_BYTES });
@@ -120,16 +128,17 @@ mod tests {
 
     #[test]
     fn option_string() {
+        use OverlayXattrs::{Trusted, User};
         let lowers = [b"/a".to_vec(), b"/b\\:c".to_vec()];
         let tail = "redirect_dir=nofollow,index=off,metacopy=off,xino=off";
         let table = [
-            (Some((&b"/u"[..], &b"/w"[..])), Volatile::Yes, "upperdir=/u,workdir=/w,volatile,"),
-            (Some((&b"/u"[..], &b"/w"[..])), Volatile::No, "upperdir=/u,workdir=/w,"),
+            (Some((&b"/u"[..], &b"/w"[..])), Trusted, Volatile::Yes, "upperdir=/u,workdir=/w,volatile,"),
+            (Some((&b"/u"[..], &b"/w"[..])), User, Volatile::No, "upperdir=/u,workdir=/w,userxattr,"),
             // Without an upper there is nothing to flush.
-            (None, Volatile::Yes, ""),
+            (None, Trusted, Volatile::Yes, ""),
         ];
-        for (writable, volatile, middle) in table {
-            let options = String::from_utf8(options(&lowers, writable, volatile)).unwrap();
+        for (writable, xattrs, volatile, middle) in table {
+            let options = String::from_utf8(options(&lowers, writable, xattrs, volatile)).unwrap();
             assert_eq!(options, format!("lowerdir=/a:/b\\:c,{middle}{tail}"));
         }
     }
