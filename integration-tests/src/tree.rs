@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::fmt::{self, Write};
 use std::hash::{DefaultHasher, Hasher};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -63,7 +63,8 @@ impl Snapshot {
     /// Of the tree at `path`, which is not followed if it is a symbolic link.
     pub fn of_path(path: &Path) -> Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root = openat(CWD, path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))?;
+        let root =
+            openat(CWD, path, flags, Mode::empty()).with_context(|| format!("cannot open {}", path.display()))?;
         Self::of(root)
     }
 
@@ -157,7 +158,7 @@ impl fmt::Debug for Entry {
             write!(formatter, " device {rdev:x}")?;
         }
         for (name, value) in xattrs {
-            write!(formatter, " {}=\"{}\"", name.display(), value.escape_ascii())?;
+            write!(formatter, " {}=\"{}\"", name.to_string_lossy(), value.escape_ascii())?;
         }
         match group {
             Some(group) => write!(formatter, " linked with /{}", group.display()),
@@ -267,11 +268,5 @@ fn xattrs(dir: BorrowedFd<'_>, name: &Path) -> Result<BTreeMap<OsString, Vec<u8>
 
 /// The path of an open directory for calls that take paths, valid as long as it is open.
 pub fn through_proc(dir: impl AsFd) -> PathBuf {
-    use std::os::fd::AsRawFd;
     PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
-}
-
-/// A path as bytes shown in ASCII.
-pub fn ascii(path: &Path) -> String {
-    path.as_os_str().as_bytes().escape_ascii().to_string()
 }

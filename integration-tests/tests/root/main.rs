@@ -6,6 +6,7 @@
 //! - `results`: how a command ends, what comes back, where its output goes
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
+//! - `ladder`: the same tree on every rung, at any number of layers
 //! - `mounts`: overlays without a run
 //! - `command`: the `layered` command, from outside
 //! - `debian`: real input
@@ -14,6 +15,7 @@ mod command;
 mod debian;
 mod environment;
 mod inputs;
+mod ladder;
 mod mounts;
 mod results;
 mod stacking;

@@ -1,0 +1,345 @@
+//! Layers made from a plain description, and the kernel's own view of a stack of them.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat, openat,
+    utimensat,
+};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+};
+
+use crate::tree::through_proc;
+
+/// A number that no driver has, so that no test opens a real device (`Documentation/admin-guide/devices.txt`: 240-254 are for
+/// local use).
+const LOCAL_MAJOR: u32 = 240;
+
+/// What any file carries. The default is root's, 0755, of the year 2001.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// Permission bits, setuid, setgid and sticky included. A symbolic link has none.
+    pub mode: u32,
+    /// User and group.
+    pub owner: (u32, u32),
+    /// Seconds and nanoseconds.
+    pub modified: (i64, i64),
+    /// Name and value; see [`acl`] for that of an ACL.
+    pub xattrs: Vec<(String, Vec<u8>)>,
+}
+
+impl Default for Attributes {
+    fn default() -> Self {
+        Self { mode: 0o755, owner: (0, 0), modified: (1_000_000_000, 123_456_789), xattrs: Vec::new() }
+    }
+}
+
+/// A directory of a layer, or the layer itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dir {
+    /// What it carries.
+    pub attributes: Attributes,
+    /// Whether it hides the directory of this name in the layers below.
+    pub opaque: bool,
+    /// What is in it.
+    pub items: BTreeMap<OsString, Item>,
+}
+
+/// Something in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// A directory.
+    Dir(Dir),
+    /// A regular file of this content.
+    File(Attributes, Vec<u8>),
+    /// One of the names of a file, which is known by its number in the whole layer.
+    Name(u8),
+    /// A regular file of this size that is nearly all hole.
+    Sparse(Attributes, u64),
+    /// A symbolic link to this.
+    Symlink(Attributes, OsString),
+    /// A fifo, a socket, a character or a block device; the number is the device's minor one.
+    Special(Attributes, FileType, u32),
+    /// What a deletion leaves: a character device 0:0.
+    Whiteout,
+    /// The same as an empty regular file with an attribute, in a directory that is marked for it.
+    XattrWhiteout,
+}
+
+impl Dir {
+    /// An empty directory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same with a mode.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.attributes.mode = mode;
+        self
+    }
+
+    /// The same with an extended attribute.
+    pub fn xattr(mut self, name: &str, value: &[u8]) -> Self {
+        self.attributes.xattrs.push((name.into(), value.into()));
+        self
+    }
+
+    /// The same, hiding what is below.
+    pub fn opaque(mut self) -> Self {
+        self.opaque = true;
+        self
+    }
+
+    /// The same with something in it.
+    pub fn with(mut self, name: impl AsRef<OsStr>, item: impl Into<Item>) -> Self {
+        self.items.insert(name.as_ref().into(), item.into());
+        self
+    }
+
+    /// The same with a regular file in it.
+    pub fn file(self, name: impl AsRef<OsStr>, content: &str) -> Self {
+        self.with(name, Item::file(content))
+    }
+
+    /// The same with a whiteout in it.
+    pub fn whiteout(self, name: impl AsRef<OsStr>) -> Self {
+        self.with(name, Item::Whiteout)
+    }
+
+    /// Makes it at `path`, which does not exist.
+    pub fn make(&self, path: &Path) -> Result<()> {
+        fs::create_dir(path).with_context(|| format!("cannot make {}", path.display()))?;
+        self.fill(path, &mut BTreeMap::new()).with_context(|| format!("cannot fill {}", path.display()))
+    }
+
+    fn fill(&self, path: &Path, names: &mut BTreeMap<u8, PathBuf>) -> Result<()> {
+        for (name, item) in &self.items {
+            item.make(&path.join(name), names).with_context(|| format!("cannot make {}", path.join(name).display()))?;
+        }
+        if self.opaque {
+            set_xattr(path, "trusted.overlay.opaque", b"y")?;
+        } else if self.items.values().any(|item| *item == Item::XattrWhiteout) {
+            set_xattr(path, "trusted.overlay.opaque", b"x")?;
+        }
+        self.attributes.apply(path)
+    }
+}
+
+impl Item {
+    /// A regular file with the default attributes.
+    pub fn file(content: &str) -> Self {
+        Item::File(Attributes { mode: 0o644, ..Attributes::default() }, content.into())
+    }
+
+    /// A symbolic link with the default attributes.
+    pub fn symlink(target: &str) -> Self {
+        Item::Symlink(Attributes::default(), target.into())
+    }
+
+    /// A special file with the default attributes.
+    pub fn special(kind: FileType, minor: u32) -> Self {
+        Item::Special(Attributes::default(), kind, minor)
+    }
+
+    fn make(&self, path: &Path, names: &mut BTreeMap<u8, PathBuf>) -> Result<()> {
+        match self {
+            Item::Dir(dir) => {
+                fs::create_dir(path)?;
+                dir.fill(path, names)
+            }
+            Item::File(attributes, content) => {
+                fs::write(path, content)?;
+                attributes.apply(path)
+            }
+            Item::Name(number) => match names.get(number) {
+                Some(first) => Ok(fs::hard_link(first, path)?),
+                None => {
+                    names.insert(*number, path.into());
+                    Item::file(&format!("file number {number}")).make(path, &mut BTreeMap::new())
+                }
+            },
+            Item::Sparse(attributes, size) => {
+                let file = fs::File::create_new(path)?;
+                file.write_all_at(b"in the middle", size / 2)?;
+                file.set_len(*size)?;
+                attributes.apply(path)
+            }
+            Item::Symlink(attributes, target) => {
+                symlink(target, path)?;
+                attributes.apply(path)
+            }
+            Item::Special(attributes, kind, minor) => {
+                let device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
+                let number = if device { makedev(LOCAL_MAJOR, *minor) } else { 0 };
+                mknodat(CWD, path, *kind, Mode::RUSR, number)?;
+                attributes.apply(path)
+            }
+            Item::Whiteout => Ok(mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0)?),
+            Item::XattrWhiteout => {
+                fs::write(path, "")?;
+                set_xattr(path, "trusted.overlay.whiteout", b"")
+            }
+        }
+    }
+}
+
+impl From<Dir> for Item {
+    fn from(dir: Dir) -> Self {
+        Item::Dir(dir)
+    }
+}
+
+impl Attributes {
+    /// Gives the file these, and is no more than its last change.
+    pub fn apply(&self, path: &Path) -> Result<()> {
+        lchown(path, Some(self.owner.0), Some(self.owner.1))?;
+        for (name, value) in &self.xattrs {
+            set_xattr(path, name, value)?;
+        }
+        let metadata = fs::symlink_metadata(path)?;
+        // The mode of a file with an ACL is part of that.
+        let has_acl = self.xattrs.iter().any(|(name, _)| name == "system.posix_acl_access");
+        if !metadata.is_symlink() && !has_acl && metadata.mode() & 0o7777 != self.mode {
+            fs::set_permissions(path, fs::Permissions::from_mode(self.mode))?;
+        }
+        let time = Timespec { tv_sec: self.modified.0, tv_nsec: self.modified.1 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// Sets an extended attribute of the file itself.
+pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> Result<()> {
+    lsetxattr(path, name, value, XattrFlags::empty())
+        .with_context(|| format!("cannot set {name} of {}", path.display()))
+}
+
+/// The value of `system.posix_acl_access` or `system.posix_acl_default`: an ACL that gives user `uid` the permissions `bits`.
+///
+/// `struct posix_acl_xattr_entry` in the kernel's `include/uapi/linux/posix_acl_xattr.h`: tag, permissions, id.
+pub fn acl(uid: u32, bits: u16) -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    // owner, user, group, mask, others
+    let entries = [(0x01, 7, NOBODY), (0x02, bits, uid), (0x04, 5, NOBODY), (0x10, 7, NOBODY), (0x20, 1, NOBODY)];
+    let mut value = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        value.extend(u16::to_le_bytes(tag));
+        value.extend(u16::to_le_bytes(permissions));
+        value.extend(u32::to_le_bytes(id));
+    }
+    value
+}
+
+/// An overlay that nobody else sees: it is attached nowhere, and is gone when this is.
+#[derive(Debug)]
+pub struct Mount {
+    root: OwnedFd,
+}
+
+/// Which of overlayfs's attributes the mount believes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// `trusted.overlay.*`.
+    Trusted,
+    /// `user.overlay.*`.
+    User,
+}
+
+impl Mount {
+    /// What the kernel makes of `lowers`, the first on top. They are all that is given: no `Mount` needs a third, empty one.
+    pub fn read_only(lowers: &[impl AsRef<Path>]) -> Result<Self> {
+        Self::new(lowers, None, Flavour::Trusted)
+    }
+
+    /// The same, to be written to: the changes go to `<scratch>/upper`, which this makes.
+    pub fn writable(lowers: &[impl AsRef<Path>], scratch: &Path) -> Result<Self> {
+        Self::new(lowers, Some(scratch), Flavour::Trusted)
+    }
+
+    /// Read-only without a scratch directory.
+    pub fn new(lowers: &[impl AsRef<Path>], scratch: Option<&Path>, flavour: Flavour) -> Result<Self> {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let configured = (|| -> Result<OwnedFd> {
+            // Whatever this kernel's defaults are.
+            for name in ["redirect_dir", "index", "metacopy", "xino"] {
+                if flavour == Flavour::Trusted || name != "redirect_dir" {
+                    let value = if name == "redirect_dir" { "nofollow" } else { "off" };
+                    fsconfig_set_string(&context, name, value).with_context(|| format!("{name}={value}"))?;
+                }
+            }
+            if flavour == Flavour::User {
+                fsconfig_set_flag(&context, "userxattr")?;
+            }
+            // By descriptor: a path of more than 255 bytes is no value.
+            let mut held = Vec::new();
+            let mut short = |path: &Path| -> Result<PathBuf> {
+                let dir = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+                let dir = dir.with_context(|| format!("cannot open {}", path.display()))?;
+                let name = through_proc(&dir);
+                held.push(dir);
+                Ok(name)
+            };
+            for lower in lowers {
+                fsconfig_set_string(&context, "lowerdir+", short(lower.as_ref())?).context("lowerdir+")?;
+            }
+            if let Some(scratch) = scratch {
+                for name in ["upper", "work"] {
+                    let path = scratch.join(name);
+                    fs::create_dir_all(&path)?;
+                    fsconfig_set_string(&context, format!("{name}dir"), short(&path)?)?;
+                }
+                fsconfig_set_flag(&context, "volatile")?;
+            }
+            fsconfig_create(&context).context("create")?;
+            Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+        })();
+        let root = configured.with_context(|| format!("cannot mount: {}", messages(&context)))?;
+        Ok(Self { root })
+    }
+
+    /// A path to its root, as long as this lives.
+    pub fn path(&self) -> PathBuf {
+        through_proc(&self.root)
+    }
+}
+
+impl AsFd for Mount {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+/// A tmpfs that nobody else sees, like [`Mount`]: another file system than that of the layers.
+pub fn tmpfs() -> Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
+
+/// What the kernel says in its own words.
+fn messages(context: &OwnedFd) -> String {
+    let Ok(context) = context.try_clone() else { return String::new() };
+    let mut context = fs::File::from(context);
+    let mut lines = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(read) = context.read(&mut buffer) {
+        lines.push(String::from_utf8_lossy(&buffer[..read]).trim().to_owned());
+    }
+    lines.join("; ")
+}
+
+/// Ends the test where it cannot run, so that it does not pass by not running.
+///
+/// # Panics
+/// If this is not root.
+pub fn require_root() {
+    assert!(rustix::process::geteuid().is_root(), "this test mounts overlays and makes device nodes: run it as root");
+}
