@@ -61,7 +61,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A private mount namespace could not be made.
-    #[error("cannot make a mount namespace for the run: it needs root (CAP_SYS_ADMIN)")]
+    #[error("cannot have mounts of its own: this needs root (CAP_SYS_ADMIN)")]
     Namespace {
         /// The kernel's answer.
         source: io::Error,

@@ -1,5 +1,6 @@
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::{Error, Result};
 
@@ -29,4 +30,16 @@ pub fn in_private_mount_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> R
         let result: nix::Result<T> = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         result.map_err(|error| Error::Namespace { source: error.into() })
     })
+}
+
+/// Sees whether the calling thread may mount: everything else in this crate needs that, and says so less clearly.
+///
+/// # Errors
+/// [`Error::Namespace`] if it lacks CAP_SYS_ADMIN.
+pub fn require_privilege() -> Result<()> {
+    let capabilities = capabilities(None).map_err(|error| Error::Namespace { source: error.into() })?;
+    match capabilities.effective.contains(CapabilitySet::SYS_ADMIN) {
+        true => Ok(()),
+        false => Err(Error::Namespace { source: rustix::io::Errno::PERM.into() }),
+    }
 }

@@ -113,7 +113,8 @@ impl<'a> Invocation<'a> {
         self
     }
 
-    /// Where standard error goes. The runtime itself writes there too when it fails.
+    /// Where standard error goes. A runtime that fails writes there too, except that it is kept out of what is captured or given to
+    /// a callback; for that the very first output may be held back for 50 ms.
     pub fn stderr(mut self, stderr: Output) -> Self {
         self.stderr = stderr;
         self
@@ -241,6 +242,9 @@ impl Runtime {
         });
         let mut child = Child::spawn(command, stdout, stderr)
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
+        // A runtime that fails writes why into its log and then, too, where the command would have written.
+        let log = log_path(bundle.path());
+        child.filter_stderr(move |piece| piece.len() - log::echo(&fs::read(&log).unwrap_or_default(), piece));
         // Dropped before the child: a runtime that still lives reaps what is killed.
         let _unwinding = Unwinding { runtime: self, id, cgroup };
         let ended = child.supervise(timeout, grace, cancel, || self.delete(id));

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use container::{
     Bundle, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Template, Terminal,
-    copy_root_attributes, in_private_mount_namespace,
+    copy_root_attributes, in_private_mount_namespace, require_privilege,
 };
 use layer::{Base, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
 
@@ -65,6 +65,7 @@ impl Host for Machine<'_> {
         if self.template.terminal() == Terminal::Attached && piped {
             return Err(Cause::Options("a terminal needs standard input, output and error to be inherited"));
         }
+        require_privilege()?;
         self.stack = Some(Stack::resolve(self.base, self.layers)?);
         Ok(())
     }

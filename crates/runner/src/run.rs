@@ -48,6 +48,8 @@ pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<
 /// # Errors
 /// [`Error`] in [`Phase::Inputs`] for what is wrong with the base or a layer, in [`Phase::Plan`] if the kernel cannot be asked.
 pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan> {
+    // The kernel tells nobody else which rungs it has.
+    container::require_privilege().map_err(|error| Error::new(Phase::Inputs, error))?;
     let stack = Stack::resolve(base, layers).map_err(in_phase(Phase::Inputs))?;
     // Any run's will do: only the length of the names counts.
     let paths = ContainerId::random("layered").map_err(Cause::from).and_then(|id| Paths::new(&options.scratch, &id));

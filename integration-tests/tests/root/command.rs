@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
@@ -57,6 +58,22 @@ fn a_failure_is_one_line_that_names_the_path() {
     let (status, stdout, stderr) = script(&fixture, &["--layer", "/no/such/layer"], "true");
     assert_eq!((status, &*stdout), (125, ""));
     assert_eq!(stderr, "layered: /no/such/layer is not a directory: give the path of a layer\n");
+
+    // The runtime's own words are not told twice.
+    for (runtime, words) in
+        [("runc", "stat /nope: no such file or directory"), ("crun", "executable file `/nope` not found")]
+    {
+        let (status, stdout, stderr) = run(layered_run(&fixture).args(["--runtime", runtime, "--", "/nope"]));
+        assert_eq!((status, &*stdout, stderr.lines().count()), (127, "", 1), "{stderr}");
+        assert!(stderr.starts_with("layered: ") && stderr.contains(words), "{stderr}");
+    }
+
+    // What cannot be written is found out before the command runs.
+    for option in ["--json", "--output", "--upper"] {
+        let (status, stdout, stderr) = script(&fixture, &[option, "/no/such/dir/file"], "echo ran");
+        assert_eq!((status, &*stdout, stderr.lines().count()), (125, "", 1), "{stderr}");
+        assert!(stderr.contains("/no/such/dir"), "{stderr}");
+    }
 }
 
 #[test]
@@ -147,7 +164,7 @@ fn phases_are_printed_as_a_table() {
 fn options_reach_the_container() {
     let fixture = Fixture::new();
     fs::write(fixture.path().join("bound"), "bound\n").unwrap();
-    let mount = format!("type=bind,source={}/bound,target=/bound,readonly", fixture.path().display());
+    let mount = "type=bind,source=bound,target=/bound,readonly";
     let options = [
         "--env",
         "A=b=c",
@@ -158,7 +175,7 @@ fn options_reach_the_container() {
         "--hostname",
         "box",
         "--mount",
-        &mount,
+        mount,
         "--memory",
         "64m",
         "--pids",
@@ -166,11 +183,11 @@ fn options_reach_the_container() {
         "--cpus",
         "0",
     ];
-    let (status, stdout, stderr) = script(
-        &fixture,
-        &options,
-        "echo $A; pwd; id -u; id -g; hostname; cat /bound; grep Cpus_allowed_list /proc/self/status",
-    );
+    let text = "echo $A; pwd; id -u; id -g; hostname; cat /bound; grep Cpus_allowed_list /proc/self/status";
+    let mut command = layered_run(&fixture);
+    // A relative source is one in the working directory.
+    command.current_dir(fixture.path()).args(options).args(["--", "sh", "-c", text]);
+    let (status, stdout, stderr) = run(&mut command);
     assert_eq!((status, &*stderr), (0, ""));
     assert_eq!(stdout, "b=c\n/tmp\n12\n34\nbox\nbound\nCpus_allowed_list:\t0\n");
 }
@@ -218,6 +235,29 @@ fn a_signal_ends_the_command_and_leaves_nothing() {
         assert_eq!(child.wait().unwrap().code(), Some(status));
         fixture.assert_clean();
     }
+}
+
+#[test]
+fn without_root_it_says_so() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(2);
+    // A copy that anybody can reach.
+    let copy = fixture.path().join("layered");
+    fs::copy(layered().get_program(), &copy).unwrap();
+    for command in ["run", "plan"] {
+        let mut nobody = Command::new(&copy);
+        nobody.uid(65534).gid(65534).args([command, "--base"]).arg(fixture.base().path());
+        for layer in &layers {
+            nobody.arg("--layer").arg(layer.path());
+        }
+        if command == "run" {
+            nobody.args(["--", "true"]);
+        }
+        let (status, stdout, stderr) = run(&mut nobody);
+        assert_eq!((status, &*stdout, stderr.lines().count()), (125, "", 1), "{stderr}");
+        assert!(stderr.contains("this needs root"), "{stderr}");
+    }
+    assert_eq!(layers[0].last_used().unwrap(), None);
 }
 
 #[test]

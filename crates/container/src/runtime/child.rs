@@ -20,7 +20,12 @@ pub(super) struct Child {
     pidfd: OwnedFd,
     stdout: Stream,
     stderr: Stream,
+    /// Whether anything has come through one of the streams.
+    heard: bool,
 }
+
+/// How long the first output is held back at most while the process might end.
+const FIRST_WORDS: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// Why a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +58,18 @@ impl Child {
         drop(command);
         let pid = Pid::from_child(&process);
         match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { process, pidfd, stdout, stderr }),
+            Ok(pidfd) => Ok(Self { process, pidfd, stdout, stderr, heard: false }),
             Err(error) => {
                 let _ = process.kill();
                 let _ = process.wait();
                 Err(error.into())
             }
         }
+    }
+
+    /// Hands on only so many leading bytes of each piece of standard error as `own` says of it.
+    pub(super) fn filter_stderr(&mut self, own: impl Fn(&[u8]) -> usize + 'static) {
+        self.stderr.own = Some(Box::new(own));
     }
 
     /// Waits for the end and hands on output meanwhile. When the time is over or `cancel` says so, the process gets SIGTERM,
@@ -133,6 +143,10 @@ impl Child {
             (fds[streams.clone()].iter().any(ready), ready(&fds[0]), fds[streams.end..].iter().any(ready))
         };
         if output {
+            if self.stderr.own.is_some() && !std::mem::replace(&mut self.heard, true) {
+                // First words may be last ones: crun logs its failure a moment after it has told it, and ends.
+                let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&FIRST_WORDS));
+            }
             self.stdout.read_once();
             self.stderr.read_once();
         }
@@ -187,7 +201,11 @@ struct Stream {
     /// The reading end, until the end of the stream; `None` from the start if nothing passes through here.
     pipe: Option<File>,
     sink: Sink,
+    own: Option<Own>,
 }
+
+/// How many leading bytes of a piece are to be handed on.
+type Own = Box<dyn Fn(&[u8]) -> usize>;
 
 enum Sink {
     None,
@@ -198,16 +216,16 @@ enum Sink {
 impl Stream {
     fn new(output: Output) -> io::Result<(Self, Stdio)> {
         let sink = match output {
-            Output::Null => return Ok((Self { pipe: None, sink: Sink::None }, Stdio::null())),
-            Output::Inherit => return Ok((Self { pipe: None, sink: Sink::None }, Stdio::inherit())),
-            Output::File(file) => return Ok((Self { pipe: None, sink: Sink::None }, file.into())),
+            Output::Null => return Ok((Self { pipe: None, sink: Sink::None, own: None }, Stdio::null())),
+            Output::Inherit => return Ok((Self { pipe: None, sink: Sink::None, own: None }, Stdio::inherit())),
+            Output::File(file) => return Ok((Self { pipe: None, sink: Sink::None, own: None }, file.into())),
             Output::Capture(limit) => Sink::Capture(Excerpt::new(limit)),
             Output::Callback(callback) => Sink::Callback(callback),
         };
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         // Only this end: the command's is another open file description.
         fcntl_setfl(&reader, fcntl_getfl(&reader)? | OFlags::NONBLOCK)?;
-        Ok((Self { pipe: Some(reader.into()), sink }, writer.into()))
+        Ok((Self { pipe: Some(reader.into()), sink, own: None }, writer.into()))
     }
 
     /// Reads what is there, one piece at most, and hands it on.
@@ -217,6 +235,7 @@ impl Stream {
         let mut buffer = [0; 64 << 10];
         match pipe.read(&mut buffer) {
             Ok(length @ 1..) => {
+                let length = self.own.as_ref().map_or(length, |own| own(&buffer[..length]));
                 self.sink.accept(&buffer[..length]);
                 true
             }
@@ -237,6 +256,7 @@ impl Stream {
 impl Sink {
     fn accept(&mut self, bytes: &[u8]) {
         match self {
+            _ if bytes.is_empty() => {}
             Sink::None => {}
             Sink::Capture(excerpt) => excerpt.push(bytes),
             Sink::Callback(callback) => callback(bytes),

@@ -21,6 +21,16 @@ pub(super) fn failure(log: &[u8]) -> Option<String> {
         .next()
 }
 
+/// How many bytes at the end of `piece`, which the runtime or the command wrote, only repeat the failure in the log.
+pub(super) fn echo(log: &[u8], piece: &[u8]) -> usize {
+    let Some(message) = failure(log) else { return 0 };
+    let text = piece.trim_ascii_end();
+    match text.ends_with(message.as_bytes()) {
+        true => piece.len() - (text.len() - message.len()),
+        false => 0,
+    }
+}
+
 /// Whether the message says that there is no such command. runc names the failed step `exec: "…": `; crun and youki speak of
 /// an executable.
 pub(super) fn says_not_found(message: &str) -> bool {
@@ -57,6 +67,21 @@ mod tests {
         ];
         for (log, expected) in table {
             assert_eq!(failure(log.as_bytes()).as_deref(), expected, "{log}");
+        }
+    }
+
+    #[test]
+    fn what_the_runtime_repeats_is_known() {
+        let log = br#"{"level":"error","msg":"it failed","time":"t"}"#;
+        let table: [(&[u8], &[u8], usize); 5] = [
+            (log, b"it failed\n", 10),
+            (log, b"words of the command\nit failed\n", 10),
+            (log, b"it failed, says the command\n", 0),
+            (log, b"", 0),
+            (b"", b"it failed\n", 0),
+        ];
+        for (log, piece, bytes) in table {
+            assert_eq!(echo(log, piece), bytes, "{}", String::from_utf8_lossy(piece));
         }
     }
 

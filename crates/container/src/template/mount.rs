@@ -107,6 +107,15 @@ impl Mount {
         }
     }
 
+    /// The same with a relative source of a bind mount taken as one in `dir`, an absolute path: for command lines.
+    #[must_use]
+    pub fn source_in(mut self, dir: &Path) -> Mount {
+        if let Content::Bind(source) = &mut self.content {
+            *source = dir.join(&*source);
+        }
+        self
+    }
+
     /// Refuses the settings that only the other kind has. Paths are checked with those of the whole configuration.
     pub(super) fn validate(&self) -> Result<(), TemplateError> {
         let refuse = |setting: String, remedy| {

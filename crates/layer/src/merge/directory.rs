@@ -58,10 +58,9 @@ impl Shared<'_> {
         name.map_or(dir.clone(), |name| dir.join(as_os_str(name)))
     }
 
-    /// For `map_err`: a failed system call on a directory of the target.
+    /// For `map_err`: a failed system call on a directory of the target. Its path is put together only if one has failed.
     pub(super) fn target_error(&self, operation: &'static str, branch: &Branch) -> impl FnOnce(Errno) -> Error {
-        let path = self.target_path.join(branch.path());
-        Error::io(operation, path)
+        move |errno| Error::io(operation, self.target_path.join(branch.path()))(errno)
     }
 }
 
@@ -141,7 +140,7 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         let to = self.target.go_either_way(branch, || Ok(shared.target));
         let to = to.map_err(shared.target_error("open", branch))?;
-        let io = |operation| Error::io::<Errno>(operation, shared.source_path(layer, branch, None));
+        let io = |operation| move |errno: Errno| Error::io(operation, shared.source_path(layer, branch, None))(errno);
 
         let (held, cursor) = &mut self.sources[layer % CURSORS];
         if std::mem::replace(held, layer) != layer {

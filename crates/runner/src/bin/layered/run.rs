@@ -89,15 +89,15 @@ pub(crate) struct Args {
 }
 
 const AFTER_HELP: &str = "\
-Exit status: the command's own, or 128+n if signal n ended it; 124 if --timeout did; 125 if layered itself
-failed; 126 if the command cannot be executed; 127 if it is not there.
+Exit status: the command's own, or 128+n if signal n ended it; 124 if --timeout did; 125 if
+layered itself failed; 126 if the command cannot be executed; 127 if it is not there.
 
 Examples:
   layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
-  layered run --base debian --layers-from deps.txt --user 1000 --cwd /src \\
-      --mount type=bind,source=$PWD,target=/src --upper out/fs --timings -- make install
+  layered run --base debian --layers-from deps.txt --user 1000 --cwd /src --timings \\
+      --mount type=bind,source=.,target=/src --upper out/fs -- make install
   layered run --base debian --layer gcc --tty --env TERM=$TERM -- /bin/bash
-  layered run --base debian --timeout 10m --memory 2g --json report.json --output build.log -- ./configure";
+  layered run --base debian --timeout 10m --memory 2g --json report.json -- ./configure";
 
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -115,17 +115,21 @@ fn user(text: &str) -> Result<(u32, u32), String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let result = attempt(&args);
-    if let (Err(error), Some(path)) = (&result, &args.json) {
+    // Before anything runs: afterwards it would be too late to find out that it cannot be written.
+    let mut json = args.json.as_deref().map(JsonFile::create).transpose()?;
+    let (report, result) = match attempt(&args) {
+        Ok((report, status)) => (report, Ok(status.into())),
+        Err(error) => (failure_json(&error), Err(error)),
+    };
+    match json.as_mut().map_or(Ok(()), |json| json.write(&report)) {
+        Ok(()) => result,
         // The first failure is the one to tell.
-        if let Err(second) = write_json(path, &failure_json(error)) {
-            log::warn!("{second:#}");
-        }
+        Err(second) => result.and(Err(second)),
     }
-    result
 }
 
-fn attempt(args: &Args) -> anyhow::Result<ExitCode> {
+/// The report as JSON, and the status that the shell is to see.
+fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
     if args.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
         bail!("--tty needs a terminal on standard input and output: leave it out where there is none");
     }
@@ -134,10 +138,15 @@ fn attempt(args: &Args) -> anyhow::Result<ExitCode> {
         if upper.symlink_metadata().is_ok() {
             bail!("{} exists: --upper needs a name that is free", upper.display());
         }
+        if !parent(upper).is_dir() {
+            bail!("{} is not a directory: --upper needs one to be made in", parent(upper).display());
+        }
     }
     let mut options = args.stack.options(args.upper.as_deref().map(parent)).runtime(Runtime::new(&args.runtime));
     let (stdout, stderr) = match &args.output {
-        None => (Output::Inherit, Output::Inherit),
+        None if args.tty => (Output::Inherit, Output::Inherit),
+        // Standard error passes through here so that what the runtime says of its own failure is told once.
+        None => (Output::Inherit, Output::Callback(Box::new(|piece| drop(io::stderr().write_all(piece))))),
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
             let copy = file.try_clone().with_context(|| format!("cannot share {}", path.display()))?;
@@ -170,10 +179,7 @@ fn attempt(args: &Args) -> anyhow::Result<ExitCode> {
             Value::Null
         }
     };
-    if let Some(path) = &args.json {
-        write_json(path, &json)?;
-    }
-    Ok(status.into())
+    Ok((json, status))
 }
 
 fn template(args: &Args) -> anyhow::Result<Template> {
@@ -194,8 +200,9 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     if let Some(hostname) = &args.hostname {
         builder = builder.hostname(hostname);
     }
+    let here = std::env::current_dir().context("cannot tell the working directory")?;
     for mount in &args.mounts {
-        builder = builder.mount(mount.clone());
+        builder = builder.mount(mount.clone().source_in(&here));
     }
     if let Some(memory) = args.memory {
         builder = builder.memory_limit_bytes(memory);
@@ -262,8 +269,21 @@ fn failure_json(error: &anyhow::Error) -> Value {
     })
 }
 
-fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
-    std::fs::write(path, format!("{value}\n")).with_context(|| format!("cannot write {}", path.display()))
+/// The file that the report goes to.
+struct JsonFile<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> JsonFile<'a> {
+    fn create(path: &'a Path) -> anyhow::Result<Self> {
+        let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    fn write(&mut self, value: &Value) -> anyhow::Result<()> {
+        writeln!(self.file, "{value}").with_context(|| format!("cannot write {}", self.path.display()))
+    }
 }
 
 /// The widest bar.
