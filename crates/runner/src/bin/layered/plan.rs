@@ -1,4 +1,5 @@
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use layer::{Estimate, Plan};
@@ -16,62 +17,121 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let plan = runner::plan(&args.stack.base()?, &args.stack.layers()?, &args.stack.options(None))?;
-    print(&mut io::stdout().lock(), &plan)?;
+    let layers = [&plan.separate[..], &plan.merged].concat();
+    let fewest = plan.estimates.iter().map(|estimate| estimate.separate).min().unwrap_or_default();
+    // Only what some rung would have to merge is counted.
+    let files = layers[fewest..].iter().map(|tree| count_files(tree)).collect::<Result<Vec<_>, _>>()?;
+    let to_link = |estimate: &Estimate| files[estimate.separate - fewest..].iter().sum();
+    print(&mut io::stdout().lock(), &plan, to_link)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a merge would link of a tree: everything but directories.
+fn count_files(tree: &Path) -> anyhow::Result<usize> {
+    let mut files = 0;
+    for entry in walkdir::WalkDir::new(tree) {
+        files += usize::from(!entry?.file_type().is_dir());
+    }
+    Ok(files)
+}
+
 /// The decision on one line, then what every rung would have come to.
-pub(crate) fn print(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
+fn print(out: &mut impl Write, plan: &Plan, to_link: impl Fn(&Estimate) -> usize) -> io::Result<()> {
     let layers = plan.separate.len() + plan.merged.len();
     let merged = match plan.merged.len() {
         0 => String::new(),
         merged => format!(", the lowest {merged} merged into one directory first"),
     };
-    writeln!(
-        out,
-        "{layers} {} over {}, mounted by {}{merged}.",
-        if layers == 1 { "layer" } else { "layers" },
-        plan.base.display(),
-        plan.rung
-    )?;
-    let mut rows = vec![["RUNG", "STACKED", "MERGED", "LOWERS", "BYTES", ""].map(String::from).to_vec()];
+    let noun = if layers == 1 { "layer" } else { "layers" };
+    writeln!(out, "{layers} {noun} over {}, mounted by {}{merged}.", plan.base.display(), plan.rung)?;
+    let heading = ["RUNG", "STACKED", "MERGED", "LOWERS", "BYTES", "TO LINK", ""];
+    let mut rows = vec![heading.map(String::from).to_vec()];
     for estimate in &plan.estimates {
         let Estimate { rung, separate, merged, max_lowers, bytes, max_bytes, .. } = estimate;
-        let lowers = separate + merged + 1;
         rows.push(vec![
             rung.to_string(),
             separate.to_string(),
             merged.to_string(),
-            format!("{lowers} of {max_lowers}"),
+            format!("{} of {max_lowers}", separate + merged + 1),
             if *max_bytes == usize::MAX { "any".into() } else { format!("{bytes} of {max_bytes}") },
-            if *rung == plan.rung { "<- taken".into() } else { String::new() },
+            match to_link(estimate) {
+                0 => "nothing".into(),
+                1 => "1 file".into(),
+                files => format!("{files} files"),
+            },
+            why(estimate, plan),
         ]);
     }
-    table::print(out, &rows, &[1, 2, 3, 4])
+    table::print(out, &rows, &[1, 2, 3, 4, 5])
+}
+
+/// Why a rung was taken or not.
+fn why(estimate: &Estimate, plan: &Plan) -> String {
+    let limit = match estimate {
+        _ if estimate.merged == 0 => "all fit",
+        _ if estimate.bytes > estimate.max_bytes => "too many bytes",
+        _ => "too many lowers",
+    };
+    match (estimate.rung == plan.rung, estimate.merged.cmp(&plan.merged.len())) {
+        (true, _) if plan.estimates.len() == 1 => format!("taken, the only one: {limit}"),
+        (true, _) if estimate.merged == 0 => format!("taken: {limit}"),
+        (true, _) => format!("taken, the fewest to merge: {limit}"),
+        (false, std::cmp::Ordering::Greater) => limit.into(),
+        (false, _) => "not needed".into(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use layer::{Rung, RungLimit};
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
-    #[test]
-    fn the_decision_is_told() {
+    fn shown(ladder: &[(Rung, usize, usize)]) -> String {
         let layers = ["/l/a", "/l/b", "/l/c"].map(PathBuf::from);
         let cost = |path: &Path| path.as_os_str().len() + 1;
-        let limit = |rung, max_bytes| RungLimit { rung, max_lowers: 3, max_bytes, cost: &cost };
-        let ladder = [limit(Rung::LowerdirPlus, usize::MAX), limit(Rung::MountPaths, 12)];
+        let limit = |(rung, max_lowers, max_bytes): &_| RungLimit {
+            rung: *rung,
+            max_lowers: *max_lowers,
+            max_bytes: *max_bytes,
+            cost: &cost,
+        };
+        let ladder: Vec<_> = ladder.iter().map(limit).collect();
         let plan = Plan::new(&layers, Path::new("/base"), Path::new("/m"), &ladder).unwrap();
         let mut out = Vec::new();
-        print(&mut out, &plan).unwrap();
+        print(&mut out, &plan, |estimate| estimate.merged * 10).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_decision_is_told_with_what_else_there_was() {
+        let any = usize::MAX;
         assert_eq!(
-            String::from_utf8(out).unwrap(),
+            shown(&[(Rung::LowerdirPlus, 3, any), (Rung::MountPaths, 9, 12), (Rung::MountNames, 9, 22)]),
+            "\
+3 layers over /base, mounted by mount-names.
+RUNG         STACKED  MERGED  LOWERS     BYTES   TO LINK
+lowerdir+          1       2  4 of 3       any  20 files  too many lowers
+mount-paths        0       3  4 of 9  21 of 12  30 files  too many bytes
+mount-names        3       0  4 of 9  21 of 22   nothing  taken: all fit
+"
+        );
+        assert_eq!(
+            shown(&[(Rung::LowerdirPlus, 3, any), (Rung::MountPaths, 9, 12)]),
             "\
 3 layers over /base, mounted by lowerdir+, the lowest 2 merged into one directory first.
-RUNG         STACKED  MERGED  LOWERS     BYTES
-lowerdir+          1       2  4 of 3       any  <- taken
-mount-paths        0       3  4 of 3  21 of 12
+RUNG         STACKED  MERGED  LOWERS     BYTES   TO LINK
+lowerdir+          1       2  4 of 3       any  20 files  taken, the fewest to merge: too many lowers
+mount-paths        0       3  4 of 9  21 of 12  30 files  too many bytes
+"
+        );
+        assert_eq!(
+            shown(&[(Rung::LowerdirPlus, 9, any), (Rung::MountPaths, 9, 99)]),
+            "\
+3 layers over /base, mounted by lowerdir+.
+RUNG         STACKED  MERGED  LOWERS     BYTES  TO LINK
+lowerdir+          3       0  4 of 9       any  nothing  taken: all fit
+mount-paths        3       0  4 of 9  21 of 99  nothing  not needed
 "
         );
     }
