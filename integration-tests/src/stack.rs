@@ -14,7 +14,8 @@ use rustix::fs::{
     utimensat,
 };
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, mount_change,
 };
 
 use crate::tree::through_proc;
@@ -317,11 +318,24 @@ impl AsFd for Mount {
     }
 }
 
-/// A tmpfs that nobody else sees, like [`Mount`]: another file system than that of the layers.
-pub fn tmpfs() -> Result<OwnedFd> {
+/// A tmpfs that nobody else sees, like [`Mount`]: another file system than that of the layers. An option without a value is a flag.
+pub fn tmpfs(options: &[(&str, &str)]) -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in options {
+        match *value {
+            "" => fsconfig_set_flag(&context, *name),
+            value => fsconfig_set_string(&context, *name, value),
+        }
+        .with_context(|| format!("{name}={value}"))?;
+    }
     fsconfig_create(&context)?;
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
+
+/// Gives this thread mounts of its own, of which nobody else learns.
+pub fn private_mounts() -> Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
 /// What the kernel says in its own words.

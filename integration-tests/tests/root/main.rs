@@ -7,7 +7,9 @@
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
 //! - `ladder`: the same tree on every rung, at any number of layers
+//! - `merge`: the hardlink merge against the kernel's own view
 //! - `mounts`: overlays without a run
+//! - `remove`: taking trees away, and nothing that is mounted in them
 //! - `command`: the `layered` command, from outside
 //! - `debian`: real input
 
@@ -16,6 +18,8 @@ mod debian;
 mod environment;
 mod inputs;
 mod ladder;
+mod merge;
 mod mounts;
+mod remove;
 mod results;
 mod stacking;

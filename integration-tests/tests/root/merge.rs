@@ -1,0 +1,103 @@
+//! Merging: the merged directory in the place of its layers shows the same tree, with the kernel as the judge of both.
+//!
+//! `property` makes stacks up at random; what it ever finds becomes a named test in `corners`. `links` is about files that cannot
+//! be linked, `hostile` about layers that want to lead elsewhere, `input` about what is refused, `scale` about size and depth.
+
+mod corners;
+mod hostile;
+mod input;
+mod links;
+mod operations;
+mod property;
+mod random;
+mod scale;
+
+use std::path::{Path, PathBuf};
+
+use integration_tests::stack::{Dir, Mount, require_root};
+use integration_tests::tree::Snapshot;
+use layer::{Merge, Merged};
+use tempfile::TempDir;
+
+/// A stack on disk.
+struct Stack {
+    dir: TempDir,
+    /// Layers above the merged ones that stay lowers of their own, the topmost first.
+    separate: Vec<PathBuf>,
+    /// Layers to merge, the topmost first.
+    sources: Vec<PathBuf>,
+    base: PathBuf,
+}
+
+impl Stack {
+    fn new(separate: &[Dir], sources: &[Dir], base: &Dir) -> Self {
+        require_root();
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: String, layer: &Dir| {
+            let path = dir.path().join(name);
+            layer.make(&path).unwrap();
+            path
+        };
+        Self {
+            separate: separate.iter().enumerate().map(|(index, layer)| make(format!("above{index}"), layer)).collect(),
+            sources: sources.iter().enumerate().map(|(index, layer)| make(format!("source{index}"), layer)).collect(),
+            base: make("base".into(), base),
+            dir,
+        }
+    }
+
+    fn merged(&self) -> PathBuf {
+        self.dir.path().join("merged")
+    }
+
+    /// The lowers as they are.
+    fn all(&self) -> Vec<&Path> {
+        let layers = self.separate.iter().chain(&self.sources);
+        layers.chain([&self.base]).map(PathBuf::as_path).collect()
+    }
+
+    /// The lowers with the merged directory in the place of its sources.
+    fn with_merged<'a>(&'a self, merged: &'a Path) -> Vec<&'a Path> {
+        self.separate.iter().map(PathBuf::as_path).chain([merged, &self.base]).collect()
+    }
+
+    /// Merges, and compares what the kernel shows of the result with what it shows of the layers.
+    fn compare(&self, merge: &Merge) -> Result<Merged, String> {
+        self.compare_at(merge, &self.merged())
+    }
+
+    /// The same with the merged directory elsewhere.
+    fn compare_at(&self, merge: &Merge, target: &Path) -> Result<Merged, String> {
+        let untouched: Vec<_> = self.sources.iter().map(|source| Snapshot::of_path(source).unwrap()).collect();
+        let merged = merge.run(&self.sources, target).map_err(|error| format!("{error:?}"))?;
+        let expected = Snapshot::of(Mount::read_only(&self.all()).unwrap()).unwrap();
+        let found = Snapshot::of(Mount::read_only(&self.with_merged(target)).unwrap()).unwrap();
+        agree(&expected, &found)?;
+        for (source, before) in self.sources.iter().zip(&untouched) {
+            let diff = before.diff(&Snapshot::of_path(source).unwrap());
+            if !diff.is_empty() {
+                return Err(format!("{} was changed:\n{diff}", source.display()));
+            }
+        }
+        Ok(merged)
+    }
+}
+
+/// Whether the merged stack shows what the layers show. Names that are listed and not found are none of what a layer shows: where
+/// the layers have some, the merged directory need not, but it has none of its own.
+fn agree(expected: &Snapshot, found: &Snapshot) -> Result<(), String> {
+    let diff = expected.diff(found);
+    if !diff.is_empty() {
+        return Err(format!("another tree:\n{diff}"));
+    }
+    let phantoms: Vec<_> = found.phantoms.difference(&expected.phantoms).collect();
+    if !phantoms.is_empty() {
+        return Err(format!("listed and not found: {phantoms:?}"));
+    }
+    Ok(())
+}
+
+/// Merges `sources` over `base`, topmost first, and compares.
+fn check(sources: &[Dir], base: &Dir) -> Merged {
+    Stack::new(&[], sources, base).compare(&Merge::new()).unwrap_or_else(|difference| panic!("{difference}"))
+}

@@ -1,0 +1,115 @@
+//! Stacks made up at random, the kernel's view of the layers against its view of the merge.
+//!
+//! `LAYERED_STACKS` says how many (500), `LAYERED_SEED` which; a failure prints its seed and the smallest stack that fails.
+
+use std::fmt::Debug;
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+
+use integration_tests::stack::{Dir, Mount};
+use integration_tests::tree::Snapshot;
+use layer::Merge;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};
+use rustix::io::Errno;
+
+use super::operations::Operation;
+use super::random::{Layers, dir, layers, operations, sessions};
+use super::{Stack, agree};
+
+/// Nothing that a layer is made of is newer.
+const LAYERS_END_SECONDS: i64 = 1_600_000_000;
+
+/// Holds `holds` to as many cases as the environment says.
+fn property<S: Strategy>(strategy: S, holds: impl Fn(S::Value) -> Result<(), String>)
+where
+    S::Value: Debug,
+{
+    let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().expect(name));
+    let seed = number("LAYERED_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
+    let cases = number("LAYERED_STACKS").unwrap_or(500);
+    let mut runner = TestRunner::new(Config {
+        cases: u32::try_from(cases).expect("LAYERED_STACKS"),
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        max_shrink_iters: 3000,
+        ..Config::default()
+    });
+    match runner.run(&strategy, |case| holds(case).map_err(TestCaseError::fail)) {
+        Ok(()) => {}
+        Err(TestError::Fail(difference, smallest)) => {
+            panic!("LAYERED_SEED={seed} LAYERED_STACKS={cases}: {difference}\nof {smallest:#?}")
+        }
+        Err(TestError::Abort(reason)) => panic!("LAYERED_SEED={seed}: {reason}"),
+    }
+}
+
+fn threads(number: usize) -> Merge {
+    Merge::new().threads(NonZeroUsize::new(number).unwrap())
+}
+
+#[test]
+fn any_layers_look_the_same_merged() {
+    property((layers(), 1..=3_usize), |(Layers { separate, sources, base }, number)| {
+        Stack::new(&separate, &sources, &base).compare(&threads(number)).map(drop)
+    });
+}
+
+#[test]
+fn any_layers_are_written_to_the_same_way() {
+    property((layers(), operations(10)), |(Layers { separate, sources, base }, operations)| {
+        let stack = Stack::new(&separate, &sources, &base);
+        stack.compare(&Merge::new())?;
+        write_alike(&stack, &operations)
+    });
+}
+
+#[test]
+fn layers_that_overlays_left_look_the_same_merged_and_are_written_to_the_same_way() {
+    property((dir(3), sessions(), 0..=2_usize, operations(8)), |(base, sessions, separate, operations)| {
+        let mut stack = Stack::new(&[], &[], &base);
+        // From the bottom up, each over all or some of those before it, as builds of siblings are.
+        let mut layers = Vec::new();
+        for (number, (operations, over)) in sessions.iter().enumerate() {
+            let scratch = stack.dir.path().join(format!("session{number}"));
+            let below = layers.iter().rev().zip(over.iter().cycle()).filter(|(_, over)| **over).map(|(layer, _)| layer);
+            let mut lowers: Vec<_> = below.cloned().collect();
+            lowers.push(stack.base.clone());
+            let mount = Mount::writable(&lowers, &scratch).unwrap();
+            for operation in operations {
+                let _some_cannot_be_done = operation.apply(mount.as_fd());
+            }
+            layers.push(scratch.join("upper"));
+        }
+        layers.reverse();
+        stack.sources = layers.split_off(separate.min(layers.len() - 1));
+        stack.separate = layers;
+        stack.compare(&Merge::new())?;
+        write_alike(&stack, &operations)
+    });
+}
+
+/// Makes the same changes through an upper over the layers and through one over the merge.
+fn write_alike(stack: &Stack, operations: &[Operation]) -> Result<(), String> {
+    let merged = stack.merged();
+    let over = |lowers: &[_], name| Mount::writable(lowers, &stack.dir.path().join(name)).unwrap();
+    let (expected, found) = (over(&stack.all(), "over-layers"), over(&stack.with_merged(&merged), "over-merged"));
+    let look = |mount| Snapshot::of(mount).unwrap().with_times_until(LAYERS_END_SECONDS);
+    let phantoms = look(&expected).phantoms;
+    for operation in operations {
+        match (operation.apply(expected.as_fd()), operation.apply(found.as_fd())) {
+            (expected, found) if expected == found => {}
+            // A directory whose layer lists what cannot be found cannot be removed there: the merge is the better of the two.
+            (Err(Errno::NOTEMPTY), Ok(())) if !phantoms.is_empty() => return Ok(()),
+            results => return Err(format!("{operation:?}: {results:?}")),
+        }
+    }
+    agree(&look(&expected), &look(&found)).map_err(|difference| format!("after {operations:?}: {difference}"))
+}
+
+#[test]
+fn nothing_merged_is_nothing_shown() {
+    let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new().file("a", "a"));
+    stack.compare(&Merge::new()).unwrap();
+}

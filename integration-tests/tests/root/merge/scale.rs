@@ -1,0 +1,154 @@
+//! Large trees: depth beyond any path, width, many layers, few descriptors.
+
+use std::ffi::OsString;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use integration_tests::stack::{Dir, Mount, require_root};
+use integration_tests::tree::Snapshot;
+use layer::Merge;
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+
+use super::{Stack, agree};
+
+/// Makes directories `name` in each other, `depth` of them, and a file in the last and in every hundredth.
+fn make_deep(path: &Path, name: &str, depth: usize, content: &str) {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut dir = openat(CWD, path, flags, Mode::empty()).unwrap();
+    for level in 1..=depth {
+        mkdirat(&dir, name, Mode::from_raw_mode(0o755)).unwrap();
+        dir = openat(&dir, name, flags, Mode::empty()).unwrap();
+        if level % 100 == 0 || level == depth {
+            write_in(&dir, content);
+        }
+    }
+}
+
+fn write_in(dir: &OwnedFd, content: &str) {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    let file = openat(dir, content, flags, Mode::from_raw_mode(0o644)).unwrap();
+    rustix::io::write(file, content.as_bytes()).unwrap();
+}
+
+#[test]
+fn trees_deeper_than_a_path_can_be_long() {
+    for (name, depth) in [("d".to_owned(), 2500), ("n".repeat(255), 60)] {
+        let stack = Stack::new(&[], &[Dir::new(), Dir::new(), Dir::new()], &Dir::new());
+        make_deep(&stack.sources[0], &name, depth - 10, "top");
+        make_deep(&stack.sources[1], &name, depth, "middle");
+        make_deep(&stack.base, &name, depth / 2, "base");
+        let merged = stack.compare(&Merge::new()).unwrap();
+        assert_eq!(merged.directories, depth as u64 + 1);
+        for path in stack.sources.iter().chain([&stack.merged(), &stack.base]) {
+            layer::remove_tree(path).unwrap();
+            assert!(!path.exists(), "{}", path.display());
+        }
+    }
+}
+
+/// Far beyond what anything but descriptors can reach: what takes time by the square of the depth would take hours.
+#[test]
+fn a_tree_that_a_loop_made() {
+    let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new());
+    make_deep(&stack.sources[0], "d", 60_000, "top");
+    let merged = layer::merge(&stack.sources, stack.merged()).unwrap();
+    assert_eq!((merged.directories, merged.linked), (60_001, 600));
+    for path in [&stack.sources[0], &stack.merged()] {
+        layer::remove_tree(path).unwrap();
+        assert!(!path.exists(), "{}", path.display());
+    }
+}
+
+#[test]
+fn a_directory_of_a_hundred_thousand_entries() {
+    let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new().with("wide", Dir::new().file("base", "")));
+    let wide = stack.sources[1].join("wide");
+    fs::create_dir(&wide).unwrap();
+    for number in 0..100_000 {
+        fs::File::create(wide.join(number.to_string())).unwrap();
+    }
+    let top = stack.sources[0].join("wide");
+    fs::create_dir(&top).unwrap();
+    for number in (0..100_000).step_by(1000) {
+        fs::write(top.join(number.to_string()), "top").unwrap();
+    }
+    let merged = stack.compare(&Merge::new()).unwrap();
+    assert_eq!((merged.linked, merged.directories), (100_000, 2));
+    layer::remove_tree(stack.merged()).unwrap();
+}
+
+const LAYERS: usize = 1000;
+const LEVELS: usize = 50;
+
+#[test]
+fn a_thousand_layers_of_fifty_levels_with_the_usual_limit_of_descriptors() {
+    require_root();
+    // A limit is the whole process's, and other tests run in this one.
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 1024 && exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "merge::scale::many_layers_in_this_process"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "is run with few descriptors by another test"]
+fn many_layers_in_this_process() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    assert_eq!(limit, Some(1024), "run a_thousand_layers_of_fifty_levels_with_the_usual_limit_of_descriptors");
+    let dir = tempfile::tempdir().unwrap();
+    let layers: Vec<_> = (0..LAYERS).map(|number| dir.path().join(number.to_string())).collect();
+    let deep: PathBuf = (0..LEVELS).map(|level| format!("level{level}")).collect();
+    for (number, layer) in layers.iter().enumerate() {
+        let path = layer.join(&deep);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join(format!("of{number}")), "").unwrap();
+        fs::write(path.join("of all"), number.to_string()).unwrap();
+    }
+    let target = dir.path().join("merged");
+    let merged = layer::merge(&layers, &target).unwrap();
+    assert_eq!((merged.directories, merged.linked), (LEVELS as u64 + 1, LAYERS as u64 + 1));
+    assert_eq!(fs::read_to_string(target.join(&deep).join("of all")).unwrap(), "0");
+    assert_eq!(fs::read_dir(target.join(&deep)).unwrap().count(), LAYERS + 1);
+    layer::remove_tree(&target).unwrap();
+    assert!(!target.exists());
+}
+
+#[test]
+fn as_many_layers_as_the_kernel_takes() {
+    let layers: Vec<_> = (0..480)
+        .map(|number: usize| {
+            let dir = Dir::new().file("of all", &number.to_string()).file(number.to_string(), "");
+            let dir = if number % 97 == 96 { dir.opaque() } else { dir.whiteout((number + 1).to_string()) };
+            Dir::new().with("dir", dir.with((number % 7).to_string(), Dir::new().file(number.to_string(), "")))
+        })
+        .collect();
+    let stack = Stack::new(&[], &layers, &Dir::new().with("dir", Dir::new().file("base", "")));
+    stack.compare(&Merge::new().threads(NonZeroUsize::new(4).unwrap())).unwrap();
+}
+
+#[test]
+fn a_merge_of_merges_is_the_merge_of_all() {
+    let layer = |number: usize| {
+        let names = [OsString::from("same"), number.to_string().into()];
+        let dir = names.iter().fold(Dir::new(), |dir, name| dir.file(name, &number.to_string()));
+        Dir::new().with("dir", if number % 3 == 2 { dir.opaque() } else { dir.whiteout((number + 2).to_string()) })
+    };
+    let layers: Vec<_> = (0..6).map(layer).collect();
+    let mut stack = Stack::new(&[], &layers, &Dir::new().with("dir", Dir::new().file("base", "")));
+    let expected = Snapshot::of(Mount::read_only(&stack.all()).unwrap()).unwrap();
+    let parts: Vec<_> = ["upper", "lower"].map(|name| stack.dir.path().join(name)).into();
+    for (part, sources) in parts.iter().zip(stack.sources.chunks(3)) {
+        layer::merge(sources, part).unwrap();
+    }
+    stack.sources = parts;
+    stack.compare(&Merge::new()).unwrap();
+    let mount = Mount::read_only(&stack.with_merged(&stack.merged())).unwrap();
+    agree(&expected, &Snapshot::of(mount.as_fd()).unwrap()).unwrap();
+}
