@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
@@ -14,6 +14,9 @@ use crate::XattrNamespace;
 
 /// The longest list of names (`XATTR_LIST_MAX`) and the longest value (`XATTR_SIZE_MAX`) that the kernel handles: xattr(7).
 const XATTR_MAX_BYTES: usize = 64 * 1024;
+
+/// Room for what is mostly there.
+const XATTR_USUAL_BYTES: usize = 256;
 
 /// What a file carries besides its content.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ impl Attributes {
     /// Those of the file `name` in `dir`, which is not opened; `stat` is its own.
     pub(super) fn of_name(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat, keep: Keep) -> rustix::io::Result<Self> {
         let path = path_through_proc(dir, name);
-        let mut names = XattrList::new();
+        let mut names = XattrList::default();
         names.read(|buffer| llistxattr(&path, buffer))?;
         Self::read(stat, &names, keep, |name, buffer| lgetxattr(&path, name, buffer))
     }
@@ -61,7 +64,7 @@ impl Attributes {
             if matches!(keep, Keep::Visible(namespace) if namespace.owns(name.to_bytes())) {
                 continue;
             }
-            let mut value = vec![0; 256];
+            let mut value = vec![0; XATTR_USUAL_BYTES];
             let length = match get(name, &mut value) {
                 Err(Errno::RANGE) => {
                     value.resize(XATTR_MAX_BYTES, 0);
@@ -139,46 +142,40 @@ pub(super) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     fchmod(dir, Mode::RWXU)
 }
 
-/// The names of a file's extended attributes, in a buffer that is used again.
-#[derive(Debug)]
+/// The names of a file's extended attributes.
+#[derive(Debug, Default)]
 pub(super) struct XattrList {
-    buffer: Box<[u8]>,
-    length: usize,
+    /// The names as listed, each with its NUL.
+    names: Vec<u8>,
 }
 
 impl XattrList {
-    /// No names, and room for all that a file can have.
-    pub(super) fn new() -> Self {
-        Self { buffer: vec![0; XATTR_MAX_BYTES].into(), length: 0 }
-    }
-
     /// Those of an open file.
-    pub(super) fn of(file: impl AsFd) -> rustix::io::Result<Self> {
-        let mut names = Self::new();
+    pub(super) fn of(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        let mut names = Self::default();
         names.read(|buffer| flistxattr(file, buffer))?;
         Ok(names)
     }
 
     /// Reads other names with `list`. A file system without extended attributes has none.
-    pub(super) fn read(
-        &mut self,
-        list: impl FnOnce(&mut [u8]) -> rustix::io::Result<usize>,
-    ) -> rustix::io::Result<&mut Self> {
-        self.length = match list(&mut self.buffer) {
-            Ok(length) => length,
-            Err(Errno::NOTSUP) => 0,
-            Err(error) => {
-                self.length = 0;
-                return Err(error);
+    pub(super) fn read(&mut self, list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<()> {
+        // The kernel makes a buffer as large as this one before it looks at the file, which mostly has little to list.
+        for room in [XATTR_USUAL_BYTES, XATTR_MAX_BYTES] {
+            self.names.clear();
+            self.names.resize(room, 0);
+            let length = list(&mut self.names);
+            self.names.truncate(*length.as_ref().unwrap_or(&0));
+            match length {
+                Err(Errno::RANGE) if room < XATTR_MAX_BYTES => {}
+                Ok(_) | Err(Errno::NOTSUP) => break,
+                Err(error) => return Err(error),
             }
-        };
-        Ok(self)
+        }
+        Ok(())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &CStr> {
-        self.buffer[..self.length]
-            .split_inclusive(|&byte| byte == 0)
-            .filter_map(|name| CStr::from_bytes_with_nul(name).ok())
+        self.names.split_inclusive(|&byte| byte == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok())
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

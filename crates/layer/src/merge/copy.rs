@@ -59,7 +59,7 @@ impl<'a> Original<'a> {
         if (stat.st_dev, stat.st_ino) != (self.stat.st_dev, self.stat.st_ino) {
             return Err(Errno::STALE);
         }
-        let attributes = Attributes::of(from.as_fd(), &XattrList::of(&from)?, keep)?;
+        let attributes = Attributes::of(from.as_fd(), &XattrList::of(from.as_fd())?, keep)?;
         let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let copy = openat(to, self.name, create, Mode::RUSR | Mode::WUSR)?;
         content::copy(from.as_fd(), copy.as_fd(), u64::try_from(stat.st_size).unwrap_or(0))?;

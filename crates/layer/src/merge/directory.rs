@@ -94,7 +94,7 @@ impl<'a> Worker<'a> {
             shared,
             own_cwd,
             entries: Vec::with_capacity(ENTRIES_SIZE_BYTES),
-            names: XattrList::new(),
+            names: XattrList::default(),
             target: Cursor::new(READ),
             sources: std::array::from_fn(|slot| (slot, Cursor::new(READ | OFlags::NOATIME))),
             merged: Merged::default(),
@@ -155,8 +155,8 @@ impl<'a> Worker<'a> {
             errno => io("open")(errno),
         })?;
 
-        let names =
-            self.names.read(|buffer| flistxattr(from, buffer)).map_err(io("list the extended attributes of"))?;
+        let names = &mut self.names;
+        names.read(|buffer| flistxattr(from, buffer)).map_err(io("list the extended attributes of"))?;
         let mut opaque = false;
         // What is said of a layer's root is said of the layer, and means nothing: the kernel does not look at it.
         if branch.parent().is_some() {

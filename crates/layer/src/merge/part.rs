@@ -140,11 +140,11 @@ impl Part<'_> {
                 rustix::process::fchdir(self.from)?;
                 self.is_cwd = true;
             }
-            self.names.read(|buffer| llistxattr(name, buffer))?;
+            self.names.read(|buffer| llistxattr(name, buffer))
         } else {
-            self.names.read(|buffer| llistxattr(path_through_proc(self.from, name), buffer))?;
+            let path = path_through_proc(self.from, name);
+            self.names.read(|buffer| llistxattr(&path, buffer))
         }
-        Ok(())
     }
 
     fn link(&mut self, name: &CStr) -> Result<()> {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, fstat, openat};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use crate::walk::{Identity, PATH};
 use crate::{Error, Result};
 
-/// Trees whose roots are held open. The rest are opened anew for each of their directories, so that a thousand layers do with
-/// the usual limit of 1,024 descriptors, and a caller who merges has some left.
-const HELD: usize = 256;
+/// Of the descriptors that the process may have, one in so many is for the roots of trees. The rest of the roots are opened anew
+/// for each of their directories, so that a thousand layers do with the usual limit of 1,024 and leave most of it to others.
+const SHARE: u64 = 4;
 
 /// The trees that are merged, topmost first.
 #[derive(Debug)]
@@ -46,13 +47,15 @@ impl AsFd for Root<'_> {
 impl Sources {
     pub(super) fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
         let start = openat(CWD, c".", PATH, Mode::empty()).map_err(Error::io("open", "."))?;
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let most_held = usize::try_from(limit / SHARE).unwrap_or(usize::MAX);
         let mut trees = Vec::with_capacity(paths.len());
         for path in paths {
             // `fs/` and `fs/.` would follow `fs`.
             let path: PathBuf = path.as_ref().components().collect();
             let root = open_root(start.as_fd(), &path)?;
             let stat = fstat(&root).map_err(Error::io("look at", &path))?;
-            let held = (trees.len() < HELD).then_some(root);
+            let held = (trees.len() < most_held).then_some(root);
             trees.push(Tree { path, identity: (stat.st_dev, stat.st_ino), root: held });
         }
         Ok(Self { start, trees })

@@ -37,7 +37,7 @@ impl Target {
         match openat(CWD, &path, READ, Mode::empty()) {
             Ok(root) => {
                 refuse_inside(&path, root.as_fd(), sources)?;
-                let names = XattrList::of(&root).map_err(io("list the extended attributes of"))?;
+                let names = XattrList::of(root.as_fd()).map_err(io("list the extended attributes of"))?;
                 let attributes =
                     Attributes::of(root.as_fd(), &names, Keep::All).map_err(io("read the attributes of"))?;
                 if !is_empty(root.as_fd()).map_err(io("read"))? {

@@ -29,7 +29,7 @@ pub(crate) fn run<J: Send, W: Send>(
     step: impl Fn(&mut W, J, &mut Vec<J>) -> Result<()> + Sync,
 ) -> Result<Vec<W>> {
     let desk = Desk {
-        state: Mutex::new(State { jobs: vec![first], busy: 0, stopped: false, failure: None }),
+        state: Mutex::new(State { jobs: vec![first], busy: 0, idle: 0, stopped: false, failure: None }),
         changed: Condvar::new(),
     };
     let workers = thread::scope(|scope| {
@@ -72,6 +72,8 @@ struct State<J> {
     jobs: Vec<J>,
     /// Workers with a job, which may find more.
     busy: usize,
+    /// Workers who wait for one. To wake nobody is a system call too.
+    idle: usize,
     stopped: bool,
     failure: Option<Error>,
 }
@@ -107,7 +109,9 @@ impl<J> Desk<J> {
             if state.busy == 0 {
                 return None;
             }
+            state.idle += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 
@@ -121,13 +125,12 @@ impl<J> Desk<J> {
             // What the others ran into meanwhile is mostly the same.
             state.failure.get_or_insert(error);
         }
-        let waiting = state.jobs.len();
+        let (waiting, idle) = (state.jobs.len(), state.idle);
         let over = state.stopped || (waiting == 0 && state.busy == 0);
         drop(state);
-        // One job is this worker's own next one.
-        if over || waiting > 2 {
-            self.changed.notify_all();
-        } else if waiting == 2 {
+        // One of the jobs is this worker's own next one.
+        let wanted = if over { idle } else { idle.min(waiting.saturating_sub(1)) };
+        for _ in 0..wanted {
             self.changed.notify_one();
         }
         waiting
