@@ -6,6 +6,7 @@
 //! - `results`: how a command ends, what comes back, where its output goes
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
+//! - `kills`: what is left when a run's process, or its runtime, is killed
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `mounts`: overlays without a run
 //! - `command`: the `layered` command, from outside
@@ -15,6 +16,7 @@ mod command;
 mod debian;
 mod environment;
 mod inputs;
+mod kills;
 mod ladder;
 mod mounts;
 mod results;
