@@ -21,6 +21,16 @@ impl Traces {
     pub fn now() -> Self {
         Self { mounts: mounts(), containers: containers(), cgroups: cgroups(), processes: processes() }
     }
+
+    /// Whether a process of a run lives.
+    pub fn lives(&self) -> bool {
+        !self.processes.is_empty()
+    }
+
+    /// Whether something of a run is mounted.
+    pub fn mounts(&self) -> bool {
+        !self.mounts.is_empty()
+    }
 }
 
 /// Overlays, and whatever is mounted in a run's directory.

@@ -6,7 +6,7 @@
 //! - **What runs in it**: [`Template`] is a runtime-spec configuration without a root; [`Template::instantiate`] fills it in,
 //!   [`Bundle`] writes it as `config.json`.
 //! - **Running it**: [`Runtime`] is runc, crun, youki or another program with their command line. It tells its own failures
-//!   from the command's. [`Output`] says where the command's output goes, [`Cancel`] ends it, [`Cgroup`] accounts for it.
+//!   from the command's, and nothing that a container has started outlives it. [`Output`] says where the command's output goes, [`Cancel`] ends it, [`Cgroup`] accounts for it.
 //!
 //! # A container over two directories
 //! ```no_run

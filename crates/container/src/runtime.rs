@@ -2,7 +2,6 @@ use std::error::Error as _;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -15,15 +14,17 @@ use crate::{Bundle, Cgroup, ContainerId, Error, Excerpt, Output, Result, Usage, 
 mod cancel;
 mod child;
 mod log;
+mod namespace;
 
 pub use cancel::Cancel;
 use child::{Child, Ended};
 
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their arguments.
+///
+/// Its own files go into the bundle's directory: `runtime.log`, and `state/` while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,
-    state: Option<PathBuf>,
 }
 
 /// Where the command reads its standard input from.
@@ -164,13 +165,7 @@ impl Default for Runtime {
 impl Runtime {
     /// The runtime `program`, a name to be found in `PATH` or a path.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), state: None }
-    }
-
-    /// Keeps the runtime's own files on its containers in `dir` (`--root`) instead of where it usually does, below `/run`.
-    pub fn state_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.state = Some(dir.into());
-        self
+        Self { program: program.into() }
     }
 
     /// The name or path it was made with.
@@ -180,22 +175,11 @@ impl Runtime {
 
     /// The arguments that run `bundle` as the container `id`, the program itself not among them.
     pub fn run_args(&self, bundle: &Path, id: &ContainerId) -> Vec<OsString> {
-        let mut args = self.global_args();
         // A runtime exits 1 for a command that exits 1 and for its own failure: only its log tells them apart.
+        let mut args: Vec<OsString> = vec!["--root".into(), bundle.join("state").into()];
         args.extend(["--log-format".into(), "json".into(), "--log".into(), log_path(bundle).into()]);
         args.extend(["run".into(), "--bundle".into(), bundle.into(), id.as_str().into()]);
         args
-    }
-
-    /// The arguments that kill and remove the container `id`.
-    pub fn delete_args(&self, id: &ContainerId) -> Vec<OsString> {
-        let mut args = self.global_args();
-        args.extend(["delete", "--force", id.as_str()].map(Into::into));
-        args
-    }
-
-    fn global_args(&self) -> Vec<OsString> {
-        self.state.iter().flat_map(|dir| ["--root".into(), dir.into()]).collect()
     }
 
     /// Makes the calling thread's mount namespace one that this runtime works in. It must be
@@ -219,10 +203,11 @@ impl Runtime {
         }
     }
 
-    /// Runs the command in the bundle to its end. When this returns, however it does, the container is gone.
+    /// Runs the command in the bundle to its end. When this returns, however it does, the container is gone, and so it is when the
+    /// calling process is killed: the runtime is the first process of a PID namespace, with which everything in it ends, and it
+    /// ends with the thread that started it.
     ///
-    /// A command that exits with something else than 0 is a result. On the way there is one process, the runtime's; a second
-    /// one (`delete`) only where the container has to be ended from outside.
+    /// A command that exits with something else than 0 is a result. There is one process, the runtime's.
     ///
     /// # Errors
     /// [`Error::RuntimeStart`], [`Error::Runtime`], [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
@@ -240,25 +225,18 @@ impl Runtime {
             Input::Inherit => Stdio::inherit(),
             Input::File(file) => file.into(),
         });
+        // Dropped after the child, also by a callback's panic.
+        let cgroup = cgroup.map(Removed);
         let mut child = Child::spawn(command, stdout, stderr)
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
         // A runtime that fails writes why into its log and then, too, where the command would have written.
         let log = log_path(bundle.path());
         child.filter_stderr(move |piece| piece.len() - log::echo(&fs::read(&log).unwrap_or_default(), piece));
-        // Dropped before the child: a runtime that still lives reaps what is killed.
-        let _unwinding = Unwinding { runtime: self, id, cgroup };
-        let ended = child.supervise(timeout, grace, cancel, || self.delete(id));
-        let finished = self.conclude(bundle, &ended);
-        if finished.is_err() || !matches!(ended, Ok((Ended::ByItself, _))) {
-            self.delete(id);
-        }
-        let mut usage = Usage::default();
-        if let Some(cgroup) = cgroup {
-            usage = cgroup.usage();
-            remove(cgroup);
-        }
+        let ended = child.supervise(timeout, grace, cancel);
+        let usage = cgroup.map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
+        let status = self.conclude(bundle, &ended)?;
         let (stdout, stderr) = child.take_excerpts();
-        Ok(Finished { status: finished?, stdout, stderr, usage })
+        Ok(Finished { status, stdout, stderr, usage })
     }
 
     /// What the end of the runtime says about the command.
@@ -291,48 +269,20 @@ impl Runtime {
             }
         }
     }
-
-    /// Kills and removes the container, if there is one.
-    fn delete(&self, id: &ContainerId) {
-        let mut command = Command::new(&self.program);
-        command.args(self.delete_args(id)).stdin(Stdio::null());
-        // It complains about a container that never came to be.
-        let deleted = Child::spawn(command, Output::Null, Output::Null).and_then(|mut child| {
-            let limit = Duration::from_secs(10);
-            child.supervise(Some(limit), Duration::ZERO, None, || {})
-        });
-        match deleted {
-            Ok((Ended::ByItself, exit)) if exit.success() || exit.signal().is_none() => {}
-            Ok((_, exit)) => ::log::warn!("{} could not delete the container {id}: {exit}", self.program.display()),
-            Err(error) => ::log::warn!("{} could not delete the container {id}: {error}", self.program.display()),
-        }
-    }
 }
 
 fn log_path(bundle: &Path) -> PathBuf {
     bundle.join("runtime.log")
 }
 
-/// An empty group that stays does no harm; the result of the run is worth more.
-fn remove(cgroup: &Cgroup) {
-    if let Err(error) = cgroup.remove() {
-        let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
-        ::log::warn!("{error}{source}");
-    }
-}
+/// A group that is removed when this is dropped. An empty one that stays does no harm; the result of the run is worth more.
+struct Removed<'a>(&'a Cgroup);
 
-/// Ends the container when a caller's callback panics.
-struct Unwinding<'a> {
-    runtime: &'a Runtime,
-    id: &'a ContainerId,
-    cgroup: Option<&'a Cgroup>,
-}
-
-impl Drop for Unwinding<'_> {
+impl Drop for Removed<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.runtime.delete(self.id);
-            self.cgroup.map(remove);
+        if let Err(error) = self.0.remove() {
+            let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+            ::log::warn!("{error}{source}");
         }
     }
 }
@@ -344,19 +294,9 @@ mod tests {
     #[test]
     fn arguments() {
         let id = ContainerId::random("x").unwrap();
-        let show = |args: Vec<OsString>| args.join(" ".as_ref()).into_string().unwrap();
-        let plain = Runtime::new("crun");
-        let kept = Runtime::default().state_dir("/s/state");
-        assert_eq!(
-            show(plain.run_args(Path::new("/s"), &id)),
-            format!("--log-format json --log /s/runtime.log run --bundle /s {id}")
-        );
-        assert_eq!(
-            show(kept.run_args(Path::new("/s"), &id)),
-            format!("--root /s/state --log-format json --log /s/runtime.log run --bundle /s {id}")
-        );
-        assert_eq!(show(plain.delete_args(&id)), format!("delete --force {id}"));
-        assert_eq!(show(kept.delete_args(&id)), format!("--root /s/state delete --force {id}"));
+        let args = Runtime::new("crun").run_args(Path::new("/s"), &id).join(" ".as_ref());
+        let expected = format!("--root /s/state --log-format json --log /s/runtime.log run --bundle /s {id}");
+        assert_eq!(args.into_string().unwrap(), expected);
     }
 
     #[test]
@@ -370,15 +310,5 @@ mod tests {
         for (status, json) in table {
             assert_eq!(serde_json::to_string(&status).unwrap(), json);
         }
-    }
-
-    #[test]
-    fn a_runtime_that_is_not_there_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = crate::Template::builder(["true"]).build().unwrap().instantiate(dir.path()).unwrap();
-        let bundle = Bundle::create(dir.path(), &config).unwrap();
-        let id = ContainerId::random("x").unwrap();
-        let error = Runtime::new("/no/such/runtime").run(Invocation::new(&bundle, &id)).unwrap_err();
-        assert!(matches!(&error, Error::RuntimeStart { program, .. } if program == Path::new("/no/such/runtime")));
     }
 }

@@ -5,6 +5,7 @@
 //! - [`plan`] is what `run` would stack and merge.
 //! - [`Options`] says how: the scratch directory, the runtime, the output, limits in time, what to put into the upper.
 //! - [`Report`] is what came of it: the status, the upper, the time of each [`Phase`].
+//! - [`sweep`] removes what killed runs have left.
 //! - [`Error`] says which phase failed, why, and what is left on disk.
 //!
 //! Layers on disk are the crate [`layer`]'s, mounts and runtimes the crate [`container`]'s; this one is where they meet.
@@ -35,8 +36,10 @@ mod machine;
 mod options;
 mod report;
 mod run;
+mod rundir;
 mod scratch;
 mod stack;
+mod sweep;
 mod timings;
 mod upper;
 
@@ -44,6 +47,7 @@ pub use error::{BoxError, Cause, Error, Result};
 pub use options::{EtcFiles, Options};
 pub use report::Report;
 pub use run::{plan, run};
+pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
 pub use upper::{PersistError, Upper};
 

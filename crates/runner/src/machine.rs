@@ -71,8 +71,7 @@ impl Host for Machine<'_> {
     }
 
     fn scratch(&mut self) -> Result<Scratch, Cause> {
-        let id = ContainerId::random("layered")?;
-        let scratch = Scratch::create(&self.options.scratch, &id)?;
+        let (scratch, id) = Scratch::create(&self.options.scratch)?;
         self.id = Some(id);
         Ok(scratch)
     }
@@ -146,12 +145,12 @@ impl Host for Machine<'_> {
         let own = config.cgroups_path().is_none();
         let config = config.with_default_cgroups_path(cgroup.container_path());
         let bundle = Bundle::create(scratch.dir(), &config).map_err(container::Error::from)?;
-        Ok(Prepared { bundle, cgroup: own.then_some(cgroup), state: scratch.state() })
+        Ok(Prepared { bundle, cgroup: own.then_some(cgroup) })
     }
 
     fn runtime(&mut self, prepared: Prepared) -> Result<Outcome, Cause> {
         let options = &mut self.options;
-        let runtime = options.runtime.clone().state_dir(prepared.state);
+        let runtime = &options.runtime;
         runtime.prepare_namespace()?;
         let id = self.id.as_ref().expect("the scratch directory comes first");
         let mut invocation = Invocation::new(&prepared.bundle, id)
@@ -200,5 +199,4 @@ impl Host for Machine<'_> {
 pub(crate) struct Prepared {
     bundle: Bundle,
     cgroup: Option<Cgroup>,
-    state: PathBuf,
 }

@@ -8,6 +8,7 @@ use container::ContainerId;
 
 use crate::Upper;
 use crate::error::{Cause, io_cause};
+use crate::rundir::RunDir;
 
 /// Where things are in the directory of one run, whose name is the container's.
 ///
@@ -22,9 +23,9 @@ use crate::error::{Cause, io_cause};
 pub(crate) struct Paths(PathBuf);
 
 impl Paths {
-    /// Those of the run `id` with its directory in `parent`.
-    pub(crate) fn new(parent: &Path, id: &ContainerId) -> Result<Self, Cause> {
-        Ok(Self(std::path::absolute(parent).map_err(io_cause("make absolute", parent))?.join(id.as_str())))
+    /// Those in the directory `dir`.
+    pub(crate) fn new(dir: impl Into<PathBuf>) -> Self {
+        Self(dir.into())
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -71,16 +72,15 @@ impl Deref for Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory in `parent`, which must be there. On an error nothing is left.
-    pub(crate) fn create(parent: &Path, id: &ContainerId) -> Result<Self, Cause> {
-        let paths = Paths::new(parent, id)?;
-        let make =
-            |path: &Path| DirBuilder::new().mode(0o700).create(path).map_err(io_cause("make the directory", path));
-        make(paths.dir())?;
+    /// Makes the directory in `parent`, which must be there, and returns the name of the run. On an error nothing is left.
+    pub(crate) fn create(parent: &Path) -> Result<(Self, ContainerId), Cause> {
+        let (run, id) = RunDir::create(parent)?;
         // From here on it is removed when the value is dropped.
-        let scratch = Self { upper: Some(Upper::new(paths.dir().into())), paths };
-        [scratch.upper(), scratch.work(), scratch.merged()].iter().try_for_each(|path| make(path))?;
-        Ok(scratch)
+        let scratch = Self { paths: Paths::new(run.path()), upper: Some(Upper::new(run)) };
+        for path in [scratch.upper(), scratch.work(), scratch.merged()] {
+            DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", path))?;
+        }
+        Ok((scratch, id))
     }
 
     /// Removes everything but the upper, which is the caller's from now on. On an error everything is left from there on.
@@ -89,7 +89,7 @@ impl Scratch {
         match self.remove_all_but_upper() {
             Ok(()) => Ok(upper),
             Err(cause) => {
-                let _left = upper.keep();
+                upper.leave();
                 Err(cause)
             }
         }
@@ -115,9 +115,7 @@ impl Scratch {
 
     /// Leaves everything as it is.
     pub(crate) fn leave(mut self) {
-        if let Some(upper) = self.upper.take() {
-            let _left = upper.keep();
-        }
+        self.upper.take().into_iter().for_each(Upper::leave);
     }
 }
 
@@ -134,7 +132,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn scratch(parent: &Path) -> Scratch {
-        Scratch::create(parent, &ContainerId::random("test").unwrap()).unwrap()
+        Scratch::create(parent).unwrap().0
     }
 
     #[test]
@@ -179,7 +177,7 @@ mod tests {
     #[test]
     fn a_parent_that_is_missing_is_named() {
         let parent = tempfile::tempdir().unwrap().path().join("missing");
-        let error = Scratch::create(&parent, &ContainerId::random("test").unwrap()).unwrap_err();
+        let error = Scratch::create(&parent).unwrap_err();
         assert!(matches!(error, Cause::Io { path, .. } if path.starts_with(&parent)));
     }
 }

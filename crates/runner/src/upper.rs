@@ -5,6 +5,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::Cause;
+use crate::rundir::RunDir;
 
 /// What a command wrote: the upper directory of its overlay, owned.
 ///
@@ -16,8 +17,8 @@ use crate::error::Cause;
 #[derive(Debug)]
 #[must_use = "the upper is deleted when this value is dropped"]
 pub struct Upper {
-    /// The run's directory, empty once this is disarmed.
-    run: PathBuf,
+    /// The run's directory; `None` once this is disarmed.
+    run: Option<RunDir>,
     path: PathBuf,
 }
 
@@ -42,10 +43,10 @@ fn advice(source: &io::Error) -> &'static str {
 }
 
 impl Upper {
-    /// The upper of the run whose directory is `run`.
-    pub(crate) fn new(run: PathBuf) -> Self {
-        let path = run.join("upper");
-        Self { run, path }
+    /// The upper in the directory of a run.
+    pub(crate) fn new(run: RunDir) -> Self {
+        let path = run.path().join("upper");
+        Self { run: Some(run), path }
     }
 
     /// The directory.
@@ -53,11 +54,19 @@ impl Upper {
         &self.path
     }
 
-    /// Leaves it where it is, in a directory of its own, and returns its path.
+    /// Leaves it in the scratch directory, in a directory of its own that no [sweep](crate::sweep) takes away, and returns its
+    /// path there.
     #[must_use = "nobody else knows where the upper is"]
     pub fn keep(mut self) -> PathBuf {
-        self.run = PathBuf::new();
-        std::mem::take(&mut self.path)
+        match self.run.take().expect("an upper has a directory until it is given away").keep() {
+            Some(kept) => kept.join("upper"),
+            None => std::mem::take(&mut self.path),
+        }
+    }
+
+    /// Leaves it for a sweep.
+    pub(crate) fn leave(mut self) {
+        self.run = None;
     }
 
     /// Moves it to `destination`, which must not exist, by one rename: it is there whole or not at all.
@@ -69,9 +78,9 @@ impl Upper {
         if let Err(error) = rename_new(&self.path, &destination) {
             return Err(Box::new(PersistError { upper: self, destination, source: error.into() }));
         }
-        let run = std::mem::take(&mut self.run);
-        if let Err(error) = std::fs::remove_dir(&run) {
-            log::warn!("cannot remove {}: {error}", run.display());
+        let run = self.run.take().expect("an upper has a directory until it is given away");
+        if let Err(error) = std::fs::remove_dir(run.path()) {
+            log::warn!("cannot remove {}: {error}", run.path().display());
         }
         Ok(destination)
     }
@@ -81,18 +90,20 @@ impl Upper {
     /// # Errors
     /// [`Cause::Layer`] with the entry that could not be removed; the rest of it is left.
     pub fn close(mut self) -> Result<(), Cause> {
-        Ok(layer::remove_tree(std::mem::take(&mut self.run))?)
+        match self.run.take() {
+            // Still locked while it is removed.
+            Some(run) => Ok(layer::remove_tree(run.path())?),
+            None => Ok(()),
+        }
     }
 }
 
 impl Drop for Upper {
     fn drop(&mut self) {
-        if self.run.as_os_str().is_empty() {
-            return;
-        }
-        if let Err(error) = layer::remove_tree(&self.run) {
+        let Some(run) = self.run.take() else { return };
+        if let Err(error) = layer::remove_tree(run.path()) {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-            log::error!("{} is left: {error}{source}", self.run.display());
+            log::error!("{} is left: {error}{source}", run.path().display());
         }
     }
 }
@@ -114,7 +125,7 @@ mod tests {
     use std::fs;
 
     fn upper(parent: &Path) -> Upper {
-        let upper = Upper::new(parent.join("run"));
+        let upper = Upper::new(RunDir::create(parent).unwrap().0);
         fs::create_dir_all(upper.path().join("dir")).unwrap();
         upper
     }
@@ -128,7 +139,7 @@ mod tests {
 
         let moved = upper(dir.path()).persist(dir.path().join("moved")).unwrap();
         assert!(moved.join("dir").is_dir());
-        assert!(!dir.path().join("run").exists());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
 
         let kept = upper(dir.path()).keep();
         assert!(kept.join("dir").is_dir());

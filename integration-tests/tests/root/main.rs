@@ -6,6 +6,7 @@
 //! - `results`: how a command ends, what comes back, where its output goes
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
+//! - `kills`: what is left when a run's process, or its runtime, is killed
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `mounts`: overlays without a run
@@ -17,6 +18,7 @@ mod command;
 mod debian;
 mod environment;
 mod inputs;
+mod kills;
 mod ladder;
 mod merge;
 mod mounts;

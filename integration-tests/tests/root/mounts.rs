@@ -173,4 +173,5 @@ fn a_container_over_a_directory_of_ones_own() {
     assert_eq!(fs::read(fixture.base().fs().join("made")).unwrap(), b"hello\n");
     fs::remove_file(bundle.config_path()).unwrap();
     fs::remove_file(fixture.scratch().join("runtime.log")).unwrap();
+    fs::remove_dir_all(fixture.scratch().join("state")).unwrap();
 }

@@ -10,14 +10,14 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::Cancel;
+use super::{Cancel, namespace};
 use crate::output::Callback;
 use crate::{Excerpt, Output};
 
 /// A started process with its output streams, waited for on one thread.
 pub(super) struct Child {
     process: process::Child,
-    pidfd: OwnedFd,
+    pidfd: Option<OwnedFd>,
     stdout: Stream,
     stderr: Stream,
     /// Whether anything has come through one of the streams.
@@ -41,30 +41,29 @@ enum Stage {
     Running(Option<Instant>),
     /// It has been asked to end, and may take until here.
     Asked(Ended, Instant),
-    /// What it started has been killed, and it may take until here to notice.
-    Emptied(Ended, Instant),
-    /// It has been killed itself.
+    /// It has been killed.
     Killed(Ended),
 }
 
 impl Child {
+    /// Starts a process that is the first of a PID namespace: with it ends everything it has started, wherever that went. It ends
+    /// with the calling thread.
     pub(super) fn spawn(mut command: Command, stdout: Output, stderr: Output) -> io::Result<Self> {
         let (stdout, stdio) = Stream::new(stdout)?;
         command.stdout(stdio);
         let (stderr, stdio) = Stream::new(stderr)?;
         command.stderr(stdio);
-        let mut process = command.spawn()?;
+        let process = namespace::spawn(&mut command)?;
         // `command` holds the writing ends: without them the readers see the end of the streams.
         drop(command);
-        let pid = Pid::from_child(&process);
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { process, pidfd, stdout, stderr, heard: false }),
-            Err(error) => {
-                let _ = process.kill();
-                let _ = process.wait();
-                Err(error.into())
-            }
-        }
+        let mut child = Self { pidfd: None, process, stdout, stderr, heard: false };
+        // If this fails, dropping kills.
+        child.pidfd = Some(pidfd_open(Pid::from_child(&child.process), PidfdFlags::empty())?);
+        Ok(child)
+    }
+
+    fn pidfd(&self) -> &OwnedFd {
+        self.pidfd.as_ref().expect("a child that was started has one")
     }
 
     /// Hands on only so many leading bytes of each piece of standard error as `own` says of it.
@@ -72,14 +71,13 @@ impl Child {
         self.stderr.own = Some(Box::new(own));
     }
 
-    /// Waits for the end and hands on output meanwhile. When the time is over or `cancel` says so, the process gets SIGTERM,
-    /// after `grace` `empty` is called to kill what it started, and after another `grace` it is killed itself.
+    /// Waits for the end and hands on output meanwhile. When the time is over or `cancel` says so, the process gets SIGTERM, and
+    /// after `grace` it is killed with all it has started.
     pub(super) fn supervise(
         &mut self,
         timeout: Option<Duration>,
         grace: Duration,
         cancel: Option<&Cancel>,
-        empty: impl Fn(),
     ) -> io::Result<(Ended, ExitStatus)> {
         let mut stage = Stage::Running(timeout.and_then(|timeout| Instant::now().checked_add(timeout)));
         let result = loop {
@@ -90,24 +88,20 @@ impl Child {
                 Ok(Event::Timeout) => {
                     stage = match stage {
                         Stage::Running(_) => self.ask(Ended::TimedOut, grace),
-                        Stage::Asked(why, _) => {
-                            empty();
-                            Stage::Emptied(why, Instant::now() + grace.max(Duration::from_secs(1)))
-                        }
-                        Stage::Emptied(why, _) | Stage::Killed(why) => {
-                            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+                        Stage::Asked(why, _) | Stage::Killed(why) => {
+                            let _ = pidfd_send_signal(self.pidfd(), Signal::KILL);
                             Stage::Killed(why)
                         }
                     }
                 }
                 Err(error) => {
                     // Whoever cannot be watched must not go on.
-                    empty();
                     let _ = self.process.kill();
                     break Err(error);
                 }
             }
         };
+        // The kernel tells the end of a namespace's first process when all others in it have ended.
         let exit = self.process.wait();
         // Nobody writes any more; what is in the pipes is all there is.
         self.stdout.drain();
@@ -117,7 +111,7 @@ impl Child {
 
     fn ask(&self, why: Ended, grace: Duration) -> Stage {
         // A runtime hands it on to the command. One that has ended needs none.
-        let _ = pidfd_send_signal(&self.pidfd, Signal::TERM);
+        let _ = pidfd_send_signal(self.pidfd(), Signal::TERM);
         Stage::Asked(why, Instant::now() + grace)
     }
 
@@ -127,7 +121,7 @@ impl Child {
         let timeout =
             remaining.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
         let (output, end, cancelled) = {
-            let mut fds = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
+            let mut fds = vec![PollFd::new(self.pidfd(), PollFlags::IN)];
             fds.extend([&self.stdout, &self.stderr].into_iter().filter_map(|stream| {
                 stream.pipe.as_ref().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN))
             }));
@@ -145,7 +139,7 @@ impl Child {
         if output {
             if self.stderr.own.is_some() && !std::mem::replace(&mut self.heard, true) {
                 // First words may be last ones: crun logs its failure a moment after it has told it, and ends.
-                let _ = poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&FIRST_WORDS));
+                let _ = poll(&mut [PollFd::new(self.pidfd(), PollFlags::IN)], Some(&FIRST_WORDS));
             }
             self.stdout.read_once();
             self.stderr.read_once();
@@ -183,7 +177,7 @@ impl Stage {
     fn until(&self) -> Option<Instant> {
         match self {
             Stage::Running(until) => *until,
-            Stage::Asked(_, until) | Stage::Emptied(_, until) => Some(*until),
+            Stage::Asked(_, until) => Some(*until),
             Stage::Killed(_) => None,
         }
     }
@@ -191,7 +185,7 @@ impl Stage {
     fn why(&self) -> Ended {
         match self {
             Stage::Running(_) => Ended::ByItself,
-            Stage::Asked(why, _) | Stage::Emptied(why, _) | Stage::Killed(why) => *why,
+            Stage::Asked(why, _) | Stage::Killed(why) => *why,
         }
     }
 }
@@ -268,87 +262,5 @@ impl Sink {
             Sink::Capture(excerpt) => Some(excerpt),
             Sink::None | Sink::Callback(_) => None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::CaptureLimit;
-
-    fn shell(script: &str) -> Command {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]);
-        command
-    }
-
-    fn capture() -> Output {
-        Output::Capture(CaptureLimit { head_bytes: 8, tail_bytes: 8 })
-    }
-
-    fn supervise(
-        script: &str,
-        timeout: Option<Duration>,
-        cancel: Option<&Cancel>,
-    ) -> (Ended, ExitStatus, String, String) {
-        let mut child = Child::spawn(shell(script), capture(), capture()).unwrap();
-        let (ended, exit) = child.supervise(timeout, Duration::from_secs(60), cancel, || {}).unwrap();
-        let (stdout, stderr) = child.take_excerpts();
-        (ended, exit, stdout.unwrap().to_string(), stderr.unwrap().to_string())
-    }
-
-    #[test]
-    fn streams_are_kept_apart_and_bounded() {
-        let (ended, exit, stdout, stderr) = supervise("echo out; echo err >&2; exit 3", None, None);
-        assert_eq!((ended, exit.code(), &*stdout, &*stderr), (Ended::ByItself, Some(3), "out\n", "err\n"));
-
-        let (_, _, stdout, _) = supervise("head -c 300000 /dev/zero | tr '\\0' x", None, None);
-        assert_eq!(stdout, "xxxxxxxx\n[... 299984 bytes omitted ...]\nxxxxxxxx");
-    }
-
-    #[test]
-    fn a_callback_gets_every_byte_in_order() {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let callback = Output::Callback(Box::new(move |piece| sender.send(piece.to_vec()).unwrap()));
-        let mut child = Child::spawn(shell("seq 1 50000"), callback, Output::Null).unwrap();
-        child.supervise(None, Duration::ZERO, None, || {}).unwrap();
-        drop(child);
-        let all: Vec<u8> = receiver.iter().flatten().collect();
-        let expected: String = (1..=50000).map(|n| format!("{n}\n")).collect();
-        assert_eq!(all, expected.as_bytes());
-    }
-
-    #[test]
-    fn a_process_that_holds_the_pipe_delays_nothing() {
-        // The background process would hold the pipe open until it is killed at the end of the test.
-        let (_, _, stdout, _) = supervise("sleep 1000 & echo $!", None, None);
-        let pid = Pid::from_raw(stdout.trim().parse().unwrap()).unwrap();
-        rustix::process::kill_process(pid, Signal::KILL).unwrap();
-    }
-
-    #[test]
-    fn the_deadline_and_a_cancel_end_it() {
-        let (ended, exit, _, _) = supervise("exec sleep 1000", Some(Duration::from_millis(1)), None);
-        assert_eq!((ended, exit.code()), (Ended::TimedOut, None));
-
-        let cancel = Cancel::new().unwrap();
-        cancel.clone().cancel();
-        let (ended, exit, _, _) = supervise("exec sleep 1000", None, Some(&cancel));
-        assert_eq!((ended, exit.code()), (Ended::Cancelled, None));
-
-        // One that writes without end has an end too.
-        let (ended, ..) = supervise("exec yes", Some(Duration::from_millis(1)), None);
-        assert_eq!(ended, Ended::TimedOut);
-    }
-
-    #[test]
-    fn one_that_does_not_listen_is_killed() {
-        let mut child =
-            Child::spawn(shell("trap '' TERM; echo ready; exec sleep 1000"), Output::Null, Output::Null).unwrap();
-        let emptied = std::cell::Cell::new(0);
-        let (ended, _) = child
-            .supervise(Some(Duration::from_millis(50)), Duration::ZERO, None, || emptied.set(emptied.get() + 1))
-            .unwrap();
-        assert_eq!((ended, emptied.get()), (Ended::TimedOut, 1));
     }
 }

@@ -14,6 +14,7 @@ mod plan;
 mod run;
 mod show;
 mod stack;
+mod sweep;
 mod table;
 
 /// Layered's own failure.
@@ -47,6 +48,7 @@ enum Command {
     Merge(merge::Args),
     Ls(ls::Args),
     Show(show::Args),
+    Sweep(sweep::Args),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Sweep(args) => sweep::run(args),
     };
     result.unwrap_or_else(|error| {
         // Whoever reads the output has seen enough: `layered ls | head`.

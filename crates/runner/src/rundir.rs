@@ -1,0 +1,99 @@
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use container::ContainerId;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::error::{Cause, io_cause};
+
+/// What the names of runs begin with, and of what is kept of them.
+pub(crate) const PREFIX: &str = "layered";
+const KEPT: &str = "kept";
+
+/// The directory of one run, mode 0700, named after it, and locked: the lock, flock(2), goes when its owner does, however that
+/// happens, and a sweep takes only what nobody has locked.
+#[derive(Debug)]
+pub(crate) struct RunDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunDir {
+    /// Makes one in `parent` for a new run, whose name it returns. On an error nothing is left.
+    pub(crate) fn create(parent: &Path) -> Result<(Self, ContainerId), Cause> {
+        let parent = std::path::absolute(parent).map_err(io_cause("make absolute", parent))?;
+        loop {
+            let id = ContainerId::random(PREFIX)?;
+            let path = parent.join(id.as_str());
+            DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", &path))?;
+            // A sweep may have been quicker: then there is another name.
+            if let Some(run) = Self::lock(&path)? {
+                return Ok((run, id));
+            }
+        }
+    }
+
+    /// Takes over the directory of a run whose owner has gone; `None` if it has not, or the directory has.
+    pub(crate) fn lock(path: &Path) -> Result<Option<Self>, Cause> {
+        let lock = match File::open(path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_cause("open", path)(error)),
+        };
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(io_cause("lock", path)(error)),
+        }
+        // Whoever had the lock before may have removed the directory under it.
+        let metadata = lock.metadata().map_err(io_cause("look at", path))?;
+        Ok((metadata.nlink() > 0).then(|| Self { path: path.into(), _lock: lock }))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the directory a name that is none of a run's; `None` if that fails, and it has its name still.
+    pub(crate) fn keep(self) -> Option<PathBuf> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, KEPT, 1);
+        let kept = self.path.with_file_name(name);
+        match fs::rename(&self.path, &kept) {
+            Ok(()) => Some(kept),
+            Err(error) => {
+                log::error!("{} is kept, but a sweep would take it: cannot rename it: {error}", self.path.display());
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_has_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let (run, id) = RunDir::create(parent.path()).unwrap();
+        let path = parent.path().join(id.as_str());
+        assert_eq!(run.path(), path);
+        assert!(RunDir::lock(&path).unwrap().is_none());
+        drop(run);
+        let taken = RunDir::lock(&path).unwrap().unwrap();
+        fs::remove_dir(taken.path()).unwrap();
+        drop(taken);
+        assert!(RunDir::lock(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_kept_has_another_name() {
+        let parent = tempfile::tempdir().unwrap();
+        let (run, id) = RunDir::create(parent.path()).unwrap();
+        let kept = run.keep().unwrap();
+        assert_eq!(kept, parent.path().join(id.as_str().replace("layered-", "kept-")));
+        assert!(kept.is_dir());
+    }
+}

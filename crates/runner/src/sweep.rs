@@ -1,0 +1,101 @@
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use container::Cgroup;
+
+use crate::error::{Cause, io_cause};
+use crate::rundir::{PREFIX, RunDir};
+
+/// What a [`sweep`] has found.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Swept {
+    /// The directories of dead runs that are gone now, with their cgroups.
+    pub removed: Vec<PathBuf>,
+    /// Runs that are under way, or whose result somebody still has.
+    pub live: usize,
+    /// What could not be removed, and why: it is left.
+    pub failed: Vec<(PathBuf, Cause)>,
+}
+
+/// Removes what dead runs have left in the directory `scratch`: those whose process was killed before it could tidy up.
+///
+/// A killed run's container has died with it, and its mount was never on the host; what is left are its directory and empty
+/// cgroups. Should anything live in these, it is killed. Live runs, of whatever process, are left alone, and so is everything
+/// that no run has made, or that was [kept](crate::Upper::keep). No run needs this: it is for disks that are not to fill up.
+///
+/// # Errors
+/// [`Cause::Io`] if `scratch` cannot be read. What fails for one run is told in [`Swept::failed`], and does not keep the others.
+pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept, Cause> {
+    let scratch = scratch.as_ref();
+    let scratch = std::path::absolute(scratch).map_err(io_cause("make absolute", scratch))?;
+    let mut swept = Swept::default();
+    for entry in std::fs::read_dir(&scratch).map_err(io_cause("read", &scratch))? {
+        let entry = entry.map_err(io_cause("read", &scratch))?;
+        let name = entry.file_name();
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let Some(id) = run_name(&name).filter(|_| is_dir) else { continue };
+        match RunDir::lock(&entry.path()) {
+            Ok(Some(run)) => match remove(id, &run) {
+                Ok(()) => swept.removed.push(entry.path()),
+                Err(cause) => swept.failed.push((entry.path(), cause)),
+            },
+            Ok(None) => swept.live += 1,
+            Err(cause) => swept.failed.push((entry.path(), cause)),
+        }
+    }
+    Ok(swept)
+}
+
+fn remove(id: &str, run: &RunDir) -> Result<(), Cause> {
+    // First the processes, if there are any: nothing is deleted while somebody may be using it.
+    Cgroup::new(id)?.remove()?;
+    Ok(layer::remove_tree(run.path())?)
+}
+
+/// The name of a run, if it is one: the prefix and 16 hexadecimal digits.
+fn run_name(name: &OsStr) -> Option<&str> {
+    let name = name.to_str()?;
+    let digits = name.strip_prefix(PREFIX)?.strip_prefix('-')?;
+    (digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn dead_runs_go_and_the_rest_stays() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (dead, _) = RunDir::create(scratch.path()).unwrap();
+        fs::create_dir_all(dead.path().join("upper/deep")).unwrap();
+        let gone = dead.path().to_path_buf();
+        drop(dead);
+        let (live, _) = RunDir::create(scratch.path()).unwrap();
+        let kept = RunDir::create(scratch.path()).unwrap().0.keep().unwrap();
+        for name in ["layered-of-somebody-else", "other"] {
+            fs::create_dir(scratch.path().join(name)).unwrap();
+        }
+        fs::write(scratch.path().join("layered-0123456789abcdef"), "no directory").unwrap();
+
+        let swept = sweep(scratch.path()).unwrap();
+        assert_eq!((swept.removed, swept.live, swept.failed.len()), (vec![gone.clone()], 1, 0));
+        assert!(!gone.exists() && live.path().exists() && kept.exists());
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 5);
+    }
+
+    #[test]
+    fn names_of_runs() {
+        let table = [
+            ("layered-0123456789abcdef", true),
+            ("layered-0123456789abcde", false),
+            ("layered-0123456789abcdeg", false),
+            ("kept-0123456789abcdef", false),
+            ("layered-", false),
+        ];
+        for (name, is_one) in table {
+            assert_eq!(run_name(name.as_ref()).is_some(), is_one, "{name}");
+        }
+    }
+}
