@@ -8,7 +8,6 @@ use walkdir::WalkDir;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Traces {
     mounts: BTreeSet<String>,
-    containers: BTreeSet<PathBuf>,
     cgroups: BTreeSet<PathBuf>,
     processes: BTreeSet<String>,
 }
@@ -19,7 +18,7 @@ impl Traces {
     /// # Panics
     /// If they cannot be read.
     pub fn now() -> Self {
-        Self { mounts: mounts(), containers: containers(), cgroups: cgroups(), processes: processes() }
+        Self { mounts: mounts(), cgroups: cgroups(), processes: processes() }
     }
 
     /// Whether a process of a run lives.
@@ -33,16 +32,14 @@ impl Traces {
     }
 }
 
-/// Overlays, and whatever is mounted in a run's directory.
+/// What is mounted in a run's directory, in the mount namespace of any process.
 fn mounts() -> BTreeSet<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    table.lines().filter(|line| line.contains(" - overlay ") || line.contains("/layered-")).map(Into::into).collect()
-}
-
-/// What runtimes note down where nobody tells them otherwise.
-fn containers() -> BTreeSet<PathBuf> {
-    let dirs = ["/run/runc", "/run/crun"].into_iter().filter_map(|dir| fs::read_dir(dir).ok());
-    dirs.flatten().map(|entry| entry.unwrap().path()).collect()
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path().join("mountinfo"));
+    // Those of processes that end meanwhile are gone with them.
+    let tables = processes.filter_map(|table| fs::read_to_string(table).ok());
+    tables
+        .flat_map(|table| table.lines().filter(|line| line.contains("/layered-")).map(Into::into).collect::<Vec<_>>())
+        .collect()
 }
 
 fn cgroups() -> BTreeSet<PathBuf> {

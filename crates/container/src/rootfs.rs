@@ -72,7 +72,7 @@ impl Rootfs {
     }
 
     /// Makes sure that `path` exists for something to be mounted on: an empty file or a directory, with its parents, is made
-    /// if nothing is there.
+    /// if nothing is there, or a symbolic link to nowhere, which it replaces.
     ///
     /// # Errors
     /// [`Error::Io`] if something of the other kind is there, or nothing can be made.
@@ -90,11 +90,19 @@ impl Rootfs {
                 (_, Ok(_)) => Ok(()),
                 (_, Err(source)) => Err(Error::io("look at", outside)(source)),
             },
-            Err(Errno::NOENT) if kind == MountPoint::Directory => self.directory(path).map(drop),
             Err(Errno::NOENT) => {
                 let (parent, name) = self.parent(path)?;
                 let times = modification_time(&parent, &outside)?;
-                create(&parent, name).map_err(Error::io("create", &outside))?;
+                // A link to nowhere, as /etc/resolv.conf often is, gives way.
+                match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(error) => return Err(Error::io("replace", outside)(error)),
+                }
+                match kind {
+                    MountPoint::Directory => make_directory(&parent, name).map(drop),
+                    MountPoint::File => create(&parent, name).map(drop),
+                }
+                .map_err(Error::io("create", &outside))?;
                 self.made.push(path.into());
                 rustix::fs::futimens(&parent, &times)
                     .map_err(Error::io("put the time back of the directory of", &outside))
@@ -153,14 +161,8 @@ impl Rootfs {
                 Ok(found) => found,
                 Err(Errno::NOENT) => {
                     let times = modification_time(&directory, &outside)?;
-                    rustix::fs::mkdirat(&directory, name, Mode::from_raw_mode(0o755))
-                        .map_err(Error::io("make the directory", &outside))?;
+                    let made = make_directory(&directory, name).map_err(Error::io("make the directory", &outside))?;
                     self.made.push(walked.clone());
-                    let made = rustix::fs::openat(&directory, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
-                        .map_err(Error::io("open the directory", &outside))?;
-                    // Neither the umask nor a default ACL has a say.
-                    rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))
-                        .map_err(Error::io("set the mode of", &outside))?;
                     rustix::fs::futimens(&directory, &times)
                         .map_err(Error::io("put the time back of the directory of", &outside))?;
                     made
@@ -179,6 +181,14 @@ impl Rootfs {
     fn outside(&self, path: &Path) -> PathBuf {
         self.path.join(path.strip_prefix("/").unwrap_or(path))
     }
+}
+
+fn make_directory(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+    let made = rustix::fs::openat(&parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+    // Neither the umask nor a default ACL has a say.
+    rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
+    Ok(made)
 }
 
 fn create(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<File> {
@@ -264,6 +274,18 @@ mod tests {
         assert!(fs::symlink_metadata(dir.path().join("hosts")).unwrap().is_file());
         assert!(rootfs.mount_point(Path::new("/absolute/sub"), MountPoint::Directory).is_err());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_to_nowhere_gives_way() {
+        let dir = tempfile::tempdir().unwrap();
+        symlink("../run/stub", dir.path().join("resolv.conf")).unwrap();
+        symlink("/run/lock", dir.path().join("lock")).unwrap();
+        let mut rootfs = Rootfs::open(dir.path()).unwrap();
+        rootfs.mount_point(Path::new("/resolv.conf"), MountPoint::File).unwrap();
+        rootfs.mount_point(Path::new("/lock"), MountPoint::Directory).unwrap();
+        assert!(fs::symlink_metadata(dir.path().join("resolv.conf")).unwrap().is_file());
+        assert!(fs::symlink_metadata(dir.path().join("lock")).unwrap().is_dir());
     }
 
     #[test]

@@ -114,8 +114,7 @@ impl<'a> Invocation<'a> {
         self
     }
 
-    /// Where standard error goes. A runtime that fails writes there too, except that it is kept out of what is captured or given to
-    /// a callback; for that the very first output may be held back for 50 ms.
+    /// Where standard error goes. A runtime that fails writes why there, too.
     pub fn stderr(mut self, stderr: Output) -> Self {
         self.stderr = stderr;
         self
@@ -220,6 +219,10 @@ impl Runtime {
         let Invocation { bundle, id, cgroup, stdin, stdout, stderr, timeout, grace, cancel } = invocation;
         let mut command = Command::new(&self.program);
         command.args(self.run_args(bundle.path(), id));
+        // Runtimes hand these on: runc would wait for the command to report to the service manager, as the caller has to.
+        for variable in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
+            command.env_remove(variable);
+        }
         command.stdin(match stdin {
             Input::Null => Stdio::null(),
             Input::Inherit => Stdio::inherit(),
@@ -229,9 +232,6 @@ impl Runtime {
         let cgroup = cgroup.map(Removed);
         let mut child = Child::spawn(command, stdout, stderr)
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
-        // A runtime that fails writes why into its log and then, too, where the command would have written.
-        let log = log_path(bundle.path());
-        child.filter_stderr(move |piece| piece.len() - log::echo(&fs::read(&log).unwrap_or_default(), piece));
         let ended = child.supervise(timeout, grace, cancel);
         let usage = cgroup.map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
         let status = self.conclude(bundle, &ended)?;

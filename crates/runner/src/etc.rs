@@ -23,7 +23,10 @@ pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     let of_host = template.network() != Network::None;
     let hosts = if of_host { host("/etc/hosts") } else { None };
     let resolv = if of_host { host("/etc/resolv.conf") } else { None };
-    let hosts = EtcFile { path: Path::new("/etc/hosts"), contents: with_name(hosts, template.hostname()) };
+    // A container that is given no name of its own shows the host's.
+    let uname = rustix::system::uname();
+    let hostname = template.hostname().or_else(|| uname.nodename().to_str().ok());
+    let hosts = EtcFile { path: Path::new("/etc/hosts"), contents: with_name(hosts, hostname) };
     let resolv = resolv.map(|contents| EtcFile { path: Path::new("/etc/resolv.conf"), contents });
     [hosts].into_iter().chain(resolv).collect()
 }

@@ -63,7 +63,9 @@ impl Host for Machine<'_> {
             (Input::Inherit, Output::Inherit, Output::Inherit)
         );
         if self.template.terminal() == Terminal::Attached && piped {
-            return Err(Cause::Options("a terminal needs standard input, output and error to be inherited"));
+            return Err(Cause::Options(
+                "process.terminal is true, which needs standard input, output and error to be the caller's own: turn off one or the other",
+            ));
         }
         require_privilege()?;
         self.stack = Some(Stack::resolve(self.base, self.layers)?);

@@ -34,7 +34,7 @@ pub struct Report {
 
 impl Report {
     /// The report as one JSON object:
-    /// `{"status":{"exited":0},"upper":PATH,"timings":{NAME:SECONDS…},"plan":{"rung":…,"separate":N,"merged":N},"usage":{…}}`.
+    /// `{"status":{"exited":0},"upper":PATH,"timings":{NAME:SECONDS…},"plan":{"rung":…,"separate":N,"merged":N},"made":[PATH…],"usage":{…}}`.
     ///
     /// A path that is not UTF-8 is written with replacement characters. `usage` has `cpu_seconds` and `peak_memory_bytes`, null
     /// where the machine's controllers do not tell them.
@@ -48,6 +48,7 @@ impl Report {
                 "separate": self.plan.separate.len(),
                 "merged": self.plan.merged.len(),
             },
+            "made": self.made.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
             "usage": {
                 "cpu_seconds": self.usage.cpu_time.map(|time| time.as_secs_f64()),
                 "peak_memory_bytes": self.usage.peak_memory_bytes,

@@ -4,9 +4,9 @@ use std::time::Instant;
 use container::{ContainerId, Template};
 use layer::{Base, Layer, Plan};
 
-use crate::error::{Cause, Error, Result, io_cause};
+use crate::error::{Cause, Error, Result};
 use crate::machine::Machine;
-use crate::rundir::PREFIX;
+use crate::rundir::{PREFIX, scratch_dir};
 use crate::scratch::Paths;
 use crate::stack::Stack;
 use crate::{Options, Phase, Report, Timings};
@@ -53,10 +53,9 @@ pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan
     container::require_privilege().map_err(|error| Error::new(Phase::Inputs, error))?;
     let stack = Stack::resolve(base, layers).map_err(in_phase(Phase::Inputs))?;
     // Any run's will do: only the length of the names counts.
-    let paths = ContainerId::random(PREFIX).map_err(Cause::from).and_then(|id| {
-        let parent = std::path::absolute(&options.scratch).map_err(io_cause("make absolute", &options.scratch))?;
-        Ok(Paths::new(parent.join(id.as_str())))
-    });
+    let paths = ContainerId::random(PREFIX)
+        .map_err(Cause::from)
+        .and_then(|id| Ok(Paths::new(scratch_dir(&options.scratch)?.join(id.as_str()))));
     paths.and_then(|paths| stack.plan(options, &paths)).map_err(in_phase(Phase::Plan))
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct RunDir {
 impl RunDir {
     /// Makes one in `parent` for a new run, whose name it returns. On an error nothing is left.
     pub(crate) fn create(parent: &Path) -> Result<(Self, ContainerId), Cause> {
-        let parent = std::path::absolute(parent).map_err(io_cause("make absolute", parent))?;
+        let parent = scratch_dir(parent)?;
         loop {
             let id = ContainerId::random(PREFIX)?;
             let path = parent.join(id.as_str());
@@ -68,6 +68,11 @@ impl RunDir {
             }
         }
     }
+}
+
+/// A scratch directory by its real path: runtimes refuse a root file system that is reached by a symbolic link.
+pub(crate) fn scratch_dir(path: &Path) -> Result<PathBuf, Cause> {
+    fs::canonicalize(path).map_err(io_cause("find the scratch directory", path))
 }
 
 #[cfg(test)]

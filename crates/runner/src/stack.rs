@@ -40,11 +40,10 @@ impl Stack {
 
     /// Marks every layer as used. A store that cannot be written to does not keep a run from its result.
     pub(crate) fn touch(&self) {
-        for layer in &self.layers {
-            if let Err(error) = layer.touch() {
-                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                log::warn!("{error}: {source}: it will look unused");
-            }
+        let failed: Vec<_> = self.layers.iter().filter_map(|layer| layer.touch().err()).collect();
+        if let Some(error) = failed.first() {
+            let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            log::warn!("{error}: {source}: {} layers will look unused", failed.len());
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use container::Cgroup;
 
 use crate::error::{Cause, io_cause};
-use crate::rundir::{PREFIX, RunDir};
+use crate::rundir::{PREFIX, RunDir, scratch_dir};
 
 /// What a [`sweep`] has found.
 #[derive(Debug, Default)]
@@ -27,8 +27,7 @@ pub struct Swept {
 /// # Errors
 /// [`Cause::Io`] if `scratch` cannot be read. What fails for one run is told in [`Swept::failed`], and does not keep the others.
 pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept, Cause> {
-    let scratch = scratch.as_ref();
-    let scratch = std::path::absolute(scratch).map_err(io_cause("make absolute", scratch))?;
+    let scratch = scratch_dir(scratch.as_ref())?;
     let mut swept = Swept::default();
     for entry in std::fs::read_dir(&scratch).map_err(io_cause("read", &scratch))? {
         let entry = entry.map_err(io_cause("read", &scratch))?;

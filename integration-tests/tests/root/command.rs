@@ -60,12 +60,11 @@ fn a_failure_is_one_line_that_names_the_path() {
     assert_eq!(stderr, "layered: /no/such/layer is not a directory: give the path of a layer\n");
 
     // The runtime's own words are not told twice.
-    for (runtime, words) in
-        [("runc", "stat /nope: no such file or directory"), ("crun", "executable file `/nope` not found")]
-    {
+    let words = ["stat /nope: no such file or directory", "executable file `/nope` not found"];
+    for (runtime, words) in ["runc", "crun"].into_iter().zip(words) {
         let (status, stdout, stderr) = run(layered_run(&fixture).args(["--runtime", runtime, "--", "/nope"]));
-        assert_eq!((status, &*stdout, stderr.lines().count()), (127, "", 1), "{stderr}");
-        assert!(stderr.starts_with("layered: ") && stderr.contains(words), "{stderr}");
+        assert_eq!((status, &*stdout, stderr.matches(words).count()), (127, "", 1), "{stderr}");
+        assert!(stderr.ends_with("\nlayered: the command does not exist in the container\n"), "{stderr}");
     }
 
     // What cannot be written is found out before the command runs.
@@ -111,6 +110,7 @@ fn the_report_as_json() {
     assert_eq!(report["status"], json!({"exited": 3}));
     assert_eq!(report["upper"], upper.to_str().unwrap());
     assert_eq!(report["plan"], json!({"rung": "lowerdir+", "separate": 3, "merged": 0}));
+    assert_eq!(report["made"], json!(["/etc/hosts"]));
     let names: Vec<_> = report["timings"].as_object().unwrap().keys().map(String::as_str).collect();
     let expected = "touch plan merge prep_upper overlay_mount config runc_run overlay_umount cleanup total";
     assert_eq!(names.join(" "), expected);
@@ -123,6 +123,69 @@ fn the_report_as_json() {
     let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     assert_eq!(report["status"]["failed"]["phase"], "runc_run");
     assert_eq!((&report["status"]["failed"]["left"], &report["upper"]), (&Value::Null, &Value::Null));
+}
+
+#[test]
+fn an_upper_that_cannot_be_moved_is_kept_and_told() {
+    let fixture = Fixture::new();
+    let (upper, json) = (fixture.path().join("upper"), fixture.path().join("json"));
+    // It is free when the run begins, and taken when the run ends.
+    let mount = format!("type=bind,source={},target=/outside", fixture.path().display());
+    let options = ["--upper", upper.to_str().unwrap(), "--json", json.to_str().unwrap(), "--mount", &mount];
+    let (status, _, stderr) = script(&fixture, &options, "echo hours > /x; mkdir -p /outside/upper/taken");
+    assert_eq!(status, 125);
+    assert!(stderr.contains("it is kept at"), "{stderr}");
+    let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    assert_eq!(report["status"], json!({"exited": 0}));
+    let kept = Path::new(report["upper"].as_str().unwrap());
+    assert!(kept.starts_with(fixture.scratch()));
+    assert_eq!(fs::read(kept.join("x")).unwrap(), b"hours\n");
+    fs::remove_dir_all(kept.parent().unwrap()).unwrap();
+
+    // What can be known before is told before.
+    let other = tempfile::tempdir_in("/dev/shm").unwrap();
+    let elsewhere = other.path().join("upper");
+    let (status, stdout, stderr) = script(&fixture, &["--upper", elsewhere.to_str().unwrap()], "echo ran");
+    assert_eq!((status, &*stdout), (125, ""));
+    assert!(stderr.contains("different file systems"), "{stderr}");
+}
+
+#[test]
+fn the_result_does_not_depend_on_who_reads_what_is_told() {
+    let fixture = Fixture::new();
+    let upper = fixture.path().join("upper");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = layered_run(&fixture);
+    command.args(["--timings", "--upper"]).arg(&upper).args(["--", "sh", "-c", "echo x > /x; exit 7"]);
+    assert_eq!(command.stdin(Stdio::null()).stderr(full).status().unwrap().code(), Some(7));
+    assert!(upper.join("x").exists());
+
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = layered().args(["run", "--base", "/nope", "--", "true"]).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(125));
+}
+
+#[test]
+fn a_scratch_directory_behind_a_link() {
+    let fixture = Fixture::new();
+    let link = fixture.path().join("link");
+    std::os::unix::fs::symlink(fixture.scratch(), &link).unwrap();
+    let mut command = layered();
+    command.args(["run", "--base"]).arg(fixture.base().path()).arg("--scratch").arg(&link);
+    assert_eq!(run(command.args(["--", "echo", "ran"])), (0, "ran\n".into(), String::new()));
+}
+
+#[test]
+fn nothing_of_a_service_manager_is_handed_on() {
+    let fixture = Fixture::new();
+    // A socket that is not there would keep runc from starting, one that is would keep it waiting.
+    let socket = fixture.path().join("notify");
+    let _listening = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    let mut command = layered_run(&fixture);
+    command.env("NOTIFY_SOCKET", &socket).env("LISTEN_FDS", "1").args(["--", "env"]);
+    let (status, stdout, stderr) = run(&mut command);
+    assert_eq!((status, &*stderr), (0, ""));
+    assert!(!stdout.contains("NOTIFY") && !stdout.contains("LISTEN"), "{stdout}");
 }
 
 #[test]
@@ -222,7 +285,7 @@ fn a_configuration_from_a_file() {
 #[test]
 fn a_signal_ends_the_command_and_leaves_nothing() {
     let fixture = Fixture::new();
-    for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130)] {
+    for (signal, status) in [(Signal::SIGTERM, 143), (Signal::SIGINT, 130), (Signal::SIGHUP, 129)] {
         let mut child = layered_run(&fixture)
             .args(["--grace", "10ms", "--", "sh", "-c", "echo begun; sleep 1000"])
             .stdin(Stdio::null())

@@ -29,7 +29,8 @@ fn until_nothing_lives() -> Traces {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let traces = Traces::now();
-        if !traces.lives() || Instant::now() > deadline {
+        // A process that is ending has its mounts for a moment longer.
+        if !(traces.lives() || traces.mounts()) || Instant::now() > deadline {
             return traces;
         }
         std::thread::yield_now();

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::{Error, Result};
@@ -26,6 +26,14 @@ impl Cancel {
     pub fn cancel(&self) {
         // It cannot fail but by overflow, and then it has been told already.
         let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Cancel {
+    /// Whether it has been used.
+    pub fn is_cancelled(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.event, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
     }
 }
 

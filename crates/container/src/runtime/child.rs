@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{self, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,12 +21,7 @@ pub(super) struct Child {
     pidfd: Option<OwnedFd>,
     stdout: Stream,
     stderr: Stream,
-    /// Whether anything has come through one of the streams.
-    heard: bool,
 }
-
-/// How long the first output is held back at most while the process might end.
-const FIRST_WORDS: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// Why a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +36,7 @@ enum Stage {
     /// It may run until here.
     Running(Option<Instant>),
     /// It has been asked to end, and may take until here.
-    Asked(Ended, Instant),
+    Asked(Ended, Option<Instant>),
     /// It has been killed.
     Killed(Ended),
 }
@@ -56,7 +52,7 @@ impl Child {
         let process = namespace::spawn(&mut command)?;
         // `command` holds the writing ends: without them the readers see the end of the streams.
         drop(command);
-        let mut child = Self { pidfd: None, process, stdout, stderr, heard: false };
+        let mut child = Self { pidfd: None, process, stdout, stderr };
         // If this fails, dropping kills.
         child.pidfd = Some(pidfd_open(Pid::from_child(&child.process), PidfdFlags::empty())?);
         Ok(child)
@@ -64,11 +60,6 @@ impl Child {
 
     fn pidfd(&self) -> &OwnedFd {
         self.pidfd.as_ref().expect("a child that was started has one")
-    }
-
-    /// Hands on only so many leading bytes of each piece of standard error as `own` says of it.
-    pub(super) fn filter_stderr(&mut self, own: impl Fn(&[u8]) -> usize + 'static) {
-        self.stderr.own = Some(Box::new(own));
     }
 
     /// Waits for the end and hands on output meanwhile. When the time is over or `cancel` says so, the process gets SIGTERM, and
@@ -106,13 +97,19 @@ impl Child {
         // Nobody writes any more; what is in the pipes is all there is.
         self.stdout.drain();
         self.stderr.drain();
-        result.and(exit).map(|exit| (stage.why(), exit))
+        let exit = result.and(exit)?;
+        let why = match stage.why() {
+            // A signal from a terminal goes to this process and to that one at once.
+            Ended::ByItself if exit.signal().is_some() && cancel.is_some_and(Cancel::is_cancelled) => Ended::Cancelled,
+            why => why,
+        };
+        Ok((why, exit))
     }
 
     fn ask(&self, why: Ended, grace: Duration) -> Stage {
         // A runtime hands it on to the command. One that has ended needs none.
         let _ = pidfd_send_signal(self.pidfd(), Signal::TERM);
-        Stage::Asked(why, Instant::now() + grace)
+        Stage::Asked(why, Instant::now().checked_add(grace))
     }
 
     /// Waits for one event. Output is read before an end is told.
@@ -137,10 +134,6 @@ impl Child {
             (fds[streams.clone()].iter().any(ready), ready(&fds[0]), fds[streams.end..].iter().any(ready))
         };
         if output {
-            if self.stderr.own.is_some() && !std::mem::replace(&mut self.heard, true) {
-                // First words may be last ones: crun logs its failure a moment after it has told it, and ends.
-                let _ = poll(&mut [PollFd::new(self.pidfd(), PollFlags::IN)], Some(&FIRST_WORDS));
-            }
             self.stdout.read_once();
             self.stderr.read_once();
         }
@@ -176,8 +169,7 @@ enum Event {
 impl Stage {
     fn until(&self) -> Option<Instant> {
         match self {
-            Stage::Running(until) => *until,
-            Stage::Asked(_, until) => Some(*until),
+            Stage::Running(until) | Stage::Asked(_, until) => *until,
             Stage::Killed(_) => None,
         }
     }
@@ -195,11 +187,7 @@ struct Stream {
     /// The reading end, until the end of the stream; `None` from the start if nothing passes through here.
     pipe: Option<File>,
     sink: Sink,
-    own: Option<Own>,
 }
-
-/// How many leading bytes of a piece are to be handed on.
-type Own = Box<dyn Fn(&[u8]) -> usize>;
 
 enum Sink {
     None,
@@ -210,16 +198,16 @@ enum Sink {
 impl Stream {
     fn new(output: Output) -> io::Result<(Self, Stdio)> {
         let sink = match output {
-            Output::Null => return Ok((Self { pipe: None, sink: Sink::None, own: None }, Stdio::null())),
-            Output::Inherit => return Ok((Self { pipe: None, sink: Sink::None, own: None }, Stdio::inherit())),
-            Output::File(file) => return Ok((Self { pipe: None, sink: Sink::None, own: None }, file.into())),
+            Output::Null => return Ok((Self { pipe: None, sink: Sink::None }, Stdio::null())),
+            Output::Inherit => return Ok((Self { pipe: None, sink: Sink::None }, Stdio::inherit())),
+            Output::File(file) => return Ok((Self { pipe: None, sink: Sink::None }, file.into())),
             Output::Capture(limit) => Sink::Capture(Excerpt::new(limit)),
             Output::Callback(callback) => Sink::Callback(callback),
         };
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         // Only this end: the command's is another open file description.
         fcntl_setfl(&reader, fcntl_getfl(&reader)? | OFlags::NONBLOCK)?;
-        Ok((Self { pipe: Some(reader.into()), sink, own: None }, writer.into()))
+        Ok((Self { pipe: Some(reader.into()), sink }, writer.into()))
     }
 
     /// Reads what is there, one piece at most, and hands it on.
@@ -229,7 +217,6 @@ impl Stream {
         let mut buffer = [0; 64 << 10];
         match pipe.read(&mut buffer) {
             Ok(length @ 1..) => {
-                let length = self.own.as_ref().map_or(length, |own| own(&buffer[..length]));
                 self.sink.accept(&buffer[..length]);
                 true
             }
@@ -250,7 +237,6 @@ impl Stream {
 impl Sink {
     fn accept(&mut self, bytes: &[u8]) {
         match self {
-            _ if bytes.is_empty() => {}
             Sink::None => {}
             Sink::Capture(excerpt) => excerpt.push(bytes),
             Sink::Callback(callback) => callback(bytes),

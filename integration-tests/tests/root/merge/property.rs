@@ -51,17 +51,17 @@ fn threads(number: usize) -> Merge {
 
 #[test]
 fn any_layers_look_the_same_merged() {
-    property((layers(), 1..=3_usize), |(Layers { separate, sources, base }, number)| {
+    property((layers(), 1..=3_usize), |(Layers { separate, sources, base, .. }, number)| {
         Stack::new(&separate, &sources, &base).compare(&threads(number)).map(drop)
     });
 }
 
 #[test]
 fn any_layers_are_written_to_the_same_way() {
-    property((layers(), operations(10)), |(Layers { separate, sources, base }, operations)| {
-        let stack = Stack::new(&separate, &sources, &base);
+    property((layers(), operations(10)), |(layers, operations)| {
+        let stack = Stack::new(&layers.separate, &layers.sources, &layers.base);
         stack.compare(&Merge::new())?;
-        write_alike(&stack, &operations)
+        write_alike(&stack, &operations, layers.xattr_whiteouts)
     });
 }
 
@@ -86,22 +86,24 @@ fn layers_that_overlays_left_look_the_same_merged_and_are_written_to_the_same_wa
         stack.sources = layers.split_off(separate.min(layers.len() - 1));
         stack.separate = layers;
         stack.compare(&Merge::new())?;
-        write_alike(&stack, &operations)
+        write_alike(&stack, &operations, false)
     });
 }
 
 /// Makes the same changes through an upper over the layers and through one over the merge.
-fn write_alike(stack: &Stack, operations: &[Operation]) -> Result<(), String> {
+///
+/// In one respect the merge is the better of the two. A directory cannot be removed where its layer lists a name that cannot be found;
+/// nor where it has whiteouts in the form of attributes, which `ovl_check_empty_dir` does not ask for.
+fn write_alike(stack: &Stack, operations: &[Operation], xattr_whiteouts: bool) -> Result<(), String> {
     let merged = stack.merged();
     let over = |lowers: &[_], name| Mount::writable(lowers, &stack.dir.path().join(name)).unwrap();
     let (expected, found) = (over(&stack.all(), "over-layers"), over(&stack.with_merged(&merged), "over-merged"));
     let look = |mount| Snapshot::of(mount).unwrap().with_times_until(LAYERS_END_SECONDS);
-    let phantoms = look(&expected).phantoms;
+    let not_removable = xattr_whiteouts || !look(&expected).phantoms.is_empty();
     for operation in operations {
         match (operation.apply(expected.as_fd()), operation.apply(found.as_fd())) {
             (expected, found) if expected == found => {}
-            // A directory whose layer lists what cannot be found cannot be removed there: the merge is the better of the two.
-            (Err(Errno::NOTEMPTY), Ok(())) if !phantoms.is_empty() => return Ok(()),
+            (Err(Errno::NOTEMPTY), Ok(())) if not_removable => return Ok(()),
             results => return Err(format!("{operation:?}: {results:?}")),
         }
     }

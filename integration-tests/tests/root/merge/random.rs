@@ -18,14 +18,30 @@ pub(super) struct Layers {
     pub(super) separate: Vec<Dir>,
     pub(super) sources: Vec<Dir>,
     pub(super) base: Dir,
+    /// Whether some of the whiteouts are in the form of attributes.
+    pub(super) xattr_whiteouts: bool,
 }
 
 pub(super) fn layers() -> impl Strategy<Value = Layers> {
-    (vec(layer(), 0..=2), vec(layer(), 1..=5), layer()).prop_map(|(separate, sources, base)| Layers {
-        separate,
-        sources,
-        base,
-    })
+    (vec(layer(), 0..=2), vec(layer(), 1..=5), layer(), prop::bool::weighted(0.3)).prop_map(
+        |(mut separate, mut sources, mut base, xattr_whiteouts)| {
+            if !xattr_whiteouts {
+                separate.iter_mut().chain(&mut sources).chain([&mut base]).for_each(as_devices);
+            }
+            Layers { separate, sources, base, xattr_whiteouts }
+        },
+    )
+}
+
+/// Makes all whiteouts devices.
+fn as_devices(dir: &mut Dir) {
+    for item in dir.items.values_mut() {
+        match item {
+            Item::XattrWhiteout => *item = Item::Whiteout,
+            Item::Dir(dir) => as_devices(dir),
+            _ => {}
+        }
+    }
 }
 
 fn layer() -> impl Strategy<Value = Dir> {
@@ -52,15 +68,14 @@ pub(super) fn dir(depth: u32) -> BoxedStrategy<Dir> {
 }
 
 fn item(depth: u32) -> BoxedStrategy<Item> {
-    let device = prop_oneof![Just(FileType::CharacterDevice), Just(FileType::BlockDevice)];
-    let pipe = prop_oneof![Just(FileType::Fifo), Just(FileType::Socket)];
+    let kind = select(vec![FileType::CharacterDevice, FileType::BlockDevice, FileType::Fifo, FileType::Socket]);
     let leaf = prop_oneof![
         6 => (attributes(Kind::File), content()).prop_map(|(attributes, content)| Item::File(attributes, content)),
         2 => (0..3_u8).prop_map(Item::Name),
         1 => attributes(Kind::File).prop_map(|attributes| Item::Sparse(attributes, 1 << 20)),
         2 => (attributes(Kind::Special), target()).prop_map(|(attributes, to)| Item::Symlink(attributes, to)),
-        1 => (attributes(Kind::Special), device, 0..3_u32).prop_map(|(attributes, kind, minor)| Item::Special(attributes, kind, minor)),
-        1 => (attributes(Kind::Special), pipe).prop_map(|(attributes, kind)| Item::Special(attributes, kind, 0)),
+        2 => (attributes(Kind::Special), kind, 0..3_u32)
+            .prop_map(|(attributes, kind, minor)| Item::Special(attributes, kind, minor)),
         5 => Just(Item::Whiteout),
         2 => Just(Item::XattrWhiteout),
     ];

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(Some(summary)) if args.json => writeln!(out, "{}", summary.json)?,
             Ok(Some(summary)) => rows.push(summary.row),
             Err(error) => {
-                eprintln!("layered: {:#}", anyhow::Error::from(error));
+                crate::complain(format_args!("{:#}", anyhow::Error::from(error)));
                 status = crate::FAILURE.into();
             }
         }

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod ls;
 mod merge;
@@ -63,6 +64,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { FAILURE.into() } else { ExitCode::SUCCESS };
         }
     };
+    raise_open_files_limit();
+    let is_run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Plan(args) => plan::run(&args),
@@ -73,10 +76,23 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         // Whoever reads the output has seen enough: `layered ls | head`.
-        if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+        if !is_run && error.downcast_ref::<io::Error>().is_some_and(broken) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("layered: {error:#}");
-        run::failure_status(&error).into()
+        complain(format_args!("{error:#}"));
+        FAILURE.into()
     })
+}
+
+/// One line on standard error. There is nobody to tell if that cannot be written to.
+fn complain(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "layered: {line}");
+}
+
+/// As many descriptors as may be had: 500 layers on some rungs need as many at once.
+fn raise_open_files_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // What cannot be raised stays as it is, and is told where it does not suffice.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }

@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use container::{Cancel, Input, Mount, Network, Output, Runtime, Status, Template, Terminal};
-use runner::{Cause, Timings};
+use runner::{Cause, PersistError, Report, Timings};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::stack::{StackArgs, parent};
-use crate::table;
+use crate::{complain, table};
 
 /// Run a command in a root file system stacked from layers over a base.
 ///
 /// What the command writes goes to an upper directory, which is deleted in the end or, with --upper, kept. The layers are only
-/// read.
+/// read. Standard input is the command's: in a loop that reads a list from it, give `</dev/null`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -117,36 +117,30 @@ fn user(text: &str) -> Result<(u32, u32), String> {
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Before anything runs: afterwards it would be too late to find out that it cannot be written.
     let mut json = args.json.as_deref().map(JsonFile::create).transpose()?;
-    let (report, result) = match attempt(&args) {
-        Ok((report, status)) => (report, Ok(status.into())),
-        Err(error) => (failure_json(&error), Err(error)),
-    };
+    let (report, status) = attempt(&args).unwrap_or_else(|error| {
+        complain(format_args!("{}", message(&error, &args)));
+        (failure_json(&error), failure_status(&error))
+    });
     match json.as_mut().map_or(Ok(()), |json| json.write(&report)) {
-        Ok(()) => result,
-        // The first failure is the one to tell.
-        Err(second) => result.and(Err(second)),
+        Ok(()) => Ok(status.into()),
+        Err(error) => Err(error),
     }
 }
 
 /// The report as JSON, and the status that the shell is to see.
 fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
-    if args.tty && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-        bail!("--tty needs a terminal on standard input and output: leave it out where there is none");
-    }
     let (base, layers, template) = (args.stack.base()?, args.stack.layers()?, template(args)?);
+    if template.terminal() == Terminal::Attached && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        bail!(
+            "a terminal was asked for (--tty, or process.terminal in --spec), but standard input and output are none"
+        );
+    }
     if let Some(upper) = &args.upper {
-        if upper.symlink_metadata().is_ok() {
-            bail!("{} exists: --upper needs a name that is free", upper.display());
-        }
-        if !parent(upper).is_dir() {
-            bail!("{} is not a directory: --upper needs one to be made in", parent(upper).display());
-        }
+        args.stack.check_destination(upper)?;
     }
     let mut options = args.stack.options(args.upper.as_deref().map(parent)).runtime(Runtime::new(&args.runtime));
     let (stdout, stderr) = match &args.output {
-        None if args.tty => (Output::Inherit, Output::Inherit),
-        // Standard error passes through here so that what the runtime says of its own failure is told once.
-        None => (Output::Inherit, Output::Callback(Box::new(|piece| drop(io::stderr().write_all(piece))))),
+        None => (Output::Inherit, Output::Inherit),
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
             let copy = file.try_clone().with_context(|| format!("cannot share {}", path.display()))?;
@@ -164,22 +158,46 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
     let signal = cancel_on_signals(cancel.clone())?;
 
     let report = runner::run(&base, &layers, &template, options.cancel(cancel))?;
-    let status = exit_status(report.status, signal.load(Ordering::Relaxed));
+    let mut status = exit_status(report.status, signal.load(Ordering::Relaxed));
     let mut json = report.to_json();
-    if args.timings {
-        print_timings(&mut io::stderr().lock(), &report.timings).context("cannot print the timings")?;
-    }
+    let Report { upper, timings, .. } = report;
+    // The result first: nothing that is only told may cost it.
     json["upper"] = match &args.upper {
-        Some(destination) => {
-            report.upper.persist(destination)?;
-            Value::from(destination.to_string_lossy())
-        }
         None => {
-            report.upper.close()?;
+            upper.close()?;
             Value::Null
         }
+        Some(destination) => match upper.persist(destination) {
+            Ok(path) => Value::from(path.to_string_lossy()),
+            Err(error) => {
+                let PersistError { upper, destination, source } = *error;
+                let kept = upper.keep();
+                let (to, at) = (destination.display(), kept.display());
+                complain(format_args!("the upper cannot be moved to {to} ({source}): it is kept at {at}"));
+                status = crate::FAILURE;
+                Value::from(kept.to_string_lossy())
+            }
+        },
     };
+    if args.timings {
+        // If nobody reads it, nobody misses it.
+        let _ = print_timings(&mut io::stderr().lock(), &timings);
+    }
     Ok((json, status))
+}
+
+/// What is told of a failure. What the runtime says of its own has been said where the command would have written.
+fn message(error: &anyhow::Error, args: &Args) -> String {
+    use container::Error::{CommandNotExecutable, CommandNotFound, Runtime};
+    let cause = error.downcast_ref::<runner::Error>().map(runner::Error::cause);
+    match cause.filter(|_| args.output.is_none()) {
+        Some(Cause::Container(CommandNotFound { .. })) => "the command does not exist in the container".into(),
+        Some(Cause::Container(CommandNotExecutable { .. })) => "the command cannot be executed in the container".into(),
+        Some(Cause::Container(Runtime { program, ended, .. })) => {
+            format!("the runtime {} failed ({ended}); its own words are above", program.display())
+        }
+        _ => format!("{error:#}"),
+    }
 }
 
 fn template(args: &Args) -> anyhow::Result<Template> {
@@ -200,9 +218,13 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     if let Some(hostname) = &args.hostname {
         builder = builder.hostname(hostname);
     }
-    let here = std::env::current_dir().context("cannot tell the working directory")?;
     for mount in &args.mounts {
-        builder = builder.mount(mount.clone().source_in(&here));
+        let relative = mount.source().is_some_and(Path::is_relative);
+        let mount = match relative {
+            true => mount.clone().source_in(&std::env::current_dir().context("cannot tell the working directory")?),
+            false => mount.clone(),
+        };
+        builder = builder.mount(mount);
     }
     if let Some(memory) = args.memory {
         builder = builder.memory_limit_bytes(memory);
@@ -218,10 +240,10 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     Ok(builder.network(network).terminal(terminal).build()?)
 }
 
-/// SIGINT and SIGTERM end the command; the number of the one that came is kept.
+/// What ends a process from a terminal or a service manager ends the command; the number of the one that came is kept.
 fn cancel_on_signals(cancel: Cancel) -> anyhow::Result<Arc<AtomicI32>> {
     let came = Arc::new(AtomicI32::new(0));
-    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot wait for signals")?;
     let kept = Arc::clone(&came);
     // The thread lives as long as the process.
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -246,7 +268,7 @@ fn exit_status(status: Status, signal: i32) -> u8 {
 }
 
 /// What the shell sees of a failure of layered's own.
-pub(crate) fn failure_status(error: &anyhow::Error) -> u8 {
+fn failure_status(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<runner::Error>().map(runner::Error::cause) {
         Some(Cause::Container(container::Error::CommandNotFound { .. })) => 127,
         Some(Cause::Container(container::Error::CommandNotExecutable { .. })) => 126,

@@ -1,8 +1,9 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use layer::{Base, Layer, Rung};
 use runner::Options;
 
@@ -37,6 +38,26 @@ impl StackArgs {
             paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", list.display()))?));
         }
         Ok(paths.into_iter().map(Layer::open).collect::<layer::Result<_>>()?)
+    }
+
+    /// Sees that an upper can be moved to `destination` when it is there: at best before anything runs.
+    pub(crate) fn check_destination(&self, destination: &Path) -> anyhow::Result<()> {
+        let (shown, dir) = (destination.display(), parent(destination));
+        if destination.symlink_metadata().is_ok() {
+            bail!("{shown} exists: --upper needs a name that is free");
+        }
+        let device =
+            |path: &Path| std::fs::metadata(path).ok().filter(|metadata| metadata.is_dir()).map(|dir| dir.dev());
+        let Some(there) = device(dir) else {
+            bail!("{} is not a directory: --upper needs one to be made in", dir.display());
+        };
+        match self.scratch.as_deref() {
+            Some(scratch) if device(scratch).is_some_and(|here| here != there) => bail!(
+                "{} and {shown} are on different file systems: an upper is moved by a rename, so choose another --scratch",
+                scratch.display()
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// The options that these arguments are. `beside` is where the scratch goes if nothing else was said.

@@ -19,7 +19,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     writeln!(out, "{} dead runs removed, {} live ones left alone", swept.removed.len(), swept.live)?;
     let status = if swept.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
     for (path, cause) in swept.failed {
-        eprintln!("layered: {} is left: {:#}", path.display(), anyhow::Error::from(cause));
+        crate::complain(format_args!("{} is left: {:#}", path.display(), anyhow::Error::from(cause)));
     }
     Ok(status)
 }
