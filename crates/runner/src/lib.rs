@@ -38,6 +38,7 @@ mod report;
 mod run;
 mod rundir;
 mod scratch;
+mod sequence;
 mod stack;
 mod sweep;
 mod timings;

@@ -8,8 +8,8 @@ use layer::{Base, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
 
 use crate::error::Cause;
 use crate::options::EtcFiles;
-use crate::run::Host;
 use crate::scratch::Scratch;
+use crate::sequence::Host;
 use crate::stack::{Stack, mechanism};
 use crate::{Options, Upper, etc};
 
