@@ -20,8 +20,8 @@ use rustix::mount::{
 
 use crate::tree::through_proc;
 
-/// A number that no driver has, so that no test opens a real device (`Documentation/admin-guide/devices.txt`: 240-254 are for
-/// local use).
+/// A number that no driver has, so that no test opens a real device (`Documentation/admin-guide/devices.txt`: 240-254
+/// are for local use).
 const LOCAL_MAJOR: u32 = 240;
 
 /// What any file carries. The default is root's, 0755, of the year 2001.
@@ -125,12 +125,14 @@ impl Dir {
         for (name, item) in &self.items {
             item.make(&path.join(name), names).with_context(|| format!("cannot make {}", path.join(name).display()))?;
         }
+        self.attributes.apply(path)?;
+        // After its own, so that the marks stay. They change no time.
         if self.opaque {
             set_xattr(path, "trusted.overlay.opaque", b"y")?;
         } else if self.items.values().any(|item| *item == Item::XattrWhiteout) {
             set_xattr(path, "trusted.overlay.opaque", b"x")?;
         }
-        self.attributes.apply(path)
+        Ok(())
     }
 }
 
@@ -223,7 +225,8 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> Result<()> {
         .with_context(|| format!("cannot set {name} of {}", path.display()))
 }
 
-/// The value of `system.posix_acl_access` or `system.posix_acl_default`: an ACL that gives user `uid` the permissions `bits`.
+/// The value of `system.posix_acl_access` or `system.posix_acl_default`: an ACL that gives user `uid` the permissions
+/// `bits`.
 ///
 /// `struct posix_acl_xattr_entry` in the kernel's `include/uapi/linux/posix_acl_xattr.h`: tag, permissions, id.
 pub fn acl(uid: u32, bits: u16) -> Vec<u8> {
@@ -255,7 +258,8 @@ pub enum Flavour {
 }
 
 impl Mount {
-    /// What the kernel makes of `lowers`, the first on top. They are all that is given: no `Mount` needs a third, empty one.
+    /// What the kernel makes of `lowers`, the first on top. They are all that is given: no `Mount` needs a third, empty
+    /// one.
     pub fn read_only(lowers: &[impl AsRef<Path>]) -> Result<Self> {
         Self::new(lowers, None, Flavour::Trusted)
     }
@@ -318,7 +322,8 @@ impl AsFd for Mount {
     }
 }
 
-/// A tmpfs that nobody else sees, like [`Mount`]: another file system than that of the layers. An option without a value is a flag.
+/// A tmpfs that nobody else sees, like [`Mount`]: another file system than that of the layers. An option without a
+/// value is a flag.
 pub fn tmpfs(options: &[(&str, &str)]) -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (name, value) in options {

@@ -109,7 +109,8 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// The same, with every time after `seconds` made the same: what has been written since is not the same to the nanosecond.
+    /// The same, with every time after `seconds` made the same: what has been written since is not the same to the
+    /// nanosecond.
     pub fn with_times_until(mut self, seconds: i64) -> Self {
         for entry in self.entries.values_mut() {
             if entry.modified.0 > seconds {

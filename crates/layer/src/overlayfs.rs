@@ -1,5 +1,5 @@
-//! What overlayfs writes into the directories of its layers: recognised and made here, on one file at a time. Walks nothing,
-//! mounts nothing.
+//! What overlayfs writes into the directories of its layers: recognised and made here, on one file at a time. Walks
+//! nothing, mounts nothing.
 //!
 //! The names are those of `fs/overlayfs/overlayfs.h`; what they mean is in `Documentation/filesystems/overlayfs.rst`.
 
@@ -76,7 +76,8 @@ impl XattrNamespace {
 
     /// Whether overlayfs keeps the attribute `name` for itself, so that a mount does not show it.
     ///
-    /// `<prefix>overlay.*` is not kept: it is how a layer stores what a mount shows as `<prefix>*`, for overlays in overlays.
+    /// `<prefix>overlay.*` is not kept: it is how a layer stores what a mount shows as `<prefix>*`, for overlays in
+    /// overlays.
     pub(crate) fn owns(self, name: &[u8]) -> bool {
         match name.strip_prefix(self.names().prefix.as_bytes()) {
             Some(rest) => !rest.starts_with(b"overlay."),
@@ -90,10 +91,11 @@ pub(crate) fn is_whiteout_device(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// Whether the file, which carries the [whiteout](XattrNamespace::whiteout) attribute, is a whiteout in its second form.
+/// Whether the file, which carries the [whiteout](XattrNamespace::whiteout) attribute, is a whiteout in its second
+/// form.
 ///
-/// So says the kernel's lookup. Its readdir leaves these out only where the directory is marked with opaque `x`; anywhere else
-/// they are listed and cannot be found.
+/// So says the kernel's lookup. Its readdir leaves these out only where the directory is marked with opaque `x`;
+/// anywhere else they are listed and cannot be found.
 pub(crate) fn is_whiteout_file(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
 }
@@ -103,8 +105,8 @@ pub(crate) fn make_whiteout(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Res
     mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
-/// Whether the value of [opaque](XattrNamespace::opaque) hides what is below: one byte, `y`. (`x` says that the directory has
-/// whiteouts in their second form.)
+/// Whether the value of [opaque](XattrNamespace::opaque) hides what is below: one byte, `y`. (`x` says that the
+/// directory has whiteouts in their second form.)
 pub(crate) fn is_opaque(value: &[u8]) -> bool {
     value == b"y"
 }
@@ -116,8 +118,40 @@ pub(crate) fn set_opaque(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rust
 
 /// Makes the kernel look for whiteouts in the directory when it lists it, even where no other layer has that directory.
 ///
-/// Without it, `ovl_get_inode` takes the directory for one without whiteouts, and their names are listed but cannot be found.
-/// An empty origin says "copied up, from where is not known".
+/// Without it, `ovl_get_inode` takes the directory for one without whiteouts, and their names are listed but cannot be
+/// found. An empty origin says "copied up, from where is not known".
 pub(crate) fn set_has_whiteouts(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rustix::io::Result<()> {
     fsetxattr(dir, namespace.names().origin, b"", XattrFlags::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlayfs_owns_its_prefix_but_not_what_it_stores_for_an_overlay_inside() {
+        for (name, trusted, user) in [
+            ("trusted.overlay.opaque", true, false),
+            ("trusted.overlay.anything", true, false),
+            ("trusted.overlay.", true, false),
+            ("trusted.overlay.overlay.opaque", false, false),
+            ("trusted.overlay", false, false),
+            ("trusted.overlayed", false, false),
+            ("user.overlay.redirect", false, true),
+            ("user.overlay.overlay.redirect", false, false),
+            ("user.comment", false, false),
+            ("system.posix_acl_access", false, false),
+        ] {
+            assert_eq!(XattrNamespace::Trusted.owns(name.as_bytes()), trusted, "{name}");
+            assert_eq!(XattrNamespace::User.owns(name.as_bytes()), user, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_letter_y_is_opaque() {
+        assert!(is_opaque(b"y"));
+        for value in [&b""[..], b"n", b"x", b"Y", b"yes"] {
+            assert!(!is_opaque(value), "{}", value.escape_ascii());
+        }
+    }
 }

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, PATH, READ, as_os_str, crew, open_in};
 use crate::{Error, Result};
 
-/// Removes the directory tree at `path`, or the file: see [`remove_tree_with`], which this is with two threads where there are two
-/// processors.
+/// Removes the directory tree at `path`, or the file: see [`remove_tree_with`], which this is with two threads where
+/// there are two processors.
 ///
 /// # Errors
 /// As [`remove_tree_with`].
@@ -26,15 +26,16 @@ pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
 
 /// Removes the directory tree at `path`, or the file, with at most `threads` threads. A path where nothing is is fine.
 ///
-/// Symbolic links are removed, never followed, and what replaces a directory by one meanwhile gains nothing: every step goes by
-/// descriptor. Trees may be deeper than a path can be long. Small trees are removed by the caller's thread alone.
+/// Symbolic links are removed, never followed, and what replaces a directory by one meanwhile gains nothing: every step
+/// goes by descriptor. Trees may be deeper than a path can be long. Small trees are removed by the caller's thread
+/// alone.
 ///
 /// No other mount is entered, not even at `path` itself: what a container still has mounted is not lost by tidying up.
 ///
 /// # Errors
-/// The first failure ends the removal, with what had not been removed by then left in place: [`Error::MountInside`] names a mount
-/// point at or below `path`, with nothing of what is mounted there touched; [`Error::Io`] names any other entry that could not be
-/// removed. What vanishes meanwhile is no failure.
+/// The first failure ends the removal, with what had not been removed by then left in place: [`Error::MountInside`]
+/// names a mount point at or below `path`, with nothing of what is mounted there touched; [`Error::Io`] names any other
+/// entry that could not be removed. What vanishes meanwhile is no failure.
 pub fn remove_tree_with(path: impl AsRef<Path>, threads: NonZeroUsize) -> Result<()> {
     // `link/` would follow the link.
     let path = path.as_ref().components().as_path();
@@ -82,8 +83,8 @@ struct Remover<'a> {
 }
 
 impl Remover<'_> {
-    /// Removes from one directory what is no directory, and itself with all above it that is empty by that. The directories in it
-    /// go to `found`.
+    /// Removes from one directory what is no directory, and itself with all above it that is empty by that. The
+    /// directories in it go to `found`.
     fn clear(&mut self, branch: Arc<Branch>, found: &mut Vec<Arc<Branch>>) -> Result<()> {
         if dir(self.root, &mut self.cursor, &branch).map(drop) == Err(Errno::ACCESS) {
             self.let_in(&branch);
@@ -146,16 +147,16 @@ impl Remover<'_> {
         Ok(())
     }
 
-    /// Removes a directory that should be empty, then its parent, if this was the last in it, and so on. `flags` say whether it is
-    /// a directory at all.
+    /// Removes a directory that should be empty, then its parent, if this was the last in it, and so on. `flags` say
+    /// whether it is a directory at all.
     fn finish(&mut self, mut branch: Arc<Branch>, mut flags: AtFlags, found: &mut Vec<Arc<Branch>>) -> Result<()> {
         while let Some(parent) = branch.parent() {
             let removed = dir(self.root, &mut self.cursor, parent).and_then(|dir| unlinkat(dir, branch.name(), flags));
             match removed {
                 Ok(()) => parent.note.store(true, Ordering::Relaxed),
                 Err(Errno::NOENT) => {}
-                // Entries that were not listed, since others were removed while it was read: FUSE and network file systems. If
-                // nothing was removed, somebody else is making them.
+                // Entries that were not listed, since others were removed while it was read: FUSE and network file
+                // systems. If nothing was removed, somebody else is making them.
                 Err(Errno::NOTEMPTY | Errno::EXIST) if branch.note.swap(false, Ordering::Relaxed) => {
                     found.push(branch);
                     return Ok(());
@@ -176,7 +177,8 @@ impl Remover<'_> {
         let Some(parent) = branch.parent() else { return };
         let opened = dir(self.root, &mut self.cursor, parent).and_then(|dir| open_in(dir, branch.name(), PATH));
         if let Ok(closed) = opened {
-            // fchmod(2) takes no descriptor that was opened as a path only. If it fails, opening the directory fails again.
+            // fchmod(2) takes no descriptor that was opened as a path only. If it fails, opening the directory fails
+            // again.
             let _seen_later = chmod(format!("/proc/self/fd/{}", closed.as_raw_fd()), Mode::RWXU);
         }
     }

@@ -1,7 +1,8 @@
-//! Trees walked by descriptor: at any depth, with a bounded number of descriptors, without recursion, by several threads.
+//! Trees walked by descriptor: at any depth, with a bounded number of descriptors, without recursion, by several
+//! threads.
 //!
-//! A directory that still has to be dealt with is a [`Node`], a name and a parent; a [`Cursor`] opens it, mostly from the
-//! directory that it holds open already; a [`crew`] shares the work. Nothing here follows a symbolic link or enters
+//! A directory that still has to be dealt with is a [`Node`], a name and a parent; a [`Cursor`] opens it, mostly from
+//! the directory that it holds open already; a [`crew`] shares the work. Nothing here follows a symbolic link or enters
 //! another mount.
 
 pub(crate) mod crew;
@@ -31,8 +32,9 @@ pub(crate) const ENTRIES_SIZE_BYTES: usize = 64 * 1024;
 /// The longest path that one call takes, without the NUL that ends it (`PATH_MAX`, path_resolution(7)).
 const LONGEST_PATH: usize = 4095;
 
-/// A path below a directory stays below it and on its mount, whatever else is renamed meanwhile (openat2(2), Linux 5.6).
-/// A mount point on the way is `EXDEV`, a symbolic link `ELOOP`.
+/// A path below a directory stays below it and on its mount, whatever else is renamed meanwhile (openat2(2), Linux
+/// 5.6). A mount point on the way is `EXDEV`, a symbolic link `ELOOP`, and `ENOTDIR` where a directory was to be
+/// opened.
 const STAY: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
 /// The device and the inode of a file: what it is, however it is called.
@@ -82,4 +84,51 @@ pub(crate) fn as_os_str(name: &CStr) -> &OsStr {
 /// `name` as a system call takes it. A name that came out of a path has no NUL, or no file has it.
 pub(crate) fn as_c_string(name: &OsStr) -> rustix::io::Result<CString> {
     CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+
+    use rustix::fs::{CWD, fstat, mkdirat, openat};
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        openat(CWD, path, READ, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_path_may_be_longer_than_one_call_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "n".repeat(255);
+        let mut deepest = open(dir.path());
+        for _ in 0..50 {
+            mkdirat(&deepest, &name, Mode::RWXU).unwrap();
+            deepest = openat(&deepest, &name, READ, Mode::empty()).unwrap();
+        }
+        let path: PathBuf = std::iter::repeat_n(&name, 50).collect();
+        assert!(path.as_os_str().len() > 3 * LONGEST_PATH);
+        let opened = open_beneath(open(dir.path()).as_fd(), &path, READ).unwrap();
+        assert_eq!(fstat(opened).unwrap().st_ino, fstat(deepest).unwrap().st_ino);
+        crate::remove_tree(dir.path().join(name)).unwrap();
+    }
+
+    #[test]
+    fn the_way_leads_through_no_link_and_not_out() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/a/b")).unwrap();
+        symlink("a", dir.path().join("root/link")).unwrap();
+        let root = open(&dir.path().join("root"));
+        let open = |path: &str| open_beneath(root.as_fd(), Path::new(path), READ).map(drop);
+        assert_eq!(open(""), Ok(()));
+        assert_eq!(open("a/b"), Ok(()));
+        assert_eq!(open("link"), Err(Errno::NOTDIR));
+        assert_eq!(open("link/b"), Err(Errno::LOOP));
+        assert_eq!(open("../root"), Err(Errno::XDEV));
+        assert_eq!(open("/"), Err(Errno::XDEV));
+        assert_eq!(open("missing"), Err(Errno::NOENT));
+    }
 }

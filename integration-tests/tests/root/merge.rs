@@ -1,7 +1,8 @@
 //! Merging: the merged directory in the place of its layers shows the same tree, with the kernel as the judge of both.
 //!
-//! `property` makes stacks up at random; what it ever finds becomes a named test in `corners`. `links` is about files that cannot
-//! be linked, `hostile` about layers that want to lead elsewhere, `input` about what is refused, `scale` about size and depth.
+//! `property` makes stacks up at random; what it ever finds becomes a named test in `corners`. `links` is about files
+//! that cannot be linked, `hostile` about layers that want to lead elsewhere, `input` about what is refused, `scale`
+//! about size and depth.
 
 mod corners;
 mod hostile;
@@ -83,8 +84,8 @@ impl Stack {
     }
 }
 
-/// Whether the merged stack shows what the layers show. Names that are listed and not found are none of what a layer shows: where
-/// the layers have some, the merged directory need not, but it has none of its own.
+/// Whether the merged stack shows what the layers show. Names that are listed and not found are none of what a layer
+/// shows: where the layers have some, the merged directory need not, but it has none of its own.
 fn agree(expected: &Snapshot, found: &Snapshot) -> Result<(), String> {
     let diff = expected.diff(found);
     if !diff.is_empty() {

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 
 use crate::XattrNamespace;
 
-/// The longest list of names (`XATTR_LIST_MAX`) and the longest value (`XATTR_SIZE_MAX`) that the kernel handles: xattr(7).
+/// The longest list of names (`XATTR_LIST_MAX`) and the longest value (`XATTR_SIZE_MAX`) that the kernel handles:
+/// xattr(7).
 const XATTR_MAX_BYTES: usize = 64 * 1024;
 
 /// Room for what is mostly there.
@@ -88,8 +89,8 @@ impl Attributes {
 
     /// Gives an open file these attributes. It must have no others of its own, see [`strip`].
     ///
-    /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode can take the permission to
-    /// set attributes away: hence the order.
+    /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode can take the
+    /// permission to set attributes away: hence the order.
     pub(super) fn apply(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         let is = fstat(file)?;
         if (is.st_uid, is.st_gid) != (self.uid.as_raw(), self.gid.as_raw()) {
@@ -104,7 +105,8 @@ impl Attributes {
         futimens(file, &self.times)
     }
 
-    /// Gives the new file `name` in `dir` these attributes. For files that are not to be opened: links, devices, sockets.
+    /// Gives the new file `name` in `dir` these attributes. For files that are not to be opened: links, devices,
+    /// sockets.
     pub(super) fn apply_to_name(&self, dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
         chownat(dir, name, Some(self.uid), Some(self.gid), AtFlags::SYMLINK_NOFOLLOW)?;
         let path = path_through_proc(dir, name);
@@ -127,7 +129,8 @@ pub(super) fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Takes from a new directory what it inherited from the one it is in: ACLs and the setgid bit. Only its owner may enter it.
+/// Takes from a new directory what it inherited from the one it is in: ACLs and the setgid bit. Only its owner may
+/// enter it.
 ///
 /// What a security module has set stays: that is not inherited from a layer, and may not be removed.
 pub(super) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {

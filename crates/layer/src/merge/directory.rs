@@ -1,4 +1,5 @@
-//! One directory of the merged tree: gathered from all layers that have a part in it, marked, and finished after its children.
+//! One directory of the merged tree: gathered from all layers that have a part in it, marked, and finished after its
+//! children.
 
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
@@ -58,14 +59,15 @@ impl Shared<'_> {
         name.map_or(dir.clone(), |name| dir.join(as_os_str(name)))
     }
 
-    /// For `map_err`: a failed system call on a directory of the target. Its path is put together only if one has failed.
+    /// For `map_err`: a failed system call on a directory of the target. Its path is put together only if one has
+    /// failed.
     pub(super) fn target_error(&self, operation: &'static str, branch: &Branch) -> impl FnOnce(Errno) -> Error {
         move |errno| Error::io(operation, self.target_path.join(branch.path()))(errno)
     }
 }
 
-/// Source directories that a worker keeps open, so that a tree that is deep in a few layers is not walked from its root again
-/// and again.
+/// Source directories that a worker keeps open, so that a tree that is deep in a few layers is not walked from its root
+/// again and again.
 const CURSORS: usize = 4;
 
 /// One thread's means of work.
@@ -234,5 +236,59 @@ impl<'a> Worker<'a> {
                 _ => return Ok(()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsFd;
+
+    use rustix::fs::{CWD, Mode, XattrFlags, openat, setxattr};
+
+    use super::*;
+
+    /// Fills a target from one layer, by a worker that can have no working directory of its own.
+    fn fill_through_proc(layer: &Path, target: &Path) -> Result<Merged> {
+        fs::create_dir(target).unwrap();
+        let root = openat(CWD, target, READ, Mode::empty()).unwrap();
+        let sources = Sources::open(&[layer]).unwrap();
+        let shared = Shared {
+            sources: &sources,
+            target: root.as_fd(),
+            target_path: target,
+            xattrs: XattrNamespace::User,
+            groups: Groups::default(),
+            why_copied: OnceLock::new(),
+        };
+        std::thread::scope(|scope| {
+            let work = || {
+                let mut worker = Worker::new(&shared);
+                worker.own_cwd = false;
+                let mut waiting = vec![Job::root(1)];
+                while let Some(job) = waiting.pop() {
+                    worker.fill(job, &mut waiting)?;
+                }
+                Ok(worker.merged())
+            };
+            scope.spawn(work).join().unwrap()
+        })
+    }
+
+    #[test]
+    fn where_unshare_is_forbidden_attributes_are_read_through_proc() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = dir.path().join("layer");
+        fs::create_dir_all(layer.join("a/b")).unwrap();
+        for name in ["file", "a/file", "a/b/file", "a/b/gone"] {
+            fs::write(layer.join(name), "").unwrap();
+        }
+        setxattr(layer.join("a/b/gone"), "user.overlay.whiteout", b"", XattrFlags::empty()).unwrap();
+        let merged = fill_through_proc(&layer, &dir.path().join("first")).unwrap();
+        assert_eq!(merged, Merged { linked: 3, directories: 3, whiteouts: 1, ..Merged::default() });
+
+        setxattr(layer.join("a/file"), "user.overlay.metacopy", b"", XattrFlags::empty()).unwrap();
+        let error = fill_through_proc(&layer, &dir.path().join("second")).unwrap_err();
+        assert!(matches!(&error, Error::Unmergeable { path, .. } if *path == layer.join("a/file")), "{error:?}");
     }
 }

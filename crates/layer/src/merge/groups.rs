@@ -40,8 +40,8 @@ impl Groups {
 }
 
 impl Copies {
-    /// Makes `name` in `to` another name of the copy of `original`. False if there is none yet, or if it has as many names as it
-    /// can have.
+    /// Makes `name` in `to` another name of the copy of `original`. False if there is none yet, or if it has as many
+    /// names as it can have.
     pub(super) fn link(
         &mut self,
         original: &Stat,

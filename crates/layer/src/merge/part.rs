@@ -132,8 +132,8 @@ impl Part<'_> {
         }
     }
 
-    /// Lists the attributes of a file that is not opened. The call takes a path only: the name alone, where the working directory
-    /// is this thread's own.
+    /// Lists the attributes of a file that is not opened. The call takes a path only: the name alone, where the working
+    /// directory is this thread's own.
     fn list_xattrs(&mut self, name: &CStr) -> rustix::io::Result<()> {
         if self.own_cwd {
             if !self.is_cwd {

@@ -10,8 +10,9 @@ use rustix::process::{Resource, getrlimit};
 use crate::walk::{Identity, PATH};
 use crate::{Error, Result};
 
-/// Of the descriptors that the process may have, one in so many is for the roots of trees. The rest of the roots are opened anew
-/// for each of their directories, so that a thousand layers do with the usual limit of 1,024 and leave most of it to others.
+/// Of the descriptors that the process may have, one in so many is for the roots of trees. The rest of the roots are
+/// opened anew for each of their directories, so that a thousand layers do with the usual limit of 1,024 and leave most
+/// of it to others.
 const SHARE: u64 = 4;
 
 /// The trees that are merged, topmost first.
@@ -45,10 +46,14 @@ impl AsFd for Root<'_> {
 }
 
 impl Sources {
+    /// Opens the trees at `paths`, topmost first.
     pub(super) fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
-        let start = openat(CWD, c".", PATH, Mode::empty()).map_err(Error::io("open", "."))?;
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let most_held = usize::try_from(limit / SHARE).unwrap_or(usize::MAX);
+        Self::open_and_hold(paths, usize::try_from(limit / SHARE).unwrap_or(usize::MAX))
+    }
+
+    fn open_and_hold(paths: &[impl AsRef<Path>], most_held: usize) -> Result<Self> {
+        let start = openat(CWD, c".", PATH, Mode::empty()).map_err(Error::io("open", "."))?;
         let mut trees = Vec::with_capacity(paths.len());
         for path in paths {
             // `fs/` and `fs/.` would follow `fs`.
@@ -97,4 +102,27 @@ fn open_root(start: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
         }
         errno => Error::io("open", path)(errno),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn roots_that_are_not_held_are_opened_again_and_are_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().join("held"), dir.path().join("opened")];
+        paths.iter().for_each(|path| fs::create_dir(path).unwrap());
+        let sources = Sources::open_and_hold(&paths, 1).unwrap();
+        assert!(matches!(sources.root(0), Ok(Root::Held(_))));
+        assert!(matches!(sources.root(1), Ok(Root::Opened(_))));
+        for (index, path) in paths.iter().enumerate() {
+            fs::rename(path, path.with_extension("old")).unwrap();
+            fs::create_dir(path).unwrap();
+            let root = sources.root(index).map(drop);
+            assert_eq!(root, if index == 0 { Ok(()) } else { Err(Errno::STALE) });
+        }
+    }
 }

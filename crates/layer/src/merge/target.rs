@@ -90,8 +90,8 @@ impl Target {
         self.root.as_fd()
     }
 
-    /// Takes everything away that was made and puts back what was there. Returns `failure`, or one that holds it and says what
-    /// is left.
+    /// Takes everything away that was made and puts back what was there. Returns `failure`, or one that holds it and
+    /// says what is left.
     pub(super) fn undo(self, failure: Error, threads: NonZeroUsize) -> Error {
         let Self { path, root, before } = self;
         let cleanup = match before {

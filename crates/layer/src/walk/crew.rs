@@ -17,8 +17,8 @@ pub(crate) fn usual_threads() -> NonZeroUsize {
 
 /// Does `first` and all that comes of it, the newest job first, and returns what the workers have gathered.
 ///
-/// The caller's thread works; up to `threads - 1` more join once jobs are waiting. `hire` makes a thread's own state, on
-/// that thread; `step` does one job and pushes the jobs that it found.
+/// The caller's thread works; up to `threads - 1` more join once jobs are waiting. `hire` makes a thread's own state,
+/// on that thread; `step` does one job and pushes the jobs that it found.
 ///
 /// # Errors
 /// The first error of a `step`. No job is begun after it.

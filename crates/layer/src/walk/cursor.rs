@@ -7,8 +7,8 @@ use super::{Node, open_beneath, open_in};
 
 /// One directory of a tree, held open.
 ///
-/// The next directory is mostly a child or the parent of the last one: one step, whatever the depth. From anywhere else the
-/// way is walked from the root.
+/// The next directory is mostly a child or the parent of the last one: one step, whatever the depth. From anywhere else
+/// the way is walked from the root.
 #[derive(Debug)]
 pub(crate) struct Cursor<T> {
     flags: OFlags,
@@ -60,4 +60,57 @@ impl<T> Cursor<T> {
 
 fn is_parent<T>(parent: &Arc<Node<T>>, child: &Node<T>) -> bool {
     child.parent().is_some_and(|node| Arc::ptr_eq(node, parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    use rustix::fs::CWD;
+
+    use super::super::READ;
+    use super::*;
+
+    fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
+        openat(CWD, path, READ, Mode::empty())
+    }
+
+    #[test]
+    fn it_goes_from_anywhere_to_anywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
+        fs::create_dir_all(dir.path().join("a/d")).unwrap();
+        let root = Node::root(());
+        let child = |parent, name: &str| Node::child(parent, CString::new(name).unwrap(), ());
+        let a = child(&root, "a");
+        let [b, d] = ["b", "d"].map(|name| child(&a, name));
+        let c = child(&b, "c");
+        let mut cursor = Cursor::new(READ);
+        for node in [&root, &a, &b, &c, &b, &a, &d, &c, &root, &c, &d, &a, &a, &root] {
+            let stat = fstat(cursor.go_either_way(node, || open(dir.path())).unwrap()).unwrap();
+            node.meet(&stat);
+            assert_eq!(stat.st_ino, fs::metadata(dir.path().join(node.path())).unwrap().ino(), "{:?}", node.path());
+        }
+    }
+
+    #[test]
+    fn the_way_up_from_a_directory_that_was_moved_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/a/b")).unwrap();
+        let tree = dir.path().join("root");
+        let root = Node::root(());
+        let a = Node::child(&root, c"a".into(), ());
+        let b = Node::child(&a, c"b".into(), ());
+        let mut cursor = Cursor::new(READ);
+        for node in [&root, &a, &b] {
+            let stat = fstat(cursor.go_either_way(node, || open(&tree)).unwrap()).unwrap();
+            node.meet(&stat);
+        }
+        fs::rename(tree.join("a/b"), dir.path().join("b")).unwrap();
+        let stat = fstat(cursor.go_either_way(&a, || open(&tree)).unwrap()).unwrap();
+        assert_eq!(stat.st_ino, fs::metadata(tree.join("a")).unwrap().ino());
+    }
 }

@@ -10,8 +10,8 @@ use super::Identity;
 
 /// A directory of a tree: its name, its parent, and how many of its child directories are not done yet.
 ///
-/// Only directories that wait for something are nodes, so their number is that of the siblings on the way down, not that
-/// of the tree.
+/// Only directories that wait for something are nodes, so their number is that of the siblings on the way down, not
+/// that of the tree.
 #[derive(Debug)]
 pub(crate) struct Node<T> {
     parent: Option<Arc<Node<T>>>,

@@ -1,6 +1,7 @@
 //! Stacks made up at random, the kernel's view of the layers against its view of the merge.
 //!
-//! `LAYERED_STACKS` says how many (500), `LAYERED_SEED` which; a failure prints its seed and the smallest stack that fails.
+//! `LAYERED_STACKS` says how many (500), `LAYERED_SEED` which; a failure prints its seed and the smallest stack that
+//! fails.
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
@@ -92,8 +93,8 @@ fn layers_that_overlays_left_look_the_same_merged_and_are_written_to_the_same_wa
 
 /// Makes the same changes through an upper over the layers and through one over the merge.
 ///
-/// In one respect the merge is the better of the two. A directory cannot be removed where its layer lists a name that cannot be found;
-/// nor where it has whiteouts in the form of attributes, which `ovl_check_empty_dir` does not ask for.
+/// In one respect the merge is the better of the two. A directory cannot be removed where its layer lists a name that
+/// cannot be found; nor where it has whiteouts in the form of attributes, which `ovl_check_empty_dir` does not ask for.
 fn write_alike(stack: &Stack, operations: &[Operation], xattr_whiteouts: bool) -> Result<(), String> {
     let merged = stack.merged();
     let over = |lowers: &[_], name| Mount::writable(lowers, &stack.dir.path().join(name)).unwrap();

@@ -46,7 +46,8 @@ fn as_devices(dir: &mut Dir) {
 
 fn layer() -> impl Strategy<Value = Dir> {
     dir(3).prop_map(|mut root| {
-        // Opaque takes the place of the mark that whiteouts in the form of attributes need, and means nothing on a root.
+        // Opaque takes the place of the mark that whiteouts in the form of attributes need, and means nothing on a
+        // root.
         root.opaque &= !root.items.values().any(|item| *item == Item::XattrWhiteout);
         root
     })

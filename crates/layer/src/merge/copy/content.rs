@@ -8,7 +8,8 @@ use rustix::io::{Errno, pread, pwrite};
 /// Bytes moved by one call where the kernel cannot do it alone.
 const BLOCK_BYTES: usize = 128 * 1024;
 
-/// Makes the new, empty file `to` hold the `size` bytes of `from`: as a clone, or its data copied and its holes left out.
+/// Makes the new, empty file `to` hold the `size` bytes of `from`: as a clone, or its data copied and its holes left
+/// out.
 pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> rustix::io::Result<()> {
     // Why it cannot be cloned does not matter: whatever is wrong with one of the files shows in the copy.
     if ioctl_ficlone(to, from).is_ok() {
