@@ -91,6 +91,9 @@ pub struct Merged {
     pub opaques: u64,
 }
 
+/// Where there are more processors. A merge is all work of the kernel's, and a run is not alone on its machine.
+const MOST_USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
+
 impl Default for Merge {
     fn default() -> Self {
         Self::new()
@@ -100,7 +103,8 @@ impl Default for Merge {
 impl Merge {
     /// Two threads, where there are two processors, and attributes in [`XattrNamespace::Trusted`].
     pub fn new() -> Self {
-        Self { threads: crew::usual_threads(), xattrs: XattrNamespace::default() }
+        let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self { threads: processors.min(MOST_USUAL_THREADS), xattrs: XattrNamespace::default() }
     }
 
     /// Works with at most so many threads.

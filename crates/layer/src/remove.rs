@@ -15,13 +15,16 @@ use rustix::io::Errno;
 use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, PATH, READ, as_os_str, crew, open_in};
 use crate::{Error, Result};
 
-/// Removes the directory tree at `path`, or the file: see [`remove_tree_with`], which this is with two threads where
-/// there are two processors.
+/// Threads of a removal, however few processors there are: one that frees blocks waits for the disk where that is told at
+/// once (ext4 with `discard` and without a journal), and so does one that reads directories for the first time.
+const USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
+
+/// Removes the directory tree at `path`, or the file, with at most four threads: [`remove_tree_with`].
 ///
 /// # Errors
 /// As [`remove_tree_with`].
 pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
-    remove_tree_with(path, crew::usual_threads())
+    remove_tree_with(path, USUAL_THREADS)
 }
 
 /// Removes the directory tree at `path`, or the file, with at most `threads` threads. A path where nothing is is fine.

@@ -9,12 +9,6 @@ use crate::{Error, Result};
 /// Waiting jobs from which on another thread is worth its start, some 50 µs.
 const BACKLOG: usize = 4;
 
-/// Two threads, or one where there is no second processor: ext4 and overlayfs serialize more than that away.
-pub(crate) fn usual_threads() -> NonZeroUsize {
-    const TWO: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
-    thread::available_parallelism().map_or(NonZeroUsize::MIN, |available| available.min(TWO))
-}
-
 /// Does `first` and all that comes of it, the newest job first, and returns what the workers have gathered.
 ///
 /// The caller's thread works; up to `threads - 1` more join once jobs are waiting. `hire` makes a thread's own state,
