@@ -34,6 +34,9 @@ pub enum MountPoint {
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
 
+/// How often a path is resolved again that the rest of the machine has disturbed. Each time takes microseconds.
+const MOST_ATTEMPTS: usize = 10_000;
+
 impl Rootfs {
     /// The root file system at `path`.
     ///
@@ -175,7 +178,14 @@ impl Rootfs {
 
     fn resolve(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), inside)
+        let mut attempts = 0;
+        loop {
+            match openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), inside) {
+                // openat2(2): a rename or a mount somewhere on the machine came in the way of a `..`; "the caller may retry".
+                Err(Errno::AGAIN) if attempts < MOST_ATTEMPTS => attempts += 1,
+                result => return result,
+            }
+        }
     }
 
     fn outside(&self, path: &Path) -> PathBuf {
