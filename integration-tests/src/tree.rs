@@ -229,7 +229,8 @@ fn content(dir: BorrowedFd<'_>, name: &Path, size: u64) -> Result<Content> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, Mode::empty())?;
     let mut hasher = DefaultHasher::new();
-    let mut buffer = vec![0; 1 << 20];
+    // One more, to see the end.
+    let mut buffer = vec![0; usize::try_from(size)?.min(1 << 20) + 1];
     let mut total = 0;
     loop {
         let read = rustix::io::read(&file, &mut *buffer)?;
@@ -251,12 +252,12 @@ fn content(dir: BorrowedFd<'_>, name: &Path, size: u64) -> Result<Content> {
 fn xattrs(dir: BorrowedFd<'_>, name: &Path) -> Result<BTreeMap<OsString, Vec<u8>>> {
     // The calls take no descriptor and name before Linux 6.13.
     let path = through_proc(dir).join(name);
-    let mut names = vec![0; 64 * 1024];
-    let length = match rustix::fs::llistxattr(&path, &mut *names) {
-        Err(Errno::NOTSUP) => 0,
-        length => length?,
-    };
     let mut xattrs = BTreeMap::new();
+    let mut names = match rustix::fs::llistxattr_query(&path) {
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(xattrs),
+        length => vec![0; length?],
+    };
+    let length = rustix::fs::llistxattr(&path, &mut *names)?;
     for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
         let mut value = vec![0; 64 * 1024];
         let length = rustix::fs::lgetxattr(&path, name, &mut *value)

@@ -49,7 +49,7 @@ fn trees_deeper_than_a_path_can_be_long() {
     }
 }
 
-/// Far beyond what anything but descriptors can reach: what takes time by the square of the depth would take hours.
+/// Far beyond what anything but descriptors can reach: what takes time by the square of the depth would take many minutes.
 #[test]
 fn a_tree_that_a_loop_made() {
     let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new());
