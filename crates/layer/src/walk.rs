@@ -14,8 +14,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDirEntry, ResolveFlags, openat2, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDirEntry, ResolveFlags, StatxFlags, openat2, statat, statx};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 pub(crate) use self::cursor::Cursor;
 pub(crate) use self::node::Node;
@@ -48,16 +49,38 @@ pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> 
         // Of 4,096 bytes at least one is a slash: a name has at most 255.
         let slash = rest[..=LONGEST_PATH].iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
         let from = passed.as_ref().map_or(root, AsFd::as_fd);
-        passed = Some(openat2(from, &rest[..slash], PATH, Mode::empty(), STAY)?);
+        passed = Some(open_staying(from, &rest[..slash], PATH)?);
         rest = &rest[slash + 1..];
     }
     let from = passed.as_ref().map_or(root, AsFd::as_fd);
-    openat2(from, if rest.is_empty() { b"." } else { rest }, flags, Mode::empty(), STAY)
+    open_staying(from, if rest.is_empty() { b"." } else { rest }, flags)
 }
 
 /// Opens the file `name` in `dir`, without a word of `name` being a path.
 pub(crate) fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    openat2(dir, name, flags, Mode::empty(), STAY)
+    open_staying(dir, name, flags)
+}
+
+/// Opens `path`, which [stays](STAY) below `dir`. `EXDEV` means a mount point and nothing else.
+fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    match openat2(dir, path, flags, Mode::empty(), STAY) {
+        // The kernel's answer, too, if what was found has been moved out before it was handed over (`complete_walk` in
+        // fs/namei.c).
+        Err(Errno::XDEV) => {}
+        opened => return opened,
+    }
+    match openat2(dir, path, flags, Mode::empty(), STAY.difference(ResolveFlags::NO_XDEV)) {
+        // Moved back.
+        Ok(found) if mount_of(found.as_fd())? == mount_of(dir)? => Ok(found),
+        Ok(_) => Err(Errno::XDEV),
+        Err(Errno::XDEV) => Err(Errno::NOENT),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Which mount an open file is on (statx(2), Linux 5.8).
+fn mount_of(file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    Ok(statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 /// Whether `name` is one of the two that every directory has.
@@ -127,8 +150,8 @@ mod tests {
         assert_eq!(open("a/b"), Ok(()));
         assert_eq!(open("link"), Err(Errno::NOTDIR));
         assert_eq!(open("link/b"), Err(Errno::LOOP));
-        assert_eq!(open("../root"), Err(Errno::XDEV));
-        assert_eq!(open("/"), Err(Errno::XDEV));
+        assert_eq!(open("../root"), Err(Errno::NOENT));
+        assert_eq!(open("/"), Err(Errno::NOENT));
         assert_eq!(open("missing"), Err(Errno::NOENT));
     }
 }

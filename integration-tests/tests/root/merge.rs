@@ -14,6 +14,7 @@ mod random;
 mod scale;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use integration_tests::stack::{Dir, Mount, require_root};
 use integration_tests::tree::Snapshot;
@@ -101,4 +102,25 @@ fn agree(expected: &Snapshot, found: &Snapshot) -> Result<(), String> {
 /// Merges `sources` over `base`, topmost first, and compares.
 fn check(sources: &[Dir], base: &Dir) -> Merged {
     Stack::new(&[], sources, base).compare(&Merge::new()).unwrap_or_else(|difference| panic!("{difference}"))
+}
+
+/// Does `disturb` again and again on another thread for as long as `work` runs.
+fn meanwhile(disturb: impl Fn() + Sync, work: impl FnOnce()) {
+    /// Ends the other thread when the work is done, and when it has failed too.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                disturb();
+            }
+        });
+        work();
+    });
 }

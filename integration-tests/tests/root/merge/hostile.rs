@@ -3,14 +3,13 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use integration_tests::stack::{Dir, Item};
 use integration_tests::tree::Snapshot;
 use layer::Merge;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::Stack;
+use super::{Stack, meanwhile};
 
 /// A directory beside the layers that must stay as it is.
 fn outside(stack: &Stack) -> PathBuf {
@@ -59,21 +58,11 @@ fn a_link_to_itself_or_to_the_root_leads_nowhere() {
     a_link_against_a_directory("/");
 }
 
-/// Exchanges a directory of a layer with a link to outside for as long as `work` runs.
-fn while_a_link_is_swapped_in(stack: &Stack, dir: &str, work: impl FnOnce()) {
-    let dir = stack.sources[0].join(dir);
+/// A link to outside, to be exchanged with a directory of a layer.
+fn link_to_outside(stack: &Stack) -> PathBuf {
     let link = stack.dir.path().join("link");
     symlink(stack.dir.path().join("outside"), &link).unwrap();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                renameat_with(CWD, &link, CWD, &dir, RenameFlags::EXCHANGE).unwrap();
-            }
-        });
-        work();
-        over.store(true, Ordering::Relaxed);
-    });
+    link
 }
 
 #[test]
@@ -83,7 +72,9 @@ fn a_link_that_is_swapped_in_while_the_merge_runs_leads_nowhere() {
     let outside = outside(&stack);
     let before = Snapshot::of_path(&outside).unwrap();
     let mut seen = [0; 2];
-    while_a_link_is_swapped_in(&stack, "a", || {
+    let (link, dir) = (link_to_outside(&stack), stack.sources[0].join("a"));
+    let swap = || renameat_with(CWD, &link, CWD, &dir, RenameFlags::EXCHANGE).unwrap();
+    meanwhile(swap, || {
         for _ in 0..500 {
             let target = stack.merged();
             match layer::merge(&stack.sources, &target) {
@@ -116,20 +107,13 @@ fn a_link_that_is_swapped_in_while_a_tree_is_removed_leads_nowhere() {
         let stack = Stack::new(&[], &[Dir::new().with("a", dir().with("c", dir()))], &Dir::new());
         let outside = outside(&stack);
         let before = Snapshot::of_path(&outside).unwrap();
-        let dir = stack.sources[0].join("a");
-        let link = stack.dir.path().join("link");
-        symlink(&outside, &link).unwrap();
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                // Until one of them has been removed.
-                while !over.load(Ordering::Relaxed) {
-                    let _gone = renameat_with(CWD, &link, CWD, &dir, RenameFlags::EXCHANGE);
-                }
-            });
+        let (link, dir) = (link_to_outside(&stack), stack.sources[0].join("a"));
+        let swap = || {
+            let _until_one_has_been_removed = renameat_with(CWD, &link, CWD, &dir, RenameFlags::EXCHANGE);
+        };
+        meanwhile(swap, || {
             // A name may have been swapped into a directory that was read before; that is for the caller to try again.
             let _not_empty = layer::remove_tree(&stack.sources[0]);
-            over.store(true, Ordering::Relaxed);
         });
         assert_eq!(before.diff(&Snapshot::of_path(&outside).unwrap()), "");
     }

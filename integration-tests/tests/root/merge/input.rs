@@ -3,14 +3,13 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use integration_tests::stack::{Attributes, Dir, Item, acl, private_mounts, tmpfs};
 use integration_tests::tree::{Snapshot, through_proc};
 use layer::{Error, Merge};
 use rustix::io::Errno;
 
-use super::Stack;
+use super::{Stack, meanwhile};
 
 fn stack() -> Stack {
     let layer = || {
@@ -197,14 +196,11 @@ fn a_read_only_file_system() {
 fn a_source_that_changes_while_it_is_merged() {
     let stack = stack();
     let (here, there) = (stack.sources[1].join("dir"), stack.dir.path().join("away"));
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                fs::rename(&here, &there).unwrap();
-                fs::rename(&there, &here).unwrap();
-            }
-        });
+    let move_away_and_back = || {
+        fs::rename(&here, &there).unwrap();
+        fs::rename(&there, &here).unwrap();
+    };
+    meanwhile(move_away_and_back, || {
         for _ in 0..300 {
             match Merge::new().run(&stack.sources, stack.merged()) {
                 Ok(_) => layer::remove_tree(stack.merged()).unwrap(),
@@ -215,7 +211,6 @@ fn a_source_that_changes_while_it_is_merged() {
             }
             assert!(!stack.merged().exists());
         }
-        over.store(true, Ordering::Relaxed);
     });
 }
 
