@@ -123,7 +123,7 @@ impl StdError for Error {
 }
 
 /// An error and its sources on one line.
-fn chain(error: &dyn StdError) -> String {
+pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -11,7 +11,7 @@ use crate::options::EtcFiles;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
 use crate::stack::{Stack, mechanism};
-use crate::{Options, Upper, etc};
+use crate::{MergeRemoval, Options, Removal, Upper, etc};
 
 /// The machine it really runs on: each step with the two crates below.
 pub(crate) struct Machine<'a> {
@@ -54,7 +54,7 @@ impl Host for Machine<'_> {
     type Mounted = Mounted;
     type Bundle = Prepared;
     type Outcome = Outcome;
-    type Upper = Upper;
+    type Upper = (Upper, Option<Removal>);
 
     fn inputs(&mut self) -> Result<(), Cause> {
         use container::{Input, Output};
@@ -180,8 +180,12 @@ impl Host for Machine<'_> {
         Ok(mounted.unmount()?)
     }
 
-    fn cleanup(&mut self, scratch: Scratch) -> Result<Upper, Cause> {
-        scratch.into_upper()
+    fn cleanup(&mut self, scratch: Scratch) -> Result<Self::Upper, Cause> {
+        let removal = match self.options.merge_removal {
+            MergeRemoval::Awaited => None,
+            MergeRemoval::Behind => scratch.remove_lower_behind(),
+        };
+        Ok((scratch.into_upper()?, removal))
     }
 
     fn discard(&mut self, scratch: Scratch) -> Result<(), Cause> {

@@ -28,6 +28,7 @@ pub struct Options<'a> {
     pub(crate) devices: DeviceNodes,
     pub(crate) xattrs: OverlayXattrs,
     pub(crate) etc: EtcFiles,
+    pub(crate) merge_removal: MergeRemoval,
     pub(crate) stdin: Input,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
@@ -37,6 +38,17 @@ pub struct Options<'a> {
 }
 
 pub(crate) type PrepUpper<'a> = Box<dyn FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a>;
+
+/// When a run removes the directory that layers were merged into, which has as many entries as they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum MergeRemoval {
+    /// Before [`run`](crate::run) returns.
+    #[default]
+    Awaited,
+    /// On a thread of its own, while the caller goes on with the result: see [`Report::removal`](crate::Report::removal).
+    Behind,
+}
 
 /// Whether the run puts `/etc/hosts` and `/etc/resolv.conf` into the upper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,6 +81,7 @@ impl<'a> Options<'a> {
             devices: DeviceNodes::default(),
             xattrs: OverlayXattrs::default(),
             etc: EtcFiles::default(),
+            merge_removal: MergeRemoval::default(),
             stdin: Input::Null,
             stdout: Output::Null,
             stderr: Output::Null,
@@ -133,6 +146,12 @@ impl<'a> Options<'a> {
     /// Where `/etc/hosts` and `/etc/resolv.conf` come from.
     pub fn etc_files(mut self, etc: EtcFiles) -> Self {
         self.etc = etc;
+        self
+    }
+
+    /// When the directory that layers were merged into is removed.
+    pub fn merge_removal(mut self, removal: MergeRemoval) -> Self {
+        self.merge_removal = removal;
         self
     }
 

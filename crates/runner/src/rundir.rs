@@ -56,6 +56,11 @@ impl RunDir {
         &self.path
     }
 
+    /// Removes the directory with all that is in it, which is locked until it is gone.
+    pub(crate) fn remove(self) -> Result<(), Cause> {
+        Ok(layer::remove_tree(&self.path)?)
+    }
+
     /// Gives the directory a name that is none of a run's; `None` if that fails, and it has its name still.
     pub(crate) fn keep(self) -> Option<PathBuf> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, KEPT, 1);

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use container::ContainerId;
 
-use crate::Upper;
-use crate::error::{Cause, io_cause};
+use crate::error::{Cause, chain, io_cause};
 use crate::rundir::RunDir;
+use crate::{Removal, Upper};
 
 /// Where things are in the directory of one run, whose name is the container's.
 ///
@@ -93,6 +93,15 @@ impl Scratch {
                 Err(cause)
             }
         }
+    }
+
+    /// Removes the merged layers, if there are any, on another thread. Where that cannot be begun, they stay for
+    /// [`into_upper`](Self::into_upper).
+    pub(crate) fn remove_lower_behind(&self) -> Option<Removal> {
+        let lower = self.lower();
+        lower.symlink_metadata().ok()?;
+        let begun = Removal::begin(&lower, self.dir().parent()?);
+        begun.inspect_err(|cause| log::warn!("{} is removed at once: {}", lower.display(), chain(cause))).ok()
     }
 
     fn remove_all_but_upper(&self) -> Result<(), Cause> {

@@ -35,7 +35,7 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept, Cause> {
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let Some(id) = run_name(&name).filter(|_| is_dir) else { continue };
         match RunDir::lock(&entry.path()) {
-            Ok(Some(run)) => match remove(id, &run) {
+            Ok(Some(run)) => match remove(id, run) {
                 Ok(()) => swept.removed.push(entry.path()),
                 Err(cause) => swept.failed.push((entry.path(), cause)),
             },
@@ -46,10 +46,10 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept, Cause> {
     Ok(swept)
 }
 
-fn remove(id: &str, run: &RunDir) -> Result<(), Cause> {
+fn remove(id: &str, run: RunDir) -> Result<(), Cause> {
     // First the processes, if there are any: nothing is deleted while somebody may be using it.
     Cgroup::new(id)?.remove()?;
-    Ok(layer::remove_tree(run.path())?)
+    run.remove()
 }
 
 /// The name of a run, if it is one: the prefix and 16 hexadecimal digits.

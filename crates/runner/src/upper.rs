@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use crate::error::Cause;
+use crate::error::{Cause, chain};
 use crate::rundir::RunDir;
 
 /// What a command wrote: the upper directory of its overlay, owned.
@@ -90,20 +90,16 @@ impl Upper {
     /// # Errors
     /// [`Cause::Layer`] with the entry that could not be removed; the rest of it is left.
     pub fn close(mut self) -> Result<(), Cause> {
-        match self.run.take() {
-            // Still locked while it is removed.
-            Some(run) => Ok(layer::remove_tree(run.path())?),
-            None => Ok(()),
-        }
+        self.run.take().map_or(Ok(()), RunDir::remove)
     }
 }
 
 impl Drop for Upper {
     fn drop(&mut self) {
         let Some(run) = self.run.take() else { return };
-        if let Err(error) = layer::remove_tree(run.path()) {
-            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-            log::error!("{} is left: {error}{source}", run.path().display());
+        let path = run.path().to_path_buf();
+        if let Err(cause) = run.remove() {
+            log::error!("{} is left: {}", path.display(), chain(&cause));
         }
     }
 }
