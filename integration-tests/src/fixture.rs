@@ -25,9 +25,9 @@ pub struct Fixture {
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What the base's `/bin` has.
-const APPLETS: [&str; 28] = [
+const APPLETS: [&str; 29] = [
     "cat", "chmod", "cp", "dd", "echo", "env", "false", "find", "grep", "head", "hostname", "id", "kill", "ln", "ls",
-    "mkdir", "mount", "mv", "pwd", "rm", "sed", "seq", "setsid", "sh", "sleep", "stat", "true", "wc",
+    "mkdir", "mount", "mv", "pwd", "rm", "sed", "seq", "setsid", "sh", "sleep", "stat", "stty", "true", "wc",
 ];
 
 impl Fixture {

@@ -10,6 +10,10 @@ use nix::unistd::Pid;
 
 use crate::{Error, Result};
 
+mod memory;
+
+use memory::MemoryWatch;
+
 /// One run's control group, in every hierarchy of the machine (v1, v2, or both side by side).
 ///
 /// The runtime makes its own group below this one (`linux.cgroupsPath` is [`container_path`](Self::container_path)) and removes
@@ -28,6 +32,8 @@ pub struct Usage {
     pub cpu_time: Option<Duration>,
     /// The most memory at one moment, in bytes, page cache included.
     pub peak_memory_bytes: Option<u64>,
+    /// Whether the kernel had to kill a process of the container, since its memory limit was reached.
+    pub out_of_memory: bool,
 }
 
 /// A mounted hierarchy.
@@ -95,6 +101,23 @@ impl Cgroup {
             }
         }
         usage
+    }
+
+    /// Finds out from now on whether the kernel kills for want of memory in the container, which is to have a limit of
+    /// `limit_bytes`. `None` where the machine does not tell.
+    pub(crate) fn watch_memory(&self, limit_bytes: u64) -> Option<MemoryWatch> {
+        self.hierarchies.iter().find_map(|hierarchy| {
+            let group = hierarchy.group(&self.name);
+            match &hierarchy.version {
+                Version::V1(controllers) if controllers.iter().any(|controller| controller == "memory") => {
+                    let watch = MemoryWatch::v1(&group, limit_bytes);
+                    watch.inspect_err(|error| log::debug!("{}: nobody tells of a kill: {error}", group.display())).ok()
+                }
+                Version::V1(_) => None,
+                // It counts for what is below, too, and stays until this group goes.
+                Version::V2 => Some(MemoryWatch::V2(group.join("memory.events"))),
+            }
+        })
     }
 
     /// Kills every process in the group and removes it, with what is below it, from every hierarchy. A group that was never
@@ -204,6 +227,20 @@ fn is_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kills_are_counted_in_the_events_of_version_2() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = dir.path().join("memory.events");
+        for (text, killed) in [
+            ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 0\noom_group_kill 0\n", false),
+            ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 0\n", true),
+            ("", false),
+        ] {
+            fs::write(&events, text).unwrap();
+            assert_eq!(MemoryWatch::V2(events.clone()).has_killed(), killed, "{text}");
+        }
+    }
 
     #[test]
     fn hierarchies_are_read_from_a_mount_table() {

@@ -1,8 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use container::{
-    Bundle, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Template, Terminal,
-    copy_root_attributes, in_private_mount_namespace, require_privilege,
+    Bundle, Cancel, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Status,
+    Template, Terminal, copy_root_attributes, in_private_mount_namespace, require_privilege,
 };
 use layer::{Base, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
 
@@ -42,6 +42,12 @@ impl<'a> Machine<'a> {
 
     fn id(&self) -> &ContainerId {
         self.id.as_ref().expect("the scratch directory comes first")
+    }
+
+    /// What is known when the command has ended.
+    fn outcome(&mut self, finished: Finished) -> Outcome {
+        let plan = self.plan.take().expect("planning comes first");
+        Outcome { finished, plan, merged: self.merged.take(), made: std::mem::take(&mut self.made) }
     }
 
     fn plan_made(&self) -> &Plan {
@@ -95,9 +101,23 @@ impl Host for Machine<'_> {
                 OverlayXattrs::Trusted => XattrNamespace::Trusted,
                 OverlayXattrs::User => XattrNamespace::User,
             };
-            self.merged = Some(Merge::new().xattrs(xattrs).run(merged, scratch.lower())?);
+            let cancel = self.options.cancel.clone();
+            let stop = || cancel.as_ref().is_some_and(Cancel::is_cancelled);
+            match Merge::new().xattrs(xattrs).run_until(merged, scratch.lower(), &stop) {
+                Ok(merged) => self.merged = Some(merged),
+                Err(layer::Error::Stopped { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.options.cancel.as_ref().is_some_and(Cancel::is_cancelled)
+    }
+
+    fn never_begun(&mut self) -> Outcome {
+        self.outcome(Finished::new(Status::Cancelled))
     }
 
     fn prep_upper(&mut self, scratch: &Scratch) -> Result<(), Cause> {
@@ -171,9 +191,11 @@ impl Host for Machine<'_> {
         if let Some(cancel) = &options.cancel {
             invocation = invocation.cancel(cancel);
         }
+        if let Some(bytes) = options.output_limit_bytes {
+            invocation = invocation.output_limit_bytes(bytes);
+        }
         let finished = runtime.run(invocation)?;
-        let plan = self.plan.take().expect("planning comes first");
-        Ok(Outcome { finished, plan, merged: self.merged.take(), made: std::mem::take(&mut self.made) })
+        Ok(self.outcome(finished))
     }
 
     fn unmount(&mut self, mounted: Mounted) -> Result<(), Cause> {

@@ -35,6 +35,7 @@ pub struct Options<'a> {
     pub(crate) timeout: Option<Duration>,
     pub(crate) grace: Option<Duration>,
     pub(crate) cancel: Option<Cancel>,
+    pub(crate) output_limit_bytes: Option<u64>,
 }
 
 pub(crate) type PrepUpper<'a> = Box<dyn FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a>;
@@ -88,6 +89,7 @@ impl<'a> Options<'a> {
             timeout: None,
             grace: None,
             cancel: None,
+            output_limit_bytes: None,
         }
     }
 
@@ -185,7 +187,15 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Ends the command when `cancel` says so.
+    /// Ends the command when its streams have brought more than `bytes`: [`Invocation::output_limit_bytes`].
+    ///
+    /// [`Invocation::output_limit_bytes`]: container::Invocation::output_limit_bytes
+    pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
+        self.output_limit_bytes = Some(bytes);
+        self
+    }
+
+    /// Ends the command when `cancel` says so; before it has begun, a merge that is under way and the run.
     pub fn cancel(mut self, cancel: Cancel) -> Self {
         self.cancel = Some(cancel);
         self

@@ -56,6 +56,7 @@ impl Report {
             "usage": {
                 "cpu_seconds": self.usage.cpu_time.map(|time| time.as_secs_f64()),
                 "peak_memory_bytes": self.usage.peak_memory_bytes,
+                "out_of_memory": self.usage.out_of_memory,
             },
         })
     }

@@ -151,13 +151,22 @@ fn no_network_but_the_loopback() {
 }
 
 #[test]
-fn a_limit_on_memory_holds() {
+fn limits_hold() {
     let fixture = Fixture::new();
-    let template = shell("dd if=/dev/zero of=/tmp/x bs=1M count=100 2>/dev/null").memory_limit_bytes(32 << 20);
-    let report = run(&fixture, &[], template);
-    assert!(!report.status.success(), "{report:?}");
-    // A little of the kernel's own is counted above the limit.
-    assert!(report.usage.peak_memory_bytes.is_some_and(|bytes| bytes <= 40 << 20), "{:?}", report.usage);
+    let template = |script: &str| shell(script).pids_limit(10).memory_limit_bytes(64 << 20).cpus("0").mems("0");
+    // More processes than there may be: the shell says which one could not be made, and ends.
+    let report = run(&fixture, &[], template("for n in $(seq 20); do sleep 1000 & done"));
+    assert!(stderr(&report).contains("can't fork"), "{}", stderr(&report));
+    let report = run(&fixture, &[], template("grep _allowed_list /proc/self/status"));
+    assert_eq!(stdout(&report), "Cpus_allowed_list:\t0\nMems_allowed_list:\t0\n");
+    // A tenth of a processor: of all the time that it runs, and it counts that itself, it is stopped for the most.
+    let quota = Duration::from_millis(10);
+    let busy = shell(
+        "n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; cat /sys/fs/cgroup/cpu*/cpu.stat /sys/fs/cgroup/cpu.stat",
+    );
+    let report = run(&fixture, &[], busy.cpu_quota(quota, quota * 10));
+    let throttled = stdout(&report).lines().find_map(|line| line.strip_prefix("nr_throttled ")?.parse::<u64>().ok());
+    assert!(throttled.is_some_and(|times| times > 0), "{}", stdout(&report));
 }
 
 #[test]

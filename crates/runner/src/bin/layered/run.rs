@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use container::{Cancel, Input, Mount, Network, Output, Runtime, Status, Template, Terminal};
 use runner::{Cause, PersistError, Report, Timings};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::stack::{StackArgs, parent};
@@ -67,6 +67,9 @@ pub(crate) struct Args {
     /// Write the command's standard output and standard error to FILE.
     #[arg(long, value_name = "FILE", conflicts_with = "tty")]
     output: Option<PathBuf>,
+    /// End the command when it has written more than this to --output's file, which then holds no more: bytes, or with k, m, g.
+    #[arg(long, value_name = "SIZE", value_parser = container::parse_size, requires = "output")]
+    output_limit: Option<u64>,
     /// Write the report to FILE, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -89,8 +92,10 @@ pub(crate) struct Args {
 }
 
 const AFTER_HELP: &str = "\
-Exit status: the command's own, or 128+n if signal n ended it; 124 if --timeout did; 125 if
-layered itself failed; 126 if the command cannot be executed; 127 if it is not there.
+Exit status: the command's own, or 128+n if signal n ended it (137 if its memory was used up,
+143 after --output-limit); 124 if --timeout did; 125 if layered itself failed; 126 if the command
+cannot be executed; 127 if it is not there. A signal to layered ends the command, a second one
+kills it.
 
 Examples:
   layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
@@ -148,6 +153,9 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
         }
     };
     options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr);
+    if let Some(bytes) = args.output_limit {
+        options = options.output_limit_bytes(bytes);
+    }
     if let Some(timeout) = args.timeout {
         options = options.timeout(timeout);
     }
@@ -159,6 +167,11 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
 
     let report = runner::run(&base, &layers, &template, options.cancel(cancel))?;
     let mut status = exit_status(report.status, signal.load(Ordering::Relaxed));
+    match report.status {
+        Status::OutOfMemory => complain(format_args!("the command was killed: its memory was used up (--memory)")),
+        Status::OutputLimit => complain(format_args!("the command was ended: it wrote too much (--output-limit)")),
+        _ => {}
+    }
     let mut json = report.to_json();
     let Report { upper, timings, .. } = report;
     // The result first: nothing that is only told may cost it.
@@ -240,17 +253,20 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     Ok(builder.network(network).terminal(terminal).build()?)
 }
 
-/// What ends a process from a terminal or a service manager ends the command; the number of the one that came is kept.
+/// What ends a process from a terminal or a service manager ends the command, and a second one kills it; the number of the first
+/// is kept.
 fn cancel_on_signals(cancel: Cancel) -> anyhow::Result<Arc<AtomicI32>> {
     let came = Arc::new(AtomicI32::new(0));
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot wait for signals")?;
     let kept = Arc::clone(&came);
     // The thread lives as long as the process.
     std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for signal in signals.forever() {
+        let mut signals = signals.forever();
+        if let Some(signal) = signals.next() {
             kept.store(signal, Ordering::Relaxed);
             cancel.cancel();
         }
+        signals.for_each(|_| cancel.kill());
     })?;
     Ok(came)
 }
@@ -261,6 +277,8 @@ fn exit_status(status: Status, signal: i32) -> u8 {
         Status::Exited(code) => code,
         Status::Signaled(signal) => 128 + signal,
         Status::TimedOut => 124,
+        Status::OutOfMemory => 128 + SIGKILL,
+        Status::OutputLimit => 128 + SIGTERM,
         _ => 128 + signal,
     };
     // An exit status has eight bits, and so has the runtime's.
@@ -340,6 +358,8 @@ mod tests {
             (Status::TimedOut, 0, 124),
             (Status::Cancelled, SIGINT, 130),
             (Status::Cancelled, SIGTERM, 143),
+            (Status::OutOfMemory, 0, 137),
+            (Status::OutputLimit, 0, 143),
         ];
         for (status, signal, seen) in table {
             assert_eq!(exit_status(status, signal), seen, "{status:?}");
