@@ -4,6 +4,7 @@ use container::{Excerpt, Status, Usage};
 use layer::{Merged, Plan};
 use serde_json::{Value, json};
 
+use crate::error::chain;
 use crate::{Removal, Timings, Upper};
 
 /// What came of a run.
@@ -39,9 +40,11 @@ impl Report {
     /// The report as one JSON object:
     /// `{"status":{"exited":0},"upper":PATH,"timings":{NAME:SECONDS…},"plan":{"rung":…,"separate":N,"merged":N},"merge":{"linked":N,"copied":N},"made":[PATH…],"usage":{…}}`.
     ///
-    /// A path that is not UTF-8 is written with replacement characters. `merge` is null if nothing was merged; `usage` has `cpu_seconds` and `peak_memory_bytes`, null
-    /// where the machine's controllers do not tell them.
+    /// A path that is not UTF-8 is written with replacement characters. `merge` is null if nothing was merged. `usage` has
+    /// `cpu_seconds` and `peak_memory_bytes`, null where the machine's controllers do not tell them, `out_of_memory`, and
+    /// `upper_bytes` and `upper_entries`, for which the upper is [measured](Upper::measure).
     pub fn to_json(&self) -> Value {
+        let size = self.upper.measure().inspect_err(|error| log::warn!("{}", chain(error))).ok();
         json!({
             "status": self.status,
             "upper": self.upper.path().to_string_lossy(),
@@ -57,6 +60,8 @@ impl Report {
                 "cpu_seconds": self.usage.cpu_time.map(|time| time.as_secs_f64()),
                 "peak_memory_bytes": self.usage.peak_memory_bytes,
                 "out_of_memory": self.usage.out_of_memory,
+                "upper_bytes": size.map(|size| size.bytes),
+                "upper_entries": size.map(|size| size.entries),
             },
         })
     }

@@ -1,6 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use layer::TreeSize;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -52,6 +53,14 @@ impl Upper {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How much was written: [`TreeSize::of`]. It takes a walk, and is not done unless it is asked for.
+    ///
+    /// # Errors
+    /// As [`TreeSize::of`].
+    pub fn measure(&self) -> layer::Result<TreeSize> {
+        TreeSize::of(&self.path)
     }
 
     /// Leaves it in the scratch directory, in a directory of its own that no [sweep](crate::sweep) takes away, and returns its

@@ -12,6 +12,7 @@ use layer::{Layer, Meta};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use walkdir::WalkDir;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -115,6 +116,9 @@ fn the_report_as_json() {
     let expected = "touch plan merge prep_upper overlay_mount config runc_run overlay_umount cleanup total";
     assert_eq!(names.join(" "), expected);
     assert!(report["usage"]["peak_memory_bytes"].is_u64());
+    assert_eq!((&report["usage"]["out_of_memory"], &report["merge"]), (&json!(false), &Value::Null));
+    let entries = WalkDir::new(&upper).min_depth(1).into_iter().count();
+    assert_eq!(report["usage"]["upper_entries"], entries);
     assert_eq!(fs::read(upper.join("x")).unwrap(), b"x\n");
 
     // One that came to nothing.

@@ -158,6 +158,33 @@ fn streams_are_kept_apart_and_bounded() {
     let excerpt = report.stdout.as_ref().unwrap();
     assert_eq!(excerpt.to_bytes(), b"1\n2\n00000\n");
     assert_eq!(excerpt.total_bytes(), 588_895);
+
+    // More than any pipe or page cache holds back, on both streams at once.
+    let limit = CaptureLimit { head_bytes: 32 << 10, tail_bytes: 32 << 10 };
+    let options = fixture.options().stdout(Output::Capture(limit)).stderr(Output::Capture(limit));
+    let report = fixture.run_with(&[], "head -c 300m /dev/zero & head -c 300m /dev/zero >&2; wait; echo end", options);
+    for (excerpt, end) in [(report.stdout.unwrap(), "end\n"), (report.stderr.unwrap(), "")] {
+        assert_eq!(excerpt.total_bytes(), (300 << 20) + end.len() as u64);
+        let kept = excerpt.to_bytes();
+        assert_eq!(kept.len(), 64 << 10);
+        assert!(kept.ends_with(end.as_bytes()));
+    }
+}
+
+#[test]
+fn a_slow_callback_slows_the_command_and_loses_nothing() {
+    let fixture = Fixture::new();
+    let pieces = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&pieces);
+    // It is no event that is waited for: this one is slow.
+    let slow = Output::Callback(Box::new(move |piece| {
+        std::thread::sleep(Duration::from_millis(1));
+        sink.lock().unwrap().extend_from_slice(piece);
+    }));
+    let report = fixture.run_with(&[], "seq 1 100000", fixture.options().stdout(slow));
+    assert!(report.status.success());
+    let expected: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    assert!(*pieces.lock().unwrap() == expected.as_bytes());
 }
 
 #[test]
