@@ -96,6 +96,14 @@ pub enum Error {
         /// The runtime's own message, which names the command.
         message: String,
     },
+    /// A limit that nothing on this machine holds.
+    #[error(
+        "the machine has no cgroup controller {controller:?}, which a limit needs: mount or enable it, or run without that limit"
+    )]
+    NoController {
+        /// Its name in cgroups(7).
+        controller: String,
+    },
     /// What should have been removed after a run is still there.
     #[error("{} is left: remove it by hand", path.display())]
     Leftover {

@@ -4,6 +4,7 @@
 mod builder;
 mod choices;
 mod config;
+mod controllers;
 mod defaults;
 mod error;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod size;
 mod spec;
 mod validate;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -165,6 +167,11 @@ impl Template {
             Some(Value::Bool(true)) => Terminal::Attached,
             _ => Terminal::None,
         }
+    }
+
+    /// The controllers that its limits need, by name (cgroups(7)): what [`Cgroup::require`](crate::Cgroup::require) looks for.
+    pub fn controllers(&self) -> BTreeSet<String> {
+        controllers::needed(&self.value)
     }
 
     /// What the runtime mounts into the root file system, in its order: a later one covers an earlier one.

@@ -74,6 +74,7 @@ impl Host for Machine<'_> {
             ));
         }
         require_privilege()?;
+        Cgroup::require(self.template.controllers())?;
         self.stack = Some(Stack::resolve(self.base, self.layers)?);
         Ok(())
     }
