@@ -3,12 +3,13 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
+use crate::area::AREA;
 use crate::{Error, Layer, Result};
 
 /// The layers of a store: every directory directly in it that has a `layer.json`, in no particular order.
 ///
 /// Everything else is passed over: files, directories without `layer.json` (a layer that is not whole yet, or no longer),
-/// and what vanishes meanwhile. A symbolic link to a layer counts as one.
+/// the store's own `.layered`, and what vanishes meanwhile. A symbolic link to a layer counts as one.
 ///
 /// # Errors
 /// [`Error::NotADirectory`] at once if `store` is none; [`Error::Io`] as an item for a directory that cannot be read, after
@@ -42,7 +43,7 @@ impl Iterator for Scan {
                 }
                 Err(error) => return Some(Err(Error::walk(&self.store, error))),
             };
-            if entry.file_type().is_file() {
+            if entry.file_type().is_file() || entry.file_name() == AREA {
                 continue;
             }
             let layer = Layer::at(entry.into_path());
@@ -71,6 +72,8 @@ mod tests {
             // Not valid JSON: a scan reads none.
             fs::write(store.path().join(name).join("layer.json"), "{").unwrap();
         }
+        fs::create_dir(store.path().join(".layered")).unwrap();
+        fs::write(store.path().join(".layered/layer.json"), "{}").unwrap();
         fs::write(store.path().join("README"), "").unwrap();
         std::os::unix::fs::symlink("nowhere", store.path().join("dangling")).unwrap();
         std::os::unix::fs::symlink("a", store.path().join("link")).unwrap();
