@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use integration_tests::{Fixture, Traces, layered, stdout};
+use layer::Layer;
 
 /// Moments over which the kills are spread: from before the first phase into the command.
 const SPAN: Duration = Duration::from_millis(120);
@@ -14,11 +15,11 @@ fn count() -> u32 {
     std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse().expect("LAYERED_KILLS is a number"))
 }
 
-fn start(fixture: &Fixture, script: &str) -> std::process::Child {
+fn start(fixture: &Fixture, layers: &[Layer], script: &str) -> std::process::Child {
     let mut command = layered();
     command.args(["run", "--base"]).arg(fixture.base().path()).arg("--scratch").arg(fixture.scratch());
-    for layer in fs::read_dir(fixture.store()).unwrap() {
-        command.arg("--layer").arg(layer.unwrap().path());
+    for layer in layers {
+        command.arg("--layer").arg(layer.path());
     }
     command.args(["--", "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().unwrap()
@@ -46,11 +47,11 @@ fn sweep(fixture: &Fixture) -> String {
 #[test]
 fn a_killed_run_takes_its_container_with_it() {
     let fixture = Fixture::new();
-    fixture.numbered_layers(30);
+    let layers = fixture.numbered_layers(30);
     let count = count();
     for n in 0..count {
         // One that has left its parent, its session and its process group.
-        let mut run = start(&fixture, "(setsid sleep 1000 &); sleep 1000 & sleep 1000");
+        let mut run = start(&fixture, &layers, "(setsid sleep 1000 &); sleep 1000 & sleep 1000");
         std::thread::sleep(SPAN * n / count);
         run.kill().unwrap();
         run.wait().unwrap();
