@@ -10,10 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with, statvfs};
 
-use self::inventory::{Inventory, Stored, last_use};
+use self::inventory::{Inventory, Stored};
 use self::need::Need;
 use crate::area::{Area, Room, WorkDir};
-use crate::hold::{Stale, held};
+use crate::hold::{Stale, held, read};
 use crate::{Error, Layer, Result, remove_tree};
 
 /// Layers that are taken away under one lock, and then removed without it. A rename takes some ten microseconds, so that a
@@ -172,7 +172,7 @@ impl Collector {
     pub fn dry_run(&self, store: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<Collected> {
         let store = store.as_ref();
         let inventory = Inventory::take(store, self.sizes, progress)?;
-        let mut collected = self.plan(&inventory, &held_now(store)?, self.need(store, &inventory)?);
+        let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
         if let Some(area) = Area::open(store)? {
             let lock = area.lock(FlockOperation::LockExclusive)?;
             for room in [Room::Trash, Room::New] {
@@ -199,7 +199,7 @@ impl Collector {
         }
         let inventory = Inventory::take(store, self.sizes, progress)?;
         let mut need = self.need(store, &inventory)?;
-        let of = self.plan(&inventory, &held_now(store)?, need).layers.len();
+        let of = self.plan(&inventory, &held(store)?, need).layers.len();
         let mut layers = inventory.layers.iter();
         while layers.as_slice().first().is_some_and(|stored| need.wants(stored.used)) {
             let taken = self.take_away(store, &mut layers, &mut need, &mut collected)?;
@@ -271,7 +271,7 @@ impl Collector {
     ) -> Result<Taken> {
         let area = Area::make(store)?;
         let lock = area.lock(FlockOperation::LockExclusive)?;
-        let held = held(&area, Stale::Removed)?;
+        let held = read(&area, Stale::Removed)?;
         let mut taken = Taken { dir: lock.work_dir(Room::Trash)?, layers: 0 };
         while taken.layers < BATCH && layers.as_slice().first().is_some_and(|stored| need.wants(stored.used)) {
             let Some(stored) = layers.next() else { break };
@@ -279,7 +279,7 @@ impl Collector {
                 continue;
             }
             let layer = Layer::at(store.join(&*stored.name));
-            match last_use(&layer) {
+            match layer.last_used_or_made() {
                 // Another collector was quicker.
                 Ok(None) => need.gone(stored.size),
                 Ok(Some(used)) if used != stored.used => log::debug!("{} was used meanwhile", layer.path().display()),
@@ -320,17 +320,12 @@ impl Collected {
     }
 }
 
-/// The layers of `store` that are held now, to tell how it would go.
-fn held_now(store: &Path) -> Result<HashSet<OsString>> {
-    Area::open(store)?.map_or_else(|| Ok(HashSet::new()), |area| held(&area, Stale::Left))
-}
-
 /// Removes what dead owners have left, some of it. Returns whether there may be more.
 fn remove_orphans(area: &Area, collected: &mut Collected) -> Result<bool> {
     let mut orphans = Vec::new();
     {
         let lock = area.lock(FlockOperation::LockExclusive)?;
-        held(area, Stale::Removed)?;
+        read(area, Stale::Removed)?;
         for room in [Room::Trash, Room::New] {
             orphans.extend(lock.orphans(room, BATCH)?);
         }

@@ -177,6 +177,14 @@ fn missing(layer: &Path, source: std::io::Error) -> Error {
     }
 }
 
+/// The names of the layers of `store` that somebody [holds](Hold) at this moment, to be shown.
+///
+/// # Errors
+/// [`Error::Io`] if that cannot be found out.
+pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
+    Area::open(store.as_ref())?.map_or_else(|| Ok(HashSet::new()), |area| read(&area, Stale::Left))
+}
+
 /// What becomes of holds whose holders are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stale {
@@ -186,7 +194,7 @@ pub(crate) enum Stale {
 }
 
 /// The names of all layers of a store that somebody holds.
-pub(crate) fn held(area: &Area, stale: Stale) -> Result<HashSet<OsString>> {
+pub(crate) fn read(area: &Area, stale: Stale) -> Result<HashSet<OsString>> {
     let mut names = HashSet::new();
     for path in area.list(Room::Holds)? {
         let mut file = match File::open(&path) {
@@ -225,8 +233,7 @@ mod tests {
     }
 
     fn seen(store: &Path) -> Vec<OsString> {
-        let area = Area::open(store).unwrap();
-        let mut names: Vec<_> = area.iter().flat_map(|area| held(area, Stale::Left).unwrap()).collect();
+        let mut names: Vec<_> = held(store).unwrap().into_iter().collect();
         names.sort();
         names
     }
@@ -278,9 +285,9 @@ mod tests {
         let left = store.path().join(".layered/holds/dead");
         fs::write(&left, b"a\0b\0").unwrap();
         let area = Area::open(store.path()).unwrap().unwrap();
-        assert_eq!(held(&area, Stale::Left).unwrap(), HashSet::from(["a".into()]));
+        assert_eq!(read(&area, Stale::Left).unwrap(), HashSet::from(["a".into()]));
         assert!(left.exists());
-        assert_eq!(held(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+        assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
         assert!(!left.exists());
         drop(hold);
     }

@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use walkdir::WalkDir;
 
@@ -29,6 +30,24 @@ pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
 pub struct Scan {
     store: PathBuf,
     walk: walkdir::IntoIter,
+}
+
+impl Scan {
+    /// All layers that are left, the least recently used first, with the time of their [last use](Layer::last_used_or_made).
+    /// There is no order without all: this holds a path and a time of each.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for the first layer that cannot be looked at.
+    pub fn by_last_use(self) -> Result<Vec<(SystemTime, Layer)>> {
+        let mut layers = Vec::new();
+        for layer in self {
+            let layer = layer?;
+            // Or it has gone since.
+            layers.extend(layer.last_used_or_made()?.map(|time| (time, layer)));
+        }
+        layers.sort_unstable();
+        Ok(layers)
+    }
 }
 
 impl Iterator for Scan {
@@ -81,6 +100,23 @@ mod tests {
         let mut names: Vec<_> = scan(&store).unwrap().map(|layer| layer.unwrap().name().to_owned()).collect();
         names.sort();
         assert_eq!(names, ["a", "b", "c", "link"]);
+    }
+
+    #[test]
+    fn the_least_recently_used_comes_first() {
+        let store = tempfile::tempdir().unwrap();
+        let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        for (name, made, used) in [("a", 5, Some(9)), ("b", 7, None), ("c", 8, Some(1))] {
+            let layer = Layer::at(store.path().join(name));
+            fs::create_dir(layer.path()).unwrap();
+            fs::File::create(layer.meta_path()).unwrap().set_modified(at(made)).unwrap();
+            if let Some(used) = used {
+                fs::File::create(layer.last_used_path()).unwrap().set_modified(at(used)).unwrap();
+            }
+        }
+        let layer = |name| Layer::at(store.path().join(name));
+        let order = scan(&store).unwrap().by_last_use().unwrap();
+        assert_eq!(order, [(at(1), layer("c")), (at(7), layer("b")), (at(9), layer("a"))]);
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Stored {
         if fs::symlink_metadata(layer.path()).is_ok_and(|metadata| metadata.is_symlink()) {
             return Ok(None);
         }
-        let Some(used) = last_use(layer)? else { return Ok(None) };
+        let Some(used) = layer.last_used_or_made()? else { return Ok(None) };
         // What cannot be read takes its room all the same.
         let meta = match layer.meta() {
             Err(Error::Json { .. }) => None,
@@ -81,25 +81,11 @@ impl Stored {
             Sizes::Recorded | Sizes::Measured => match TreeSize::of(layer.path()) {
                 // The directory itself is one.
                 Ok(TreeSize { bytes, entries }) => Size { bytes, entries: entries + 1 },
-                Err(_) if last_use(layer)?.is_none() => return Ok(None),
+                Err(_) if layer.last_used_or_made()?.is_none() => return Ok(None),
                 Err(error) => return Err(error),
             },
         };
         Ok(Some(Self { name: layer.name().into(), used, size, is_base: false }))
-    }
-}
-
-/// When a layer was last used or, if it never was, when it came to be whole: the time of `layer.json`. `None` if it is
-/// none any more.
-pub(super) fn last_use(layer: &Layer) -> Result<Option<SystemTime>> {
-    if let Some(used) = layer.last_used()? {
-        return Ok(Some(used));
-    }
-    let path = layer.meta_path();
-    match fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()) {
-        Ok(time) => Ok(Some(time)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("look at", path)(error)),
     }
 }
 

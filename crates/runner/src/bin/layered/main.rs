@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+mod gc;
 mod ls;
 mod merge;
 mod plan;
@@ -38,6 +39,7 @@ Examples:
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers
+  layered gc /var/cache/layers --max-bytes 200g
 
 Every subcommand has examples of its own: `layered run --help`.
 With RUST_LOG=debug the decisions on the way are told on standard error.";
@@ -49,6 +51,7 @@ enum Command {
     Merge(merge::Args),
     Ls(ls::Args),
     Show(show::Args),
+    Gc(gc::Args),
     Sweep(sweep::Args),
 }
 
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
     };
     result.unwrap_or_else(|error| {
