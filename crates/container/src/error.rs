@@ -60,6 +60,12 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A directory of the system's own is a symbolic link in the root file system.
+    #[error("{} is a symbolic link, by which a runtime could write on the host: a layer has a directory there or nothing", path.display())]
+    LinkedMountPoint {
+        /// The link, as seen from outside.
+        path: PathBuf,
+    },
     /// A private mount namespace could not be made.
     #[error("cannot have mounts of its own: this needs root (CAP_SYS_ADMIN)")]
     Namespace {
@@ -132,7 +138,7 @@ impl Error {
     /// The path that the error is about.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Error::Io { path, .. } | Error::Leftover { path, .. } => Some(path),
+            Error::Io { path, .. } | Error::Leftover { path, .. } | Error::LinkedMountPoint { path } => Some(path),
             Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
             Error::RuntimeStart { program, .. } | Error::Runtime { program, .. } => Some(program),
             _ => None,

@@ -26,7 +26,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use builder::TemplateBuilder;
-pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
+pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 pub use config::Config;
 pub use error::TemplateError;
 pub use mount::Mount;

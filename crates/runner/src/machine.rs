@@ -150,6 +150,7 @@ impl Host for Machine<'_> {
 
     fn config(&mut self, scratch: &Scratch, mounted: &Mounted) -> Result<Prepared, Cause> {
         let mut rootfs = Rootfs::open(mounted.path())?;
+        rootfs.refuse_links()?;
         if self.options.etc == EtcFiles::Provided {
             for file in etc::files(self.template) {
                 let covered = self.template.mounts().any(|mount| file.path.starts_with(mount.destination()));

@@ -54,6 +54,20 @@ fn exit_statuses() {
 }
 
 #[test]
+fn system_calls_and_privileges() {
+    let fixture = Fixture::new();
+    for (options, seen) in [
+        (&[][..], "0\nno namespace\n"),
+        (&["--no-new-privileges"], "1\nno namespace\n"),
+        (&["--seccomp", "unconfined"], "0\na namespace\n"),
+    ] {
+        let text = "sed -n 's/NoNewPrivs:.//p' /proc/self/status
+            busybox unshare -U true 2>/dev/null && echo a namespace || echo no namespace";
+        assert_eq!(script(&fixture, options, text).1, seen, "{options:?}");
+    }
+}
+
+#[test]
 fn a_failure_is_one_line_that_names_the_path() {
     let fixture = Fixture::new();
     let (status, stdout, stderr) = script(&fixture, &["--layer", "/no/such/layer"], "true");

@@ -4,6 +4,7 @@
 //!
 //! - `stacking`: what a command sees of its layers, on every rung, at any number of them
 //! - `results`: how a command ends, what comes back, where its output goes
+//! - `breakout`: attempts to get out of a container, each really made, and made again where it can succeed
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
 //! - `kills`: what is left when a run's process, or its runtime, is killed
@@ -14,6 +15,7 @@
 //! - `command`: the `layered` command, from outside
 //! - `debian`: real input
 
+mod breakout;
 mod command;
 mod debian;
 mod environment;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use container::{Cancel, Input, Mount, Network, Output, Runtime, Status, Template, Terminal};
+use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
 use runner::{Cause, PersistError, Report, Timings};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
@@ -43,6 +43,13 @@ pub(crate) struct Args {
     /// `none`: a loopback interface and nothing else. `host`: the host's network, with its /etc/hosts and /etc/resolv.conf.
     #[arg(long, value_name = "none|host", value_parser = ["none", "host"], default_value = "none")]
     network: String,
+    /// The system calls that the command may make: those of Docker's `default` profile, with which it can make no namespaces
+    /// of its own, or, `unconfined`, all.
+    #[arg(long, value_name = "default|unconfined", value_parser = ["default", "unconfined"], default_value = "default")]
+    seccomp: String,
+    /// Nothing in the container can gain privileges: set-user-ID programs (su, sudo) run as the one who calls them.
+    #[arg(long)]
+    no_new_privileges: bool,
     /// A mount: type=bind,source=/a,target=/b, with ,readonly if so, or type=tmpfs,target=/c,size=64m; may be repeated.
     #[arg(long = "mount", value_name = "SPEC")]
     mounts: Vec<Mount>,
@@ -83,7 +90,9 @@ pub(crate) struct Args {
     #[arg(
         long,
         value_name = "config.json",
-        conflicts_with_all = ["env", "cwd", "user", "hostname", "network", "mounts", "memory", "pids", "cpus", "tty"]
+        conflicts_with_all = [
+            "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus", "tty"
+        ]
     )]
     spec: Option<PathBuf>,
     /// The command and its arguments.
@@ -249,8 +258,10 @@ fn template(args: &Args) -> anyhow::Result<Template> {
         builder = builder.cpus(cpus);
     }
     let network = if args.network == "host" { Network::Host } else { Network::None };
+    let seccomp = if args.seccomp == "unconfined" { Seccomp::Unconfined } else { Seccomp::Default };
+    let privileges = if args.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off };
     let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
-    Ok(builder.network(network).terminal(terminal).build()?)
+    Ok(builder.network(network).seccomp(seccomp).no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
 /// What ends a process from a terminal or a service manager ends the command, and a second one kills it; the number of the first
