@@ -123,6 +123,12 @@ impl Template {
         Ok(self)
     }
 
+    /// The same container, with a terminal for the command or without one. A `TERM` in its environment stays what it is.
+    pub fn with_terminal(mut self, terminal: Terminal) -> Template {
+        self.value["process"]["terminal"] = Value::from(terminal == Terminal::Attached);
+        self
+    }
+
     /// The configuration of a run over `rootfs`: a copy in which only `root.path` differs.
     ///
     /// A relative `rootfs` is one below the bundle's directory, as the specification has it.

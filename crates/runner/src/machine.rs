@@ -80,7 +80,10 @@ impl Host for Machine<'_> {
     }
 
     fn scratch(&mut self) -> Result<Scratch, Cause> {
-        let (scratch, id) = Scratch::create(&self.options.scratch)?;
+        let (scratch, id) = match self.options.over.take() {
+            None => Scratch::create(&self.options.scratch)?,
+            Some(upper) => Scratch::over(upper)?,
+        };
         self.id = Some(id);
         Ok(scratch)
     }
@@ -123,7 +126,9 @@ impl Host for Machine<'_> {
 
     fn prep_upper(&mut self, scratch: &Scratch) -> Result<(), Cause> {
         let lowers = self.plan_made().lowers(&scratch.lower());
-        copy_root_attributes(&lowers[0], &scratch.upper())?;
+        if !scratch.is_kept() {
+            copy_root_attributes(&lowers[0], &scratch.upper())?;
+        }
         match self.options.prep_upper.take() {
             Some(prepare) => prepare(&scratch.upper(), &lowers).map_err(Cause::PrepUpper),
             None => Ok(()),

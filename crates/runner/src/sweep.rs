@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use container::Cgroup;
 
 use crate::error::{Cause, io_cause};
-use crate::rundir::{PREFIX, RunDir, scratch_dir};
+use crate::rundir::{PREFIX, RunDir, is_name, scratch_dir};
 
 /// What a [`sweep`] has found.
 #[derive(Debug, Default)]
@@ -57,9 +57,7 @@ fn remove(id: &str, run: RunDir) -> Result<(), Cause> {
 
 /// The name of a run, if it is one: the prefix and 16 hexadecimal digits.
 fn run_name(name: &OsStr) -> Option<&str> {
-    let name = name.to_str()?;
-    let digits = name.strip_prefix(PREFIX)?.strip_prefix('-')?;
-    (digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(name)
+    name.to_str().filter(|name| is_name(PREFIX, name))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! - `breakout`: attempts to get out of a container, each really made, and made again where it can succeed
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
+//! - `kept`: failed builds that are kept, and visits to them
 //! - `kills`: what is left when a run's process, or its runtime, is killed
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
@@ -20,6 +21,7 @@ mod command;
 mod debian;
 mod environment;
 mod inputs;
+mod kept;
 mod kills;
 mod ladder;
 mod merge;

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
-use runner::{Cause, PersistError, Report, Timings};
+use runner::{Cause, Options, PersistError, Report, Timings};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::kept::KeptRun;
 use crate::stack::{StackArgs, parent};
 use crate::{complain, table};
 
@@ -71,6 +72,9 @@ pub(crate) struct Args {
     /// Keep the upper at DIR, which must not exist. The scratch is made beside it unless --scratch says otherwise.
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
+    /// If the command fails, keep what it wrote in the scratch directory, for `layered shell`, with a description of the stack.
+    #[arg(long)]
+    keep_failed: bool,
     /// Write the command's standard output and standard error to FILE.
     #[arg(long, value_name = "FILE", conflicts_with = "tty")]
     output: Option<PathBuf>,
@@ -171,20 +175,29 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
     if let Some(grace) = args.grace {
         options = options.grace(grace);
     }
-    let cancel = Cancel::new()?;
-    let signal = cancel_on_signals(cancel.clone())?;
-
-    let report = runner::run(&base, &layers, &template, options.cancel(cancel))?;
-    let mut status = exit_status(report.status, signal.load(Ordering::Relaxed));
+    let (options, signal) = cancelled_by_signals(options)?;
+    let report = runner::run(&base, &layers, &template, options)?;
+    let mut status = exit_status(report.status, signal.came());
     match report.status {
         Status::OutOfMemory => complain(format_args!("the command was killed: its memory was used up (--memory)")),
         Status::OutputLimit => complain(format_args!("the command was ended: it wrote too much (--output-limit)")),
         _ => {}
     }
     let mut json = report.to_json();
+    let failed = !report.status.success();
     let Report { upper, timings, .. } = report;
     // The result first: nothing that is only told may cost it.
     json["upper"] = match &args.upper {
+        _ if args.keep_failed && failed => {
+            let kept = upper.keep();
+            let dir = parent(&kept);
+            KeptRun { base, layers, template }.write(dir, &json["status"])?;
+            let dir = dir.display();
+            complain(format_args!(
+                "what the command wrote is kept: see `layered shell {dir}`, `layered discard {dir}`"
+            ));
+            Value::from(kept.to_string_lossy())
+        }
         None => {
             upper.close()?;
             Value::Null
@@ -264,9 +277,20 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     Ok(builder.network(network).seccomp(seccomp).no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
-/// What ends a process from a terminal or a service manager ends the command, and a second one kills it; the number of the first
-/// is kept.
-fn cancel_on_signals(cancel: Cancel) -> anyhow::Result<Arc<AtomicI32>> {
+/// The number of the first signal that came.
+pub(crate) struct FirstSignal(Arc<AtomicI32>);
+
+impl FirstSignal {
+    /// 0 if none has come.
+    pub(crate) fn came(&self) -> i32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What ends a process from a terminal or a service manager ends the command, and a second one kills it.
+pub(crate) fn cancelled_by_signals(options: Options<'_>) -> anyhow::Result<(Options<'_>, FirstSignal)> {
+    let cancel = Cancel::new()?;
+    let options = options.cancel(cancel.clone());
     let came = Arc::new(AtomicI32::new(0));
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot wait for signals")?;
     let kept = Arc::clone(&came);
@@ -279,11 +303,11 @@ fn cancel_on_signals(cancel: Cancel) -> anyhow::Result<Arc<AtomicI32>> {
         }
         signals.for_each(|_| cancel.kill());
     })?;
-    Ok(came)
+    Ok((options, FirstSignal(came)))
 }
 
 /// What the shell sees. `signal` is the one that cancelled.
-fn exit_status(status: Status, signal: i32) -> u8 {
+pub(crate) fn exit_status(status: Status, signal: i32) -> u8 {
     let status = match status {
         Status::Exited(code) => code,
         Status::Signaled(signal) => 128 + signal,
