@@ -246,12 +246,16 @@ fn cancel_on_signals(cancel: Cancel) -> anyhow::Result<Arc<AtomicI32>> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot wait for signals")?;
     let kept = Arc::clone(&came);
     // The thread lives as long as the process.
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
+    let wait = move || {
         for signal in signals.forever() {
             kept.store(signal, Ordering::Relaxed);
             cancel.cancel();
         }
-    })?;
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .context("cannot start a thread to wait for signals")?;
     Ok(came)
 }
 
