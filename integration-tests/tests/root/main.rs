@@ -7,6 +7,7 @@
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
 //! - `kills`: what is left when a run's process, or its runtime, is killed
+//! - `faults`: what comes of a run when one of its system calls fails
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `mounts`: overlays without a run
@@ -17,6 +18,7 @@
 mod command;
 mod debian;
 mod environment;
+mod faults;
 mod inputs;
 mod kills;
 mod ladder;
