@@ -230,6 +230,18 @@ pub fn stderr(report: &Report) -> String {
     report.stderr.as_ref().expect("standard error is captured").to_string()
 }
 
+/// Returns when a thread of this process waits for a time to pass, as one does that has found a mount busy.
+///
+/// # Panics
+/// If there is no such thread.
+pub fn until_it_waits(thread: rustix::thread::Pid) {
+    let path = format!("/proc/self/task/{}/syscall", thread.as_raw_nonzero());
+    // The number of the call, or `running`.
+    while !fs::read_to_string(&path).unwrap().starts_with(&format!("{} ", nix::libc::SYS_clock_nanosleep)) {
+        std::thread::yield_now();
+    }
+}
+
 /// The path of a program.
 ///
 /// # Panics

@@ -8,6 +8,6 @@ pub mod strace;
 mod traces;
 pub mod tree;
 
-pub use fixture::{Fixture, find, layered, shell, stderr, stdout};
+pub use fixture::{Fixture, find, layered, shell, stderr, stdout, until_it_waits};
 pub use known_run::{KnownRun, Told};
 pub use traces::Traces;

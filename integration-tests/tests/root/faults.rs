@@ -1,10 +1,14 @@
-//! What comes of a run when one of its system calls fails: the right result, or one line that says what has failed and what is
-//! left.
+//! What comes of a run when one of its system calls fails, or a mount is busy: the right result, or one line that says what has
+//! failed and what is left.
 
+use std::fs::{self, File};
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::sync::{Arc, Mutex};
 
+use container::Output;
 use integration_tests::strace::{Disturbance, Point};
-use integration_tests::{KnownRun, Told};
+use integration_tests::{Fixture, KnownRun, Told, shell, until_it_waits};
+use runner::{Phase, Report};
 
 const ERRORS: [&str; 4] = ["EIO", "ENOSPC", "ENOMEM", "EINTR"];
 
@@ -47,6 +51,48 @@ fn every_call_fails(run: &KnownRun) {
     }
     eprintln!("{} points, {all} cases, {} of them tried with seed {seed}", points.len(), cases.len());
     assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A run during which somebody opens a file in the overlay, and what `holder` does with it.
+fn busy(fixture: &Fixture, holder: impl FnOnce(File, rustix::thread::Pid) + Send + 'static) -> runner::Result<Report> {
+    let scratch = fixture.scratch();
+    let mut holder = Some(holder);
+    // It is called on the thread that has mounted and will unmount.
+    let hold = move |_: &[u8]| {
+        if let Some(holder) = holder.take() {
+            let run = fs::read_dir(&scratch).unwrap().next().unwrap().unwrap().path();
+            holder(File::open(run.join("merged/new")).unwrap(), rustix::thread::gettid());
+        }
+    };
+    let options = fixture.options().stdout(Output::Callback(Box::new(hold)));
+    let template = shell("echo new > /new; echo begun").build().unwrap();
+    runner::run(&fixture.base(), &fixture.numbered_layers(3), &template, options)
+}
+
+#[test]
+fn an_overlay_that_stays_busy_is_told_and_nothing_below_it_is_deleted() {
+    let fixture = Fixture::new();
+    let held = Arc::new(Mutex::new(None));
+    let holder = Arc::clone(&held);
+    let error = busy(&fixture, move |file, _| *holder.lock().unwrap() = Some(file)).unwrap_err();
+    assert_eq!((error.phase(), error.left()), (Phase::OverlayUmount, Some(&*fixture.left()[0])), "{error}");
+    assert!(error.to_string().contains("cannot unmount"), "{error}");
+    assert_eq!(fs::read(fixture.left()[0].join("upper/new")).unwrap(), b"new\n");
+    drop(held.lock().unwrap().take());
+    fixture.sweep();
+}
+
+#[test]
+fn an_overlay_that_is_busy_for_a_while_costs_nothing() {
+    let fixture = Fixture::new();
+    let report = busy(&fixture, |file, unmounting| {
+        std::thread::spawn(move || {
+            until_it_waits(unmounting);
+            drop(file);
+        });
+    })
+    .unwrap();
+    assert_eq!(fs::read(report.upper.path().join("new")).unwrap(), b"new\n");
 }
 
 #[test]
