@@ -12,6 +12,7 @@
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `mounts`: overlays without a run
 //! - `remove`: taking trees away, and nothing that is mounted in them
+//! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, from outside
 //! - `debian`: real input
 
@@ -26,4 +27,5 @@ mod merge;
 mod mounts;
 mod remove;
 mod results;
+mod space;
 mod stacking;
