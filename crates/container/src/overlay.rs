@@ -281,6 +281,7 @@ impl Request {
         };
         *advice = match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
             Some(rustix::io::Errno::PERM) => Some("mounting needs root (CAP_SYS_ADMIN)"),
+            Some(rustix::io::Errno::ACCESS) => Some("one of its directories cannot be read by this process"),
             Some(rustix::io::Errno::LOOP) => Some("a directory is given twice, or is the upper too"),
             Some(rustix::io::Errno::INVAL) if upper_is_overlay() => Some(
                 "the upper directory is on overlayfs, which cannot hold one; choose a scratch directory on another file system",
