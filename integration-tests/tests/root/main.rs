@@ -12,6 +12,7 @@
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `mounts`: overlays without a run
 //! - `remove`: taking trees away, and nothing that is mounted in them
+//! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, from outside
 //! - `debian`: real input
@@ -23,6 +24,7 @@ mod faults;
 mod inputs;
 mod kills;
 mod ladder;
+mod load;
 mod merge;
 mod mounts;
 mod remove;
