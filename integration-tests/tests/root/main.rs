@@ -11,6 +11,7 @@
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `mounts`: overlays without a run
+//! - `places`: layers and scratch directories that are read-only, closed, or on another file system
 //! - `remove`: taking trees away, and nothing that is mounted in them
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
@@ -27,6 +28,7 @@ mod ladder;
 mod load;
 mod merge;
 mod mounts;
+mod places;
 mod remove;
 mod results;
 mod space;
