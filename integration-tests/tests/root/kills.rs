@@ -1,19 +1,21 @@
 //! What is left of a run whose process is killed: nothing that lives, nothing that is mounted, and after a sweep nothing at all.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use integration_tests::strace::Disturbance;
 use integration_tests::{Fixture, KnownRun, Told, stdout};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Moments over which the kills are spread: from before the first phase into the command.
-const SPAN: Duration = Duration::from_millis(120);
+/// Moments over which the kills are spread, from the start of the runtime into the command.
+const SPAN: Duration = Duration::from_millis(80);
 
-/// `LAYERED_KILLS` of them, 40 if that is not set.
+/// `LAYERED_KILLS` in each test, 40 if that is not set.
 fn count() -> u32 {
     std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse().expect("LAYERED_KILLS is a number"))
 }
@@ -23,8 +25,20 @@ fn start(fixture: &Fixture, script: &str) -> Child {
     for layer in fs::read_dir(fixture.store()).unwrap() {
         command.arg("--layer").arg(layer.unwrap().path());
     }
-    command.args(["--", "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["--", "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().unwrap()
+}
+
+/// Waits for the n-th moment: once the runtime is there, or, every fourth time, the command, which says so.
+fn until_moment(run: &mut Child, n: u32) {
+    if n % 4 == 0 {
+        BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        return;
+    }
+    while descendants(run.id()).is_empty() {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(SPAN * n / count());
 }
 
 /// So many of `all`, evenly spread.
@@ -36,11 +50,10 @@ fn spread<T>(all: &[T], count: usize) -> impl Iterator<Item = &T> {
 fn a_killed_run_takes_its_container_with_it() {
     let fixture = Fixture::new();
     fixture.numbered_layers(30);
-    let count = count();
-    for n in 0..count {
+    for n in 0..count() {
         // One that has left its parent, its session and its process group.
-        let mut run = start(&fixture, "(setsid sleep 1000 &); sleep 1000 & sleep 1000");
-        std::thread::sleep(SPAN * n / count);
+        let mut run = start(&fixture, "(setsid sleep 1000 &); echo begun; sleep 1000 & sleep 1000");
+        until_moment(&mut run, n);
         run.kill().unwrap();
         run.wait().unwrap();
         fixture.assert_nothing_lives();
@@ -94,20 +107,21 @@ fn descendants(pid: u32) -> Vec<u32> {
 fn a_runtime_or_a_command_killed_at_any_moment() {
     let fixture = Fixture::new();
     fixture.numbered_layers(3);
-    let count = count();
-    for n in 0..count {
-        let mut run = start(&fixture, "echo begun > /begun; sleep 1000");
-        while descendants(run.id()).is_empty() {
-            std::thread::yield_now();
+    for n in 0..count() {
+        let mut run = start(&fixture, "echo begun; sleep 1000");
+        until_moment(&mut run, n);
+        let runtime_alone = n % 8 < 4;
+        loop {
+            let processes = descendants(run.id());
+            // The last one that the runtime has started is half of itself, or the command.
+            let victim = if runtime_alone { processes[0] } else { processes[processes.len() - 1] };
+            // A half may have ended by itself.
+            match kill(Pid::from_raw(victim as i32), Signal::SIGKILL) {
+                Ok(()) => break,
+                Err(error) => assert_eq!(error, Errno::ESRCH),
+            }
         }
-        std::thread::sleep(SPAN * n / count);
-        let processes = descendants(run.id());
-        // The runtime, or the last one that it has started: half of the runtime, or the command.
-        let (victim, statuses) = match n % 2 {
-            0 => (processes[0], &[125][..]),
-            _ => (processes[processes.len() - 1], &[125, 137][..]),
-        };
-        kill(Pid::from_raw(victim as i32), Signal::SIGKILL).unwrap();
+        let statuses = if runtime_alone { &[125][..] } else { &[125, 137] };
         let status = run.wait().unwrap();
         assert!(status.code().is_some_and(|code| statuses.contains(&code)), "kill {n}: {status}");
         // At once, without a sweep.
