@@ -29,9 +29,10 @@ pub struct Fixture {
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What the base's `/bin` has.
-const APPLETS: [&str; 28] = [
+const APPLETS: [&str; 32] = [
     "cat", "chmod", "cp", "dd", "echo", "env", "false", "find", "grep", "head", "hostname", "id", "kill", "ln", "ls",
-    "mkdir", "mount", "mv", "pwd", "rm", "sed", "seq", "setsid", "sh", "sleep", "stat", "true", "wc",
+    "mkdir", "mknod", "mount", "mv", "pwd", "rm", "sed", "seq", "setsid", "sh", "sleep", "stat", "stty", "touch",
+    "true", "umount", "wc",
 ];
 
 impl Fixture {
@@ -57,6 +58,23 @@ impl Fixture {
             fs::create_dir(dir.path().join(path)).unwrap();
         }
         Self { dir, before: Traces::now(), layers: Mutex::default(), _alone: alone }
+    }
+
+    /// Puts `/bin/probe` into the base, which makes any system call: `probe NUMBER ARGUMENTS…`, with the error as its status.
+    ///
+    /// # Panics
+    /// If there is no C compiler.
+    pub fn add_probe(&self) {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/probe.c");
+        let options =
+            ["-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-O1", "-Wall", "-Werror", "-o"];
+        let compiled = Command::new(find("cc"))
+            .args(options)
+            .arg(self.base().fs().join("bin/probe"))
+            .arg(source)
+            .output()
+            .unwrap();
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     }
 
     /// A directory of the test's own.

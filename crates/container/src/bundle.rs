@@ -16,6 +16,8 @@ use crate::template::{Config, TemplateError};
 pub struct Bundle {
     path: PathBuf,
     config_path: PathBuf,
+    memory_limit_bytes: Option<u64>,
+    has_terminal: bool,
 }
 
 impl Bundle {
@@ -32,12 +34,23 @@ impl Bundle {
         let config_path = dir.join("config.json");
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         write_new(&config_path, |file| file.write_all(&json))?;
-        Ok(Bundle { path: dir.to_owned(), config_path })
+        let (memory_limit_bytes, has_terminal) = (config.memory_limit_bytes(), config.has_terminal());
+        Ok(Bundle { path: dir.to_owned(), config_path, memory_limit_bytes, has_terminal })
     }
 
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The most memory that the container may have, in bytes; `None` for no limit.
+    pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
+        self.memory_limit_bytes
+    }
+
+    /// Whether the command gets a terminal of its own.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.has_terminal
     }
 
     /// The `config.json` in it.

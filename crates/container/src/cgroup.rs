@@ -10,6 +10,10 @@ use nix::unistd::Pid;
 
 use crate::{Error, Result};
 
+mod memory;
+
+use memory::MemoryWatch;
+
 /// One run's control group, in every hierarchy of the machine (v1, v2, or both side by side).
 ///
 /// The runtime makes its own group below this one (`linux.cgroupsPath` is [`container_path`](Self::container_path)) and removes
@@ -28,6 +32,8 @@ pub struct Usage {
     pub cpu_time: Option<Duration>,
     /// The most memory at one moment, in bytes, page cache included.
     pub peak_memory_bytes: Option<u64>,
+    /// Whether the kernel had to kill a process of the container, since its memory limit was reached.
+    pub out_of_memory: bool,
 }
 
 /// A mounted hierarchy.
@@ -50,17 +56,20 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Io`] if the mount table cannot be read.
     pub fn new(name: impl Into<String>) -> Result<Self> {
-        // The hierarchies of a machine do not change while it runs.
-        static MOUNTED: OnceLock<Vec<Hierarchy>> = OnceLock::new();
-        let hierarchies = match MOUNTED.get() {
-            Some(hierarchies) => hierarchies,
-            None => {
-                let path = "/proc/self/mountinfo";
-                let table = fs::read(path).map_err(Error::io("read", path))?;
-                MOUNTED.get_or_init(|| hierarchies(&String::from_utf8_lossy(&table)))
+        Ok(Self { name: name.into(), hierarchies: mounted()? })
+    }
+
+    /// Makes sure that the machine has these controllers. Runtimes pass over some limits that they find nobody for.
+    ///
+    /// # Errors
+    /// [`Error::NoController`] for the first one that is missing, [`Error::Io`] if the mount table cannot be read.
+    pub fn require(controllers: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
+        for controller in controllers.into_iter().map(Into::into) {
+            if !mounted()?.iter().any(|hierarchy| hierarchy.has(&controller)) {
+                return Err(Error::NoController { controller });
             }
-        };
-        Ok(Self { name: name.into(), hierarchies })
+        }
+        Ok(())
     }
 
     /// What `linux.cgroupsPath` of the container has to be.
@@ -97,6 +106,23 @@ impl Cgroup {
         usage
     }
 
+    /// Finds out from now on whether the kernel kills for want of memory in the container, which is to have a limit of
+    /// `limit_bytes`. `None` where the machine does not tell.
+    pub(crate) fn watch_memory(&self, limit_bytes: u64) -> Option<MemoryWatch> {
+        self.hierarchies.iter().find_map(|hierarchy| {
+            let group = hierarchy.group(&self.name);
+            match &hierarchy.version {
+                Version::V1(controllers) if controllers.iter().any(|controller| controller == "memory") => {
+                    let watch = MemoryWatch::v1(&group, limit_bytes);
+                    watch.inspect_err(|error| log::debug!("{}: nobody tells of a kill: {error}", group.display())).ok()
+                }
+                Version::V1(_) => None,
+                // It counts for what is below, too, and stays until this group goes.
+                Version::V2 => Some(MemoryWatch::V2(group.join("memory.events"))),
+            }
+        })
+    }
+
     /// Kills every process in the group and removes it, with what is below it, from every hierarchy. A group that was never
     /// made is none too many.
     ///
@@ -118,9 +144,30 @@ impl Cgroup {
 }
 
 impl Hierarchy {
+    fn has(&self, controller: &str) -> bool {
+        match &self.version {
+            // v1 calls it so.
+            Version::V1(controllers) if controller == "io" => controllers.iter().any(|name| name == "blkio"),
+            Version::V1(controllers) => controllers.iter().any(|name| name == controller),
+            Version::V2 => fs::read_to_string(self.mount_point.join("cgroup.controllers"))
+                .is_ok_and(|names| names.split_whitespace().any(|name| name == controller)),
+        }
+    }
+
     fn group(&self, name: &str) -> PathBuf {
         self.mount_point.join(name)
     }
+}
+
+/// The hierarchies of this machine, which do not change while it runs.
+fn mounted() -> Result<&'static [Hierarchy]> {
+    static MOUNTED: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    if let Some(hierarchies) = MOUNTED.get() {
+        return Ok(hierarchies);
+    }
+    let path = "/proc/self/mountinfo";
+    let table = fs::read(path).map_err(Error::io("read", path))?;
+    Ok(MOUNTED.get_or_init(|| hierarchies(&String::from_utf8_lossy(&table))))
 }
 
 /// The v1 and v2 hierarchies in a mount table, as in proc_pid_mountinfo(5); one that is mounted twice once.
@@ -145,7 +192,7 @@ fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
 
 /// Whether the cgroup tree mixes versions: the v2 hierarchy's mount point beside v1 hierarchies.
 pub(crate) fn hybrid_mount_point() -> Option<&'static Path> {
-    let hierarchies = Cgroup::new("").ok()?.hierarchies;
+    let hierarchies = mounted().ok()?;
     let v1 = hierarchies.iter().any(|hierarchy| matches!(hierarchy.version, Version::V1(_)));
     let v2 = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
     v2.filter(|_| v1).map(|hierarchy| &*hierarchy.mount_point)
@@ -204,6 +251,34 @@ fn is_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn controllers_are_found_in_either_version() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io memory\n").unwrap();
+        let unified = Hierarchy { mount_point: dir.path().into(), version: Version::V2 };
+        let names = vec!["blkio".into(), "pids".into()];
+        let legacy = Hierarchy { mount_point: "/nowhere".into(), version: Version::V1(names) };
+        for (name, v2, v1) in
+            [("cpu", true, false), ("io", true, true), ("pids", false, true), ("thermal", false, false)]
+        {
+            assert_eq!((unified.has(name), legacy.has(name)), (v2, v1), "{name}");
+        }
+    }
+
+    #[test]
+    fn kills_are_counted_in_the_events_of_version_2() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = dir.path().join("memory.events");
+        for (text, killed) in [
+            ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 0\noom_group_kill 0\n", false),
+            ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 0\n", true),
+            ("", false),
+        ] {
+            fs::write(&events, text).unwrap();
+            assert_eq!(MemoryWatch::V2(events.clone()).has_killed(), killed, "{text}");
+        }
+    }
 
     #[test]
     fn hierarchies_are_read_from_a_mount_table() {

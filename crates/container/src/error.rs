@@ -62,6 +62,12 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A directory of the system's own is a symbolic link in the root file system.
+    #[error("{} is a symbolic link, by which a runtime could write on the host: a layer has a directory there or nothing", path.display())]
+    LinkedMountPoint {
+        /// The link, as seen from outside.
+        path: PathBuf,
+    },
     /// A private mount namespace could not be made.
     #[error("cannot have mounts of its own{}", namespace_advice(source))]
     Namespace {
@@ -97,6 +103,14 @@ pub enum Error {
     CommandNotExecutable {
         /// The runtime's own message, which names the command.
         message: String,
+    },
+    /// A limit that nothing on this machine holds.
+    #[error(
+        "the machine has no cgroup controller {controller:?}, which a limit needs: mount or enable it, or run without that limit"
+    )]
+    NoController {
+        /// Its name in cgroups(7).
+        controller: String,
     },
     /// What should have been removed after a run is still there.
     #[error("{} is left: remove it by hand", path.display())]
@@ -141,7 +155,7 @@ impl Error {
     /// The path that the error is about.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Error::Io { path, .. } | Error::Leftover { path, .. } => Some(path),
+            Error::Io { path, .. } | Error::Leftover { path, .. } | Error::LinkedMountPoint { path } => Some(path),
             Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
             Error::RuntimeStart { program, .. } | Error::Runtime { program, .. } => Some(program),
             _ => None,

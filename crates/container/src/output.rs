@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 
 /// Where one of the command's output streams goes.
 ///
@@ -68,6 +69,24 @@ impl Excerpt {
         Self { limit, head: Vec::new(), tail: VecDeque::new(), total: 0 }
     }
 
+    /// Of a log on disk, read from its beginning: the way to have both, all of the output in a [file](Output::File), into which
+    /// the command writes by itself, and its ends in memory.
+    ///
+    /// # Errors
+    /// The kernel's, if the file cannot be read.
+    pub fn of_file(mut log: &File, limit: CaptureLimit) -> io::Result<Self> {
+        let mut excerpt = Self::new(limit);
+        excerpt.total = log.seek(SeekFrom::End(0))?;
+        log.rewind()?;
+        log.take(limit.head_bytes as u64).read_to_end(&mut excerpt.head)?;
+        let tail = excerpt.total.saturating_sub(excerpt.head.len() as u64).min(limit.tail_bytes as u64);
+        log.seek(SeekFrom::Start(excerpt.total - tail))?;
+        let mut bytes = Vec::new();
+        log.take(tail).read_to_end(&mut bytes)?;
+        excerpt.tail = bytes.into();
+        Ok(excerpt)
+    }
+
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.total += bytes.len() as u64;
         let (head, rest) = bytes.split_at(bytes.len().min(self.limit.head_bytes - self.head.len()));
@@ -113,6 +132,7 @@ impl fmt::Display for Excerpt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn an_excerpt_keeps_both_ends_however_the_pieces_fall() {
@@ -134,6 +154,9 @@ mod tests {
                 assert_eq!(excerpt.total_bytes(), 26);
                 assert_eq!(excerpt.omitted_bytes(), 26 - kept.len() as u64);
                 assert!(excerpt.tail.capacity() <= 64 && excerpt.head.capacity() <= 64);
+                let mut log = tempfile::tempfile().unwrap();
+                log.write_all(&text).unwrap();
+                assert_eq!(Excerpt::of_file(&log, excerpt.limit).unwrap(), excerpt);
             }
         }
     }

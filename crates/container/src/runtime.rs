@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::{Bundle, Cgroup, ContainerId, Error, Excerpt, Output, Result, Usage, cgroup};
@@ -15,6 +16,7 @@ mod cancel;
 mod child;
 mod log;
 mod namespace;
+mod terminal;
 
 pub use cancel::Cancel;
 use child::{Child, Ended};
@@ -42,7 +44,7 @@ pub enum Input {
 
 /// How a command ended.
 ///
-/// As JSON: `{"exited":0}`, `{"signaled":9}`, `"timed_out"`, `"cancelled"`.
+/// As JSON: `{"exited":0}`, `{"signaled":9}`, `"timed_out"`, `"cancelled"`, `"out_of_memory"`, `"output_limit"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -56,6 +58,11 @@ pub enum Status {
     TimedOut,
     /// It was [cancelled](Cancel).
     Cancelled,
+    /// The kernel killed it, since the container had used up its memory. (If the kernel has killed another process of the
+    /// container and the command ended by itself, that is how it ended: see [`Usage::out_of_memory`].)
+    OutOfMemory,
+    /// It wrote more than the [output limit](Invocation::output_limit_bytes).
+    OutputLimit,
 }
 
 impl Status {
@@ -77,6 +84,7 @@ pub struct Invocation<'a> {
     timeout: Option<Duration>,
     grace: Duration,
     cancel: Option<&'a Cancel>,
+    output_limit_bytes: Option<u64>,
 }
 
 impl<'a> Invocation<'a> {
@@ -92,6 +100,7 @@ impl<'a> Invocation<'a> {
             timeout: None,
             grace: Duration::from_secs(5),
             cancel: None,
+            output_limit_bytes: None,
         }
     }
 
@@ -127,6 +136,14 @@ impl<'a> Invocation<'a> {
         self
     }
 
+    /// Ends the command, like a timeout, when its two streams have brought more than `bytes` together. What comes after that is
+    /// thrown away. Only what goes to a file, a callback or an excerpt is counted; a file is then written by the caller's
+    /// process.
+    pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
+        self.output_limit_bytes = Some(bytes);
+        self
+    }
+
     /// How long a command may go on after SIGTERM, 5 s unless told otherwise.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
@@ -152,6 +169,13 @@ pub struct Finished {
     pub stderr: Option<Excerpt>,
     /// What the container used, if it had a [`Cgroup`].
     pub usage: Usage,
+}
+
+impl Finished {
+    /// The end of a command that had no output and used nothing, as one that never began.
+    pub fn new(status: Status) -> Self {
+        Self { status, stdout: None, stderr: None, usage: Usage::default() }
+    }
 }
 
 impl Default for Runtime {
@@ -206,7 +230,8 @@ impl Runtime {
     /// calling process is killed: the runtime is the first process of a PID namespace, with which everything in it ends, and it
     /// ends with the thread that started it.
     ///
-    /// A command that exits with something else than 0 is a result. There is one process, the runtime's.
+    /// A command that exits with something else than 0 is a result. There is one process, the runtime's; none if it is cancelled
+    /// already.
     ///
     /// # Errors
     /// [`Error::RuntimeStart`], [`Error::Runtime`], [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
@@ -216,7 +241,11 @@ impl Runtime {
     /// What runc 1.1 does not log counts as the command's own exit with status 1: an interpreter or a dynamic loader that is
     /// missing, a file of an unknown format. Its message is on standard error.
     pub fn run(&self, invocation: Invocation<'_>) -> Result<Finished> {
-        let Invocation { bundle, id, cgroup, stdin, stdout, stderr, timeout, grace, cancel } = invocation;
+        let Invocation { bundle, id, cgroup, stdin, stdout, stderr, timeout, grace, cancel, output_limit_bytes } =
+            invocation;
+        if cancel.is_some_and(Cancel::is_cancelled) {
+            return Ok(Finished::new(Status::Cancelled));
+        }
         let mut command = Command::new(&self.program);
         command.args(self.run_args(bundle.path(), id));
         // Runtimes hand these on: runc would wait for the command to report to the service manager, as the caller has to.
@@ -232,11 +261,20 @@ impl Runtime {
         log::create(&log).map_err(Error::io("create", log))?;
         // Dropped after the child, also by a callback's panic.
         let cgroup = cgroup.map(Removed);
-        let mut child = Child::spawn(command, stdout, stderr)
+        let _restored = bundle.has_terminal().then(terminal::Saved::new);
+        let watch = match (&cgroup, bundle.memory_limit_bytes()) {
+            (Some(Removed(cgroup)), Some(limit)) => cgroup.watch_memory(limit),
+            _ => None,
+        };
+        let mut child = Child::spawn(command, stdout, stderr, output_limit_bytes)
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
         let ended = child.supervise(timeout, grace, cancel);
-        let usage = cgroup.map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
-        let status = self.conclude(bundle, &ended)?;
+        let mut usage = cgroup.map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
+        usage.out_of_memory = watch.is_some_and(|watch| watch.has_killed());
+        let status = match self.conclude(bundle, &ended)? {
+            Status::Signaled(KILL) if usage.out_of_memory => Status::OutOfMemory,
+            status => status,
+        };
         let (stdout, stderr) = child.take_excerpts();
         Ok(Finished { status, stdout, stderr, usage })
     }
@@ -253,6 +291,7 @@ impl Runtime {
         match (ended, exit.code()) {
             (Ended::TimedOut, _) => return Ok(Status::TimedOut),
             (Ended::Cancelled, _) => return Ok(Status::Cancelled),
+            (Ended::OutputLimit, _) => return Ok(Status::OutputLimit),
             (Ended::ByItself, Some(0)) => return Ok(Status::Exited(0)),
             (Ended::ByItself, _) => {}
         }
@@ -272,6 +311,8 @@ impl Runtime {
         }
     }
 }
+
+const KILL: i32 = Signal::SIGKILL as i32;
 
 fn log_path(bundle: &Path) -> PathBuf {
     bundle.join("runtime.log")
@@ -308,6 +349,8 @@ mod tests {
             (Status::Signaled(9), r#"{"signaled":9}"#),
             (Status::TimedOut, r#""timed_out""#),
             (Status::Cancelled, r#""cancelled""#),
+            (Status::OutOfMemory, r#""out_of_memory""#),
+            (Status::OutputLimit, r#""output_limit""#),
         ];
         for (status, json) in table {
             assert_eq!(serde_json::to_string(&status).unwrap(), json);

@@ -4,6 +4,7 @@
 mod builder;
 mod choices;
 mod config;
+mod controllers;
 mod defaults;
 mod error;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod size;
 mod spec;
 mod validate;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -24,7 +26,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use builder::TemplateBuilder;
-pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
+pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 pub use config::Config;
 pub use error::TemplateError;
 pub use mount::Mount;
@@ -121,6 +123,12 @@ impl Template {
         Ok(self)
     }
 
+    /// The same container, with a terminal for the command or without one. A `TERM` in its environment stays what it is.
+    pub fn with_terminal(mut self, terminal: Terminal) -> Template {
+        self.value["process"]["terminal"] = Value::from(terminal == Terminal::Attached);
+        self
+    }
+
     /// The configuration of a run over `rootfs`: a copy in which only `root.path` differs.
     ///
     /// A relative `rootfs` is one below the bundle's directory, as the specification has it.
@@ -165,6 +173,11 @@ impl Template {
             Some(Value::Bool(true)) => Terminal::Attached,
             _ => Terminal::None,
         }
+    }
+
+    /// The controllers that its limits need, by name (cgroups(7)): what [`Cgroup::require`](crate::Cgroup::require) looks for.
+    pub fn controllers(&self) -> BTreeSet<String> {
+        controllers::needed(&self.value)
     }
 
     /// What the runtime mounts into the root file system, in its order: a later one covers an earlier one.

@@ -1,11 +1,13 @@
 //! What a merge costs, and taking it away, against the tools that it replaces: `cargo bench -p layer`.
 //!
 //! Prints ratios within one run, since times drift by half from minute to minute: everything is done in turn, round by round, and
-//! the medians are compared. 60 real Debian packages are the layers, downloaded once by `scripts/debian-layers`.
+//! the medians are compared. Real Debian packages are the layers, 60 at a time, downloaded once by `scripts/debian-layers`.
 
 // What a benchmark is for.
 #![allow(clippy::print_stdout)]
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use layer::{Merge, Merged, remove_tree_with};
+use layer::{Merge, Merged, remove_tree, remove_tree_with};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 const ROUNDS: usize = 7;
 
@@ -22,30 +25,88 @@ const TWO: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 fn main() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    real_packages(dir.path());
+    // What Debian's own builds start from: many small packages.
+    real_packages(&dir.path().join("build"), &["build-essential", "debhelper"]);
+    // One of them, Boost's headers, has two thirds of the files.
+    real_packages(&dir.path().join("giant"), &["g++", "git", "cmake", "vim", "libboost-dev"]);
     same_content(dir.path());
 }
 
 /// Against `cp` a layer at a time and `rm -rf`.
-fn real_packages(dir: &Path) {
-    let trees = debian(&dir.join("debian"));
+fn real_packages(dir: &Path, packages: &[&str]) {
+    fs::create_dir(dir).expect("a new directory");
+    let trees = debian(&dir.join("debian"), packages);
+    let calls = Calls::of(&trees);
     let target = |name: &str, round: usize| dir.join(format!("{name}-{round}"));
     let mut merged = Merged::default();
-    let [mut cp, mut one, mut two, mut rm, mut remove_one, mut remove_two] = [const { Vec::new() }; 6];
+    let [mut cp, mut bare, mut one, mut two] = [const { Vec::new() }; 4];
+    let [mut rm, mut remove_one, mut remove_two, mut remove_usual] = [const { Vec::new() }; 4];
     for round in 0..ROUNDS {
         cp.push(timed(|| cp_merge(&trees, &target("cp", round))));
+        bare.push(timed(|| calls.make(&target("bare", round))));
         one.push(timed(|| merged = merge(ONE, &trees, &target("one", round))));
         two.push(timed(|| merged = merge(TWO, &trees, &target("two", round))));
     }
     // Not between the merges: ext4 shuns inodes that were freed a moment ago, and looking for others is what would be measured.
     for round in 0..ROUNDS {
         rm.push(timed(|| run(Command::new("rm").arg("-rf").arg(target("cp", round)))));
-        remove_one.push(timed(|| remove_tree_with(target("one", round), ONE).expect("removed")));
-        remove_two.push(timed(|| remove_tree_with(target("two", round), TWO).expect("removed")));
+        remove_one.push(timed(|| remove_tree_with(target("bare", round), ONE).expect("removed")));
+        remove_two.push(timed(|| remove_tree_with(target("one", round), TWO).expect("removed")));
+        remove_usual.push(timed(|| remove_tree(target("two", round)).expect("removed")));
     }
-    println!("{} Debian packages, {} files, {} directories", trees.len(), merged.linked, merged.directories);
-    table("merge", "cp -n --archive --link, a layer at a time", cp, [("one thread", one), ("two threads", two)]);
-    table("removal", "rm -rf", rm, [("one thread", remove_one), ("two threads", remove_two)]);
+    let (count, names) = (trees.len(), packages.join(" "));
+    println!("\n{count} Debian packages of {names}: {} files, {} directories", merged.linked, merged.directories);
+    let ours = [("one thread", one), ("two threads", two), ("(mkdirat and linkat alone, names at hand)", bare)];
+    table("merge", "cp -n --archive --link, a layer at a time", cp, ours);
+    let ours = [("one thread", remove_one), ("two threads", remove_two), ("as many as usual", remove_usual)];
+    table("removal", "rm -rf", rm, ours);
+}
+
+/// The calls that no merge can do without, to be made by one thread that knows all names beforehand: the floor.
+struct Calls {
+    /// Each directory after the one that it is in.
+    directories: Vec<PathBuf>,
+    /// Of each directory of each layer: itself, where it goes, and the files that no layer above has.
+    parts: Vec<(PathBuf, PathBuf, Vec<OsString>)>,
+}
+
+impl Calls {
+    fn of(trees: &[PathBuf]) -> Self {
+        let mut seen = HashSet::new();
+        let (mut directories, mut parts) = (Vec::new(), Vec::new());
+        for tree in trees {
+            let mut waiting = vec![PathBuf::new()];
+            while let Some(path) = waiting.pop() {
+                if seen.insert(path.clone()) {
+                    directories.push(path.clone());
+                }
+                let mut files = Vec::new();
+                for entry in fs::read_dir(tree.join(&path)).expect("a directory") {
+                    let entry = entry.expect("an entry");
+                    if entry.file_type().expect("a type").is_dir() {
+                        waiting.push(path.join(entry.file_name()));
+                    } else if seen.insert(path.join(entry.file_name())) {
+                        files.push(entry.file_name());
+                    }
+                }
+                parts.push((tree.join(&path), path, files));
+            }
+        }
+        Self { directories, parts }
+    }
+
+    fn make(&self, target: &Path) {
+        for path in &self.directories {
+            fs::create_dir(target.join(path)).expect("a new directory");
+        }
+        let open = |path: &Path| openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("a directory");
+        for (from, to, files) in self.parts.iter().filter(|(_, _, files)| !files.is_empty()) {
+            let (from, to) = (open(from), open(&target.join(to)));
+            for name in files {
+                linkat(&from, name, &to, name, AtFlags::empty()).expect("a link");
+            }
+        }
+    }
 }
 
 /// Layers that all have files in the same directories: the cost of a file must not grow with the number of layers.
@@ -85,10 +146,10 @@ fn cp_merge(trees: &[PathBuf], target: &Path) {
     }
 }
 
-/// The topmost trees of these packages and what they need.
-fn debian(dest: &Path) -> Vec<PathBuf> {
+/// The topmost 60 trees of these packages and what they need.
+fn debian(dest: &Path, packages: &[&str]) -> Vec<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/debian-layers");
-    run(Command::new(script).arg(dest).args(["g++", "git", "cmake", "vim", "libboost-dev"]));
+    run(Command::new(script).arg(dest).args(packages));
     let list = fs::read(dest.join("layers")).expect("a list of layers");
     let lines = list.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.take(60).map(|line| Path::new(std::ffi::OsStr::from_bytes(line)).join("fs")).collect()

@@ -87,6 +87,12 @@ pub enum Error {
         /// The mount point.
         path: PathBuf,
     },
+    /// A merge was told to stop. What it had made has been taken away.
+    #[error("the merge into {} was stopped", target.display())]
+    Stopped {
+        /// The target.
+        target: PathBuf,
+    },
     /// A merge failed, and so did taking away what it had made: see `left`.
     #[error("a merge failed half way, and {} could not be removed ({cleanup}): remove it by hand", left.display())]
     Leftover {
@@ -115,7 +121,7 @@ impl Error {
             | Error::MountInside { path }
             | Error::Unmergeable { path, .. } => Some(path),
             Error::NoTree { layer } => Some(layer),
-            Error::TargetInsideSource { target, .. } => Some(target),
+            Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } => Some(left),
             Error::SidecarName { .. } => None,
         }

@@ -42,6 +42,7 @@ mod plan;
 mod remove;
 mod scan;
 mod sidecar;
+mod tree_size;
 mod walk;
 
 pub use error::{Error, Result};
@@ -52,3 +53,4 @@ pub use overlayfs::XattrNamespace;
 pub use plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
 pub use remove::{remove_tree, remove_tree_with};
 pub use scan::{Scan, scan};
+pub use tree_size::TreeSize;

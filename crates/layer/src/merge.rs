@@ -139,15 +139,29 @@ impl Merge {
     /// The sources are as they were, and so is `target`: what was made has been removed, or [`Error::Leftover`] says
     /// that it could not be.
     pub fn run(&self, sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
+        self.run_until(sources, target, &|| false)
+    }
+
+    /// As [`run`](Self::run), until `stop` says that nobody waits for it any more, which it is asked at each directory of
+    /// each layer, by any of the threads.
+    ///
+    /// # Errors
+    /// As `run`; [`Error::Stopped`] if it was.
+    pub fn run_until(
+        &self,
+        sources: &[impl AsRef<Path>],
+        target: impl AsRef<Path>,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Merged> {
         let sources = Sources::open(sources)?;
         let target = Target::prepare(target.as_ref(), &sources)?;
-        match self.fill(&sources, &target) {
+        match self.fill(&sources, &target, stop) {
             Ok(merged) => Ok(merged),
             Err(failure) => Err(target.undo(failure, self.threads)),
         }
     }
 
-    fn fill(&self, sources: &Sources, target: &Target) -> Result<Merged> {
+    fn fill(&self, sources: &Sources, target: &Target, stop: &(dyn Fn() -> bool + Sync)) -> Result<Merged> {
         if sources.len() == 0 {
             fchmod(target.root(), Mode::from_raw_mode(0o755)).map_err(Error::io("set the mode of", target.path()))?;
             return Ok(Merged { directories: 1, ..Merged::default() });
@@ -157,6 +171,7 @@ impl Merge {
             target: target.root(),
             target_path: target.path(),
             xattrs: self.xattrs,
+            stop,
             groups: Groups::default(),
             why_copied: OnceLock::new(),
         };

@@ -16,10 +16,11 @@ use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, PATH, READ, as_os_str,
 use crate::{Error, Result};
 
 /// Threads of a removal, however few processors there are: one that frees blocks waits for the disk where that is told at
-/// once (ext4 with `discard` and without a journal), and so does one that reads directories for the first time.
-const USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(3);
+/// once (ext4 with `discard` and without a journal), and so does one that reads directories for the first time. Where
+/// nobody waits, more threads than processors cost nothing.
+const USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
-/// Removes the directory tree at `path`, or the file, with at most four threads: [`remove_tree_with`].
+/// Removes the directory tree at `path`, or the file, with at most eight threads: [`remove_tree_with`].
 ///
 /// # Errors
 /// As [`remove_tree_with`].

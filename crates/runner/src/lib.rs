@@ -34,6 +34,7 @@ mod error;
 mod etc;
 mod machine;
 mod options;
+mod removal;
 mod report;
 mod run;
 mod rundir;
@@ -45,7 +46,8 @@ mod timings;
 mod upper;
 
 pub use error::{BoxError, Cause, Error, Result};
-pub use options::{EtcFiles, Options};
+pub use options::{EtcFiles, MergeRemoval, Options};
+pub use removal::Removal;
 pub use report::Report;
 pub use run::{plan, run};
 pub use sweep::{Swept, sweep};

@@ -1,8 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use container::{
-    Bundle, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Template, Terminal,
-    copy_root_attributes, in_private_mount_namespace, require_privilege,
+    Bundle, Cancel, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Status,
+    Template, Terminal, copy_root_attributes, in_private_mount_namespace, require_privilege,
 };
 use layer::{Base, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
 
@@ -11,7 +11,7 @@ use crate::options::EtcFiles;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
 use crate::stack::{Stack, mechanism};
-use crate::{Options, Upper, etc};
+use crate::{MergeRemoval, Options, Removal, Upper, etc};
 
 /// The machine it really runs on: each step with the two crates below.
 pub(crate) struct Machine<'a> {
@@ -44,6 +44,12 @@ impl<'a> Machine<'a> {
         self.id.as_ref().expect("the scratch directory comes first")
     }
 
+    /// What is known when the command has ended.
+    fn outcome(&mut self, finished: Finished) -> Outcome {
+        let plan = self.plan.take().expect("planning comes first");
+        Outcome { finished, plan, merged: self.merged.take(), made: std::mem::take(&mut self.made) }
+    }
+
     fn plan_made(&self) -> &Plan {
         self.plan.as_ref().expect("planning comes first")
     }
@@ -54,7 +60,7 @@ impl Host for Machine<'_> {
     type Mounted = Mounted;
     type Bundle = Prepared;
     type Outcome = Outcome;
-    type Upper = Upper;
+    type Upper = (Upper, Option<Removal>);
 
     fn inputs(&mut self) -> Result<(), Cause> {
         use container::{Input, Output};
@@ -68,12 +74,16 @@ impl Host for Machine<'_> {
             ));
         }
         require_privilege()?;
+        Cgroup::require(self.template.controllers())?;
         self.stack = Some(Stack::resolve(self.base, self.layers)?);
         Ok(())
     }
 
     fn scratch(&mut self) -> Result<Scratch, Cause> {
-        let (scratch, id) = Scratch::create(&self.options.scratch)?;
+        let (scratch, id) = match self.options.over.take() {
+            None => Scratch::create(&self.options.scratch)?,
+            Some(upper) => Scratch::over(upper)?,
+        };
         self.id = Some(id);
         Ok(scratch)
     }
@@ -95,14 +105,30 @@ impl Host for Machine<'_> {
                 OverlayXattrs::Trusted => XattrNamespace::Trusted,
                 OverlayXattrs::User => XattrNamespace::User,
             };
-            self.merged = Some(Merge::new().xattrs(xattrs).run(merged, scratch.lower())?);
+            let cancel = self.options.cancel.clone();
+            let stop = || cancel.as_ref().is_some_and(Cancel::is_cancelled);
+            match Merge::new().xattrs(xattrs).run_until(merged, scratch.lower(), &stop) {
+                Ok(merged) => self.merged = Some(merged),
+                Err(layer::Error::Stopped { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
 
+    fn is_cancelled(&self) -> bool {
+        self.options.cancel.as_ref().is_some_and(Cancel::is_cancelled)
+    }
+
+    fn never_begun(&mut self) -> Outcome {
+        self.outcome(Finished::new(Status::Cancelled))
+    }
+
     fn prep_upper(&mut self, scratch: &Scratch) -> Result<(), Cause> {
         let lowers = self.plan_made().lowers(&scratch.lower());
-        copy_root_attributes(&lowers[0], &scratch.upper())?;
+        if !scratch.is_kept() {
+            copy_root_attributes(&lowers[0], &scratch.upper())?;
+        }
         match self.options.prep_upper.take() {
             Some(prepare) => prepare(&scratch.upper(), &lowers).map_err(Cause::PrepUpper),
             None => Ok(()),
@@ -129,6 +155,7 @@ impl Host for Machine<'_> {
 
     fn config(&mut self, scratch: &Scratch, mounted: &Mounted) -> Result<Prepared, Cause> {
         let mut rootfs = Rootfs::open(mounted.path())?;
+        rootfs.refuse_links()?;
         if self.options.etc == EtcFiles::Provided {
             for file in etc::files(self.template) {
                 let covered = self.template.mounts().any(|mount| file.path.starts_with(mount.destination()));
@@ -171,17 +198,23 @@ impl Host for Machine<'_> {
         if let Some(cancel) = &options.cancel {
             invocation = invocation.cancel(cancel);
         }
+        if let Some(bytes) = options.output_limit_bytes {
+            invocation = invocation.output_limit_bytes(bytes);
+        }
         let finished = runtime.run(invocation)?;
-        let plan = self.plan.take().expect("planning comes first");
-        Ok(Outcome { finished, plan, merged: self.merged.take(), made: std::mem::take(&mut self.made) })
+        Ok(self.outcome(finished))
     }
 
     fn unmount(&mut self, mounted: Mounted) -> Result<(), Cause> {
         Ok(mounted.unmount()?)
     }
 
-    fn cleanup(&mut self, scratch: Scratch) -> Result<Upper, Cause> {
-        scratch.into_upper()
+    fn cleanup(&mut self, scratch: Scratch) -> Result<Self::Upper, Cause> {
+        let removal = match self.options.merge_removal {
+            MergeRemoval::Awaited => None,
+            MergeRemoval::Behind => scratch.remove_lower_behind(),
+        };
+        Ok((scratch.into_upper()?, removal))
     }
 
     fn discard(&mut self, scratch: Scratch) -> Result<(), Cause> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use container::{Cancel, DeviceNodes, Input, Output, OverlayXattrs, Runtime};
 use layer::Rung;
 
-use crate::BoxError;
+use crate::{BoxError, Upper};
 
 /// How a run is made; everything has a default.
 ///
@@ -28,15 +28,29 @@ pub struct Options<'a> {
     pub(crate) devices: DeviceNodes,
     pub(crate) xattrs: OverlayXattrs,
     pub(crate) etc: EtcFiles,
+    pub(crate) over: Option<Upper>,
+    pub(crate) merge_removal: MergeRemoval,
     pub(crate) stdin: Input,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
     pub(crate) timeout: Option<Duration>,
     pub(crate) grace: Option<Duration>,
     pub(crate) cancel: Option<Cancel>,
+    pub(crate) output_limit_bytes: Option<u64>,
 }
 
 pub(crate) type PrepUpper<'a> = Box<dyn FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a>;
+
+/// When a run removes the directory that layers were merged into, which has as many entries as they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum MergeRemoval {
+    /// Before [`run`](crate::run) returns.
+    #[default]
+    Awaited,
+    /// On a thread of its own, while the caller goes on with the result: see [`Report::removal`](crate::Report::removal).
+    Behind,
+}
 
 /// Whether the run puts `/etc/hosts` and `/etc/resolv.conf` into the upper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,12 +83,15 @@ impl<'a> Options<'a> {
             devices: DeviceNodes::default(),
             xattrs: OverlayXattrs::default(),
             etc: EtcFiles::default(),
+            over: None,
+            merge_removal: MergeRemoval::default(),
             stdin: Input::Null,
             stdout: Output::Null,
             stderr: Output::Null,
             timeout: None,
             grace: None,
             cancel: None,
+            output_limit_bytes: None,
         }
     }
 
@@ -136,6 +153,20 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// Runs over an upper of an earlier run, mostly one that was kept and is [opened again](Upper::reopen): the command finds it
+    /// as it was left, and writes to it. The run's directory is the one it was kept in, whatever [`scratch`](Self::scratch) says,
+    /// and in the end the upper is still kept there, also if the run fails.
+    pub fn over(mut self, upper: Upper) -> Self {
+        self.over = Some(upper);
+        self
+    }
+
+    /// When the directory that layers were merged into is removed.
+    pub fn merge_removal(mut self, removal: MergeRemoval) -> Self {
+        self.merge_removal = removal;
+        self
+    }
+
     /// Where the command's standard input comes from.
     pub fn stdin(mut self, stdin: Input) -> Self {
         self.stdin = stdin;
@@ -166,7 +197,15 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Ends the command when `cancel` says so.
+    /// Ends the command when its streams have brought more than `bytes`: [`Invocation::output_limit_bytes`].
+    ///
+    /// [`Invocation::output_limit_bytes`]: container::Invocation::output_limit_bytes
+    pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
+        self.output_limit_bytes = Some(bytes);
+        self
+    }
+
+    /// Ends the command when `cancel` says so; before it has begun, a merge that is under way and the run.
     pub fn cancel(mut self, cancel: Cancel) -> Self {
         self.cancel = Some(cancel);
         self

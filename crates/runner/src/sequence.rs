@@ -21,6 +21,10 @@ pub(crate) trait Host: Send + Sized {
     fn touch(&mut self);
     fn plan(&mut self, scratch: &Self::Scratch) -> Result<(), Cause>;
     fn merge(&mut self, scratch: &Self::Scratch) -> Result<(), Cause>;
+    /// Whether nobody waits for the command any more.
+    fn is_cancelled(&self) -> bool;
+    /// What is to be told of a command that was cancelled before it began.
+    fn never_begun(&mut self) -> Self::Outcome;
     fn prep_upper(&mut self, scratch: &Self::Scratch) -> Result<(), Cause>;
     /// Calls `work` where its mounts are seen by nobody else.
     fn privately<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> T + Send) -> Result<T, Cause>;
@@ -70,6 +74,9 @@ fn phases<H: Host>(host: &mut H, scratch: &H::Scratch, clock: &mut Timings) -> R
     clock.time(Phase::Touch, || host.touch());
     step(clock, Phase::Plan, || host.plan(scratch))?;
     step(clock, Phase::Merge, || host.merge(scratch))?;
+    if host.is_cancelled() {
+        return Ok(host.never_begun());
+    }
     step(clock, Phase::PrepUpper, || host.prep_upper(scratch))?;
     let outcome = host.privately(|host| {
         let mounted = step(clock, Phase::OverlayMount, || host.mount(scratch))?;
@@ -108,6 +115,7 @@ mod tests {
     struct Fake {
         calls: Arc<Mutex<Vec<&'static str>>>,
         failing: Vec<&'static str>,
+        cancelled: bool,
     }
 
     impl Fake {
@@ -143,6 +151,12 @@ mod tests {
         }
         fn merge(&mut self, _: &Dir) -> Result<(), Cause> {
             self.call("merge", ())
+        }
+        fn is_cancelled(&self) -> bool {
+            self.cancelled
+        }
+        fn never_begun(&mut self) -> &'static str {
+            "never begun"
         }
         fn prep_upper(&mut self, _: &Dir) -> Result<(), Cause> {
             self.call("prep_upper", ())
@@ -196,6 +210,14 @@ mod tests {
         let (calls, result) = play(&[]);
         assert_eq!(calls, format!("{MOUNTED} config runtime unmount cleanup"));
         assert_eq!(result.unwrap(), ("outcome", "upper"));
+    }
+
+    #[test]
+    fn a_cancel_before_the_command_is_a_result_too() {
+        let fake = Fake { cancelled: true, ..Fake::default() };
+        let calls = Arc::clone(&fake.calls);
+        assert_eq!(sequence(fake, &mut Timings::new()).unwrap(), ("never begun", "upper"));
+        assert_eq!(calls.lock().unwrap().join(" "), "inputs scratch touch plan merge cleanup");
     }
 
     #[test]

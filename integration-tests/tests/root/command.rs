@@ -7,11 +7,12 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
 
-use integration_tests::{Fixture, layered};
+use integration_tests::{Fixture, find, layered};
 use layer::{Layer, Meta};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use walkdir::WalkDir;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -48,6 +49,20 @@ fn exit_statuses() {
     }
     assert_eq!(run(layered_run(&fixture).args(["--", "/etc"])).0, 126);
     assert_eq!(run(layered_run(&fixture).args(["--", "no-such-command"])).0, 127);
+}
+
+#[test]
+fn system_calls_and_privileges() {
+    let fixture = Fixture::new();
+    for (options, seen) in [
+        (&[][..], "0\nno namespace\n"),
+        (&["--no-new-privileges"], "1\nno namespace\n"),
+        (&["--seccomp", "unconfined"], "0\na namespace\n"),
+    ] {
+        let text = "sed -n 's/NoNewPrivs:.//p' /proc/self/status
+            busybox unshare -U true 2>/dev/null && echo a namespace || echo no namespace";
+        assert_eq!(script(&fixture, options, text).1, seen, "{options:?}");
+    }
 }
 
 #[test]
@@ -113,6 +128,9 @@ fn the_report_as_json() {
     let expected = "touch plan merge prep_upper overlay_mount config runc_run overlay_umount cleanup total";
     assert_eq!(names.join(" "), expected);
     assert!(report["usage"]["peak_memory_bytes"].is_u64());
+    assert_eq!((&report["usage"]["out_of_memory"], &report["merge"]), (&json!(false), &Value::Null));
+    let entries = WalkDir::new(&upper).min_depth(1).into_iter().count();
+    assert_eq!(report["usage"]["upper_entries"], entries);
     assert_eq!(fs::read(upper.join("x")).unwrap(), b"x\n");
 
     // One that came to nothing.
@@ -296,6 +314,76 @@ fn a_signal_ends_the_command_and_leaves_nothing() {
         assert_eq!(child.wait().unwrap().code(), Some(status));
         fixture.assert_clean();
     }
+}
+
+#[test]
+fn a_second_signal_kills_at_once() {
+    let fixture = Fixture::new();
+    let stubborn = "trap 'echo no' TERM; echo begun; while :; do sleep 0.01; done";
+    let mut child = layered_run(&fixture)
+        .args(["--grace", "1h", "--", "sh", "-c", stubborn])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    for (line, signal) in [("begun", Signal::SIGTERM), ("no", Signal::SIGINT)] {
+        assert_eq!(said.next().unwrap().unwrap(), line);
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    fixture.assert_clean();
+}
+
+#[test]
+fn what_ended_the_command_is_told() {
+    let fixture = Fixture::new();
+    let (log, json) = (fixture.path().join("log"), fixture.path().join("report.json"));
+    let paths = ["--output", log.to_str().unwrap(), "--json", json.to_str().unwrap()];
+    for (options, command, expected, ending, said) in [
+        (["--memory", "32m"], "exec dd if=/dev/zero of=/dev/null bs=100M count=1", 137, "out_of_memory", "--memory"),
+        (["--output-limit", "64k"], "while :; do echo 0123456789; done", 143, "output_limit", "--output-limit"),
+        (["--timeout", "300ms"], "sleep 1000", 124, "timed_out", ""),
+    ] {
+        let options = [&paths[..], &["--grace", "50ms"], &options].concat();
+        let (status, _, stderr) = script(&fixture, &options, command);
+        assert_eq!((status, stderr.lines().count()), (expected, usize::from(!said.is_empty())), "{stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+        let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+        assert_eq!(report["status"], ending);
+    }
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+}
+
+/// Under script(1), which has a terminal for it.
+#[test]
+fn a_terminal_is_the_commands_and_is_put_back_afterwards() {
+    let fixture = Fixture::new();
+    find("script");
+    let run = format!(
+        "{} run --base {} --scratch {}",
+        layered().get_program().to_str().unwrap(),
+        fixture.base().path().display(),
+        fixture.scratch().display()
+    );
+    let session = format!(
+        "stty rows 40 cols 101; before=$(stty -g)
+         {run} --tty -- sh -c 'stty size; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo $TERM; exit 5'; echo status $?
+         [ \"$before\" = \"$(stty -g)\" ] && echo as before
+         # Killed, the runtime cannot tidy up.
+         {run} --tty --timeout 300ms --grace 10ms -- sleep 1000; echo status $?
+         [ \"$before\" = \"$(stty -g)\" ] && echo as before"
+    );
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &session, "/dev/null"]);
+    let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Nobody types, and nobody says that they will not: script would type an end of file.
+    let _keyboard = script.stdin.take();
+    let output = script.wait_with_output().unwrap();
+    let stdout = text(&output.stdout);
+    assert!(output.status.success(), "{stdout}");
+    let lines: Vec<_> = stdout.lines().map(str::trim_end).collect();
+    assert_eq!(lines, ["40 101", "xterm", "status 5", "as before", "status 124", "as before"], "{stdout}");
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn a_program_is_compiled_and_runs_from_the_layer_that_it_became() {
         fs::create_dir(hello.path()).unwrap();
         report.upper.persist(hello.fs()).unwrap();
         let parent_hashes = layers.iter().map(|layer| layer.name().to_string_lossy().into_owned()).collect();
-        let disk_usage = hello.measure().unwrap();
+        let disk_usage = hello.measure().unwrap().bytes;
         let meta = Meta { parent_hashes, disk_usage, timing: timings, ..Meta::new(base.hash(), SystemTime::now()) };
         hello.write_meta(&meta).unwrap();
 

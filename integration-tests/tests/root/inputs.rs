@@ -143,6 +143,18 @@ fn a_config_json_whose_root_is_filled() {
 }
 
 #[test]
+fn a_limit_that_nobody_holds() {
+    let fixture = Fixture::new();
+    let template = container::Template::builder(["true"]).pids_limit(5).build().unwrap();
+    let mut config = serde_json::to_value(&template).unwrap();
+    config["linux"]["resources"]["thermal"] = serde_json::json!({"limit": 60});
+    let template = container::Template::from_value(config).unwrap();
+    let error = runner::run(&fixture.base(), &[], &template, fixture.options()).unwrap_err();
+    assert_eq!(error.phase(), Phase::Inputs);
+    assert!(error.to_string().contains(r#"no cgroup controller "thermal""#), "{error}");
+}
+
+#[test]
 fn a_bind_of_nothing() {
     let fixture = Fixture::new();
     let mount = container::Mount::bind("/no/such/source", "/target");

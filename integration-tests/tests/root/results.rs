@@ -171,6 +171,33 @@ fn streams_are_kept_apart_and_bounded() {
     let excerpt = report.stdout.as_ref().unwrap();
     assert_eq!(excerpt.to_bytes(), b"1\n2\n00000\n");
     assert_eq!(excerpt.total_bytes(), 588_895);
+
+    // More than any pipe or page cache holds back, on both streams at once.
+    let limit = CaptureLimit { head_bytes: 32 << 10, tail_bytes: 32 << 10 };
+    let options = fixture.options().stdout(Output::Capture(limit)).stderr(Output::Capture(limit));
+    let report = fixture.run_with(&[], "head -c 300m /dev/zero & head -c 300m /dev/zero >&2; wait; echo end", options);
+    for (excerpt, end) in [(report.stdout.unwrap(), "end\n"), (report.stderr.unwrap(), "")] {
+        assert_eq!(excerpt.total_bytes(), (300 << 20) + end.len() as u64);
+        let kept = excerpt.to_bytes();
+        assert_eq!(kept.len(), 64 << 10);
+        assert!(kept.ends_with(end.as_bytes()));
+    }
+}
+
+#[test]
+fn a_slow_callback_slows_the_command_and_loses_nothing() {
+    let fixture = Fixture::new();
+    let pieces = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&pieces);
+    // It is no event that is waited for: this one is slow.
+    let slow = Output::Callback(Box::new(move |piece| {
+        std::thread::sleep(Duration::from_millis(1));
+        sink.lock().unwrap().extend_from_slice(piece);
+    }));
+    let report = fixture.run_with(&[], "seq 1 100000", fixture.options().stdout(slow));
+    assert!(report.status.success());
+    let expected: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+    assert!(*pieces.lock().unwrap() == expected.as_bytes());
 }
 
 #[test]
@@ -240,6 +267,87 @@ fn a_cancel_from_another_thread() {
         let report = fixture.run_with(&[], "echo begun; sleep 1000", options);
         assert_eq!(report.status, Status::Cancelled);
     });
+}
+
+/// What two moments of a cancel come to: the second one ends what the grace of the first one is for.
+#[test]
+fn a_cancel_that_kills_waits_for_nobody() {
+    let fixture = Fixture::new();
+    let cancel = Cancel::new().unwrap();
+    let (said, has_said) = std::sync::mpsc::channel();
+    let options = fixture
+        .options()
+        .grace(Duration::from_secs(3600))
+        .cancel(cancel.clone())
+        .stdout(Output::Callback(Box::new(move |_| said.send(()).unwrap())));
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            has_said.recv().unwrap();
+            cancel.cancel();
+            // It has been asked, and goes on.
+            has_said.recv().unwrap();
+            cancel.kill();
+        });
+        let stubborn = "trap 'echo no' TERM; echo begun; while :; do sleep 0.01; done";
+        let report = fixture.run_with(&[], stubborn, options);
+        assert_eq!(report.status, Status::Cancelled);
+    });
+    fixture.assert_clean();
+}
+
+#[test]
+fn a_cancel_before_the_command_begins_is_told_the_same_way() {
+    let fixture = Fixture::new();
+    let cancel = Cancel::new().unwrap();
+    cancel.cancel();
+    let layers = fixture.numbered_layers(6);
+    for options in [fixture.options(), fixture.options().max_lowers(3)] {
+        let report = fixture.run_with(&layers, "echo begun", options.cancel(cancel.clone()));
+        assert_eq!((report.status, report.stdout, report.merged), (Status::Cancelled, None, None));
+        assert_eq!(fs::read_dir(report.upper.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn too_much_output_ends_the_command() {
+    let fixture = Fixture::new();
+    let path = fixture.path().join("log");
+    let limited = |limit: u64| fixture.options().output_limit_bytes(limit).grace(Duration::from_millis(50));
+    let endless = "echo begun > /begun; while :; do echo 0123456789; echo abcde >&2; done";
+    let log = fs::File::create(&path).unwrap();
+    let report = fixture.run_with(&[], endless, limited(100_000).stdout(Output::File(log)));
+    assert_eq!(report.status, Status::OutputLimit);
+    assert_eq!(fs::metadata(&path).unwrap().len() + report.stderr.unwrap().total_bytes(), 100_000);
+    assert_eq!(fs::read(report.upper.path().join("begun")).unwrap(), b"begun\n");
+
+    // Right at the limit is not beyond it; one that has ended by itself meanwhile is.
+    for (limit, status) in [(588_895, Status::Exited(0)), (588_894, Status::OutputLimit)] {
+        let report = fixture.run_with(&[], "seq 1 100000", limited(limit));
+        assert_eq!((report.status, report.stdout.unwrap().total_bytes()), (status, limit));
+    }
+}
+
+#[test]
+fn the_end_of_memory_is_told_from_other_kills() {
+    let fixture = Fixture::new();
+    let crun = || Runtime::new(find("crun"));
+    for runtime in [Runtime::default(), crun()] {
+        let run = |script: &str| {
+            let template = integration_tests::shell(script).memory_limit_bytes(32 << 20).build().unwrap();
+            runner::run(&fixture.base(), &[], &template, fixture.options().runtime(runtime.clone())).unwrap()
+        };
+        let eat = "echo begun > /begun; exec dd if=/dev/zero of=/dev/null bs=100M count=1";
+        let report = run(eat);
+        assert_eq!((report.status, report.usage.out_of_memory), (Status::OutOfMemory, true), "{runtime:?}");
+        assert_eq!(fs::read(report.upper.path().join("begun")).unwrap(), b"begun\n");
+        // A little of the kernel's own is counted above the limit.
+        assert!(report.usage.peak_memory_bytes.is_some_and(|bytes| bytes <= 40 << 20), "{:?}", report.usage);
+
+        let report = run("dd if=/dev/zero of=/dev/null bs=100M count=1; exit 3");
+        assert_eq!((report.status, report.usage.out_of_memory), (Status::Exited(3), true), "{runtime:?}");
+        let report = run("sleep 1000 & kill -9 $!; wait $!; exit 137");
+        assert_eq!((report.status, report.usage.out_of_memory), (Status::Signaled(9), false), "{runtime:?}");
+    }
 }
 
 #[test]

@@ -8,7 +8,14 @@ use crate::{Error, Result};
 /// Ends a run from another thread. Clones share one decision, which cannot be taken back.
 #[derive(Debug, Clone)]
 pub struct Cancel {
-    event: Arc<OwnedFd>,
+    events: Arc<Events>,
+}
+
+/// Each is readable from the moment on which it is true.
+#[derive(Debug)]
+struct Events {
+    cancelled: OwnedFd,
+    killed: OwnedFd,
 }
 
 impl Cancel {
@@ -18,28 +25,42 @@ impl Cancel {
     /// [`Error::Io`] if there is no descriptor left.
     pub fn new() -> Result<Self> {
         let event =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::io("create", "an eventfd"))?;
-        Ok(Self { event: Arc::new(event) })
+            || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::io("create", "an eventfd"));
+        Ok(Self { events: Arc::new(Events { cancelled: event()?, killed: event()? }) })
     }
 
-    /// Ends every run that waits with this `Cancel` or one of its clones, and every later one at once.
+    /// Ends every run that waits with this `Cancel` or one of its clones, and every later one at once: the command gets SIGTERM
+    /// and the time of [grace](crate::Invocation::grace).
     pub fn cancel(&self) {
-        // It cannot fail but by overflow, and then it has been told already.
-        let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+        tell(&self.events.cancelled);
     }
-}
 
-impl Cancel {
+    /// As [`cancel`](Self::cancel), and without grace, or what is left of it: the container is killed at once.
+    pub fn kill(&self) {
+        tell(&self.events.killed);
+        self.cancel();
+    }
+
     /// Whether it has been used.
     pub fn is_cancelled(&self) -> bool {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut [PollFd::new(&self.event, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+        poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
     }
+
+    /// Readable once there is no grace.
+    pub(super) fn killed(&self) -> BorrowedFd<'_> {
+        self.events.killed.as_fd()
+    }
+}
+
+fn tell(event: &OwnedFd) {
+    // It cannot fail but by overflow, and then it has been told already.
+    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
 }
 
 impl AsFd for Cancel {
     /// Readable once it is cancelled.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.events.cancelled.as_fd()
     }
 }

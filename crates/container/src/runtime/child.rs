@@ -1,11 +1,11 @@
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{self, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -21,6 +21,8 @@ pub(super) struct Child {
     pidfd: Option<OwnedFd>,
     stdout: Stream,
     stderr: Stream,
+    /// What the two may still bring together, in bytes; `None` for no limit.
+    allowance: Option<u64>,
 }
 
 /// Why a process ended.
@@ -29,6 +31,7 @@ pub(super) enum Ended {
     ByItself,
     TimedOut,
     Cancelled,
+    OutputLimit,
 }
 
 /// What comes next if the process does not end.
@@ -43,16 +46,21 @@ enum Stage {
 
 impl Child {
     /// Starts a process that is the first of a PID namespace: with it ends everything it has started, wherever that went. It ends
-    /// with the calling thread.
-    pub(super) fn spawn(mut command: Command, stdout: Output, stderr: Output) -> io::Result<Self> {
-        let (stdout, stdio) = Stream::new(stdout)?;
+    /// with the calling thread. What passes through here is counted against `output_limit`, in bytes.
+    pub(super) fn spawn(
+        mut command: Command,
+        stdout: Output,
+        stderr: Output,
+        output_limit: Option<u64>,
+    ) -> io::Result<Self> {
+        let (stdout, stdio) = Stream::new(stdout, output_limit.is_some())?;
         command.stdout(stdio);
-        let (stderr, stdio) = Stream::new(stderr)?;
+        let (stderr, stdio) = Stream::new(stderr, output_limit.is_some())?;
         command.stderr(stdio);
         let process = namespace::spawn(&mut command)?;
         // `command` holds the writing ends: without them the readers see the end of the streams.
         drop(command);
-        let mut child = Self { pidfd: None, process, stdout, stderr };
+        let mut child = Self { pidfd: None, process, stdout, stderr, allowance: output_limit };
         // If this fails, dropping kills.
         child.pidfd = Some(pidfd_open(Pid::from_child(&child.process), PidfdFlags::empty())?);
         Ok(child)
@@ -62,8 +70,8 @@ impl Child {
         self.pidfd.as_ref().expect("a child that was started has one")
     }
 
-    /// Waits for the end and hands on output meanwhile. When the time is over or `cancel` says so, the process gets SIGTERM, and
-    /// after `grace` it is killed with all it has started.
+    /// Waits for the end and hands on output meanwhile. When the time is over, there is too much output or `cancel` says so, the
+    /// process gets SIGTERM, and after `grace` it is killed with all it has started.
     pub(super) fn supervise(
         &mut self,
         timeout: Option<Duration>,
@@ -72,20 +80,22 @@ impl Child {
     ) -> io::Result<(Ended, ExitStatus)> {
         let mut stage = Stage::Running(timeout.and_then(|timeout| Instant::now().checked_add(timeout)));
         let result = loop {
-            match self.wait(stage.until(), cancel.filter(|_| matches!(stage, Stage::Running(_)))) {
-                Ok(Event::Output) => {}
-                Ok(Event::End) => break Ok(()),
-                Ok(Event::Cancel) => stage = self.ask(Ended::Cancelled, grace),
-                Ok(Event::Timeout) => {
-                    stage = match stage {
-                        Stage::Running(_) => self.ask(Ended::TimedOut, grace),
-                        Stage::Asked(why, _) | Stage::Killed(why) => {
-                            let _ = pidfd_send_signal(self.pidfd(), Signal::KILL);
-                            Stage::Killed(why)
-                        }
-                    }
+            let order = match stage {
+                Stage::Running(_) => cancel.map(Cancel::as_fd),
+                Stage::Asked(..) => cancel.map(Cancel::killed),
+                Stage::Killed(_) => None,
+            };
+            match (self.wait(stage.until(), order), &stage) {
+                (Ok(Event::End), _) => break Ok(()),
+                (Ok(Event::Surplus), Stage::Running(_)) => stage = self.ask(Ended::OutputLimit, grace),
+                (Ok(Event::Output | Event::Surplus), _) => {}
+                (Ok(Event::Order), Stage::Running(_)) => stage = self.ask(Ended::Cancelled, grace),
+                (Ok(Event::Timeout), Stage::Running(_)) => stage = self.ask(Ended::TimedOut, grace),
+                (Ok(Event::Order | Event::Timeout), _) => {
+                    let _ = pidfd_send_signal(self.pidfd(), Signal::KILL);
+                    stage = Stage::Killed(stage.why());
                 }
-                Err(error) => {
+                (Err(error), _) => {
                     // Whoever cannot be watched must not go on.
                     let _ = self.process.kill();
                     break Err(error);
@@ -95,10 +105,11 @@ impl Child {
         // The kernel tells the end of a namespace's first process when all others in it have ended.
         let exit = self.process.wait();
         // Nobody writes any more; what is in the pipes is all there is.
-        self.stdout.drain();
-        self.stderr.drain();
+        self.stdout.drain(&mut self.allowance);
+        self.stderr.drain(&mut self.allowance);
         let exit = result.and(exit)?;
         let why = match stage.why() {
+            Ended::ByItself if self.stdout.surplus || self.stderr.surplus => Ended::OutputLimit,
             // A signal from a terminal goes to this process and to that one at once.
             Ended::ByItself if exit.signal().is_some() && cancel.is_some_and(Cancel::is_cancelled) => Ended::Cancelled,
             why => why,
@@ -112,18 +123,18 @@ impl Child {
         Stage::Asked(why, Instant::now().checked_add(grace))
     }
 
-    /// Waits for one event. Output is read before an end is told.
-    fn wait(&mut self, until: Option<Instant>, cancel: Option<&Cancel>) -> io::Result<Event> {
+    /// Waits for one event; `order` is readable if there is one to follow. Output is read before an end is told.
+    fn wait(&mut self, until: Option<Instant>, order: Option<BorrowedFd<'_>>) -> io::Result<Event> {
         let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
         let timeout =
             remaining.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
-        let (output, end, cancelled) = {
+        let (output, end, ordered) = {
             let mut fds = vec![PollFd::new(self.pidfd(), PollFlags::IN)];
             fds.extend([&self.stdout, &self.stderr].into_iter().filter_map(|stream| {
                 stream.pipe.as_ref().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN))
             }));
             let streams = 1..fds.len();
-            fds.extend(cancel.map(|cancel| PollFd::new(cancel, PollFlags::IN)));
+            fds.extend(order.map(|order| PollFd::from_borrowed_fd(order, PollFlags::IN)));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(0) => return Ok(Event::Timeout),
                 Ok(_) => {}
@@ -134,14 +145,15 @@ impl Child {
             (fds[streams.clone()].iter().any(ready), ready(&fds[0]), fds[streams.end..].iter().any(ready))
         };
         if output {
-            self.stdout.read_once();
-            self.stderr.read_once();
+            self.stdout.read_once(&mut self.allowance);
+            self.stderr.read_once(&mut self.allowance);
         }
-        Ok(match (end, cancelled) {
+        Ok(match (end, ordered) {
             (true, _) => Event::End,
-            (false, true) => Event::Cancel,
+            (false, true) => Event::Order,
             // A process that never stops writing does not put off its own end.
             (false, false) if until.is_some_and(|until| Instant::now() >= until) => Event::Timeout,
+            (false, false) if self.stdout.surplus || self.stderr.surplus => Event::Surplus,
             (false, false) => Event::Output,
         })
     }
@@ -161,8 +173,11 @@ impl Drop for Child {
 
 enum Event {
     Output,
+    /// More output than was allowed.
+    Surplus,
     End,
-    Cancel,
+    /// From outside, to end or to be killed.
+    Order,
     Timeout,
 }
 
@@ -187,37 +202,53 @@ struct Stream {
     /// The reading end, until the end of the stream; `None` from the start if nothing passes through here.
     pipe: Option<File>,
     sink: Sink,
+    /// Whether more came than was allowed. The surplus is thrown away.
+    surplus: bool,
 }
 
 enum Sink {
     None,
+    File(File),
     Capture(Excerpt),
     Callback(Callback),
 }
 
 impl Stream {
-    fn new(output: Output) -> io::Result<(Self, Stdio)> {
+    /// One that passes through here if `counted`, or if it has to.
+    fn new(output: Output, counted: bool) -> io::Result<(Self, Stdio)> {
+        let direct = |stdio| Ok((Self { pipe: None, sink: Sink::None, surplus: false }, stdio));
         let sink = match output {
-            Output::Null => return Ok((Self { pipe: None, sink: Sink::None }, Stdio::null())),
-            Output::Inherit => return Ok((Self { pipe: None, sink: Sink::None }, Stdio::inherit())),
-            Output::File(file) => return Ok((Self { pipe: None, sink: Sink::None }, file.into())),
+            Output::Null => return direct(Stdio::null()),
+            Output::Inherit => return direct(Stdio::inherit()),
+            Output::File(file) if !counted => return direct(file.into()),
+            Output::File(file) => Sink::File(file),
             Output::Capture(limit) => Sink::Capture(Excerpt::new(limit)),
             Output::Callback(callback) => Sink::Callback(callback),
         };
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         // Only this end: the command's is another open file description.
         fcntl_setfl(&reader, fcntl_getfl(&reader)? | OFlags::NONBLOCK)?;
-        Ok((Self { pipe: Some(reader.into()), sink }, writer.into()))
+        Ok((Self { pipe: Some(reader.into()), sink, surplus: false }, writer.into()))
     }
 
-    /// Reads what is there, one piece at most, and hands it on.
-    fn read_once(&mut self) -> bool {
+    /// Reads what is there, one piece at most, and hands on what is allowed of it.
+    fn read_once(&mut self, allowance: &mut Option<u64>) -> bool {
         let Some(pipe) = &mut self.pipe else { return false };
         // The capacity of a pipe, pipe(7).
         let mut buffer = [0; 64 << 10];
         match pipe.read(&mut buffer) {
             Ok(length @ 1..) => {
-                self.sink.accept(&buffer[..length]);
+                let allowed = allowance.map_or(length as u64, |left| left.min(length as u64));
+                if let Some(left) = allowance {
+                    *left -= allowed;
+                }
+                let allowed = allowed as usize;
+                self.surplus |= allowed < length;
+                if let Err(error) = self.sink.accept(&buffer[..allowed]) {
+                    // The command's next write fails, as it would have if it had written there itself.
+                    log::warn!("the command's output cannot be written any more: {error}");
+                    self.pipe = None;
+                }
                 true
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
@@ -229,24 +260,26 @@ impl Stream {
         }
     }
 
-    fn drain(&mut self) {
-        while self.read_once() {}
+    fn drain(&mut self, allowance: &mut Option<u64>) {
+        while self.read_once(allowance) {}
     }
 }
 
 impl Sink {
-    fn accept(&mut self, bytes: &[u8]) {
+    fn accept(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Sink::None => {}
+            Sink::File(file) => return file.write_all(bytes),
             Sink::Capture(excerpt) => excerpt.push(bytes),
             Sink::Callback(callback) => callback(bytes),
         }
+        Ok(())
     }
 
     fn take_excerpt(&mut self) -> Option<Excerpt> {
         match std::mem::replace(self, Sink::None) {
             Sink::Capture(excerpt) => Some(excerpt),
-            Sink::None | Sink::Callback(_) => None,
+            Sink::None | Sink::File(_) | Sink::Callback(_) => None,
         }
     }
 }

@@ -33,6 +33,17 @@ impl Config {
         self.value.pointer("/root/path").and_then(Value::as_str).map(Path::new)
     }
 
+    /// The most memory that the container may have, in bytes; `None` for no limit.
+    pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
+        // -1 is no limit.
+        self.value.pointer("/linux/resources/memory/limit").and_then(Value::as_u64)
+    }
+
+    /// Whether the command gets a terminal of its own.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.value.pointer("/process/terminal").and_then(Value::as_bool).unwrap_or_default()
+    }
+
     /// The control group that the runtime is to put the container into, if one is named.
     ///
     /// See [`linux.cgroupsPath`]: absolute from the mount point of each hierarchy, or relative to where the runtime sees fit.

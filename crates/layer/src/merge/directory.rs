@@ -47,6 +47,8 @@ pub(super) struct Shared<'a> {
     pub(super) target: BorrowedFd<'a>,
     pub(super) target_path: &'a Path,
     pub(super) xattrs: XattrNamespace,
+    /// Whether nobody waits for the merge any more.
+    pub(super) stop: &'a (dyn Fn() -> bool + Sync),
     pub(super) groups: Groups,
     /// Why the first of the files that could not be linked could not.
     pub(super) why_copied: OnceLock<Errno>,
@@ -140,6 +142,9 @@ impl<'a> Worker<'a> {
     /// Takes from one layer what no layer above has. Returns whether its directory hides what is below.
     fn gather(&mut self, branch: &Arc<Branch>, layer: usize, is_last: bool, gathered: &mut Gathered) -> Result<bool> {
         let shared = self.shared;
+        if (shared.stop)() {
+            return Err(Error::Stopped { target: shared.target_path.into() });
+        }
         let to = self.target.go_either_way(branch, || Ok(shared.target));
         let to = to.map_err(shared.target_error("open", branch))?;
         let io = |operation| move |errno: Errno| Error::io(operation, shared.source_path(layer, branch, None))(errno);
@@ -258,6 +263,7 @@ mod tests {
             target: root.as_fd(),
             target_path: target,
             xattrs: XattrNamespace::User,
+            stop: &|| false,
             groups: Groups::default(),
             why_copied: OnceLock::new(),
         };

@@ -9,10 +9,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+mod discard;
+mod kept;
 mod ls;
 mod merge;
 mod plan;
 mod run;
+mod shell;
 mod show;
 mod stack;
 mod sweep;
@@ -47,6 +50,8 @@ enum Command {
     Run(Box<run::Args>),
     Plan(plan::Args),
     Merge(merge::Args),
+    Shell(shell::Args),
+    Discard(discard::Args),
     Ls(ls::Args),
     Show(show::Args),
     Sweep(sweep::Args),
@@ -70,6 +75,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Plan(args) => plan::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Shell(args) => shell::run(args),
+        Command::Discard(args) => discard::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Sweep(args) => sweep::run(args),
