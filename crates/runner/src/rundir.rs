@@ -29,9 +29,16 @@ impl RunDir {
             let id = ContainerId::random(PREFIX)?;
             let path = parent.join(id.as_str());
             DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", &path))?;
-            // A sweep may have been quicker: then there is another name.
-            if let Some(run) = Self::lock(&path)? {
-                return Ok((run, id));
+            match Self::lock(&path) {
+                Ok(Some(run)) => return Ok((run, id)),
+                // A sweep may have been quicker: then there is another name.
+                Ok(None) => {}
+                Err(cause) => {
+                    if let Err(error) = fs::remove_dir(&path) {
+                        log::error!("{} is left: cannot remove it: {error}", path.display());
+                    }
+                    return Err(cause);
+                }
             }
         }
     }

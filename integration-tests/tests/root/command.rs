@@ -25,9 +25,7 @@ fn run(command: &mut Command) -> (i32, String, String) {
 
 /// `layered run` over the fixture's base.
 fn layered_run(fixture: &Fixture) -> Command {
-    let mut command = layered();
-    command.args(["run", "--base"]).arg(fixture.base().path()).arg("--scratch").arg(fixture.scratch());
-    command
+    fixture.layered_run()
 }
 
 fn script(fixture: &Fixture, options: &[&str], script: &str) -> (i32, String, String) {

@@ -295,14 +295,18 @@ pub(crate) fn cancelled_by_signals(options: Options<'_>) -> anyhow::Result<(Opti
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot wait for signals")?;
     let kept = Arc::clone(&came);
     // The thread lives as long as the process.
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
+    let wait = move || {
         let mut signals = signals.forever();
         if let Some(signal) = signals.next() {
             kept.store(signal, Ordering::Relaxed);
             cancel.cancel();
         }
         signals.for_each(|_| cancel.kill());
-    })?;
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .context("cannot start a thread to wait for signals")?;
     Ok((options, FirstSignal(came)))
 }
 
