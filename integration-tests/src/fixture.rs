@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use container::{CaptureLimit, Output, Runtime, Template, TemplateBuilder};
 use layer::{Base, Layer};
@@ -10,24 +12,27 @@ use runner::{Options, Report};
 use tempfile::TempDir;
 
 use crate::Traces;
+use crate::tree::Snapshot;
 
 /// A base with busybox, a store for layers and a scratch directory, on a machine that has to be left as it was.
 ///
 /// Tests that have one run one after the other, since a run that is under way leaves traces for others to see. When it goes, it
-/// checks that its own are gone.
+/// checks that its own are gone, and that its layers are as they were made.
 #[derive(Debug)]
 pub struct Fixture {
     dir: TempDir,
     before: Traces,
+    layers: Mutex<BTreeMap<PathBuf, Snapshot>>,
     _alone: MutexGuard<'static, ()>,
 }
 
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What the base's `/bin` has.
-const APPLETS: [&str; 29] = [
+const APPLETS: [&str; 32] = [
     "cat", "chmod", "cp", "dd", "echo", "env", "false", "find", "grep", "head", "hostname", "id", "kill", "ln", "ls",
-    "mkdir", "mount", "mv", "pwd", "rm", "sed", "seq", "setsid", "sh", "sleep", "stat", "stty", "true", "wc",
+    "mkdir", "mknod", "mount", "mv", "pwd", "rm", "sed", "seq", "setsid", "sh", "sleep", "stat", "stty", "touch",
+    "true", "umount", "wc",
 ];
 
 impl Fixture {
@@ -52,7 +57,24 @@ impl Fixture {
         for path in ["scratch", "store"] {
             fs::create_dir(dir.path().join(path)).unwrap();
         }
-        Self { dir, before: Traces::now(), _alone: alone }
+        Self { dir, before: Traces::now(), layers: Mutex::default(), _alone: alone }
+    }
+
+    /// Puts `/bin/probe` into the base, which makes any system call: `probe NUMBER ARGUMENTS…`, with the error as its status.
+    ///
+    /// # Panics
+    /// If there is no C compiler.
+    pub fn add_probe(&self) {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/probe.c");
+        let options =
+            ["-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-O1", "-Wall", "-Werror", "-o"];
+        let compiled = Command::new(find("cc"))
+            .args(options)
+            .arg(self.base().fs().join("bin/probe"))
+            .arg(source)
+            .output()
+            .unwrap();
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     }
 
     /// A directory of the test's own.
@@ -75,12 +97,18 @@ impl Fixture {
         Base::open(self.dir.path().join("base")).unwrap()
     }
 
-    /// A new layer whose tree `fill` makes.
+    /// A new layer whose tree `fill` makes. Nobody is to change it from then on.
     pub fn layer(&self, name: impl AsRef<Path>, fill: impl FnOnce(&Path)) -> Layer {
         let dir = self.store().join(name);
         fs::create_dir_all(dir.join("fs")).unwrap();
         fill(&dir.join("fs"));
-        Layer::open(dir).unwrap()
+        let layer = Layer::open(&dir).unwrap();
+        self.made_layers().insert(dir.join("fs"), Snapshot::of_path(&layer.fs()).unwrap());
+        layer
+    }
+
+    fn made_layers(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Snapshot>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// So many layers; the n-th has the file `/deps/<n>`, which says n, and the file `/top`, which says so too.
@@ -120,12 +148,68 @@ impl Fixture {
         runner::run(&self.base(), layers, &shell(script).build().unwrap(), options).unwrap()
     }
 
+    /// `layered run` over the base, with the scratch directory.
+    pub fn layered_run(&self) -> Command {
+        let mut command = layered();
+        command.args(["run", "--base"]).arg(self.base().path()).arg("--scratch").arg(self.scratch());
+        command
+    }
+
+    /// What `layered sweep` says of the scratch directory.
+    ///
     /// # Panics
-    /// If a run has left anything: a mount, a container, a cgroup, a process or a file.
+    /// If it fails.
+    pub fn sweep(&self) -> String {
+        let output = layered().arg("sweep").arg(self.scratch()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What is in the scratch directory.
+    pub fn left(&self) -> Vec<PathBuf> {
+        fs::read_dir(self.scratch()).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    /// What a run has left, a mount, a container, a cgroup, a process or a file, or has changed in a layer: empty if nothing.
+    pub fn difference(&self) -> String {
+        let mut difference = String::new();
+        let now = Traces::now();
+        if now != self.before {
+            difference += &format!("traces: {now:?}, where there were {:?}\n", self.before);
+        }
+        for left in self.left() {
+            difference += &format!("left in the scratch directory: {}\n", left.display());
+        }
+        for (tree, made) in self.made_layers().iter() {
+            match made.diff(&Snapshot::of_path(tree).unwrap()) {
+                same if same.is_empty() => {}
+                changed => difference += &format!("{} has changed:\n{changed}", tree.display()),
+            }
+        }
+        difference
+    }
+
+    /// # Panics
+    /// If there is a [difference](Self::difference).
     pub fn assert_clean(&self) {
-        assert_eq!(Traces::now(), self.before);
-        let left: Vec<_> = fs::read_dir(self.scratch()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert!(left.is_empty(), "left in the scratch directory: {left:?}");
+        let difference = self.difference();
+        assert!(difference.is_empty(), "{difference}");
+    }
+
+    /// # Panics
+    /// If something of a run lives or is mounted, for longer than the kernel needs to end it: nobody outside of a PID namespace
+    /// is told when that is.
+    pub fn assert_nothing_lives(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let traces = Traces::now();
+            // A process that is ending has its mounts for a moment longer.
+            if !(traces.lives() || traces.mounts()) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{traces:?}");
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -162,6 +246,18 @@ pub fn stdout(report: &Report) -> String {
 /// If it was not captured.
 pub fn stderr(report: &Report) -> String {
     report.stderr.as_ref().expect("standard error is captured").to_string()
+}
+
+/// Returns when a thread of this process waits for a time to pass, as one does that has found a mount busy.
+///
+/// # Panics
+/// If there is no such thread.
+pub fn until_it_waits(thread: rustix::thread::Pid) {
+    let path = format!("/proc/self/task/{}/syscall", thread.as_raw_nonzero());
+    // The number of the call, or `running`.
+    while !fs::read_to_string(&path).unwrap().starts_with(&format!("{} ", nix::libc::SYS_clock_nanosleep)) {
+        std::thread::yield_now();
+    }
 }
 
 /// The path of a program.

@@ -49,11 +49,14 @@ fn cgroups() -> BTreeSet<PathBuf> {
     groups.map(walkdir::DirEntry::into_path).filter(|path| ours(path)).collect()
 }
 
-/// Processes in a run's cgroups.
+/// Processes in a run's cgroups, and runtimes, which are in none.
 fn processes() -> BTreeSet<String> {
     let pids = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-    pids.filter(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains("/layered-"))
-    })
-    .collect()
+    let says = |pid: &str, file: &str, all: &[&str]| {
+        let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        all.iter().all(|part| text.contains(part))
+    };
+    pids.filter(|pid| says(pid, "cgroup", &["/layered-"]) || says(pid, "cmdline", &["--bundle\0", "/layered-"]))
+        .collect()
 }

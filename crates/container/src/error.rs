@@ -1,6 +1,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::TemplateError;
 
 /// What went wrong with a mount, a bundle or a runtime, at which path, and what to do about it.
@@ -60,14 +62,20 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A directory of the system's own is a symbolic link in the root file system.
+    #[error("{} is a symbolic link, by which a runtime could write on the host: a layer has a directory there or nothing", path.display())]
+    LinkedMountPoint {
+        /// The link, as seen from outside.
+        path: PathBuf,
+    },
     /// A private mount namespace could not be made.
-    #[error("cannot have mounts of its own: this needs root (CAP_SYS_ADMIN)")]
+    #[error("cannot have mounts of its own{}", namespace_advice(source))]
     Namespace {
         /// The kernel's answer.
         source: io::Error,
     },
     /// The runtime is not there, or is no program.
-    #[error("cannot start the runtime {}: install it, or name another one", program.display())]
+    #[error("cannot start the runtime {}{}", program.display(), start_advice(source))]
     RuntimeStart {
         /// The program, as it was given.
         program: PathBuf,
@@ -125,6 +133,21 @@ fn hint(message: &str, advice: &Option<&'static str>) -> String {
     }
 }
 
+fn namespace_advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => ": this needs root (CAP_SYS_ADMIN)",
+        _ => "",
+    }
+}
+
+fn start_advice(source: &io::Error) -> &'static str {
+    match Errno::from_io_error(source) {
+        Some(Errno::NOENT) => ": install it, or name another one",
+        Some(Errno::ACCESS | Errno::NOEXEC) => ": it cannot be executed; name another one",
+        _ => "",
+    }
+}
+
 /// The result of an operation on mounts, bundles and runtimes.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -132,7 +155,7 @@ impl Error {
     /// The path that the error is about.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Error::Io { path, .. } | Error::Leftover { path, .. } => Some(path),
+            Error::Io { path, .. } | Error::Leftover { path, .. } | Error::LinkedMountPoint { path } => Some(path),
             Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
             Error::RuntimeStart { program, .. } | Error::Runtime { program, .. } => Some(program),
             _ => None,
@@ -143,5 +166,26 @@ impl Error {
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Error {
         let path = path.into();
         move |source| Error::Io { operation, path, source: source.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_is_given_where_it_is_known_to_help() {
+        let start = |errno: Errno| Error::RuntimeStart { program: "runc".into(), source: errno.into() }.to_string();
+        let namespace = |errno: Errno| Error::Namespace { source: errno.into() }.to_string();
+        let table = [
+            (start(Errno::NOENT), "cannot start the runtime runc: install it, or name another one"),
+            (start(Errno::ACCESS), "cannot start the runtime runc: it cannot be executed; name another one"),
+            (start(Errno::NOMEM), "cannot start the runtime runc"),
+            (namespace(Errno::PERM), "cannot have mounts of its own: this needs root (CAP_SYS_ADMIN)"),
+            (namespace(Errno::NOSPC), "cannot have mounts of its own"),
+        ];
+        for (message, expected) in table {
+            assert_eq!(message, expected);
+        }
     }
 }

@@ -26,6 +26,13 @@ impl ContainerId {
         Ok(Self(format!("{prefix}-{:016x}", u64::from_ne_bytes(bits))))
     }
 
+    /// The name of a run that there has been already; `None` if runtimes would refuse it.
+    pub fn of_earlier_run(name: impl Into<String>) -> Option<Self> {
+        let name = name.into();
+        let fits = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+        (fits && !name.is_empty()).then_some(Self(name))
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -47,5 +54,7 @@ mod tests {
         let (one, two) = (ContainerId::random("x").unwrap(), ContainerId::random("x").unwrap());
         assert_ne!(one, two);
         assert_eq!(one.as_str().len(), "x-0123456789abcdef".len());
+        assert_eq!(ContainerId::of_earlier_run(one.as_str()), Some(one));
+        assert_eq!(ContainerId::of_earlier_run("../x"), None);
     }
 }

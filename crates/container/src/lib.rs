@@ -53,6 +53,6 @@ pub use overlay::{
 pub use rootfs::{MountPoint, Rootfs};
 pub use runtime::{Cancel, Finished, Input, Invocation, Runtime, Status};
 pub use template::{
-    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Template,
+    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Seccomp, Template,
     TemplateBuilder, TemplateError, Terminal, parse_size,
 };

@@ -58,17 +58,22 @@ impl Mounted {
     }
 
     fn take_down(&self) -> Result<()> {
-        let mut retries = 0;
-        loop {
-            match umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW) {
-                Ok(()) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EBUSY) if retries < RETRIES => {
-                    std::thread::sleep(Duration::from_millis(1 << retries));
-                    retries += 1;
-                }
-                Err(error) => return Err(Error::Unmount { target: self.target.clone(), source: error.into() }),
+        patiently(|| umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW), std::thread::sleep)
+            .map_err(|error| Error::Unmount { target: self.target.clone(), source: error.into() })
+    }
+}
+
+/// Tries to unmount until it is done, or it is no use to try again.
+fn patiently(mut unmount: impl FnMut() -> nix::Result<()>, mut wait: impl FnMut(Duration)) -> nix::Result<()> {
+    let mut retries = 0;
+    loop {
+        match unmount() {
+            Err(Errno::EINTR) => {}
+            Err(Errno::EBUSY) if retries < RETRIES => {
+                wait(Duration::from_millis(1 << retries));
+                retries += 1;
             }
+            result => return result,
         }
     }
 }
@@ -80,6 +85,31 @@ impl Drop for Mounted {
         }
         if let Err(error) = self.take_down() {
             log::error!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_mount_is_tried_for_a_second_and_no_longer() {
+        use Errno::{EBUSY, EINTR, EINVAL, EIO};
+        // (the kernel's answers, after the last of which it says yes; what comes of it, milliseconds that were waited)
+        let table: [(&[Errno], nix::Result<()>, u128); 7] = [
+            (&[], Ok(()), 0),
+            (&[EBUSY], Ok(()), 1),
+            (&[EBUSY, EINTR, EBUSY], Ok(()), 3),
+            (&[EBUSY; 10], Ok(()), 1023),
+            (&[EBUSY; 11], Err(EBUSY), 1023),
+            (&[EBUSY, EIO], Err(EIO), 1),
+            (&[EINVAL, EBUSY], Err(EINVAL), 0),
+        ];
+        for (answers, expected, milliseconds) in table {
+            let (mut left, mut waited) = (answers.iter(), Duration::ZERO);
+            let result = patiently(|| left.next().map_or(Ok(()), |errno| Err(*errno)), |wait| waited += wait);
+            assert_eq!((result, waited.as_millis()), (expected, milliseconds), "{answers:?}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 
 use crate::{Error, Mounted, Result};
 
@@ -188,7 +188,8 @@ impl Overlay {
     ///
     /// # Errors
     /// [`Error::TooManyLowers`] and [`Error::OptionsTooLong`] before anything is tried, [`Error::Mount`] with the kernel's own
-    /// message, [`Error::Io`] for a directory that cannot be opened. Nothing is mounted then.
+    /// message, [`Error::Io`] for a directory that cannot be opened. Nothing is mounted then. Where the kernel would do with a
+    /// read-only mount, since it cannot write to the work directory, that is [`Error::Mount`] too.
     pub fn mount(&self, target: impl AsRef<Path>) -> Result<Mounted> {
         let target = absolute(target.as_ref())?;
         let lowers: Vec<PathBuf> = self.lowers.iter().map(|lower| absolute(lower)).collect::<Result<_>>()?;
@@ -217,7 +218,12 @@ impl Overlay {
             }
         }
         .map_err(|error| request.explain(error))?;
-        Ok(Mounted::new(request.target, api, names))
+        let mounted = Mounted::new(request.target.clone(), api, names);
+        if request.writable.is_some() && is_read_only(mounted.path())? {
+            mounted.unmount()?;
+            return Err(request.read_only());
+        }
+        Ok(mounted)
     }
 }
 
@@ -253,6 +259,19 @@ impl Request {
         Error::Mount { target: self.target.clone(), call, message, advice: None, source: source.into() }
     }
 
+    /// A mount that was made, but not as it was asked for: `ovl_make_workdir` in `fs/overlayfs/super.c`.
+    fn read_only(&self) -> Error {
+        Error::Mount {
+            target: self.target.clone(),
+            call: "it would be read-only".into(),
+            message: String::new(),
+            advice: Some(
+                "the kernel cannot write to the work directory; it may be that no space or no inode is left there",
+            ),
+            source: rustix::io::Errno::ROFS.into(),
+        }
+    }
+
     /// Finds out what lies behind an error, once there is one.
     fn explain(&self, mut error: Error) -> Error {
         let Error::Mount { advice, source, message, .. } = &mut error else { return error };
@@ -262,6 +281,7 @@ impl Request {
         };
         *advice = match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
             Some(rustix::io::Errno::PERM) => Some("mounting needs root (CAP_SYS_ADMIN)"),
+            Some(rustix::io::Errno::ACCESS) => Some("one of its directories cannot be read by this process"),
             Some(rustix::io::Errno::LOOP) => Some("a directory is given twice, or is the upper too"),
             Some(rustix::io::Errno::INVAL) if upper_is_overlay() => Some(
                 "the upper directory is on overlayfs, which cannot hold one; choose a scratch directory on another file system",
@@ -275,6 +295,11 @@ impl Request {
 
 /// `OVERLAYFS_SUPER_MAGIC` in `linux/magic.h`.
 const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+
+fn is_read_only(mounted: &Path) -> Result<bool> {
+    let numbers = rustix::fs::statvfs(mounted).map_err(Error::io("look at", mounted))?;
+    Ok(numbers.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
 
 /// A descriptor that names a directory and pins it.
 fn pin(path: &Path) -> Result<OwnedFd> {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps, openat2};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, openat2};
 use rustix::io::Errno;
 
 use crate::{Error, Result, Template};
@@ -129,6 +129,26 @@ impl Rootfs {
                 self.mount_point(destination, MountPoint::for_source(source)?)?;
             }
             covered.push(destination);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that `/dev`, `/proc` and `/sys` are no symbolic links, if they are there. Runtimes look at the places of their
+    /// mounts, but not at all that they make: over a `/dev` that leads to `/etc`, runc 1.1.5 makes `/dev/fd`, `/dev/ptmx` and
+    /// their like in the `/etc` of the host.
+    ///
+    /// # Errors
+    /// [`Error::LinkedMountPoint`] for the first that is one.
+    pub fn refuse_links(&self) -> Result<()> {
+        for path in ["/dev", "/proc", "/sys"].map(Path::new) {
+            let outside = self.outside(path);
+            match rustix::fs::statat(&self.root, path.strip_prefix("/").unwrap_or(path), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => {
+                    return Err(Error::LinkedMountPoint { path: outside });
+                }
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(Error::io("look at", outside)(error)),
+            }
         }
         Ok(())
     }
@@ -284,6 +304,23 @@ mod tests {
         assert!(fs::symlink_metadata(dir.path().join("hosts")).unwrap().is_file());
         assert!(rootfs.mount_point(Path::new("/absolute/sub"), MountPoint::Directory).is_err());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_systems_own_directories_are_no_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = Rootfs::open(dir.path()).unwrap();
+        rootfs.refuse_links().unwrap();
+        for name in ["dev", "proc", "sys"] {
+            let path = dir.path().join(name);
+            for target in ["/etc", "tmp", "/nowhere"] {
+                symlink(target, &path).unwrap();
+                assert!(matches!(rootfs.refuse_links(), Err(Error::LinkedMountPoint { path: named }) if named == path));
+                fs::remove_file(&path).unwrap();
+            }
+            fs::create_dir(&path).unwrap();
+            rootfs.refuse_links().unwrap();
+        }
     }
 
     #[test]

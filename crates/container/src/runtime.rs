@@ -235,8 +235,8 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Error::RuntimeStart`], [`Error::Runtime`], [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
-    /// [`Error::Io`] if the runtime cannot be watched. The bundle's directory then holds the runtime's log besides
-    /// `config.json`.
+    /// [`Error::Io`] if the runtime's log cannot be made or the runtime not be watched. The bundle's directory then holds the
+    /// log besides `config.json`.
     ///
     /// What runc 1.1 does not log counts as the command's own exit with status 1: an interpreter or a dynamic loader that is
     /// missing, a file of an unknown format. Its message is on standard error.
@@ -257,6 +257,8 @@ impl Runtime {
             Input::Inherit => Stdio::inherit(),
             Input::File(file) => file.into(),
         });
+        let log = log_path(bundle.path());
+        log::create(&log).map_err(Error::io("create", log))?;
         // Dropped after the child, also by a callback's panic.
         let cgroup = cgroup.map(Removed);
         let _restored = bundle.has_terminal().then(terminal::Saved::new);

@@ -26,7 +26,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use builder::TemplateBuilder;
-pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
+pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 pub use config::Config;
 pub use error::TemplateError;
 pub use mount::Mount;
@@ -121,6 +121,12 @@ impl Template {
         validate::no_nul("process.args", &argv)?;
         self.value["process"]["args"] = argv;
         Ok(self)
+    }
+
+    /// The same container, with a terminal for the command or without one. A `TERM` in its environment stays what it is.
+    pub fn with_terminal(mut self, terminal: Terminal) -> Template {
+        self.value["process"]["terminal"] = Value::from(terminal == Terminal::Attached);
+        self
     }
 
     /// The configuration of a run over `rootfs`: a copy in which only `root.path` differs.

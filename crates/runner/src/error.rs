@@ -34,6 +34,18 @@ pub enum Cause {
     /// The caller's `prep_upper`.
     #[error("the caller's prep_upper failed")]
     PrepUpper(#[source] BoxError),
+    /// Not the directory of a run whose upper was kept.
+    #[error("{} is no kept run: give the directory that `Upper::keep` (or `layered run --keep-failed`) told", path.display())]
+    NotKept {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// Somebody is using the upper.
+    #[error("{} is in use: wait until the other visit is over", path.display())]
+    InUse {
+        /// The kept run's directory.
+        path: PathBuf,
+    },
     /// Options that cannot go together.
     #[error("{0}")]
     Options(&'static str),
@@ -94,7 +106,7 @@ impl Error {
         match &self.0.cause {
             Cause::Layer(error) => error.path(),
             Cause::Container(error) => error.path(),
-            Cause::Io { path, .. } => Some(path),
+            Cause::Io { path, .. } | Cause::NotKept { path } | Cause::InUse { path } => Some(path),
             Cause::PrepUpper(_) | Cause::Options(_) => None,
         }
     }

@@ -83,7 +83,10 @@ impl Host for Machine<'_> {
     }
 
     fn scratch(&mut self) -> Result<Scratch, Cause> {
-        let (scratch, id) = Scratch::create(&self.options.scratch)?;
+        let (scratch, id) = match self.options.over.take() {
+            None => Scratch::create(&self.options.scratch)?,
+            Some(upper) => Scratch::over(upper)?,
+        };
         self.id = Some(id);
         Ok(scratch)
     }
@@ -126,7 +129,9 @@ impl Host for Machine<'_> {
 
     fn prep_upper(&mut self, scratch: &Scratch) -> Result<(), Cause> {
         let lowers = self.plan_made().lowers(&scratch.lower());
-        copy_root_attributes(&lowers[0], &scratch.upper())?;
+        if !scratch.is_kept() {
+            copy_root_attributes(&lowers[0], &scratch.upper())?;
+        }
         match self.options.prep_upper.take() {
             Some(prepare) => prepare(&scratch.upper(), &lowers).map_err(Cause::PrepUpper),
             None => Ok(()),
@@ -153,6 +158,7 @@ impl Host for Machine<'_> {
 
     fn config(&mut self, scratch: &Scratch, mounted: &Mounted) -> Result<Prepared, Cause> {
         let mut rootfs = Rootfs::open(mounted.path())?;
+        rootfs.refuse_links()?;
         if self.options.etc == EtcFiles::Provided {
             for file in etc::files(self.template) {
                 let covered = self.template.mounts().any(|mount| file.path.starts_with(mount.destination()));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use container::{Cancel, DeviceNodes, Input, Output, OverlayXattrs, Runtime};
 use layer::Rung;
 
-use crate::BoxError;
+use crate::{BoxError, Upper};
 
 /// How a run is made; everything has a default.
 ///
@@ -28,6 +28,7 @@ pub struct Options<'a> {
     pub(crate) devices: DeviceNodes,
     pub(crate) xattrs: OverlayXattrs,
     pub(crate) etc: EtcFiles,
+    pub(crate) over: Option<Upper>,
     pub(crate) merge_removal: MergeRemoval,
     pub(crate) stdin: Input,
     pub(crate) stdout: Output,
@@ -82,6 +83,7 @@ impl<'a> Options<'a> {
             devices: DeviceNodes::default(),
             xattrs: OverlayXattrs::default(),
             etc: EtcFiles::default(),
+            over: None,
             merge_removal: MergeRemoval::default(),
             stdin: Input::Null,
             stdout: Output::Null,
@@ -148,6 +150,14 @@ impl<'a> Options<'a> {
     /// Where `/etc/hosts` and `/etc/resolv.conf` come from.
     pub fn etc_files(mut self, etc: EtcFiles) -> Self {
         self.etc = etc;
+        self
+    }
+
+    /// Runs over an upper of an earlier run, mostly one that was kept and is [opened again](Upper::reopen): the command finds it
+    /// as it was left, and writes to it. The run's directory is the one it was kept in, whatever [`scratch`](Self::scratch) says,
+    /// and in the end the upper is still kept there, also if the run fails.
+    pub fn over(mut self, upper: Upper) -> Self {
+        self.over = Some(upper);
         self
     }
 

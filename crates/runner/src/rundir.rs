@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -28,9 +29,16 @@ impl RunDir {
             let id = ContainerId::random(PREFIX)?;
             let path = parent.join(id.as_str());
             DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", &path))?;
-            // A sweep may have been quicker: then there is another name.
-            if let Some(run) = Self::lock(&path)? {
-                return Ok((run, id));
+            match Self::lock(&path) {
+                Ok(Some(run)) => return Ok((run, id)),
+                // A sweep may have been quicker: then there is another name.
+                Ok(None) => {}
+                Err(cause) => {
+                    if let Err(error) = fs::remove_dir(&path) {
+                        log::error!("{} is left: cannot remove it: {error}", path.display());
+                    }
+                    return Err(cause);
+                }
             }
         }
     }
@@ -61,6 +69,16 @@ impl RunDir {
         Ok(layer::remove_tree(&self.path)?)
     }
 
+    /// The directory at `path` that was [kept](Self::keep) of an earlier run, and that run's name.
+    pub(crate) fn kept(path: &Path) -> Result<(Self, ContainerId), Cause> {
+        let not_kept = || Cause::NotKept { path: path.into() };
+        let path = fs::canonicalize(path).map_err(|_| not_kept())?;
+        let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_name(KEPT, name)).ok_or_else(not_kept)?;
+        let id = ContainerId::of_earlier_run(name.replacen(KEPT, PREFIX, 1)).ok_or_else(not_kept)?;
+        let run = Self::lock(&path)?.ok_or_else(|| Cause::InUse { path: path.clone() })?;
+        Ok((run, id))
+    }
+
     /// Gives the directory a name that is none of a run's; `None` if that fails, and it has its name still.
     pub(crate) fn keep(self) -> Option<PathBuf> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, KEPT, 1);
@@ -73,6 +91,12 @@ impl RunDir {
             }
         }
     }
+}
+
+/// Whether `name` is the prefix and 16 hexadecimal digits.
+pub(crate) fn is_name(prefix: &str, name: &str) -> bool {
+    let digits = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// A scratch directory by its real path: runtimes refuse a root file system that is reached by a symbolic link.
@@ -105,5 +129,11 @@ mod tests {
         let kept = run.keep().unwrap();
         assert_eq!(kept, parent.path().join(id.as_str().replace("layered-", "kept-")));
         assert!(kept.is_dir());
+        let (again, name) = RunDir::kept(&kept).unwrap();
+        assert_eq!((again.path(), name), (&*kept, id));
+        assert!(matches!(RunDir::kept(&kept), Err(Cause::InUse { path }) if path == kept));
+        for other in [parent.path(), &parent.path().join("missing"), &kept.join("upper")] {
+            assert!(matches!(RunDir::kept(other), Err(Cause::NotKept { path }) if path == other));
+        }
     }
 }

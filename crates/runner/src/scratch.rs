@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use container::ContainerId;
+use container::{Cgroup, ContainerId};
 
 use crate::error::{Cause, chain, io_cause};
 use crate::rundir::RunDir;
@@ -83,6 +83,24 @@ impl Scratch {
         Ok((scratch, id))
     }
 
+    /// The directory of an upper that was kept, or is from now on, made ready to be run over. What a visit that was killed has
+    /// left goes first.
+    pub(crate) fn over(upper: Upper) -> Result<(Self, ContainerId), Cause> {
+        let dir = |upper: &Path| upper.parent().expect("an upper is in a directory").to_path_buf();
+        let upper = match upper.kept() {
+            Some(_) => upper,
+            None => Upper::reopen(dir(&upper.keep()))?,
+        };
+        let id = upper.kept().expect("it is reopened").clone();
+        let scratch = Self { paths: Paths::new(dir(upper.path())), upper: Some(upper) };
+        Cgroup::new(id.as_str())?.remove()?;
+        scratch.remove_all_but_upper()?;
+        for path in [scratch.work(), scratch.merged()] {
+            DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", path))?;
+        }
+        Ok((scratch, id))
+    }
+
     /// Removes everything but the upper, which is the caller's from now on. On an error everything is left from there on.
     pub(crate) fn into_upper(mut self) -> Result<Upper, Cause> {
         let upper = self.upper.take().expect("an upper is taken once");
@@ -117,9 +135,18 @@ impl Scratch {
         Ok(())
     }
 
-    /// Removes everything.
+    /// Removes everything, but for an upper that was kept before.
     pub(crate) fn remove(self) -> Result<(), Cause> {
-        self.into_upper()?.close()
+        let upper = self.into_upper()?;
+        match upper.kept() {
+            None => upper.close(),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Whether the upper was kept of an earlier run.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.upper.as_ref().is_some_and(|upper| upper.kept().is_some())
     }
 
     /// Leaves everything as it is.

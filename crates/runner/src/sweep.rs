@@ -1,10 +1,11 @@
 use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use container::Cgroup;
 
 use crate::error::{Cause, io_cause};
-use crate::rundir::{PREFIX, RunDir, scratch_dir};
+use crate::rundir::{PREFIX, RunDir, is_name, scratch_dir};
 
 /// What a [`sweep`] has found.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub struct Swept {
 ///
 /// A killed run's container has died with it, and its mount was never on the host; what is left are its directory and empty
 /// cgroups. Should anything live in these, it is killed. Live runs, of whatever process, are left alone, and so is everything
-/// that no run has made, or that was [kept](crate::Upper::keep). No run needs this: it is for disks that are not to fill up.
+/// that no run of this user has made, or that was [kept](crate::Upper::keep). No run needs this: it is for disks that are not to fill up.
 ///
 /// # Errors
 /// [`Cause::Io`] if `scratch` cannot be read. What fails for one run is told in [`Swept::failed`], and does not keep the others.
@@ -32,8 +33,10 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept, Cause> {
     for entry in std::fs::read_dir(&scratch).map_err(io_cause("read", &scratch))? {
         let entry = entry.map_err(io_cause("read", &scratch))?;
         let name = entry.file_name();
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let Some(id) = run_name(&name).filter(|_| is_dir) else { continue };
+        // Where others may write, /tmp above all, anybody can make a directory of a live run's name, which lies elsewhere.
+        let ours =
+            entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw());
+        let Some(id) = run_name(&name).filter(|_| ours) else { continue };
         match RunDir::lock(&entry.path()) {
             Ok(Some(run)) => match remove(id, run) {
                 Ok(()) => swept.removed.push(entry.path()),
@@ -54,9 +57,7 @@ fn remove(id: &str, run: RunDir) -> Result<(), Cause> {
 
 /// The name of a run, if it is one: the prefix and 16 hexadecimal digits.
 fn run_name(name: &OsStr) -> Option<&str> {
-    let name = name.to_str()?;
-    let digits = name.strip_prefix(PREFIX)?.strip_prefix('-')?;
-    (digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(name)
+    name.to_str().filter(|name| is_name(PREFIX, name))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use container::ContainerId;
 use layer::TreeSize;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -11,7 +12,8 @@ use crate::rundir::RunDir;
 /// What a command wrote: the upper directory of its overlay, owned.
 ///
 /// It stands in the run's scratch directory, which only root can enter. Dropped, it is deleted; [`keep`](Self::keep) leaves it
-/// where it is, [`persist`](Self::persist) moves it.
+/// where it is, [`persist`](Self::persist) moves it. One that was kept can be [opened again](Self::reopen), and is not deleted by
+/// dropping it.
 ///
 /// It is as the kernel left it, with whiteouts for what was deleted and overlayfs's own extended attributes, and not yet
 /// synced: after a power cut it is not to be trusted.
@@ -21,6 +23,8 @@ pub struct Upper {
     /// The run's directory; `None` once this is disarmed.
     run: Option<RunDir>,
     path: PathBuf,
+    /// The run's name, if the directory has been kept before.
+    kept: Option<ContainerId>,
 }
 
 /// An upper that could not be moved. It is still there: [`upper`](Self::upper) can be tried again.
@@ -47,7 +51,27 @@ impl Upper {
     /// The upper in the directory of a run.
     pub(crate) fn new(run: RunDir) -> Self {
         let path = run.path().join("upper");
-        Self { run: Some(run), path }
+        Self { run: Some(run), path, kept: None }
+    }
+
+    /// The upper in `dir`, the directory that [`keep`](Self::keep) left it in: to be looked at, [run over](crate::Options::over),
+    /// moved or [deleted](Self::close), by one at a time. Dropped, it stays.
+    ///
+    /// # Errors
+    /// [`Cause::NotKept`], [`Cause::InUse`].
+    pub fn reopen(dir: impl AsRef<Path>) -> Result<Self, Cause> {
+        let dir = dir.as_ref();
+        let (run, id) = RunDir::kept(dir)?;
+        let path = run.path().join("upper");
+        match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => Ok(Self { run: Some(run), path, kept: Some(id) }),
+            _ => Err(Cause::NotKept { path: dir.into() }),
+        }
+    }
+
+    /// The name of the run that it was kept of.
+    pub(crate) fn kept(&self) -> Option<&ContainerId> {
+        self.kept.as_ref()
     }
 
     /// The directory.
@@ -63,11 +87,12 @@ impl Upper {
         TreeSize::of(&self.path)
     }
 
-    /// Leaves it in the scratch directory, in a directory of its own that no [sweep](crate::sweep) takes away, and returns its
-    /// path there.
+    /// Leaves it in the scratch directory, as `upper` in a directory of its own that no [sweep](crate::sweep) takes away, and
+    /// returns its path there.
     #[must_use = "nobody else knows where the upper is"]
     pub fn keep(mut self) -> PathBuf {
-        match self.run.take().expect("an upper has a directory until it is given away").keep() {
+        let run = self.run.take().expect("an upper has a directory until it is given away");
+        match if self.kept.is_some() { None } else { run.keep() } {
             Some(kept) => kept.join("upper"),
             None => std::mem::take(&mut self.path),
         }
@@ -88,8 +113,9 @@ impl Upper {
             return Err(Box::new(PersistError { upper: self, destination, source: error.into() }));
         }
         let run = self.run.take().expect("an upper has a directory until it is given away");
-        if let Err(error) = std::fs::remove_dir(run.path()) {
-            log::warn!("cannot remove {}: {error}", run.path().display());
+        let dir = run.path().to_path_buf();
+        if let Err(cause) = run.remove() {
+            log::warn!("{} is left: {}", dir.display(), chain(&cause));
         }
         Ok(destination)
     }
@@ -105,7 +131,7 @@ impl Upper {
 
 impl Drop for Upper {
     fn drop(&mut self) {
-        let Some(run) = self.run.take() else { return };
+        let Some(run) = self.run.take().filter(|_| self.kept.is_none()) else { return };
         let path = run.path().to_path_buf();
         if let Err(cause) = run.remove() {
             log::error!("{} is left: {}", path.display(), chain(&cause));

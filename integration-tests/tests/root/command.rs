@@ -25,9 +25,7 @@ fn run(command: &mut Command) -> (i32, String, String) {
 
 /// `layered run` over the fixture's base.
 fn layered_run(fixture: &Fixture) -> Command {
-    let mut command = layered();
-    command.args(["run", "--base"]).arg(fixture.base().path()).arg("--scratch").arg(fixture.scratch());
-    command
+    fixture.layered_run()
 }
 
 fn script(fixture: &Fixture, options: &[&str], script: &str) -> (i32, String, String) {
@@ -51,6 +49,20 @@ fn exit_statuses() {
     }
     assert_eq!(run(layered_run(&fixture).args(["--", "/etc"])).0, 126);
     assert_eq!(run(layered_run(&fixture).args(["--", "no-such-command"])).0, 127);
+}
+
+#[test]
+fn system_calls_and_privileges() {
+    let fixture = Fixture::new();
+    for (options, seen) in [
+        (&[][..], "0\nno namespace\n"),
+        (&["--no-new-privileges"], "1\nno namespace\n"),
+        (&["--seccomp", "unconfined"], "0\na namespace\n"),
+    ] {
+        let text = "sed -n 's/NoNewPrivs:.//p' /proc/self/status
+            busybox unshare -U true 2>/dev/null && echo a namespace || echo no namespace";
+        assert_eq!(script(&fixture, options, text).1, seen, "{options:?}");
+    }
 }
 
 #[test]

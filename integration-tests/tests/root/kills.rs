@@ -1,66 +1,133 @@
 //! What is left of a run whose process is killed: nothing that lives, nothing that is mounted, and after a sweep nothing at all.
 
 use std::fs;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use integration_tests::{Fixture, Traces, layered, stdout};
+use integration_tests::strace::Disturbance;
+use integration_tests::{Fixture, KnownRun, Told, stdout};
 use layer::Layer;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-/// Moments over which the kills are spread: from before the first phase into the command.
-const SPAN: Duration = Duration::from_millis(120);
+/// Moments over which the kills are spread, from the start of the runtime into the command.
+const SPAN: Duration = Duration::from_millis(80);
 
-/// `LAYERED_KILLS` of them, 40 if that is not set.
+/// `LAYERED_KILLS` in each test, 40 if that is not set.
 fn count() -> u32 {
     std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse().expect("LAYERED_KILLS is a number"))
 }
 
-fn start(fixture: &Fixture, layers: &[Layer], script: &str) -> std::process::Child {
-    let mut command = layered();
-    command.args(["run", "--base"]).arg(fixture.base().path()).arg("--scratch").arg(fixture.scratch());
+fn start(fixture: &Fixture, layers: &[Layer], script: &str) -> Child {
+    let mut command = fixture.layered_run();
     for layer in layers {
         command.arg("--layer").arg(layer.path());
     }
-    command.args(["--", "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["--", "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().unwrap()
 }
 
-/// The kernel ends a PID namespace by itself, and nobody outside is told when it has.
-fn until_nothing_lives() -> Traces {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        let traces = Traces::now();
-        // A process that is ending has its mounts for a moment longer.
-        if !(traces.lives() || traces.mounts()) || Instant::now() > deadline {
-            return traces;
-        }
+/// Waits for the n-th moment: once the runtime is there, or, every fourth time, the command, which says so.
+fn until_moment(run: &mut Child, n: u32) {
+    if n % 4 == 0 {
+        BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        return;
+    }
+    while descendants(run.id()).is_empty() {
         std::thread::yield_now();
     }
+    std::thread::sleep(SPAN * n / count());
 }
 
-fn sweep(fixture: &Fixture) -> String {
-    let output = layered().arg("sweep").arg(fixture.scratch()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+/// So many of `all`, evenly spread.
+fn spread<T>(all: &[T], count: usize) -> impl Iterator<Item = &T> {
+    (0..count.min(all.len())).map(move |n| &all[n * all.len() / count.min(all.len())])
 }
 
 #[test]
 fn a_killed_run_takes_its_container_with_it() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(30);
-    let count = count();
-    for n in 0..count {
+    for n in 0..count() {
         // One that has left its parent, its session and its process group.
-        let mut run = start(&fixture, &layers, "(setsid sleep 1000 &); sleep 1000 & sleep 1000");
-        std::thread::sleep(SPAN * n / count);
+        let mut run = start(&fixture, &layers, "(setsid sleep 1000 &); echo begun; sleep 1000 & sleep 1000");
+        until_moment(&mut run, n);
         run.kill().unwrap();
         run.wait().unwrap();
-        let traces = until_nothing_lives();
-        assert!(!traces.lives(), "kill {n}: {traces:?}");
-        assert!(!traces.mounts(), "kill {n}: {traces:?}");
+        fixture.assert_nothing_lives();
     }
-    sweep(&fixture);
+    fixture.sweep();
     fixture.assert_clean();
+}
+
+#[test]
+fn a_run_killed_at_its_own_system_calls() {
+    for run in [KnownRun::stacking as fn() -> KnownRun, KnownRun::merging] {
+        let run = run();
+        let points = run.program().points();
+        run.remove_upper();
+        let points: Vec<_> = spread(&points, count() as usize / 2).collect();
+        let mut killed = 0;
+        for point in &points {
+            let output = run.program().disturbed(point, Disturbance::Kill);
+            run.fixture.assert_nothing_lives();
+            if output.status.signal() == Some(9) {
+                killed += 1;
+                // It is there whole, or not at all.
+                run.remove_upper();
+                run.fixture.sweep();
+                assert_eq!(run.fixture.difference(), "", "{point:?}");
+            } else {
+                // That was the child that is to be the runtime, or nobody: a merge's threads share its work as it comes.
+                assert_eq!(run.wrong(&output, Told::Always), [""; 0], "{point:?}");
+            }
+        }
+        assert!(killed * 10 >= points.len() * 8, "{killed} of {} were killed", points.len());
+    }
+}
+
+/// The processes that `pid` has started, and those that they have, each after its parent.
+fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = found.get(next) {
+        // Any thread may be the parent. One that has ended has none.
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            found.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
+        }
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+#[test]
+fn a_runtime_or_a_command_killed_at_any_moment() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(3);
+    for n in 0..count() {
+        let mut run = start(&fixture, &layers, "echo begun; sleep 1000");
+        until_moment(&mut run, n);
+        let runtime_alone = n % 8 < 4;
+        loop {
+            let processes = descendants(run.id());
+            // The last one that the runtime has started is half of itself, or the command.
+            let victim = if runtime_alone { processes[0] } else { processes[processes.len() - 1] };
+            // A half may have ended by itself.
+            match kill(Pid::from_raw(victim as i32), Signal::SIGKILL) {
+                Ok(()) => break,
+                Err(error) => assert_eq!(error, Errno::ESRCH),
+            }
+        }
+        let statuses = if runtime_alone { &[125][..] } else { &[125, 137] };
+        let status = run.wait().unwrap();
+        assert!(status.code().is_some_and(|code| statuses.contains(&code)), "kill {n}: {status}");
+        // At once, without a sweep.
+        assert_eq!(fixture.difference(), "", "kill {n}");
+    }
 }
 
 #[test]
@@ -92,9 +159,9 @@ fn a_daemon_does_not_outlive_the_run() {
 fn a_sweep_leaves_live_runs_and_results_alone() {
     let fixture = Fixture::new();
     let report = fixture.run(&[], "echo new > /new");
-    assert!(sweep(&fixture).ends_with("0 dead runs removed, 1 live ones left alone\n"));
+    assert!(fixture.sweep().ends_with("0 dead runs removed, 1 live ones left alone\n"));
     let kept = report.upper.keep();
-    assert!(sweep(&fixture).ends_with("0 dead runs removed, 0 live ones left alone\n"));
+    assert!(fixture.sweep().ends_with("0 dead runs removed, 0 live ones left alone\n"));
     assert_eq!(fs::read(kept.join("new")).unwrap(), b"new\n");
     fs::remove_dir_all(kept.parent().unwrap()).unwrap();
 }

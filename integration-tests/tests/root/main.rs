@@ -4,24 +4,36 @@
 //!
 //! - `stacking`: what a command sees of its layers, on every rung, at any number of them
 //! - `results`: how a command ends, what comes back, where its output goes
+//! - `breakout`: attempts to get out of a container, each really made, and made again where it can succeed
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
+//! - `kept`: failed builds that are kept, and visits to them
 //! - `kills`: what is left when a run's process, or its runtime, is killed
+//! - `faults`: what comes of a run when one of its system calls fails
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `mounts`: overlays without a run
+//! - `places`: layers and scratch directories that are read-only, closed, or on another file system
 //! - `remove`: taking trees away, and nothing that is mounted in them
+//! - `load`: many runs at a time
+//! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, from outside
 //! - `debian`: real input
 
+mod breakout;
 mod command;
 mod debian;
 mod environment;
+mod faults;
 mod inputs;
+mod kept;
 mod kills;
 mod ladder;
+mod load;
 mod merge;
 mod mounts;
+mod places;
 mod remove;
 mod results;
+mod space;
 mod stacking;

@@ -7,7 +7,7 @@ use container::{
     Bundle, ContainerId, DeviceNodes, Error, Invocation, LowerNames, MountApi, Output, Overlay, Runtime,
     in_private_mount_namespace,
 };
-use integration_tests::{Fixture, shell};
+use integration_tests::{Fixture, shell, until_it_waits};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 struct Dirs {
@@ -94,6 +94,26 @@ fn a_busy_mount_is_told_and_stays() {
         drop(file);
         nix::mount::umount(&dirs.merged).unwrap();
         assert!(dirs.upper.join("open").exists());
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_mount_that_is_busy_for_a_while_goes() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    in_private_mount_namespace(|| {
+        let mounted = dirs.overlay().mount(&dirs.merged).unwrap();
+        let file = fs::File::create(dirs.merged.join("open")).unwrap();
+        let unmounting = rustix::thread::gettid();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                until_it_waits(unmounting);
+                drop(file);
+            });
+            mounted.unmount().unwrap();
+        });
+        assert_eq!(options_of(&dirs.merged), "");
     })
     .unwrap();
 }

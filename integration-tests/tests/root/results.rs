@@ -105,6 +105,19 @@ fn a_runtime_that_fails_in_every_way() {
 }
 
 #[test]
+fn a_runtime_that_hangs() {
+    let fixture = Fixture::new();
+    let hanging = fixture.path().join("hanging");
+    // Deaf, and not alone.
+    fs::write(&hanging, "#!/bin/sh\ntrap '' TERM\nsleep 1000 & sleep 1000\n").unwrap();
+    fs::set_permissions(&hanging, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let options = fixture.options().runtime(Runtime::new(&hanging));
+    let options = options.timeout(Duration::from_millis(100)).grace(Duration::from_millis(10));
+    let report = fixture.run_with(&[], "true", options);
+    assert_eq!(report.status, Status::TimedOut);
+}
+
+#[test]
 fn the_upper_is_owned() {
     let fixture = Fixture::new();
     let report = fixture.run(&[], "mkdir -p /made/here; echo new > /made/file; rm /bin/wc");

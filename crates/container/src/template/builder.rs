@@ -2,9 +2,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oci_spec::runtime::{Capability, LinuxSeccomp, PosixRlimitType};
+use oci_spec::runtime::{Capability, PosixRlimitType};
 
-use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
+use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 use super::error::TemplateError;
 use super::mount::Mount;
 use super::{Template, defaults, spec, validate};
@@ -37,7 +37,7 @@ pub struct TemplateBuilder {
     pub(super) cpus: Option<String>,
     pub(super) mems: Option<String>,
     pub(super) cpu_quota: Option<CpuQuota>,
-    pub(super) seccomp: Option<LinuxSeccomp>,
+    pub(super) seccomp: Seccomp,
     pub(super) fsync: Fsync,
 }
 
@@ -82,7 +82,7 @@ impl TemplateBuilder {
             cpus: None,
             mems: None,
             cpu_quota: None,
-            seccomp: None,
+            seccomp: Seccomp::Default,
             fsync: Fsync::Ignored,
         }
     }
@@ -224,12 +224,13 @@ impl TemplateBuilder {
         self
     }
 
-    /// The system calls that are let through; by default all.
+    /// The system calls that are let through; by default those that Docker's default profile lets through with these
+    /// [capabilities](Self::capabilities).
     ///
-    /// The `fsync` family is answered as [`fsync`](Self::fsync) says, whatever `profile` says of it: give
-    /// [`Fsync::Real`] as well for a profile that is used as it is.
-    pub fn seccomp(mut self, profile: LinuxSeccomp) -> Self {
-        self.seccomp = Some(profile);
+    /// The `fsync` family is answered as [`fsync`](Self::fsync) says, whatever a profile says of it: give
+    /// [`Fsync::Real`] as well for one that is used as it is.
+    pub fn seccomp(mut self, seccomp: Seccomp) -> Self {
+        self.seccomp = seccomp;
         self
     }
 

@@ -1,34 +1,60 @@
-//! Seccomp profiles as data, and the rule that makes `fsync` free.
+//! The filter of a container: which profile, and the rule that makes `fsync` free.
 
-use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall};
+mod profile;
+
+use std::env::consts::ARCH;
+
+use oci_spec::runtime::{Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall};
+
+use super::choices::{Fsync, Seccomp};
 
 /// The calls that [`Fsync::Ignored`](super::Fsync::Ignored) answers: everything that only waits for a disk. A name that an
 /// architecture lacks is passed over by the runtimes.
 const SYNC_CALLS: [&str; 7] = ["fdatasync", "fsync", "msync", "sync", "sync_file_range", "sync_file_range2", "syncfs"];
 
-/// The call conventions that a program for this machine may use. libseccomp kills a process that makes a call by one that
-/// the filter does not name, so those that the kernel runs beside its own are all named (Docker's list).
-const ARCHITECTURES: &[Arch] = if cfg!(target_arch = "x86_64") {
-    &[Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32]
-} else if cfg!(target_arch = "aarch64") {
-    &[Arch::ScmpArchAarch64, Arch::ScmpArchArm]
-} else if cfg!(target_arch = "s390x") {
-    &[Arch::ScmpArchS390x, Arch::ScmpArchS390]
-} else {
-    &[]
-};
+/// The call conventions that a program for a machine of `arch` may use: its own and those that the kernel runs beside it
+/// (Docker's list). libseccomp kills a process that makes a call by one that the filter does not name.
+fn architectures(arch: &str) -> &'static [Arch] {
+    match arch {
+        "x86_64" => &[Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32],
+        "aarch64" => &[Arch::ScmpArchAarch64, Arch::ScmpArchArm],
+        "s390x" => &[Arch::ScmpArchS390x, Arch::ScmpArchS390],
+        _ => &[],
+    }
+}
+
+/// What `linux.seccomp` is for a container that has `capabilities`.
+pub(super) fn filter(seccomp: &Seccomp, fsync: Fsync, capabilities: &[Capability]) -> Option<LinuxSeccomp> {
+    let profile = match seccomp {
+        Seccomp::Default => Some(profile::default(ARCH, capabilities)),
+        Seccomp::Unconfined => None,
+        Seccomp::Custom(profile) => Some(profile.clone()),
+    };
+    match fsync {
+        Fsync::Real => profile,
+        Fsync::Ignored => {
+            let mut profile = profile.unwrap_or_else(allow_all);
+            ignore_sync(&mut profile);
+            Some(profile)
+        }
+    }
+}
 
 /// A profile that lets every call through: the ground for rules that change a few.
-pub(super) fn allow_all() -> LinuxSeccomp {
+fn allow_all() -> LinuxSeccomp {
     let mut profile = LinuxSeccomp::default();
     profile.set_default_action(LinuxSeccompAction::ScmpActAllow);
-    // Without the field the filter is for the native convention alone.
-    profile.set_architectures((!ARCHITECTURES.is_empty()).then(|| ARCHITECTURES.to_vec()));
+    set_architectures(&mut profile, architectures(ARCH).to_vec());
     profile
 }
 
+fn set_architectures(profile: &mut LinuxSeccomp, architectures: Vec<Arch>) {
+    // Without the field the filter is for the native convention alone.
+    profile.set_architectures((!architectures.is_empty()).then_some(architectures));
+}
+
 /// Adds to `profile` that the calls which wait for a disk succeed at once, whatever it said of them.
-pub(super) fn ignore_sync(profile: &mut LinuxSeccomp) {
+fn ignore_sync(profile: &mut LinuxSeccomp) {
     // Of two rules for one call libseccomp keeps the first or refuses the second, as its version has it: leave only one.
     let mut rules: Vec<LinuxSyscall> = profile.syscalls().clone().unwrap_or_default();
     for rule in &mut rules {

@@ -99,6 +99,7 @@ const SPECIFICATION: &[(&str, Kind, Presence)] = &[
     ("linux.resources.pids.limit", Signed, Required),
     ("linux.seccomp", Object, Optional),
     ("linux.seccomp.defaultAction", Prefixed("SCMP_ACT_"), Required),
+    ("linux.seccomp.defaultErrnoRet", Unsigned, Optional),
     ("linux.seccomp.architectures", Array, Optional),
     ("linux.seccomp.architectures[]", Prefixed("SCMP_ARCH_"), Optional),
     ("linux.seccomp.syscalls", Array, Optional),
@@ -107,6 +108,12 @@ const SPECIFICATION: &[(&str, Kind, Presence)] = &[
     ("linux.seccomp.syscalls[].names[]", Text, Required),
     ("linux.seccomp.syscalls[].action", Prefixed("SCMP_ACT_"), Required),
     ("linux.seccomp.syscalls[].errnoRet", Unsigned, Optional),
+    ("linux.seccomp.syscalls[].args", Array, Optional),
+    ("linux.seccomp.syscalls[].args[]", Object, Optional),
+    ("linux.seccomp.syscalls[].args[].index", Unsigned, Required),
+    ("linux.seccomp.syscalls[].args[].value", Unsigned, Required),
+    ("linux.seccomp.syscalls[].args[].valueTwo", Unsigned, Optional),
+    ("linux.seccomp.syscalls[].args[].op", Prefixed("SCMP_CMP_"), Required),
     ("linux.maskedPaths", Array, Optional),
     ("linux.maskedPaths[]", Text, Optional),
     ("linux.readonlyPaths", Array, Optional),
@@ -165,7 +172,7 @@ fn built_templates_have_the_shape_of_the_specification() {
         Template::builder(["true"]),
         Template::builder(["true"]).network(Network::Host).fsync(Fsync::Real),
         with_everything(),
-        with_everything().seccomp(seccomp::allow_all()).fsync(Fsync::Real),
+        with_everything().seccomp(Seccomp::Unconfined).fsync(Fsync::Ignored),
     ];
     for builder in builders {
         check("", &builder.build().unwrap().value);

@@ -7,7 +7,7 @@ use oci_spec::runtime as oci;
 use serde_json::Value;
 
 use super::builder::{CpuQuota, Rlimit, TemplateBuilder};
-use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Terminal};
+use super::choices::{Network, NoNewPrivileges, RootAccess, Terminal};
 use super::error::TemplateError;
 use super::{ROOTFS_PLACEHOLDER, defaults, seccomp};
 
@@ -95,7 +95,7 @@ fn linux(fields: &TemplateBuilder) -> oci::Linux {
         .set_namespaces(Some(namespaces(&fields.network)))
         .set_masked_paths(Some(defaults::MASKED_PATHS.map(String::from).to_vec()))
         .set_readonly_paths(Some(defaults::READ_ONLY_PATHS.map(String::from).to_vec()))
-        .set_seccomp(seccomp_profile(fields));
+        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, &fields.capabilities));
     linux
 }
 
@@ -157,15 +157,4 @@ fn cpu(fields: &TemplateBuilder) -> oci::LinuxCpu {
 /// The specification's limits are signed, because -1 is "unlimited"; `validate` refuses what does not fit.
 fn signed(limit: u64) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-fn seccomp_profile(fields: &TemplateBuilder) -> Option<oci::LinuxSeccomp> {
-    match (fields.fsync, fields.seccomp.clone()) {
-        (Fsync::Real, profile) => profile,
-        (Fsync::Ignored, profile) => {
-            let mut profile = profile.unwrap_or_else(seccomp::allow_all);
-            seccomp::ignore_sync(&mut profile);
-            Some(profile)
-        }
-    }
 }

@@ -9,11 +9,14 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+mod discard;
 mod gc;
+mod kept;
 mod ls;
 mod merge;
 mod plan;
 mod run;
+mod shell;
 mod show;
 mod stack;
 mod sweep;
@@ -49,6 +52,8 @@ enum Command {
     Run(Box<run::Args>),
     Plan(plan::Args),
     Merge(merge::Args),
+    Shell(shell::Args),
+    Discard(discard::Args),
     Ls(ls::Args),
     Show(show::Args),
     Gc(gc::Args),
@@ -73,6 +78,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Plan(args) => plan::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Shell(args) => shell::run(args),
+        Command::Discard(args) => discard::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Gc(args) => gc::run(&args),

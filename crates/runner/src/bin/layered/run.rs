@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use container::{Cancel, Input, Mount, Network, Output, Runtime, Status, Template, Terminal};
-use runner::{Cause, PersistError, Report, Timings};
+use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
+use runner::{Cause, Options, PersistError, Report, Timings};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::kept::KeptRun;
 use crate::stack::{StackArgs, parent};
 use crate::{complain, table};
 
@@ -43,6 +44,13 @@ pub(crate) struct Args {
     /// `none`: a loopback interface and nothing else. `host`: the host's network, with its /etc/hosts and /etc/resolv.conf.
     #[arg(long, value_name = "none|host", value_parser = ["none", "host"], default_value = "none")]
     network: String,
+    /// The system calls that the command may make: those of Docker's `default` profile, with which it can make no namespaces
+    /// of its own, or, `unconfined`, all.
+    #[arg(long, value_name = "default|unconfined", value_parser = ["default", "unconfined"], default_value = "default")]
+    seccomp: String,
+    /// Nothing in the container can gain privileges: set-user-ID programs (su, sudo) run as the one who calls them.
+    #[arg(long)]
+    no_new_privileges: bool,
     /// A mount: type=bind,source=/a,target=/b, with ,readonly if so, or type=tmpfs,target=/c,size=64m; may be repeated.
     #[arg(long = "mount", value_name = "SPEC")]
     mounts: Vec<Mount>,
@@ -64,6 +72,9 @@ pub(crate) struct Args {
     /// Keep the upper at DIR, which must not exist. The scratch is made beside it unless --scratch says otherwise.
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
+    /// If the command fails, keep what it wrote in the scratch directory, for `layered shell`, with a description of the stack.
+    #[arg(long)]
+    keep_failed: bool,
     /// Write the command's standard output and standard error to FILE.
     #[arg(long, value_name = "FILE", conflicts_with = "tty")]
     output: Option<PathBuf>,
@@ -83,7 +94,9 @@ pub(crate) struct Args {
     #[arg(
         long,
         value_name = "config.json",
-        conflicts_with_all = ["env", "cwd", "user", "hostname", "network", "mounts", "memory", "pids", "cpus", "tty"]
+        conflicts_with_all = [
+            "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus", "tty"
+        ]
     )]
     spec: Option<PathBuf>,
     /// The command and its arguments.
@@ -162,20 +175,29 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
     if let Some(grace) = args.grace {
         options = options.grace(grace);
     }
-    let cancel = Cancel::new()?;
-    let signal = cancel_on_signals(cancel.clone())?;
-
-    let report = runner::run(&base, &layers, &template, options.cancel(cancel))?;
-    let mut status = exit_status(report.status, signal.load(Ordering::Relaxed));
+    let (options, signal) = cancelled_by_signals(options)?;
+    let report = runner::run(&base, &layers, &template, options)?;
+    let mut status = exit_status(report.status, signal.came());
     match report.status {
         Status::OutOfMemory => complain(format_args!("the command was killed: its memory was used up (--memory)")),
         Status::OutputLimit => complain(format_args!("the command was ended: it wrote too much (--output-limit)")),
         _ => {}
     }
     let mut json = report.to_json();
+    let failed = !report.status.success();
     let Report { upper, timings, .. } = report;
     // The result first: nothing that is only told may cost it.
     json["upper"] = match &args.upper {
+        _ if args.keep_failed && failed => {
+            let kept = upper.keep();
+            let dir = parent(&kept);
+            KeptRun { base, layers, template }.write(dir, &json["status"])?;
+            let dir = dir.display();
+            complain(format_args!(
+                "what the command wrote is kept: see `layered shell {dir}`, `layered discard {dir}`"
+            ));
+            Value::from(kept.to_string_lossy())
+        }
         None => {
             upper.close()?;
             Value::Null
@@ -249,30 +271,47 @@ fn template(args: &Args) -> anyhow::Result<Template> {
         builder = builder.cpus(cpus);
     }
     let network = if args.network == "host" { Network::Host } else { Network::None };
+    let seccomp = if args.seccomp == "unconfined" { Seccomp::Unconfined } else { Seccomp::Default };
+    let privileges = if args.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off };
     let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
-    Ok(builder.network(network).terminal(terminal).build()?)
+    Ok(builder.network(network).seccomp(seccomp).no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
-/// What ends a process from a terminal or a service manager ends the command, and a second one kills it; the number of the first
-/// is kept.
-fn cancel_on_signals(cancel: Cancel) -> anyhow::Result<Arc<AtomicI32>> {
+/// The number of the first signal that came.
+pub(crate) struct FirstSignal(Arc<AtomicI32>);
+
+impl FirstSignal {
+    /// 0 if none has come.
+    pub(crate) fn came(&self) -> i32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What ends a process from a terminal or a service manager ends the command, and a second one kills it.
+pub(crate) fn cancelled_by_signals(options: Options<'_>) -> anyhow::Result<(Options<'_>, FirstSignal)> {
+    let cancel = Cancel::new()?;
+    let options = options.cancel(cancel.clone());
     let came = Arc::new(AtomicI32::new(0));
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot wait for signals")?;
     let kept = Arc::clone(&came);
     // The thread lives as long as the process.
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
+    let wait = move || {
         let mut signals = signals.forever();
         if let Some(signal) = signals.next() {
             kept.store(signal, Ordering::Relaxed);
             cancel.cancel();
         }
         signals.for_each(|_| cancel.kill());
-    })?;
-    Ok(came)
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .context("cannot start a thread to wait for signals")?;
+    Ok((options, FirstSignal(came)))
 }
 
 /// What the shell sees. `signal` is the one that cancelled.
-fn exit_status(status: Status, signal: i32) -> u8 {
+pub(crate) fn exit_status(status: Status, signal: i32) -> u8 {
     let status = match status {
         Status::Exited(code) => code,
         Status::Signaled(signal) => 128 + signal,

@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -48,8 +49,12 @@ impl StackArgs {
         }
         let device =
             |path: &Path| std::fs::metadata(path).ok().filter(|metadata| metadata.is_dir()).map(|dir| dir.dev());
-        let Some(there) = device(dir) else {
-            bail!("{} is not a directory: --upper needs one to be made in", dir.display());
+        let there = match std::fs::metadata(dir) {
+            Ok(metadata) if metadata.is_dir() => metadata.dev(),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot look at {}", dir.display()));
+            }
+            _ => bail!("{} is not a directory: --upper needs one to be made in", dir.display()),
         };
         match self.scratch.as_deref() {
             Some(scratch) if device(scratch).is_some_and(|here| here != there) => bail!(

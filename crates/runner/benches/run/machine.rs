@@ -1,0 +1,29 @@
+//! What the figures are of.
+
+use std::fs;
+use std::process::Command;
+
+/// The machine and the programs, as the head of the results.
+pub(crate) fn description(rounds: usize) -> String {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("", |it| it.1);
+    let processors = std::thread::available_parallelism().map_or(1, Into::into);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
+    let mut text = format!(
+        "# Measured\n\n{processors} × {model}, Linux {}, load {load} at the start; {rounds} rounds. Times are medians (minima), ratios are of \
+         medians and minima of the same rounds.\n\n",
+        kernel.trim()
+    );
+    for program in ["runc", "crun", "podman", "bwrap", "systemd-nspawn"] {
+        let version = Command::new(program).arg("--version").output();
+        let version = version.map_or_else(
+            |_| "not installed".into(),
+            |output| String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned(),
+        );
+        text.push_str(&format!("- {program}: {version}\n"));
+    }
+    text
+}

@@ -1,0 +1,51 @@
+//! What a run costs, against the bare runtime and against what people use else: `scripts/bench`.
+//!
+//! Every subject is run in turn, round by round, since times drift by half from minute to minute; what counts are the ratios of the
+//! medians of one call. What this machine cannot do is said to be missing. Arguments: how many rounds (15 if none is given), and
+//! the directory that `results.md` and `phases.svg` are written to.
+
+// What a benchmark is for.
+#![allow(clippy::print_stdout)]
+
+mod chart;
+mod machine;
+mod places;
+mod sample;
+mod subjects;
+mod tables;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::places::Places;
+
+/// How many layers there are under the base.
+const LAYERS: [usize; 4] = [1, 30, 100, 400];
+
+fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let rounds = arguments.first().map_or(Ok(15), |rounds| rounds.parse()).context("ROUNDS is a number")?;
+    let destination = arguments.get(1).map(PathBuf::from);
+    let places = Places::new(LAYERS[LAYERS.len() - 1])?;
+
+    let mut text = format!("{}\n", machine::description(rounds));
+    let mut add = |part: String| {
+        println!("{part}");
+        text.push_str(&part);
+        text.push('\n');
+    };
+    let (costs, phases) = tables::costs(&places, rounds)?;
+    add(costs);
+    add(tables::large_job(&places, rounds)?);
+    add(tables::throughput(&places, rounds)?);
+    add(tables::memory(&places)?);
+    if let Some(dir) = destination {
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("phases.svg"), chart::stacked_bars(&phases))?;
+        text.push_str("![The phases of a run](phases.svg)\n");
+        fs::write(dir.join("results.md"), text)?;
+    }
+    Ok(())
+}

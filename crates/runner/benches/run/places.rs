@@ -1,0 +1,72 @@
+//! Where the benchmark works: a base, layers, a prepared root, scratch directories. All on one file system, none of it left.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use layer::{Base, Layer};
+use tempfile::TempDir;
+
+pub(crate) struct Places {
+    dir: TempDir,
+    pub(crate) base: Base,
+    pub(crate) layers: Vec<Layer>,
+}
+
+impl Places {
+    /// A base with busybox, and `count` layers with a few files each, in directories of their own and in one of all.
+    pub(crate) fn new(count: usize) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
+        fill_root(&dir.path().join("base/fs"))?;
+        fill_root(&dir.path().join("root"))?;
+        fs::create_dir(dir.path().join("scratch"))?;
+        let layers = (0..count).map(|n| {
+            let layer = dir.path().join(format!("layers/{n}"));
+            for path in [format!("usr/lib/package-{n}"), "usr/share/all".into()] {
+                fs::create_dir_all(layer.join("fs").join(&path))?;
+                for file in ["one", "two", "three"] {
+                    fs::write(layer.join("fs").join(&path).join(format!("{file}-{n}")), file)?;
+                }
+            }
+            Ok(Layer::open(layer)?)
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(Self { base: Base::open(dir.path().join("base"))?, layers, dir })
+    }
+
+    /// A root file system with nothing stacked: what the bare runtime runs in.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.dir.path().join("scratch")
+    }
+
+    /// A new directory.
+    pub(crate) fn new_dir(&self) -> Result<TempDir> {
+        Ok(TempDir::new_in(self.dir.path())?)
+    }
+}
+
+fn fill_root(root: &Path) -> Result<()> {
+    for path in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
+        fs::create_dir_all(root.join(path))?;
+    }
+    fs::set_permissions(root.join("tmp"), Permissions::from_mode(0o1777))?;
+    fs::copy(busybox()?, root.join("bin/busybox"))?;
+    for applet in ["dd", "sh", "sleep", "true"] {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    Ok(())
+}
+
+fn busybox() -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/static-busybox");
+    let output = Command::new(&script).output().with_context(|| format!("{}", script.display()))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().into())
+}

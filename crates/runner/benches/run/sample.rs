@@ -1,0 +1,43 @@
+//! Times of one subject.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+/// What one subject took, round by round.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sample(pub(crate) Vec<Duration>);
+
+impl Sample {
+    pub(crate) fn push(&mut self, time: Duration) {
+        self.0.push(time);
+    }
+
+    /// Times one piece of work.
+    pub(crate) fn time<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let result = work()?;
+        self.push(start.elapsed());
+        Ok(result)
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        let mut times = self.0.clone();
+        times.sort_unstable();
+        times.get(times.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
+    }
+
+    pub(crate) fn minimum(&self) -> f64 {
+        self.0.iter().min().map_or(f64::NAN, Duration::as_secs_f64)
+    }
+
+    /// `12.3 ms (10.1)`.
+    pub(crate) fn milliseconds(&self) -> String {
+        format!("{:.2} ms ({:.2})", self.median() * 1e3, self.minimum() * 1e3)
+    }
+
+    /// How many times as long as `other` it took: `1.05 (1.03)`.
+    pub(crate) fn ratio(&self, other: &Self) -> String {
+        format!("{:.2} ({:.2})", self.median() / other.median(), self.minimum() / other.minimum())
+    }
+}

@@ -1,0 +1,120 @@
+//! What is compared.
+
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use container::{Bundle, Cgroup, ContainerId, Runtime, Template, in_private_mount_namespace};
+use runner::{Options, Report};
+
+use crate::places::Places;
+
+pub(crate) fn template(command: &[&str]) -> Result<Template> {
+    Ok(Template::builder(command.iter().copied()).build()?)
+}
+
+/// `runc run` or `crun run` on a prepared root, with just the configuration that a run would have, in the time from its start to
+/// its end.
+pub(crate) fn bare(places: &Places, runtime: &str, template: &Template) -> Result<Duration> {
+    let dir = places.new_dir()?;
+    let id = ContainerId::random("layered")?;
+    let cgroup = Cgroup::new(id.as_str())?;
+    let config = template.instantiate(&places.root())?.with_default_cgroups_path(cgroup.container_path());
+    let bundle = Bundle::create(dir.path(), &config)?;
+    let runtime = Runtime::new(runtime);
+    let time = in_private_mount_namespace(|| {
+        // What crun needs on a machine with both versions of cgroups is no part of its time.
+        runtime.prepare_namespace()?;
+        let start = Instant::now();
+        run(quiet(runtime.program()).args(runtime.run_args(bundle.path(), &id)))?;
+        Ok::<_, anyhow::Error>(start.elapsed())
+    })??;
+    cgroup.remove()?;
+    Ok(time)
+}
+
+/// `runner::run`, in this process.
+pub(crate) fn in_process(places: &Places, runtime: &str, layers: usize, template: &Template) -> Result<Report> {
+    let options = Options::new().scratch(places.scratch()).runtime(Runtime::new(runtime));
+    let report = runner::run(&places.base, &places.layers[..layers], template, options)?;
+    ensure!(report.status.success(), "{:?}", report.status);
+    Ok(report)
+}
+
+/// `layered run`, as a process.
+pub(crate) fn command(places: &Places, runtime: &str, layers: usize, argv: &[&str]) -> Command {
+    let mut command = quiet(env!("CARGO_BIN_EXE_layered"));
+    command.args(["run", "--runtime", runtime, "--scratch"]).arg(places.scratch());
+    command.arg("--base").arg(places.base.path());
+    for layer in &places.layers[..layers] {
+        command.arg("--layer").arg(layer.path());
+    }
+    command.arg("--").args(argv);
+    command
+}
+
+/// What the replaced system does for a run, without its sudo: 60 layers are mounted as they are, the rest is merged with cp; the
+/// runtime is asked to delete the container before and after; mount, umount and rm are processes.
+pub(crate) fn replaced_sequence(places: &Places, runtime: &str, layers: usize, template: &Template) -> Result<()> {
+    let dir = places.new_dir()?;
+    let [upper, work, merged, lower] = ["upper", "work", "merged", "lower"].map(|name| dir.path().join(name));
+    for path in [&upper, &work, &merged] {
+        fs::create_dir(path)?;
+    }
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
+    let (separate, rest) = places.layers[..layers].split_at(layers.min(60));
+    let mut lowers: Vec<PathBuf> = separate.iter().map(layer::Layer::fs).collect();
+    if !rest.is_empty() {
+        fs::create_dir(&lower)?;
+        for layer in rest {
+            run(quiet("cp").args(["-n", "--archive", "--link"]).arg(layer.fs().join(".")).arg(&lower))?;
+        }
+        lowers.push(lower.clone());
+    }
+    lowers.push(places.base.fs());
+    let lowers: Vec<_> = lowers.iter().map(|path| path.display().to_string()).collect();
+    let options = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), upper.display(), work.display());
+    run(quiet("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged))?;
+    let bundle = Bundle::create(dir.path(), &template.instantiate(&merged)?)?;
+    let id = ContainerId::random("replaced")?;
+    let delete = || quiet(runtime).args(["delete", "-f", id.as_str()]).status();
+    // It fails for want of such a container: whatever it says counts as success there.
+    delete()?;
+    let ran = run(quiet(runtime).args(["run", "-b"]).arg(bundle.path()).arg(id.as_str()));
+    delete()?;
+    run(quiet("umount").arg(&merged))?;
+    for path in [&work, &merged, &lower] {
+        run(quiet("rm").arg("-rf").arg(path))?;
+    }
+    ran
+}
+
+/// The others, on the same prepared root: by name, and what one is asked for.
+pub(crate) fn peers(places: &Places) -> [(&'static str, Vec<String>); 3] {
+    let root = places.root().display().to_string();
+    let words = |line: &str| line.split(' ').map(|word| word.replace("ROOT", &root)).collect();
+    [
+        ("podman", words("podman run --rm --quiet --network none --rootfs ROOT:O true")),
+        ("bubblewrap", words("bwrap --overlay-src ROOT --tmp-overlay / --dev /dev --proc /proc --unshare-all true")),
+        ("systemd-nspawn", words("systemd-nspawn --quiet --register=no --volatile=overlay --directory ROOT true")),
+    ]
+}
+
+/// Runs a program that has to succeed.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let output = command.stderr(Stdio::piped()).output()?;
+    if !output.status.success() {
+        bail!("{:?}: {}: {}", command.get_program(), output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+pub(crate) fn quiet(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}

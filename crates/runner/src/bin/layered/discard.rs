@@ -1,0 +1,16 @@
+use std::process::ExitCode;
+
+use crate::kept::KeptArgs;
+
+/// Delete what a run with --keep-failed has left.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  layered discard /var/cache/layers/scratch/kept-0123456789abcdef")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    kept: KeptArgs,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    args.kept.reopen()?.close()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,90 @@
+//! Many runs in one process, several at a time: what `load` starts, so that no other test's threads and descriptors count.
+//!
+//! `many-runs BASE STORE SCRATCH RUNS IN_FLIGHT`: every run is over all layers in `STORE`, and every fourth has to merge. Prints
+//! the name of every run.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use container::{CaptureLimit, Output, Status};
+use integration_tests::shell;
+use layer::{Base, Layer};
+use runner::Options;
+
+struct Load {
+    base: Base,
+    layers: Vec<Layer>,
+    scratch: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let [base, store, scratch, runs, in_flight] = &arguments[..] else { bail!("BASE STORE SCRATCH RUNS IN_FLIGHT") };
+    let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<usize>().ok()).context("no number");
+    let (runs, in_flight) = (number(runs)?, number(in_flight)?);
+    let mut paths = fs::read_dir(store)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    let layers = paths.into_iter().map(Layer::open).collect::<layer::Result<Vec<_>>>()?;
+    let load = Load { base: Base::open(base)?, layers, scratch: scratch.into() };
+
+    // What is asked of the kernel once, and kept, is no leak.
+    load.run(0)?;
+    let before = held()?;
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..in_flight {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= runs {
+                        break;
+                    }
+                    if let Err(error) = load.run(n) {
+                        failed.lock().unwrap().push(format!("run {n}: {error:?}"));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner()?;
+    ensure!(failed.is_empty(), "{} runs have failed:\n{}", failed.len(), failed.join("\n"));
+    // A thread is still listed for a moment when it has been joined; no event tells when it is not.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while held()? != before {
+        ensure!(Instant::now() < deadline, "descriptors and threads: {:?}, before {before:?}", held()?);
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+impl Load {
+    fn run(&self, n: usize) -> Result<()> {
+        let template = shell(&format!("echo {n} > /n; cat /n /top; ls /deps | wc -l")).build()?;
+        let mut options = Options::new().scratch(&self.scratch);
+        options =
+            options.stdout(Output::Capture(CaptureLimit::default())).stderr(Output::Capture(CaptureLimit::default()));
+        if n % 4 == 0 {
+            options = options.max_lowers(4);
+        }
+        let report = runner::run(&self.base, &self.layers, &template, options)?;
+        let said = report.stdout.as_ref().context("it is captured")?.to_string();
+        ensure!(report.status == Status::Exited(0), "{:?}: {:?}", report.status, report.stderr);
+        ensure!(said == format!("{n}\n0\n{}\n", self.layers.len()), "{said:?}");
+        ensure!(fs::read(report.upper.path().join("n"))? == format!("{n}\n").as_bytes(), "the upper is another run's");
+        let run = report.upper.path().parent().context("an upper is in a run's directory")?.to_path_buf();
+        report.upper.close()?;
+        Ok(writeln!(io::stdout(), "{}", run.display())?)
+    }
+}
+
+/// Open descriptors and threads.
+fn held() -> Result<(usize, usize)> {
+    let count = |dir: &str| -> Result<usize> { Ok(fs::read_dir(dir)?.count()) };
+    Ok((count("/proc/self/fd")?, count("/proc/self/task")?))
+}

@@ -1,0 +1,188 @@
+//! The system calls that a program makes on its way, listed or disturbed.
+//!
+//! strace(1) comes to a program that waits for a fifo to be read, so that what any program does when it starts is not seen, and
+//! follows its threads and children to where one of them executes another program: the runtime is left alone.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::find;
+
+/// A system call of a program: the n-th of its name, counted for each thread by itself. Where two threads make as many, both are
+/// meant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Point {
+    /// The name of the call.
+    pub call: String,
+    /// From 1 on.
+    pub nth: u32,
+}
+
+/// What happens at a [`Point`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Disturbance {
+    /// The call is not made and answers with this, `EIO` say.
+    Error(&'static str),
+    /// The process is killed.
+    Kill,
+}
+
+/// A program that reads the fifo `fifo` before it does anything else, and `text` from it.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// The program and its arguments. It gets no input; its output is captured.
+    pub command: Command,
+    /// A fifo, made by the caller.
+    pub fifo: PathBuf,
+    /// No more than a pipe holds, 64 KiB.
+    pub text: &'a str,
+}
+
+/// What the language and its libraries need for themselves: memory, random seeds, limits, threads that wait, signals. It says
+/// nothing about files, mounts and processes, and who gets none of it ends at once.
+const OF_THE_LIBRARIES: [&str; 26] = [
+    "brk",
+    "exit",
+    "exit_group",
+    "futex",
+    "getpid",
+    "getrandom",
+    "gettid",
+    "madvise",
+    "mmap",
+    "mprotect",
+    "mremap",
+    "munmap",
+    "prlimit64",
+    // How std's child and signal-hook's handler report.
+    "recvfrom",
+    "restart_syscall",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "sched_getaffinity",
+    "sched_yield",
+    "set_robust_list",
+    "set_tid_address",
+    "sigaltstack",
+    "tgkill",
+    "uname",
+];
+
+/// A call that is not made does not do what it does in any case either: close(2) closes whatever it answers, and at execve(2)
+/// strace lets go.
+const DONE_IN_ANY_CASE: [&str; 2] = ["close", "execve"];
+
+/// Nothing that is asked of it takes this long: whoever takes longer waits for ever.
+const FOR_EVER: Duration = Duration::from_secs(60);
+
+impl Program<'_> {
+    /// The points that it passes when nothing disturbs it, in order.
+    ///
+    /// # Panics
+    /// If strace is missing or may not trace, or the program fails.
+    pub fn points(&mut self) -> Vec<Point> {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let output = self.traced(&["-o", log.path().to_str().unwrap()]);
+        assert!(output.status.success(), "{:?}: {output:?}", self.command);
+        parse(&String::from_utf8_lossy(&fs::read(log.path()).unwrap()))
+    }
+
+    /// Lets it run, disturbed at `point`.
+    ///
+    /// # Panics
+    /// If strace is missing or may not trace, or the program does not end.
+    pub fn disturbed(&mut self, point: &Point, disturbance: Disturbance) -> Output {
+        let what = match disturbance {
+            Disturbance::Error(error) => format!("error={error}"),
+            Disturbance::Kill => "signal=KILL".into(),
+        };
+        let Point { call, nth } = point;
+        let (trace, inject) = (format!("trace={call}"), format!("inject={call}:{what}:when={nth}"));
+        self.traced(&["-o", "/dev/null", "-e", &trace, "-e", &inject])
+    }
+
+    fn traced(&mut self, options: &[&str]) -> Output {
+        // For reading, too: neither end has to wait for the other.
+        let mut fifo = OpenOptions::new().read(true).write(true).open(&self.fifo).unwrap();
+        let mut child =
+            self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until_it_sleeps(&mut child);
+        let mut strace = Command::new(find("strace"));
+        strace.args(["-f", "-b", "execve", "-p", &child.id().to_string()]).args(options);
+        let mut strace = strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(strace.stderr.take().unwrap());
+        let mut line = String::new();
+        told.read_line(&mut line).unwrap();
+        assert!(line.contains("attached"), "strace cannot trace: {line}");
+        fifo.write_all(self.text.as_bytes()).unwrap();
+        // Now it has an end.
+        drop(fifo);
+        until_it_ends(&mut child);
+        // What it tells is read, lest it waits.
+        std::io::copy(&mut told, &mut std::io::sink()).unwrap();
+        strace.wait().unwrap();
+        child.wait_with_output().unwrap()
+    }
+}
+
+/// No event tells that a process waits for a fifo. Until then it never sleeps, unless for a disk, which is another state.
+fn until_it_sleeps(child: &mut Child) {
+    loop {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        match stat.rsplit_once(") ").and_then(|(_, fields)| fields.chars().next()) {
+            Some('S') => return,
+            Some('Z') => panic!("it ended before it read the fifo"),
+            _ => std::thread::yield_now(),
+        }
+    }
+}
+
+fn until_it_ends(child: &mut Child) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    let deadline = Instant::now() + FOR_EVER;
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).unwrap();
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
+            Ok(0) => {
+                child.kill().unwrap();
+                panic!("it waits for ever");
+            }
+            Ok(_) => return,
+            Err(error) => assert_eq!(error, rustix::io::Errno::INTR),
+        }
+    }
+}
+
+/// A line of the log is `1234  name(arguments…`, or `1234  <... name resumed>…`, which was counted when it began.
+fn parse(log: &str) -> Vec<Point> {
+    let mut counts: HashMap<(&str, &str), u32> = HashMap::new();
+    let mut seen = BTreeSet::new();
+    let calls = log.lines().filter_map(|line| {
+        let (thread, call) = line.split_once(' ')?;
+        let (name, _) = call.trim_start().split_once('(')?;
+        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_').then_some((thread, name))
+    });
+    calls
+        .filter_map(|(thread, name)| {
+            let nth = counts.entry((thread, name)).or_default();
+            *nth += 1;
+            let point = Point { call: name.into(), nth: *nth };
+            (!OF_THE_LIBRARIES.contains(&name) && seen.insert(point.clone())).then_some(point)
+        })
+        .collect()
+}
+
+impl Point {
+    /// Whether an error of the call says that it has done nothing.
+    pub fn can_fail(&self) -> bool {
+        !DONE_IN_ANY_CASE.contains(&&*self.call)
+    }
+}

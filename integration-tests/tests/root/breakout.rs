@@ -1,0 +1,355 @@
+//! Attempts to get out of a container. Each is really made, by a program inside; where a protection can be turned off without
+//! harm it is made again without it, and succeeds: an attempt that could never succeed would prove nothing.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use container::oci_spec::runtime::Capability;
+use container::{
+    Error as ContainerError, Mount, Network, NoNewPrivileges, Runtime, Seccomp, Template, TemplateBuilder,
+};
+use integration_tests::{Fixture, find, shell, stderr, stdout};
+use layer::Layer;
+use nix::libc;
+use runner::{Cause, Report};
+
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+fn run(fixture: &Fixture, runtime: &str, layers: &[Layer], template: &Template) -> Result<Report, runner::Error> {
+    runner::run(&fixture.base(), layers, template, fixture.options().runtime(Runtime::new(find(runtime))))
+}
+
+/// What a script prints in a container of the template's.
+fn printed(fixture: &Fixture, runtime: &str, template: TemplateBuilder) -> String {
+    let report = run(fixture, runtime, &[], &template.build().unwrap()).unwrap();
+    format!("{}{}", stdout(&report), stderr(&report))
+}
+
+/// The same container with a part of its configuration changed, as only a `config.json` can.
+fn changed(template: TemplateBuilder, change: impl FnOnce(&mut serde_json::Value)) -> Template {
+    let mut value = serde_json::to_value(template.build().unwrap()).unwrap();
+    change(&mut value);
+    Template::from_value(value).unwrap()
+}
+
+/// The nodes can be made: `mknod` is among Docker's capabilities. What the container may open are the devices that the runtime
+/// makes itself, under whatever name.
+#[test]
+fn the_hosts_disks_and_other_devices() {
+    let fixture = Fixture::new();
+    let numbers = |entry: std::io::Result<fs::DirEntry>| {
+        format!("b:{}", fs::read_to_string(entry.unwrap().path().join("dev")).unwrap().trim())
+    };
+    // All of the machine; the first of a SCSI disk, whether it is there or not; mem, port, kmsg, fuse, loop-control, kvm.
+    let disks = fs::read_dir("/sys/block").unwrap().map(numbers);
+    let others = ["b:8:0", "c:1:1", "c:1:4", "c:1:11", "c:10:229", "c:10:237", "c:10:232"].map(String::from);
+    let denied: Vec<_> = disks.chain(others).collect();
+    // null, zero, full, random, urandom
+    let allowed = ["c:1:3", "c:1:5", "c:1:7", "c:1:8", "c:1:9"];
+    let script = |devices: &str| {
+        format!(
+            "for device in {devices}; do
+                numbers=${{device#*:}}
+                mknod /device ${{device%%:*}} ${{numbers%:*}} ${{numbers#*:}} || echo not made
+                head -c 0 /device 2>&1 && echo opened; rm /device
+            done"
+        )
+    };
+    for runtime in RUNTIMES {
+        let seen = printed(&fixture, runtime, shell(&script(&denied.join(" "))));
+        assert_eq!(seen, "head: /device: Operation not permitted\n".repeat(denied.len()), "{runtime}");
+        let seen = printed(&fixture, runtime, shell(&script(&allowed.join(" "))));
+        assert_eq!(seen, "opened\n".repeat(allowed.len()), "{runtime}");
+    }
+}
+
+#[test]
+fn mounts() {
+    let fixture = Fixture::new();
+    let script = "table=$(cat /proc/self/mountinfo)
+        for options in '-t tmpfs x /root' '-t proc x /root' '-o bind / /root' '-o remount,rw /sys' '-o remount,bind,rw /proc/sys'; do
+            mount $options 2>/dev/null && echo mounted $options
+        done
+        for path in /proc /proc/interrupts /sys/firmware /dev /tmp; do umount $path 2>/dev/null && echo unmounted $path; done
+        [ \"$table\" = \"$(cat /proc/self/mountinfo)\" ] && echo the same";
+    for runtime in RUNTIMES {
+        for user in [0, 1000] {
+            assert_eq!(printed(&fixture, runtime, shell(script).user(user, user)), "the same\n", "{runtime}");
+        }
+        let able = shell("mount -t tmpfs x /root && echo mounted").capabilities([Capability::SysAdmin]);
+        assert_eq!(printed(&fixture, runtime, able), "mounted\n", "{runtime}");
+    }
+}
+
+#[test]
+fn switches_of_the_hosts_kernel() {
+    let fixture = Fixture::new();
+    // What is there already, and `h`, help, so that nothing comes of it where a protection fails.
+    let script = "rewrite() { [ -e $1 ] && content=$(cat $1 2>/dev/null) && echo \"${content:-h}\" > $1 && echo written $1; }
+        for file in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname /proc/irq/default_smp_affinity \\
+            /sys/kernel/uevent_helper /sys/fs/cgroup/release_agent /sys/fs/cgroup/*/release_agent; do
+            rewrite $file
+        done 2>/dev/null
+        for file in /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; do
+            [ ! -e $file ] || head -c 1 $file
+        done
+        for dir in /sys/firmware /sys/devices/virtual/powercap; do
+            [ ! -e $dir ] || ls $dir
+        done
+        mkdir /sys/fs/cgroup/new /sys/fs/cgroup/*/new 2>/dev/null && echo made
+        echo done";
+    for runtime in RUNTIMES {
+        let seen = printed(&fixture, runtime, shell(script));
+        assert_eq!(seen, "done\n", "{runtime}");
+
+        // The name of the container alone: its own. What is written there without protection harms nobody.
+        let open = changed(
+            shell("echo x > /proc/sys/kernel/hostname && hostname; head -c 1 /proc/interrupts | wc -c"),
+            |value| {
+                value["linux"]["maskedPaths"] = serde_json::json!([]);
+                value["linux"]["readonlyPaths"] = serde_json::json!([]);
+            },
+        );
+        assert_eq!(stdout(&run(&fixture, runtime, &[], &open).unwrap()), "x\n1\n", "{runtime}");
+    }
+}
+
+/// Calls by their numbers, with arguments that harm nobody if they get through; what the profile answers.
+const CALLS: &[(&str, libc::c_long, &str, i32)] = &[
+    // the keyring of the process, which the kernel knows no namespaces of
+    ("add_key", libc::SYS_add_key, "user probe x 1 -2", libc::ENOSYS),
+    ("request_key", libc::SYS_request_key, "user probe 0 -2", libc::ENOSYS),
+    ("keyctl", libc::SYS_keyctl, "0 -2 1", libc::ENOSYS),
+    // CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWUSER with SIGCHLD
+    ("unshare", libc::SYS_unshare, "268435456", libc::EPERM),
+    ("unshare", libc::SYS_unshare, "131072", libc::EPERM),
+    ("clone", libc::SYS_clone, "268435473", libc::ENOSYS),
+    ("clone3", libc::SYS_clone3, "0 0", libc::ENOSYS),
+    ("setns", libc::SYS_setns, "-1 0", libc::EPERM),
+    ("mount", libc::SYS_mount, "0 0 0 0 0", libc::EPERM),
+    ("umount2", libc::SYS_umount2, "0 0", libc::EPERM),
+    ("pivot_root", libc::SYS_pivot_root, "0 0", libc::ENOSYS),
+    ("fsopen", libc::SYS_fsopen, "0 0", libc::EPERM),
+    ("open_tree", libc::SYS_open_tree, "-1 0 0", libc::EPERM),
+    ("move_mount", libc::SYS_move_mount, "-1 0 -1 0 0", libc::EPERM),
+    ("open_by_handle_at", libc::SYS_open_by_handle_at, "-1 0 0", libc::EPERM),
+    ("bpf", libc::SYS_bpf, "9999 0 0", libc::EPERM),
+    ("perf_event_open", libc::SYS_perf_event_open, "0 0 0 0 0", libc::EPERM),
+    ("init_module", libc::SYS_init_module, "0 0 0", libc::EPERM),
+    ("pidfd_getfd", libc::SYS_pidfd_getfd, "-1 0 0", libc::EPERM),
+    ("syslog", libc::SYS_syslog, "3 0 0", libc::EPERM),
+    ("clock_settime", libc::SYS_clock_settime, "99 0", libc::EPERM),
+    ("swapon", libc::SYS_swapon, "0 0", libc::ENOSYS),
+    ("userfaultfd", libc::SYS_userfaultfd, "65535", libc::ENOSYS),
+    ("io_uring_setup", libc::SYS_io_uring_setup, "0 0", libc::ENOSYS),
+    ("get_mempolicy", libc::SYS_get_mempolicy, "0 0 0 0 0", libc::EPERM),
+    // ADDR_NO_RANDOMIZE
+    ("personality", libc::SYS_personality, "262144", libc::ENOSYS),
+    // AF_VSOCK, AF_ALG
+    ("socket", libc::SYS_socket, "40 1 0", libc::ENOSYS),
+    ("socket", libc::SYS_socket, "38 5 0", libc::ENOSYS),
+];
+
+fn errors_of_calls(fixture: &Fixture, runtime: &str, template: impl Fn(&str) -> TemplateBuilder) -> Vec<i32> {
+    let lines: Vec<_> =
+        CALLS.iter().map(|(_, number, arguments, _)| format!("probe {number} {arguments}; echo $?")).collect();
+    let seen = printed(fixture, runtime, template(&lines.join("\n")));
+    seen.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("{seen}"))).collect()
+}
+
+#[test]
+fn blocked_calls() {
+    let fixture = Fixture::new();
+    fixture.add_probe();
+    let expected: Vec<_> = CALLS.iter().map(|(.., error)| *error).collect();
+    let able = [
+        Capability::BlockSuspend,
+        Capability::DacReadSearch,
+        Capability::SysAdmin,
+        Capability::SysModule,
+        Capability::SysPtrace,
+        Capability::SysTime,
+        Capability::Syslog,
+    ];
+    for runtime in RUNTIMES {
+        assert_eq!(errors_of_calls(&fixture, runtime, shell), expected, "{runtime}");
+        assert_eq!(errors_of_calls(&fixture, runtime, |script| shell(script).user(1000, 1000)), expected, "{runtime}");
+        let unconfined = |script: &str| shell(script).seccomp(Seccomp::Unconfined).capabilities(able);
+        let reached = errors_of_calls(&fixture, runtime, unconfined);
+        for ((name, _, arguments, error), reached) in CALLS.iter().zip(reached) {
+            assert_ne!(reached, *error, "{runtime}: {name} {arguments} shows no difference without a profile");
+        }
+    }
+}
+
+/// A process of the machine, which ends with the test.
+struct Outside(Child);
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_process_outside() {
+    let fixture = Fixture::new();
+    fixture.add_probe();
+    let outside = Outside(Command::new("sleep").arg("1000").spawn().unwrap());
+    let pid = outside.0.id();
+    // PTRACE_ATTACH, and what else reaches a process by its number.
+    let calls = |pid: &str| {
+        let calls = [
+            format!("{} 16 {pid} 0 0", libc::SYS_ptrace),
+            format!("{} {pid} 0 0 0", libc::SYS_prlimit64),
+            format!("{} {pid} 0", libc::SYS_pidfd_open),
+            format!("{} {pid} 0", libc::SYS_kill),
+        ];
+        calls.map(|call| format!("probe {call}; echo $?")).join("\n")
+    };
+    // More than the container has processes, so that none there has the number.
+    assert!(pid > 100);
+    for runtime in RUNTIMES {
+        let seen = printed(&fixture, runtime, shell(&calls(&pid.to_string())));
+        assert_eq!(seen, format!("{}\n", libc::ESRCH).repeat(4), "{runtime}");
+        let own = format!("sleep 1000 & {}", calls("$!"));
+        assert_eq!(printed(&fixture, runtime, shell(&own)), "0\n".repeat(4), "{runtime}");
+
+        // None of the machine's is seen in /proc: the shell and the one that lists, no more.
+        let seen = printed(&fixture, runtime, shell("ls -d /proc/[0-9]* | wc -l; echo $$"));
+        assert_eq!(seen, "3\n1\n", "{runtime}");
+    }
+}
+
+#[test]
+fn set_user_id_programs() {
+    let fixture = Fixture::new();
+    fixture.add_probe();
+    fs::set_permissions(fixture.base().fs().join("bin/probe"), fs::Permissions::from_mode(0o4755)).unwrap();
+    let script = format!("probe {} 0; echo $?", libc::SYS_setuid);
+    for runtime in RUNTIMES {
+        for (choice, error) in [(NoNewPrivileges::Off, 0), (NoNewPrivileges::On, libc::EPERM)] {
+            let template = shell(&script).user(1000, 1000).no_new_privileges(choice);
+            assert_eq!(printed(&fixture, runtime, template), format!("{error}\n"), "{runtime} {choice:?}");
+        }
+    }
+}
+
+/// Every path below `dir`, with what would change if somebody wrote there.
+fn state(dir: &Path, depth: usize) -> Vec<(PathBuf, u64, u32, i64, i64)> {
+    let entries = walkdir::WalkDir::new(dir).max_depth(depth).sort_by_file_name().into_iter();
+    let seen = entries.map(|entry| {
+        let (path, metadata) = entry.map(|entry| (entry.path().to_owned(), entry.metadata().unwrap())).unwrap();
+        (path, metadata.ino(), metadata.mode(), metadata.mtime(), metadata.mtime_nsec())
+    });
+    seen.collect()
+}
+
+/// A layer in which a directory that the runner writes into, or the runtime mounts on, is a link to somewhere else.
+#[test]
+fn links_in_the_place_of_mount_points() {
+    let fixture = Fixture::new();
+    let outside = fixture.path().join("outside");
+    fs::create_dir_all(outside.join("sub")).unwrap();
+    fs::write(outside.join("hosts"), "precious").unwrap();
+    let above = format!("{}{}", "../".repeat(40), outside.strip_prefix("/").unwrap().display());
+    let host = || [state(&outside, 9), state(Path::new("/etc"), 1), state(Path::new("/root"), 1)];
+    let before = host();
+    for runtime in RUNTIMES {
+        for name in ["etc", "proc", "dev", "sys", "tmp"] {
+            for target in ["/", "..", "../../../..", "/root", "/etc", "/usr", outside.to_str().unwrap(), &above] {
+                let hostile = fixture.layer(format!("{runtime}-{name}"), |tree| {
+                    let link = tree.join(name);
+                    let _ = fs::remove_file(&link);
+                    symlink(target, link).unwrap();
+                });
+                let script = format!("[ -e {} ] && echo out; echo x > /{name}/written; echo ran", outside.display());
+                let result = run(&fixture, runtime, &[hostile], &shell(&script).build().unwrap());
+                let told = format!("{runtime}: {name} -> {target}");
+                match result {
+                    Ok(report) => assert_eq!(stdout(&report), "ran\n", "{told}"),
+                    Err(error) => match error.cause() {
+                        Cause::Container(ContainerError::LinkedMountPoint { path }) => assert!(path.ends_with(name)),
+                        // A link to nowhere, seen from inside; or a mount that the runtime refuses.
+                        Cause::Container(ContainerError::Io { .. }) if name == "etc" => {}
+                        Cause::Container(ContainerError::Runtime { .. }) if name == "tmp" => {}
+                        other => panic!("{told}: {other:?}"),
+                    },
+                }
+                assert_eq!(host(), before, "{told}");
+            }
+        }
+    }
+}
+
+/// The files that the runner writes into the upper, and the target of a mount.
+#[test]
+fn links_in_the_place_of_files() {
+    let fixture = Fixture::new();
+    let outside = fixture.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    for name in ["hosts", "resolv.conf", "target"] {
+        fs::write(outside.join(name), "precious").unwrap();
+    }
+    let hostile = [fixture.layer("hostile", |tree| {
+        fs::create_dir(tree.join("etc")).unwrap();
+        for (link, name) in
+            [("etc/hosts", "hosts"), ("etc/resolv.conf", "resolv.conf"), ("target", "target"), ("dir", "")]
+        {
+            symlink(outside.join(name), tree.join(link)).unwrap();
+        }
+    })];
+    let source = fixture.path().join("source");
+    fs::write(&source, "source").unwrap();
+    let before = state(&outside, 9);
+    for runtime in RUNTIMES {
+        let script =
+            "cat /target; for file in /etc/hosts /etc/resolv.conf /target; do [ -f $file ] && echo x > $file; done";
+        let template = shell(script).network(Network::Host).mount(Mount::bind(&source, "/target"));
+        let report = run(&fixture, runtime, &hostile, &template.build().unwrap()).unwrap();
+        assert!(stdout(&report).starts_with("source"), "{runtime}: {}{}", stdout(&report), stderr(&report));
+        let upper = report.upper.path();
+        for name in ["etc/hosts", "etc/resolv.conf", "target"] {
+            assert!(fs::symlink_metadata(upper.join(name)).unwrap().is_file(), "{runtime}: {name}");
+        }
+        fs::write(&source, "source").unwrap();
+
+        let below = shell("true").mount(Mount::bind(&source, "/dir/new")).build().unwrap();
+        assert!(run(&fixture, runtime, &hostile, &below).is_err(), "{runtime}");
+        assert_eq!(state(&outside, 9), before, "{runtime}");
+    }
+}
+
+/// What the container could make of the run's directories: it finds their paths in its mount table.
+#[test]
+fn the_scratch_directory() {
+    let fixture = Fixture::new();
+    let script = "dir=$(sed -n 's/.*upperdir=\\([^,]*\\)\\/upper.*/\\1/p' /proc/self/mountinfo | head -n 1); echo \"$dir\"
+        for from in '' /../../../.. /proc/1/root /proc/1/cwd/../../.. /proc/self/root/../..; do ls -d \"$from$dir\" 2>/dev/null; done";
+    let mut names = Vec::new();
+    for runtime in RUNTIMES {
+        let report = run(&fixture, runtime, &[], &shell(script).build().unwrap()).unwrap();
+        let dir = report.upper.path().parent().unwrap().to_owned();
+        assert_eq!(stdout(&report), format!("{}\n", dir.display()), "{runtime}");
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o700);
+        names.push(dir.file_name().unwrap().to_str().unwrap().to_owned());
+    }
+    assert_ne!(names[0], names[1]);
+    assert!(names.iter().all(|name| name.len() == "layered-0123456789abcdef".len()), "{names:?}");
+}
+
+/// In a scratch directory that others may write to, a directory of theirs with the name of a run is none.
+#[test]
+fn a_sweep_of_what_others_have_made() {
+    let fixture = Fixture::new();
+    let planted = fixture.scratch().join("layered-0123456789abcdef");
+    fs::create_dir(&planted).unwrap();
+    std::os::unix::fs::chown(&planted, Some(1000), Some(1000)).unwrap();
+    let swept = runner::sweep(fixture.scratch()).unwrap();
+    assert_eq!((swept.removed.len(), swept.live, swept.failed.len()), (0, 0, 0));
+    std::os::unix::fs::chown(&planted, Some(0), Some(0)).unwrap();
+    assert_eq!(runner::sweep(fixture.scratch()).unwrap().removed, [planted]);
+}

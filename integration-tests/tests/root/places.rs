@@ -1,0 +1,84 @@
+//! Layers and scratch directories in places that are not as usual: read-only, closed, on another file system.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use container::in_private_mount_namespace;
+use integration_tests::{Fixture, find, stdout};
+use nix::mount::{MsFlags, mount};
+
+#[test]
+fn a_read_only_store_costs_a_warning() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(4);
+    in_private_mount_namespace(|| {
+        let store = fixture.store();
+        mount(Some(&store), &store, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, &store, None::<&str>, read_only, None::<&str>).unwrap();
+        assert!(layers[0].touch().is_err());
+
+        let mut command = fixture.layered_run();
+        command.args(layers.iter().flat_map(|layer| ["--layer".as_ref(), layer.path().as_os_str()]));
+        let output = command.args(["--", "sh", "-c", "cat /top /deps/3"]).stdin(Stdio::null()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"0\n3\n"[..]), "{stderr}");
+        let first = layers[0].last_used_path();
+        assert!(stderr.starts_with(&format!("layered: warn: cannot create {}: ", first.display())), "{stderr}");
+        assert!(stderr.ends_with(": 4 layers will look unused\n") && stderr.lines().count() == 1, "{stderr}");
+
+        // Files of a read-only mount cannot be linked.
+        let report = fixture.run_with(&layers, "cat /top /deps/3", fixture.options().max_lowers(3));
+        assert_eq!((stdout(&report), report.merged.unwrap().linked), ("0\n3\n".into(), 0));
+    })
+    .unwrap();
+    assert!(layers.iter().all(|layer| layer.last_used().unwrap().is_none()));
+}
+
+#[test]
+fn a_scratch_directory_on_a_tmpfs() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(4);
+    in_private_mount_namespace(|| {
+        let scratch = fixture.scratch();
+        mount(Some("tmpfs"), &scratch, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        for (lowers, copied) in [(500, None), (3, Some(4))] {
+            let options = fixture.options().max_lowers(lowers);
+            let report = fixture.run_with(&layers, "cat /top /deps/*; rm /top; echo new > /deps/new", options);
+            assert_eq!(stdout(&report), "0\n0\n1\n2\n3\n");
+            assert_eq!(report.merged.as_ref().map(|merged| merged.copied), copied);
+            assert_eq!(fs::read(report.upper.path().join("deps/new")).unwrap(), b"new\n");
+            drop(report);
+            fixture.assert_clean();
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_layer_that_cannot_be_read() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(3);
+    let [layer, tree] = [layers[1].path().to_path_buf(), layers[1].fs()];
+    // (what is closed, what is said)
+    for (path, words) in [
+        (&layer, format!("layered: cannot look at {}: Permission denied", tree.display())),
+        (&tree, "one of its directories cannot be read by this process: Permission denied".into()),
+    ] {
+        let open = fs::metadata(path).unwrap().permissions();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
+        // Root, but not above permissions.
+        let mut known = fixture.layered_run();
+        known.args(layers.iter().flat_map(|layer| ["--layer".as_ref(), layer.path().as_os_str()]));
+        let mut command = Command::new(find("setpriv"));
+        command.args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]);
+        command.arg(known.get_program()).args(known.get_args()).args(["--", "cat", "/deps/1"]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        fs::set_permissions(path, open).unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(125), 1), "{stderr}");
+        assert!(stderr.contains(&words), "{stderr}");
+        fixture.assert_clean();
+    }
+}
