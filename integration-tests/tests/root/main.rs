@@ -14,6 +14,7 @@
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `mounts`: overlays without a run
 //! - `places`: layers and scratch directories that are read-only, closed, or on another file system
+//! - `store`: layers in use beside collectors, and who is killed among both
 //! - `remove`: taking trees away, and nothing that is mounted in them
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
@@ -37,3 +38,4 @@ mod remove;
 mod results;
 mod space;
 mod stacking;
+mod store;
