@@ -126,9 +126,9 @@ impl AreaLock<'_> {
 
 impl Drop for AreaLock<'_> {
     fn drop(&mut self) {
-        // Not by closing: a child that is just being started has the descriptor too, for a moment.
+        // A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
         if let Err(errno) = flock(&self.area.dir, FlockOperation::Unlock) {
-            log::error!("cannot unlock {}: {errno}", self.area.path.display());
+            log::debug!("cannot unlock {}: {errno}", self.area.path.display());
         }
     }
 }

@@ -6,7 +6,7 @@ use container::{
 };
 use layer::{Base, Hold, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
 
-use crate::error::Cause;
+use crate::error::{Cause, chain};
 use crate::options::EtcFiles;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
@@ -214,7 +214,9 @@ impl Host for Machine<'_> {
 
     fn cleanup(&mut self, scratch: Scratch) -> Result<Self::Upper, Cause> {
         // Nothing is mounted any more, and what was merged is links of its own.
-        self.hold = None;
+        if let Some(Err(error)) = self.hold.take().map(Hold::release) {
+            log::warn!("{}", chain(&error));
+        }
         let removal = match self.options.merge_removal {
             MergeRemoval::Awaited => None,
             MergeRemoval::Behind => scratch.remove_lower_behind(),
