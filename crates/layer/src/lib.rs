@@ -9,6 +9,8 @@
 //! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower directories of their own and which
 //!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
 //!   [`remove_tree`] takes such a directory away again.
+//! - **Which layer is it from?** [`lookup`] says which layer of a stack a path is from and which others have it; [`conflicts`]
+//!   finds what several layers provide, the usual cause of builds that change with the order.
 //!
 //! # Order
 //! One order everywhere, the kernel's: the **first layer is the topmost**. The base is at the bottom and not among the layers.
@@ -44,6 +46,7 @@
 //! ```
 
 mod area;
+mod conflicts;
 mod draft;
 mod error;
 mod gc;
@@ -51,6 +54,7 @@ mod hold;
 mod json;
 mod last_used;
 mod layer;
+mod lookup;
 mod merge;
 mod meta;
 mod overlayfs;
@@ -61,11 +65,13 @@ mod sidecar;
 mod tree_size;
 mod walk;
 
+pub use conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use draft::Draft;
 pub use error::{Error, Result};
 pub use gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
 pub use hold::{Hold, held};
 pub use layer::{Base, Layer};
+pub use lookup::{EntryKind, Lookup, Obstacle, Origin, Role, lookup};
 pub use merge::{Merge, Merged, merge};
 pub use meta::{Meta, Timing};
 pub use overlayfs::XattrNamespace;

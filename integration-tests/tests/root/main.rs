@@ -12,6 +12,7 @@
 //! - `faults`: what comes of a run when one of its system calls fails
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
+//! - `lookup`: which layer of a stack a path is from, and what several provide, against the kernel's own view
 //! - `mounts`: overlays without a run
 //! - `places`: layers and scratch directories that are read-only, closed, or on another file system
 //! - `store`: layers in use beside collectors, and who is killed among both
@@ -31,6 +32,7 @@ mod kept;
 mod kills;
 mod ladder;
 mod load;
+mod lookup;
 mod merge;
 mod mounts;
 mod places;
