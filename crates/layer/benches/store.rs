@@ -39,6 +39,25 @@ fn holds(store: &Path) {
         let [hold, touch] = [hold, touch].map(|times| median(times) / count as u32);
         println!("  {count:>3} layers: hold {hold:>9.1?}, touch {touch:>9.1?}, ratio {:.2}", ratio(hold, touch));
     }
+    let at_once = timed(|| {
+        std::thread::scope(|scope| {
+            for _ in 0..64 {
+                scope.spawn(|| {
+                    (0..100)
+                        .for_each(|_| Hold::of(layers.iter().map(Layer::path)).and_then(Hold::release).expect("held"))
+                });
+            }
+            let mut looks = Vec::new();
+            for _ in 0..ROUNDS {
+                looks.push(timed(|| drop(Collector::new().collect(store, &mut |_| {}).expect("collected"))));
+            }
+            println!(
+                "  a collector with nothing to do beside 64 threads that hold and release all the time: {:.1?}",
+                median(looks)
+            );
+        });
+    });
+    println!("  6,400 holds of 400 layers by 64 threads at once: {:.0?} a layer", at_once / (6_400 * 400));
     // Others' holds are what a collector reads, and no holder.
     let others: Vec<_> = (0..64).map(|_| Hold::of(layers.iter().map(Layer::path)).expect("held")).collect();
     let look = || drop(Collector::new().max_bytes(0).collect(store, &mut |_| {}).expect("collected"));

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -78,14 +79,27 @@ impl Stored {
         }
         let size = match sizes {
             Sizes::Recorded if recorded > 0 => Size { bytes: recorded, entries: 0 },
-            Sizes::Recorded | Sizes::Measured => match TreeSize::of(layer.path()) {
-                // The directory itself is one.
-                Ok(TreeSize { bytes, entries }) => Size { bytes, entries: entries + 1 },
+            Sizes::Recorded | Sizes::Measured => match measure(layer) {
                 Err(_) if layer.last_used_or_made()?.is_none() => return Ok(None),
-                Err(error) => return Err(error),
+                size => size?,
             },
         };
         Ok(Some(Self { name: layer.name().into(), used, size, is_base: false }))
+    }
+}
+
+/// The whole directory of a layer.
+fn measure(layer: &Layer) -> Result<Size> {
+    let mut attempts = 3;
+    loop {
+        attempts -= 1;
+        match TreeSize::of(layer.path()) {
+            // The directory itself is one.
+            Ok(TreeSize { bytes, entries }) => return Ok(Size { bytes, entries: entries + 1 }),
+            // A sidecar that is just being replaced.
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound && attempts > 0 => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
