@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, Mode, flock, fstat, openat};
+use rustix::fs::{CWD, FlockOperation, Mode, flock, fstat, openat, stat};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use crate::walk::READ;
 use crate::{Error, Result, remove_tree};
@@ -64,11 +65,18 @@ impl Area {
     /// The area of `store`, if it has one.
     pub(crate) fn open(store: &Path) -> Result<Option<Self>> {
         let path = store.join(AREA);
-        match openat(CWD, &path, READ, Mode::empty()) {
-            Ok(dir) => Ok(Some(Self { path, dir })),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(Error::io("open", path)(errno)),
+        let dir = match openat(CWD, &path, READ, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(Error::io("open", path)(errno)),
+        };
+        // Whoever has it can lead what is made and removed in it elsewhere: in /tmp anybody could have made it.
+        let owner = fstat(&dir).map_err(Error::io("look at", &path))?.st_uid;
+        if owner != geteuid().as_raw() && owner != stat(store).map_err(Error::io("look at", store))?.st_uid {
+            let why = "it belongs neither to this user nor to the owner of the store";
+            return Err(Error::io("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
+        Ok(Some(Self { path, dir }))
     }
 
     /// Waits for the lock.

@@ -93,7 +93,7 @@ pub struct Collected {
 pub struct CollectedLayer {
     /// The name of its directory.
     pub name: OsString,
-    /// When it was used last.
+    /// When it was [used last or made](Layer::last_used_or_made).
     pub last_use: SystemTime,
     /// The size, from where [`Sizes`] says.
     pub bytes: u64,

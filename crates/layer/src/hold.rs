@@ -46,7 +46,8 @@ impl Hold {
     /// Holds the layers in these directories. Look at them afterwards: what a collector took before, it took.
     ///
     /// A store that cannot be written to is passed over, as nobody can collect there; whoever has it mounted writable
-    /// elsewhere could. So is one whose file system has no locks, which no collector works without.
+    /// elsewhere could. So is one whose file system has no locks, which no collector works without, and one whose
+    /// `.layered` is a stranger's, which no collector uses. The log says so.
     ///
     /// # Errors
     /// [`Error::NotADirectory`] names a layer that is not there, or no longer; [`Error::Io`] says why the others cannot be

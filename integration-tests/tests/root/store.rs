@@ -205,6 +205,35 @@ fn a_layer_in_use_is_left_alone_until_its_run_ends_or_is_killed() {
 }
 
 #[test]
+fn a_base_that_is_a_layer_of_a_store_is_held_too() {
+    let fixture = Fixture::new();
+    let base = Layer::at(fixture.base().path());
+    base.write_meta(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
+    let mut run = layered_run(&fixture, [], "sleep 0.3").spawn().unwrap();
+    wait_until_begun(&mut run);
+    let collected = Collector::new().max_bytes(0).collect(fixture.path(), &mut |_| {}).unwrap();
+    assert_eq!((collected.layers.len(), &collected.held[..]), (0, &["base".into()][..]));
+    assert!(run.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn what_a_stranger_made_for_a_store_is_not_used() {
+    let fixture = Fixture::new();
+    make(&fixture.store(), "a");
+    let area = fixture.store().join(".layered");
+    std::os::unix::fs::chown(&area, Some(1000), Some(1000)).unwrap();
+    let refused = Collector::new().max_bytes(0).collect(fixture.store(), &mut |_| {}).unwrap_err();
+    assert_eq!(refused.path(), Some(&*area));
+    let run = layered_run(&fixture, [&"a".into()], "true").output().unwrap();
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert!(
+        run.status.success() && stderr.starts_with("layered: warn: layers of ") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    assert!(in_area(&fixture.store()).is_empty());
+}
+
+#[test]
 fn a_container_has_no_descriptor_of_a_hold() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(2);

@@ -52,7 +52,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     if let Some(layer) = &args.layer {
-        one(&mut out, layer, args.json)?;
+        one(&mut out, layer, args)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut layers = args.layers.open()?;
@@ -62,13 +62,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     anyhow::ensure!(!layers.is_empty(), "no layer is given: name some with --layer or --layers-from");
     match &args.file {
-        Some(path) => origin::show(&mut out, &layers, path, args.json),
-        None => conflicts::show(&mut out, &layers, args.json),
+        Some(path) => origin::show(&mut out, args, &layers, path),
+        None => conflicts::show(&mut out, args, &layers),
     }
 }
 
 /// All that is known of one layer.
-fn one(out: &mut impl Write, dir: &Path, json: bool) -> anyhow::Result<()> {
+fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     let layer = Layer::open(dir)?;
     let Some(meta) = layer.meta()? else {
         anyhow::bail!("{} has no layer.json: it is not whole (still being made, or left half made)", dir.display());
@@ -79,7 +79,7 @@ fn one(out: &mut impl Write, dir: &Path, json: bool) -> anyhow::Result<()> {
         let value = layer.read_sidecar::<Value>(&name)?.unwrap_or_default();
         sidecars.insert(name, value);
     }
-    if json {
+    if args.json {
         let used = used.map(|time| humantime::format_rfc3339_seconds(time).to_string());
         writeln!(out, "{}", json!({"meta": meta, "last_used": used, "sidecars": sidecars}))?;
         return Ok(());

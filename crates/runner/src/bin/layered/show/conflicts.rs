@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use layer::{Difference, Layer, XattrNamespace};
 use serde_json::json;
 
-use super::NO;
+use super::{Args, NO};
 use crate::{complain, table};
 
-pub(super) fn show(out: &mut impl Write, layers: &[Layer], json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer]) -> anyhow::Result<ExitCode> {
     let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
     let mut rows = vec![["PATH", "DIFFERENCE", "LAYERS"].map(String::from).to_vec()];
     let [mut same, mut different, mut failed] = [0_u64; 3];
@@ -28,7 +28,7 @@ pub(super) fn show(out: &mut impl Write, layers: &[Layer], json: bool) -> anyhow
         let difference = word(conflict.difference);
         let layers = conflict.layers.iter().map(|&layer| &layers[layer]);
         *if conflict.difference == Difference::Nothing { &mut same } else { &mut different } += 1;
-        if json {
+        if args.json {
             let layers: Vec<_> = layers.map(|layer| layer.path().to_string_lossy()).collect();
             writeln!(out, "{}", json!({"path": path, "difference": difference, "layers": layers}))?;
         } else if conflict.difference != Difference::Nothing {
@@ -36,7 +36,7 @@ pub(super) fn show(out: &mut impl Write, layers: &[Layer], json: bool) -> anyhow
             rows.push(vec![path, difference.into(), layers.join(", ")]);
         }
     }
-    if !json {
+    if !args.json {
         if different > 0 {
             table::print_to_fit(out, rows, &[])?;
         }

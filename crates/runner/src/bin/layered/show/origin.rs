@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use layer::{EntryKind, Layer, Lookup, Obstacle, Role, XattrNamespace};
 use serde_json::{Value, json};
 
-use super::NO;
+use super::{Args, NO};
 use crate::table;
 
-pub(super) fn show(out: &mut impl Write, layers: &[Layer], path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer], path: &Path) -> anyhow::Result<ExitCode> {
     let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
     let found = layer::lookup(&trees, path, XattrNamespace::Trusted)?;
-    match json {
+    match args.json {
         true => writeln!(out, "{}", as_json(layers, &found))?,
         false => print(out, layers, &found)?,
     }
