@@ -18,10 +18,12 @@
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, from outside
+//! - `costs`: system calls of a run
 //! - `debian`: real input
 
 mod breakout;
 mod command;
+mod costs;
 mod debian;
 mod environment;
 mod faults;
