@@ -46,7 +46,7 @@ mod timings;
 mod upper;
 
 pub use error::{BoxError, Cause, Error, Result};
-pub use options::{EtcFiles, MergeRemoval, Options};
+pub use options::{Cleanup, EtcFiles, Options};
 pub use removal::Removal;
 pub use report::Report;
 pub use run::{plan, run};

@@ -11,7 +11,7 @@ use crate::options::EtcFiles;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
 use crate::stack::{Stack, mechanism};
-use crate::{MergeRemoval, Options, Removal, Upper, etc};
+use crate::{Cleanup, Options, Removal, Upper, etc};
 
 /// The machine it really runs on: each step with the two crates below.
 pub(crate) struct Machine<'a> {
@@ -210,11 +210,10 @@ impl Host for Machine<'_> {
     }
 
     fn cleanup(&mut self, scratch: Scratch) -> Result<Self::Upper, Cause> {
-        let removal = match self.options.merge_removal {
-            MergeRemoval::Awaited => None,
-            MergeRemoval::Behind => scratch.remove_lower_behind(),
-        };
-        Ok((scratch.into_upper()?, removal))
+        match self.options.cleanup {
+            Cleanup::Behind if !scratch.is_kept() => scratch.into_upper_behind(),
+            _ => Ok((scratch.into_upper()?, None)),
+        }
     }
 
     fn discard(&mut self, scratch: Scratch) -> Result<(), Cause> {

@@ -371,7 +371,7 @@ fn a_terminal_is_the_commands_and_is_put_back_afterwards() {
          {run} --tty -- sh -c 'stty size; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo $TERM; exit 5'; echo status $?
          [ \"$before\" = \"$(stty -g)\" ] && echo as before
          # Killed, the runtime cannot tidy up.
-         {run} --tty --timeout 300ms --grace 10ms -- sleep 1000; echo status $?
+         {run} --tty --timeout 2s --grace 10ms -- sleep 1000; echo status $?
          [ \"$before\" = \"$(stty -g)\" ] && echo as before"
     );
     let mut script = Command::new("script");
