@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod discard;
+mod doctor;
 mod kept;
 mod ls;
 mod merge;
@@ -55,6 +56,7 @@ enum Command {
     Ls(ls::Args),
     Show(show::Args),
     Sweep(sweep::Args),
+    Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Sweep(args) => sweep::run(args),
+        Command::Doctor(args) => doctor::run(&args),
     };
     result.unwrap_or_else(|error| {
         // Whoever reads the output has seen enough: `layered ls | head`.
