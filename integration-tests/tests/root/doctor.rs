@@ -1,4 +1,5 @@
-//! `layered doctor`: that it passes this machine, which runs the other tests, and not one with something broken.
+//! `layered doctor`: that it passes this machine, which runs the other tests, and not one with something broken. Besides, what
+//! is made from the command's definition: the manual pages and the completions.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -117,4 +118,44 @@ fn without_root() {
     assert_eq!(names(&stdout, "failed"), ["privilege"]);
     assert_eq!(names(&stdout, "skipped"), ["overlays", "a run"]);
     assert!(stdout.contains("run it as root"), "{stdout}");
+}
+
+#[test]
+fn manual_pages() {
+    let fixture = Fixture::new();
+    let (status, stdout, _) = run(layered().arg("man"));
+    assert_eq!(status, 0);
+    assert!(stdout.contains(".TH layered 1") && stdout.contains("layered\\-doctor(1)"), "{stdout}");
+    assert_eq!(run(layered().arg("man").arg(fixture.path())).0, 0);
+    let page = fs::read_to_string(fixture.path().join("layered-run.1")).unwrap();
+    assert!(page.contains(".SH EXAMPLES\n.nf\nlayered run "), "{page}");
+    let (status, _, stderr) = run(layered().args(["man", "/no/such/dir"]));
+    assert_eq!((status, stderr.lines().count()), (125, 1), "{stderr}");
+    assert!(stderr.contains("cannot write /no/such/dir/layered.1"), "{stderr}");
+}
+
+#[test]
+fn completions_complete() {
+    let _fixture = Fixture::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let (status, stdout, _) = run(layered().args(["completions", shell]));
+        assert_eq!(status, 0);
+        assert!(stdout.contains("layers-from"), "{shell}");
+    }
+    let script = "source <(\"$0\" completions bash)
+        COMP_WORDS=(layered run --lay) COMP_CWORD=2
+        _layered layered --lay run
+        printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("bash");
+    let bash = bash.args(["-c", script]).arg(layered().get_program()).stdin(Stdio::null());
+    assert_eq!(run(bash), (0, "--layer\n--layers-from\n".into(), String::new()));
+}
+
+#[test]
+fn help_teaches_by_example() {
+    for command in ["doctor", "completions", "man"] {
+        let (status, stdout, _) = run(layered().args([command, "--help"]));
+        assert_eq!(status, 0);
+        assert!(stdout.contains(&format!("layered {command} ")) && stdout.contains("Example"), "{stdout}");
+    }
 }
