@@ -10,8 +10,10 @@ use nix::unistd::Pid;
 
 use crate::{Error, Result};
 
+mod layout;
 mod memory;
 
+pub use layout::CgroupLayout;
 use memory::MemoryWatch;
 
 /// One run's control group, in every hierarchy of the machine (v1, v2, or both side by side).

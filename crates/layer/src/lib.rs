@@ -12,6 +12,8 @@
 //! # Order
 //! One order everywhere, the kernel's: the **first layer is the topmost**. The base is at the bottom and not among the layers.
 //!
+//! The example `store_index` writes an index of a store as an HTML page: what a documentation browser shows of it.
+//!
 //! # Listing a store
 //! ```
 //! # let store = tempfile::tempdir()?;

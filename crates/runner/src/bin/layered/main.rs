@@ -9,9 +9,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+mod completions;
 mod discard;
+mod doctor;
 mod kept;
 mod ls;
+mod man;
 mod merge;
 mod plan;
 mod run;
@@ -55,6 +58,9 @@ enum Command {
     Ls(ls::Args),
     Show(show::Args),
     Sweep(sweep::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +86,9 @@ fn main() -> ExitCode {
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Sweep(args) => sweep::run(args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     result.unwrap_or_else(|error| {
         // Whoever reads the output has seen enough: `layered ls | head`.
