@@ -1,5 +1,6 @@
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
@@ -34,12 +35,29 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`] if that cannot be found out.
     pub fn last_used(&self) -> Result<Option<SystemTime>> {
-        let path = self.last_used_path();
-        match fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()) {
-            Ok(time) => Ok(Some(time)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(Error::io("look at", path)(source)),
+        modified(&self.last_used_path())
+    }
+
+    /// When the layer was last used or, if it never was, when it came to be whole: the time of `layer.json`. This is the
+    /// order in which a [`Collector`](crate::Collector) takes layers. `None` if there is no `layer.json` either.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be found out.
+    pub fn last_used_or_made(&self) -> Result<Option<SystemTime>> {
+        let used = self.last_used()?;
+        if used.is_some() {
+            return Ok(used);
         }
+        modified(&self.meta_path())
+    }
+}
+
+/// The modification time of a file, if it is there.
+fn modified(path: &Path) -> Result<Option<SystemTime>> {
+    match fs::symlink_metadata(path).and_then(|metadata| metadata.modified()) {
+        Ok(time) => Ok(Some(time)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::io("look at", path)(source)),
     }
 }
 

@@ -4,13 +4,27 @@
 //! - **One layer**: [`Layer`] has the paths; [`Meta`] is its `layer.json`; sidecars hold whatever else its maker knows of it,
 //!   as any serde type or as raw JSON; [`Layer::touch`] and [`Layer::last_used`] are the book of least recent use. [`Base`] is
 //!   the tree at the bottom.
-//! - **A store of layers**: [`scan`].
+//! - **A store of layers**: [`scan`] finds them, in the order of last use if asked; [`Collector`] removes the least recently used ones, but none that somebody
+//!   [holds](Hold); a [`Draft`] becomes a layer whole or not at all.
 //! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower directories of their own and which
 //!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
 //!   [`remove_tree`] takes such a directory away again.
+//! - **Which layer is it from?** [`lookup`] says which layer of a stack a path is from and which others have it; [`conflicts`]
+//!   finds what several layers provide, the usual cause of builds that change with the order.
 //!
 //! # Order
 //! One order everywhere, the kernel's: the **first layer is the topmost**. The base is at the bottom and not among the layers.
+//!
+//! # A store
+//! A store is a directory of layers. One entry of it is its own:
+//! ```text
+//! <store>/<name>/                       a layer, once it has its `layer.json`; see [`Layer`]
+//! <store>/.layered/holds/<random>       the names of layers that somebody uses, each ended by a NUL
+//! <store>/.layered/trash/<random>/<n>   layers that a collector took away and removes
+//! <store>/.layered/new/<random>/layer   a layer in the making
+//! ```
+//! `.layered` is made when it is needed first. Each `<random>` is locked by its owner with flock(2); whatever is not locked is
+//! a dead one's, and the next collector removes it.
 //!
 //! The example `store_index` writes an index of a store as an HTML page: what a documentation browser shows of it.
 //!
@@ -33,10 +47,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod area;
+mod conflicts;
+mod draft;
 mod error;
+mod gc;
+mod hold;
 mod json;
 mod last_used;
 mod layer;
+mod lookup;
 mod merge;
 mod meta;
 mod overlayfs;
@@ -47,8 +67,13 @@ mod sidecar;
 mod tree_size;
 mod walk;
 
+pub use conflicts::{Conflict, Conflicts, Difference, conflicts};
+pub use draft::Draft;
 pub use error::{Error, Result};
+pub use gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
+pub use hold::{Hold, held};
 pub use layer::{Base, Layer};
+pub use lookup::{EntryKind, Lookup, Obstacle, Origin, Role, lookup};
 pub use merge::{Merge, Merged, merge};
 pub use meta::{Meta, Timing};
 pub use overlayfs::XattrNamespace;

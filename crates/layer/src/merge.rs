@@ -17,6 +17,7 @@ use std::thread;
 
 use rustix::fs::{Mode, fchmod};
 
+pub(crate) use self::attributes::path_through_proc;
 use self::directory::{Job, Shared, Worker};
 use self::groups::Groups;
 use self::sources::Sources;

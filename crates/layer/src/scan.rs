@@ -1,14 +1,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use walkdir::WalkDir;
 
+use crate::area::AREA;
 use crate::{Error, Layer, Result};
 
 /// The layers of a store: every directory directly in it that has a `layer.json`, in no particular order.
 ///
 /// Everything else is passed over: files, directories without `layer.json` (a layer that is not whole yet, or no longer),
-/// and what vanishes meanwhile. A symbolic link to a layer counts as one.
+/// the store's own `.layered`, and what vanishes meanwhile. A symbolic link to a layer counts as one.
 ///
 /// # Errors
 /// [`Error::NotADirectory`] at once if `store` is none; [`Error::Io`] as an item for a directory that cannot be read, after
@@ -30,6 +32,24 @@ pub struct Scan {
     walk: walkdir::IntoIter,
 }
 
+impl Scan {
+    /// All layers that are left, the least recently used first, with the time of their [last use](Layer::last_used_or_made).
+    /// There is no order without all: this holds a path and a time of each.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for the first layer that cannot be looked at.
+    pub fn by_last_use(self) -> Result<Vec<(SystemTime, Layer)>> {
+        let mut layers = Vec::new();
+        for layer in self {
+            let layer = layer?;
+            // Or it has gone since.
+            layers.extend(layer.last_used_or_made()?.map(|time| (time, layer)));
+        }
+        layers.sort_unstable();
+        Ok(layers)
+    }
+}
+
 impl Iterator for Scan {
     type Item = Result<Layer>;
 
@@ -42,7 +62,7 @@ impl Iterator for Scan {
                 }
                 Err(error) => return Some(Err(Error::walk(&self.store, error))),
             };
-            if entry.file_type().is_file() {
+            if entry.file_type().is_file() || entry.file_name() == AREA {
                 continue;
             }
             let layer = Layer::at(entry.into_path());
@@ -71,6 +91,8 @@ mod tests {
             // Not valid JSON: a scan reads none.
             fs::write(store.path().join(name).join("layer.json"), "{").unwrap();
         }
+        fs::create_dir(store.path().join(".layered")).unwrap();
+        fs::write(store.path().join(".layered/layer.json"), "{}").unwrap();
         fs::write(store.path().join("README"), "").unwrap();
         std::os::unix::fs::symlink("nowhere", store.path().join("dangling")).unwrap();
         std::os::unix::fs::symlink("a", store.path().join("link")).unwrap();
@@ -78,6 +100,23 @@ mod tests {
         let mut names: Vec<_> = scan(&store).unwrap().map(|layer| layer.unwrap().name().to_owned()).collect();
         names.sort();
         assert_eq!(names, ["a", "b", "c", "link"]);
+    }
+
+    #[test]
+    fn the_least_recently_used_comes_first() {
+        let store = tempfile::tempdir().unwrap();
+        let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        for (name, made, used) in [("a", 5, Some(9)), ("b", 7, None), ("c", 8, Some(1))] {
+            let layer = Layer::at(store.path().join(name));
+            fs::create_dir(layer.path()).unwrap();
+            fs::File::create(layer.meta_path()).unwrap().set_modified(at(made)).unwrap();
+            if let Some(used) = used {
+                fs::File::create(layer.last_used_path()).unwrap().set_modified(at(used)).unwrap();
+            }
+        }
+        let layer = |name| Layer::at(store.path().join(name));
+        let order = scan(&store).unwrap().by_last_use().unwrap();
+        assert_eq!(order, [(at(1), layer("c")), (at(7), layer("b")), (at(9), layer("a"))]);
     }
 
     #[test]

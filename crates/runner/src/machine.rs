@@ -4,13 +4,13 @@ use container::{
     Bundle, Cancel, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Status,
     Template, Terminal, copy_root_attributes, in_private_mount_namespace, require_privilege,
 };
-use layer::{Base, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
+use layer::{Base, Hold, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
 
-use crate::error::Cause;
+use crate::error::{Cause, chain};
 use crate::options::EtcFiles;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
-use crate::stack::{Stack, mechanism};
+use crate::stack::{Stack, hold, mechanism};
 use crate::{Cleanup, Options, Removal, Upper, etc};
 
 /// The machine it really runs on: each step with the two crates below.
@@ -20,6 +20,7 @@ pub(crate) struct Machine<'a> {
     template: &'a Template,
     options: Options<'a>,
     id: Option<ContainerId>,
+    hold: Option<Hold>,
     stack: Option<Stack>,
     plan: Option<Plan>,
     merged: Option<Merged>,
@@ -36,8 +37,8 @@ pub(crate) struct Outcome {
 
 impl<'a> Machine<'a> {
     pub(crate) fn new(base: &'a Base, layers: &'a [Layer], template: &'a Template, options: Options<'a>) -> Self {
-        let (id, stack, plan) = (None, None, None);
-        Self { base, layers, template, options, id, stack, plan, merged: None, made: Vec::new() }
+        let (id, hold, stack, plan) = (None, None, None, None);
+        Self { base, layers, template, options, id, hold, stack, plan, merged: None, made: Vec::new() }
     }
 
     fn id(&self) -> &ContainerId {
@@ -75,6 +76,8 @@ impl Host for Machine<'_> {
         }
         require_privilege()?;
         Cgroup::require(self.template.controllers())?;
+        // Before they are looked at: what is there then stays there.
+        self.hold = Some(hold(self.base, self.layers)?);
         self.stack = Some(Stack::resolve(self.base, self.layers)?);
         Ok(())
     }
@@ -210,6 +213,10 @@ impl Host for Machine<'_> {
     }
 
     fn cleanup(&mut self, scratch: Scratch) -> Result<Self::Upper, Cause> {
+        // Nothing is mounted any more, and what was merged is links of its own.
+        if let Some(Err(error)) = self.hold.take().map(Hold::release) {
+            log::warn!("{}", chain(&error));
+        }
         match self.options.cleanup {
             Cleanup::Behind if !scratch.is_kept() => scratch.into_upper_behind(),
             _ => Ok((scratch.into_upper()?, None)),

@@ -14,13 +14,14 @@ use crate::{Options, Phase, Report, Timings};
 /// Runs the template's command in a root file system stacked from `layers`, topmost first, over `base`, and returns what it
 /// wrote with the result and the time of each phase.
 ///
-/// The steps, in order: [the inputs are looked at](Phase::Inputs) · a [scratch](Options::scratch) directory is made · every
+/// The steps, in order: [the layers are held and looked at](Phase::Inputs) · a [scratch](Options::scratch) directory is made · every
 /// layer is marked as used · what does not fit the kernel's limits is merged · [`prep_upper`](Options::prep_upper) is called ·
 /// the overlay is mounted, in a mount namespace of the run's own · the template is filled in · the runtime runs · the overlay
 /// is unmounted · everything but the upper is removed, [behind](crate::Cleanup::Behind) the caller's back where that is asked for.
 ///
 /// No process is started but the runtime's. The layers are only read, but for their `last_used`; no `layer.json` and no sidecar
-/// is read or written.
+/// is read or written. They are [held](layer::Hold) until the overlay is unmounted: no collector takes one meanwhile, and if
+/// this process is killed nobody has to let go of them.
 ///
 /// # Errors
 /// [`Error`] with the phase. The phases before it are undone, and nothing is left unless unmounting or removing failed: then

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use container::{LowerNames, MountApi, Overlay};
-use layer::{Base, Layer, Plan, Rung, RungLimit};
+use layer::{Base, Hold, Layer, Plan, Rung, RungLimit};
 
 use crate::Options;
 use crate::error::{Cause, io_cause};
@@ -60,6 +60,13 @@ impl Stack {
         log::debug!("{}: {} separate, {} to merge", plan.rung, plan.separate.len(), plan.merged.len());
         Ok(plan)
     }
+}
+
+/// Holds all layers, and the base if it is a collector's to take: with a `layer.json`.
+pub(crate) fn hold(base: &Base, layers: &[Layer]) -> Result<Hold, Cause> {
+    let base = Layer::at(base.path());
+    let base = base.meta_path().symlink_metadata().is_ok().then_some(base);
+    Ok(Hold::of(layers.iter().chain(&base).map(Layer::path))?)
 }
 
 /// The rungs that a kernel with `api` has.

@@ -29,6 +29,8 @@ fn main() -> Result<()> {
     let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<usize>().ok()).context("no number");
     let (runs, in_flight) = (number(runs)?, number(in_flight)?);
     let mut paths = fs::read_dir(store)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    // Not the store's own.
+    paths.retain(|path| path.join("fs").is_dir());
     paths.sort();
     let layers = paths.into_iter().map(Layer::open).collect::<layer::Result<Vec<_>>>()?;
     let load = Load { base: Base::open(base)?, layers, scratch: scratch.into() };

@@ -524,7 +524,7 @@ fn ls_and_show_tell_what_is_there() {
 
 #[test]
 fn help_teaches_by_example() {
-    for command in ["run", "plan", "merge", "ls", "show"] {
+    for command in ["run", "plan", "merge", "ls", "show", "gc"] {
         let (status, stdout, stderr) = run(layered().args([command, "--help"]));
         assert_eq!((status, &*stderr), (0, ""));
         assert!(stdout.contains(&format!("layered {command} ")) && stdout.contains("Example"), "{stdout}");

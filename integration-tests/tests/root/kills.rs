@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use integration_tests::strace::Disturbance;
 use integration_tests::{Fixture, KnownRun, Told, stdout};
+use layer::Layer;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,10 +21,10 @@ fn count() -> u32 {
     std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse().expect("LAYERED_KILLS is a number"))
 }
 
-fn start(fixture: &Fixture, script: &str) -> Child {
+fn start(fixture: &Fixture, layers: &[Layer], script: &str) -> Child {
     let mut command = fixture.layered_run();
-    for layer in fs::read_dir(fixture.store()).unwrap() {
-        command.arg("--layer").arg(layer.unwrap().path());
+    for layer in layers {
+        command.arg("--layer").arg(layer.path());
     }
     command.args(["--", "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().unwrap()
@@ -49,10 +50,10 @@ fn spread<T>(all: &[T], count: usize) -> impl Iterator<Item = &T> {
 #[test]
 fn a_killed_run_takes_its_container_with_it() {
     let fixture = Fixture::new();
-    fixture.numbered_layers(30);
+    let layers = fixture.numbered_layers(30);
     for n in 0..count() {
         // One that has left its parent, its session and its process group.
-        let mut run = start(&fixture, "(setsid sleep 1000 &); echo begun; sleep 1000 & sleep 1000");
+        let mut run = start(&fixture, &layers, "(setsid sleep 1000 &); echo begun; sleep 1000 & sleep 1000");
         until_moment(&mut run, n);
         run.kill().unwrap();
         run.wait().unwrap();
@@ -106,9 +107,9 @@ fn descendants(pid: u32) -> Vec<u32> {
 #[test]
 fn a_runtime_or_a_command_killed_at_any_moment() {
     let fixture = Fixture::new();
-    fixture.numbered_layers(3);
+    let layers = fixture.numbered_layers(3);
     for n in 0..count() {
-        let mut run = start(&fixture, "echo begun; sleep 1000");
+        let mut run = start(&fixture, &layers, "echo begun; sleep 1000");
         until_moment(&mut run, n);
         let runtime_alone = n % 8 < 4;
         loop {

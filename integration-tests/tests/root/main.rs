@@ -12,8 +12,10 @@
 //! - `faults`: what comes of a run when one of its system calls fails
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
+//! - `lookup`: which layer of a stack a path is from, and what several provide, against the kernel's own view
 //! - `mounts`: overlays without a run
 //! - `places`: layers and scratch directories that are read-only, closed, or on another file system
+//! - `store`: layers in use beside collectors, and who is killed among both
 //! - `remove`: taking trees away, and nothing that is mounted in them
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
@@ -34,6 +36,7 @@ mod kept;
 mod kills;
 mod ladder;
 mod load;
+mod lookup;
 mod merge;
 mod mounts;
 mod places;
@@ -41,3 +44,4 @@ mod remove;
 mod results;
 mod space;
 mod stacking;
+mod store;

@@ -9,8 +9,8 @@ mod hostile;
 mod input;
 mod links;
 mod operations;
-mod property;
-mod random;
+pub(crate) mod property;
+pub(crate) mod random;
 mod scale;
 
 use std::path::{Path, PathBuf};

@@ -187,7 +187,7 @@ impl XattrList {
 }
 
 /// A path for the calls that take no descriptor: xattr(7) has none for a name in a directory before Linux 6.13.
-pub(super) fn path_through_proc(dir: BorrowedFd<'_>, name: &CStr) -> CString {
+pub(crate) fn path_through_proc(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     let mut path = Vec::with_capacity(32 + name.count_bytes());
     // Neither a write to a vector nor a name without NUL can fail.
     let _ = write!(path, "/proc/self/fd/{}/", dir.as_raw_fd());

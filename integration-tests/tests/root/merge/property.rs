@@ -23,7 +23,7 @@ use super::{Stack, agree};
 const LAYERS_END_SECONDS: i64 = 1_600_000_000;
 
 /// Holds `holds` to as many cases as the environment says.
-fn property<S: Strategy>(strategy: S, holds: impl Fn(S::Value) -> Result<(), String>)
+pub(crate) fn property<S: Strategy>(strategy: S, holds: impl Fn(S::Value) -> Result<(), String>)
 where
     S::Value: Debug,
 {

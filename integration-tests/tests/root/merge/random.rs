@@ -14,15 +14,15 @@ use super::operations::Operation;
 
 /// Layers above, layers to merge, a base.
 #[derive(Debug, Clone)]
-pub(super) struct Layers {
-    pub(super) separate: Vec<Dir>,
-    pub(super) sources: Vec<Dir>,
-    pub(super) base: Dir,
+pub(crate) struct Layers {
+    pub(crate) separate: Vec<Dir>,
+    pub(crate) sources: Vec<Dir>,
+    pub(crate) base: Dir,
     /// Whether some of the whiteouts are in the form of attributes.
-    pub(super) xattr_whiteouts: bool,
+    pub(crate) xattr_whiteouts: bool,
 }
 
-pub(super) fn layers() -> impl Strategy<Value = Layers> {
+pub(crate) fn layers() -> impl Strategy<Value = Layers> {
     (vec(layer(), 0..=2), vec(layer(), 1..=5), layer(), prop::bool::weighted(0.3)).prop_map(
         |(mut separate, mut sources, mut base, xattr_whiteouts)| {
             if !xattr_whiteouts {

@@ -1,74 +1,167 @@
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
-use layer::Layer;
+use layer::{Layer, Meta};
 use serde_json::{Value, json};
 
 use crate::table;
 
-/// List the layers of a store: their status, size, age and last use.
+/// List the layers of a store: their status, size, last use and age.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  layered ls /var/cache/layers\n  layered ls --json /var/cache/layers | jq -r 'select(.exit_status != 0) | .name'"
-)]
+#[command(after_help = "\
+Examples:
+  layered ls /var/cache/layers --sort size
+  layered ls --json /var/cache/layers | jq -r 'select(.exit_status != 0) | .name'")]
 pub(crate) struct Args {
     /// The directory that holds the layers.
     store: PathBuf,
+    /// What decides on the order.
+    #[arg(long, value_name = "BY", value_enum, default_value_t = Sort::Name)]
+    sort: Sort,
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Sort {
+    /// In the order of the alphabet
+    Name,
+    /// The least recently used first, as they would be collected
+    Use,
+    /// The largest first
+    Size,
+    /// The oldest first
+    Age,
+    /// Failures first
+    Status,
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut layers = layer::scan(&args.store)?.collect::<layer::Result<Vec<Layer>>>()?;
-    layers.sort();
-    let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "MADE"].map(String::from).to_vec()];
-    // A layer that cannot be read is told, and the rest is listed all the same.
     let mut status = ExitCode::SUCCESS;
-    let mut out = io::stdout().lock();
-    for layer in layers {
-        match summary(&layer) {
-            Ok(None) => {}
-            Ok(Some(summary)) if args.json => writeln!(out, "{}", summary.json)?,
-            Ok(Some(summary)) => rows.push(summary.row),
+    let mut summaries = Vec::new();
+    let held = layer::held(&args.store)?;
+    for layer in layer::scan(&args.store)? {
+        // A layer that cannot be read is told, and the rest is listed all the same.
+        match layer.and_then(|layer| Summary::of(&layer, &held)) {
+            Ok(summary) => summaries.extend(summary),
             Err(error) => {
                 crate::complain(format_args!("{:#}", anyhow::Error::from(error)));
                 status = crate::FAILURE.into();
             }
         }
     }
-    if !args.json {
-        table::print(&mut out, &rows, &[2])?;
+    sort(&mut summaries, args.sort);
+    let mut out = io::stdout().lock();
+    if args.json {
+        summaries.iter().try_for_each(|summary| writeln!(out, "{}", summary.json()))?;
+    } else {
+        let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "MADE"].map(String::from).to_vec()];
+        rows.extend(summaries.iter().map(Summary::row));
+        table::print_to_fit(&mut out, rows, &[2])?;
     }
     Ok(status)
 }
 
+/// What is told of a layer.
+#[derive(Debug, Clone)]
 struct Summary {
-    row: Vec<String>,
-    json: Value,
+    name: OsString,
+    exit_status: i64,
+    failed_dep: Option<String>,
+    disk_usage: u64,
+    created_at: SystemTime,
+    last_used: Option<SystemTime>,
+    /// The order in which it would be collected.
+    turn: SystemTime,
+    is_held: bool,
 }
 
-/// `None` for a layer that has gone since the scan.
-fn summary(layer: &Layer) -> layer::Result<Option<Summary>> {
-    let Some(meta) = layer.meta()? else { return Ok(None) };
-    let used = layer.last_used()?;
-    let name = layer.name().to_string_lossy().into_owned();
-    let status = match &meta.failed_dep {
-        Some(dep) => format!("failed by {dep}"),
-        None if meta.exit_status == 0 => "ok".into(),
-        None => format!("exit {}", meta.exit_status),
-    };
-    let used_json = used.map(|time| humantime::format_rfc3339_seconds(time).to_string());
-    Ok(Some(Summary {
-        row: vec![
-            name.clone(),
-            status,
-            table::bytes(meta.disk_usage),
-            used.map_or("never".into(), table::ago),
-            table::ago(meta.created_at),
-        ],
-        json: json!({"name": name, "last_used": used_json, "exit_status": meta.exit_status, "disk_usage": meta.disk_usage,
-            "created_at": humantime::format_rfc3339_seconds(meta.created_at).to_string(), "failed_dep": meta.failed_dep}),
-    }))
+impl Summary {
+    /// `None` for a layer that has gone since the scan.
+    fn of(layer: &Layer, held: &HashSet<OsString>) -> layer::Result<Option<Self>> {
+        let Some(meta) = layer.meta()? else { return Ok(None) };
+        let Some(turn) = layer.last_used_or_made()? else { return Ok(None) };
+        let Meta { exit_status, failed_dep, disk_usage, created_at, .. } = meta;
+        let (name, last_used) = (layer.name().to_owned(), layer.last_used()?);
+        let is_held = held.contains(&name);
+        Ok(Some(Self { name, exit_status, failed_dep, disk_usage, created_at, last_used, turn, is_held }))
+    }
+
+    fn row(&self) -> Vec<String> {
+        let status = match &self.failed_dep {
+            Some(dep) => format!("failed by {dep}"),
+            None if self.exit_status == 0 => "ok".into(),
+            None => format!("exit {}", self.exit_status),
+        };
+        let used = match self.last_used {
+            _ if self.is_held => "in use".into(),
+            Some(time) => table::ago(time),
+            None => "never".into(),
+        };
+        let name = self.name.to_string_lossy().into_owned();
+        vec![name, status, table::bytes(self.disk_usage), used, table::ago(self.created_at)]
+    }
+
+    fn json(&self) -> Value {
+        let time = |time| humantime::format_rfc3339_seconds(time).to_string();
+        json!({"name": self.name.to_string_lossy(), "last_used": self.last_used.map(time), "exit_status": self.exit_status,
+            "disk_usage": self.disk_usage, "created_at": time(self.created_at), "failed_dep": self.failed_dep,
+            "held": self.is_held})
+    }
+}
+
+fn sort(summaries: &mut [Summary], by: Sort) {
+    // Equals stay in the order of their names.
+    summaries.sort_by(|one, other| one.name.cmp(&other.name));
+    match by {
+        Sort::Name => {}
+        Sort::Use => summaries.sort_by_key(|summary| summary.turn),
+        Sort::Size => summaries.sort_by_key(|summary| std::cmp::Reverse(summary.disk_usage)),
+        Sort::Age => summaries.sort_by_key(|summary| summary.created_at),
+        Sort::Status => summaries.sort_by_key(|summary| (summary.failed_dep.is_none(), summary.exit_status == 0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn any_column_decides_on_the_order() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let layer = |name: &str, exit_status, failed_dep: Option<&str>, disk_usage, made, used| Summary {
+            name: name.into(),
+            exit_status,
+            failed_dep: failed_dep.map(Into::into),
+            disk_usage,
+            created_at: at(made),
+            last_used: None,
+            turn: at(used),
+            is_held: false,
+        };
+        let layers = [
+            layer("c", 0, None, 10, 3, 9),
+            layer("a", 2, None, 30, 2, 9),
+            layer("d", 1, Some("a"), 20, 1, 8),
+            layer("b", 0, None, 30, 4, 7),
+        ];
+        for (by, expected) in [
+            (Sort::Name, "abcd"),
+            (Sort::Use, "bdac"),
+            (Sort::Size, "abdc"),
+            (Sort::Age, "dacb"),
+            (Sort::Status, "dabc"),
+        ] {
+            let mut sorted = layers.to_vec();
+            sort(&mut sorted, by);
+            let names: String = sorted.iter().map(|summary| summary.name.to_str().unwrap()).collect();
+            assert_eq!(names, expected, "{by:?}");
+        }
+    }
 }

@@ -12,6 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 mod completions;
 mod discard;
 mod doctor;
+mod gc;
 mod kept;
 mod ls;
 mod man;
@@ -44,6 +45,7 @@ Examples:
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers
+  layered gc /var/cache/layers --max-bytes 200g
 
 Every subcommand has examples of its own: `layered run --help`.
 With RUST_LOG=debug the decisions on the way are told on standard error.";
@@ -57,6 +59,7 @@ enum Command {
     Discard(discard::Args),
     Ls(ls::Args),
     Show(show::Args),
+    Gc(gc::Args),
     Sweep(sweep::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Command::Discard(args) => discard::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions::run(&args),

@@ -2,7 +2,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use layer::Layer;
+use layer::{Hold, Layer};
 use serde_json::json;
 
 /// Merge layers into one directory by hard links: what the kernel would show of them, stacked.
@@ -23,8 +23,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let hold = Hold::of(&args.layers)?;
     let trees: Vec<_> = args.layers.iter().map(|dir| Ok(Layer::open(dir)?.fs())).collect::<layer::Result<_>>()?;
     let merged = layer::merge(&trees, &args.target)?;
+    drop(hold);
     let layer::Merged { linked, copied, directories, whiteouts, opaques, .. } = merged;
     let mut out = io::stdout().lock();
     if args.json {

@@ -1,32 +1,77 @@
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use layer::Layer;
+use layer::{Base, Layer};
 use serde_json::{Value, json};
 
+use crate::stack::LayerArgs;
 use crate::table;
 
-/// Show one layer: its `layer.json`, its last use, its sidecars.
+mod conflicts;
+mod origin;
+
+/// As grep(1) and diff(1) have it: nothing there, or a difference.
+const NO: u8 = 1;
+
+/// Show one layer, or say which layer of a stack a file is from, or what several layers provide.
+///
+/// Of one layer: its `layer.json`, its last use, its sidecars. Symbolic links in the path of --file are not followed.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  layered show /var/cache/layers/5f2e\n  layered show --json /var/cache/layers/5f2e | jq .sidecars.package"
+    group = clap::ArgGroup::new("what").required(true),
+    after_help = "\
+Exit status: with --file 1 if the stack shows nothing there; with --conflicts 1 if layers differ.
+
+Examples:
+  layered show /var/cache/layers/5f2e
+  layered show --json /var/cache/layers/5f2e | jq .sidecars.package
+  layered show --file /usr/bin/cc --base debian --layer gcc --layer clang
+  layered show --conflicts --layers-from deps.txt"
 )]
 pub(crate) struct Args {
     /// The layer's directory.
-    layer: PathBuf,
-    /// One JSON object: `meta`, `last_used`, `sidecars`.
+    #[arg(group = "what", conflicts_with_all = ["base", "layers", "layers_from"])]
+    layer: Option<PathBuf>,
+    /// Say which layer of a stack this path is from, and which others have something there.
+    #[arg(long, value_name = "PATH", group = "what")]
+    file: Option<PathBuf>,
+    /// List the paths that several layers provide, so that the order decides which is seen.
+    #[arg(long, group = "what", conflicts_with = "base")]
+    conflicts: bool,
+    /// The base at the bottom of the stack.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    #[command(flatten)]
+    layers: LayerArgs,
+    /// JSON: one object, or with --conflicts one a line.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let layer = Layer::open(&args.layer)?;
+    let mut out = io::stdout().lock();
+    if let Some(layer) = &args.layer {
+        one(&mut out, layer, args.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut layers = args.layers.open()?;
+    if let Some(base) = &args.base {
+        Base::open(base)?;
+        layers.push(Layer::at(base));
+    }
+    anyhow::ensure!(!layers.is_empty(), "no layer is given: name some with --layer or --layers-from");
+    match &args.file {
+        Some(path) => origin::show(&mut out, &layers, path, args.json),
+        None => conflicts::show(&mut out, &layers, args.json),
+    }
+}
+
+/// All that is known of one layer.
+fn one(out: &mut impl Write, dir: &Path, json: bool) -> anyhow::Result<()> {
+    let layer = Layer::open(dir)?;
     let Some(meta) = layer.meta()? else {
-        anyhow::bail!(
-            "{} has no layer.json: it is not whole (still being made, or left half made)",
-            args.layer.display()
-        );
+        anyhow::bail!("{} has no layer.json: it is not whole (still being made, or left half made)", dir.display());
     };
     let used = layer.last_used()?;
     let mut sidecars = serde_json::Map::new();
@@ -34,11 +79,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let value = layer.read_sidecar::<Value>(&name)?.unwrap_or_default();
         sidecars.insert(name, value);
     }
-    let mut out = io::stdout().lock();
-    if args.json {
+    if json {
         let used = used.map(|time| humantime::format_rfc3339_seconds(time).to_string());
         writeln!(out, "{}", json!({"meta": meta, "last_used": used, "sidecars": sidecars}))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     let row = |name: &str, value: String| vec![name.to_string(), value];
     let seconds = |(name, seconds): &(String, f64)| format!("{name} {seconds:.3}");
@@ -55,9 +99,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ];
     rows.extend(meta.failed_dep.iter().map(|dep| row("failed by", dep.clone())));
     rows.extend(meta.extra.iter().map(|(key, value)| row(key, value.to_string())));
-    table::print(&mut out, &rows, &[])?;
+    table::print(out, &rows, &[])?;
     for (name, value) in sidecars {
         writeln!(out, "\n{name}.json\n{value:#}")?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

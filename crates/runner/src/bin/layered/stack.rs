@@ -14,12 +14,8 @@ pub(crate) struct StackArgs {
     /// The base at the bottom: a directory whose `fs/` is a root file system.
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
-    /// A layer; may be repeated, the topmost first.
-    #[arg(long = "layer", value_name = "DIR")]
-    layers: Vec<PathBuf>,
-    /// A file with a layer's directory on each line, the topmost first, below those of --layer.
-    #[arg(long, value_name = "FILE")]
-    layers_from: Option<PathBuf>,
+    #[command(flatten)]
+    layers: LayerArgs,
     /// Where the run's own directory is made: best on the file system of the layers [default: the system's temporary directory].
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
@@ -28,17 +24,34 @@ pub(crate) struct StackArgs {
     rung: Option<Rung>,
 }
 
+/// Which layers.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LayerArgs {
+    /// A layer; may be repeated, the topmost first.
+    #[arg(long = "layer", value_name = "DIR")]
+    layers: Vec<PathBuf>,
+    /// A file with a layer's directory on each line, the topmost first, below those of --layer.
+    #[arg(long, value_name = "FILE")]
+    layers_from: Option<PathBuf>,
+}
+
+impl LayerArgs {
+    pub(crate) fn open(&self) -> anyhow::Result<Vec<Layer>> {
+        let mut paths = self.layers.clone();
+        if let Some(list) = &self.layers_from {
+            paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", list.display()))?));
+        }
+        Ok(paths.into_iter().map(Layer::open).collect::<layer::Result<_>>()?)
+    }
+}
+
 impl StackArgs {
     pub(crate) fn base(&self) -> anyhow::Result<Base> {
         Ok(Base::open(&self.base)?)
     }
 
     pub(crate) fn layers(&self) -> anyhow::Result<Vec<Layer>> {
-        let mut paths = self.layers.clone();
-        if let Some(list) = &self.layers_from {
-            paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", list.display()))?));
-        }
-        Ok(paths.into_iter().map(Layer::open).collect::<layer::Result<_>>()?)
+        self.layers.open()
     }
 
     /// Sees that an upper can be moved to `destination` when it is there: at best before anything runs.

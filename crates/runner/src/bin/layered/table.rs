@@ -1,4 +1,4 @@
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 /// Prints rows as columns, two spaces between them. The first row is the heading; columns in `right` are set to the right.
@@ -16,6 +16,41 @@ pub(crate) fn print(out: &mut impl Write, rows: &[Vec<String>], right: &[usize])
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
+}
+
+/// The same, with the widest columns to the left shortened where standard output is a terminal that is too narrow.
+pub(crate) fn print_to_fit(out: &mut impl Write, mut rows: Vec<Vec<String>>, right: &[usize]) -> io::Result<()> {
+    if io::stdout().is_terminal() {
+        if let Ok(size) = rustix::termios::tcgetwinsize(io::stdout()) {
+            fit(&mut rows, right, size.ws_col.into());
+        }
+    }
+    print(out, &rows, right)
+}
+
+/// No column is made narrower than this.
+const NARROW: usize = 8;
+
+/// Shortens cells, the widest column first, until rows are at most `most` wide, if that is possible.
+fn fit(rows: &mut [Vec<String>], right: &[usize], most: usize) {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let mut widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
+    while widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1) > most {
+        let widest = (0..columns).filter(|column| !right.contains(column)).max_by_key(|column| widths[*column]);
+        match widest {
+            Some(column) if widths[column] > NARROW => widths[column] -= 1,
+            _ => break,
+        }
+    }
+    for row in rows {
+        for (cell, width) in row.iter_mut().zip(&widths) {
+            if cell.chars().count() > *width {
+                *cell = cell.chars().take(width - 1).chain(['…']).collect();
+            }
+        }
+    }
 }
 
 /// `1.5 MiB`.
@@ -59,6 +94,20 @@ mod tests {
         let mut out = Vec::new();
         print(&mut out, &rows, &[1]).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "NAME   SIZE\na         5  x\ngröße   500\n");
+    }
+
+    #[test]
+    fn the_widest_columns_give_way() {
+        let table = [
+            (40, ["0123456789abcdef", "a-long-status", "5 B"]),
+            (30, ["0123456789…", "a-long-sta…", "5 B"]),
+            (5, ["0123456…", "a-long-…", "5 B"]),
+        ];
+        for (most, expected) in table {
+            let mut rows = [["NAME", "STATUS", "SIZE"], table[0].1].map(|row| row.map(String::from).to_vec());
+            fit(&mut rows, &[2], most);
+            assert_eq!(rows[1], expected, "{most}");
+        }
     }
 
     #[test]

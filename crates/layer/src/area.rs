@@ -1,0 +1,209 @@
+//! A store's own directory: who uses which layers, and what is on its way in or out.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, Mode, flock, fstat, openat};
+use rustix::io::Errno;
+
+use crate::walk::READ;
+use crate::{Error, Result, remove_tree};
+
+/// The name of the area in its store.
+pub(crate) const AREA: &str = ".layered";
+
+/// `<store>/.layered`, which is made when somebody needs it.
+///
+/// ```text
+/// <store>/.layered/                     flock(2): shared while a hold or a directory below is made,
+///                                       exclusive while a collector looks at the holds and takes layers away
+/// <store>/.layered/holds/<random>       the names of the layers that somebody uses, each ended by a NUL
+/// <store>/.layered/trash/<random>/<n>   layers that a collector took away and removes
+/// <store>/.layered/new/<random>/layer   a layer in the making
+/// ```
+///
+/// Each `<random>` is locked by its owner, and whatever is not locked is a dead one's: locks, flock(2), die with their
+/// holder. So that nobody takes one for dead that is only just being made, that is done under the lock of the area.
+#[derive(Debug)]
+pub(crate) struct Area {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+/// A part of the area.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Files of names.
+    Holds,
+    /// Directories of layers that are being removed.
+    Trash,
+    /// Directories of layers that are being made.
+    New,
+}
+
+impl Room {
+    fn name(self) -> &'static str {
+        match self {
+            Room::Holds => "holds",
+            Room::Trash => "trash",
+            Room::New => "new",
+        }
+    }
+}
+
+impl Area {
+    /// The area of `store`, made if it is missing.
+    pub(crate) fn make(store: &Path) -> Result<Self> {
+        make_dir(&store.join(AREA), 0o755)?;
+        Self::open(store)?.ok_or_else(|| Error::io("open", store.join(AREA))(Errno::NOENT))
+    }
+
+    /// The area of `store`, if it has one.
+    pub(crate) fn open(store: &Path) -> Result<Option<Self>> {
+        let path = store.join(AREA);
+        match openat(CWD, &path, READ, Mode::empty()) {
+            Ok(dir) => Ok(Some(Self { path, dir })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::io("open", path)(errno)),
+        }
+    }
+
+    /// Waits for the lock.
+    pub(crate) fn lock(&self, how: FlockOperation) -> Result<AreaLock<'_>> {
+        loop {
+            match flock(&self.dir, how) {
+                Ok(()) => return Ok(AreaLock { area: self }),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
+            }
+        }
+    }
+
+    /// What is in a part of the area; nothing if that was never needed.
+    pub(crate) fn list(&self, room: Room) -> Result<Vec<PathBuf>> {
+        let path = self.path.join(room.name());
+        match fs::read_dir(&path) {
+            Ok(entries) => entries.map(|entry| Ok(entry.map_err(Error::io("read", &path))?.path())).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(Error::io("read", path)(error)),
+        }
+    }
+}
+
+/// The lock of an [`Area`], let go when it is dropped.
+#[derive(Debug)]
+#[must_use = "dropped, it is let go"]
+pub(crate) struct AreaLock<'a> {
+    area: &'a Area,
+}
+
+impl AreaLock<'_> {
+    /// The path of a part of the area, which is there.
+    pub(crate) fn room(&self, room: Room) -> Result<PathBuf> {
+        let path = self.area.path.join(room.name());
+        make_dir(&path, 0o755)?;
+        Ok(path)
+    }
+
+    /// Makes a directory of the caller's own in a part of the area.
+    pub(crate) fn work_dir(&self, room: Room) -> Result<WorkDir> {
+        let parent = self.room(room)?;
+        let dir = tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(&parent);
+        let path = dir.map_err(Error::io("make a directory in", &parent))?.keep();
+        let taken = WorkDir::take(&path)?;
+        taken.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))
+    }
+
+    /// Takes over, of a part of the area, at most so many directories whose owners are gone.
+    pub(crate) fn orphans(&self, room: Room, most: usize) -> Result<Vec<WorkDir>> {
+        let dirs = self.area.list(room)?;
+        dirs.iter().filter_map(|path| WorkDir::take(path).transpose()).take(most).collect()
+    }
+}
+
+impl Drop for AreaLock<'_> {
+    fn drop(&mut self) {
+        // A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
+        if let Err(errno) = flock(&self.area.dir, FlockOperation::Unlock) {
+            log::debug!("cannot unlock {}: {errno}", self.area.path.display());
+        }
+    }
+}
+
+/// A directory in the area, locked by its owner. Dropped, it is an orphan, for the next collector to remove.
+#[derive(Debug)]
+pub(crate) struct WorkDir {
+    path: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl WorkDir {
+    /// `None` if it has an owner, or is gone.
+    fn take(path: &Path) -> Result<Option<Self>> {
+        let lock = match openat(CWD, path, READ, Mode::empty()) {
+            Ok(lock) => lock,
+            // Not a directory: nobody here has made it.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(errno) => return Err(Error::io("open", path)(errno)),
+        };
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            // Whoever had the lock before may have removed the directory under it.
+            Ok(()) if fstat(&lock).is_ok_and(|stat| stat.st_nlink == 0) => Ok(None),
+            Ok(()) => Ok(Some(Self { path: path.into(), _lock: lock })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(Error::io("lock", path)(errno)),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it with all that is in it. It is locked until it is gone.
+    pub(crate) fn remove(self) -> Result<()> {
+        remove_tree(&self.path)
+    }
+}
+
+/// Makes a directory that may be there already.
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make the directory", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_without_its_owner_is_an_orphan() {
+        let store = tempfile::tempdir().unwrap();
+        assert!(Area::open(store.path()).unwrap().is_none());
+        let area = Area::make(store.path()).unwrap();
+        let lock = area.lock(FlockOperation::LockExclusive).unwrap();
+        let [live, dead] = [(); 2].map(|()| lock.work_dir(Room::New).unwrap());
+        fs::create_dir_all(dead.path().join("layer/fs/a")).unwrap();
+        let path = dead.path().to_path_buf();
+        drop(dead);
+
+        let orphans = lock.orphans(Room::New, 9).unwrap();
+        assert_eq!(orphans.iter().map(WorkDir::path).collect::<Vec<_>>(), [&path]);
+        assert!(lock.orphans(Room::New, 9).unwrap().is_empty(), "somebody has taken it over");
+        assert!(lock.orphans(Room::Trash, 9).unwrap().is_empty());
+        orphans.into_iter().for_each(|orphan| orphan.remove().unwrap());
+        assert_eq!(area.list(Room::New).unwrap(), [live.path()]);
+    }
+
+    #[test]
+    fn the_area_is_no_link_that_leads_elsewhere() {
+        let [store, elsewhere] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(elsewhere.path(), store.path().join(AREA)).unwrap();
+        assert!(matches!(Area::make(store.path()), Err(Error::Io { path, .. }) if path == store.path().join(AREA)));
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,99 @@
+use std::path::Path;
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
+
+use crate::area::{Area, Room, WorkDir};
+use crate::{Error, Layer, Result};
+
+/// A layer in the making, out of sight: nobody who lists the store sees it before it is whole.
+///
+/// It stands in the store's own directory (`<store>/.layered/new/`), on the file system of the layers, and becomes one of
+/// them by a rename. If its maker is killed, a [collector](crate::Collector) removes what is left.
+///
+/// ```
+/// # let store = tempfile::tempdir()?;
+/// let draft = layer::Draft::begin(&store)?;
+/// std::fs::create_dir(draft.layer().fs())?;
+/// draft.layer().write_meta(&layer::Meta::new("debian-12", std::time::SystemTime::now()))?;
+/// let layer = draft.publish("5f2e")?;
+/// assert_eq!(layer.path(), store.path().join("5f2e"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "dropped, it is removed"]
+pub struct Draft {
+    layer: Layer,
+    store: std::path::PathBuf,
+    work: Option<WorkDir>,
+}
+
+impl Draft {
+    /// Makes an empty directory for a new layer of `store`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; nothing is left.
+    pub fn begin(store: impl AsRef<Path>) -> Result<Self> {
+        let store = store.as_ref();
+        let area = Area::make(store)?;
+        let work = area.lock(FlockOperation::LockShared)?.work_dir(Room::New)?;
+        let layer = Layer::at(work.path().join("layer"));
+        std::fs::create_dir(layer.path()).map_err(Error::io("make the directory", layer.path()))?;
+        Ok(Self { layer, store: store.into(), work: Some(work) })
+    }
+
+    /// Where it is made. Everything in this directory comes along.
+    pub fn layer(&self) -> &Layer {
+        &self.layer
+    }
+
+    /// Puts it into the store under `name`, which must be free.
+    ///
+    /// # Errors
+    /// [`Error::Io`], if something of that name is there (`EEXIST`), or for any other reason of the kernel's. The draft is
+    /// removed then.
+    pub fn publish(mut self, name: impl AsRef<Path>) -> Result<Layer> {
+        let layer = Layer::at(self.store.join(name));
+        renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE)
+            .map_err(Error::io("rename a new layer to", layer.path()))?;
+        self.close()?;
+        Ok(layer)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.work.take().map_or(Ok(()), WorkDir::remove)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            log::error!("{} is left for a collector: {error}", self.layer.path().display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn it_is_seen_when_it_is_whole_or_not_at_all() {
+        let store = tempfile::tempdir().unwrap();
+        let new = store.path().join(".layered/new");
+        let draft = Draft::begin(&store).unwrap();
+        fs::write(draft.layer().meta_path(), "{}").unwrap();
+        assert_eq!(crate::scan(&store).unwrap().count(), 0);
+        draft.publish("a").unwrap();
+        assert_eq!(
+            crate::scan(&store).unwrap().map(Result::unwrap).collect::<Vec<_>>(),
+            [Layer::at(store.path().join("a"))]
+        );
+
+        drop(Draft::begin(&store).unwrap());
+        let taken = Draft::begin(&store).unwrap().publish("a").unwrap_err();
+        assert!(matches!(&taken, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists));
+        assert!(store.path().join("a/layer.json").exists());
+        assert_eq!(fs::read_dir(new).unwrap().count(), 0);
+    }
+}

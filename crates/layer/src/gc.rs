@@ -1,0 +1,343 @@
+//! Garbage collection: which layers go, and how they do so that nobody loses one.
+
+mod inventory;
+mod need;
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with, statvfs};
+
+use self::inventory::{Inventory, Stored};
+use self::need::Need;
+use crate::area::{Area, Room, WorkDir};
+use crate::hold::{Stale, held, read};
+use crate::{Error, Layer, Result, remove_tree};
+
+/// Layers that are taken away under one lock, and then removed without it. A rename takes some ten microseconds, so that a
+/// run that wants to hold its layers waits for about one millisecond.
+const BATCH: usize = 64;
+
+/// Removes the least recently used layers of a store until it keeps to a budget.
+///
+/// Collected is what has a `layer.json` and stands directly in the store, by [last use](Layer::last_used) or, where a layer
+/// was never used, by the age of its `layer.json`. Never collected are:
+/// - layers that somebody [holds](crate::Hold), as every run does with its own;
+/// - a layer that is the `base_hash` of another: it is never marked as used, and all that stand on it would be lost;
+/// - a layer that has been used since the collector looked at it;
+/// - a directory without `layer.json`, which somebody may be filling; symbolic links, which are only names.
+///
+/// A layer among the `parent_hashes` of another is collected like any. Every layer stands alone on disk, and who stacks it
+/// again needs its parents anyway and marks them as used with it, so that they are as recent as it is.
+///
+/// A layer is gone for all at once: it is renamed into the store's own directory and removed there. If the collector is
+/// killed, the next one removes the rest, and what killed makers of layers have left. Any number of collectors may be at
+/// work in one store.
+///
+/// ```
+/// # let store = tempfile::tempdir()?;
+/// use std::time::Duration;
+///
+/// let collector = layer::Collector::new().max_bytes(50 << 30).max_age(Duration::from_secs(90 * 24 * 3600));
+/// let collected = collector.collect(&store, &mut |_| {})?;
+/// for layer in &collected.layers {
+///     println!("{:?}", layer.name);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use = "it collects when it is told to"]
+pub struct Collector {
+    max_bytes: Option<u64>,
+    max_entries: Option<u64>,
+    min_free_bytes: Option<u64>,
+    max_age: Option<Duration>,
+    sizes: Sizes,
+}
+
+/// Where a collector has the sizes of layers from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Sizes {
+    /// [`Meta::disk_usage`](crate::Meta::disk_usage), or measured where that is 0.
+    #[default]
+    Recorded,
+    /// Each layer's directory is measured: [`TreeSize`](crate::TreeSize). Needed for a budget of entries, which are recorded
+    /// nowhere.
+    Measured,
+}
+
+/// What a collector has done, or would do.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Collected {
+    /// The layers that are gone, the least recently used first.
+    pub layers: Vec<CollectedLayer>,
+    /// Layers that would have gone if nobody held them.
+    pub held: Vec<OsString>,
+    /// Layers that would have gone if none stood on them.
+    pub bases: Vec<OsString>,
+    /// Directories that killed collectors and killed makers of layers had left.
+    pub orphans: usize,
+    /// What could not be looked at or removed. A layer that was taken away already is removed by the next collector.
+    pub failed: Vec<Error>,
+    /// Whether the budget is kept to now. An age is no budget.
+    pub within_budget: bool,
+}
+
+/// A layer that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CollectedLayer {
+    /// The name of its directory.
+    pub name: OsString,
+    /// When it was used last.
+    pub last_use: SystemTime,
+    /// The size, from where [`Sizes`] says.
+    pub bytes: u64,
+    /// Files, directories and all else in it. `None` if it was not measured.
+    pub entries: Option<u64>,
+}
+
+impl Collected {
+    /// Bytes of all layers that are gone.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.bytes).sum()
+    }
+}
+
+/// How far a collector is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress {
+    /// So many layers are looked at.
+    Looked {
+        /// Their number.
+        layers: usize,
+    },
+    /// So many layers are gone.
+    Removed {
+        /// Their number.
+        layers: usize,
+        /// How many were to go when the collector began to remove.
+        of: usize,
+    },
+}
+
+impl Collector {
+    /// A collector without a budget: it removes what killed ones have left, and no layer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps at most so many bytes of layers.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = Some(bytes);
+        self
+    }
+
+    /// Keeps at most so many entries (files, directories, links, …), each of which is an inode, with the layers' own
+    /// directories and files. Every layer is measured.
+    pub fn max_entries(mut self, entries: u64) -> Self {
+        self.max_entries = Some(entries);
+        self.sizes = Sizes::Measured;
+        self
+    }
+
+    /// Makes room until the file system of the store has so many bytes that an ordinary user can write, as statvfs(3) counts
+    /// them.
+    pub fn min_free_bytes(mut self, bytes: u64) -> Self {
+        self.min_free_bytes = Some(bytes);
+        self
+    }
+
+    /// Keeps no layer that was last used longer ago.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = Some(age);
+        self
+    }
+
+    /// Has the sizes from elsewhere.
+    pub fn sizes(mut self, sizes: Sizes) -> Self {
+        self.sizes = if self.max_entries.is_some() { Sizes::Measured } else { sizes };
+        self
+    }
+
+    /// Tells what [`collect`](Self::collect) would do now. Nothing is changed.
+    ///
+    /// # Errors
+    /// As `collect`.
+    pub fn dry_run(&self, store: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<Collected> {
+        let store = store.as_ref();
+        let inventory = Inventory::take(store, self.sizes, progress)?;
+        let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
+        if let Some(area) = Area::open(store)? {
+            let lock = area.lock(FlockOperation::LockExclusive)?;
+            for room in [Room::Trash, Room::New] {
+                collected.orphans += lock.orphans(room, usize::MAX)?.len();
+            }
+        }
+        collected.failed = inventory.failed;
+        Ok(collected)
+    }
+
+    /// Collects, and tells `progress` how far it is.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] if `store` is none, [`Error::Io`] if nothing can be collected there (a read-only store). What
+    /// fails for one layer is told in [`Collected::failed`], and does not keep the others.
+    pub fn collect(&self, store: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<Collected> {
+        let store = store.as_ref();
+        let mut collected = Collected::default();
+        // Before anything else: if the disk is full, this is room.
+        while let Some(area) = Area::open(store)? {
+            if !remove_orphans(&area, &mut collected)? {
+                break;
+            }
+        }
+        let inventory = Inventory::take(store, self.sizes, progress)?;
+        let mut need = self.need(store, &inventory)?;
+        let of = self.plan(&inventory, &held(store)?, need).layers.len();
+        let mut layers = inventory.layers.iter();
+        while layers.as_slice().first().is_some_and(|stored| need.wants(stored.used)) {
+            let taken = self.take_away(store, &mut layers, &mut need, &mut collected)?;
+            for number in 0..taken.layers {
+                let path = taken.dir.path().join(number.to_string());
+                collected.failed.extend(remove_tree(path).err());
+                progress(Progress::Removed { layers: collected.layers.len() - taken.layers + number + 1, of });
+            }
+            collected.failed.extend(taken.dir.remove().err());
+            need.free_bytes = self.lacking(store)?;
+        }
+        collected.within_budget = !need.is_over();
+        collected.failed.extend(inventory.failed);
+        Ok(collected)
+    }
+
+    /// What is over the budget.
+    fn need(&self, store: &Path, inventory: &Inventory) -> Result<Need> {
+        let total = inventory.total();
+        let over = |there: u64, most: Option<u64>| most.map_or(0, |most| there.saturating_sub(most));
+        Ok(Need {
+            bytes: over(total.bytes, self.max_bytes),
+            entries: over(total.entries, self.max_entries),
+            free_bytes: self.lacking(store)?,
+            // An age before the epoch is none that a layer has.
+            oldest: self.max_age.and_then(|age| SystemTime::now().checked_sub(age)),
+        })
+    }
+
+    /// Bytes that the file system lacks.
+    fn lacking(&self, store: &Path) -> Result<u64> {
+        let Some(least) = self.min_free_bytes else { return Ok(0) };
+        let stat = statvfs(store).map_err(Error::io("ask for the free space of", store))?;
+        Ok(least.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+
+    /// What would go, if all goes well.
+    fn plan(&self, inventory: &Inventory, held: &HashSet<OsString>, mut need: Need) -> Collected {
+        let mut collected = Collected::default();
+        for stored in &inventory.layers {
+            if !need.wants(stored.used) {
+                break;
+            }
+            if !collected.is_spared(stored, held) {
+                need.gone(stored.size);
+                collected.layers.push(self.told(stored));
+            }
+        }
+        collected.within_budget = !need.is_over();
+        collected
+    }
+
+    fn told(&self, stored: &Stored) -> CollectedLayer {
+        CollectedLayer {
+            name: stored.name.clone().into(),
+            last_use: stored.used,
+            bytes: stored.size.bytes,
+            entries: (stored.size.entries > 0).then_some(stored.size.entries),
+        }
+    }
+
+    /// Renames a number of layers away, while nobody can begin to hold one.
+    fn take_away(
+        &self,
+        store: &Path,
+        layers: &mut std::slice::Iter<'_, Stored>,
+        need: &mut Need,
+        collected: &mut Collected,
+    ) -> Result<Taken> {
+        let area = Area::make(store)?;
+        let lock = area.lock(FlockOperation::LockExclusive)?;
+        let held = read(&area, Stale::Removed)?;
+        let mut taken = Taken { dir: lock.work_dir(Room::Trash)?, layers: 0 };
+        while taken.layers < BATCH && layers.as_slice().first().is_some_and(|stored| need.wants(stored.used)) {
+            let Some(stored) = layers.next() else { break };
+            if collected.is_spared(stored, &held) {
+                continue;
+            }
+            let layer = Layer::at(store.join(&*stored.name));
+            match layer.last_used_or_made() {
+                // Another collector was quicker.
+                Ok(None) => need.gone(stored.size),
+                Ok(Some(used)) if used != stored.used => log::debug!("{} was used meanwhile", layer.path().display()),
+                Ok(Some(_)) => {
+                    let to = taken.dir.path().join(taken.layers.to_string());
+                    match renameat_with(CWD, layer.path(), CWD, to, RenameFlags::NOREPLACE) {
+                        Ok(()) => {
+                            need.gone(stored.size);
+                            taken.layers += 1;
+                            collected.layers.push(self.told(stored));
+                        }
+                        Err(errno) => collected.failed.push(Error::io("take away", layer.path())(errno)),
+                    }
+                }
+                Err(error) => collected.failed.push(error),
+            }
+        }
+        Ok(taken)
+    }
+}
+
+/// Layers that were renamed away, to `0`, `1`, … in a directory.
+struct Taken {
+    dir: WorkDir,
+    layers: usize,
+}
+
+impl Collected {
+    /// Whether a layer that should go must not, which is noted.
+    fn is_spared(&mut self, stored: &Stored, held: &HashSet<OsString>) -> bool {
+        let name = &*stored.name;
+        match (stored.is_base, held.contains(name)) {
+            (true, _) => self.bases.push(name.into()),
+            (_, true) => self.held.push(name.into()),
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// Removes what dead owners have left, some of it. Returns whether there may be more.
+fn remove_orphans(area: &Area, collected: &mut Collected) -> Result<bool> {
+    let mut orphans = Vec::new();
+    {
+        let lock = area.lock(FlockOperation::LockExclusive)?;
+        read(area, Stale::Removed)?;
+        for room in [Room::Trash, Room::New] {
+            orphans.extend(lock.orphans(room, BATCH)?);
+        }
+    }
+    let count = orphans.len();
+    let failed = orphans.into_iter().filter_map(|orphan| orphan.remove().err()).collect::<Vec<_>>();
+    // What cannot be removed now cannot be a moment later.
+    let more = count >= BATCH && failed.is_empty();
+    collected.orphans += count - failed.len();
+    collected.failed.extend(failed);
+    Ok(more)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,62 @@
+//! `layered show --conflicts`: what several layers provide.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use layer::{Difference, Layer, XattrNamespace};
+use serde_json::json;
+
+use super::NO;
+use crate::{complain, table};
+
+pub(super) fn show(out: &mut impl Write, layers: &[Layer], json: bool) -> anyhow::Result<ExitCode> {
+    let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
+    let mut rows = vec![["PATH", "DIFFERENCE", "LAYERS"].map(String::from).to_vec()];
+    let [mut same, mut different, mut failed] = [0_u64; 3];
+    for conflict in layer::conflicts(&trees, XattrNamespace::Trusted)? {
+        let conflict = match conflict {
+            Ok(conflict) => conflict,
+            // The rest is compared all the same.
+            Err(error) => {
+                failed += 1;
+                complain(format_args!("{:#}", anyhow::Error::from(error)));
+                continue;
+            }
+        };
+        let path = Path::new("/").join(&conflict.path).to_string_lossy().into_owned();
+        let difference = word(conflict.difference);
+        let layers = conflict.layers.iter().map(|&layer| &layers[layer]);
+        *if conflict.difference == Difference::Nothing { &mut same } else { &mut different } += 1;
+        if json {
+            let layers: Vec<_> = layers.map(|layer| layer.path().to_string_lossy()).collect();
+            writeln!(out, "{}", json!({"path": path, "difference": difference, "layers": layers}))?;
+        } else if conflict.difference != Difference::Nothing {
+            let layers: Vec<_> = layers.map(|layer| layer.name().to_string_lossy()).collect();
+            rows.push(vec![path, difference.into(), layers.join(", ")]);
+        }
+    }
+    if !json {
+        if different > 0 {
+            table::print_to_fit(out, rows, &[])?;
+        }
+        writeln!(out, "paths of several layers: {different} that differ, {same} that are the same in all")?;
+    }
+    Ok(match (failed, different) {
+        (0, 0) => ExitCode::SUCCESS,
+        (0, _) => NO.into(),
+        _ => crate::FAILURE.into(),
+    })
+}
+
+fn word(difference: Difference) -> &'static str {
+    match difference {
+        Difference::Nothing => "nothing",
+        Difference::Attributes => "attributes",
+        Difference::Content => "content",
+        Difference::Kind => "kind",
+        Difference::Opaque => "opaque",
+        Difference::Deletion => "deletion",
+        _ => "",
+    }
+}

@@ -1,0 +1,98 @@
+//! `layered show --file`: which layer of a stack a path is from.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use layer::{EntryKind, Layer, Lookup, Obstacle, Role, XattrNamespace};
+use serde_json::{Value, json};
+
+use super::NO;
+use crate::table;
+
+pub(super) fn show(out: &mut impl Write, layers: &[Layer], path: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
+    let found = layer::lookup(&trees, path, XattrNamespace::Trusted)?;
+    match json {
+        true => writeln!(out, "{}", as_json(layers, &found))?,
+        false => print(out, layers, &found)?,
+    }
+    Ok(if found.supplier().is_some() { ExitCode::SUCCESS } else { NO.into() })
+}
+
+fn print(out: &mut impl Write, layers: &[Layer], found: &Lookup) -> io::Result<()> {
+    let (path, name) = (found.path.display(), |layer: usize| layers[layer].path().display());
+    match (found.supplier(), &found.obstacle) {
+        (Some(origin), _) => writeln!(out, "/{path}: {} of {}", word(origin.kind), name(origin.layer))?,
+        (None, Some(Obstacle { layer, path: way, target: Some(target), .. })) => writeln!(
+            out,
+            "/{path}: nothing, as /{} is a symbolic link of {}, which is not followed: it leads to {}",
+            way.display(),
+            name(*layer),
+            target.display()
+        )?,
+        (None, Some(Obstacle { layer, path: way, kind, .. })) => {
+            writeln!(out, "/{path}: nothing, as /{} is {} of {}", way.display(), word(*kind), name(*layer))?
+        }
+        (None, None) => writeln!(out, "/{path}: nothing")?,
+    }
+    if found.origins.is_empty() {
+        return Ok(());
+    }
+    let mut rows = vec![["LAYER", "HAS", ""].map(String::from).to_vec()];
+    rows.extend(found.origins.iter().map(|origin| {
+        let role = match origin.role {
+            Role::Supplies => "shown".into(),
+            Role::Joins => "shown with the one above".into(),
+            Role::Deletes => "hides what is below".into(),
+            Role::Hidden { by } => format!("hidden by {}", name(by)),
+            _ => String::new(),
+        };
+        vec![name(origin.layer).to_string(), word(origin.kind).into(), role]
+    }));
+    table::print_to_fit(out, rows, &[])
+}
+
+fn as_json(layers: &[Layer], found: &Lookup) -> Value {
+    let name = |layer: usize| layers[layer].path().to_string_lossy().into_owned();
+    let origin = |origin: &layer::Origin| {
+        let (role, by) = match origin.role {
+            Role::Supplies => ("supplies", None),
+            Role::Joins => ("joins", None),
+            Role::Deletes => ("deletes", None),
+            Role::Hidden { by } => ("hidden", Some(name(by))),
+            _ => ("", None),
+        };
+        json!({"layer": name(origin.layer), "has": noun(origin.kind), "role": role, "by": by})
+    };
+    let obstacle = |obstacle: &Obstacle| {
+        json!({"layer": name(obstacle.layer), "path": Path::new("/").join(&obstacle.path).to_string_lossy(),
+            "has": noun(obstacle.kind), "target": obstacle.target.as_ref().map(|target| target.to_string_lossy())})
+    };
+    json!({
+        "path": Path::new("/").join(&found.path).to_string_lossy(),
+        "layer": found.supplier().map(|origin| name(origin.layer)),
+        "origins": found.origins.iter().map(origin).collect::<Vec<_>>(),
+        "obstacle": found.obstacle.as_ref().map(obstacle),
+    })
+}
+
+fn word(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::File => "a file",
+        EntryKind::Directory => "a directory",
+        EntryKind::Symlink => "a symbolic link",
+        EntryKind::Whiteout => "a deletion",
+        _ => "a special file",
+    }
+}
+
+fn noun(kind: EntryKind) -> &'static str {
+    match kind {
+        EntryKind::File => "file",
+        EntryKind::Directory => "directory",
+        EntryKind::Symlink => "symlink",
+        EntryKind::Whiteout => "whiteout",
+        _ => "special",
+    }
+}
