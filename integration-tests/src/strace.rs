@@ -87,10 +87,23 @@ impl Program<'_> {
     /// # Panics
     /// If strace is missing or may not trace, or the program fails.
     pub fn points(&mut self) -> Vec<Point> {
+        parse(&self.log())
+    }
+
+    /// How many system calls it makes when nothing disturbs it, without those that the language and its libraries need for
+    /// themselves.
+    ///
+    /// # Panics
+    /// As [`points`](Self::points).
+    pub fn calls(&mut self) -> usize {
+        calls(&self.log()).filter(|(_, name)| !OF_THE_LIBRARIES.contains(name)).count()
+    }
+
+    fn log(&mut self) -> String {
         let log = tempfile::NamedTempFile::new().unwrap();
         let output = self.traced(&["-o", log.path().to_str().unwrap()]);
         assert!(output.status.success(), "{:?}: {output:?}", self.command);
-        parse(&String::from_utf8_lossy(&fs::read(log.path()).unwrap()))
+        String::from_utf8_lossy(&fs::read(log.path()).unwrap()).into_owned()
     }
 
     /// Lets it run, disturbed at `point`.
@@ -161,16 +174,20 @@ fn until_it_ends(child: &mut Child) {
     }
 }
 
-/// A line of the log is `1234  name(arguments…`, or `1234  <... name resumed>…`, which was counted when it began.
-fn parse(log: &str) -> Vec<Point> {
-    let mut counts: HashMap<(&str, &str), u32> = HashMap::new();
-    let mut seen = BTreeSet::new();
-    let calls = log.lines().filter_map(|line| {
+/// The thread and the name of each call. A line of the log is `1234  name(arguments…`, or `1234  <... name resumed>…`, which was
+/// counted when it began.
+fn calls(log: &str) -> impl Iterator<Item = (&str, &str)> {
+    log.lines().filter_map(|line| {
         let (thread, call) = line.split_once(' ')?;
         let (name, _) = call.trim_start().split_once('(')?;
         name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_').then_some((thread, name))
-    });
-    calls
+    })
+}
+
+fn parse(log: &str) -> Vec<Point> {
+    let mut counts: HashMap<(&str, &str), u32> = HashMap::new();
+    let mut seen = BTreeSet::new();
+    calls(log)
         .filter_map(|(thread, name)| {
             let nth = counts.entry((thread, name)).or_default();
             *nth += 1;

@@ -10,8 +10,10 @@ use nix::unistd::Pid;
 
 use crate::{Error, Result};
 
+mod layout;
 mod memory;
 
+pub use layout::CgroupLayout;
 use memory::MemoryWatch;
 
 /// One run's control group, in every hierarchy of the machine (v1, v2, or both side by side).
@@ -95,11 +97,12 @@ impl Cgroup {
                     }
                 }
                 Version::V2 => {
-                    let stat = fs::read_to_string(hierarchy.group(&self.name).join("cpu.stat")).unwrap_or_default();
-                    let microseconds =
-                        stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<u64>().ok());
-                    usage.cpu_time = usage.cpu_time.or(microseconds.map(Duration::from_micros));
-                    usage.peak_memory_bytes = usage.peak_memory_bytes.or(number("memory.peak"));
+                    let microseconds = || -> Option<u64> {
+                        let stat = fs::read_to_string(hierarchy.group(&self.name).join("cpu.stat")).ok()?;
+                        stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())
+                    };
+                    usage.cpu_time = usage.cpu_time.or_else(|| microseconds().map(Duration::from_micros));
+                    usage.peak_memory_bytes = usage.peak_memory_bytes.or_else(|| number("memory.peak"));
                 }
             }
         }

@@ -7,6 +7,8 @@
 //!   [`Bundle`] writes it as `config.json`.
 //! - **Running it**: [`Runtime`] is runc, crun, youki or another program with their command line. It tells its own failures
 //!   from the command's, and nothing that a container has started outlives it. [`Output`] says where the command's output goes, [`Cancel`] ends it, [`Cgroup`] accounts for it.
+//! - **What the machine has**: [`MountApi::detect`], [`Cgroup::layout`], [`Runtime::version`] with
+//!   [what is known to be wrong](RuntimeVersion::flaws) with it.
 //!
 //! # A container over two directories
 //! ```no_run
@@ -41,7 +43,7 @@ mod runtime;
 mod template;
 
 pub use bundle::Bundle;
-pub use cgroup::{Cgroup, Usage};
+pub use cgroup::{Cgroup, CgroupLayout, Usage};
 pub use error::{Error, Result};
 pub use id::ContainerId;
 pub use mounted::Mounted;
@@ -51,7 +53,7 @@ pub use overlay::{
     DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, OverlayXattrs, copy_root_attributes,
 };
 pub use rootfs::{MountPoint, Rootfs};
-pub use runtime::{Cancel, Finished, Input, Invocation, Runtime, Status};
+pub use runtime::{Cancel, Finished, Flaw, Input, Invocation, Runtime, RuntimeVersion, Status};
 pub use template::{
     Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Seccomp, Template,
     TemplateBuilder, TemplateError, Terminal, parse_size,

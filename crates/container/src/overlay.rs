@@ -168,7 +168,7 @@ impl Overlay {
     /// with six digits.
     pub fn option_bytes(names: LowerNames, lower: &Path) -> usize {
         match names {
-            LowerNames::Paths => mount2::escape_lower(lower).len() + 1,
+            LowerNames::Paths => mount2::escaped_lower_bytes(lower) + 1,
             LowerNames::Descriptors => DESCRIPTOR_BYTES,
         }
     }

@@ -14,12 +14,16 @@ use crate::{Bundle, Cgroup, ContainerId, Error, Excerpt, Output, Result, Usage, 
 
 mod cancel;
 mod child;
+mod flaws;
 mod log;
 mod namespace;
 mod terminal;
+mod version;
 
 pub use cancel::Cancel;
 use child::{Child, Ended};
+pub use flaws::Flaw;
+pub use version::RuntimeVersion;
 
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their arguments.
 ///

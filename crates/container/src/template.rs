@@ -21,8 +21,9 @@ mod validate;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 pub use builder::TemplateBuilder;
@@ -55,15 +56,15 @@ pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
 ///     .memory_limit_bytes(2 << 30)
 ///     .build()?;
 /// let config = template.instantiate(Path::new("/run/build/rootfs"))?;
-/// assert_eq!(config.rootfs(), Some(Path::new("/run/build/rootfs")));
+/// assert_eq!(config.rootfs(), Path::new("/run/build/rootfs"));
 /// # Ok::<(), container::TemplateError>(())
 /// ```
 ///
 /// [OCI runtime specification]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config.md
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Template {
-    value: Value,
+    /// Shared with every configuration that is made of it.
+    value: Arc<Value>,
 }
 
 impl Template {
@@ -106,7 +107,7 @@ impl Template {
     /// [`TemplateError::RootFilled`], and the rest of [`TemplateError`] for values that the builder would refuse too.
     pub fn from_value(value: Value) -> Result<Template, TemplateError> {
         validate::value(&value)?;
-        Ok(Template { value })
+        Ok(Template { value: Arc::new(value) })
     }
 
     /// The same container with another command.
@@ -119,17 +120,17 @@ impl Template {
         validate::args(&argv)?;
         let argv = Value::from(argv);
         validate::no_nul("process.args", &argv)?;
-        self.value["process"]["args"] = argv;
+        Arc::make_mut(&mut self.value)["process"]["args"] = argv;
         Ok(self)
     }
 
     /// The same container, with a terminal for the command or without one. A `TERM` in its environment stays what it is.
     pub fn with_terminal(mut self, terminal: Terminal) -> Template {
-        self.value["process"]["terminal"] = Value::from(terminal == Terminal::Attached);
+        Arc::make_mut(&mut self.value)["process"]["terminal"] = Value::from(terminal == Terminal::Attached);
         self
     }
 
-    /// The configuration of a run over `rootfs`: a copy in which only `root.path` differs.
+    /// The configuration of a run over `rootfs`: the same but for `root.path`.
     ///
     /// A relative `rootfs` is one below the bundle's directory, as the specification has it.
     ///
@@ -142,9 +143,7 @@ impl Template {
             path: rootfs.to_owned(),
             remedy: "choose another scratch directory",
         })?;
-        let mut value = self.value.clone();
-        value["root"]["path"] = Value::from(rootfs);
-        Ok(Config::new(value))
+        Ok(Config::new(Arc::clone(&self.value), rootfs))
     }
 
     /// The command: the program and its arguments.
@@ -187,6 +186,12 @@ impl Template {
 
     fn array(&self, pointer: &str) -> impl Iterator<Item = &Value> {
         self.value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+    }
+}
+
+impl Serialize for Template {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value.as_ref().serialize(serializer)
     }
 }
 

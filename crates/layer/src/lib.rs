@@ -26,6 +26,8 @@
 //! `.layered` is made when it is needed first. Each `<random>` is locked by its owner with flock(2); whatever is not locked is
 //! a dead one's, and the next collector removes it.
 //!
+//! The example `store_index` writes an index of a store as an HTML page: what a documentation browser shows of it.
+//!
 //! # Listing a store
 //! ```
 //! # let store = tempfile::tempdir()?;

@@ -157,23 +157,24 @@ impl Plan {
 }
 
 fn estimate(layers: &[PathBuf], base: &Path, merged_dir: &Path, limit: &RungLimit<'_>) -> Estimate {
+    let costs: Vec<usize> = layers.iter().map(|layer| (limit.cost)(layer)).collect();
+    let cost = |cost: &usize| *cost;
     let base_bytes = (limit.cost)(base);
-    let cost = |path: &PathBuf| (limit.cost)(path);
     let by_count = plan_lowerdir(limit.max_lowers.saturating_sub(1), 1, |_| 1, layers).0.len();
     let by_bytes =
-        plan_lowerdir(limit.max_bytes.saturating_sub(base_bytes), (limit.cost)(merged_dir), cost, layers).0.len();
+        plan_lowerdir(limit.max_bytes.saturating_sub(base_bytes), (limit.cost)(merged_dir), cost, &costs).0.len();
     let mut separate = by_count.min(by_bytes);
     if by_count < layers.len() && separate == by_count {
         // All bytes fit, but the count asks for a merged directory, whose name must fit too.
         let left = limit.max_bytes.saturating_sub(base_bytes).saturating_sub((limit.cost)(merged_dir));
-        separate = plan_lowerdir(left, 0, cost, &layers[..separate]).0.len();
+        separate = plan_lowerdir(left, 0, cost, &costs[..separate]).0.len();
     }
     Estimate {
         rung: limit.rung,
         separate,
         merged: layers.len() - separate,
         max_lowers: limit.max_lowers,
-        bytes: layers.iter().map(cost).fold(base_bytes, usize::saturating_add),
+        bytes: costs.iter().copied().fold(base_bytes, usize::saturating_add),
         max_bytes: limit.max_bytes,
     }
 }

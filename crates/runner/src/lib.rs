@@ -5,6 +5,7 @@
 //! - [`plan`] is what `run` would stack and merge.
 //! - [`Options`] says how: the scratch directory, the runtime, the output, limits in time, what to put into the upper.
 //! - [`Report`] is what came of it: the status, the upper, the time of each [`Phase`].
+//! - [`probe`] tries out what a scratch directory and the kernel can do for a run.
 //! - [`sweep`] removes what killed runs have left.
 //! - [`Error`] says which phase failed, why, and what is left on disk.
 //!
@@ -34,6 +35,7 @@ mod error;
 mod etc;
 mod machine;
 mod options;
+mod probe;
 mod removal;
 mod report;
 mod run;
@@ -46,7 +48,8 @@ mod timings;
 mod upper;
 
 pub use error::{BoxError, Cause, Error, Result};
-pub use options::{EtcFiles, MergeRemoval, Options};
+pub use options::{Cleanup, EtcFiles, Options};
+pub use probe::{Probe, probe};
 pub use removal::Removal;
 pub use report::Report;
 pub use run::{plan, run};

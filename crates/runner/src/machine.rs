@@ -11,7 +11,7 @@ use crate::options::EtcFiles;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
 use crate::stack::{Stack, hold, mechanism};
-use crate::{MergeRemoval, Options, Removal, Upper, etc};
+use crate::{Cleanup, Options, Removal, Upper, etc};
 
 /// The machine it really runs on: each step with the two crates below.
 pub(crate) struct Machine<'a> {
@@ -217,11 +217,10 @@ impl Host for Machine<'_> {
         if let Some(Err(error)) = self.hold.take().map(Hold::release) {
             log::warn!("{}", chain(&error));
         }
-        let removal = match self.options.merge_removal {
-            MergeRemoval::Awaited => None,
-            MergeRemoval::Behind => scratch.remove_lower_behind(),
-        };
-        Ok((scratch.into_upper()?, removal))
+        match self.options.cleanup {
+            Cleanup::Behind if !scratch.is_kept() => scratch.into_upper_behind(),
+            _ => Ok((scratch.into_upper()?, None)),
+        }
     }
 
     fn discard(&mut self, scratch: Scratch) -> Result<(), Cause> {

@@ -29,7 +29,7 @@ pub struct Options<'a> {
     pub(crate) xattrs: OverlayXattrs,
     pub(crate) etc: EtcFiles,
     pub(crate) over: Option<Upper>,
-    pub(crate) merge_removal: MergeRemoval,
+    pub(crate) cleanup: Cleanup,
     pub(crate) stdin: Input,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
@@ -41,14 +41,15 @@ pub struct Options<'a> {
 
 pub(crate) type PrepUpper<'a> = Box<dyn FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a>;
 
-/// When a run removes the directory that layers were merged into, which has as many entries as they have.
+/// When a run removes what is left but for the upper: the work directory, the bundle, what was merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum MergeRemoval {
+pub enum Cleanup {
     /// Before [`run`](crate::run) returns.
     #[default]
     Awaited,
-    /// On a thread of its own, while the caller goes on with the result: see [`Report::removal`](crate::Report::removal).
+    /// On a thread of its own, while the caller goes on with the result: see [`Report::removal`](crate::Report::removal). Removing
+    /// waits for the disk, most of all where that is busy, and a merge has as many entries as its layers.
     Behind,
 }
 
@@ -84,7 +85,7 @@ impl<'a> Options<'a> {
             xattrs: OverlayXattrs::default(),
             etc: EtcFiles::default(),
             over: None,
-            merge_removal: MergeRemoval::default(),
+            cleanup: Cleanup::default(),
             stdin: Input::Null,
             stdout: Output::Null,
             stderr: Output::Null,
@@ -161,9 +162,9 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// When the directory that layers were merged into is removed.
-    pub fn merge_removal(mut self, removal: MergeRemoval) -> Self {
-        self.merge_removal = removal;
+    /// When what is left is removed.
+    pub fn cleanup(mut self, cleanup: Cleanup) -> Self {
+        self.cleanup = cleanup;
         self
     }
 

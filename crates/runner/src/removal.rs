@@ -5,10 +5,10 @@ use std::thread::{self, JoinHandle};
 use crate::error::{Cause, chain, io_cause};
 use crate::rundir::RunDir;
 
-/// The removal of what was merged for a run that is over, going on by itself on a thread of its own.
+/// The removal of all that is left of a run but its upper, going on by itself on a thread of its own.
 ///
-/// It is a directory of its own in the scratch directory by now: the upper can be moved meanwhile, and if the process is killed
-/// a [sweep](crate::sweep) finds the rest.
+/// The upper is in another directory by now and can be moved meanwhile. If the process is killed, a [sweep](crate::sweep) finds the
+/// rest.
 #[derive(Debug)]
 #[must_use = "dropped, it is waited for"]
 pub struct Removal {
@@ -17,14 +17,9 @@ pub struct Removal {
 }
 
 impl Removal {
-    /// Begins to remove `tree`, which is in a run's directory in `parent`. On an error it is still there.
-    pub(crate) fn begin(tree: &Path, parent: &Path) -> Result<Self, Cause> {
-        let (run, _) = RunDir::create(parent)?;
+    /// Begins to remove the directory of a run that is over; if no thread can be started, it is removed at once.
+    pub(crate) fn begin(run: RunDir) -> Result<Self, Cause> {
         let path = run.path().to_path_buf();
-        if let Err(error) = std::fs::rename(tree, path.join("lower")) {
-            run.remove()?;
-            return Err(io_cause("move aside", tree)(error));
-        }
         let thread = thread::Builder::new().name("removal".into()).spawn(move || run.remove());
         if let Err(error) = &thread {
             log::warn!("{} is removed at once: cannot start a thread: {error}", path.display());
@@ -33,7 +28,7 @@ impl Removal {
         Ok(Self { path, thread: thread.ok() })
     }
 
-    /// Where what is being removed was put.
+    /// The directory that is being removed.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -69,11 +64,12 @@ mod tests {
     #[test]
     fn it_goes_on_by_itself_and_leaves_nothing() {
         let parent = tempfile::tempdir().unwrap();
-        let tree = parent.path().join("tree");
         for dropped in [false, true] {
-            fs::create_dir_all(tree.join("deep/down")).unwrap();
-            let removal = Removal::begin(&tree, parent.path()).unwrap();
-            assert!(!tree.exists());
+            let (run, _) = RunDir::create(parent.path()).unwrap();
+            fs::create_dir_all(run.path().join("lower/deep")).unwrap();
+            let path = run.path().to_path_buf();
+            let removal = Removal::begin(run).unwrap();
+            assert_eq!(removal.path(), path);
             if dropped {
                 drop(removal)
             } else {
@@ -81,8 +77,5 @@ mod tests {
             }
             assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
         }
-        let missing = Removal::begin(&tree, parent.path()).unwrap_err();
-        assert!(matches!(missing, Cause::Io { path, .. } if path == tree));
-        assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
     }
 }

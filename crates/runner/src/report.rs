@@ -22,8 +22,8 @@ pub struct Report {
     pub plan: Plan,
     /// What the merge did, if there was one.
     pub merged: Option<Merged>,
-    /// The removal of what was merged, if it goes on [behind](crate::MergeRemoval::Behind) the caller's back. Dropped with the
-    /// report, it is waited for.
+    /// The removal of all but the upper, if it goes on [behind](crate::Cleanup::Behind) the caller's back. Dropped with the report,
+    /// it is waited for.
     pub removal: Option<Removal>,
     /// What the run itself put into the upper, as absolute paths in the container, parents first: `/etc/hosts` and the like,
     /// and what the template's binds are mounted on. What the runtime made for its own mounts is not told.

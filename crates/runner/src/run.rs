@@ -17,7 +17,7 @@ use crate::{Options, Phase, Report, Timings};
 /// The steps, in order: [the layers are held and looked at](Phase::Inputs) · a [scratch](Options::scratch) directory is made · every
 /// layer is marked as used · what does not fit the kernel's limits is merged · [`prep_upper`](Options::prep_upper) is called ·
 /// the overlay is mounted, in a mount namespace of the run's own · the template is filled in · the runtime runs · the overlay
-/// is unmounted · everything but the upper is removed, what was merged [behind](crate::MergeRemoval::Behind) where that is asked for.
+/// is unmounted · everything but the upper is removed, [behind](crate::Cleanup::Behind) the caller's back where that is asked for.
 ///
 /// No process is started but the runtime's. The layers are only read, but for their `last_used`; no `layer.json` and no sidecar
 /// is read or written. They are [held](layer::Hold) until the overlay is unmounted: no collector takes one meanwhile, and if

@@ -113,13 +113,20 @@ impl Scratch {
         }
     }
 
-    /// Removes the merged layers, if there are any, on another thread. Where that cannot be begun, they stay for
-    /// [`into_upper`](Self::into_upper).
-    pub(crate) fn remove_lower_behind(&self) -> Option<Removal> {
-        let lower = self.lower();
-        lower.symlink_metadata().ok()?;
-        let begun = Removal::begin(&lower, self.dir().parent()?);
-        begun.inspect_err(|cause| log::warn!("{} is removed at once: {}", lower.display(), chain(cause))).ok()
+    /// As [`into_upper`](Self::into_upper), with the removal left to another thread. The upper then stands in another directory.
+    pub(crate) fn into_upper_behind(mut self) -> Result<(Upper, Option<Removal>), Cause> {
+        // Not recursively: if it were still mounted it would be busy.
+        remove_if_there(fs::remove_dir(self.merged()), "remove the mount point", &self.merged())?;
+        let upper = self.upper.take().expect("an upper is taken once");
+        match upper.move_out() {
+            Ok((upper, rest)) => Ok((upper, Some(Removal::begin(rest)?))),
+            Err(failed) => {
+                let (upper, cause) = *failed;
+                log::warn!("{} is tidied up at once: {}", self.dir().display(), chain(&cause));
+                self.upper = Some(upper);
+                Ok((self.into_upper()?, None))
+            }
+        }
     }
 
     fn remove_all_but_upper(&self) -> Result<(), Cause> {

@@ -6,7 +6,7 @@ use layer::TreeSize;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use crate::error::{Cause, chain};
+use crate::error::{Cause, chain, io_cause};
 use crate::rundir::RunDir;
 
 /// What a command wrote: the upper directory of its overlay, owned.
@@ -95,6 +95,24 @@ impl Upper {
         match if self.kept.is_some() { None } else { run.keep() } {
             Some(kept) => kept.join("upper"),
             None => std::mem::take(&mut self.path),
+        }
+    }
+
+    /// Moves it into a new directory beside its own, which is given back. On an error it is where it was.
+    pub(crate) fn move_out(mut self) -> Result<(Self, RunDir), Box<(Self, Cause)>> {
+        let parent = self.path.ancestors().nth(2).expect("an upper is in a directory of the scratch directory");
+        let new = match RunDir::create(parent) {
+            Ok((run, _)) => Self::new(run),
+            Err(cause) => return Err(Box::new((self, cause))),
+        };
+        match std::fs::rename(&self.path, &new.path) {
+            Ok(()) => Ok((new, self.run.take().expect("an upper has a directory until it is given away"))),
+            Err(error) => {
+                let cause = io_cause("move", self.path.clone())(error);
+                // Nothing is in it.
+                drop(new);
+                Err(Box::new((self, cause)))
+            }
         }
     }
 

@@ -371,7 +371,7 @@ fn a_terminal_is_the_commands_and_is_put_back_afterwards() {
          {run} --tty -- sh -c 'stty size; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo $TERM; exit 5'; echo status $?
          [ \"$before\" = \"$(stty -g)\" ] && echo as before
          # Killed, the runtime cannot tidy up.
-         {run} --tty --timeout 300ms --grace 10ms -- sleep 1000; echo status $?
+         {run} --tty --timeout 2s --grace 10ms -- sleep 1000; echo status $?
          [ \"$before\" = \"$(stty -g)\" ] && echo as before"
     );
     let mut script = Command::new("script");
@@ -443,6 +443,33 @@ fn merge_makes_what_a_run_would() {
     assert_eq!(stdout, "3 layers merged: 4 files linked, 0 copied, 2 directories, 0 whiteouts\n");
     assert_eq!(fs::read(target.join("top")).unwrap(), b"0\n");
     assert_eq!(fs::read_dir(target.join("deps")).unwrap().count(), 3);
+}
+
+#[test]
+fn what_a_program_reads_is_json() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(2);
+    let json = |command: &mut Command| -> Value {
+        let (status, stdout, stderr) = run(command.arg("--json"));
+        assert_eq!((status, &*stderr, stdout.lines().count()), (0, "", 1), "{stdout}");
+        serde_json::from_str(&stdout).unwrap()
+    };
+    let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
+    let mut command = layered();
+    command.args(["plan", "--base"]).arg(fixture.base().path());
+    for layer in &layers {
+        command.arg("--layer").arg(layer.path());
+    }
+    let plan = json(&mut command);
+    assert_eq!((&plan["rung"], &plan["separate"], &plan["merged"]), (&json!("lowerdir+"), &json!(trees), &json!([])));
+
+    let merged = json(layered().arg("merge").arg(fixture.path().join("merged")).args(layers.iter().map(Layer::path)));
+    assert_eq!(merged, json!({"linked": 3, "copied": 0, "directories": 2, "whiteouts": 0, "opaques": 0}));
+
+    let dead = fixture.scratch().join("layered-0123456789abcdef");
+    fs::create_dir(&dead).unwrap();
+    let swept = json(layered().arg("sweep").arg(fixture.scratch()));
+    assert_eq!(swept, json!({"removed": [dead], "live": 0, "failed": []}));
 }
 
 /// A layer with a `layer.json` and a sidecar.

@@ -20,11 +20,15 @@
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, from outside
+//! - `doctor`: what is told of this machine, and of broken ones
+//! - `costs`: system calls of a run
 //! - `debian`: real input
 
 mod breakout;
 mod command;
+mod costs;
 mod debian;
+mod doctor;
 mod environment;
 mod faults;
 mod inputs;

@@ -78,20 +78,21 @@ fn a_small_budget_splits_the_stack() {
 }
 
 #[test]
-fn what_was_merged_can_be_removed_behind() {
+fn all_but_the_upper_can_be_removed_behind() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(12);
-    let options = fixture.options().max_lowers(3).merge_removal(runner::MergeRemoval::Behind);
+    let options = fixture.options().max_lowers(3).cleanup(runner::Cleanup::Behind);
     let report = fixture.run_with(&layers, "cat /deps/* | wc -l; echo new > /new", options);
     assert_eq!(stdout(&report), "12\n");
     // It is no business of the upper's any more.
     let upper = report.upper.persist(fixture.store().join("new")).unwrap();
     assert_eq!(fs::read(upper.join("new")).unwrap(), b"new\n");
-    report.removal.expect("there was a merge").wait().unwrap();
+    report.removal.expect("it is going on").wait().unwrap();
     fixture.assert_clean();
 
-    let options = fixture.options().merge_removal(runner::MergeRemoval::Behind);
-    assert!(fixture.run_with(&layers, "true", options).removal.is_none());
+    // Dropped, it is waited for.
+    drop(fixture.run_with(&layers, "true", fixture.options().cleanup(runner::Cleanup::Behind)));
+    fixture.assert_clean();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::{Capability, PosixRlimitType};
@@ -250,6 +251,6 @@ impl TemplateBuilder {
         validate::builder(&self)?;
         let value = spec::to_value(self)?;
         validate::value(&value)?;
-        Ok(Template { value })
+        Ok(Template { value: Arc::new(value) })
     }
 }

@@ -1,22 +1,27 @@
 use std::path::Path;
+use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Deserialize;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Map, Value, json};
 
 use super::error::TemplateError;
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(transparent)]
+///
+/// It is the template and what differs from it: nothing is copied until it is written.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    value: Value,
+    template: Arc<Value>,
+    rootfs: String,
+    cgroups_path: Option<String>,
 }
 
 impl Config {
-    /// `value` is what a template checked, with the root's path put in.
-    pub(super) fn new(value: Value) -> Config {
-        Config { value }
+    /// `template` has been checked.
+    pub(super) fn new(template: Arc<Value>, rootfs: impl Into<String>) -> Config {
+        Config { template, rootfs: rootfs.into(), cgroups_path: None }
     }
 
     /// The configuration in `oci-spec`'s types: a copy, and without the keys that they do not have.
@@ -25,23 +30,24 @@ impl Config {
     ///
     /// [`TemplateError::NotASpec`]; a configuration that came from a template deserializes.
     pub fn spec(&self) -> Result<Spec, TemplateError> {
-        Spec::deserialize(&self.value).map_err(|source| TemplateError::NotASpec { source })
+        let value = serde_json::to_value(self).map_err(|source| TemplateError::Serialize { source })?;
+        Spec::deserialize(value).map_err(|source| TemplateError::NotASpec { source })
     }
 
     /// The path of the root file system that the container will see as `/`.
-    pub fn rootfs(&self) -> Option<&Path> {
-        self.value.pointer("/root/path").and_then(Value::as_str).map(Path::new)
+    pub fn rootfs(&self) -> &Path {
+        Path::new(&self.rootfs)
     }
 
     /// The most memory that the container may have, in bytes; `None` for no limit.
     pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
         // -1 is no limit.
-        self.value.pointer("/linux/resources/memory/limit").and_then(Value::as_u64)
+        self.template.pointer("/linux/resources/memory/limit").and_then(Value::as_u64)
     }
 
     /// Whether the command gets a terminal of its own.
     pub(crate) fn has_terminal(&self) -> bool {
-        self.value.pointer("/process/terminal").and_then(Value::as_bool).unwrap_or_default()
+        self.template.pointer("/process/terminal").and_then(Value::as_bool).unwrap_or_default()
     }
 
     /// The control group that the runtime is to put the container into, if one is named.
@@ -50,13 +56,14 @@ impl Config {
     ///
     /// [`linux.cgroupsPath`]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config-linux.md#cgroups-path
     pub fn cgroups_path(&self) -> Option<&str> {
+        let templates = self.template.pointer("/linux/cgroupsPath").and_then(Value::as_str);
         // An empty string is how programs in Go write an absent one.
-        self.value.pointer("/linux/cgroupsPath").and_then(Value::as_str).filter(|path| !path.is_empty())
+        self.cgroups_path.as_deref().or(templates).filter(|path| !path.is_empty())
     }
 
     /// Names the control group, in the place of one that the template may have named.
     pub fn set_cgroups_path(&mut self, path: impl Into<String>) {
-        self.value["linux"]["cgroupsPath"] = Value::String(path.into());
+        self.cgroups_path = Some(path.into());
     }
 
     /// Names the control group unless the template did.
@@ -69,11 +76,58 @@ impl Config {
     }
 }
 
+impl Serialize for Config {
+    /// Straight from the template, with the two values that differ in their places.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let none = Map::new();
+        let template = self.template.as_object().unwrap_or(&none);
+        let mut map = serializer.serialize_map(None)?;
+        for (key, value) in template {
+            match (key.as_str(), &self.cgroups_path) {
+                ("root", _) => map.serialize_entry(key, &With { value, key: "path", text: &self.rootfs })?,
+                ("linux", Some(path)) => map.serialize_entry(key, &With { value, key: "cgroupsPath", text: path })?,
+                _ => map.serialize_entry(key, value)?,
+            }
+        }
+        if let (Some(path), false) = (&self.cgroups_path, template.contains_key("linux")) {
+            map.serialize_entry("linux", &json!({"cgroupsPath": path}))?;
+        }
+        map.end()
+    }
+}
+
+/// An object, or null, with one value in the place of its own, or at its end if it has none.
+struct With<'a> {
+    value: &'a Value,
+    key: &'static str,
+    text: &'a str,
+}
+
+impl Serialize for With<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let none = Map::new();
+        let fields = self.value.as_object().unwrap_or(&none);
+        let mut map = serializer.serialize_map(None)?;
+        for (key, value) in fields {
+            match key == self.key {
+                true => map.serialize_entry(key, self.text)?,
+                false => map.serialize_entry(key, value)?,
+            }
+        }
+        if !fields.contains_key(self.key) {
+            map.serialize_entry(self.key, self.text)?;
+        }
+        map.end()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    fn config(template: Value) -> Config {
+        Config::new(Arc::new(template), "/run/merged")
+    }
 
     #[test]
     fn a_default_control_group_gives_way_to_one_that_is_named() {
@@ -83,16 +137,22 @@ mod tests {
             (json!({"linux": {"cgroupsPath": ""}}), "/ours"),
             (json!({"linux": {"cgroupsPath": "/theirs"}}), "/theirs"),
         ];
-        for (value, path) in table {
-            let config = Config::new(value).with_default_cgroups_path("/ours");
+        for (template, path) in table {
+            let config = config(template).with_default_cgroups_path("/ours");
             assert_eq!(config.cgroups_path(), Some(path));
+            let written = serde_json::to_value(&config).unwrap();
+            assert_eq!(written.pointer("/linux/cgroupsPath"), Some(&json!(path)));
         }
     }
 
     #[test]
-    fn naming_a_control_group_changes_nothing_else() {
-        let mut config = Config::new(json!({"x": 1, "linux": {"y": 2, "cgroupsPath": "/theirs"}}));
+    fn naming_a_control_group_and_a_root_changes_nothing_else() {
+        let root = |path: &str| json!({"readonly": true, "path": path, "z": 3});
+        let mut config = config(json!({"x": 1, "linux": {"y": 2, "cgroupsPath": "/theirs"}, "root": root("<rootfs>")}));
         config.set_cgroups_path("/ours");
-        assert_eq!(serde_json::to_value(config).unwrap(), json!({"x": 1, "linux": {"y": 2, "cgroupsPath": "/ours"}}));
+        assert_eq!(
+            serde_json::to_value(config).unwrap(),
+            json!({"x": 1, "linux": {"y": 2, "cgroupsPath": "/ours"}, "root": root("/run/merged")})
+        );
     }
 }

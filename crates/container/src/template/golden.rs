@@ -40,8 +40,8 @@ pub(super) fn with_everything() -> TemplateBuilder {
 
 #[test]
 fn every_field_is_where_the_specification_has_it() {
-    let defaults = Template::builder(["true"]).build().unwrap().value;
-    let value = with_everything().build().unwrap().value;
+    let defaults = Template::builder(["true"]).build().unwrap().value.as_ref().clone();
+    let value = with_everything().build().unwrap().value.as_ref().clone();
     let caps = json!(["CAP_CHOWN", "CAP_KILL"]);
     assert_eq!(
         value["process"],
@@ -85,7 +85,7 @@ fn every_field_is_where_the_specification_has_it() {
     assert_eq!(value["mounts"], Value::from(mounts), "the caller's mounts follow the system's");
 
     let host = Template::builder(["true"]).network(Network::Host).fsync(Fsync::Real).seccomp(Seccomp::Unconfined);
-    let host = host.build().unwrap().value;
+    let host = host.build().unwrap().value.as_ref().clone();
     assert_eq!(
         host["linux"]["namespaces"],
         json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"}])
@@ -165,7 +165,7 @@ fn the_default_container() {
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
         }
     });
-    let built = Template::builder(["echo", "hello"]).build().unwrap().value;
+    let built = Template::builder(["echo", "hello"]).build().unwrap().value.as_ref().clone();
     // A long list, and another one on each processor: it has tests of its own.
     expected["linux"]["seccomp"] = built["linux"]["seccomp"].clone();
     assert_eq!(built, expected);

@@ -182,7 +182,7 @@ fn built_templates_have_the_shape_of_the_specification() {
 #[test]
 #[should_panic(expected = "process.argv is not in the specification")]
 fn a_key_that_the_specification_lacks_is_noticed() {
-    let mut value = with_everything().build().unwrap().value;
+    let mut value = with_everything().build().unwrap().value.as_ref().clone();
     value["process"]["argv"] = json!([]);
     check("", &value);
 }
@@ -190,7 +190,7 @@ fn a_key_that_the_specification_lacks_is_noticed() {
 #[test]
 #[should_panic(expected = "linux.resources.pids.limit is required")]
 fn a_missing_key_is_noticed() {
-    let mut value = with_everything().build().unwrap().value;
+    let mut value = with_everything().build().unwrap().value.as_ref().clone();
     value["linux"]["resources"]["pids"] = json!({});
     check("", &value);
 }
@@ -198,7 +198,7 @@ fn a_missing_key_is_noticed() {
 #[test]
 #[should_panic(expected = "hostname is 7, not of the kind Text")]
 fn a_wrong_type_is_noticed() {
-    let mut value = with_everything().build().unwrap().value;
+    let mut value = with_everything().build().unwrap().value.as_ref().clone();
     value["hostname"] = json!(7);
     check("", &value);
 }

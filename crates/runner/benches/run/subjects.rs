@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use container::{Bundle, Cgroup, ContainerId, Runtime, Template, in_private_mount_namespace};
-use runner::{Options, Report};
+use runner::{Cleanup, Options, Report};
 
 use crate::places::Places;
 
@@ -38,8 +38,14 @@ pub(crate) fn bare(places: &Places, runtime: &str, template: &Template) -> Resul
 }
 
 /// `runner::run`, in this process.
-pub(crate) fn in_process(places: &Places, runtime: &str, layers: usize, template: &Template) -> Result<Report> {
-    let options = Options::new().scratch(places.scratch()).runtime(Runtime::new(runtime));
+pub(crate) fn in_process(
+    places: &Places,
+    runtime: &str,
+    layers: usize,
+    template: &Template,
+    cleanup: Cleanup,
+) -> Result<Report> {
+    let options = Options::new().scratch(places.scratch()).runtime(Runtime::new(runtime)).cleanup(cleanup);
     let report = runner::run(&places.base, &places.layers[..layers], template, options)?;
     ensure!(report.status.success(), "{:?}", report.status);
     Ok(report)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use container::Template;
 use nix::mount::{MsFlags, mount, umount};
-use runner::Phase;
+use runner::{Cleanup, Phase, Report};
 
 use crate::LAYERS;
 use crate::chart::Bar;
@@ -48,6 +48,8 @@ pub(crate) fn costs(places: &Places, rounds: usize) -> Result<(String, Vec<Bar>)
         "bare runtime",
         "own time / bare",
         "`run` / bare",
+        "own time / bare, cleanup behind",
+        "`run` / bare, cleanup behind",
         "`layered run` / bare",
         "replaced sequence / `run`",
     ])];
@@ -59,13 +61,17 @@ pub(crate) fn costs(places: &Places, rounds: usize) -> Result<(String, Vec<Bar>)
         }
         for layers in LAYERS {
             let [mut alone, mut own, mut whole, mut process, mut replaced] = [const { Sample(Vec::new()) }; 5];
+            let [mut own_behind, mut whole_behind] = [const { Sample(Vec::new()) }; 2];
             let mut phases = [const { Sample(Vec::new()) }; Phase::TIMED.len()];
             // crun itself does not start on a hybrid machine, where only `run` arranges what it needs.
             let mut sequence_runs = runtime == "runc";
             for _ in 0..rounds {
                 alone.push(bare(places, runtime, &template)?);
-                let report = whole.time(|| in_process(places, runtime, layers, &template))?;
-                own.push(report.timings.total().saturating_sub(report.timings.phase(Phase::RuncRun)));
+                let report = whole_behind.time(|| in_process(places, runtime, layers, &template, Cleanup::Behind))?;
+                own_behind.push(own_time(&report));
+                drop(report);
+                let report = whole.time(|| in_process(places, runtime, layers, &template, Cleanup::Awaited))?;
+                own.push(own_time(&report));
                 for (sample, phase) in phases.iter_mut().zip(Phase::TIMED) {
                     sample.push(report.timings.phase(phase));
                 }
@@ -85,6 +91,8 @@ pub(crate) fn costs(places: &Places, rounds: usize) -> Result<(String, Vec<Bar>)
                 alone.milliseconds(),
                 own.ratio(&alone),
                 whole.ratio(&alone),
+                own_behind.ratio(&alone),
+                whole_behind.ratio(&alone),
                 process.ratio(&alone),
                 if sequence_runs { replaced.ratio(&whole) } else { "–".into() },
             ]);
@@ -98,6 +106,11 @@ pub(crate) fn costs(places: &Places, rounds: usize) -> Result<(String, Vec<Bar>)
         text.push_str(&format!("\nMissing: {line}\n"));
     }
     Ok((text, bars))
+}
+
+/// The time that is not the runtime's.
+fn own_time(report: &Report) -> Duration {
+    report.timings.total().saturating_sub(report.timings.phase(Phase::RuncRun))
 }
 
 /// What else runs a command in a root of its own, with nothing stacked.
@@ -128,7 +141,7 @@ pub(crate) fn large_job(places: &Places, rounds: usize) -> Result<String> {
         alone.push(bare(places, "runc", &write)?);
         // What the bare runtime has written is its root's own.
         fs::remove_file(places.root().join("large"))?;
-        let report = whole.time(|| in_process(places, "runc", 30, &write))?;
+        let report = whole.time(|| in_process(places, "runc", 30, &write, Cleanup::Awaited))?;
         ours.push(report.timings.phase(Phase::OverlayUmount));
         report.upper.close()?;
         flushed.push(unmounted_without_volatile(places)?);
@@ -176,8 +189,9 @@ pub(crate) fn throughput(places: &Places, rounds: usize) -> Result<String> {
             let [mut bare_times, mut our_times] = [const { Sample(Vec::new()) }; 2];
             for _ in 0..rounds.min(5) {
                 bare_times.push(all(workers, count, || bare(places, runtime, &template).map(drop))?);
-                our_times
-                    .push(all(workers, count, || Ok(in_process(places, runtime, 30, &template)?.upper.close()?))?);
+                our_times.push(all(workers, count, || {
+                    Ok(in_process(places, runtime, 30, &template, Cleanup::Awaited)?.upper.close()?)
+                })?);
             }
             let rate = |sample: &Sample| format!("{:.0}", count as f64 / sample.median());
             rows.push(vec![

@@ -9,10 +9,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+mod completions;
 mod discard;
+mod doctor;
 mod gc;
 mod kept;
 mod ls;
+mod man;
 mod merge;
 mod plan;
 mod run;
@@ -58,6 +61,9 @@ enum Command {
     Show(show::Args),
     Gc(gc::Args),
     Sweep(sweep::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -84,6 +90,9 @@ fn main() -> ExitCode {
         Command::Show(args) => show::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     result.unwrap_or_else(|error| {
         // Whoever reads the output has seen enough: `layered ls | head`.

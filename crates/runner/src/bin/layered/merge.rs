@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use layer::{Hold, Layer};
+use serde_json::json;
 
 /// Merge layers into one directory by hard links: what the kernel would show of them, stacked.
 ///
@@ -16,6 +17,9 @@ pub(crate) struct Args {
     /// The layers, the topmost first.
     #[arg(required = true, value_name = "LAYER")]
     layers: Vec<PathBuf>,
+    /// One JSON object instead of a line: what was `linked`, `copied` and so on, each a number.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -23,14 +27,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let trees: Vec<_> = args.layers.iter().map(|dir| Ok(Layer::open(dir)?.fs())).collect::<layer::Result<_>>()?;
     let merged = layer::merge(&trees, &args.target)?;
     drop(hold);
-    writeln!(
-        io::stdout(),
-        "{} layers merged: {} files linked, {} copied, {} directories, {} whiteouts",
-        trees.len(),
-        merged.linked,
-        merged.copied,
-        merged.directories,
-        merged.whiteouts
-    )?;
+    let layer::Merged { linked, copied, directories, whiteouts, opaques, .. } = merged;
+    let mut out = io::stdout().lock();
+    if args.json {
+        let json = json!({"linked": linked, "copied": copied, "directories": directories, "whiteouts": whiteouts,
+            "opaques": opaques});
+        writeln!(out, "{json}")?;
+    } else {
+        let layers = trees.len();
+        writeln!(
+            out,
+            "{layers} layers merged: {linked} files linked, {copied} copied, {directories} directories, {whiteouts} whiteouts"
+        )?;
+    }
     Ok(ExitCode::SUCCESS)
 }

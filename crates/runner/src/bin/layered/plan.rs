@@ -1,18 +1,24 @@
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use layer::{Estimate, Plan};
+use serde_json::{Value, json};
 
 use crate::stack::StackArgs;
 use crate::table;
 
 /// Tell what a run would stack, what it would merge, and why. Nothing is mounted or made.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  layered plan --base debian --layers-from deps.txt")]
+#[command(
+    after_help = "Examples:\n  layered plan --base debian --layers-from deps.txt\n  layered plan --base debian --layers-from deps.txt --json | jq .rung"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     stack: StackArgs,
+    /// One JSON object instead of a table: `base`, `rung`, the paths that are `separate` and `merged`, and every rung in `rungs`.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -22,7 +28,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Only what some rung would have to merge is counted.
     let files = layers[fewest..].iter().map(|tree| count_files(tree)).collect::<Result<Vec<_>, _>>()?;
     let to_link = |estimate: &Estimate| files[estimate.separate - fewest..].iter().sum();
-    print(&mut io::stdout().lock(), &plan, to_link)?;
+    let mut out = io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", to_json(&plan, to_link))?,
+        false => print(&mut out, &plan, to_link)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -33,6 +43,30 @@ fn count_files(tree: &Path) -> anyhow::Result<usize> {
         files += usize::from(!entry?.file_type().is_dir());
     }
     Ok(files)
+}
+
+fn to_json(plan: &Plan, to_link: impl Fn(&Estimate) -> usize) -> Value {
+    let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.to_string_lossy().into()).collect::<Vec<Value>>();
+    let rungs = plan.estimates.iter().map(|estimate| {
+        let Estimate { rung, separate, merged, max_lowers, bytes, max_bytes, .. } = estimate;
+        json!({
+            "rung": rung.to_string(),
+            "separate": separate,
+            "merged": merged,
+            "max_lowers": max_lowers,
+            "bytes": bytes,
+            "max_bytes": (*max_bytes != usize::MAX).then_some(max_bytes),
+            "files_to_link": to_link(estimate),
+            "why": why(estimate, plan),
+        })
+    });
+    json!({
+        "base": plan.base.to_string_lossy(),
+        "rung": plan.rung.to_string(),
+        "separate": paths(&plan.separate),
+        "merged": paths(&plan.merged),
+        "rungs": rungs.collect::<Vec<_>>(),
+    })
 }
 
 /// The decision on one line, then what every rung would have come to.
@@ -85,9 +119,8 @@ fn why(estimate: &Estimate, plan: &Plan) -> String {
 mod tests {
     use super::*;
     use layer::{Rung, RungLimit};
-    use std::path::PathBuf;
 
-    fn shown(ladder: &[(Rung, usize, usize)]) -> String {
+    fn planned(ladder: &[(Rung, usize, usize)]) -> Plan {
         let layers = ["/l/a", "/l/b", "/l/c"].map(PathBuf::from);
         let cost = |path: &Path| path.as_os_str().len() + 1;
         let limit = |(rung, max_lowers, max_bytes): &_| RungLimit {
@@ -97,9 +130,12 @@ mod tests {
             cost: &cost,
         };
         let ladder: Vec<_> = ladder.iter().map(limit).collect();
-        let plan = Plan::new(&layers, Path::new("/base"), Path::new("/m"), &ladder).unwrap();
+        Plan::new(&layers, Path::new("/base"), Path::new("/m"), &ladder).unwrap()
+    }
+
+    fn shown(ladder: &[(Rung, usize, usize)]) -> String {
         let mut out = Vec::new();
-        print(&mut out, &plan, |estimate| estimate.merged * 10).unwrap();
+        print(&mut out, &planned(ladder), |estimate| estimate.merged * 10).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -133,6 +169,26 @@ RUNG         STACKED  MERGED  LOWERS     BYTES  TO LINK
 lowerdir+          3       0  4 of 9       any  nothing  taken: all fit
 mount-paths        3       0  4 of 9  21 of 99  nothing  not needed
 "
+        );
+    }
+
+    #[test]
+    fn the_decision_as_json() {
+        let plan = planned(&[(Rung::LowerdirPlus, 3, usize::MAX), (Rung::MountPaths, 9, 12)]);
+        assert_eq!(
+            to_json(&plan, |estimate| estimate.merged * 10),
+            json!({
+                "base": "/base",
+                "rung": "lowerdir+",
+                "separate": ["/l/a"],
+                "merged": ["/l/b", "/l/c"],
+                "rungs": [
+                    {"rung": "lowerdir+", "separate": 1, "merged": 2, "max_lowers": 3, "bytes": plan.estimates[0].bytes,
+                        "max_bytes": null, "files_to_link": 20, "why": "taken, the fewest to merge: too many lowers"},
+                    {"rung": "mount-paths", "separate": 0, "merged": 3, "max_lowers": 9, "bytes": 21, "max_bytes": 12,
+                        "files_to_link": 30, "why": "too many bytes"},
+                ],
+            })
         );
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
-use runner::{Cause, Options, PersistError, Report, Timings};
+use runner::{Cause, Options, PersistError, Report, Timings, Upper};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -183,42 +183,46 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
         Status::OutputLimit => complain(format_args!("the command was ended: it wrote too much (--output-limit)")),
         _ => {}
     }
-    let mut json = report.to_json();
-    let failed = !report.status.success();
-    let Report { upper, timings, .. } = report;
+    // The upper is measured for it, which takes a walk.
+    let mut json = if args.json.is_some() { report.to_json() } else { Value::Null };
+    let Report { upper, timings, status: ended, .. } = report;
     // The result first: nothing that is only told may cost it.
-    json["upper"] = match &args.upper {
-        _ if args.keep_failed && failed => {
-            let kept = upper.keep();
-            let dir = parent(&kept);
-            KeptRun { base, layers, template }.write(dir, &json["status"])?;
-            let dir = dir.display();
-            complain(format_args!(
-                "what the command wrote is kept: see `layered shell {dir}`, `layered discard {dir}`"
-            ));
-            Value::from(kept.to_string_lossy())
+    json["upper"] = if args.keep_failed && !ended.success() {
+        let kept = upper.keep();
+        let dir = parent(&kept);
+        KeptRun { base, layers, template }.write(dir, &json!(ended))?;
+        let dir = dir.display();
+        complain(format_args!("what the command wrote is kept: see `layered shell {dir}`, `layered discard {dir}`"));
+        Value::from(kept.to_string_lossy())
+    } else if let Some(destination) = &args.upper {
+        let (path, moved) = persist(upper, destination);
+        if !moved {
+            status = crate::FAILURE;
         }
-        None => {
-            upper.close()?;
-            Value::Null
-        }
-        Some(destination) => match upper.persist(destination) {
-            Ok(path) => Value::from(path.to_string_lossy()),
-            Err(error) => {
-                let PersistError { upper, destination, source } = *error;
-                let kept = upper.keep();
-                let (to, at) = (destination.display(), kept.display());
-                complain(format_args!("the upper cannot be moved to {to} ({source}): it is kept at {at}"));
-                status = crate::FAILURE;
-                Value::from(kept.to_string_lossy())
-            }
-        },
+        Value::from(path.to_string_lossy())
+    } else {
+        upper.close()?;
+        Value::Null
     };
     if args.timings {
         // If nobody reads it, nobody misses it.
         let _ = print_timings(&mut io::stderr().lock(), &timings);
     }
     Ok((json, status))
+}
+
+/// Moves the upper to where it is wanted, or keeps it. Returns where it is, and whether it has been moved.
+fn persist(upper: Upper, destination: &Path) -> (PathBuf, bool) {
+    match upper.persist(destination) {
+        Ok(path) => (path, true),
+        Err(error) => {
+            let PersistError { upper, destination, source } = *error;
+            let kept = upper.keep();
+            let (to, at) = (destination.display(), kept.display());
+            complain(format_args!("the upper cannot be moved to {to} ({source}): it is kept at {at}"));
+            (kept, false)
+        }
+    }
 }
 
 /// What is told of a failure. What the runtime says of its own has been said where the command would have written.

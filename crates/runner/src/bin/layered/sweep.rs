@@ -2,24 +2,43 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use runner::Swept;
+use serde_json::{Value, json};
+
 /// Remove what killed runs have left: their directories and cgroups. Live runs and everything else are left alone.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  layered sweep /var/cache/layers/scratch")]
 pub(crate) struct Args {
     /// The scratch directory of the runs [default: the system's temporary directory].
     scratch: Option<PathBuf>,
+    /// One JSON object instead of lines: the paths `removed`, how many runs are `live`, and what `failed`, by `path` and `message`.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let swept = runner::sweep(args.scratch.unwrap_or_else(std::env::temp_dir))?;
     let mut out = io::stdout().lock();
-    for path in &swept.removed {
-        writeln!(out, "removed {}", path.display())?;
+    if args.json {
+        writeln!(out, "{}", to_json(&swept))?;
+    } else {
+        for path in &swept.removed {
+            writeln!(out, "removed {}", path.display())?;
+        }
+        writeln!(out, "{} dead runs removed, {} live ones left alone", swept.removed.len(), swept.live)?;
     }
-    writeln!(out, "{} dead runs removed, {} live ones left alone", swept.removed.len(), swept.live)?;
     let status = if swept.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
     for (path, cause) in swept.failed {
         crate::complain(format_args!("{} is left: {:#}", path.display(), anyhow::Error::from(cause)));
     }
     Ok(status)
+}
+
+fn to_json(swept: &Swept) -> Value {
+    let removed = swept.removed.iter().map(|path| path.to_string_lossy());
+    let failed = swept.failed.iter().map(|(path, cause)| {
+        let reason = std::error::Error::source(cause).map(|source| format!(": {source}")).unwrap_or_default();
+        json!({"path": path.to_string_lossy(), "message": format!("{cause}{reason}")})
+    });
+    json!({"removed": removed.collect::<Vec<_>>(), "live": swept.live, "failed": failed.collect::<Vec<_>>()})
 }

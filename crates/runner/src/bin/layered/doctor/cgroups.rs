@@ -1,0 +1,69 @@
+use container::{Cgroup, CgroupLayout};
+
+use super::check::Check;
+
+/// The controllers that options of `layered run` need.
+const LIMITS: [(&str, &str); 3] = [("memory", "--memory"), ("pids", "--pids"), ("cpuset", "--cpus")];
+
+pub(super) fn checks() -> Vec<Check> {
+    let layout = match Cgroup::layout() {
+        Ok(layout) => layout,
+        Err(error) => return vec![Check::failed("cgroups", format!("{:#}", anyhow::Error::from(error)))],
+    };
+    let missing = |(controller, _): &(&str, &str)| Cgroup::require([*controller]).is_err();
+    vec![hierarchies(layout), controllers(&LIMITS.into_iter().filter(missing).collect::<Vec<_>>())]
+}
+
+fn hierarchies(layout: CgroupLayout) -> Check {
+    match layout {
+        CgroupLayout::Missing => Check::warning("cgroups", "no hierarchy is mounted")
+            .means("runs have no limits and tell no usage, and most runtimes refuse to start")
+            .advice("mount -t cgroup2 none /sys/fs/cgroup"),
+        _ => Check::ok("cgroups", layout.to_string()).means("a run has a group of its own, which goes with it"),
+    }
+}
+
+fn controllers(missing: &[(&str, &str)]) -> Check {
+    let names = |of: &[(&str, &str)]| of.iter().map(|(controller, _)| *controller).collect::<Vec<_>>().join(", ");
+    match missing {
+        [] => Check::ok("controllers", names(&LIMITS)),
+        missing => {
+            let options: Vec<_> = missing.iter().map(|(_, option)| *option).collect();
+            Check::warning("controllers", format!("none for {}", names(missing)))
+                .means(format!("runs with {} are refused", options.join(", ")))
+                .advice(match missing.iter().any(|(controller, _)| *controller == "memory") {
+                    true => "mount or enable them; that of memory may need cgroup_enable=memory on the kernel's command line",
+                    false => "mount or enable them, or run without these options",
+                })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::check::Verdict;
+
+    #[test]
+    fn layouts() {
+        let table = [
+            (CgroupLayout::Missing, Verdict::Warning),
+            (CgroupLayout::Legacy, Verdict::Ok),
+            (CgroupLayout::Unified, Verdict::Ok),
+            (CgroupLayout::Hybrid, Verdict::Ok),
+        ];
+        for (layout, verdict) in table {
+            assert_eq!(hierarchies(layout).verdict, verdict, "{layout}");
+        }
+    }
+
+    #[test]
+    fn what_a_missing_controller_costs_is_told() {
+        assert_eq!(controllers(&[]), Check::ok("controllers", "memory, pids, cpuset"));
+        let json = serde_json::to_string(&controllers(&LIMITS[..2])).unwrap();
+        assert!(
+            json.contains("none for memory, pids") && json.contains("runs with --memory, --pids are refused"),
+            "{json}"
+        );
+    }
+}

@@ -1,0 +1,63 @@
+//! The parts of a run that touch nothing, over and over, for scripts/check-instructions to count: `pure-parts PART TIMES`.
+
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use container::{ContainerId, LowerNames, Mount, Overlay, Runtime, Template};
+use layer::{MAX_LOWERS, Plan, Rung, RungLimit};
+
+fn main() -> Result<()> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let [part, times] = &arguments[..] else { bail!("usage: pure-parts plan|template|argv TIMES") };
+    let times = times.parse().context("TIMES is a number")?;
+    let mut part: Box<dyn FnMut() -> Result<()>> = match &**part {
+        "plan" => plan(),
+        "template" => template()?,
+        "argv" => argv()?,
+        other => bail!("{other} is no part: say plan, template or argv"),
+    };
+    (0..times).try_for_each(|_| part())
+}
+
+/// What is stacked of 500 layers, on the whole ladder.
+fn plan() -> Box<dyn FnMut() -> Result<()>> {
+    let layers: Vec<_> = (0..500).map(|n| PathBuf::from(format!("/var/cache/layers/{n:060}/fs"))).collect();
+    Box::new(move || {
+        let (paths, names) = (
+            |path: &Path| Overlay::option_bytes(LowerNames::Paths, path),
+            |path: &Path| Overlay::option_bytes(LowerNames::Descriptors, path),
+        );
+        let limit = |rung, max_bytes, cost| RungLimit { rung, max_lowers: MAX_LOWERS, max_bytes, cost };
+        let ladder = [
+            limit(Rung::LowerdirPlus, usize::MAX, &paths),
+            limit(Rung::MountPaths, 4000, &paths),
+            limit(Rung::MountNames, 4000, &names),
+        ];
+        let plan = Plan::new(black_box(&layers), Path::new("/base/fs"), Path::new("/scratch/lower"), &ladder);
+        black_box(plan).context("there is a ladder").map(drop)
+    })
+}
+
+/// From a template to the text of a config.json.
+fn template() -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let template = Template::builder(["make", "install"])
+        .user(1000, 1000)
+        .env("HOME", "/home/build")
+        .mount(Mount::bind("/srv/src", "/src"))
+        .build()?;
+    Ok(Box::new(move || {
+        let config = black_box(&template).instantiate(Path::new("/scratch/layered-0123456789abcdef/merged"))?;
+        black_box(serde_json::to_vec(&config)?);
+        Ok(())
+    }))
+}
+
+/// The runtime's arguments.
+fn argv() -> Result<Box<dyn FnMut() -> Result<()>>> {
+    let (runtime, id) = (Runtime::default(), ContainerId::random("layered")?);
+    Ok(Box::new(move || {
+        black_box(runtime.run_args(black_box(Path::new("/scratch/layered-0123456789abcdef")), &id));
+        Ok(())
+    }))
+}

@@ -1,0 +1,38 @@
+//! What a run takes, in figures that do not depend on how busy the machine is: docs/bench/budget.txt.
+
+use std::fs;
+use std::path::Path;
+
+use integration_tests::strace::Program;
+use integration_tests::{Fixture, find};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+/// The number behind `name: ` in the budget.
+fn allowed(name: &str) -> usize {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/bench/budget.txt");
+    let text = fs::read_to_string(path).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    line.unwrap_or_else(|| panic!("no {name:?} in the budget")).parse().unwrap()
+}
+
+#[test]
+fn system_calls() {
+    find("strace");
+    let fixture = Fixture::new();
+    let list: String =
+        fixture.numbered_layers(30).iter().map(|layer| format!("{}\n", layer.path().display())).collect();
+    let fifo = fixture.path().join("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let calls = |list: &str| {
+        let mut command = fixture.layered_run();
+        command.arg("--layers-from").arg(&fifo).args(["--", "true"]);
+        Program { command, fifo: fifo.clone(), text: list }.calls()
+    };
+    // The first makes the sentinels.
+    calls(&list);
+    let (whole, budget) = (calls(&list), allowed("system calls over 30 layers"));
+    eprintln!("{whole} system calls over 30 layers, {budget} allowed and a twentieth");
+    assert!(whole <= budget + budget / 20, "{whole} system calls are more than docs/bench/budget.txt allows");
+    // It is not the budget that is too wide.
+    assert!(whole >= budget - budget / 10, "{whole} system calls are fewer: write it down in docs/bench/budget.txt");
+}

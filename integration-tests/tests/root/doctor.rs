@@ -1,0 +1,161 @@
+//! `layered doctor`: that it passes this machine, which runs the other tests, and not one with something broken. Besides, what
+//! is made from the command's definition: the manual pages and the completions.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use container::{Overlay, in_private_mount_namespace};
+use integration_tests::{Fixture, layered};
+use serde_json::Value;
+
+fn doctor(scratch: &Path) -> Command {
+    let mut command = layered();
+    command.args(["doctor", "--scratch"]).arg(scratch);
+    command
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// The names of the checks of one verdict, as JSON tells them.
+fn names(json: &str, verdict: &str) -> Vec<String> {
+    let report: Value = serde_json::from_str(json).unwrap();
+    let checks = report["checks"].as_array().unwrap().iter().filter(|check| check["verdict"] == verdict);
+    checks.map(|check| check["name"].as_str().unwrap().into()).collect()
+}
+
+/// The line of the only check that failed, and the conclusion.
+fn failure(stdout: &str) -> (&str, &str) {
+    let failed: Vec<_> = stdout.lines().filter(|line| line.starts_with("failed")).collect();
+    let [line] = failed[..] else { panic!("{stdout}") };
+    (line, stdout.lines().last().unwrap())
+}
+
+#[test]
+fn this_machine_passes_and_is_left_as_it_was() {
+    let fixture = Fixture::new();
+    for runtime in ["runc", "crun"] {
+        let (status, stdout, stderr) = run(doctor(&fixture.scratch()).args(["--runtime", runtime, "--json"]));
+        assert_eq!((status, &*stderr), (0, ""), "{stdout}");
+        assert!(names(&stdout, "failed").is_empty() && names(&stdout, "skipped").is_empty(), "{stdout}");
+        let ok = names(&stdout, "ok");
+        for name in
+            ["lowerdir+", "mount-paths", "mount-names", "deletions", "private mounts", "runtime", "links", "a run"]
+        {
+            assert!(ok.iter().any(|ok| ok == name), "{name}: {stdout}");
+        }
+        fixture.assert_clean();
+    }
+    let (status, stdout, _) = run(&mut doctor(&fixture.scratch()));
+    assert_eq!(status, 0);
+    assert!(stdout.lines().last().unwrap().starts_with("Runs work on this machine"), "{stdout}");
+}
+
+#[test]
+fn a_runtime_that_is_missing_or_is_none() {
+    let fixture = Fixture::new();
+    let (status, stdout, _) = run(doctor(&fixture.scratch()).args(["--runtime", "no-such-runtime"]));
+    let (line, conclusion) = failure(&stdout);
+    assert_eq!((status, conclusion), (1, "No run can work here: runtime."));
+    assert!(line.contains("cannot start the runtime no-such-runtime") && line.contains("--runtime runc"), "{line}");
+    assert!(stdout.contains("skipped  a run"), "{stdout}");
+
+    // It succeeds, and runs nothing.
+    let (status, stdout, _) = run(doctor(&fixture.scratch()).args(["--runtime", "/bin/true"]));
+    let (line, conclusion) = failure(&stdout);
+    assert_eq!((status, conclusion), (1, "No run can work here: a run."));
+    assert!(line.contains("instead of telling the version"), "{line}");
+}
+
+#[test]
+fn a_scratch_on_overlayfs() {
+    let fixture = Fixture::new();
+    let dirs = ["lower", "upper", "work", "merged"].map(|name| fixture.path().join(name));
+    dirs.iter().for_each(|dir| fs::create_dir(dir).unwrap());
+    let [lower, upper, work, merged] = dirs;
+    let seen = in_private_mount_namespace(|| {
+        let mounted = Overlay::new([lower]).writable(&upper, work).mount(merged).unwrap();
+        // Started from here, it sees the mount.
+        let seen = run(&mut doctor(mounted.path()));
+        mounted.unmount().unwrap();
+        seen
+    });
+    let (status, stdout, _) = seen.unwrap();
+    let (line, conclusion) = failure(&stdout);
+    assert_eq!((status, conclusion), (1, "No run can work here: scratch."));
+    assert!(line.contains("overlayfs cannot hold the upper") && line.contains("on another file system"), "{line}");
+    assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
+}
+
+#[test]
+fn a_scratch_that_is_missing_or_cannot_be_written_to() {
+    let fixture = Fixture::new();
+    let missing = fixture.path().join("missing");
+    for (scratch, text) in [(&*missing, "No such file or directory"), (Path::new("/proc"), "cannot make the directory")]
+    {
+        let (status, stdout, _) = run(&mut doctor(scratch));
+        let (line, conclusion) = failure(&stdout);
+        assert_eq!((status, conclusion), (1, "No run can work here: scratch."));
+        assert!(line.contains(text) && line.contains("--scratch"), "{line}");
+    }
+}
+
+#[test]
+fn without_root() {
+    let fixture = Fixture::new();
+    // A copy that anybody can reach.
+    let copy = fixture.path().join("layered");
+    fs::copy(layered().get_program(), &copy).unwrap();
+    let mut nobody = Command::new(&copy);
+    nobody.uid(65534).gid(65534).args(["doctor", "--json", "--scratch"]).arg(fixture.path());
+    let (status, stdout, stderr) = run(&mut nobody);
+    assert_eq!((status, &*stderr), (1, ""));
+    assert_eq!(names(&stdout, "failed"), ["privilege"]);
+    assert_eq!(names(&stdout, "skipped"), ["overlays", "a run"]);
+    assert!(stdout.contains("run it as root"), "{stdout}");
+}
+
+#[test]
+fn manual_pages() {
+    let fixture = Fixture::new();
+    let (status, stdout, _) = run(layered().arg("man"));
+    assert_eq!(status, 0);
+    assert!(stdout.contains(".TH layered 1") && stdout.contains("layered\\-doctor(1)"), "{stdout}");
+    assert_eq!(run(layered().arg("man").arg(fixture.path())).0, 0);
+    let page = fs::read_to_string(fixture.path().join("layered-run.1")).unwrap();
+    assert!(page.contains(".SH EXAMPLES\n.nf\nlayered run "), "{page}");
+    let (status, _, stderr) = run(layered().args(["man", "/no/such/dir"]));
+    assert_eq!((status, stderr.lines().count()), (125, 1), "{stderr}");
+    assert!(stderr.contains("cannot write /no/such/dir/layered.1"), "{stderr}");
+}
+
+#[test]
+fn completions_complete() {
+    let _fixture = Fixture::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let (status, stdout, _) = run(layered().args(["completions", shell]));
+        assert_eq!(status, 0);
+        assert!(stdout.contains("layers-from"), "{shell}");
+    }
+    let script = "source <(\"$0\" completions bash)
+        COMP_WORDS=(layered run --lay) COMP_CWORD=2
+        _layered layered --lay run
+        printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("bash");
+    let bash = bash.args(["-c", script]).arg(layered().get_program()).stdin(Stdio::null());
+    assert_eq!(run(bash), (0, "--layer\n--layers-from\n".into(), String::new()));
+}
+
+#[test]
+fn help_teaches_by_example() {
+    for command in ["doctor", "completions", "man"] {
+        let (status, stdout, _) = run(layered().args([command, "--help"]));
+        assert_eq!(status, 0);
+        assert!(stdout.contains(&format!("layered {command} ")) && stdout.contains("Example"), "{stdout}");
+    }
+}
