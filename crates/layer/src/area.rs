@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, Mode, flock, fstat, openat, stat};
 use rustix::io::Errno;
-use rustix::process::geteuid;
 
 use crate::walk::READ;
 use crate::{Error, Result, remove_tree};
@@ -58,7 +57,11 @@ impl Room {
 impl Area {
     /// The area of `store`, made if it is missing.
     pub(crate) fn make(store: &Path) -> Result<Self> {
-        make_dir(&store.join(AREA), 0o755)?;
+        // Mostly it is there.
+        if let Some(area) = Self::open(store)? {
+            return Ok(area);
+        }
+        make_dir(&store.join(AREA))?;
         Self::open(store)?.ok_or_else(|| Error::io("open", store.join(AREA))(Errno::NOENT))
     }
 
@@ -72,8 +75,8 @@ impl Area {
         };
         // Whoever has it can lead what is made and removed in it elsewhere: in /tmp anybody could have made it.
         let owner = fstat(&dir).map_err(Error::io("look at", &path))?.st_uid;
-        if owner != geteuid().as_raw() && owner != stat(store).map_err(Error::io("look at", store))?.st_uid {
-            let why = "it belongs neither to this user nor to the owner of the store";
+        if owner != 0 && owner != stat(store).map_err(Error::io("look at", store))?.st_uid {
+            let why = "it belongs neither to root nor to the owner of the store";
             return Err(Error::io("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
         Ok(Some(Self { path, dir }))
@@ -109,18 +112,23 @@ pub(crate) struct AreaLock<'a> {
 }
 
 impl AreaLock<'_> {
-    /// The path of a part of the area, which is there.
-    pub(crate) fn room(&self, room: Room) -> Result<PathBuf> {
+    /// Makes a file, of whatever type, in a part of the area, which is made too if it is not there.
+    pub(crate) fn make_in<T>(&self, room: Room, make: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
         let path = self.area.path.join(room.name());
-        make_dir(&path, 0o755)?;
-        Ok(path)
+        let made = match make(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_dir(&path)?;
+                make(&path)
+            }
+            made => made,
+        };
+        made.map_err(Error::io("make a file in", path))
     }
 
     /// Makes a directory of the caller's own in a part of the area.
     pub(crate) fn work_dir(&self, room: Room) -> Result<WorkDir> {
-        let parent = self.room(room)?;
-        let dir = tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(&parent);
-        let path = dir.map_err(Error::io("make a directory in", &parent))?.keep();
+        let make = |parent: &Path| tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(parent);
+        let path = self.make_in(room, make)?.keep();
         let taken = WorkDir::take(&path)?;
         taken.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))
     }
@@ -177,8 +185,8 @@ impl WorkDir {
 }
 
 /// Makes a directory that may be there already.
-fn make_dir(path: &Path, mode: u32) -> Result<()> {
-    match DirBuilder::new().mode(mode).create(path) {
+fn make_dir(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o755).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make the directory", path)(error)),
         _ => Ok(()),
     }

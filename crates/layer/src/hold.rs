@@ -118,7 +118,7 @@ impl Hold {
             }
         }
         if let Some(lock) = lock.filter(|_| !names.is_empty()) {
-            let file = lock.room(Room::Holds).and_then(|holds| file(&holds, &names));
+            let file = lock.make_in(Room::Holds, make_file).and_then(|file| hold(file, &names));
             self.files.extend(if_it_can_be(store, file)?);
         }
         Ok(())
@@ -146,11 +146,13 @@ fn split(layer: &Path) -> Option<(&Path, &OsStr)> {
     }
 }
 
-/// Makes a file of a hold, which is locked.
-fn file(holds: &Path, names: &[u8]) -> Result<NamedTempFile> {
+fn make_file(holds: &Path) -> std::io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    let builder = builder.prefix("").rand_bytes(16).permissions(Permissions::from_mode(0o644));
-    let mut file = builder.tempfile_in(holds).map_err(Error::io("create a file in", holds))?;
+    builder.prefix("").rand_bytes(16).permissions(Permissions::from_mode(0o644)).tempfile_in(holds)
+}
+
+/// Makes the new file one that holds the layers of these names.
+fn hold(mut file: NamedTempFile, names: &[u8]) -> Result<NamedTempFile> {
     flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(Error::io("lock", file.path()))?;
     file.write_all(names).map_err(Error::io("write", file.path()))?;
     Ok(file)
