@@ -7,7 +7,8 @@
 //! - **A store of layers**: [`scan`].
 //! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower directories of their own and which
 //!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
-//!   [`remove_tree`] takes such a directory away again.
+//!   [`remove_tree`] takes such a directory away again. [`Lookup`] tells what a stack shows at a path, and which layer it
+//!   comes from.
 //!
 //! # Order
 //! One order everywhere, the kernel's: the **first layer is the topmost**. The base is at the bottom and not among the layers.
@@ -31,10 +32,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod attributes;
 mod error;
 mod json;
 mod last_used;
 mod layer;
+mod lookup;
 mod merge;
 mod meta;
 mod overlayfs;
@@ -42,11 +45,13 @@ mod plan;
 mod remove;
 mod scan;
 mod sidecar;
+mod sources;
 mod tree_size;
 mod walk;
 
 pub use error::{Error, Result};
 pub use layer::{Base, Layer};
+pub use lookup::{Directory, Lookup, Shown};
 pub use merge::{Merge, Merged, merge};
 pub use meta::{Meta, Timing};
 pub use overlayfs::XattrNamespace;

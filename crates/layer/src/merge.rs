@@ -1,12 +1,10 @@
 //! Many layers hardlinked into one directory that shows what the kernel would have shown.
 
-mod attributes;
 mod copy;
 mod directory;
 mod groups;
 mod part;
 mod reunite;
-mod sources;
 mod target;
 
 use std::num::NonZeroUsize;
@@ -19,8 +17,8 @@ use rustix::fs::{Mode, fchmod};
 
 use self::directory::{Job, Shared, Worker};
 use self::groups::Groups;
-use self::sources::Sources;
 use self::target::Target;
+use crate::sources::Sources;
 use crate::walk::crew;
 use crate::{Error, Result, XattrNamespace};
 
