@@ -87,6 +87,19 @@ impl Attributes {
         })
     }
 
+    /// Whether these are the same, but for the time of the last access.
+    pub(crate) fn look_like(&self, other: &Self) -> bool {
+        let sorted = |attributes: &Self| {
+            let mut xattrs = attributes.xattrs.clone();
+            xattrs.sort();
+            xattrs
+        };
+        let plain = |Self { kind, mode, uid, gid, times, .. }: &Self| {
+            (*kind, *mode, *uid, *gid, times.last_modification.tv_sec, times.last_modification.tv_nsec)
+        };
+        plain(self) == plain(other) && sorted(self) == sorted(other)
+    }
+
     /// Gives an open file these attributes. It must have no others of its own, see [`strip`].
     ///
     /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode can take the

@@ -9,6 +9,7 @@
 //!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
 //!   [`remove_tree`] takes such a directory away again. [`Lookup`] tells what a stack shows at a path, and which layer it
 //!   comes from.
+//! - **A new layer**: [`Capture`] makes one of the upper directory that an overlay has left.
 //!
 //! # Order
 //! One order everywhere, the kernel's: the **first layer is the topmost**. The base is at the bottom and not among the layers.
@@ -33,6 +34,7 @@
 //! ```
 
 mod attributes;
+mod capture;
 mod error;
 mod json;
 mod last_used;
@@ -49,6 +51,7 @@ mod sources;
 mod tree_size;
 mod walk;
 
+pub use capture::{Capture, Captured, Made, Step};
 pub use error::{Error, Result};
 pub use layer::{Base, Layer};
 pub use lookup::{Directory, Lookup, Shown};

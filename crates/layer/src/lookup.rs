@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, RawDir, Stat, lgetxattr, llistxattr, statat};
 use rustix::io::Errno;
 
-use crate::attributes::{XattrList, path_through_proc};
+use crate::attributes::{Attributes, Keep, XattrList, path_through_proc};
 use crate::sources::Sources;
 use crate::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath};
 use crate::{Error, Result, XattrNamespace, overlayfs};
@@ -184,6 +184,20 @@ impl Lookup {
             }
         }
         Ok(names)
+    }
+
+    /// What the directory carries: the topmost tree's attributes, without overlayfs's own. `None` for a stack of no trees.
+    pub(crate) fn attributes(&self, directory: &Directory) -> Result<Option<Attributes>> {
+        let Some(&tree) = directory.trees.first() else { return Ok(None) };
+        let dir = self.open_to_read(tree, directory)?;
+        let attributes = XattrList::of(dir.as_fd())
+            .and_then(|names| Attributes::of(dir.as_fd(), &names, Keep::Visible(self.xattrs)));
+        attributes.map(Some).map_err(self.error("read the attributes of", tree, directory, None))
+    }
+
+    /// The path of the tree whose root this is.
+    pub(crate) fn tree_of(&self, root: &Stat) -> Option<&Path> {
+        self.trees.find((root.st_dev, root.st_ino))
     }
 
     fn open(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
