@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use layer::TreeSize;
+use layer::{Capture, Captured, Layer, Meta, TreeSize};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -11,7 +11,7 @@ use crate::rundir::RunDir;
 /// What a command wrote: the upper directory of its overlay, owned.
 ///
 /// It stands in the run's scratch directory, which only root can enter. Dropped, it is deleted; [`keep`](Self::keep) leaves it
-/// where it is, [`persist`](Self::persist) moves it.
+/// where it is, [`persist`](Self::persist) moves it, [`capture`](Self::capture) makes it a layer.
 ///
 /// It is as the kernel left it, with whiteouts for what was deleted and overlayfs's own extended attributes, and not yet
 /// synced: after a power cut it is not to be trusted.
@@ -33,6 +33,18 @@ pub struct PersistError {
     pub destination: PathBuf,
     /// Why it could not.
     pub source: io::Error,
+}
+
+/// An upper that could not be captured. It is still there: [`upper`](Self::upper) can be tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot capture the upper as {}", layer.display())]
+pub struct CaptureError {
+    /// The upper, at its place unless the source says otherwise.
+    pub upper: Upper,
+    /// The layer that it was to be.
+    pub layer: PathBuf,
+    /// Why it could not.
+    pub source: layer::Error,
 }
 
 fn advice(source: &io::Error) -> &'static str {
@@ -87,11 +99,39 @@ impl Upper {
         if let Err(error) = rename_new(&self.path, &destination) {
             return Err(Box::new(PersistError { upper: self, destination, source: error.into() }));
         }
+        self.gone();
+        Ok(destination)
+    }
+
+    /// Makes it a layer: [`Capture::into_layer`], with what [`Report::capture`](crate::Report::capture) knows of the run.
+    ///
+    /// ```no_run
+    /// # fn example(report: runner::Report) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (capture, meta) = (report.capture(), report.meta());
+    /// let captured = report.upper.capture(&capture, &layer::Layer::at("/var/cache/layers/new"), meta)?;
+    /// println!("{} bytes", captured.size.bytes);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`CaptureError`], which gives the upper back.
+    pub fn capture(mut self, capture: &Capture, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
+        match capture.into_layer(&self.path, layer, meta) {
+            Ok(captured) => {
+                self.gone();
+                Ok(captured)
+            }
+            Err(source) => Err(Box::new(CaptureError { upper: self, layer: layer.path().into(), source })),
+        }
+    }
+
+    /// Removes the directory that it was moved out of.
+    fn gone(&mut self) {
         let run = self.run.take().expect("an upper has a directory until it is given away");
         if let Err(error) = std::fs::remove_dir(run.path()) {
             log::warn!("cannot remove {}: {error}", run.path().display());
         }
-        Ok(destination)
     }
 
     /// Deletes it and says what dropping could not.
