@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+mod commit;
 mod ls;
 mod merge;
 mod plan;
@@ -34,7 +35,8 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
-  layered run --base debian --layers-from deps.txt --upper new/fs -- make install
+  layered run --base debian --layers-from deps.txt --upper upper --json report.json -- make install
+  layered commit upper new --run report.json
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers
@@ -47,6 +49,7 @@ enum Command {
     Run(Box<run::Args>),
     Plan(plan::Args),
     Merge(merge::Args),
+    Commit(commit::Args),
     Ls(ls::Args),
     Show(show::Args),
     Sweep(sweep::Args),
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Plan(args) => plan::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Commit(args) => commit::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Sweep(args) => sweep::run(args),

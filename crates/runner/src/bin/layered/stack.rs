@@ -7,18 +7,35 @@ use anyhow::{Context, bail};
 use layer::{Base, Layer, Rung};
 use runner::Options;
 
-/// Which layers, over which base, in which scratch directory.
+/// Which layers, topmost first.
 #[derive(Debug, clap::Args)]
-pub(crate) struct StackArgs {
-    /// The base at the bottom: a directory whose `fs/` is a root file system.
-    #[arg(long, value_name = "DIR")]
-    base: PathBuf,
+pub(crate) struct LayerArgs {
     /// A layer; may be repeated, the topmost first.
     #[arg(long = "layer", value_name = "DIR")]
     layers: Vec<PathBuf>,
     /// A file with a layer's directory on each line, the topmost first, below those of --layer.
     #[arg(long, value_name = "FILE")]
     layers_from: Option<PathBuf>,
+}
+
+impl LayerArgs {
+    pub(crate) fn layers(&self) -> anyhow::Result<Vec<Layer>> {
+        let mut paths = self.layers.clone();
+        if let Some(list) = &self.layers_from {
+            paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", list.display()))?));
+        }
+        Ok(paths.into_iter().map(Layer::open).collect::<layer::Result<_>>()?)
+    }
+}
+
+/// Which layers, over which base, in which scratch directory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StackArgs {
+    /// The base at the bottom: a directory whose `fs/` is a root file system.
+    #[arg(long, value_name = "DIR")]
+    base: PathBuf,
+    #[command(flatten)]
+    layers: LayerArgs,
     /// Where the run's own directory is made: best on the file system of the layers [default: the system's temporary directory].
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
@@ -33,11 +50,7 @@ impl StackArgs {
     }
 
     pub(crate) fn layers(&self) -> anyhow::Result<Vec<Layer>> {
-        let mut paths = self.layers.clone();
-        if let Some(list) = &self.layers_from {
-            paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", list.display()))?));
-        }
-        Ok(paths.into_iter().map(Layer::open).collect::<layer::Result<_>>()?)
+        self.layers.layers()
     }
 
     /// Sees that an upper can be moved to `destination` when it is there: at best before anything runs.
