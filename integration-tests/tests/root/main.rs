@@ -10,12 +10,14 @@
 //! - `kills`: what is left when a run's process, or its runtime, is killed
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
+//! - `capture`: uppers as layers, in any stack, twice at once, and when the power is cut
 //! - `mounts`: overlays without a run
 //! - `remove`: taking trees away, and nothing that is mounted in them
 //! - `command`: the `layered` command, from outside
 //! - `debian`: real input
 
 mod breakout;
+mod capture;
 mod command;
 mod debian;
 mod environment;
