@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use integration_tests::stack::{Attributes, Dir, Item, Mount};
 use integration_tests::tree::{Content, Entry, Snapshot};
 use layer::Capture;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 use rustix::fs::FileType;
 
 use super::{Stack, meta};
@@ -60,12 +63,42 @@ impl Written {
     }
 }
 
+/// Changes of all kinds, and directories made again with others in them, which are what a capture has most to do with.
+fn changes() -> impl Strategy<Value = Vec<Operation>> {
+    let path = || vec(select(vec!["a", "b", "c", "d"]), 1..=3).prop_map(|names| names.iter().collect::<PathBuf>());
+    let again = (path(), vec(path(), 0..=3)).prop_map(|(path, below)| {
+        let mut steps = vec![Operation::RemoveAll(path.clone()), Operation::MakeDir(path.clone())];
+        for below in below {
+            // Those above it first.
+            let all: Vec<_> = below.ancestors().filter(|part| *part != Path::new("")).collect();
+            steps.extend(all.into_iter().rev().map(|part| Operation::MakeDir(path.join(part))));
+        }
+        steps
+    });
+    vec(prop_oneof![operations(6), again], 0..=6).prop_map(|changes| changes.concat())
+}
+
 #[test]
 fn a_capture_shows_what_the_upper_showed() {
-    property((layers(), operations(20)), |(layers, operations)| {
-        let written = Written::new(layers, &operations);
+    property((layers(), changes()), |(layers, changes)| {
+        let written = Written::new(layers, &changes);
         let layer = written.capture()?;
-        agree(&written.after, &written.see(&[&layer]))
+        agree(&written.after, &written.see(&[&layer]))?;
+        // Nor does it list what cannot be found, where no other layer has its directories.
+        let empty = written.stack.dir.path().join("empty");
+        Dir::new().make(&empty).unwrap();
+        let alone = Snapshot::of(Mount::read_only(&[&layer, &empty]).unwrap()).unwrap();
+        if !alone.phantoms.is_empty() {
+            return Err(format!("listed and not found: {:?}", alone.phantoms));
+        }
+        // And it deletes nothing that was not there to be deleted.
+        for (path, entry) in Snapshot::of_path(&layer).unwrap().entries {
+            let is_whiteout = entry.kind == FileType::CharacterDevice && entry.rdev == 0;
+            if is_whiteout && !written.before.entries.contains_key(&path) {
+                return Err(format!("a whiteout for nothing: {}", path.display()));
+            }
+        }
+        Ok(())
     });
 }
 
@@ -73,8 +106,8 @@ fn a_capture_shows_what_the_upper_showed() {
 /// not, the file is there, and nothing else is different.
 #[test]
 fn a_capture_hides_nothing_of_a_sibling() {
-    property((layers(), operations(20)), |(layers, operations)| {
-        let written = Written::new(layers, &operations);
+    property((layers(), changes()), |(layers, changes)| {
+        let written = Written::new(layers, &changes);
         let layer = written.capture()?;
         let sibling = written.stack.dir.path().join(SIBLING);
         sibling_of(&written.before).make(&sibling).unwrap();
