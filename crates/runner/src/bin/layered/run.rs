@@ -184,15 +184,18 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
         _ => {}
     }
     // The upper is measured for it, which takes a walk.
-    let mut json = if args.json.is_some() { report.to_json() } else { Value::Null };
-    let Report { upper, timings, status: ended, .. } = report;
+    let keep = args.keep_failed && !report.status.success();
+    let mut json = if args.json.is_some() || keep { report.to_json() } else { Value::Null };
+    let Report { upper, timings, .. } = report;
     // The result first: nothing that is only told may cost it.
-    json["upper"] = if args.keep_failed && !ended.success() {
+    json["upper"] = if keep {
         let kept = upper.keep();
         let dir = parent(&kept);
-        KeptRun { base, layers, template }.write(dir, &json!(ended))?;
+        KeptRun { base, layers, template }.write(dir, json.clone())?;
         let dir = dir.display();
-        complain(format_args!("what the command wrote is kept: see `layered shell {dir}`, `layered discard {dir}`"));
+        complain(format_args!(
+            "what the command wrote is kept: see `layered shell {dir}`; `layered commit` or `layered discard` ends it"
+        ));
         Value::from(kept.to_string_lossy())
     } else if let Some(destination) = &args.upper {
         let (path, moved) = persist(upper, destination);
