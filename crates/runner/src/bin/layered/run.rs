@@ -231,15 +231,17 @@ fn persist(upper: Upper, destination: &Path) -> (PathBuf, bool) {
 /// What is told of a failure. What the runtime says of its own has been said where the command would have written.
 fn message(error: &anyhow::Error, args: &Args) -> String {
     use container::Error::{CommandNotExecutable, CommandNotFound, Runtime};
-    let cause = error.downcast_ref::<runner::Error>().map(runner::Error::cause);
-    match cause.filter(|_| args.output.is_none()) {
+    let failed = error.downcast_ref::<runner::Error>().filter(|_| args.output.is_none());
+    let short = match failed.map(runner::Error::cause) {
         Some(Cause::Container(CommandNotFound { .. })) => "the command does not exist in the container".into(),
         Some(Cause::Container(CommandNotExecutable { .. })) => "the command cannot be executed in the container".into(),
-        Some(Cause::Container(Runtime { program, ended, .. })) => {
+        // One that was killed has said nothing.
+        Some(Cause::Container(Runtime { program, ended, .. })) if ended.code().is_some() => {
             format!("the runtime {} failed ({ended}); its own words are above", program.display())
         }
-        _ => format!("{error:#}"),
-    }
+        _ => return format!("{error:#}"),
+    };
+    short + &failed.map(runner::Error::left_note).unwrap_or_default()
 }
 
 fn template(args: &Args) -> anyhow::Result<Template> {
