@@ -1,6 +1,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fd::{AsFd, OwnedFd};
@@ -34,6 +35,12 @@ pub enum MountPoint {
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
 
+/// The mode of a directory that is made, as runtimes make it.
+const USUAL_MODE: Mode = Mode::from_raw_mode(0o755);
+
+/// The mode of a tmpfs that is mounted without one (tmpfs(5)).
+const TMPFS_MODE: Mode = Mode::from_raw_mode(0o1777);
+
 /// How often a path is resolved again that the rest of the machine has disturbed. Each time takes microseconds.
 const MOST_ATTEMPTS: usize = 10_000;
 
@@ -49,7 +56,8 @@ impl Rootfs {
         Ok(Self { root, path, made: Vec::new() })
     }
 
-    /// Everything that was made here, parents before what is in them, as absolute paths in the container.
+    /// Everything that was made here, parents before what is in them, as absolute paths in the container in which no part is a
+    /// symbolic link.
     pub fn made(&self) -> &[PathBuf] {
         &self.made
     }
@@ -69,7 +77,7 @@ impl Rootfs {
             Err(error) => return Err(Error::io("replace", outside)(error)),
         }
         let mut file = create(&parent, name).map_err(Error::io("create", &outside))?;
-        self.made.push(path.into());
+        self.made.push(self.real(&parent, path));
         file.write_all(contents).map_err(Error::io("write", &outside))?;
         rustix::fs::futimens(&parent, &times).map_err(Error::io("put the time back of the directory of", &outside))
     }
@@ -80,6 +88,10 @@ impl Rootfs {
     /// # Errors
     /// [`Error::Io`] if something of the other kind is there, or nothing can be made.
     pub fn mount_point(&mut self, path: &Path, kind: MountPoint) -> Result<()> {
+        self.mount_point_with(path, kind, USUAL_MODE)
+    }
+
+    fn mount_point_with(&mut self, path: &Path, kind: MountPoint, mode: Mode) -> Result<()> {
         let outside = self.outside(path);
         let flags = match kind {
             MountPoint::Directory => DIRECTORY | OFlags::PATH,
@@ -102,11 +114,11 @@ impl Rootfs {
                     Err(error) => return Err(Error::io("replace", outside)(error)),
                 }
                 match kind {
-                    MountPoint::Directory => make_directory(&parent, name).map(drop),
+                    MountPoint::Directory => make_directory(&parent, name, mode).map(drop),
                     MountPoint::File => create(&parent, name).map(drop),
                 }
                 .map_err(Error::io("create", &outside))?;
-                self.made.push(path.into());
+                self.made.push(self.real(&parent, path));
                 rustix::fs::futimens(&parent, &times)
                     .map_err(Error::io("put the time back of the directory of", &outside))
             }
@@ -114,21 +126,36 @@ impl Rootfs {
         }
     }
 
-    /// Makes sure that everything the template binds has something to be mounted on, like [`mount_point`](Self::mount_point).
-    /// Runtimes do that too, but only what was made here is told by [`made`](Self::made). What is bound below another of the
-    /// template's mounts is left to the runtime: here it would lie under that mount.
+    /// Makes sure that everything the template mounts has something to be mounted on, like [`mount_point`](Self::mount_point),
+    /// and that the command's working directory is there. Runtimes do that too, but only what was made here is told by
+    /// [`made`](Self::made). What is below another of the template's mounts is left to the runtime: here it would lie under that
+    /// mount.
     ///
     /// # Errors
-    /// [`Error::Io`] if a source does not exist, and as for `mount_point`.
-    pub fn bind_targets(&mut self, template: &Template) -> Result<()> {
+    /// [`Error::Io`] if the source of a bind does not exist, and as for `mount_point`.
+    pub fn mount_points(&mut self, template: &Template) -> Result<()> {
         let mut covered: Vec<&Path> = Vec::new();
         for mount in template.mounts() {
             let destination = mount.destination();
-            let visible = !covered.iter().any(|other| destination.starts_with(other));
-            if let (true, true, Some(source)) = (visible, mount.is_bind(), mount.source()) {
-                self.mount_point(destination, MountPoint::for_source(source)?)?;
+            if !covered.iter().any(|other| destination.starts_with(other)) {
+                match (mount.is_bind(), mount.source()) {
+                    (true, Some(source)) => self.mount_point(destination, MountPoint::for_source(source)?)?,
+                    (true, None) => {}
+                    // A runtime gives the root of a tmpfs the mode of what it is mounted on.
+                    (false, _) if mount.file_system() == Some("tmpfs") => {
+                        let mode = mount.mode().map_or(TMPFS_MODE, Mode::from_raw_mode);
+                        self.mount_point_with(destination, MountPoint::Directory, mode)?;
+                    }
+                    (false, _) => self.mount_point(destination, MountPoint::Directory)?,
+                }
             }
             covered.push(destination);
+        }
+        if let Some(cwd) = template.cwd().filter(|cwd| !covered.iter().any(|other| cwd.starts_with(other))) {
+            // A link to nowhere, a file: the runtime knows what to do or to say.
+            if let Err(error) = self.directory(cwd) {
+                log::debug!("the working directory is left to the runtime: {error}");
+            }
         }
         Ok(())
     }
@@ -184,8 +211,9 @@ impl Rootfs {
                 Ok(found) => found,
                 Err(Errno::NOENT) => {
                     let times = modification_time(&directory, &outside)?;
-                    let made = make_directory(&directory, name).map_err(Error::io("make the directory", &outside))?;
-                    self.made.push(walked.clone());
+                    let made = make_directory(&directory, name, USUAL_MODE)
+                        .map_err(Error::io("make the directory", &outside))?;
+                    self.made.push(self.real(&directory, &walked));
                     rustix::fs::futimens(&directory, &times)
                         .map_err(Error::io("put the time back of the directory of", &outside))?;
                     made
@@ -208,16 +236,25 @@ impl Rootfs {
         }
     }
 
+    /// `path`, whose last name is in `parent`, without a symbolic link on the way.
+    fn real(&self, parent: &OwnedFd, path: &Path) -> PathBuf {
+        let place = |file: &OwnedFd| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
+        let real = place(&self.root).zip(place(parent)).and_then(|(root, parent)| {
+            Some(Path::new("/").join(parent.strip_prefix(root).ok()?).join(path.file_name()?))
+        });
+        real.unwrap_or_else(|| path.into())
+    }
+
     fn outside(&self, path: &Path) -> PathBuf {
         self.path.join(path.strip_prefix("/").unwrap_or(path))
     }
 }
 
-fn make_directory(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+fn make_directory(parent: impl AsFd, name: &OsStr, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::mkdirat(&parent, name, mode)?;
     let made = rustix::fs::openat(&parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
     // Neither the umask nor a default ACL has a say.
-    rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
+    rustix::fs::fchmod(&made, mode)?;
     Ok(made)
 }
 
@@ -282,6 +319,44 @@ mod tests {
         rootfs.mount_point(Path::new("/a/b/c"), MountPoint::File).unwrap();
         assert_eq!(rootfs.made(), ["/a", "/a/b", "/a/b/c", "/a/d", "/a/d/e", "/a/f"].map(PathBuf::from));
         assert!(dir.path().join("a/d/e").is_dir() && dir.path().join("a/f").is_file());
+    }
+
+    #[test]
+    fn what_was_made_is_told_by_its_real_path() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("run/inner")).unwrap();
+        fs::create_dir(dir.path().join("var")).unwrap();
+        symlink("/run/inner", dir.path().join("var/run")).unwrap();
+        let mut rootfs = Rootfs::open(dir.path()).unwrap();
+        rootfs.put_file(Path::new("/var/run/file"), b"").unwrap();
+        rootfs.mount_point(Path::new("/var/run/new/point"), MountPoint::File).unwrap();
+        assert_eq!(rootfs.made(), ["/run/inner/file", "/run/inner/new", "/run/inner/new/point"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn mounts_of_all_kinds_and_the_working_directory_have_their_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let value = serde_json::json!({
+            "ociVersion": "1.1.0",
+            "process": {"args": ["sh"], "cwd": "/work/here", "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "<rootfs>"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=1700"]},
+                {"destination": "/plain", "type": "tmpfs", "source": "tmpfs"},
+                {"destination": "/tmp/below", "type": "tmpfs", "source": "tmpfs"},
+                {"destination": "/file", "type": "bind", "source": "/etc/passwd", "options": ["bind"]}
+            ]
+        });
+        let mut rootfs = Rootfs::open(dir.path()).unwrap();
+        rootfs.mount_points(&Template::from_value(value).unwrap()).unwrap();
+        let expected = ["/proc", "/tmp", "/plain", "/file", "/work", "/work/here"];
+        assert_eq!(rootfs.made(), expected.map(PathBuf::from));
+        for (name, mode) in [("proc", 0o755), ("tmp", 0o1700), ("plain", 0o1777), ("work", 0o755)] {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777, mode, "{name}");
+        }
+        assert!(dir.path().join("file").is_file());
     }
 
     #[test]

@@ -151,6 +151,17 @@ impl Template {
         self.array("/process/args").filter_map(Value::as_str)
     }
 
+    /// The command's working directory.
+    pub fn cwd(&self) -> Option<&Path> {
+        self.value.pointer("/process/cwd")?.as_str().map(Path::new)
+    }
+
+    /// The user and the group that the command runs as.
+    pub fn user(&self) -> (u32, u32) {
+        let id = |name| self.value.pointer(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+        (id("/process/user/uid").unwrap_or_default(), id("/process/user/gid").unwrap_or_default())
+    }
+
     /// The container's own hostname, if it has one; otherwise it shows the host's.
     pub fn hostname(&self) -> Option<&str> {
         self.value.get("hostname")?.as_str()
@@ -215,6 +226,12 @@ impl<'a> MountEntry<'a> {
     /// The type of the file system: `tmpfs`, `proc`; bind mounts need not have one.
     pub fn file_system(&self) -> Option<&'a str> {
         self.json["type"].as_str()
+    }
+
+    /// The mode that a tmpfs is to have, if it has the option for it.
+    pub fn mode(&self) -> Option<u32> {
+        let mode = |option: &Value| u32::from_str_radix(option.as_str()?.strip_prefix("mode=")?, 8).ok();
+        self.json["options"].as_array()?.iter().rev().find_map(mode)
     }
 
     /// Whether it shows a file or directory of the host.
@@ -291,6 +308,7 @@ mod tests {
         let foreign = Template::from_value(foreign()).unwrap();
         assert_eq!(foreign.args().collect::<Vec<_>>(), ["sh"]);
         assert_eq!(foreign.hostname(), Some("here"));
+        assert_eq!((foreign.cwd(), foreign.user()), (Some(Path::new("/")), (0, 0)));
         assert_eq!(foreign.network(), Network::Joined("/run/netns/a".into()));
         assert_eq!(foreign.terminal(), Terminal::None);
         let mounts: Vec<_> =

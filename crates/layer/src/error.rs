@@ -70,7 +70,7 @@ pub enum Error {
         /// The source that holds it.
         source_tree: PathBuf,
     },
-    /// A layer that only makes sense to the mount that wrote it: merging it would show wrong content.
+    /// A layer that only makes sense to the mount that wrote it: merged, captured or looked up, it would show wrong content.
     #[error(
         "{} carries {xattr}: it was written with redirect_dir or metacopy on; mount it as a separate lower or build it again with both off",
         path.display()
@@ -81,7 +81,50 @@ pub enum Error {
         /// The extended attribute.
         xattr: &'static str,
     },
-    /// Something is mounted inside a tree that is to be removed or merged. What is mounted there is not touched.
+    /// The layer is there already, or somebody else is just capturing it. It and the upper that was to be captured are left as
+    /// they are.
+    #[error("{} is captured already, or is being captured: choose another layer, or use this one", layer.display())]
+    AlreadyCaptured {
+        /// The layer's directory.
+        layer: PathBuf,
+    },
+    /// A layer that is to be captured has a tree without `layer.json`, which no capture has left.
+    #[error("{} stands where the tree is to go: remove it, or capture it itself", path.display())]
+    TreeInTheWay {
+        /// The tree.
+        path: PathBuf,
+    },
+    /// An upper that is to be captured is on another file system than the layer, or reached through another mount. Both are
+    /// left as they are.
+    #[error(
+        "{} and {} are on different file systems: a tree is moved by a rename, so choose a scratch directory beside the layer",
+        upper.display(),
+        layer.display()
+    )]
+    OtherFileSystem {
+        /// The upper.
+        upper: PathBuf,
+        /// The layer's directory.
+        layer: PathBuf,
+    },
+    /// What is to be captured as a new layer is one of those that it was made over.
+    #[error("{} is one of the lowers: give the upper that was written to", upper.display())]
+    UpperIsLower {
+        /// The path that was given for the upper.
+        upper: PathBuf,
+    },
+    /// A capture failed when the upper had been moved, and it could not be moved back: see `left`.
+    #[error("a capture failed half way, and its upper could not be moved back ({cleanup}): it is at {}", left.display())]
+    NotMovedBack {
+        /// Where the upper is.
+        left: PathBuf,
+        /// The first failure.
+        #[source]
+        failure: Box<Error>,
+        /// Why it could not be moved back.
+        cleanup: io::Error,
+    },
+    /// Something is mounted inside a tree that is to be removed, merged or captured. What is mounted there is not touched.
     #[error("{} is a mount point: unmount it first", path.display())]
     MountInside {
         /// The mount point.
@@ -118,11 +161,13 @@ impl Error {
             | Error::Json { path, .. }
             | Error::Serialize { path, .. }
             | Error::TargetNotEmpty { path }
+            | Error::TreeInTheWay { path }
             | Error::MountInside { path }
             | Error::Unmergeable { path, .. } => Some(path),
-            Error::NoTree { layer } => Some(layer),
+            Error::NoTree { layer } | Error::AlreadyCaptured { layer } => Some(layer),
+            Error::OtherFileSystem { upper, .. } | Error::UpperIsLower { upper } => Some(upper),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
-            Error::Leftover { left, .. } => Some(left),
+            Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
             Error::SidecarName { .. } => None,
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
 
@@ -24,23 +25,47 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Replaces the file with one JSON value and a newline: a reader sees the old file or the new one, also after a power cut.
 pub(crate) fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
+    let staged = Staged::new(path, value)?;
+    staged.file.as_file().sync_all().map_err(Error::io("sync", path))?;
+    staged.publish()?;
     let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".json.")
-        .permissions(fs::Permissions::from_mode(0o644))
-        .tempfile_in(dir)
-        .map_err(Error::io("create a temporary file in", dir))?;
-    let mut writer = BufWriter::new(&mut file);
-    serde_json::to_writer(&mut writer, value).map_err(|error| match error.is_io() {
-        true => Error::io("write", path)(error),
-        false => Error::Serialize { path: path.into(), source: error },
-    })?;
-    writer.write_all(b"\n").and_then(|()| writer.flush()).map_err(Error::io("write", path))?;
-    drop(writer);
-    file.as_file().sync_all().map_err(Error::io("sync", path))?;
-    file.persist(path).map_err(|error| Error::io("rename a temporary file to", path)(error.error))?;
     // The rename itself is durable once the directory is.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+}
+
+/// One JSON value and a newline in a temporary file beside the one that it is to be. Dropped, it is removed.
+#[derive(Debug)]
+pub(crate) struct Staged<'a> {
+    path: &'a Path,
+    file: NamedTempFile,
+}
+
+impl<'a> Staged<'a> {
+    pub(crate) fn new<T: Serialize + ?Sized>(path: &'a Path, value: &T) -> Result<Self> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new()
+            .prefix(".json.")
+            .permissions(fs::Permissions::from_mode(0o644))
+            .tempfile_in(dir)
+            .map_err(Error::io("create a temporary file in", dir))?;
+        let mut writer = BufWriter::new(&mut file);
+        serde_json::to_writer(&mut writer, value).map_err(|error| match error.is_io() {
+            true => Error::io("write", path)(error),
+            false => Error::Serialize { path: path.into(), source: error },
+        })?;
+        writer.write_all(b"\n").and_then(|()| writer.flush()).map_err(Error::io("write", path))?;
+        drop(writer);
+        Ok(Self { path, file })
+    }
+
+    /// Gives the file its name, in place of the former one. What was written has to be durable by then, and the name is once
+    /// the directory is.
+    pub(crate) fn publish(self) -> Result<()> {
+        match self.file.persist(self.path) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::io("rename a temporary file to", self.path)(error.error)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,14 @@ use crate::{Error, Result, TreeSize};
 /// <layer>/layer.log    output of the build
 /// <layer>/last_used    a sentinel; its modification time is the time of last use
 /// <layer>/<name>.json  sidecars, one JSON value each
+///
+/// <layer>/.capturing   without layer.json: a capture is under way, or was killed; `fs` is nobody's then
+/// <layer>/.json.*      a JSON file that is being written, or whose writer was killed
 /// ```
+///
+/// A [capture](crate::Capture) that is under way holds a lock, flock(2), on the layer's directory. A directory with `.capturing`
+/// that has neither that lock nor `layer.json` is what a killed one has left: the next capture of this layer goes on from
+/// there, and anybody may remove it.
 ///
 /// Other files and directories beside these are allowed and left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,6 +9,7 @@
 //! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower directories of their own and which
 //!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
 //!   [`remove_tree`] takes such a directory away again.
+//! - **A new layer**: [`Capture`] makes one of the upper directory that an overlay has left.
 //! - **Which layer is it from?** [`lookup`] says which layer of a stack a path is from and which others have it; [`conflicts`]
 //!   finds what several layers provide, the usual cause of builds that change with the order.
 //!
@@ -48,6 +49,8 @@
 //! ```
 
 mod area;
+mod attributes;
+mod capture;
 mod conflicts;
 mod draft;
 mod error;
@@ -64,9 +67,12 @@ mod plan;
 mod remove;
 mod scan;
 mod sidecar;
+mod sources;
 mod tree_size;
+mod view;
 mod walk;
 
+pub use capture::{Capture, Captured, Made, Step};
 pub use conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use draft::Draft;
 pub use error::{Error, Result};

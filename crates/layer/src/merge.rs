@@ -1,12 +1,10 @@
 //! Many layers hardlinked into one directory that shows what the kernel would have shown.
 
-mod attributes;
 mod copy;
 mod directory;
 mod groups;
 mod part;
 mod reunite;
-mod sources;
 mod target;
 
 use std::num::NonZeroUsize;
@@ -17,11 +15,10 @@ use std::thread;
 
 use rustix::fs::{Mode, fchmod};
 
-pub(crate) use self::attributes::path_through_proc;
 use self::directory::{Job, Shared, Worker};
 use self::groups::Groups;
-use self::sources::Sources;
 use self::target::Target;
+use crate::sources::Sources;
 use crate::walk::crew;
 use crate::{Error, Result, XattrNamespace};
 

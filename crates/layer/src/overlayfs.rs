@@ -64,6 +64,12 @@ impl XattrNamespace {
         self.names().whiteout
     }
 
+    /// On anything that was copied up: where it was found. On a directory also that it may have whiteouts, see
+    /// [`set_has_whiteouts`].
+    pub(crate) fn origin(self) -> &'static str {
+        self.names().origin
+    }
+
     /// On a directory: where its content is in the layers below.
     pub(crate) fn redirect(self) -> &'static str {
         self.names().redirect

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Threads of a removal, however few processors there are: one that frees blocks waits for the disk where that is told at
 /// once (ext4 with `discard` and without a journal), and so does one that reads directories for the first time. Where
 /// nobody waits, more threads than processors cost nothing.
-const USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
+pub(crate) const USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
 /// Removes the directory tree at `path`, or the file, with at most eight threads: [`remove_tree_with`].
 ///

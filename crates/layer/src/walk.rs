@@ -79,7 +79,7 @@ fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> r
 }
 
 /// Which mount an open file is on (statx(2), Linux 5.8).
-fn mount_of(file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+pub(crate) fn mount_of(file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     Ok(statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 

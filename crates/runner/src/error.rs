@@ -111,6 +111,15 @@ impl Error {
         }
     }
 
+    /// What is left and why, as the message has it behind the reason: ` (/scratch/x is left, since …)`, or nothing.
+    pub fn left_note(&self) -> String {
+        match &self.0.left {
+            None => String::new(),
+            Some(Left { path, why: None }) => format!(" ({} is left)", path.display()),
+            Some(Left { path, why: Some(why) }) => format!(" ({} is left, since {why})", path.display()),
+        }
+    }
+
     /// What is left on disk: `None` for nothing.
     pub fn left(&self) -> Option<&Path> {
         self.0.left.as_ref().map(|left| &*left.path)
@@ -119,12 +128,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", self.0.phase, self.0.cause)?;
-        match &self.0.left {
-            None => Ok(()),
-            Some(Left { path, why: None }) => write!(formatter, " ({} is left)", path.display()),
-            Some(Left { path, why: Some(why) }) => write!(formatter, " ({} is left, since {why})", path.display()),
-        }
+        write!(formatter, "{}: {}{}", self.0.phase, self.0.cause, self.left_note())
     }
 }
 

@@ -25,8 +25,8 @@
 //! let report = runner::run(&base, &layers, &template, options)?;
 //! println!("{:?} in {:?}", report.status, report.timings.total());
 //! if report.status.success() {
-//!     std::fs::create_dir("/var/cache/layers/new")?;
-//!     report.upper.persist("/var/cache/layers/new/fs")?;
+//!     let (capture, meta) = (report.capture(), report.meta());
+//!     report.upper.capture(&capture, &Layer::at("/var/cache/layers/new"), meta)?;
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -55,7 +55,7 @@ pub use report::Report;
 pub use run::{plan, run};
 pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
-pub use upper::{PersistError, Upper};
+pub use upper::{CaptureError, PersistError, Upper};
 
 /// The examples of the README, which have to compile.
 #[cfg(doctest)]

@@ -1,13 +1,14 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use container::{
     Bundle, Cancel, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Status,
     Template, Terminal, copy_root_attributes, in_private_mount_namespace, require_privilege,
 };
-use layer::{Base, Hold, Layer, Merge, Merged, Plan, Rung, XattrNamespace};
+use layer::{Base, Hold, Layer, Made, Merge, Merged, Plan, Rung, XattrNamespace};
 
 use crate::error::{Cause, chain};
 use crate::options::EtcFiles;
+use crate::report::Origin;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
 use crate::stack::{Stack, hold, mechanism};
@@ -24,15 +25,16 @@ pub(crate) struct Machine<'a> {
     stack: Option<Stack>,
     plan: Option<Plan>,
     merged: Option<Merged>,
-    made: Vec<PathBuf>,
+    made: Vec<Made>,
 }
 
 /// What is known when the command has ended.
 pub(crate) struct Outcome {
     pub(crate) finished: Finished,
     pub(crate) plan: Plan,
+    pub(crate) origin: Origin,
     pub(crate) merged: Option<Merged>,
-    pub(crate) made: Vec<PathBuf>,
+    pub(crate) made: Vec<Made>,
 }
 
 impl<'a> Machine<'a> {
@@ -48,7 +50,23 @@ impl<'a> Machine<'a> {
     /// What is known when the command has ended.
     fn outcome(&mut self, finished: Finished) -> Outcome {
         let plan = self.plan.take().expect("planning comes first");
-        Outcome { finished, plan, merged: self.merged.take(), made: std::mem::take(&mut self.made) }
+        // A tree stands in its layer's directory, whose name is the layer's.
+        let names = plan.separate.iter().chain(&plan.merged).filter_map(|tree| tree.parent()?.file_name());
+        let origin = Origin {
+            base_hash: self.base.hash().into(),
+            parent_hashes: names.map(|name| name.to_string_lossy().into_owned()).collect(),
+            user: self.template.user(),
+            xattrs: self.xattrs(),
+        };
+        Outcome { finished, plan, origin, merged: self.merged.take(), made: std::mem::take(&mut self.made) }
+    }
+
+    /// Where overlayfs's notes are, as the layers' side has it.
+    fn xattrs(&self) -> XattrNamespace {
+        match self.options.xattrs {
+            OverlayXattrs::Trusted => XattrNamespace::Trusted,
+            OverlayXattrs::User => XattrNamespace::User,
+        }
     }
 
     fn plan_made(&self) -> &Plan {
@@ -104,10 +122,7 @@ impl Host for Machine<'_> {
     fn merge(&mut self, scratch: &Scratch) -> Result<(), Cause> {
         let merged = &self.plan_made().merged;
         if !merged.is_empty() {
-            let xattrs = match self.options.xattrs {
-                OverlayXattrs::Trusted => XattrNamespace::Trusted,
-                OverlayXattrs::User => XattrNamespace::User,
-            };
+            let xattrs = self.xattrs();
             let cancel = self.options.cancel.clone();
             let stop = || cancel.as_ref().is_some_and(Cancel::is_cancelled);
             match Merge::new().xattrs(xattrs).run_until(merged, scratch.lower(), &stop) {
@@ -168,8 +183,11 @@ impl Host for Machine<'_> {
                 }
             }
         }
-        rootfs.bind_targets(self.template)?;
-        self.made = rootfs.made().to_vec();
+        rootfs.mount_points(self.template)?;
+        for path in rootfs.made() {
+            // Where the caller has left a link or a mount in the upper, it is not found and stays the upper's own.
+            self.made.extend(Made::look(scratch.upper(), path)?);
+        }
 
         let cgroup = Cgroup::new(self.id().as_str())?;
         let config = self.template.instantiate(mounted.path()).map_err(container::Error::from)?;

@@ -1,7 +1,8 @@
-use std::path::PathBuf;
+use std::path::Path;
+use std::time::SystemTime;
 
 use container::{Excerpt, Status, Usage};
-use layer::{Merged, Plan};
+use layer::{Capture, Made, Merged, Meta, Plan, Timing, XattrNamespace};
 use serde_json::{Value, json};
 
 use crate::error::chain;
@@ -25,9 +26,10 @@ pub struct Report {
     /// The removal of all but the upper, if it goes on [behind](crate::Cleanup::Behind) the caller's back. Dropped with the report,
     /// it is waited for.
     pub removal: Option<Removal>,
-    /// What the run itself put into the upper, as absolute paths in the container, parents first: `/etc/hosts` and the like,
-    /// and what the template's binds are mounted on. What the runtime made for its own mounts is not told.
-    pub made: Vec<PathBuf>,
+    /// What the run itself put into the upper, parents first, by its path in the container: `/etc/hosts` and the like, and what
+    /// the template's mounts stand on.
+    pub made: Vec<Made>,
+    pub(crate) origin: Origin,
     /// The excerpt of standard output, if it was captured.
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
@@ -36,13 +38,57 @@ pub struct Report {
     pub usage: Usage,
 }
 
+/// What the upper was made over, and by whom.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) base_hash: String,
+    /// The names of the layers, topmost first.
+    pub(crate) parent_hashes: Vec<String>,
+    pub(crate) user: (u32, u32),
+    pub(crate) xattrs: XattrNamespace,
+}
+
 impl Report {
+    /// What makes a layer of the upper: it knows the lowers and what the run [made](Self::made). `run` itself captures nothing:
+    /// see [`Upper::capture`].
+    pub fn capture(&self) -> Capture {
+        Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs)
+    }
+
+    /// A `layer.json` for the upper, as far as the run knows: the names of the layers and the hash of the base, the user and the
+    /// group, the timings, and the status as a shell would see it: 128+n for signal n, 124 after the time limit, 137 without
+    /// memory, 143 otherwise.
+    pub fn meta(&self) -> Meta {
+        let exit_status = match self.status {
+            Status::Exited(code) => code.into(),
+            Status::Signaled(signal) => 128 + i64::from(signal),
+            Status::TimedOut => 124,
+            Status::OutOfMemory => 137,
+            _ => 143,
+        };
+        Meta {
+            exit_status,
+            parent_hashes: self.origin.parent_hashes.clone(),
+            uid: self.origin.user.0,
+            gid: self.origin.user.1,
+            timing: Timing::from(&self.timings),
+            ..Meta::new(&self.origin.base_hash, SystemTime::now())
+        }
+    }
+
+    /// The trees of the stack as it was planned, before anything was merged.
+    fn lowers(&self) -> impl Iterator<Item = &Path> {
+        let layers = self.plan.separate.iter().chain(&self.plan.merged);
+        layers.chain([&self.plan.base]).map(|tree| tree.as_path())
+    }
+
     /// The report as one JSON object:
-    /// `{"status":{"exited":0},"upper":PATH,"timings":{NAME:SECONDS…},"plan":{"rung":…,"separate":N,"merged":N},"merge":{"linked":N,"copied":N},"made":[PATH…],"usage":{…}}`.
+    /// `{"status":{"exited":0},"upper":PATH,"timings":{NAME:SECONDS…},"plan":{"rung":…,"separate":N,"merged":N},"merge":{"linked":N,"copied":N},"made":[PATH…],"usage":{…},"capture":{…}}`.
     ///
     /// A path that is not UTF-8 is written with replacement characters. `merge` is null if nothing was merged. `usage` has
     /// `cpu_seconds` and `peak_memory_bytes`, null where the machine's controllers do not tell them, `out_of_memory`, and
-    /// `upper_bytes` and `upper_entries`, for which the upper is [measured](Upper::measure).
+    /// `upper_bytes` and `upper_entries`, for which the upper is [measured](Upper::measure). `capture` has what `layered commit --run`
+    /// needs: `lowers`, topmost first, `made`, `xattrs` (`trusted` or `user`) and `meta`, a `layer.json`.
     pub fn to_json(&self) -> Value {
         let size = self.upper.measure().inspect_err(|error| log::warn!("{}", chain(error))).ok();
         json!({
@@ -55,13 +101,23 @@ impl Report {
                 "merged": self.plan.merged.len(),
             },
             "merge": self.merged.as_ref().map(|merged| json!({"linked": merged.linked, "copied": merged.copied})),
-            "made": self.made.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
+            "made": self.made.iter().map(|made| made.path().to_string_lossy()).collect::<Vec<_>>(),
             "usage": {
                 "cpu_seconds": self.usage.cpu_time.map(|time| time.as_secs_f64()),
                 "peak_memory_bytes": self.usage.peak_memory_bytes,
                 "out_of_memory": self.usage.out_of_memory,
                 "upper_bytes": size.map(|size| size.bytes),
                 "upper_entries": size.map(|size| size.entries),
+            },
+            "capture": {
+                "lowers": self.lowers().map(|tree| tree.to_string_lossy()).collect::<Vec<_>>(),
+                // JSON has no place for a name that is not UTF-8: what has one stays in the layer.
+                "made": self.made.iter().filter_map(|made| serde_json::to_value(made).ok()).collect::<Vec<_>>(),
+                "xattrs": match self.origin.xattrs {
+                    XattrNamespace::Trusted => "trusted",
+                    XattrNamespace::User => "user",
+                },
+                "meta": self.meta(),
             },
         })
     }

@@ -40,6 +40,7 @@ pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<
         merged: outcome.merged,
         removal,
         made: outcome.made,
+        origin: outcome.origin,
         stdout: outcome.finished.stdout,
         stderr: outcome.finished.stderr,
         usage: outcome.finished.usage,

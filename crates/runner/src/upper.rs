@@ -2,7 +2,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use container::ContainerId;
-use layer::TreeSize;
+use layer::{Capture, Captured, Layer, Meta, TreeSize};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -12,8 +12,8 @@ use crate::rundir::RunDir;
 /// What a command wrote: the upper directory of its overlay, owned.
 ///
 /// It stands in the run's scratch directory, which only root can enter. Dropped, it is deleted; [`keep`](Self::keep) leaves it
-/// where it is, [`persist`](Self::persist) moves it. One that was kept can be [opened again](Self::reopen), and is not deleted by
-/// dropping it.
+/// where it is, [`persist`](Self::persist) moves it, [`capture`](Self::capture) makes it a layer. One that was kept can be
+/// [opened again](Self::reopen), and is not deleted by dropping it.
 ///
 /// It is as the kernel left it, with whiteouts for what was deleted and overlayfs's own extended attributes, and not yet
 /// synced: after a power cut it is not to be trusted.
@@ -37,6 +37,18 @@ pub struct PersistError {
     pub destination: PathBuf,
     /// Why it could not.
     pub source: io::Error,
+}
+
+/// An upper that could not be captured. It is still there: [`upper`](Self::upper) can be tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot capture the upper as {}", layer.display())]
+pub struct CaptureError {
+    /// The upper, at its place unless the source says otherwise.
+    pub upper: Upper,
+    /// The layer that it was to be.
+    pub layer: PathBuf,
+    /// Why it could not.
+    pub source: layer::Error,
 }
 
 fn advice(source: &io::Error) -> &'static str {
@@ -130,12 +142,40 @@ impl Upper {
         if let Err(error) = rename_new(&self.path, &destination) {
             return Err(Box::new(PersistError { upper: self, destination, source: error.into() }));
         }
+        self.gone();
+        Ok(destination)
+    }
+
+    /// Makes it a layer: [`Capture::into_layer`], with what [`Report::capture`](crate::Report::capture) knows of the run.
+    ///
+    /// ```no_run
+    /// # fn example(report: runner::Report) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (capture, meta) = (report.capture(), report.meta());
+    /// let captured = report.upper.capture(&capture, &layer::Layer::at("/var/cache/layers/new"), meta)?;
+    /// println!("{} bytes", captured.size.bytes);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`CaptureError`], which gives the upper back.
+    pub fn capture(mut self, capture: &Capture, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
+        match capture.into_layer(&self.path, layer, meta) {
+            Ok(captured) => {
+                self.gone();
+                Ok(captured)
+            }
+            Err(source) => Err(Box::new(CaptureError { upper: self, layer: layer.path().into(), source })),
+        }
+    }
+
+    /// Removes the directory that it was moved out of.
+    fn gone(&mut self) {
         let run = self.run.take().expect("an upper has a directory until it is given away");
         let dir = run.path().to_path_buf();
         if let Err(cause) = run.remove() {
             log::warn!("{} is left: {}", dir.display(), chain(&cause));
         }
-        Ok(destination)
     }
 
     /// Deletes it and says what dropping could not.

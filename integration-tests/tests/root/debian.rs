@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::SystemTime;
 
 use container::Mount;
 use integration_tests::{Fixture, shell, stderr, stdout};
-use layer::{Base, Layer, Meta};
+use layer::{Base, Layer};
 
 const MAKEFILE: &str = "/usr/local/bin/hello: /src/hello.c; mkdir -p $(@D) && tcc -o $@ $<\n";
 const PROGRAM: &str = "#include <stdio.h>\nint main(void) { return puts(\"Hello from a layer.\") < 0; }\n";
@@ -42,13 +41,12 @@ fn a_program_is_compiled_and_runs_from_the_layer_that_it_became() {
         assert_eq!(report.plan.merged.is_empty(), max_lowers == 500);
 
         let hello = Layer::at(dest.join("store").join(name));
-        let timings = layer::Timing::from(&report.timings);
-        fs::create_dir(hello.path()).unwrap();
-        report.upper.persist(hello.fs()).unwrap();
-        let parent_hashes = layers.iter().map(|layer| layer.name().to_string_lossy().into_owned()).collect();
-        let disk_usage = hello.measure().unwrap().bytes;
-        let meta = Meta { parent_hashes, disk_usage, timing: timings, ..Meta::new(base.hash(), SystemTime::now()) };
-        hello.write_meta(&meta).unwrap();
+        let (capture, meta) = (report.capture(), report.meta());
+        assert_eq!((meta.exit_status, meta.parent_hashes.len()), (0, layers.len()));
+        report.upper.capture(&capture, &hello, meta).unwrap();
+        let files =
+            walkdir::WalkDir::new(hello.fs()).into_iter().filter(|entry| entry.as_ref().unwrap().file_type().is_file());
+        assert_eq!(files.count(), 1, "more than the command wrote");
 
         let stack = [std::slice::from_ref(&hello), &layers].concat();
         let template = shell("hello").build().unwrap();

@@ -10,6 +10,11 @@ use integration_tests::{Fixture, shell, stderr, stdout};
 use layer::Layer;
 use runner::{EtcFiles, Report};
 
+/// What the run put into the upper.
+fn made(report: &Report) -> Vec<PathBuf> {
+    report.made.iter().map(|made| made.path().to_path_buf()).collect()
+}
+
 fn run(fixture: &Fixture, layers: &[Layer], template: container::TemplateBuilder) -> Report {
     runner::run(&fixture.base(), layers, &template.build().unwrap(), fixture.options()).unwrap()
 }
@@ -32,13 +37,13 @@ fn hosts_and_resolv_conf_are_put_into_the_upper() {
     let report = run(&fixture, &[], shell("cat /etc/hosts; stat -c %Y /etc").hostname("box"));
     let expected = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\tbox\n1000000000\n";
     assert_eq!(stdout(&report), expected);
-    assert_eq!(report.made, [PathBuf::from("/etc/hosts")]);
+    assert_eq!(made(&report), ["/etc/hosts", "/proc", "/dev", "/sys"].map(PathBuf::from));
     assert!(fs::symlink_metadata(report.upper.path().join("etc/resolv.conf")).is_err());
 
     let report = run(&fixture, &[], shell("cat /etc/hosts /etc/resolv.conf").network(Network::Host));
     let host = [fs::read("/etc/hosts").unwrap(), fs::read("/etc/resolv.conf").unwrap()].concat();
     assert_eq!(report.stdout.as_ref().unwrap().to_bytes(), host);
-    assert_eq!(report.made, ["/etc/hosts", "/etc/resolv.conf"].map(PathBuf::from));
+    assert_eq!(made(&report), ["/etc/hosts", "/etc/resolv.conf", "/proc", "/dev", "/sys"].map(PathBuf::from));
     // The layer's link is untouched.
     assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_symlink());
 }
@@ -55,7 +60,10 @@ fn files_of_the_caller_or_of_the_layers_stay() {
     assert_eq!(stdout(&fixture.run_with(&[], "cat /etc/hosts", callers)), "caller\n");
     let layers = options().etc_files(EtcFiles::FromLayers);
     let report = fixture.run_with(&[], "cat /etc/hosts", layers);
-    assert_eq!((stdout(&report), report.made.len()), ("base\n".into(), 0));
+    assert_eq!(
+        (stdout(&report), &*made(&report)),
+        ("base\n".into(), &["/proc", "/dev", "/sys"].map(PathBuf::from)[..])
+    );
 }
 
 #[test]
@@ -73,7 +81,7 @@ fn binds_of_files_and_directories() {
     assert_eq!(stdout(&report), "bound\n".repeat(3));
     assert!(stderr(&report).contains("Read-only file system"), "{}", stderr(&report));
     assert_eq!(fs::read(sources.join("file")).unwrap(), b"bound\nmore\n");
-    assert_eq!(report.made, ["/etc/hosts", "/src", "/conf", "/conf/one"].map(PathBuf::from));
+    assert_eq!(made(&report), ["/etc/hosts", "/proc", "/dev", "/sys", "/src", "/conf", "/conf/one"].map(PathBuf::from));
     assert_eq!(fs::metadata(report.upper.path().join("conf/one")).unwrap().len(), 0);
 }
 

@@ -79,6 +79,24 @@ fn a_visit_finds_the_state_and_leaves_it() {
 }
 
 #[test]
+fn a_mended_build_becomes_a_layer() {
+    let fixture = Fixture::new();
+    let kept = failed_build(&fixture);
+    says(&kept, "echo mended > /new/made");
+    let layer = fixture.store().join("mended");
+    let output = layered().arg("commit").args([&kept, &layer]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let layer = layer::Layer::open(layer).unwrap();
+    let meta = layer.meta().unwrap().expect("it is whole");
+    assert_eq!((meta.exit_status, meta.parent_hashes.len()), (3, 5));
+    // Over a base alone it has what was made, and nothing else of the stack.
+    let report = fixture.run(&[layer], "cat /new/made; echo /deps/* /etc/*");
+    assert_eq!(integration_tests::stdout(&report), "mended\n/deps/* /etc/hosts\n");
+    drop(report);
+    fixture.assert_clean();
+}
+
+#[test]
 fn one_visit_at_a_time_and_a_killed_one_does_no_harm() {
     let fixture = Fixture::new();
     let kept = failed_build(&fixture);

@@ -13,6 +13,7 @@
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `lookup`: which layer of a stack a path is from, and what several provide, against the kernel's own view
+//! - `capture`: uppers as layers, in any stack, twice at once, and when the power is cut
 //! - `mounts`: overlays without a run
 //! - `places`: layers and scratch directories that are read-only, closed, or on another file system
 //! - `store`: layers in use beside collectors, and who is killed among both
@@ -25,6 +26,7 @@
 //! - `debian`: real input
 
 mod breakout;
+mod capture;
 mod command;
 mod costs;
 mod debian;

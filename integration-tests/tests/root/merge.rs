@@ -8,7 +8,7 @@ mod corners;
 mod hostile;
 mod input;
 mod links;
-mod operations;
+pub(crate) mod operations;
 pub(crate) mod property;
 pub(crate) mod random;
 mod scale;
@@ -87,7 +87,7 @@ impl Stack {
 
 /// Whether the merged stack shows what the layers show. Names that are listed and not found are none of what a layer
 /// shows: where the layers have some, the merged directory need not, but it has none of its own.
-fn agree(expected: &Snapshot, found: &Snapshot) -> Result<(), String> {
+pub(crate) fn agree(expected: &Snapshot, found: &Snapshot) -> Result<(), String> {
     let diff = expected.diff(found);
     if !diff.is_empty() {
         return Err(format!("another tree:\n{diff}"));

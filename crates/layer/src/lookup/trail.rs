@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, fgetxattr, lgetxattr, opena
 use rustix::io::Errno;
 
 use super::EntryKind;
-use crate::merge::path_through_proc;
+use crate::attributes::path_through_proc;
 use crate::overlayfs::{is_opaque, is_whiteout_device, is_whiteout_file};
 use crate::walk::{READ, as_c_string, open_in};
 use crate::{Error, Result, XattrNamespace};

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mknodat, openat, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
 
-use super::attributes::{Attributes, Keep, XattrList};
 use crate::XattrNamespace;
+use crate::attributes::{Attributes, Keep, XattrList};
 use crate::walk::open_in;
 
 /// A file to copy: its directory, and what it was when it was looked at.

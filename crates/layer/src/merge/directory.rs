@@ -10,10 +10,10 @@ use rustix::fs::{OFlags, fgetxattr, flistxattr, fstat};
 use rustix::io::Errno;
 
 use super::Merged;
-use super::attributes::{Attributes, Keep, XattrList};
 use super::groups::Groups;
 use super::part::{Gathered, Part};
-use super::sources::Sources;
+use crate::attributes::{Attributes, Keep, XattrList};
+use crate::sources::Sources;
 use crate::walk::{Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_os_str};
 use crate::{Error, Result, XattrNamespace, overlayfs};
 

@@ -9,9 +9,9 @@ use rustix::fs::{AtFlags, FileType, Mode, RawDir, linkat, llistxattr, mkdirat};
 use rustix::io::Errno;
 
 use super::Merged;
-use super::attributes::{Attributes, XattrList, path_through_proc};
 use super::copy::Original;
 use super::directory::{Branch, Shared};
+use crate::attributes::{Attributes, XattrList, path_through_proc};
 use crate::walk::{as_os_str, file_type, is_dots};
 use crate::{Error, Result, overlayfs};
 

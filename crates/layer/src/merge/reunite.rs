@@ -6,10 +6,10 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, fstat, futimens, unlinkat};
 use rustix::io::Errno;
 
-use super::attributes::times;
 use super::copy::Original;
 use super::directory::Shared;
 use super::groups::Copies;
+use crate::attributes::times;
 use crate::walk::{Cursor, ENTRIES_SIZE_BYTES, Node, READ, file_type, is_dots};
 use crate::{Error, Result};
 

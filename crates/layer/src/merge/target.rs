@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::attributes::{Attributes, Keep, XattrList, strip};
-use super::sources::Sources;
+use crate::attributes::{Attributes, Keep, XattrList, strip};
+use crate::sources::Sources;
 use crate::walk::{self, PATH, READ};
 use crate::{Error, Result, remove};
 

@@ -14,7 +14,7 @@ use rustix::io::{Errno, Result, write};
 
 /// One change to a tree.
 #[derive(Debug, Clone)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     /// Appends to a regular file, which is made if it is missing.
     Write(PathBuf, Vec<u8>),
     MakeDir(PathBuf),
@@ -34,7 +34,7 @@ pub(super) enum Operation {
 
 impl Operation {
     /// Does it below `root`, through no symbolic link.
-    pub(super) fn apply(&self, root: BorrowedFd<'_>) -> Result<()> {
+    pub(crate) fn apply(&self, root: BorrowedFd<'_>) -> Result<()> {
         match self {
             Operation::Write(path, content) => {
                 let (dir, name) = parent(root, path)?;

@@ -20,7 +20,7 @@ use super::random::{Layers, dir, layers, operations, sessions};
 use super::{Stack, agree};
 
 /// Nothing that a layer is made of is newer.
-const LAYERS_END_SECONDS: i64 = 1_600_000_000;
+pub(crate) const LAYERS_END_SECONDS: i64 = 1_600_000_000;
 
 /// Holds `holds` to as many cases as the environment says.
 pub(crate) fn property<S: Strategy>(strategy: S, holds: impl Fn(S::Value) -> Result<(), String>)

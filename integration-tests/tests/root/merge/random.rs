@@ -54,15 +54,15 @@ fn layer() -> impl Strategy<Value = Dir> {
 }
 
 /// What is done in one overlay after the other, each of which leaves a layer; and over which of the layers before it.
-pub(super) fn sessions() -> impl Strategy<Value = Vec<(Vec<Operation>, Vec<bool>)>> {
+pub(crate) fn sessions() -> impl Strategy<Value = Vec<(Vec<Operation>, Vec<bool>)>> {
     vec((operations(12), vec(any::<bool>(), 6)), 1..=6)
 }
 
-pub(super) fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
+pub(crate) fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
     vec(operation(), 0..=most)
 }
 
-pub(super) fn dir(depth: u32) -> BoxedStrategy<Dir> {
+pub(crate) fn dir(depth: u32) -> BoxedStrategy<Dir> {
     (attributes(Kind::Dir), prop::bool::weighted(0.15), btree_map(name(), item(depth), 0..=5))
         .prop_map(|(attributes, opaque, items)| Dir { attributes, opaque, items })
         .boxed()

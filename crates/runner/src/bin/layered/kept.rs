@@ -12,7 +12,10 @@ use layer::{Base, Layer};
 use runner::Upper;
 use serde_json::{Value, json};
 
-/// The stack and the container of a run, in `run.json` beside its upper.
+/// The name of the description, beside the upper.
+pub(crate) const DESCRIPTION: &str = "run.json";
+
+/// The stack and the container of a run.
 #[derive(Debug)]
 pub(crate) struct KeptRun {
     pub(crate) base: Base,
@@ -46,23 +49,25 @@ impl KeptArgs {
 }
 
 impl KeptRun {
-    /// Writes the description into the kept run's directory `dir`; `status` is for people to read.
-    pub(crate) fn write(&self, dir: &Path, status: &Value) -> anyhow::Result<()> {
-        let path = dir.join("run.json");
+    /// Writes the description into the kept run's directory `dir`, with what the run's report says of its status, for people to
+    /// read, and for a capture.
+    pub(crate) fn write(&self, dir: &Path, mut report: Value) -> anyhow::Result<()> {
+        let path = dir.join(DESCRIPTION);
         let layers: Vec<_> = self.layers.iter().map(|layer| to_json(layer.path())).collect::<anyhow::Result<_>>()?;
         let description = json!({
-            "status": status,
+            "status": report["status"].take(),
             "kept_at": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             "base": to_json(self.base.path())?,
             "layers": layers,
             "config": self.template,
+            "capture": report["capture"].take(),
         });
         fs::write(&path, format!("{description:#}\n")).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Reads the description from the kept run's directory.
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
-        let path = dir.join("run.json");
+        let path = dir.join(DESCRIPTION);
         let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let invalid = || format!("{} does not describe a run", path.display());
         let mut description: Value = serde_json::from_slice(&text).with_context(invalid)?;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+mod commit;
 mod completions;
 mod discard;
 mod doctor;
@@ -41,7 +42,8 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
-  layered run --base debian --layers-from deps.txt --upper new/fs -- make install
+  layered run --base debian --layers-from deps.txt --upper upper --json report.json -- make install
+  layered commit upper new --run report.json
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers
@@ -57,6 +59,7 @@ enum Command {
     Merge(merge::Args),
     Shell(shell::Args),
     Discard(discard::Args),
+    Commit(commit::Args),
     Ls(ls::Args),
     Show(show::Args),
     Gc(gc::Args),
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(&args),
         Command::Shell(args) => shell::run(args),
         Command::Discard(args) => discard::run(&args),
+        Command::Commit(args) => commit::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Gc(args) => gc::run(&args),

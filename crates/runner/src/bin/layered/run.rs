@@ -184,15 +184,18 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
         _ => {}
     }
     // The upper is measured for it, which takes a walk.
-    let mut json = if args.json.is_some() { report.to_json() } else { Value::Null };
-    let Report { upper, timings, status: ended, .. } = report;
+    let keep = args.keep_failed && !report.status.success();
+    let mut json = if args.json.is_some() || keep { report.to_json() } else { Value::Null };
+    let Report { upper, timings, .. } = report;
     // The result first: nothing that is only told may cost it.
-    json["upper"] = if args.keep_failed && !ended.success() {
+    json["upper"] = if keep {
         let kept = upper.keep();
         let dir = parent(&kept);
-        KeptRun { base, layers, template }.write(dir, &json!(ended))?;
+        KeptRun { base, layers, template }.write(dir, json.clone())?;
         let dir = dir.display();
-        complain(format_args!("what the command wrote is kept: see `layered shell {dir}`, `layered discard {dir}`"));
+        complain(format_args!(
+            "what the command wrote is kept: see `layered shell {dir}`; `layered commit` or `layered discard` ends it"
+        ));
         Value::from(kept.to_string_lossy())
     } else if let Some(destination) = &args.upper {
         let (path, moved) = persist(upper, destination);
@@ -228,15 +231,17 @@ fn persist(upper: Upper, destination: &Path) -> (PathBuf, bool) {
 /// What is told of a failure. What the runtime says of its own has been said where the command would have written.
 fn message(error: &anyhow::Error, args: &Args) -> String {
     use container::Error::{CommandNotExecutable, CommandNotFound, Runtime};
-    let cause = error.downcast_ref::<runner::Error>().map(runner::Error::cause);
-    match cause.filter(|_| args.output.is_none()) {
+    let failed = error.downcast_ref::<runner::Error>().filter(|_| args.output.is_none());
+    let short = match failed.map(runner::Error::cause) {
         Some(Cause::Container(CommandNotFound { .. })) => "the command does not exist in the container".into(),
         Some(Cause::Container(CommandNotExecutable { .. })) => "the command cannot be executed in the container".into(),
-        Some(Cause::Container(Runtime { program, ended, .. })) => {
+        // One that was killed has said nothing.
+        Some(Cause::Container(Runtime { program, ended, .. })) if ended.code().is_some() => {
             format!("the runtime {} failed ({ended}); its own words are above", program.display())
         }
-        _ => format!("{error:#}"),
-    }
+        _ => return format!("{error:#}"),
+    };
+    short + &failed.map(runner::Error::left_note).unwrap_or_default()
 }
 
 fn template(args: &Args) -> anyhow::Result<Template> {

@@ -24,7 +24,7 @@ pub(crate) struct StackArgs {
     rung: Option<Rung>,
 }
 
-/// Which layers.
+/// Which layers, topmost first.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LayerArgs {
     /// A layer; may be repeated, the topmost first.

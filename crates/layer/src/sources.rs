@@ -17,7 +17,7 @@ const SHARE: u64 = 4;
 
 /// The trees that are merged, topmost first.
 #[derive(Debug)]
-pub(super) struct Sources {
+pub(crate) struct Sources {
     /// Where relative paths begin: the workers' own working directories are elsewhere.
     start: OwnedFd,
     trees: Vec<Tree>,
@@ -31,7 +31,7 @@ struct Tree {
 }
 
 /// The root of a tree, held or opened for this once.
-pub(super) enum Root<'a> {
+pub(crate) enum Root<'a> {
     Held(BorrowedFd<'a>),
     Opened(OwnedFd),
 }
@@ -47,7 +47,7 @@ impl AsFd for Root<'_> {
 
 impl Sources {
     /// Opens the trees at `paths`, topmost first.
-    pub(super) fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
+    pub(crate) fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Self::open_and_hold(paths, usize::try_from(limit / SHARE).unwrap_or(usize::MAX))
     }
@@ -66,22 +66,22 @@ impl Sources {
         Ok(Self { start, trees })
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.trees.len()
     }
 
     /// The path of a tree, as it was given.
-    pub(super) fn path(&self, tree: usize) -> &Path {
+    pub(crate) fn path(&self, tree: usize) -> &Path {
         &self.trees[tree].path
     }
 
     /// The path of the tree whose root this is.
-    pub(super) fn find(&self, identity: Identity) -> Option<&Path> {
+    pub(crate) fn find(&self, identity: Identity) -> Option<&Path> {
         self.trees.iter().find(|tree| tree.identity == identity).map(|tree| tree.path.as_path())
     }
 
     /// The root of a tree.
-    pub(super) fn root(&self, tree: usize) -> rustix::io::Result<Root<'_>> {
+    pub(crate) fn root(&self, tree: usize) -> rustix::io::Result<Root<'_>> {
         let Tree { path, identity, root } = &self.trees[tree];
         if let Some(root) = root {
             return Ok(Root::Held(root.as_fd()));

@@ -21,7 +21,7 @@ const XATTR_USUAL_BYTES: usize = 256;
 
 /// What a file carries besides its content.
 #[derive(Debug)]
-pub(super) struct Attributes {
+pub(crate) struct Attributes {
     kind: FileType,
     mode: Mode,
     uid: Uid,
@@ -33,7 +33,7 @@ pub(super) struct Attributes {
 
 /// Which extended attributes are meant.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Keep {
+pub(crate) enum Keep {
     /// All but those that overlayfs keeps for itself.
     Visible(XattrNamespace),
     /// All.
@@ -42,12 +42,12 @@ pub(super) enum Keep {
 
 impl Attributes {
     /// Those of an open file; `names` lists its extended attributes, if they have been [listed](XattrList::of) already.
-    pub(super) fn of(file: BorrowedFd<'_>, names: &XattrList, keep: Keep) -> rustix::io::Result<Self> {
+    pub(crate) fn of(file: BorrowedFd<'_>, names: &XattrList, keep: Keep) -> rustix::io::Result<Self> {
         Self::read(&fstat(file)?, names, keep, |name, buffer| fgetxattr(file, name, buffer))
     }
 
     /// Those of the file `name` in `dir`, which is not opened; `stat` is its own.
-    pub(super) fn of_name(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat, keep: Keep) -> rustix::io::Result<Self> {
+    pub(crate) fn of_name(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat, keep: Keep) -> rustix::io::Result<Self> {
         let path = path_through_proc(dir, name);
         let mut names = XattrList::default();
         names.read(|buffer| llistxattr(&path, buffer))?;
@@ -87,11 +87,24 @@ impl Attributes {
         })
     }
 
+    /// Whether these are the same, but for the time of the last access.
+    pub(crate) fn look_like(&self, other: &Self) -> bool {
+        let sorted = |attributes: &Self| {
+            let mut xattrs = attributes.xattrs.clone();
+            xattrs.sort();
+            xattrs
+        };
+        let plain = |Self { kind, mode, uid, gid, times, .. }: &Self| {
+            (*kind, *mode, *uid, *gid, times.last_modification.tv_sec, times.last_modification.tv_nsec)
+        };
+        plain(self) == plain(other) && sorted(self) == sorted(other)
+    }
+
     /// Gives an open file these attributes. It must have no others of its own, see [`strip`].
     ///
     /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode can take the
     /// permission to set attributes away: hence the order.
-    pub(super) fn apply(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    pub(crate) fn apply(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         let is = fstat(file)?;
         if (is.st_uid, is.st_gid) != (self.uid.as_raw(), self.gid.as_raw()) {
             fchown(file, Some(self.uid), Some(self.gid))?;
@@ -107,7 +120,7 @@ impl Attributes {
 
     /// Gives the new file `name` in `dir` these attributes. For files that are not to be opened: links, devices,
     /// sockets.
-    pub(super) fn apply_to_name(&self, dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
+    pub(crate) fn apply_to_name(&self, dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
         chownat(dir, name, Some(self.uid), Some(self.gid), AtFlags::SYMLINK_NOFOLLOW)?;
         let path = path_through_proc(dir, name);
         for (attribute, value) in &self.xattrs {
@@ -122,7 +135,7 @@ impl Attributes {
 }
 
 /// The times of a file that can be set.
-pub(super) fn times(stat: &Stat) -> Timestamps {
+pub(crate) fn times(stat: &Stat) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
         last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
@@ -133,7 +146,7 @@ pub(super) fn times(stat: &Stat) -> Timestamps {
 /// enter it.
 ///
 /// What a security module has set stays: that is not inherited from a layer, and may not be removed.
-pub(super) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
+pub(crate) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     for name in XattrList::of(dir)?.iter() {
         if !name.to_bytes().starts_with(b"security.") {
             match fremovexattr(dir, name) {
@@ -147,21 +160,21 @@ pub(super) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
 
 /// The names of a file's extended attributes.
 #[derive(Debug, Default)]
-pub(super) struct XattrList {
+pub(crate) struct XattrList {
     /// The names as listed, each with its NUL.
     names: Vec<u8>,
 }
 
 impl XattrList {
     /// Those of an open file.
-    pub(super) fn of(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+    pub(crate) fn of(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
         let mut names = Self::default();
         names.read(|buffer| flistxattr(file, buffer))?;
         Ok(names)
     }
 
     /// Reads other names with `list`. A file system without extended attributes has none.
-    pub(super) fn read(&mut self, list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<()> {
+    pub(crate) fn read(&mut self, list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<()> {
         // The kernel makes a buffer as large as this one before it looks at the file, which mostly has little to list.
         for room in [XATTR_USUAL_BYTES, XATTR_MAX_BYTES] {
             self.names.clear();
@@ -177,11 +190,11 @@ impl XattrList {
         Ok(())
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &CStr> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &CStr> {
         self.names.split_inclusive(|&byte| byte == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok())
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.iter().any(|listed| listed.to_bytes() == name.as_bytes())
     }
 }

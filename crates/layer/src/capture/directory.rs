@@ -1,0 +1,331 @@
+//! One directory of an upper, made right for any stack: without what meant something to the old mount only.
+
+use std::collections::HashSet;
+use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{
+    AtFlags, FileType, OFlags, RawDir, Stat, Timespec, Timestamps, fgetxattr, flistxattr, fremovexattr, fstat,
+    futimens, llistxattr, lremovexattr, statat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use super::Captured;
+use super::made::{is_opaque, modified};
+use crate::attributes::{XattrList, path_through_proc};
+use crate::view::{Directory, Shown, View};
+use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
+use crate::{Error, Result, XattrNamespace, overlayfs};
+
+/// A directory of the upper.
+pub(super) type Branch = Node<Note>;
+
+/// What is left to do when all below the directory is done.
+pub(super) type Note = Mutex<Option<Pending>>;
+
+/// How a directory was, and what it holds.
+#[derive(Debug)]
+pub(super) struct Pending {
+    modified: Timestamps,
+    has_whiteouts: bool,
+    /// Whether something was made or replaced in it, which changes its time.
+    touched: bool,
+}
+
+/// A directory to deal with.
+pub(super) struct Job {
+    branch: Arc<Branch>,
+    lowers: Lowers,
+}
+
+/// What becomes of what the lowers have in a directory.
+enum Lowers {
+    /// It shows, but for what the directory itself hides by name.
+    Show,
+    /// It is hidden, by an opaque directory at this place or above. Here they have this, if they have a directory.
+    Hidden(Option<Directory>),
+}
+
+impl Job {
+    pub(super) fn root() -> Self {
+        Self { branch: Branch::root(Note::default()), lowers: Lowers::Show }
+    }
+}
+
+/// What all workers of one capture share.
+pub(super) struct Shared<'a> {
+    pub(super) root: BorrowedFd<'a>,
+    pub(super) path: &'a Path,
+    pub(super) lowers: &'a View,
+    pub(super) xattrs: XattrNamespace,
+    /// No time is to be later.
+    pub(super) latest: Option<Timespec>,
+}
+
+/// One thread's means of work.
+pub(super) struct Worker<'a> {
+    shared: &'a Shared<'a>,
+    entries: Vec<u8>,
+    names: XattrList,
+    cursor: Cursor<Note>,
+    captured: Captured,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(shared: &'a Shared<'a>) -> Self {
+        Self {
+            shared,
+            entries: Vec::with_capacity(ENTRIES_SIZE_BYTES),
+            names: XattrList::default(),
+            cursor: Cursor::new(READ | OFlags::NOATIME),
+            captured: Captured::default(),
+        }
+    }
+
+    /// What this worker has done.
+    pub(super) fn captured(self) -> Captured {
+        self.captured
+    }
+
+    /// Deals with all in one directory but its directories, which go to `found`, and finishes what is done by that.
+    ///
+    /// A directory stays opaque until all below it is done: stopped at any moment, the upper shows what it showed.
+    pub(super) fn settle(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
+        let Job { branch, lowers } = job;
+        let shared = self.shared;
+        let error = |operation| shared.error(operation, &branch, None);
+        if let Err(Errno::PERM) = self.cursor.go_either_way(&branch, || Ok(shared.root)).map(drop) {
+            // Only root and the owner may read without leaving a trace.
+            self.cursor = Cursor::new(READ);
+        }
+        let dir = self.cursor.go_either_way(&branch, || Ok(shared.root)).map_err(error("open"))?;
+        let stat = fstat(dir).map_err(error("look at"))?;
+        branch.meet(&stat);
+        self.names.read(|buffer| flistxattr(dir, buffer)).map_err(error("list the extended attributes of"))?;
+        // On the root of an upper neither means anything: the kernel does not look at it.
+        let below_root = branch.parent().is_some();
+        if below_root && self.names.has(shared.xattrs.redirect()) {
+            let path = shared.path.join(branch.path());
+            return Err(Error::Unmergeable { path, xattr: shared.xattrs.redirect() });
+        }
+        let opaque = below_root
+            && self.names.has(shared.xattrs.opaque())
+            && is_opaque(dir, shared.xattrs).map_err(error("read the extended attributes of"))?;
+        let lowers = match lowers {
+            Lowers::Show if opaque => Lowers::Hidden(directory(shared.lowers.find(branch.path())?)),
+            lowers => lowers,
+        };
+        self.captured.opaques += u64::from(opaque);
+
+        let to_hide = match &lowers {
+            Lowers::Hidden(Some(directory)) => Some((directory, shared.lowers.names(directory)?)),
+            _ => None,
+        };
+        let mut files = Files {
+            shared,
+            branch: &branch,
+            dir,
+            names: &mut self.names,
+            captured: &mut self.captured,
+            has_whiteouts: false,
+            touched: false,
+        };
+        let mut children = Vec::new();
+        let mut present = HashSet::new();
+        let mut entries = RawDir::new(dir, self.entries.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(error("read"))?;
+            let name = entry.file_name();
+            if walk::is_dots(name) {
+                continue;
+            }
+            if to_hide.is_some() {
+                present.insert(name.to_owned());
+            }
+            match walk::file_type(dir, &entry).map_err(shared.error("look at", &branch, Some(name)))? {
+                FileType::Directory => children.push(CString::from(name)),
+                kind => files.settle(name, kind)?,
+            }
+        }
+        if let Some((_, names)) = &to_hide {
+            for name in names.keys() {
+                // A name that came from a directory has no NUL.
+                let name = as_c_string(name).map_err(error("hide what is below"))?;
+                if !present.contains(&name) {
+                    files.make_whiteout(&name)?;
+                }
+            }
+        }
+        let Files { has_whiteouts, touched, .. } = files;
+        let pending = Pending { modified: modified(&stat), has_whiteouts, touched };
+        *branch.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
+        self.captured.size.entries += children.len() as u64;
+        if children.is_empty() {
+            return self.finish(branch);
+        }
+        branch.expect(children.len());
+        for name in children {
+            let lowers = match (&lowers, &to_hide) {
+                (Lowers::Show, _) => Lowers::Show,
+                (Lowers::Hidden(_), Some((directory_below, names))) if names.contains_key(as_os_str(&name)) => {
+                    Lowers::Hidden(directory(shared.lowers.child(directory_below, as_os_str(&name))?))
+                }
+                (Lowers::Hidden(_), _) => Lowers::Hidden(None),
+            };
+            found.push(Job { branch: Branch::child(&branch, name, Note::default()), lowers });
+        }
+        Ok(())
+    }
+
+    /// Takes overlayfs's attributes off a directory that is done and sees to its time; then its parent, if this was the last
+    /// child, and so on.
+    fn finish(&mut self, mut branch: Arc<Branch>) -> Result<()> {
+        let shared = self.shared;
+        loop {
+            let pending = branch.note.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(pending) = pending {
+                let error = |operation| shared.error(operation, &branch, None);
+                let dir = self.cursor.go_either_way(&branch, || Ok(shared.root)).map_err(error("open"))?;
+                shared
+                    .clean(dir, &mut self.names, pending.has_whiteouts)
+                    .map_err(error("take overlayfs's attributes off"))?;
+                let modified = pending.modified.last_modification;
+                if pending.touched || shared.clamped(modified).is_some() {
+                    let times = Timestamps {
+                        last_modification: shared.clamped(modified).unwrap_or(modified),
+                        ..pending.modified
+                    };
+                    futimens(dir, &times).map_err(error("set the time of"))?;
+                }
+            }
+            match branch.parent() {
+                Some(parent) if parent.child_done() => branch = Arc::clone(parent),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+fn directory(shown: Option<Shown>) -> Option<Directory> {
+    match shown {
+        Some(Shown::Directory(directory)) => Some(directory),
+        _ => None,
+    }
+}
+
+impl Shared<'_> {
+    /// Takes all of overlayfs's attributes off an open directory, but for the mark that it has whiteouts.
+    fn clean(&self, dir: BorrowedFd<'_>, names: &mut XattrList, has_whiteouts: bool) -> rustix::io::Result<()> {
+        names.read(|buffer| flistxattr(dir, buffer))?;
+        let origin = self.xattrs.origin();
+        // Where the kernel found what it copied up says nothing to another mount; that it did so does.
+        let mut marked = false;
+        for name in names.iter().filter(|name| self.xattrs.owns(name.to_bytes())) {
+            if has_whiteouts && name.to_bytes() == origin.as_bytes() {
+                marked = fgetxattr(dir, origin, &mut [0_u8; 1]) == Ok(0);
+            } else {
+                removed(fremovexattr(dir, name))?;
+            }
+        }
+        match has_whiteouts && !marked {
+            true => overlayfs::set_has_whiteouts(dir, self.xattrs),
+            false => Ok(()),
+        }
+    }
+
+    /// The time to set instead of `time`, if that is too late.
+    fn clamped(&self, time: Timespec) -> Option<Timespec> {
+        self.latest.filter(|latest| (time.tv_sec, time.tv_nsec) > (latest.tv_sec, latest.tv_nsec))
+    }
+
+    /// For `map_err`: a failed system call on a directory of the upper, or on `name` in it. The path is put together only if
+    /// one has failed.
+    fn error(&self, operation: &'static str, branch: &Branch, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
+        move |errno| {
+            let mut path = self.path.join(branch.path());
+            path.extend(name.map(as_os_str));
+            super::failure(operation, path)(errno)
+        }
+    }
+}
+
+/// The files of one directory.
+struct Files<'a> {
+    shared: &'a Shared<'a>,
+    branch: &'a Branch,
+    dir: BorrowedFd<'a>,
+    names: &'a mut XattrList,
+    captured: &'a mut Captured,
+    has_whiteouts: bool,
+    touched: bool,
+}
+
+impl Files<'_> {
+    /// Deals with the file `name`, which is no directory.
+    fn settle(&mut self, name: &CStr, kind: FileType) -> Result<()> {
+        let shared = self.shared;
+        let stat = statat(self.dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.error("look at", name))?;
+        if overlayfs::is_whiteout_device(&stat) {
+            self.has_whiteouts = true;
+        } else {
+            let path = path_through_proc(self.dir, name);
+            let listed = self.names.read(|buffer| llistxattr(&path, buffer));
+            listed.map_err(self.error("list the extended attributes of", name))?;
+            if kind == FileType::RegularFile && self.names.has(shared.xattrs.metacopy()) {
+                let path = shared.path.join(self.branch.path()).join(as_os_str(name));
+                return Err(Error::Unmergeable { path, xattr: shared.xattrs.metacopy() });
+            }
+            if overlayfs::is_whiteout_file(&stat) && self.names.has(shared.xattrs.whiteout()) {
+                // The other form needs no mark on the directory, which may be opaque as well.
+                unlinkat(self.dir, name, AtFlags::empty()).map_err(self.error("replace the whiteout", name))?;
+                return self.make_whiteout(name);
+            }
+            for attribute in self.names.iter().filter(|attribute| shared.xattrs.owns(attribute.to_bytes())) {
+                removed(lremovexattr(&path, attribute)).map_err(self.error("take overlayfs's attributes off", name))?;
+            }
+        }
+        self.count(&stat);
+        self.clamp(name, &stat)
+    }
+
+    /// Makes a whiteout, to hide what the lowers show under `name`.
+    fn make_whiteout(&mut self, name: &CStr) -> Result<()> {
+        (self.has_whiteouts, self.touched) = (true, true);
+        overlayfs::make_whiteout(self.dir, name).map_err(self.error("make the whiteout", name))?;
+        self.captured.whiteouts += 1;
+        let stat = statat(self.dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.error("look at", name))?;
+        self.count(&stat);
+        self.clamp(name, &stat)
+    }
+
+    fn count(&mut self, stat: &Stat) {
+        self.captured.size.bytes += u64::try_from(stat.st_size).unwrap_or(0);
+        self.captured.size.entries += 1;
+    }
+
+    fn clamp(&self, name: &CStr, stat: &Stat) -> Result<()> {
+        let times = modified(stat);
+        match self.shared.clamped(times.last_modification) {
+            None => Ok(()),
+            Some(latest) => {
+                let times = Timestamps { last_modification: latest, ..times };
+                utimensat(self.dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(self.error("set the time of", name))
+            }
+        }
+    }
+
+    fn error(&self, operation: &'static str, name: &CStr) -> impl FnOnce(Errno) -> Error {
+        self.shared.error(operation, self.branch, Some(name))
+    }
+}
+
+/// An attribute that another name of the same file has been rid of already is gone all the same.
+fn removed(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
+    match result {
+        Err(Errno::NODATA) => Ok(()),
+        result => result,
+    }
+}

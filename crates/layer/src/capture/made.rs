@@ -1,0 +1,336 @@
+//! What a run put into an upper besides the command: known again, and taken out.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, RawDir, Stat, Timespec, Timestamps, UTIME_OMIT, fgetxattr, fstat, futimens, openat,
+    statat, unlinkat,
+};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::attributes::{Attributes, Keep, XattrList};
+use crate::view::{Shown, View};
+use crate::walk::{self, PATH, READ, as_c_string, open_beneath};
+use crate::{Error, Result, XattrNamespace, overlayfs};
+
+/// A file or directory that the runner put into an upper before the command began: a mount point, `/etc/hosts`.
+///
+/// It is known again by its path, its inode and the time of its last change (`ctime`, inode(7)), which nobody can set: if the
+/// command wrote to it, gave it another mode or put something into it, it is the command's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    path: PathBuf,
+    inode: u64,
+    /// Seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
+impl Made {
+    /// What stands at `path` in the upper directory `upper`; `None` if nothing does. `path` is absolute as in the container,
+    /// or relative to its root, and no part of it may be a symbolic link.
+    ///
+    /// To be called when all that is made is there: what is made in a directory changes it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be looked at.
+    pub fn look(upper: impl AsRef<Path>, path: impl Into<PathBuf>) -> Result<Option<Self>> {
+        let (upper, path) = (upper.as_ref(), path.into());
+        let root = openat(CWD, upper, PATH, Mode::empty()).map_err(Error::io("open", upper))?;
+        let Some(place) = Place::of(&path) else { return Ok(None) };
+        let found = place.look(root.as_fd()).map_err(Error::io("look at", upper.join(&place.path)))?;
+        Ok(found.map(|stat| Self { path, inode: stat.st_ino, changed: changed(&stat) }))
+    }
+
+    /// The path in the container.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn is(&self, stat: &Stat) -> bool {
+        (self.inode, self.changed) == (stat.st_ino, changed(stat))
+    }
+}
+
+fn changed(stat: &Stat) -> (i64, i64) {
+    // The types differ between machines.
+    #[allow(clippy::unnecessary_cast)]
+    (stat.st_ctime as i64, stat.st_ctime_nsec as i64)
+}
+
+/// A path in an upper, other than its root.
+struct Place {
+    path: PathBuf,
+    parent: PathBuf,
+    name: CString,
+}
+
+impl Place {
+    /// `None` for a path that has `..` or no name, which nothing was made at.
+    fn of(path: &Path) -> Option<Self> {
+        let mut names = PathBuf::new();
+        for component in path.components() {
+            match component {
+                Component::Normal(name) => names.push(name),
+                Component::RootDir | Component::CurDir => {}
+                Component::ParentDir | Component::Prefix(_) => return None,
+            }
+        }
+        let (parent, name) = (names.parent()?.to_path_buf(), as_c_string(names.file_name()?).ok()?);
+        Some(Self { path: names, parent, name })
+    }
+
+    fn look(&self, root: BorrowedFd<'_>) -> rustix::io::Result<Option<Stat>> {
+        let found = open_beneath(root, &self.parent, PATH)
+            .and_then(|parent| statat(parent, &self.name, AtFlags::SYMLINK_NOFOLLOW));
+        match found {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// An upper, and what it was made over.
+pub(super) struct TakingOut<'a> {
+    pub(super) root: BorrowedFd<'a>,
+    pub(super) path: &'a Path,
+    pub(super) lowers: &'a View,
+    pub(super) xattrs: XattrNamespace,
+}
+
+impl TakingOut<'_> {
+    /// Takes out what was made and is as it was made, then the directories that are in the upper for nothing else. The
+    /// modification times of directories stay. Returns how much was taken out.
+    pub(super) fn run(&self, made: &[Made]) -> Result<u64> {
+        let mut unchanged = Vec::new();
+        // All before the first is taken out, which changes the directory that it is in.
+        for made in made {
+            let Some(place) = Place::of(&made.path) else { continue };
+            match place.look(self.root).map_err(self.error("look at", &place.path))? {
+                Some(stat) if made.is(&stat) => unchanged.push((place, FileType::from_raw_mode(stat.st_mode))),
+                _ => log::debug!("{} was changed by the command", made.path.display()),
+            }
+        }
+        // What is in a directory before the directory.
+        unchanged.sort_by(|(one, _), (other, _)| other.path.cmp(&one.path));
+        let mut taken = 0;
+        let mut parents = BTreeSet::new();
+        for (place, kind) in unchanged {
+            if self.take(&place, kind == FileType::Directory)? {
+                taken += 1;
+                parents.insert(place.parent);
+            }
+        }
+        while let Some(parent) = parents.pop_last() {
+            let Some(place) = Place::of(&parent) else { continue };
+            if self.is_only_on_the_way(&parent)? && self.take(&place, true)? {
+                parents.insert(place.parent);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Removes a file or an empty directory, and puts the time back of the directory that it is in. False if it is not empty.
+    fn take(&self, place: &Place, is_directory: bool) -> Result<bool> {
+        let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let parent = open_to_read(self.root, &place.parent).map_err(self.error("open", &place.parent))?;
+        let before = fstat(&parent).map_err(self.error("look at", &place.parent))?;
+        match unlinkat(&parent, &place.name, flags) {
+            Ok(()) => {}
+            Err(Errno::NOTEMPTY | Errno::EXIST) if is_directory => return Ok(false),
+            Err(errno) => return Err(self.error("take out", &place.path)(errno)),
+        }
+        futimens(&parent, &modified(&before)).map_err(self.error("put the time back of", &place.parent))?;
+        Ok(true)
+    }
+
+    /// Whether the directory is there only because something was made in it: it is empty now, and looks like that of the
+    /// lowers, which the kernel has copied.
+    fn is_only_on_the_way(&self, path: &Path) -> Result<bool> {
+        let Some(Shown::Directory(directory)) = self.lowers.find(path)? else { return Ok(false) };
+        let mut dir = openat(self.root, c".", READ, Mode::empty()).map_err(self.error("open", Path::new("")))?;
+        let mut walked = PathBuf::new();
+        for name in path {
+            walked.push(name);
+            dir = as_c_string(name)
+                .and_then(|name| walk::open_in(dir.as_fd(), &name, READ))
+                .map_err(self.error("open", &walked))?;
+            // Where the lowers' directory does not show, it is no substitute.
+            if is_opaque(dir.as_fd(), self.xattrs).map_err(self.error("read the extended attributes of", &walked))? {
+                return Ok(false);
+            }
+        }
+        if !is_empty(dir.as_fd()).map_err(self.error("read", path))? {
+            return Ok(false);
+        }
+        let attributes = XattrList::of(dir.as_fd())
+            .and_then(|names| Attributes::of(dir.as_fd(), &names, Keep::Visible(self.xattrs)))
+            .map_err(self.error("read the attributes of", path))?;
+        Ok(self.lowers.attributes(&directory)?.is_some_and(|lower| lower.look_like(&attributes)))
+    }
+
+    /// For `map_err`: a failed system call on something in the upper.
+    fn error(&self, operation: &'static str, path: &Path) -> impl FnOnce(Errno) -> Error {
+        super::failure(operation, self.path.join(path))
+    }
+}
+
+fn open_to_read(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
+    open_beneath(root, path, READ)
+}
+
+/// The modification time alone, to be set.
+pub(super) fn modified(stat: &Stat) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
+    }
+}
+
+/// Whether an open directory hides what is below it.
+pub(super) fn is_opaque(dir: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<bool> {
+    let mut value = [0; 2];
+    match fgetxattr(dir, xattrs.opaque(), &mut value) {
+        Ok(length) => Ok(overlayfs::is_opaque(&value[..length])),
+        // RANGE: longer than any value that means something.
+        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        if !walk::is_dots(entry?.file_name()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    fn take_out(upper: &Path, lower: &Path, made: &[Made]) -> u64 {
+        let root = openat(CWD, upper, READ, Mode::empty()).unwrap();
+        let xattrs = XattrNamespace::User;
+        let lowers = View::new(&[lower]).unwrap().xattrs(xattrs);
+        TakingOut { root: root.as_fd(), path: upper, lowers: &lowers, xattrs }.run(made).unwrap()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = walkdir::WalkDir::new(dir).min_depth(1).sort_by_file_name();
+        entries
+            .into_iter()
+            .map(|entry| entry.unwrap().path().strip_prefix(dir).unwrap().display().to_string())
+            .collect()
+    }
+
+    fn age(path: &Path, seconds: u64) {
+        fs::File::open(path).unwrap().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+    }
+
+    #[test]
+    fn what_is_as_it_was_made_goes_and_the_rest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
+        for path in ["etc", "proc", "conf/deep", "full", "usr/share"] {
+            fs::create_dir_all(upper.join(path)).unwrap();
+        }
+        for path in ["etc", "usr/share", "full"] {
+            fs::create_dir_all(lower.join(path)).unwrap();
+        }
+        for path in ["etc/hosts", "etc/resolv.conf", "conf/deep/one", "usr/share/point", "full/point"] {
+            fs::write(upper.join(path), "made").unwrap();
+        }
+        let paths = ["/etc/hosts", "/etc/resolv.conf", "/proc", "/conf", "/conf/deep", "/conf/deep/one"];
+        let paths = [&paths[..], &["/usr/share/point", "/full/point", "/../x", "/"]].concat();
+        let made: Vec<_> = paths.iter().filter_map(|path| Made::look(&upper, path).unwrap()).collect();
+        assert_eq!(made.len(), 8);
+
+        // What the command does: it writes to one, replaces one that holds the same, and adds something.
+        fs::write(upper.join("etc/hosts"), "more").unwrap();
+        fs::remove_file(upper.join("etc/resolv.conf")).unwrap();
+        fs::write(upper.join("etc/resolv.conf"), "made").unwrap();
+        fs::write(upper.join("full/file"), "").unwrap();
+        // Copied up for what was made in it, and for nothing else; and what was changed.
+        for path in ["usr/share", "usr", "etc", "full"] {
+            age(&upper.join(path), 1000);
+            if path != "etc" && path != "full" {
+                age(&lower.join(path), 1000);
+            }
+        }
+        age(&upper, 2000);
+        assert_eq!(take_out(&upper, &lower, &made), 6);
+        assert_eq!(names(&upper), ["etc", "etc/hosts", "etc/resolv.conf", "full", "full/file"]);
+        let modified = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+        assert_eq!(modified(&upper.join("full")), SystemTime::UNIX_EPOCH + Duration::from_secs(1000));
+        assert_eq!(modified(&upper), SystemTime::UNIX_EPOCH + Duration::from_secs(2000));
+    }
+
+    #[test]
+    fn a_parent_that_was_changed_stays() {
+        use rustix::fs::{XattrFlags, setxattr};
+        use std::os::unix::fs::PermissionsExt;
+        type Change = fn(&Path);
+        let changes: [(Change, bool); 5] = [
+            (|_| {}, false),
+            (|etc| age(etc, 1001), true),
+            (|etc| fs::set_permissions(etc, fs::Permissions::from_mode(0o700)).unwrap(), true),
+            (|etc| setxattr(etc, "user.colour", b"blue", XattrFlags::empty()).unwrap(), true),
+            (|etc| setxattr(etc, "user.overlay.opaque", b"y", XattrFlags::empty()).unwrap(), true),
+        ];
+        for (number, (change, stays)) in changes.into_iter().enumerate() {
+            let dir = tempfile::tempdir().unwrap();
+            let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
+            for tree in [&upper, &lower] {
+                fs::create_dir_all(tree.join("etc")).unwrap();
+                fs::set_permissions(tree.join("etc"), fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            fs::write(upper.join("etc/hosts"), "").unwrap();
+            age(&upper.join("etc"), 1000);
+            age(&lower.join("etc"), 1000);
+            let made = Made::look(&upper, "/etc/hosts").unwrap().unwrap();
+            change(&upper.join("etc"));
+            assert_eq!(take_out(&upper, &lower, &[made]), 1);
+            assert_eq!(upper.join("etc").exists(), stays, "change {number}");
+        }
+    }
+
+    #[test]
+    fn a_link_on_the_way_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
+        for path in [&upper.join("etc"), &lower, &dir.path().join("outside")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        fs::write(upper.join("etc/hosts"), "").unwrap();
+        let made = Made::look(&upper, "/etc/hosts").unwrap().unwrap();
+        // The command moves it out of the way, and lets the path lead to it.
+        fs::rename(upper.join("etc"), dir.path().join("outside/etc")).unwrap();
+        symlink("../outside/etc", upper.join("etc")).unwrap();
+        assert_eq!(take_out(&upper, &lower, &[made]), 0);
+        assert!(dir.path().join("outside/etc/hosts").exists());
+        assert_eq!(Made::look(&upper, "/etc/hosts").unwrap(), None);
+    }
+
+    #[test]
+    fn it_is_written_and_read_as_json() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("proc")).unwrap();
+        let made = Made::look(dir.path(), "/proc").unwrap().unwrap();
+        assert_eq!(made.path(), Path::new("/proc"));
+        let text = serde_json::to_string(&made).unwrap();
+        assert_eq!(serde_json::from_str::<Made>(&text).unwrap(), made, "{text}");
+    }
+}

@@ -1,0 +1,327 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, getxattr, mknodat, setxattr};
+
+use super::*;
+
+/// A base that has a directory, and an upper in which that was made again.
+struct Fixture {
+    dir: tempfile::TempDir,
+    base: PathBuf,
+    upper: PathBuf,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, upper) = (dir.path().join("base"), dir.path().join("upper"));
+        fill(&base, &upper);
+        fs::create_dir(dir.path().join("store")).unwrap();
+        Self { dir, base, upper }
+    }
+
+    fn layer(&self) -> Layer {
+        Layer::at(self.dir.path().join("store/new"))
+    }
+
+    fn capture(&self) -> Capture {
+        Capture::new([&self.base]).xattrs(XattrNamespace::User)
+    }
+
+    fn try_at(&self, upper: &Path) -> Result<Captured> {
+        self.capture().into_layer(upper, &self.layer(), meta())
+    }
+}
+
+fn meta() -> Meta {
+    let long_ago = UNIX_EPOCH + Duration::from_secs(1);
+    Meta { uid: 7, parent_hashes: vec!["zlib".into()], ..Meta::new("debian", long_ago) }
+}
+
+fn fill(base: &Path, upper: &Path) {
+    for directory in ["usr/include/GL/sub", "usr/include/GL/file-above", "usr/bin"] {
+        fs::create_dir_all(base.join(directory)).unwrap();
+    }
+    for file in ["usr/include/GL/gl.h", "usr/include/GL/old.h", "usr/include/GL/sub/deep.h", "usr/include/GL/dir-above"]
+    {
+        fs::write(base.join(file), "base").unwrap();
+    }
+    for directory in ["usr/include/GL/sub", "usr/include/GL/dir-above", "usr/bin"] {
+        fs::create_dir_all(upper.join(directory)).unwrap();
+    }
+    for file in ["usr/include/GL/gl.h", "usr/include/GL/new.h", "usr/include/GL/file-above", "usr/bin/tool"] {
+        fs::write(upper.join(file), "upper").unwrap();
+    }
+    symlink("tool", upper.join("usr/bin/link")).unwrap();
+    mark(&upper.join("usr/include/GL"), "opaque", b"y");
+    mark(&upper.join("usr/include/GL/dir-above"), "opaque", b"y");
+    for path in ["usr", "usr/include", "usr/bin", "usr/bin/tool"] {
+        mark(&upper.join(path), "origin", b"a handle");
+    }
+    mark(upper, "uuid", b"sixteen bytes...");
+    mark(&upper.join("usr/bin"), "impure", b"y");
+    mark(&upper.join("usr/bin/tool"), "overlay.origin", b"of an overlay inside");
+    setxattr(upper.join("usr/bin/tool"), "user.comment", b"kept", XattrFlags::empty()).unwrap();
+    whiteout(&upper.join("usr/bin/gone"));
+    age(&upper.join("usr/include/GL"), 1000);
+}
+
+fn mark(path: &Path, name: &str, value: &[u8]) {
+    setxattr(path, format!("user.overlay.{name}"), value, XattrFlags::empty()).unwrap();
+}
+
+fn whiteout(path: &Path) {
+    mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+}
+
+fn age(path: &Path, seconds: u64) {
+    fs::File::open(path).unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+}
+
+/// Every path below `dir`, its overlayfs attributes behind it; a whiteout with a `-`.
+fn tree(dir: &Path) -> Vec<String> {
+    let entries = walkdir::WalkDir::new(dir).min_depth(1).sort_by_file_name();
+    let show = |entry: walkdir::DirEntry| {
+        let metadata = entry.path().symlink_metadata().unwrap();
+        let whiteout = metadata.rdev() == 0 && FileType::from_raw_mode(metadata.mode()) == FileType::CharacterDevice;
+        let mut line =
+            format!("{}{}", if whiteout { "-" } else { "" }, entry.path().strip_prefix(dir).unwrap().display());
+        for name in ["opaque", "origin", "impure", "uuid", "whiteout", "overlay.origin"] {
+            let mut value = [0; 64];
+            if let Ok(length) = rustix::fs::lgetxattr(entry.path(), format!("user.overlay.{name}"), &mut value) {
+                line += &format!(" {name}={}", value[..length].escape_ascii());
+            }
+        }
+        line
+    };
+    entries.into_iter().map(|entry| show(entry.unwrap())).collect()
+}
+
+const CAPTURED: [&str; 14] = [
+    "usr",
+    "usr/bin origin=",
+    "-usr/bin/gone",
+    "usr/bin/link",
+    "usr/bin/tool overlay.origin=of an overlay inside",
+    "usr/include",
+    "usr/include/GL origin=",
+    "usr/include/GL/dir-above",
+    "usr/include/GL/file-above",
+    "usr/include/GL/gl.h",
+    "usr/include/GL/new.h",
+    "-usr/include/GL/old.h",
+    "usr/include/GL/sub origin=",
+    "-usr/include/GL/sub/deep.h",
+];
+
+#[test]
+fn an_upper_becomes_a_layer() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer();
+    fs::create_dir(layer.path()).unwrap();
+    layer.write_sidecar("package", "mesa").unwrap();
+    let before = SystemTime::now() - Duration::from_secs(1);
+    let done = fixture.try_at(&fixture.upper).unwrap();
+    assert_eq!(tree(&layer.fs()), CAPTURED);
+    assert_eq!(getxattr(layer.fs(), "user.overlay.uuid", &mut [0_u8; 64]), Err(Errno::NODATA));
+    assert!(!fixture.upper.exists());
+    let mut names: Vec<_> = fs::read_dir(layer.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["fs", "layer.json", "package.json"]);
+    let modified = fs::metadata(layer.fs().join("usr/include/GL")).unwrap().modified().unwrap();
+    assert_eq!(modified, UNIX_EPOCH + Duration::from_secs(1000));
+
+    assert_eq!(done, Captured { size: layer.measure().unwrap(), taken_out: 0, opaques: 2, whiteouts: 2 });
+    let written = layer.meta().unwrap().unwrap();
+    assert!(written.created_at > before);
+    assert_eq!(written, Meta { disk_usage: done.size.bytes, created_at: written.created_at, ..meta() });
+}
+
+#[test]
+fn whiteouts_in_the_form_of_attributes_become_devices() {
+    let fixture = Fixture::new();
+    fs::write(fixture.upper.join("usr/bin/attribute"), "").unwrap();
+    mark(&fixture.upper.join("usr/bin/attribute"), "whiteout", b"");
+    mark(&fixture.upper.join("usr/bin"), "opaque", b"x");
+    fixture.try_at(&fixture.upper).unwrap();
+    let tree = tree(&fixture.layer().fs());
+    assert!(tree.contains(&"-usr/bin/attribute".to_string()), "{tree:?}");
+    assert!(tree.contains(&"usr/bin origin=".to_string()), "{tree:?}");
+}
+
+#[test]
+fn the_tree_may_stand_there_already() {
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.layer().path()).unwrap();
+    fs::rename(&fixture.upper, fixture.layer().fs()).unwrap();
+    fixture.try_at(&fixture.layer().fs()).unwrap();
+    assert_eq!(tree(&fixture.layer().fs()), CAPTURED);
+    assert!(fixture.layer().meta().unwrap().is_some());
+}
+
+#[test]
+fn times_are_clamped_on_request() {
+    let fixture = Fixture::new();
+    age(&fixture.upper.join("usr/include/GL/gl.h"), 500);
+    let latest = UNIX_EPOCH + Duration::from_secs(900);
+    fixture.capture().clamp_times(latest).into_layer(&fixture.upper, &fixture.layer(), meta()).unwrap();
+    for entry in walkdir::WalkDir::new(fixture.layer().fs()) {
+        let entry = entry.unwrap();
+        let expected = if entry.path().ends_with("gl.h") { 500 } else { 900 };
+        assert_eq!(entry.metadata().unwrap().mtime(), expected, "{}", entry.path().display());
+    }
+}
+
+#[test]
+fn times_before_1970_too() {
+    for (seconds, nanoseconds) in [(0_i64, 0), (5, 1), (-5, 0), (-1, 999_999_999)] {
+        let time = match seconds {
+            0.. => UNIX_EPOCH + Duration::new(seconds as u64, nanoseconds),
+            _ => UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()) + Duration::new(0, nanoseconds),
+        };
+        let timespec = timespec(time);
+        assert_eq!((timespec.tv_sec, timespec.tv_nsec), (seconds, nanoseconds.into()));
+    }
+}
+
+#[test]
+fn what_is_refused_is_left_as_it_is() {
+    let fixture = Fixture::new();
+    let (upper, layer) = (&fixture.upper, fixture.layer());
+    let before = tree(upper);
+    fs::create_dir_all(layer.fs()).unwrap();
+    assert!(matches!(fixture.try_at(upper), Err(Error::TreeInTheWay { path }) if path == layer.fs()));
+    fs::remove_dir(layer.fs()).unwrap();
+    layer.write_meta(&meta()).unwrap();
+    assert!(matches!(fixture.try_at(upper), Err(Error::AlreadyCaptured { layer: named }) if named == layer.path()));
+    fs::remove_dir_all(layer.path()).unwrap();
+
+    assert!(matches!(fixture.try_at(&fixture.base), Err(Error::UpperIsLower { upper }) if upper == fixture.base));
+    let link = fixture.dir.path().join("link");
+    symlink(upper, &link).unwrap();
+    for path in [&link, &link.join(""), &upper.join("usr/bin/tool"), Path::new("/"), Path::new("")] {
+        assert!(matches!(fixture.try_at(path), Err(Error::NotADirectory { .. })), "{}", path.display());
+    }
+    fs::write(layer.path(), "").unwrap();
+    assert!(matches!(fixture.try_at(upper), Err(Error::NotADirectory { path, .. }) if path == layer.path()));
+    fs::remove_file(layer.path()).unwrap();
+    assert_eq!(tree(upper), before);
+    // Nothing is left where the layer would have been.
+    assert_eq!(fs::read_dir(fixture.dir.path().join("store")).unwrap().count(), 0);
+
+    for (path, name) in [("usr/bin", "redirect"), ("usr/bin/tool", "metacopy")] {
+        mark(&upper.join(path), name, b"");
+        let error = fixture.try_at(upper).unwrap_err();
+        assert!(matches!(&error, Error::Unmergeable { path: named, .. } if *named == upper.join(path)), "{error:?}");
+        rustix::fs::removexattr(upper.join(path), format!("user.overlay.{name}")).unwrap();
+    }
+    fixture.try_at(upper).unwrap();
+    assert_eq!(tree(&layer.fs()), CAPTURED);
+}
+
+#[test]
+fn a_second_capture_is_told_so_and_its_upper_is_left() {
+    let fixture = Fixture::new();
+    let other = fixture.dir.path().join("other");
+    fill(&fixture.dir.path().join("another-base"), &other);
+    let before = tree(&other);
+    let steps = std::cell::RefCell::new(Vec::new());
+    let watch = |step| {
+        steps.borrow_mut().push(step);
+        let refused = fixture.try_at(&other);
+        assert!(matches!(refused, Err(Error::AlreadyCaptured { .. })), "{step:?}: {refused:?}");
+    };
+    fixture.capture().into_layer_watched(&fixture.upper, &fixture.layer(), meta(), &watch).unwrap();
+    assert_eq!(steps.into_inner(), Step::ALL);
+    assert!(matches!(fixture.try_at(&other), Err(Error::AlreadyCaptured { .. })));
+    assert_eq!(tree(&other), before);
+}
+
+#[test]
+fn what_fails_half_way_gives_the_upper_back() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer();
+    type Disturb = fn(&Fixture);
+    let table: [(Step, Disturb, Disturb); 2] = [
+        (
+            Step::Move,
+            |fixture| fs::create_dir(fixture.layer().fs()).unwrap(),
+            |fixture| fs::remove_dir(fixture.layer().fs()).unwrap(),
+        ),
+        (
+            Step::Publish,
+            |fixture| fs::create_dir_all(fixture.layer().meta_path().join("x")).unwrap(),
+            |fixture| fs::remove_dir_all(fixture.layer().meta_path()).unwrap(),
+        ),
+    ];
+    for (at, disturb, tidy) in table {
+        let watch = |step| {
+            if step == at {
+                disturb(&fixture)
+            }
+        };
+        let result = fixture.capture().into_layer_watched(&fixture.upper, &layer, meta(), &watch);
+        assert!(matches!(result, Err(Error::Io { .. })), "{at:?}: {result:?}");
+        tidy(&fixture);
+        assert_eq!(fs::read_dir(layer.path()).unwrap().count(), 0, "{at:?}");
+    }
+    fixture.try_at(&fixture.upper).unwrap();
+    assert_eq!(tree(&layer.fs()), CAPTURED);
+}
+
+const DIES_IN: &str = "LAYER_TEST_DIES_IN";
+const DIES_AT: &str = "LAYER_TEST_DIES_AT";
+
+/// This test again, in a process of its own that ends before the step of this number.
+fn die(fixture: &Fixture, step: usize) {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "capture::tests::a_process_that_dies_at_any_step_leaves_a_layer_or_none"])
+        .env(DIES_IN, fixture.dir.path())
+        .env(DIES_AT, step.to_string())
+        .output()
+        .unwrap();
+    assert_eq!(status.status.code(), Some(77), "{}", String::from_utf8_lossy(&status.stdout));
+}
+
+#[test]
+fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
+    if let Some(dir) = std::env::var_os(DIES_IN).map(PathBuf::from) {
+        let at = Step::ALL[std::env::var(DIES_AT).unwrap().parse::<usize>().unwrap()];
+        let capture = Capture::new([dir.join("base")]).xattrs(XattrNamespace::User);
+        let watch = |step| {
+            if step == at {
+                // No value is dropped.
+                std::process::exit(77);
+            }
+        };
+        let layer = Layer::at(dir.join("store/new"));
+        panic!("{:?}", capture.into_layer_watched(dir.join("upper"), &layer, meta(), &watch));
+    }
+    for (number, step) in Step::ALL.into_iter().enumerate() {
+        // The same upper again, wherever it is now; or another that was made meanwhile.
+        for again in [true, false] {
+            let fixture = Fixture::new();
+            let layer = fixture.layer();
+            die(&fixture, number);
+            assert_eq!(layer.meta().unwrap().is_some(), step == Step::Finish, "{step:?}");
+            let moved = step > Step::Move;
+            assert_eq!(layer.fs().exists(), moved, "{step:?}");
+            if step == Step::Finish {
+                assert!(matches!(fixture.try_at(&layer.fs()), Err(Error::AlreadyCaptured { .. })));
+            } else if again {
+                let upper = if moved { layer.fs() } else { fixture.upper.clone() };
+                fixture.try_at(&upper).unwrap();
+            } else {
+                fs::remove_dir_all(&fixture.base).unwrap();
+                let _moved = fs::remove_dir_all(&fixture.upper);
+                fill(&fixture.base, &fixture.upper);
+                fixture.try_at(&fixture.upper).unwrap();
+            }
+            assert_eq!(tree(&layer.fs()), CAPTURED, "{step:?}, {again}");
+            assert!(layer.meta().unwrap().is_some());
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The directory that is captured, and where it goes.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fstat, openat, renameat, renameat_with, statat};
+use rustix::io::Errno;
+
+use super::claim::Claim;
+use crate::walk::{self, PATH, READ};
+use crate::{Error, Layer, Result};
+
+/// The directory that is captured.
+pub(super) struct Upper {
+    pub(super) path: PathBuf,
+    parent: OwnedFd,
+    name: CString,
+    pub(super) root: OwnedFd,
+    pub(super) stat: Stat,
+}
+
+impl Upper {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        // `up/` and `up/.` would follow `up`.
+        let path: PathBuf = path.components().collect();
+        let expected = "an upper directory, what an overlay has written";
+        let Some(name) = path.file_name() else { return Err(Error::NotADirectory { path, expected }) };
+        let name = walk::as_c_string(name).map_err(Error::io("open", &path))?;
+        let above = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let opened = openat(CWD, above, PATH.difference(OFlags::NOFOLLOW), Mode::empty())
+            .and_then(|parent| Ok((openat(&parent, &name, READ, Mode::empty())?, parent)));
+        match opened {
+            Ok((root, parent)) => {
+                let stat = fstat(&root).map_err(Error::io("look at", &path))?;
+                Ok(Self { path, parent, name, root, stat })
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Err(Error::NotADirectory { path, expected }),
+            Err(errno) => Err(Error::io("open", path)(errno)),
+        }
+    }
+
+    /// Sees that it can be moved into the layer's directory, before anything is changed.
+    pub(super) fn require_same_mount(&self, claim: &Claim<'_>) -> Result<()> {
+        let place = |file: BorrowedFd<'_>| Ok::<_, Errno>((fstat(file)?.st_dev, walk::mount_of(file)?));
+        // Also the directory that it is in: something may be mounted on the upper.
+        let places = [self.root.as_fd(), self.parent.as_fd(), claim.dir()].map(place);
+        match places {
+            [Ok(root), Ok(parent), Ok(layer)] if root == layer && parent == layer => Ok(()),
+            [Err(errno), ..] | [_, Err(errno), _] | [.., Err(errno)] => Err(Error::io("look at", &self.path)(errno)),
+            _ => Err(Error::OtherFileSystem { upper: self.path.clone(), layer: claim.layer().path().into() }),
+        }
+    }
+
+    /// Moves it to `fs` in the layer's directory, where nothing is.
+    pub(super) fn move_to(&self, dir: BorrowedFd<'_>, layer: &Layer) -> Result<()> {
+        // Another directory may have taken its place.
+        match statat(&self.parent, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if (stat.st_dev, stat.st_ino) == (self.stat.st_dev, self.stat.st_ino) => {}
+            Ok(_) => return Err(Error::io("move", &self.path)(Errno::STALE)),
+            Err(errno) => return Err(Error::io("move", &self.path)(errno)),
+        }
+        rename_new(self.parent.as_fd(), &self.name, dir, c"fs").map_err(Error::io("move the upper to", layer.fs()))
+    }
+
+    /// Undoes [`move_to`](Self::move_to) after `failure`, and returns that, or what says where the upper is now.
+    pub(super) fn move_back(&self, dir: BorrowedFd<'_>, layer: &Layer, failure: Error) -> Error {
+        match rename_new(dir, c"fs", self.parent.as_fd(), &self.name) {
+            Ok(()) => failure,
+            Err(errno) => Error::NotMovedBack { left: layer.fs(), failure: Box::new(failure), cleanup: errno.into() },
+        }
+    }
+}
+
+fn rename_new(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new_name: &CStr) -> rustix::io::Result<()> {
+    match renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
+        // A file system without RENAME_NOREPLACE. A rename never replaces a directory that holds something.
+        Err(Errno::INVAL | Errno::NOSYS) => renameat(from, name, to, new_name),
+        result => result,
+    }
+}

@@ -1,0 +1,97 @@
+//! Power cuts: what the disk alone holds at each step. Needs loop devices and mkfs.ext4.
+
+use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use integration_tests::stack::{private_mounts, require_root};
+use layer::{Capture, Layer, Step};
+use rustix::fs::{XattrFlags, setxattr};
+
+use super::{meta, names};
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A file system in a file, mounted in this thread's own namespace.
+struct Disk {
+    at: PathBuf,
+}
+
+impl Disk {
+    fn mount(image: &Path, at: PathBuf) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        run("mount", &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()]);
+        Self { at }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        run("umount", &[self.at.to_str().unwrap()]);
+    }
+}
+
+/// Larger than what is written back at once.
+fn content() -> String {
+    "0123456789abcdef".repeat(1 << 16)
+}
+
+#[test]
+fn after_a_power_cut_at_any_step_the_layer_is_whole_or_not_there() {
+    require_root();
+    // The mounts are this thread's, and those of programs that it starts.
+    std::thread::spawn(cut_at_every_step).join().unwrap();
+}
+
+fn cut_at_every_step() {
+    private_mounts().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("disk");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    // mkfs.ext4 is not in every user's PATH.
+    run("sh", &["-c", "PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q -F \"$1\"", "sh", image.to_str().unwrap()]);
+    let disk = Disk::mount(&image, dir.path().join("mounted"));
+    let (lower, upper) = (disk.at.join("lower"), disk.at.join("upper"));
+    fs::create_dir_all(lower.join("dir")).unwrap();
+    fs::create_dir_all(upper.join("dir")).unwrap();
+    fs::write(lower.join("dir/old"), "").unwrap();
+    fs::write(upper.join("dir/large"), content()).unwrap();
+    fs::write(upper.join("small"), "small").unwrap();
+    setxattr(upper.join("dir"), "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+
+    // What has come to the disk by then is all that a power cut at this moment leaves. The last is one right after.
+    let cuts = RefCell::new(Vec::new());
+    let cut = |step: Option<Step>| {
+        let copy = dir.path().join(format!("cut{}", cuts.borrow().len()));
+        run("cp", &["--sparse=always", image.to_str().unwrap(), copy.to_str().unwrap()]);
+        cuts.borrow_mut().push((step, copy));
+    };
+    let layer = Layer::at(disk.at.join("layer"));
+    Capture::new([&lower]).into_layer_watched(&upper, &layer, meta(), &|step| cut(Some(step))).unwrap();
+    cut(None);
+    drop(disk);
+
+    let cuts = cuts.into_inner();
+    assert_eq!(cuts.len(), Step::ALL.len() + 1);
+    for (step, image) in cuts {
+        let disk = Disk::mount(&image, dir.path().join("after"));
+        let layer = Layer::at(disk.at.join("layer"));
+        match layer.meta().unwrap() {
+            Some(meta) => {
+                assert!(step.is_none_or(|step| step > Step::Publish), "{step:?}");
+                assert_eq!(meta.disk_usage, layer.measure().unwrap().bytes, "{step:?}");
+            }
+            None => assert!(step.is_some(), "a capture that has returned is durable"),
+        }
+        // What the layer needs has come to the disk before its name.
+        if step.is_none_or(|step| step >= Step::Publish) {
+            assert_eq!(names(&layer.fs()), ["dir", "dir/large", "dir/old", "small"], "{step:?}");
+            assert!(fs::read_to_string(layer.fs().join("dir/large")).unwrap() == content(), "{step:?}");
+            assert_eq!(fs::read_to_string(layer.fs().join("small")).unwrap(), "small", "{step:?}");
+        }
+    }
+}

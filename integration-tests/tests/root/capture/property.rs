@@ -1,0 +1,182 @@
+//! Uppers made up at random, what the kernel shows of them against what it shows of their captures.
+//!
+//! `LAYERED_STACKS` and `LAYERED_SEED` are those of `merge::property`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use integration_tests::stack::{Attributes, Dir, Item, Mount};
+use integration_tests::tree::{Content, Entry, Snapshot};
+use layer::Capture;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use rustix::fs::FileType;
+
+use super::{Stack, meta};
+use crate::merge::agree;
+use crate::merge::operations::Operation;
+use crate::merge::property::property;
+use crate::merge::random::{Layers, layers, operations};
+
+/// What is in the sibling's directories.
+const SIBLING: &str = "sibling";
+
+/// Random lowers, with random changes made in an overlay of them; and what it showed before and after.
+struct Written {
+    stack: Stack,
+    before: Snapshot,
+    after: Snapshot,
+}
+
+impl Written {
+    fn new(layers: Layers, operations: &[Operation]) -> Self {
+        let Layers { mut separate, sources, base, .. } = layers;
+        separate.extend(sources);
+        separate.push(base);
+        let stack = Stack::new(&separate);
+        let before = Snapshot::of(Mount::read_only(&stack.lowers).unwrap()).unwrap();
+        let mount = stack.write();
+        for operation in operations {
+            let _some_cannot_be_done = operation.apply(mount.as_fd());
+        }
+        let after = Snapshot::of(&mount).unwrap();
+        Self { stack, before, after }
+    }
+
+    fn capture(&self) -> Result<PathBuf, String> {
+        let layer = self.stack.layer();
+        let captured = Capture::new(&self.stack.lowers)
+            .into_layer(self.stack.upper(), &layer, meta())
+            .map_err(|error| format!("{error:?}"))?;
+        let size = layer.measure().unwrap();
+        if captured.size != size {
+            return Err(format!("{:?} is not {size:?}", captured.size));
+        }
+        Ok(layer.fs())
+    }
+
+    fn see(&self, above: &[&Path]) -> Snapshot {
+        Snapshot::of(Mount::read_only(&self.stack.with(above)).unwrap()).unwrap()
+    }
+}
+
+/// Changes of all kinds, and directories made again with others in them, which are what a capture has most to do with.
+fn changes() -> impl Strategy<Value = Vec<Operation>> {
+    let path = || vec(select(vec!["a", "b", "c", "d"]), 1..=3).prop_map(|names| names.iter().collect::<PathBuf>());
+    let again = (path(), vec(path(), 0..=3)).prop_map(|(path, below)| {
+        let mut steps = vec![Operation::RemoveAll(path.clone()), Operation::MakeDir(path.clone())];
+        for below in below {
+            // Those above it first.
+            let all: Vec<_> = below.ancestors().filter(|part| *part != Path::new("")).collect();
+            steps.extend(all.into_iter().rev().map(|part| Operation::MakeDir(path.join(part))));
+        }
+        steps
+    });
+    vec(prop_oneof![operations(6), again], 0..=6).prop_map(|changes| changes.concat())
+}
+
+#[test]
+fn a_capture_shows_what_the_upper_showed() {
+    property((layers(), changes()), |(layers, changes)| {
+        let written = Written::new(layers, &changes);
+        let layer = written.capture()?;
+        agree(&written.after, &written.see(&[&layer]))?;
+        // Nor does it list what cannot be found, where no other layer has its directories.
+        let empty = written.stack.dir.path().join("empty");
+        Dir::new().make(&empty).unwrap();
+        let alone = Snapshot::of(Mount::read_only(&[&layer, &empty]).unwrap()).unwrap();
+        if !alone.phantoms.is_empty() {
+            return Err(format!("listed and not found: {:?}", alone.phantoms));
+        }
+        // And it deletes nothing that was not there to be deleted.
+        for (path, entry) in Snapshot::of_path(&layer).unwrap().entries {
+            let is_whiteout = entry.kind == FileType::CharacterDevice && entry.rdev == 0;
+            if is_whiteout && !written.before.entries.contains_key(&path) {
+                return Err(format!("a whiteout for nothing: {}", path.display()));
+            }
+        }
+        Ok(())
+    });
+}
+
+/// A sibling that has every directory of the lowers, with a file in it: wherever there still is such a directory, made again or
+/// not, the file is there, and nothing else is different.
+#[test]
+fn a_capture_hides_nothing_of_a_sibling() {
+    property((layers(), changes()), |(layers, changes)| {
+        let written = Written::new(layers, &changes);
+        let layer = written.capture()?;
+        let sibling = written.stack.dir.path().join(SIBLING);
+        sibling_of(&written.before).make(&sibling).unwrap();
+
+        let (mut below, mut above) = (written.after.clone(), written.after.clone());
+        for (path, directory) in directories(&written.before) {
+            let file = (path.join(SIBLING), sibling_file());
+            if written.after.entries.get(path).is_some_and(|entry| entry.kind == FileType::Directory) {
+                below.entries.extend([file.clone()]);
+            }
+            // Its own directory is on top, whatever there is.
+            above.entries.extend([file, (path.clone(), directory.clone())]);
+        }
+        agree(&below, &written.see(&[&layer, &sibling])).map_err(|error| format!("sibling below: {error}"))?;
+        // What is no longer seen may have been one of several names of a file.
+        let found = without_groups(written.see(&[&sibling, &layer]));
+        agree(&without_groups(above), &found).map_err(|error| format!("sibling above: {error}"))
+    });
+}
+
+fn without_groups(mut snapshot: Snapshot) -> Snapshot {
+    snapshot.entries.values_mut().for_each(|entry| entry.group = None);
+    snapshot
+}
+
+fn directories(snapshot: &Snapshot) -> impl Iterator<Item = (&PathBuf, &Entry)> {
+    snapshot.entries.iter().filter(|(_, entry)| entry.kind == FileType::Directory)
+}
+
+/// A layer with all directories of `snapshot`.
+fn sibling_of(snapshot: &Snapshot) -> Dir {
+    let mut made: BTreeMap<&Path, Dir> = BTreeMap::new();
+    let mut all: Vec<_> = directories(snapshot).collect();
+    // What is in a directory comes after it.
+    all.reverse();
+    for (path, entry) in all {
+        let mut dir = made.remove(&**path).unwrap_or_default().file(SIBLING, SIBLING);
+        dir.attributes = Attributes {
+            mode: entry.mode,
+            owner: entry.owner,
+            modified: entry.modified,
+            xattrs: entry.xattrs.iter().map(|(name, value)| (stored(name), value.clone())).collect(),
+        };
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => {
+                made.entry(parent).or_default().items.insert(name.into(), Item::Dir(dir));
+            }
+            _ => return dir,
+        }
+    }
+    Dir::new()
+}
+
+/// How a layer stores the attribute that a mount shows as `name`.
+fn stored(name: &OsStr) -> String {
+    name.to_str().unwrap().replacen("trusted.overlay.", "trusted.overlay.overlay.", 1)
+}
+
+fn sibling_file() -> Entry {
+    let Item::File(attributes, content) = Item::file(SIBLING) else { unreachable!("it is a file") };
+    Entry {
+        kind: FileType::RegularFile,
+        listed: FileType::RegularFile,
+        mode: attributes.mode,
+        owner: attributes.owner,
+        modified: attributes.modified,
+        content: Content::Bytes(content),
+        rdev: 0,
+        xattrs: BTreeMap::new(),
+        group: None,
+    }
+}
