@@ -19,6 +19,7 @@ use rustix::fs::{Timespec, fsync};
 use rustix::io::Errno;
 
 use self::claim::Claim;
+pub(crate) use self::claim::MARK;
 use self::directory::{Job, Shared, Worker};
 pub use self::made::Made;
 use self::made::TakingOut;

@@ -1,5 +1,6 @@
 //! Garbage collection: which layers go, and how they do so that nobody loses one.
 
+mod abandoned;
 mod inventory;
 mod need;
 
@@ -10,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with, statvfs};
 
+use self::abandoned::Abandoned;
 use self::inventory::{Inventory, Stored};
 use self::need::Need;
 use crate::area::{Area, Room, WorkDir};
@@ -27,7 +29,8 @@ const BATCH: usize = 64;
 /// - layers that somebody [holds](crate::Hold), as every run does with its own;
 /// - a layer that is the `base_hash` of another: it is never marked as used, and all that stand on it would be lost;
 /// - a layer that has been used since the collector looked at it;
-/// - a directory without `layer.json`, which somebody may be filling; symbolic links, which are only names.
+/// - a directory without `layer.json`, which somebody may be filling, unless a [`Capture`](crate::Capture) was killed there;
+///   symbolic links, which are only names.
 ///
 /// A layer among the `parent_hashes` of another is collected like any. Every layer stands alone on disk, and who stacks it
 /// again needs its parents anyway and marks them as used with it, so that they are as recent as it is.
@@ -79,7 +82,7 @@ pub struct Collected {
     pub held: Vec<OsString>,
     /// Layers that would have gone if none stood on them.
     pub bases: Vec<OsString>,
-    /// Directories that killed collectors and killed makers of layers had left.
+    /// Directories that killed collectors, killed captures and killed makers of layers had left.
     pub orphans: usize,
     /// What could not be looked at or removed. A layer that was taken away already is removed by the next collector.
     pub failed: Vec<Error>,
@@ -173,6 +176,7 @@ impl Collector {
         let store = store.as_ref();
         let inventory = Inventory::take(store, self.sizes, progress)?;
         let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
+        collected.orphans = inventory.unfinished.len();
         if let Some(area) = Area::open(store)? {
             let lock = area.lock(FlockOperation::LockExclusive)?;
             for room in [Room::Trash, Room::New] {
@@ -198,6 +202,7 @@ impl Collector {
             }
         }
         let inventory = Inventory::take(store, self.sizes, progress)?;
+        remove_unfinished(store, &inventory.unfinished, &mut collected)?;
         let mut need = self.need(store, &inventory)?;
         let of = self.plan(&inventory, &held(store)?, need).layers.len();
         let mut layers = inventory.layers.iter();
@@ -337,6 +342,27 @@ fn remove_orphans(area: &Area, collected: &mut Collected) -> Result<bool> {
     collected.orphans += count - failed.len();
     collected.failed.extend(failed);
     Ok(more)
+}
+
+/// Removes the trees that killed captures have left, as the next capture of the same layer would.
+fn remove_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collected) -> Result<()> {
+    if unfinished.is_empty() {
+        return Ok(());
+    }
+    let area = Area::make(store)?;
+    let trash = area.lock(FlockOperation::LockShared)?.work_dir(Room::Trash)?;
+    for (number, layer) in unfinished.iter().enumerate() {
+        let taken = Abandoned::find(layer).and_then(|found| match found {
+            Some(abandoned) => abandoned.take_away(&trash.path().join(number.to_string())).map(|()| 1),
+            None => Ok(0),
+        });
+        match taken {
+            Ok(taken) => collected.orphans += taken,
+            Err(error) => collected.failed.push(error),
+        }
+    }
+    collected.failed.extend(trash.remove().err());
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! - **One layer**: [`Layer`] has the paths; [`Meta`] is its `layer.json`; sidecars hold whatever else its maker knows of it,
 //!   as any serde type or as raw JSON; [`Layer::touch`] and [`Layer::last_used`] are the book of least recent use. [`Base`] is
 //!   the tree at the bottom.
-//! - **A store of layers**: [`scan`] finds them, in the order of last use if asked; [`Collector`] removes the least recently used ones, but none that somebody
-//!   [holds](Hold); a [`Draft`] becomes a layer whole or not at all.
+//! - **A store of layers**: [`scan`] finds them, in the order of last use if asked; [`Collector`] removes the least recently
+//!   used ones, but none that somebody [holds](Hold); a [`Draft`] becomes a layer whole or not at all.
 //! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower directories of their own and which
 //!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
 //!   [`remove_tree`] takes such a directory away again.

@@ -55,6 +55,26 @@ impl Iterator for Scan {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
+            match self.next_dir()? {
+                Ok(Found::Layer(layer)) => return Some(Ok(layer)),
+                Ok(Found::Other(_)) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// A directory in a store.
+pub(crate) enum Found {
+    Layer(Layer),
+    /// It has no `layer.json`.
+    Other(Layer),
+}
+
+impl Scan {
+    /// The next directory, or what else there is that is no file.
+    pub(crate) fn next_dir(&mut self) -> Option<Result<Found>> {
+        loop {
             let entry = match self.walk.next()? {
                 Ok(entry) => entry,
                 Err(error) if error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) => {
@@ -66,13 +86,16 @@ impl Iterator for Scan {
                 continue;
             }
             let layer = Layer::at(entry.into_path());
-            match fs::symlink_metadata(layer.meta_path()) {
-                Ok(_) => return Some(Ok(layer)),
+            return Some(match fs::symlink_metadata(layer.meta_path()) {
+                Ok(_) => Ok(Found::Layer(layer)),
                 // No such file, or the entry itself is a device, a socket, a dangling link.
                 Err(error)
-                    if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {}
-                Err(source) => return Some(Err(Error::io("look at", layer.meta_path())(source))),
-            }
+                    if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+                {
+                    Ok(Found::Other(layer))
+                }
+                Err(source) => Err(Error::io("look at", layer.meta_path())(source)),
+            });
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{Error, Layer, Result, remove};
 
 /// In a layer's directory while a tree is on its way there: what stands at `fs` beside it is not whole unless `layer.json`
 /// says so.
-const MARK: &CStr = c".capturing";
+pub(crate) const MARK: &CStr = c".capturing";
 
 /// A layer that nobody else captures. The lock, flock(2) of the layer's directory, goes with the process, however it ends; the
 /// mark stays then, and tells the next one that what it finds is nobody's.

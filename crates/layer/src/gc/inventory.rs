@@ -7,14 +7,18 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::abandoned::Abandoned;
 use super::need::Size;
 use super::{Progress, Sizes};
+use crate::scan::Found;
 use crate::{Error, Layer, Result, TreeSize, scan};
 
 /// The layers of a store, the least recently used first. Some hundred bytes for each: there is no order without all.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
     pub(super) layers: Vec<Stored>,
+    /// What killed captures have left.
+    pub(super) unfinished: Vec<Layer>,
     /// What could not be looked at.
     pub(super) failed: Vec<Error>,
 }
@@ -35,8 +39,16 @@ impl Inventory {
     pub(super) fn take(store: &Path, sizes: Sizes, progress: &mut dyn FnMut(Progress)) -> Result<Self> {
         let mut inventory = Self::default();
         let mut bases = HashSet::new();
-        for layer in scan(store)? {
-            match layer.and_then(|layer| Stored::look(&layer, sizes, &mut bases)) {
+        let mut dirs = scan(store)?;
+        while let Some(found) = dirs.next_dir() {
+            let looked = found.and_then(|found| match found {
+                Found::Layer(layer) => Stored::look(&layer, sizes, &mut bases),
+                Found::Other(layer) => {
+                    inventory.unfinished.extend(Abandoned::find(&layer)?.is_some().then(|| layer.clone()));
+                    Ok(None)
+                }
+            });
+            match looked {
                 Ok(stored) => inventory.layers.extend(stored),
                 Err(error) => inventory.failed.push(error),
             }

@@ -124,6 +124,30 @@ fn orphans_are_removed_and_what_has_an_owner_stays() {
 }
 
 #[test]
+fn what_a_killed_capture_left_is_removed_and_others_files_stay() {
+    let store = store(&["a"]);
+    let path = |path: &str| store.path().join(path);
+    for name in ["killed", "killed-with-log", "at-work", "by-hand", "a"] {
+        fs::create_dir_all(path(name).join("fs/usr")).unwrap();
+        if name != "by-hand" {
+            fs::write(path(name).join(".capturing"), "").unwrap();
+        }
+    }
+    fs::write(path("killed-with-log/layer.log"), "").unwrap();
+    let at_work = File::open(path("at-work")).unwrap();
+    rustix::fs::flock(&at_work, FlockOperation::LockExclusive).unwrap();
+
+    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 2);
+    let collected = Collector::new().collect(&store, &mut |_| {}).unwrap();
+    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (2, 0, 0));
+    assert!(!path("killed").exists() && path("killed-with-log/layer.log").exists());
+    assert_eq!(fs::read_dir(path("killed-with-log")).unwrap().count(), 1);
+    // A mark beside a `layer.json` means nothing.
+    assert!(["at-work", "by-hand", "a"].iter().all(|name| path(name).join("fs/usr").exists()));
+    assert_eq!(in_area(store.path()), 0);
+}
+
+#[test]
 fn what_cannot_be_taken_away_is_told_and_the_rest_goes() {
     let store = store(&["a", "b"]);
     let unreadable = store.path().join("unreadable");
