@@ -27,7 +27,8 @@ pub struct Report {
     /// it is waited for.
     pub removal: Option<Removal>,
     /// What the run itself put into the upper, parents first, by its path in the container: `/etc/hosts` and the like, and what
-    /// the template's mounts stand on.
+    /// the template's mounts stand on. With a template that mounts nothing on `/dev`, the runtime makes its device nodes in the
+    /// upper, which is not told.
     pub made: Vec<Made>,
     pub(crate) origin: Origin,
     /// The excerpt of standard output, if it was captured.

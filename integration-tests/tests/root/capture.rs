@@ -361,6 +361,25 @@ fn a_layer_knows_what_it_was_made_over_and_by_whom() {
 }
 
 #[test]
+fn a_build_that_is_repeated_comes_to_the_same_tree() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(2);
+    let latest = UNIX_EPOCH + Duration::from_secs(1_500_000_000);
+    let build = "rm -r /deps; mkdir -p /deps/new; echo x > /deps/new/x; ln -s x /deps/new/y; rm /top";
+    let trees = ["one", "two"].map(|name| {
+        let report = fixture.run(&layers, build);
+        let (capture, meta) = (report.capture().clamp_times(latest), report.meta());
+        let layer = Layer::at(fixture.store().join(name));
+        report.upper.capture(&capture, &layer, meta).unwrap();
+        Snapshot::of_path(&layer.fs()).unwrap()
+    });
+    assert_eq!(trees[0].diff(&trees[1]), "");
+    assert_eq!(trees[0].entries[Path::new("deps/new/y")].modified, (1_500_000_000, 0));
+    let names: Vec<_> = trees[0].entries.keys().map(|path| path.display().to_string()).collect();
+    assert_eq!(names, ["", "deps", "deps/0", "deps/1", "deps/new", "deps/new/x", "deps/new/y", "top"]);
+}
+
+#[test]
 fn an_upper_that_cannot_be_captured_is_given_back() {
     let fixture = Fixture::new();
     let taken = fixture.layer("taken", |fs| fs::write(fs.join("file"), "").unwrap());
