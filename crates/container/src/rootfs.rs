@@ -108,14 +108,18 @@ impl Rootfs {
             Err(Errno::NOENT) => {
                 let (parent, name) = self.parent(path)?;
                 let times = modification_time(&parent, &outside)?;
-                // A link to nowhere, as /etc/resolv.conf often is, gives way.
-                match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(error) => return Err(Error::io("replace", outside)(error)),
-                }
-                match kind {
+                let make = || match kind {
                     MountPoint::Directory => make_directory(&parent, name, mode).map(drop),
                     MountPoint::File => create(&parent, name).map(drop),
+                };
+                match make() {
+                    // A link to nowhere, as /etc/resolv.conf often is, gives way.
+                    Err(Errno::EXIST) => {
+                        rustix::fs::unlinkat(&parent, name, AtFlags::empty())
+                            .map_err(Error::io("replace", &outside))?;
+                        make()
+                    }
+                    made => made,
                 }
                 .map_err(Error::io("create", &outside))?;
                 self.made.push(self.real(&parent, path));
@@ -151,7 +155,10 @@ impl Rootfs {
             }
             covered.push(destination);
         }
-        if let Some(cwd) = template.cwd().filter(|cwd| !covered.iter().any(|other| cwd.starts_with(other))) {
+        let root = Path::new("/");
+        if let Some(cwd) =
+            template.cwd().filter(|cwd| *cwd != root && !covered.iter().any(|other| cwd.starts_with(other)))
+        {
             // A link to nowhere, a file: the runtime knows what to do or to say.
             if let Err(error) = self.directory(cwd) {
                 log::debug!("the working directory is left to the runtime: {error}");
@@ -238,6 +245,9 @@ impl Rootfs {
 
     /// `path`, whose last name is in `parent`, without a symbolic link on the way.
     fn real(&self, parent: &OwnedFd, path: &Path) -> PathBuf {
+        if path.parent() == Some(Path::new("/")) {
+            return path.into();
+        }
         let place = |file: &OwnedFd| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
         let real = place(&self.root).zip(place(parent)).and_then(|(root, parent)| {
             Some(Path::new("/").join(parent.strip_prefix(root).ok()?).join(path.file_name()?))

@@ -184,10 +184,8 @@ impl Host for Machine<'_> {
             }
         }
         rootfs.mount_points(self.template)?;
-        for path in rootfs.made() {
-            // Where the caller has left a link or a mount in the upper, it is not found and stays the upper's own.
-            self.made.extend(Made::look(scratch.upper(), path)?);
-        }
+        // Where the caller has left a link or a mount in the upper, it is not found and stays the upper's own.
+        self.made = Made::look(scratch.upper(), rootfs.made())?;
 
         let cgroup = Cgroup::new(self.id().as_str())?;
         let config = self.template.instantiate(mounted.path()).map_err(container::Error::from)?;

@@ -187,9 +187,9 @@ fn a_hostile_upper_leads_nowhere() {
     }
     drop(mount);
     // What the run is said to have made lies behind the link.
-    let made = layer::Made::look(&outside, "/secret").unwrap().unwrap();
+    let made = layer::Made::look(&outside, ["/secret"]).unwrap();
     let moved: layer::Made = serde_json::from_value({
-        let mut value = serde_json::to_value(&made).unwrap();
+        let mut value = serde_json::to_value(&made[0]).unwrap();
         value["path"] = "/a/secret".into();
         value
     })

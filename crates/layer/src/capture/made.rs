@@ -30,19 +30,24 @@ pub struct Made {
 }
 
 impl Made {
-    /// What stands at `path` in the upper directory `upper`; `None` if nothing does. `path` is absolute as in the container,
-    /// or relative to its root, and no part of it may be a symbolic link.
+    /// What stands at `paths` in the upper directory `upper`, without those where nothing does. They are absolute as in the
+    /// container, or relative to its root, and no part of them may be a symbolic link.
     ///
     /// To be called when all that is made is there: what is made in a directory changes it.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be looked at.
-    pub fn look(upper: impl AsRef<Path>, path: impl Into<PathBuf>) -> Result<Option<Self>> {
-        let (upper, path) = (upper.as_ref(), path.into());
+    /// [`Error::Io`] if something cannot be looked at.
+    pub fn look(upper: impl AsRef<Path>, paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Vec<Self>> {
+        let upper = upper.as_ref();
         let root = openat(CWD, upper, PATH, Mode::empty()).map_err(Error::io("open", upper))?;
-        let Some(place) = Place::of(&path) else { return Ok(None) };
-        let found = place.look(root.as_fd()).map_err(Error::io("look at", upper.join(&place.path)))?;
-        Ok(found.map(|stat| Self { path, inode: stat.st_ino, changed: changed(&stat) }))
+        let mut made = Vec::new();
+        for path in paths {
+            let path = path.into();
+            let Some(place) = Place::of(&path) else { continue };
+            let found = place.look(root.as_fd()).map_err(Error::io("look at", upper.join(&place.path)))?;
+            made.extend(found.map(|stat| Self { path, inode: stat.st_ino, changed: changed(&stat) }));
+        }
+        Ok(made)
     }
 
     /// The path in the container.
@@ -84,8 +89,11 @@ impl Place {
     }
 
     fn look(&self, root: BorrowedFd<'_>) -> rustix::io::Result<Option<Stat>> {
-        let found = open_beneath(root, &self.parent, PATH)
-            .and_then(|parent| statat(parent, &self.name, AtFlags::SYMLINK_NOFOLLOW));
+        let look = |parent: BorrowedFd<'_>| statat(parent, &self.name, AtFlags::SYMLINK_NOFOLLOW);
+        let found = match self.parent.as_os_str().is_empty() {
+            true => look(root),
+            false => open_beneath(root, &self.parent, PATH).and_then(|parent| look(parent.as_fd())),
+        };
         match found {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
@@ -255,7 +263,7 @@ mod tests {
         }
         let paths = ["/etc/hosts", "/etc/resolv.conf", "/proc", "/conf", "/conf/deep", "/conf/deep/one"];
         let paths = [&paths[..], &["/usr/share/point", "/full/point", "/../x", "/"]].concat();
-        let made: Vec<_> = paths.iter().filter_map(|path| Made::look(&upper, path).unwrap()).collect();
+        let made = Made::look(&upper, &paths).unwrap();
         assert_eq!(made.len(), 8);
 
         // What the command does: it writes to one, replaces one that holds the same, and adds something.
@@ -300,9 +308,9 @@ mod tests {
             fs::write(upper.join("etc/hosts"), "").unwrap();
             age(&upper.join("etc"), 1000);
             age(&lower.join("etc"), 1000);
-            let made = Made::look(&upper, "/etc/hosts").unwrap().unwrap();
+            let made = Made::look(&upper, ["/etc/hosts"]).unwrap();
             change(&upper.join("etc"));
-            assert_eq!(take_out(&upper, &lower, &[made]), 1);
+            assert_eq!(take_out(&upper, &lower, &made), 1);
             assert_eq!(upper.join("etc").exists(), stays, "change {number}");
         }
     }
@@ -315,22 +323,22 @@ mod tests {
             fs::create_dir_all(path).unwrap();
         }
         fs::write(upper.join("etc/hosts"), "").unwrap();
-        let made = Made::look(&upper, "/etc/hosts").unwrap().unwrap();
+        let made = Made::look(&upper, ["/etc/hosts"]).unwrap();
         // The command moves it out of the way, and lets the path lead to it.
         fs::rename(upper.join("etc"), dir.path().join("outside/etc")).unwrap();
         symlink("../outside/etc", upper.join("etc")).unwrap();
-        assert_eq!(take_out(&upper, &lower, &[made]), 0);
+        assert_eq!(take_out(&upper, &lower, &made), 0);
         assert!(dir.path().join("outside/etc/hosts").exists());
-        assert_eq!(Made::look(&upper, "/etc/hosts").unwrap(), None);
+        assert_eq!(Made::look(&upper, ["/etc/hosts"]).unwrap(), []);
     }
 
     #[test]
     fn it_is_written_and_read_as_json() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("proc")).unwrap();
-        let made = Made::look(dir.path(), "/proc").unwrap().unwrap();
-        assert_eq!(made.path(), Path::new("/proc"));
+        let made = Made::look(dir.path(), ["/proc"]).unwrap();
+        assert_eq!(made[0].path(), Path::new("/proc"));
         let text = serde_json::to_string(&made).unwrap();
-        assert_eq!(serde_json::from_str::<Made>(&text).unwrap(), made, "{text}");
+        assert_eq!(serde_json::from_str::<Vec<Made>>(&text).unwrap(), made, "{text}");
     }
 }
