@@ -1,5 +1,5 @@
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
@@ -115,7 +115,13 @@ mod timestamp {
     use super::*;
 
     pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_rfc3339_seconds(*time))
+        // The years that have four digits, from 1970 on: humantime panics for others.
+        match time.duration_since(UNIX_EPOCH) {
+            Ok(since) if since.as_secs() < 253_402_300_800 => {
+                serializer.collect_str(&humantime::format_rfc3339_seconds(*time))
+            }
+            _ => Err(serde::ser::Error::custom("created_at is before 1970 or after 9999")),
+        }
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {

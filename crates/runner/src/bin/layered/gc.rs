@@ -129,7 +129,7 @@ fn as_json(args: &Args, collected: &Collected) -> Value {
         |names: &[std::ffi::OsString]| names.iter().map(|name| name.to_string_lossy().into_owned()).collect::<Vec<_>>();
     let layer = |layer: &layer::CollectedLayer| {
         json!({"name": layer.name.to_string_lossy(), "bytes": layer.bytes, "inodes": layer.entries,
-            "last_used": humantime::format_rfc3339_seconds(layer.last_use).to_string()})
+            "last_used": table::timestamp(layer.last_use)})
     };
     let path = |error: &layer::Error| error.path().map(|path: &Path| path.to_string_lossy().into_owned());
     json!({

@@ -12,6 +12,8 @@ use layer::{Base, Layer};
 use runner::Upper;
 use serde_json::{Value, json};
 
+use crate::table;
+
 /// The name of the description, beside the upper.
 pub(crate) const DESCRIPTION: &str = "run.json";
 
@@ -56,7 +58,7 @@ impl KeptRun {
         let layers: Vec<_> = self.layers.iter().map(|layer| to_json(layer.path())).collect::<anyhow::Result<_>>()?;
         let description = json!({
             "status": report["status"].take(),
-            "kept_at": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            "kept_at": table::timestamp(SystemTime::now()),
             "base": to_json(self.base.path())?,
             "layers": layers,
             "config": self.template,

@@ -108,7 +108,7 @@ impl Summary {
     }
 
     fn json(&self) -> Value {
-        let time = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let time = table::timestamp;
         json!({"name": self.name.to_string_lossy(), "last_used": self.last_used.map(time), "exit_status": self.exit_status,
             "disk_usage": self.disk_usage, "created_at": time(self.created_at), "failed_dep": self.failed_dep,
             "held": self.is_held})

@@ -80,7 +80,7 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
         sidecars.insert(name, value);
     }
     if args.json {
-        let used = used.map(|time| humantime::format_rfc3339_seconds(time).to_string());
+        let used = used.map(table::timestamp);
         writeln!(out, "{}", json!({"meta": meta, "last_used": used, "sidecars": sidecars}))?;
         return Ok(());
     }
@@ -93,7 +93,7 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
         row("parents", meta.parent_hashes.join(" ")),
         row("user, group", format!("{}, {}", meta.uid, meta.gid)),
         row("size", table::bytes(meta.disk_usage)),
-        row("made", humantime::format_rfc3339_seconds(meta.created_at).to_string()),
+        row("made", table::timestamp(meta.created_at)),
         row("last used", used.map_or("never".into(), table::ago)),
         row("seconds", meta.timing.0.iter().map(seconds).collect::<Vec<_>>().join(", ")),
     ];

@@ -1,5 +1,5 @@
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Prints rows as columns, two spaces between them. The first row is the heading; columns in `right` are set to the right.
 pub(crate) fn print(out: &mut impl Write, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
@@ -83,9 +83,30 @@ pub(crate) fn ago(time: SystemTime) -> String {
     format!("{} ago", short.join(" "))
 }
 
+/// The first second that has no four-digit year any more.
+const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
+
+/// `2026-11-24T12:00:00Z`. A file can have any time: what is before 1970, or after 9999, counts as the nearest that can be written.
+pub(crate) fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default().min(YEAR_10000 - Duration::from_secs(1));
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_time_can_be_written() {
+        let table = [
+            (UNIX_EPOCH - Duration::from_secs(1 << 40), "1970-01-01T00:00:00Z"),
+            (UNIX_EPOCH + Duration::from_secs(86_400), "1970-01-02T00:00:00Z"),
+            (UNIX_EPOCH + Duration::from_secs(1 << 40), "9999-12-31T23:59:59Z"),
+        ];
+        for (time, text) in table {
+            assert_eq!(timestamp(time), text);
+        }
+    }
 
     #[test]
     fn columns_line_up() {
