@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use crate::template::{Config, TemplateError};
+use crate::template::{Config, MemoryLimit, TemplateError};
 
 /// A directory with the `config.json` of one run in it: what `--bundle` of an OCI runtime names.
 ///
@@ -16,7 +16,7 @@ use crate::template::{Config, TemplateError};
 pub struct Bundle {
     path: PathBuf,
     config_path: PathBuf,
-    memory_limit_bytes: Option<u64>,
+    memory_limit: Option<MemoryLimit>,
     has_terminal: bool,
 }
 
@@ -34,8 +34,8 @@ impl Bundle {
         let config_path = dir.join("config.json");
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         write_new(&config_path, |file| file.write_all(&json))?;
-        let (memory_limit_bytes, has_terminal) = (config.memory_limit_bytes(), config.has_terminal());
-        Ok(Bundle { path: dir.to_owned(), config_path, memory_limit_bytes, has_terminal })
+        let (memory_limit, has_terminal) = (config.memory_limit(), config.has_terminal());
+        Ok(Bundle { path: dir.to_owned(), config_path, memory_limit, has_terminal })
     }
 
     /// The directory.
@@ -43,9 +43,9 @@ impl Bundle {
         &self.path
     }
 
-    /// The most memory that the container may have, in bytes; `None` for no limit.
-    pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
-        self.memory_limit_bytes
+    /// The most memory that the container may have; `None` for no limit.
+    pub(crate) fn memory_limit(&self) -> Option<MemoryLimit> {
+        self.memory_limit
     }
 
     /// Whether the command gets a terminal of its own.

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::template::MemoryLimit;
 use crate::{Error, Result};
 
 mod layout;
@@ -109,21 +110,20 @@ impl Cgroup {
         usage
     }
 
-    /// Finds out from now on whether the kernel kills for want of memory in the container, which is to have a limit of
-    /// `limit_bytes`. `None` where the machine does not tell.
-    pub(crate) fn watch_memory(&self, limit_bytes: u64) -> Option<MemoryWatch> {
-        self.hierarchies.iter().find_map(|hierarchy| {
-            let group = hierarchy.group(&self.name);
-            match &hierarchy.version {
-                Version::V1(controllers) if controllers.iter().any(|controller| controller == "memory") => {
-                    let watch = MemoryWatch::v1(&group, limit_bytes);
-                    watch.inspect_err(|error| log::debug!("{}: nobody tells of a kill: {error}", group.display())).ok()
-                }
-                Version::V1(_) => None,
-                // It counts for what is below, too, and stays until this group goes.
-                Version::V2 => Some(MemoryWatch::V2(group.join("memory.events"))),
+    /// Finds out from now on whether the kernel kills for want of memory in the container, which is to have this limit. `None`
+    /// where the machine does not tell, or telling would change what the limit is.
+    pub(crate) fn watch_memory(&self, limit: MemoryLimit) -> Option<MemoryWatch> {
+        let hierarchy = self.hierarchies.iter().find(|hierarchy| hierarchy.has("memory"))?;
+        let group = hierarchy.group(&self.name);
+        match &hierarchy.version {
+            Version::V1(_) if limit.is_plain => {
+                let watch = MemoryWatch::v1(&group, limit.bytes);
+                watch.inspect_err(|error| log::debug!("{}: nobody tells of a kill: {error}", group.display())).ok()
             }
-        })
+            Version::V1(_) => None,
+            // It counts for what is below, too, and stays until this group goes.
+            Version::V2 => Some(MemoryWatch::V2(group.join("memory.events"))),
+        }
     }
 
     /// Kills every process in the group and removes it, with what is below it, from every hierarchy. A group that was never
@@ -267,6 +267,28 @@ mod tests {
         {
             assert_eq!((unified.has(name), legacy.has(name)), (v2, v1), "{name}");
         }
+    }
+
+    #[test]
+    fn the_hierarchy_that_has_memory_is_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let [bare, unified, legacy] = ["bare", "unified", "legacy"].map(|name| dir.path().join(name));
+        for (path, controllers) in [(&bare, ""), (&unified, "cpu memory\n")] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("cgroup.controllers"), controllers).unwrap();
+        }
+        let v2 = |path: &PathBuf| Hierarchy { mount_point: path.clone(), version: Version::V2 };
+        let v1 = Hierarchy { mount_point: legacy, version: Version::V1(vec!["memory".into()]) };
+        let watch = |hierarchies: &[Hierarchy], is_plain| {
+            let hierarchies = Box::leak(hierarchies.to_vec().into_boxed_slice());
+            Cgroup { name: "x".into(), hierarchies }.watch_memory(MemoryLimit { bytes: 1 << 30, is_plain })
+        };
+        assert!(
+            matches!(watch(&[v2(&bare), v2(&unified)], false), Some(MemoryWatch::V2(path)) if path == unified.join("x/memory.events"))
+        );
+        // Swap that the limit leaves, or no killer: not for this to change.
+        assert!(watch(&[v2(&bare), v1], false).is_none());
+        assert!(watch(&[v2(&bare)], true).is_none());
     }
 
     #[test]

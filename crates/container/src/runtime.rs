@@ -142,7 +142,7 @@ impl<'a> Invocation<'a> {
 
     /// Ends the command, like a timeout, when its two streams have brought more than `bytes` together. What comes after that is
     /// thrown away. Only what goes to a file, a callback or an excerpt is counted; a file is then written by the caller's
-    /// process.
+    /// process: it should be a regular one, as whoever waits for a pipe to be read cannot look at the time meanwhile.
     pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
         self.output_limit_bytes = Some(bytes);
         self
@@ -266,14 +266,15 @@ impl Runtime {
         // Dropped after the child, also by a callback's panic.
         let cgroup = cgroup.map(Removed);
         let _restored = bundle.has_terminal().then(terminal::Saved::new);
-        let watch = match (&cgroup, bundle.memory_limit_bytes()) {
+        let watch = match (&cgroup, bundle.memory_limit()) {
             (Some(Removed(cgroup)), Some(limit)) => cgroup.watch_memory(limit),
             _ => None,
         };
         let mut child = Child::spawn(command, stdout, stderr, output_limit_bytes)
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
         let ended = child.supervise(timeout, grace, cancel);
-        let mut usage = cgroup.map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
+        // The group stays until the end: it is read once more.
+        let mut usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
         usage.out_of_memory = watch.is_some_and(|watch| watch.has_killed());
         let status = match self.conclude(bundle, &ended)? {
             Status::Signaled(KILL) if usage.out_of_memory => Status::OutOfMemory,

@@ -29,6 +29,7 @@ use serde_json::Value;
 pub use builder::TemplateBuilder;
 pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 pub use config::Config;
+pub(crate) use config::MemoryLimit;
 pub use error::TemplateError;
 pub use mount::Mount;
 pub use size::parse_size;

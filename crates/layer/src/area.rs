@@ -184,9 +184,10 @@ impl WorkDir {
     }
 }
 
-/// Makes a directory that may be there already.
+/// Makes a directory that may be there already. Nobody else may enter it: whoever can open what is in it can lock it, too, and
+/// keep all others waiting.
 fn make_dir(path: &Path) -> Result<()> {
-    match DirBuilder::new().mode(0o755).create(path) {
+    match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make the directory", path)(error)),
         _ => Ok(()),
     }

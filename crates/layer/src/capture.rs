@@ -26,7 +26,7 @@ use self::made::TakingOut;
 use self::upper::Upper;
 use crate::view::View;
 use crate::walk::crew;
-use crate::{Error, Layer, Meta, Result, TreeSize, XattrNamespace, json};
+use crate::{Error, Hold, Layer, Meta, Result, TreeSize, XattrNamespace, json};
 
 /// How the upper directory of an overlay becomes a layer.
 ///
@@ -189,6 +189,9 @@ impl Capture {
         watch: &dyn Fn(Step),
     ) -> Result<Captured> {
         let upper = Upper::open(upper.as_ref())?;
+        // What is half collected would be taken for what the upper was over.
+        let layers = self.lowers.iter().filter(|tree| tree.ends_with("fs")).filter_map(|tree| tree.parent());
+        let _hold = Hold::of(layers.filter(|layer| Layer::at(*layer).meta_path().symlink_metadata().is_ok()))?;
         let lowers = View::new(&self.lowers)?.xattrs(self.xattrs);
         if lowers.tree_of(&upper.stat).is_some() {
             return Err(Error::UpperIsLower { upper: upper.path });

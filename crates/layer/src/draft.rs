@@ -51,11 +51,11 @@ impl Draft {
     /// # Errors
     /// [`Error::Io`], if something of that name is there (`EEXIST`), or for any other reason of the kernel's. The draft is
     /// removed then.
-    pub fn publish(mut self, name: impl AsRef<Path>) -> Result<Layer> {
+    pub fn publish(self, name: impl AsRef<Path>) -> Result<Layer> {
         let layer = Layer::at(self.store.join(name));
         renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE)
             .map_err(Error::io("rename a new layer to", layer.path()))?;
-        self.close()?;
+        // What is left of the draft is empty, and goes with it.
         Ok(layer)
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, openat, statat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use tempfile::NamedTempFile;
 
 use crate::area::{Area, Room};
@@ -130,7 +130,7 @@ impl Drop for Hold {
         for file in self.files.drain(..) {
             let path = file.path().to_path_buf();
             if let Err(error) = file.close() {
-                log::error!("{} is left, and holds nothing: {error}", path.display());
+                log::warn!("{} is left, and holds nothing: {error}", path.display());
             }
         }
     }
@@ -153,7 +153,8 @@ fn make_file(holds: &Path) -> std::io::Result<NamedTempFile> {
 
 /// Makes the new file one that holds the layers of these names.
 fn hold(mut file: NamedTempFile, names: &[u8]) -> Result<NamedTempFile> {
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(Error::io("lock", file.path()))?;
+    // Whoever looks at the holds at this moment lets go at once.
+    retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)).map_err(Error::io("lock", file.path()))?;
     file.write_all(names).map_err(Error::io("write", file.path()))?;
     Ok(file)
 }
@@ -180,12 +181,16 @@ fn missing(layer: &Path, source: std::io::Error) -> Error {
     }
 }
 
-/// The names of the layers of `store` that somebody [holds](Hold) at this moment, to be shown.
+/// The names of the layers of `store` that somebody [holds](Hold) at this moment, to be shown. None for a user who may not know.
 ///
 /// # Errors
 /// [`Error::Io`] if that cannot be found out.
 pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
-    Area::open(store.as_ref())?.map_or_else(|| Ok(HashSet::new()), |area| read(&area, Stale::Left))
+    let area = Area::open(store.as_ref());
+    match area.and_then(|area| area.map_or_else(|| Ok(HashSet::new()), |area| read(&area, Stale::Left))) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(HashSet::new()),
+        held => held,
+    }
 }
 
 /// What becomes of holds whose holders are gone.

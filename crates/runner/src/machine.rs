@@ -79,7 +79,7 @@ impl Host for Machine<'_> {
     type Mounted = Mounted;
     type Bundle = Prepared;
     type Outcome = Outcome;
-    type Upper = (Upper, Option<Removal>);
+    type Upper = (Upper, Option<Removal>, Option<Hold>);
 
     fn inputs(&mut self) -> Result<(), Cause> {
         use container::{Input, Output};
@@ -138,7 +138,13 @@ impl Host for Machine<'_> {
         self.options.cancel.as_ref().is_some_and(Cancel::is_cancelled)
     }
 
-    fn never_begun(&mut self) -> Outcome {
+    fn never_begun(&mut self, scratch: &Scratch) -> Outcome {
+        let plan = self.plan_made();
+        let topmost = plan.separate.first().or(plan.merged.first()).unwrap_or(&plan.base);
+        // An upper like any other, should somebody keep it.
+        if let Err(error) = copy_root_attributes(topmost, &scratch.upper()) {
+            log::warn!("{}", chain(&error));
+        }
         self.outcome(Finished::new(Status::Cancelled))
     }
 
@@ -229,14 +235,11 @@ impl Host for Machine<'_> {
     }
 
     fn cleanup(&mut self, scratch: Scratch) -> Result<Self::Upper, Cause> {
-        // Nothing is mounted any more, and what was merged is links of its own.
-        if let Some(Err(error)) = self.hold.take().map(Hold::release) {
-            log::warn!("{}", chain(&error));
-        }
-        match self.options.cleanup {
-            Cleanup::Behind if !scratch.is_kept() => scratch.into_upper_behind(),
-            _ => Ok((scratch.into_upper()?, None)),
-        }
+        let (upper, removal) = match self.options.cleanup {
+            Cleanup::Behind if !scratch.is_kept() => scratch.into_upper_behind()?,
+            _ => (scratch.into_upper()?, None),
+        };
+        Ok((upper, removal, self.hold.take()))
     }
 
     fn discard(&mut self, scratch: Scratch) -> Result<(), Cause> {

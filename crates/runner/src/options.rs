@@ -156,7 +156,8 @@ impl<'a> Options<'a> {
 
     /// Runs over an upper of an earlier run, mostly one that was kept and is [opened again](Upper::reopen): the command finds it
     /// as it was left, and writes to it. The run's directory is the one it was kept in, whatever [`scratch`](Self::scratch) says,
-    /// and in the end the upper is still kept there, also if the run fails.
+    /// and in the end the upper is still kept there, also if the run fails. What the earlier run [made](crate::Report::made) is in
+    /// that one's report, not in this one's.
     pub fn over(mut self, upper: Upper) -> Self {
         self.over = Some(upper);
         self

@@ -13,19 +13,27 @@ use crate::rundir::RunDir;
 #[must_use = "dropped, it is waited for"]
 pub struct Removal {
     path: PathBuf,
-    thread: Option<JoinHandle<Result<(), Cause>>>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Going(JoinHandle<Result<(), Cause>>),
+    Over(Result<(), Cause>),
 }
 
 impl Removal {
     /// Begins to remove the directory of a run that is over; if no thread can be started, it is removed at once.
-    pub(crate) fn begin(run: RunDir) -> Result<Self, Cause> {
+    pub(crate) fn begin(run: RunDir) -> Self {
         let path = run.path().to_path_buf();
-        let thread = thread::Builder::new().name("removal".into()).spawn(move || run.remove());
-        if let Err(error) = &thread {
-            log::warn!("{} is removed at once: cannot start a thread: {error}", path.display());
-            layer::remove_tree(&path)?;
+        match thread::Builder::new().name("removal".into()).spawn(move || run.remove()) {
+            Ok(thread) => Self { path, state: State::Going(thread) },
+            Err(error) => {
+                log::warn!("{} is removed at once: cannot start a thread: {error}", path.display());
+                let removed = layer::remove_tree(&path).map_err(Cause::from);
+                Self { path, state: State::Over(removed) }
+            }
         }
-        Ok(Self { path, thread: thread.ok() })
     }
 
     /// The directory that is being removed.
@@ -42,9 +50,12 @@ impl Removal {
     }
 
     fn join(&mut self) -> Result<(), Cause> {
-        let Some(thread) = self.thread.take() else { return Ok(()) };
-        let panicked = |_| Err(io_cause("remove", &self.path)(io::Error::other("the thread panicked")));
-        thread.join().unwrap_or_else(panicked)
+        match std::mem::replace(&mut self.state, State::Over(Ok(()))) {
+            State::Over(removed) => removed,
+            State::Going(thread) => thread
+                .join()
+                .unwrap_or_else(|_| Err(io_cause("remove", &self.path)(io::Error::other("the thread panicked")))),
+        }
     }
 }
 
@@ -68,7 +79,7 @@ mod tests {
             let (run, _) = RunDir::create(parent.path()).unwrap();
             fs::create_dir_all(run.path().join("lower/deep")).unwrap();
             let path = run.path().to_path_buf();
-            let removal = Removal::begin(run).unwrap();
+            let removal = Removal::begin(run);
             assert_eq!(removal.path(), path);
             if dropped {
                 drop(removal)

@@ -2,13 +2,13 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use container::{Excerpt, Status, Usage};
-use layer::{Capture, Made, Merged, Meta, Plan, Timing, XattrNamespace};
+use layer::{Capture, Hold, Made, Merged, Meta, Plan, Timing, XattrNamespace};
 use serde_json::{Value, json};
 
 use crate::error::chain;
 use crate::{Removal, Timings, Upper};
 
-/// What came of a run.
+/// What came of a run. While it is there no collector takes the layers that it was made over.
 #[derive(Debug)]
 #[non_exhaustive]
 #[must_use = "the upper is deleted when the report is dropped"]
@@ -31,6 +31,8 @@ pub struct Report {
     /// upper, which is not told.
     pub made: Vec<Made>,
     pub(crate) origin: Origin,
+    /// The layers stay for as long as this is there: whoever captures the upper needs them.
+    pub(crate) _hold: Option<Hold>,
     /// The excerpt of standard output, if it was captured.
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.

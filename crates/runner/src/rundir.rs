@@ -3,7 +3,7 @@ use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use container::ContainerId;
+use container::{Cgroup, ContainerId};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -18,7 +18,7 @@ const KEPT: &str = "kept";
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl RunDir {
@@ -57,7 +57,7 @@ impl RunDir {
         }
         // Whoever had the lock before may have removed the directory under it.
         let metadata = lock.metadata().map_err(io_cause("look at", path))?;
-        Ok((metadata.nlink() > 0).then(|| Self { path: path.into(), _lock: lock }))
+        Ok((metadata.nlink() > 0).then(|| Self { path: path.into(), lock }))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -76,19 +76,31 @@ impl RunDir {
         let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_name(KEPT, name)).ok_or_else(not_kept)?;
         let id = ContainerId::of_earlier_run(name.replacen(KEPT, PREFIX, 1)).ok_or_else(not_kept)?;
         let run = Self::lock(&path)?.ok_or_else(|| Cause::InUse { path: path.clone() })?;
+        // In /tmp anybody can have made it, with a stack and a container of their choice.
+        let owner = run.lock.metadata().map_err(io_cause("look at", &path))?.uid();
+        if owner != rustix::process::geteuid().as_raw() {
+            return Err(not_kept());
+        }
+        // Should anything of a visit that was killed live, it ends now.
+        Cgroup::new(id.as_str())?.remove()?;
         Ok((run, id))
     }
 
-    /// Gives the directory a name that is none of a run's; `None` if that fails, and it has its name still.
-    pub(crate) fn keep(self) -> Option<PathBuf> {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().replacen(PREFIX, KEPT, 1);
-        let kept = self.path.with_file_name(name);
-        match fs::rename(&self.path, &kept) {
-            Ok(()) => Some(kept),
-            Err(error) => {
-                log::error!("{} is kept, but a sweep would take it: cannot rename it: {error}", self.path.display());
-                None
-            }
+    /// Gives the directory a name that is none of a run's, and is still locked. Returns that run's name.
+    pub(crate) fn keep(&mut self) -> Result<ContainerId, Cause> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kept = self.path.with_file_name(name.replacen(PREFIX, KEPT, 1));
+        fs::rename(&self.path, &kept).map_err(io_cause("rename", &self.path))?;
+        self.path = kept;
+        Ok(ContainerId::of_earlier_run(name).expect("it was a run's"))
+    }
+}
+
+impl Drop for RunDir {
+    /// A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
+    fn drop(&mut self) {
+        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
+            log::debug!("cannot unlock {}: {error}", self.path.display());
         }
     }
 }
@@ -125,8 +137,10 @@ mod tests {
     #[test]
     fn what_is_kept_has_another_name() {
         let parent = tempfile::tempdir().unwrap();
-        let (run, id) = RunDir::create(parent.path()).unwrap();
-        let kept = run.keep().unwrap();
+        let (mut run, id) = RunDir::create(parent.path()).unwrap();
+        assert_eq!(run.keep().unwrap(), id);
+        let kept = run.path().to_path_buf();
+        drop(run);
         assert_eq!(kept, parent.path().join(id.as_str().replace("layered-", "kept-")));
         assert!(kept.is_dir());
         let (again, name) = RunDir::kept(&kept).unwrap();

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use container::{Cgroup, ContainerId};
+use container::ContainerId;
 
 use crate::error::{Cause, chain, io_cause};
 use crate::rundir::RunDir;
@@ -87,13 +87,9 @@ impl Scratch {
     /// left goes first.
     pub(crate) fn over(upper: Upper) -> Result<(Self, ContainerId), Cause> {
         let dir = |upper: &Path| upper.parent().expect("an upper is in a directory").to_path_buf();
-        let upper = match upper.kept() {
-            Some(_) => upper,
-            None => Upper::reopen(dir(&upper.keep()))?,
-        };
-        let id = upper.kept().expect("it is reopened").clone();
+        let upper = upper.into_kept()?;
+        let id = upper.kept().expect("it is kept").clone();
         let scratch = Self { paths: Paths::new(dir(upper.path())), upper: Some(upper) };
-        Cgroup::new(id.as_str())?.remove()?;
         scratch.remove_all_but_upper()?;
         for path in [scratch.work(), scratch.merged()] {
             DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", path))?;
@@ -115,11 +111,14 @@ impl Scratch {
 
     /// As [`into_upper`](Self::into_upper), with the removal left to another thread. The upper then stands in another directory.
     pub(crate) fn into_upper_behind(mut self) -> Result<(Upper, Option<Removal>), Cause> {
-        // Not recursively: if it were still mounted it would be busy.
-        remove_if_there(fs::remove_dir(self.merged()), "remove the mount point", &self.merged())?;
+        let unmounted = self.remove_mount_point();
         let upper = self.upper.take().expect("an upper is taken once");
+        if let Err(cause) = unmounted {
+            upper.leave();
+            return Err(cause);
+        }
         match upper.move_out() {
-            Ok((upper, rest)) => Ok((upper, Some(Removal::begin(rest)?))),
+            Ok((upper, rest)) => Ok((upper, Some(Removal::begin(rest)))),
             Err(failed) => {
                 let (upper, cause) = *failed;
                 log::warn!("{} is tidied up at once: {}", self.dir().display(), chain(&cause));
@@ -129,9 +128,13 @@ impl Scratch {
         }
     }
 
-    fn remove_all_but_upper(&self) -> Result<(), Cause> {
+    fn remove_mount_point(&self) -> Result<(), Cause> {
         // Not recursively: if it were still mounted it would be busy.
-        remove_if_there(fs::remove_dir(self.merged()), "remove the mount point", &self.merged())?;
+        remove_if_there(fs::remove_dir(self.merged()), "remove the mount point", &self.merged())
+    }
+
+    fn remove_all_but_upper(&self) -> Result<(), Cause> {
+        self.remove_mount_point()?;
         for name in ["config.json", "runtime.log"] {
             let path = self.dir().join(name);
             remove_if_there(fs::remove_file(&path), "remove", &path)?;
@@ -207,14 +210,17 @@ mod tests {
 
     #[test]
     fn what_lies_in_the_mount_point_is_never_deleted() {
-        let parent = tempfile::tempdir().unwrap();
-        let scratch = scratch(parent.path());
-        let precious = scratch.merged().join("precious");
-        fs::write(&precious, "").unwrap();
-        let merged = scratch.merged();
-        let upper = scratch.upper();
-        assert!(matches!(scratch.into_upper(), Err(Cause::Io { path, .. }) if path == merged));
-        assert!(precious.exists() && upper.exists());
+        for behind in [false, true] {
+            let parent = tempfile::tempdir().unwrap();
+            let scratch = scratch(parent.path());
+            let precious = scratch.merged().join("precious");
+            fs::write(&precious, "").unwrap();
+            let merged = scratch.merged();
+            let upper = scratch.upper();
+            let result = if behind { scratch.into_upper_behind().map(drop) } else { scratch.into_upper().map(drop) };
+            assert!(matches!(result, Err(Cause::Io { path, .. }) if path == merged));
+            assert!(precious.exists() && upper.exists());
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) trait Host: Send + Sized {
     /// Whether nobody waits for the command any more.
     fn is_cancelled(&self) -> bool;
     /// What is to be told of a command that was cancelled before it began.
-    fn never_begun(&mut self) -> Self::Outcome;
+    fn never_begun(&mut self, scratch: &Self::Scratch) -> Self::Outcome;
     fn prep_upper(&mut self, scratch: &Self::Scratch) -> Result<(), Cause>;
     /// Calls `work` where its mounts are seen by nobody else.
     fn privately<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> T + Send) -> Result<T, Cause>;
@@ -75,7 +75,7 @@ fn phases<H: Host>(host: &mut H, scratch: &H::Scratch, clock: &mut Timings) -> R
     step(clock, Phase::Plan, || host.plan(scratch))?;
     step(clock, Phase::Merge, || host.merge(scratch))?;
     if host.is_cancelled() {
-        return Ok(host.never_begun());
+        return Ok(host.never_begun(scratch));
     }
     step(clock, Phase::PrepUpper, || host.prep_upper(scratch))?;
     let outcome = host.privately(|host| {
@@ -155,7 +155,7 @@ mod tests {
         fn is_cancelled(&self) -> bool {
             self.cancelled
         }
-        fn never_begun(&mut self) -> &'static str {
+        fn never_begun(&mut self, _: &Dir) -> &'static str {
             "never begun"
         }
         fn prep_upper(&mut self, _: &Dir) -> Result<(), Cause> {

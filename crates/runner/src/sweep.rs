@@ -73,7 +73,9 @@ mod tests {
         let gone = dead.path().to_path_buf();
         drop(dead);
         let (live, _) = RunDir::create(scratch.path()).unwrap();
-        let kept = RunDir::create(scratch.path()).unwrap().0.keep().unwrap();
+        let (mut run, _) = RunDir::create(scratch.path()).unwrap();
+        run.keep().unwrap();
+        let kept = run.path().to_path_buf();
         for name in ["layered-of-somebody-else", "other"] {
             fs::create_dir(scratch.path().join(name)).unwrap();
         }

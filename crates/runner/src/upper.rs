@@ -103,11 +103,34 @@ impl Upper {
     /// returns its path there.
     #[must_use = "nobody else knows where the upper is"]
     pub fn keep(mut self) -> PathBuf {
-        let run = self.run.take().expect("an upper has a directory until it is given away");
-        match if self.kept.is_some() { None } else { run.keep() } {
-            Some(kept) => kept.join("upper"),
-            None => std::mem::take(&mut self.path),
+        if let Err(cause) = self.make_kept() {
+            log::error!("{} is kept, but a sweep would take it: {}", self.path.display(), chain(&cause));
         }
+        self.run = None;
+        std::mem::take(&mut self.path)
+    }
+
+    /// The same upper, kept from now on: dropped, it stays.
+    pub(crate) fn into_kept(mut self) -> Result<Self, Cause> {
+        self.make_kept()?;
+        Ok(self)
+    }
+
+    fn make_kept(&mut self) -> Result<(), Cause> {
+        if self.kept.is_none() {
+            let run = self.run.as_mut().expect("an upper has a directory until it is given away");
+            self.kept = Some(run.keep()?);
+            self.path = run.path().join("upper");
+        }
+        Ok(())
+    }
+
+    /// Deletes what [`keep`](Self::keep) has left in `dir`, also if the upper itself is not there any more.
+    ///
+    /// # Errors
+    /// [`Cause::NotKept`], [`Cause::InUse`]; [`Cause::Layer`] with the entry that could not be removed.
+    pub fn discard(dir: impl AsRef<Path>) -> Result<(), Cause> {
+        RunDir::kept(dir.as_ref())?.0.remove()
     }
 
     /// Moves it into a new directory beside its own, which is given back. On an error it is where it was.

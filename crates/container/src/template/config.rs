@@ -18,6 +18,14 @@ pub struct Config {
     cgroups_path: Option<String>,
 }
 
+/// A limit of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MemoryLimit {
+    pub(crate) bytes: u64,
+    /// Whether it is one of memory and swap together, at which the kernel kills: what the builder makes.
+    pub(crate) is_plain: bool,
+}
+
 impl Config {
     /// `template` has been checked.
     pub(super) fn new(template: Arc<Value>, rootfs: impl Into<String>) -> Config {
@@ -39,10 +47,14 @@ impl Config {
         Path::new(&self.rootfs)
     }
 
-    /// The most memory that the container may have, in bytes; `None` for no limit.
-    pub(crate) fn memory_limit_bytes(&self) -> Option<u64> {
+    /// The most memory that the container may have; `None` for no limit.
+    pub(crate) fn memory_limit(&self) -> Option<MemoryLimit> {
+        let memory = self.template.pointer("/linux/resources/memory")?;
         // -1 is no limit.
-        self.template.pointer("/linux/resources/memory/limit").and_then(Value::as_u64)
+        let bytes = memory.get("limit").and_then(Value::as_u64)?;
+        let with_swap = memory.get("swap").and_then(Value::as_u64) == Some(bytes);
+        let kills = memory.get("disableOOMKiller").and_then(Value::as_bool) != Some(true);
+        Some(MemoryLimit { bytes, is_plain: with_swap && kills })
     }
 
     /// Whether the command gets a terminal of its own.

@@ -58,6 +58,12 @@ Examples:
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let description = args.upper.join(kept::DESCRIPTION);
+    if description.is_file() && (args.run.is_some() || args.base.is_some()) {
+        bail!(
+            "{} is a kept run, which tells by itself what was below: leave out --run and --base",
+            args.upper.display()
+        );
+    }
     let (mut capture, meta, kept) = match (&args.run, &args.base) {
         (Some(report), _) => of_run(report).map(|(capture, meta)| (capture, meta, None))?,
         (None, Some(base)) => {

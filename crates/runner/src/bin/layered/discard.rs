@@ -1,5 +1,7 @@
 use std::process::ExitCode;
 
+use runner::Upper;
+
 use crate::kept::KeptArgs;
 
 /// Delete what a run with --keep-failed has left.
@@ -11,6 +13,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    args.kept.reopen()?.close()?;
+    Upper::discard(args.kept.dir())?;
     Ok(ExitCode::SUCCESS)
 }

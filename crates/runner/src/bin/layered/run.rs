@@ -69,7 +69,7 @@ pub(crate) struct Args {
     /// How long the command may take to end after --timeout or a signal asked it to [default: 5s].
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     grace: Option<Duration>,
-    /// Keep the upper at DIR, which must not exist. The scratch is made beside it unless --scratch says otherwise.
+    /// Keep the upper at DIR, which must not exist; after a failure --keep-failed comes first. The scratch is made beside it unless --scratch says otherwise.
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
     /// If the command fails, keep what it wrote in the scratch directory, for `layered shell`, with a description of the stack.
@@ -191,7 +191,9 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
     json["upper"] = if keep {
         let kept = upper.keep();
         let dir = parent(&kept);
-        KeptRun { base, layers, template }.write(dir, json.clone())?;
+        if let Err(error) = (KeptRun { base, layers, template }).write(dir, json.clone()) {
+            complain(format_args!("without its description `layered shell` is of no use: {error:#}"));
+        }
         let dir = dir.display();
         complain(format_args!(
             "what the command wrote is kept: see `layered shell {dir}`; `layered commit` or `layered discard` ends it"
