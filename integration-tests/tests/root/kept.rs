@@ -125,6 +125,23 @@ fn one_visit_at_a_time_and_a_killed_one_does_no_harm() {
 }
 
 #[test]
+fn a_kept_run_tells_itself_what_was_below() {
+    let fixture = Fixture::new();
+    let kept = failed_build(&fixture);
+    let mut commit = layered();
+    commit.arg("commit").arg(&kept).arg(fixture.store().join("new")).arg("--base").arg(fixture.base().path());
+    let output = commit.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(125), 1), "{stderr}");
+    assert!(stderr.contains("leave out --run and --base"), "{stderr}");
+    assert!(kept.join("upper/new").is_dir() && !fixture.store().join("new").exists());
+    // Of a discard that was killed half way the rest can be discarded.
+    fs::remove_dir_all(kept.join("upper")).unwrap();
+    discard(&kept);
+    fixture.assert_clean();
+}
+
+#[test]
 fn what_is_no_kept_run_is_said_so() {
     let fixture = Fixture::new();
     let store = fixture.store();

@@ -105,6 +105,27 @@ fn wait_or_kill(mut child: Child, kill_within: Option<Duration>, dice: &mut Dice
 }
 
 #[test]
+fn a_result_holds_what_it_was_made_over() {
+    let fixture = Fixture::new();
+    // One that a collector may take from.
+    let store = fixture.path().join("collected");
+    fs::create_dir(&store).unwrap();
+    let layers = ["a", "b", "c"].map(|name| {
+        make(&store, name);
+        Layer::open(store.join(name)).unwrap()
+    });
+    let collect = || {
+        let output = layered().arg("gc").arg(&store).args(["--max-bytes", "0"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        layers.iter().filter(|layer| layer.path().exists()).count()
+    };
+    let report = fixture.run(&layers[..2], "true");
+    assert_eq!(collect(), 2);
+    drop(report);
+    assert_eq!(collect(), 0);
+}
+
+#[test]
 fn no_run_loses_a_layer_in_a_storm_of_collectors() {
     const LAYERS: usize = 30;
     let fixture = Fixture::new();
