@@ -25,8 +25,8 @@ pub(crate) fn stacked_bars(bars: &[Bar]) -> String {
     draw(&mut svg, bars, 0.0, "The phases of a run (median)", |_| true);
     draw(&mut svg, bars, panel, "The same without the runtime", |phase| phase != "runc_run");
     let names = bars.first().map(|bar| bar.parts.iter().map(|(name, _)| *name)).into_iter().flatten();
-    for (index, (name, colour)) in names.zip(COLOURS).enumerate() {
-        let (x, y) = (10.0 + index as f64 * 98.0, 2.0 * panel + 15.0);
+    let (mut x, y) = (10.0, 2.0 * panel + 15.0);
+    for (name, colour) in names.zip(COLOURS) {
         // Writing to a string does not fail.
         let _ = writeln!(
             svg,
@@ -34,6 +34,7 @@ pub(crate) fn stacked_bars(bars: &[Bar]) -> String {
             x + 16.0,
             y + 10.0
         );
+        x += 36.0 + 7.0 * name.len() as f64;
     }
     svg.push_str("</svg>\n");
     svg

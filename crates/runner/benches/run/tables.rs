@@ -97,7 +97,10 @@ pub(crate) fn costs(places: &Places, rounds: usize) -> Result<(String, Vec<Bar>)
                 if sequence_runs { replaced.ratio(&whole) } else { "–".into() },
             ]);
             let parts = Phase::TIMED.iter().zip(&phases).map(|(phase, sample)| (phase.name(), sample.median()));
-            bars.push(Bar { label: format!("{runtime}, {layers} layers"), parts: parts.collect() });
+            bars.push(Bar {
+                label: format!("{runtime}, {layers} layer{}", if layers == 1 { "" } else { "s" }),
+                parts: parts.collect(),
+            });
         }
     }
     let mut text = table("A trivial command", &rows);
