@@ -348,7 +348,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let value = serde_json::json!({
             "ociVersion": "1.1.0",
-            "process": {"args": ["sh"], "cwd": "/work/here", "user": {"uid": 0, "gid": 0}},
+            "process": {"args": ["sh"], "cwd": "/job/here", "user": {"uid": 0, "gid": 0}},
             "root": {"path": "<rootfs>"},
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -360,9 +360,9 @@ mod tests {
         });
         let mut rootfs = Rootfs::open(dir.path()).unwrap();
         rootfs.mount_points(&Template::from_value(value).unwrap()).unwrap();
-        let expected = ["/proc", "/tmp", "/plain", "/file", "/work", "/work/here"];
+        let expected = ["/proc", "/tmp", "/plain", "/file", "/job", "/job/here"];
         assert_eq!(rootfs.made(), expected.map(PathBuf::from));
-        for (name, mode) in [("proc", 0o755), ("tmp", 0o1700), ("plain", 0o1777), ("work", 0o755)] {
+        for (name, mode) in [("proc", 0o755), ("tmp", 0o1700), ("plain", 0o1777), ("job", 0o755)] {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777, mode, "{name}");
         }

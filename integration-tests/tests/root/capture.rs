@@ -316,14 +316,14 @@ fn what_the_command_changed_stays() {
         fs::File::open(fixture.base().fs().join(path)).unwrap().set_modified(long_ago).unwrap();
     }
     let bind = |target: &str| TemplateMount::bind(fixture.store(), target);
-    let template = shell("echo more >> /etc/hosts; echo new > /work/result; chmod 700 /conf; echo x > /opt/tools/x")
-        .cwd("/work")
+    let template = shell("echo more >> /etc/hosts; echo new > /job/result; chmod 700 /conf; echo x > /opt/tools/x")
+        .cwd("/job")
         .mount(bind("/conf/one"))
         .mount(bind("/opt/tools/two"))
         .mount(bind("/gone/three"));
     let report = runner::run(&fixture.base(), &[], &template.build().unwrap(), fixture.options()).unwrap();
     let (layer, _) = of_run(&fixture, report);
-    let expected = ["conf", "etc", "etc/hosts", "opt", "opt/tools", "opt/tools/x", "work", "work/result"];
+    let expected = ["conf", "etc", "etc/hosts", "job", "job/result", "opt", "opt/tools", "opt/tools/x"];
     assert_eq!(names(&layer.fs()), expected);
     assert!(fs::read_to_string(layer.fs().join("etc/hosts")).unwrap().ends_with("more\n"));
     assert_eq!(fs::metadata(layer.fs().join("conf")).unwrap().permissions().mode() & 0o7777, 0o700);

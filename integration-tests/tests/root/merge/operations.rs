@@ -116,6 +116,7 @@ fn kind(dir: &OwnedFd, name: &OsStr) -> Result<FileType> {
     Ok(FileType::from_raw_mode(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode))
 }
 
+/// Removes what can be removed, whatever the order in which it is listed, which is no part of a tree.
 fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     match unlinkat(dir, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => {}
@@ -123,17 +124,18 @@ fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let inner = openat(dir, name, flags, Mode::empty())?;
+    let mut removed = Ok(());
     for entry in Dir::read_from(&inner)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             use std::os::unix::ffi::OsStrExt;
             match remove_all(inner.as_fd(), OsStr::from_bytes(name)) {
-                // Listed and not there: the layers' own fault.
+                // Listed and not there: the layers' own fault. So is a directory that such a name keeps from going.
                 Err(Errno::NOENT) => {}
-                result => result?,
+                result => removed = removed.and(result),
             }
         }
     }
-    unlinkat(dir, name, AtFlags::REMOVEDIR)
+    removed.and(unlinkat(dir, name, AtFlags::REMOVEDIR))
 }
