@@ -82,6 +82,10 @@ impl Host for Machine<'_> {
     type Upper = (Upper, Option<Removal>, Option<Hold>);
 
     fn inputs(&mut self) -> Result<(), Cause> {
+        // From the beginning: it stays, whatever fails.
+        if let Some(upper) = self.options.over.take() {
+            self.options.over = Some(upper.into_kept()?);
+        }
         use container::{Input, Output};
         let piped = !matches!(
             (&self.options.stdin, &self.options.stdout, &self.options.stderr),

@@ -112,8 +112,14 @@ impl Upper {
 
     /// The same upper, kept from now on: dropped, it stays.
     pub(crate) fn into_kept(mut self) -> Result<Self, Cause> {
-        self.make_kept()?;
-        Ok(self)
+        match self.make_kept() {
+            Ok(()) => Ok(self),
+            Err(cause) => {
+                // It is worth more than a tidy directory.
+                self.leave();
+                Err(cause)
+            }
+        }
     }
 
     fn make_kept(&mut self) -> Result<(), Cause> {

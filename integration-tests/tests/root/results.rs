@@ -309,6 +309,21 @@ fn a_cancel_before_the_command_begins_is_told_the_same_way() {
 }
 
 #[test]
+fn an_upper_that_is_run_over_stays_whatever_fails() {
+    let fixture = Fixture::new();
+    let upper = fixture.run(&[], "echo first > /first").upper;
+    let missing = Layer::at(fixture.store().join("missing"));
+    let template = shell("true").build().unwrap();
+    let error = runner::run(&fixture.base(), &[missing], &template, fixture.options().over(upper)).unwrap_err();
+    assert_eq!(error.phase(), Phase::Inputs);
+    let kept: Vec<_> = fs::read_dir(fixture.scratch()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [kept] = &kept[..] else { panic!("{kept:?}") };
+    let options = fixture.options().over(runner::Upper::reopen(kept).unwrap());
+    assert_eq!(stdout(&fixture.run_with(&[], "cat /first", options)), "first\n");
+    runner::Upper::discard(kept).unwrap();
+}
+
+#[test]
 fn too_much_output_ends_the_command() {
     let fixture = Fixture::new();
     let path = fixture.path().join("log");
