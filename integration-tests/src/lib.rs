@@ -1,6 +1,7 @@
 //! What the integration tests share: a machine to run on that must be left as it was, layers, a look at trees, and
-//! one at system calls.
+//! one at system calls and at seccomp filters.
 
+pub mod filter;
 mod fixture;
 mod known_run;
 pub mod stack;

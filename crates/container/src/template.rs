@@ -21,9 +21,10 @@ mod validate;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use serde::{Serialize, Serializer};
+use oci_spec::runtime::LinuxSeccomp;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 pub use builder::TemplateBuilder;
@@ -62,10 +63,12 @@ pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
 /// ```
 ///
 /// [OCI runtime specification]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config.md
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Template {
     /// Shared with every configuration that is made of it.
     value: Arc<Value>,
+    /// What its `linux.seccomp` is compiled to, if that is this crate's own.
+    filter: Option<Arc<OnceLock<Option<String>>>>,
 }
 
 impl Template {
@@ -108,7 +111,7 @@ impl Template {
     /// [`TemplateError::RootFilled`], and the rest of [`TemplateError`] for values that the builder would refuse too.
     pub fn from_value(value: Value) -> Result<Template, TemplateError> {
         validate::value(&value)?;
-        Ok(Template { value: Arc::new(value) })
+        Ok(Template { value: Arc::new(value), filter: None })
     }
 
     /// The same container with another command.
@@ -144,7 +147,7 @@ impl Template {
             path: rootfs.to_owned(),
             remedy: "choose another scratch directory",
         })?;
-        Ok(Config::new(Arc::clone(&self.value), rootfs))
+        Ok(Config::new(self.clone(), rootfs))
     }
 
     /// The command: the program and its arguments.
@@ -196,8 +199,24 @@ impl Template {
         self.array("/mounts").map(|json| MountEntry { json })
     }
 
+    /// The program that its seccomp profile comes to, in Base64, made when it is first asked for.
+    fn filter(&self) -> Option<&str> {
+        let compile = || {
+            let profile = LinuxSeccomp::deserialize(self.value.pointer("/linux/seccomp")?).ok()?;
+            seccomp::compiled(&profile)
+        };
+        self.filter.as_ref()?.get_or_init(compile).as_deref()
+    }
+
     fn array(&self, pointer: &str) -> impl Iterator<Item = &Value> {
         self.value.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
+    }
+}
+
+impl PartialEq for Template {
+    /// Whether they are the same configuration.
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
     }
 }
 

@@ -201,7 +201,7 @@ impl Host for Machine<'_> {
         let config = self.template.instantiate(mounted.path()).map_err(container::Error::from)?;
         // A template from a file may name a group of its own, which is then the runtime's to remove.
         let own = config.cgroups_path().is_none();
-        let config = config.with_default_cgroups_path(cgroup.container_path());
+        let config = self.options.runtime.prepare_config(config.with_default_cgroups_path(cgroup.container_path()));
         let bundle = Bundle::create(scratch.dir(), &config).map_err(container::Error::from)?;
         Ok(Prepared { bundle, cgroup: own.then_some(cgroup) })
     }

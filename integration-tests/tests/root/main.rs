@@ -10,6 +10,7 @@
 //! - `kept`: failed builds that are kept, and visits to them
 //! - `kills`: what is left when a run's process, or its runtime, is killed
 //! - `faults`: what comes of a run when one of its system calls fails
+//! - `filter`: the seccomp filter that crun is given, against the one that libseccomp makes
 //! - `ladder`: the same tree on every rung, at any number of layers
 //! - `merge`: the hardlink merge against the kernel's own view
 //! - `lookup`: which layer of a stack a path is from, and what several provide, against the kernel's own view
@@ -33,6 +34,7 @@ mod debian;
 mod doctor;
 mod environment;
 mod faults;
+mod filter;
 mod inputs;
 mod kept;
 mod kills;

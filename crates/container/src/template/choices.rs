@@ -49,7 +49,8 @@ pub enum Seccomp {
     /// **No program can make a namespace of its own**, so a sandbox within the build (bubblewrap, `unshare`, a browser's) does
     /// not start. [`Unconfined`](Self::Unconfined) gives it back; so does `CAP_SYS_ADMIN`, and far more with it.
     ///
-    /// The runtime has libseccomp compile the filter at each start, which takes milliseconds (6 on x86_64 with 2.5.4).
+    /// runc has libseccomp compile the filter at each start, which takes milliseconds (6 on x86_64 with 2.5.4). crun is spared that
+    /// on x86_64: see [`Runtime::prepare_config`](crate::Runtime::prepare_config).
     #[default]
     Default,
     /// All of them, which leaves the kernel's own checks.

@@ -1,11 +1,11 @@
 use std::path::Path;
-use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
 use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
+use super::Template;
 use super::error::TemplateError;
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
@@ -13,10 +13,14 @@ use super::error::TemplateError;
 /// It is the template and what differs from it: nothing is copied until it is written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    template: Arc<Value>,
+    template: Template,
     rootfs: String,
     cgroups_path: Option<String>,
+    has_filter: bool,
 }
+
+/// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
+const CRUN_FILTER: &str = "run.oci.seccomp_bpf_data";
 
 /// A limit of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +32,8 @@ pub(crate) struct MemoryLimit {
 
 impl Config {
     /// `template` has been checked.
-    pub(super) fn new(template: Arc<Value>, rootfs: impl Into<String>) -> Config {
-        Config { template, rootfs: rootfs.into(), cgroups_path: None }
+    pub(super) fn new(template: Template, rootfs: impl Into<String>) -> Config {
+        Config { template, rootfs: rootfs.into(), cgroups_path: None, has_filter: false }
     }
 
     /// The configuration in `oci-spec`'s types: a copy, and without the keys that they do not have.
@@ -49,7 +53,7 @@ impl Config {
 
     /// The most memory that the container may have; `None` for no limit.
     pub(crate) fn memory_limit(&self) -> Option<MemoryLimit> {
-        let memory = self.template.pointer("/linux/resources/memory")?;
+        let memory = self.template.value.pointer("/linux/resources/memory")?;
         // -1 is no limit.
         let bytes = memory.get("limit").and_then(Value::as_u64)?;
         let with_swap = memory.get("swap").and_then(Value::as_u64) == Some(bytes);
@@ -59,7 +63,7 @@ impl Config {
 
     /// Whether the command gets a terminal of its own.
     pub(crate) fn has_terminal(&self) -> bool {
-        self.template.pointer("/process/terminal").and_then(Value::as_bool).unwrap_or_default()
+        self.template.value.pointer("/process/terminal").and_then(Value::as_bool).unwrap_or_default()
     }
 
     /// The control group that the runtime is to put the container into, if one is named.
@@ -68,7 +72,7 @@ impl Config {
     ///
     /// [`linux.cgroupsPath`]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config-linux.md#cgroups-path
     pub fn cgroups_path(&self) -> Option<&str> {
-        let templates = self.template.pointer("/linux/cgroupsPath").and_then(Value::as_str);
+        let templates = self.template.value.pointer("/linux/cgroupsPath").and_then(Value::as_str);
         // An empty string is how programs in Go write an absent one.
         self.cgroups_path.as_deref().or(templates).filter(|path| !path.is_empty())
     }
@@ -76,6 +80,12 @@ impl Config {
     /// Names the control group, in the place of one that the template may have named.
     pub fn set_cgroups_path(&mut self, path: impl Into<String>) {
         self.cgroups_path = Some(path.into());
+    }
+
+    /// Hands crun its seccomp filter ready made, if it is known here what it comes to.
+    pub(crate) fn with_filter_for_crun(mut self) -> Config {
+        self.has_filter = true;
+        self
     }
 
     /// Names the control group unless the template did.
@@ -92,17 +102,24 @@ impl Serialize for Config {
     /// Straight from the template, with the two values that differ in their places.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let none = Map::new();
-        let template = self.template.as_object().unwrap_or(&none);
+        let template = self.template.value.as_object().unwrap_or(&none);
+        let filter = self.has_filter.then(|| self.template.filter()).flatten();
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in template {
             match (key.as_str(), &self.cgroups_path) {
                 ("root", _) => map.serialize_entry(key, &With { value, key: "path", text: &self.rootfs })?,
+                ("annotations", _) if filter.is_some() => {
+                    map.serialize_entry(key, &With { value, key: CRUN_FILTER, text: filter.unwrap_or_default() })?;
+                }
                 ("linux", Some(path)) => map.serialize_entry(key, &With { value, key: "cgroupsPath", text: path })?,
                 _ => map.serialize_entry(key, value)?,
             }
         }
         if let (Some(path), false) = (&self.cgroups_path, template.contains_key("linux")) {
             map.serialize_entry("linux", &json!({"cgroupsPath": path}))?;
+        }
+        if let (Some(filter), false) = (filter, template.contains_key("annotations")) {
+            map.serialize_entry("annotations", &json!({CRUN_FILTER: filter}))?;
         }
         map.end()
     }
@@ -135,10 +152,12 @@ impl Serialize for With<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn config(template: Value) -> Config {
-        Config::new(Arc::new(template), "/run/merged")
+        Config::new(Template { value: Arc::new(template), filter: None }, "/run/merged")
     }
 
     #[test]
@@ -155,6 +174,27 @@ mod tests {
             let written = serde_json::to_value(&config).unwrap();
             assert_eq!(written.pointer("/linux/cgroupsPath"), Some(&json!(path)));
         }
+    }
+
+    /// On other machines every runtime makes its own.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn crun_gets_its_filter_beside_the_profile_and_other_annotations() {
+        let template = Template::builder(["true"]).annotation("a", "b").build().unwrap();
+        let plain = template.instantiate(Path::new("/run/merged")).unwrap();
+        let mut expected = serde_json::to_value(&plain).unwrap();
+        let written = serde_json::to_value(plain.with_filter_for_crun()).unwrap();
+        let filter = template.filter().unwrap();
+        assert!(filter.len() > 1_000, "{filter}");
+        expected["annotations"][CRUN_FILTER] = json!(filter);
+        assert_eq!(written, expected);
+
+        let unknown = Template::from_value(serde_json::to_value(&template).unwrap()).unwrap();
+        let unknown = unknown.instantiate(Path::new("/run/merged")).unwrap();
+        assert_eq!(
+            serde_json::to_value(unknown.clone().with_filter_for_crun()).unwrap(),
+            serde_json::to_value(unknown).unwrap()
+        );
     }
 
     #[test]

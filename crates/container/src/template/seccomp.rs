@@ -1,9 +1,11 @@
 //! The filter of a container: which profile, and the rule that makes `fsync` free.
 
 mod profile;
+mod program;
 
 use std::env::consts::ARCH;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use oci_spec::runtime::{Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall};
 
 use super::choices::{Fsync, Seccomp};
@@ -38,6 +40,11 @@ pub(super) fn filter(seccomp: &Seccomp, fsync: Fsync, capabilities: &[Capability
             Some(profile)
         }
     }
+}
+
+/// The program of a filter as crun takes it: in Base64. `None` if it is for the runtime to make.
+pub(super) fn compiled(filter: &LinuxSeccomp) -> Option<String> {
+    program::compile(filter).map(|program| BASE64_STANDARD.encode(program))
 }
 
 /// A profile that lets every call through: the ground for rules that change a few.

@@ -1,0 +1,310 @@
+//! A profile as the program that the kernel runs: classic BPF over `struct seccomp_data` (seccomp(2)).
+//!
+//! Runtimes have libseccomp make it at each start, which takes milliseconds. It is made here once for a template; that it answers
+//! every call as libseccomp's does is held by a test that asks both about all of them.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompOperator as Operator,
+};
+use syscalls::{x86, x86_64};
+
+/// An instruction, `struct sock_filter` in linux/filter.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Instruction {
+    code: u16,
+    if_true: u8,
+    if_false: u8,
+    k: u32,
+}
+
+/// linux/bpf_common.h: load a word of the data; and with a constant; jump if equal, if not less, always; return a constant.
+const LOAD: u16 = 0x20;
+const AND: u16 = 0x54;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
+const JUMP: u16 = 0x05;
+const RETURN: u16 = 0x06;
+
+/// Where things are in `struct seccomp_data`; of an argument the lower half, on a little-endian machine.
+const NUMBER: u32 = 0;
+const CONVENTION: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+/// linux/seccomp.h.
+const ALLOW: u32 = 0x7fff_0000;
+const ERRNO: u32 = 0x0005_0000;
+const KILL_THREAD: u32 = 0;
+
+/// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_I386` in linux/audit.h.
+const X86_64: u32 = 0xc000_003e;
+const I386: u32 = 0x4000_0003;
+
+/// `BPF_MAXINSNS` in linux/bpf_common.h.
+const MOST_INSTRUCTIONS: usize = 4096;
+
+/// The conventions that a filter can be made for.
+const CONVENTIONS: [(Arch, Convention); 2] = [
+    (
+        Arch::ScmpArchX86_64,
+        Convention { audit: X86_64, calls: || numbers(x86_64::Sysno::iter(), |call| (call.id(), call.name())) },
+    ),
+    (
+        Arch::ScmpArchX86,
+        Convention { audit: I386, calls: || numbers(x86::Sysno::iter(), |call| (call.id(), call.name())) },
+    ),
+];
+
+/// The call numbers of x32 begin here, under the convention of x86_64. libseccomp kills whoever makes one that the filter is not
+/// for, but for the last, which is what a tracer skips a call with.
+const X32: std::ops::Range<u32> = 0x4000_0000..0xffff_ffff;
+
+#[derive(Clone, Copy)]
+struct Convention {
+    /// What the kernel calls it.
+    audit: u32,
+    /// The numbers and names of its calls.
+    calls: fn() -> BTreeMap<u32, &'static str>,
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Always(u32),
+    /// The first test that holds decides; if none does, the last number.
+    ByArgument(Vec<(Test, u32)>, u32),
+}
+
+/// Whether an argument, as far as the mask looks at it, has a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Test {
+    argument: u32,
+    mask: u32,
+    value: u32,
+}
+
+/// The program of `profile` as bytes, for a machine like this one; `None` for what only libseccomp knows: other architectures,
+/// other actions than to allow and to answer with an error, other tests than of the lower half of one argument under a mask.
+pub(super) fn compile(profile: &LinuxSeccomp) -> Option<Vec<u8>> {
+    if !cfg!(target_arch = "x86_64") {
+        return None;
+    }
+    let program = program(profile)?;
+    let bytes = program.iter().flat_map(|Instruction { code, if_true, if_false, k }| {
+        let [code, k] = [&code.to_ne_bytes()[..], &k.to_ne_bytes()];
+        [code, &[*if_true, *if_false], k].concat()
+    });
+    Some(bytes.collect())
+}
+
+fn program(profile: &LinuxSeccomp) -> Option<Vec<Instruction>> {
+    let otherwise = result(profile.default_action(), profile.default_errno_ret())?;
+    let verdicts = verdicts(profile, otherwise)?;
+    let mut program = vec![load(CONVENTION)];
+    for arch in profile.architectures().as_deref()? {
+        let (_, convention) = CONVENTIONS.iter().find(|(known, _)| known == arch)?;
+        let mut calls = vec![load(NUMBER)];
+        calls.extend(tree(&ranges(&verdicts, otherwise, convention)));
+        program.push(Instruction { code: JUMP_EQUAL, if_true: 1, if_false: 0, k: convention.audit });
+        program.push(Instruction { code: JUMP, if_true: 0, if_false: 0, k: calls.len() as u32 });
+        program.extend(calls);
+    }
+    program.push(ret(KILL_THREAD));
+    (program.len() <= MOST_INSTRUCTIONS).then_some(program)
+}
+
+/// What becomes of the calls that have rules, by their names.
+fn verdicts(profile: &LinuxSeccomp, otherwise: u32) -> Option<HashMap<&str, Verdict>> {
+    let mut verdicts = HashMap::new();
+    for rule in profile.syscalls().iter().flatten() {
+        let action = result(rule.action(), rule.errno_ret())?;
+        let test = match rule.args().as_deref().unwrap_or_default() {
+            [] => None,
+            [argument] => Some(test(argument)?),
+            _ => return None,
+        };
+        for name in rule.names() {
+            match (verdicts.entry(name.as_str()), test) {
+                (Entry::Vacant(entry), None) => drop(entry.insert(Verdict::Always(action))),
+                (Entry::Vacant(entry), Some(test)) => {
+                    entry.insert(Verdict::ByArgument(vec![(test, action)], otherwise));
+                }
+                (Entry::Occupied(mut entry), Some(test)) => match entry.get_mut() {
+                    Verdict::ByArgument(tests, _) => tests.push((test, action)),
+                    Verdict::Always(_) => return None,
+                },
+                // Two rules for one call: libseccomp's versions differ.
+                (Entry::Occupied(_), None) => return None,
+            }
+        }
+    }
+    Some(verdicts)
+}
+
+/// What becomes of the calls of one convention: from each number on, up to the next.
+fn ranges(verdicts: &HashMap<&str, Verdict>, otherwise: u32, convention: &Convention) -> Vec<(u32, Verdict)> {
+    let mut ranges = vec![(0, Verdict::Always(otherwise))];
+    let mut next = 0;
+    for (number, name) in (convention.calls)() {
+        let Some(verdict) = verdicts.get(name) else { continue };
+        if next < number {
+            ranges.push((next, Verdict::Always(otherwise)));
+        }
+        ranges.push((number, verdict.clone()));
+        next = number + 1;
+    }
+    ranges.push((next, Verdict::Always(otherwise)));
+    if convention.audit == X86_64 {
+        ranges.push((X32.start, Verdict::Always(KILL_THREAD)));
+        ranges.push((X32.end, Verdict::Always(otherwise)));
+    }
+    ranges.dedup_by(|later, earlier| match later.0 == earlier.0 {
+        // An empty one: the later takes its place.
+        true => {
+            earlier.1 = later.1.clone();
+            true
+        }
+        false => later.1 == earlier.1,
+    });
+    ranges
+}
+
+/// Finds the range that the loaded number is in, by halves.
+fn tree(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
+    let [(_, verdict)] = ranges else {
+        let (low, high) = ranges.split_at(ranges.len() / 2);
+        let (below, above) = (tree(low), tree(high));
+        let k = high[0].0;
+        let mut both = match u8::try_from(below.len()) {
+            Ok(if_true) => vec![Instruction { code: JUMP_GREATER_OR_EQUAL, if_true, if_false: 0, k }],
+            // Too far for a jump that depends.
+            Err(_) => vec![
+                Instruction { code: JUMP_GREATER_OR_EQUAL, if_true: 0, if_false: 1, k },
+                Instruction { code: JUMP, if_true: 0, if_false: 0, k: below.len() as u32 },
+            ],
+        };
+        both.extend(below);
+        both.extend(above);
+        return both;
+    };
+    match verdict {
+        Verdict::Always(result) => vec![ret(*result)],
+        Verdict::ByArgument(tests, otherwise) => {
+            let tests = tests.iter().flat_map(|(Test { argument, mask, value }, result)| {
+                [
+                    load(ARGUMENTS + 8 * argument),
+                    Instruction { code: AND, if_true: 0, if_false: 0, k: *mask },
+                    Instruction { code: JUMP_EQUAL, if_true: 0, if_false: 1, k: *value },
+                    ret(*result),
+                ]
+            });
+            tests.chain([ret(*otherwise)]).collect()
+        }
+    }
+}
+
+fn load(k: u32) -> Instruction {
+    Instruction { code: LOAD, if_true: 0, if_false: 0, k }
+}
+
+fn ret(k: u32) -> Instruction {
+    Instruction { code: RETURN, if_true: 0, if_false: 0, k }
+}
+
+fn result(action: Action, errno: Option<u32>) -> Option<u32> {
+    match action {
+        Action::ScmpActAllow => Some(ALLOW),
+        Action::ScmpActErrno => errno.filter(|errno| *errno <= 0xffff).map(|errno| ERRNO | errno),
+        _ => None,
+    }
+}
+
+fn test(argument: &LinuxSeccompArg) -> Option<Test> {
+    if argument.op() != Operator::ScmpCmpMaskedEq || argument.index() > 5 {
+        return None;
+    }
+    let low = |half: u64| u32::try_from(half).ok();
+    let (mask, value) = (low(argument.value())?, low(argument.value_two()?)?);
+    Some(Test { argument: argument.index() as u32, mask, value })
+}
+
+fn numbers<C>(calls: impl Iterator<Item = C>, of: impl Fn(&C) -> (i32, &'static str)) -> BTreeMap<u32, &'static str> {
+    calls.map(|call| of(&call)).filter_map(|(id, name)| Some((u32::try_from(id).ok()?, name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn compiled(change: impl FnOnce(&mut Value)) -> Option<Vec<Instruction>> {
+        let mut profile = json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": 38,
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [
+                {"names": ["read", "write", "no_such_call"], "action": "SCMP_ACT_ALLOW"},
+                {
+                    "names": ["open"],
+                    "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": 1, "value": 3, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]
+                }
+            ]
+        });
+        change(&mut profile);
+        program(&serde_json::from_value(profile).unwrap())
+    }
+
+    #[test]
+    fn ranges_are_found_by_halves_and_arguments_looked_at() {
+        let jump = |code, if_true, if_false, k| Instruction { code, if_true, if_false, k };
+        let no_such_call = ERRNO | 38;
+        let expected = vec![
+            load(CONVENTION),
+            jump(JUMP_EQUAL, 1, 0, X86_64),
+            jump(JUMP, 0, 0, 14),
+            load(NUMBER),
+            jump(JUMP_GREATER_OR_EQUAL, 7, 0, 3),
+            jump(JUMP_GREATER_OR_EQUAL, 1, 0, 2),
+            ret(ALLOW),
+            load(ARGUMENTS + 8),
+            jump(AND, 0, 0, 3),
+            jump(JUMP_EQUAL, 0, 1, 0),
+            ret(ALLOW),
+            ret(no_such_call),
+            jump(JUMP_GREATER_OR_EQUAL, 1, 0, X32.start),
+            ret(no_such_call),
+            jump(JUMP_GREATER_OR_EQUAL, 1, 0, X32.end),
+            ret(KILL_THREAD),
+            ret(no_such_call),
+            ret(KILL_THREAD),
+        ];
+        assert_eq!(compiled(|_| {}), Some(expected));
+    }
+
+    #[test]
+    fn what_is_not_known_exactly_is_left_to_the_runtime() {
+        let table: [(&str, Value); 9] = [
+            ("/architectures/0", json!("SCMP_ARCH_X32")),
+            ("/architectures", Value::Null),
+            ("/defaultAction", json!("SCMP_ACT_NOTIFY")),
+            ("/defaultErrnoRet", Value::Null),
+            ("/syscalls/0/action", json!("SCMP_ACT_KILL")),
+            ("/syscalls/0/names/0", json!("open")),
+            ("/syscalls/1/args/0/op", json!("SCMP_CMP_EQ")),
+            ("/syscalls/1/args/0/value", json!(1_u64 << 32)),
+            (
+                "/syscalls/1/args",
+                json!([{"index": 0, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"},
+                {"index": 1, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]),
+            ),
+        ];
+        for (field, value) in table {
+            let change = |profile: &mut Value| *profile.pointer_mut(field).unwrap() = value.clone();
+            assert_eq!(compiled(change), None, "{field}: {value}");
+        }
+    }
+}

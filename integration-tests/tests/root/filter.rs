@@ -1,0 +1,102 @@
+//! The seccomp filter that crun is given ready made, against the one that it has libseccomp make of the same profile.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use container::oci_spec::runtime::Capability;
+use container::{Fsync, Input, Output, Runtime, Template};
+use integration_tests::filter::{Call, Filter};
+use integration_tests::{Fixture, find, shell};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+/// `AUDIT_ARCH_X86_64`, `AUDIT_ARCH_I386`, `AUDIT_ARCH_AARCH64` in linux/audit.h.
+const CONVENTIONS: [u32; 3] = [0xc000_003e, 0x4000_0003, 0xc000_00b7];
+
+/// What `ENOSYS` is answered with: `SECCOMP_RET_ERRNO`, linux/seccomp.h.
+const NO_SUCH_CALL: u32 = 0x0005_0000 | 38;
+const ALLOW: u32 = 0x7fff_0000;
+
+/// The last call that libseccomp 2.5.4 knows, Debian 12's: `set_mempolicy_home_node`. To older ones than a profile the calls that
+/// they do not know are none. One of those has a number in a gap: `uretprobe`, on x86_64.
+const LAST_KNOWN: u32 = 450;
+const URETPROBE: u32 = 335;
+
+/// What crun has written down for the container's first process to load.
+fn loaded(fixture: &Fixture, template: &Template) -> Filter {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let scratch = fixture.scratch();
+    // The command waits until its file was read.
+    let mut waiting = Some(writer);
+    let ready = move |_: &[u8]| {
+        if waiting.take().is_some() {
+            sender.send(fs::read(find_program(&scratch)).unwrap()).unwrap();
+        }
+    };
+    let options = fixture
+        .options()
+        .runtime(Runtime::new(find("crun")))
+        .stdin(Input::File(File::from(reader)))
+        .stdout(Output::Callback(Box::new(ready)));
+    let report = runner::run(&fixture.base(), &[], template, options).unwrap();
+    assert!(report.status.success(), "{:?}", report.status);
+    Filter::from_bytes(&receiver.try_recv().unwrap())
+}
+
+fn find_program(scratch: &Path) -> PathBuf {
+    let only = |dir: &Path| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).next().unwrap();
+    only(&only(scratch).join("state")).join("seccomp.bpf")
+}
+
+/// Every call of the two conventions, some of x32 and some that are none; those whose arguments count with many.
+fn calls() -> Vec<Call> {
+    // socket, clone and personality, on x86_64 and i386.
+    let by_argument = [(0, [41, 56, 135]), (1, [359, 120, 136])];
+    let bits = (0..64).map(|bit| 1 << bit);
+    let many: Vec<u64> = (0..64).chain(bits.clone()).chain(bits.map(|bit: u64| bit | 8 | 0x11)).collect();
+    let special = [0x2_0008, 0xffff_ffff, u64::MAX, 0x7e02_0000, 0x3d_0f00, 0x0120_0011];
+    let edges = [0x3fff_ffff, 0x7fff_ffff, 0x8000_0000, 0xffff_fffe, 0xffff_ffff];
+    let mut calls = Vec::new();
+    for (index, convention) in CONVENTIONS.into_iter().enumerate() {
+        for number in (0..1_100).chain(0x4000_0000..0x4000_0400).chain(edges) {
+            let counts = by_argument.iter().any(|(of, numbers)| *of == index && numbers.contains(&number));
+            let first: Vec<u64> =
+                if counts { many.iter().chain(&special).copied().collect() } else { vec![0, 1, u64::MAX] };
+            calls.extend(first.into_iter().map(|first| Call {
+                convention,
+                number,
+                arguments: [first, 0, 7, 0, u64::MAX, 1],
+            }));
+        }
+    }
+    calls
+}
+
+#[test]
+fn it_answers_every_call_as_libseccomp_has_it() {
+    let fixture = Fixture::new();
+    let calls = calls();
+    let script = "echo ready; read line; true";
+    let rows = [
+        (vec![], Fsync::Ignored),
+        (vec![Capability::SysAdmin], Fsync::Real),
+        (vec![Capability::Chown, Capability::SysChroot, Capability::SysPtrace, Capability::SysNice], Fsync::Ignored),
+    ];
+    for (capabilities, fsync) in rows {
+        let template = shell(script).capabilities(capabilities.clone()).fsync(fsync).build().unwrap();
+        // The same profile, of which nothing else is known.
+        let unknown = Template::from_value(serde_json::to_value(&template).unwrap()).unwrap();
+        let (ours, theirs) = (loaded(&fixture, &template), loaded(&fixture, &unknown));
+        assert_ne!(ours.length(), theirs.length(), "both are libseccomp's");
+        let mut allowed = 0;
+        for call in &calls {
+            let (ours, theirs) = (ours.answer(call), theirs.answer(call));
+            let unknown = (LAST_KNOWN + 1..512).contains(&call.number) || call.number == URETPROBE;
+            let newer = theirs == NO_SUCH_CALL && unknown;
+            assert!(ours == theirs || newer, "{capabilities:?} {call:x?}: {ours:x}, libseccomp: {theirs:x}");
+            allowed += usize::from(ours == ALLOW);
+        }
+        assert!((1_000..calls.len() / 2).contains(&allowed), "{allowed} of {}", calls.len());
+    }
+}
