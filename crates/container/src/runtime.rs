@@ -3,7 +3,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -17,12 +17,14 @@ mod child;
 mod flaws;
 mod log;
 mod namespace;
+mod program;
 mod terminal;
 mod version;
 
 pub use cancel::Cancel;
 use child::{Child, Ended};
 pub use flaws::Flaw;
+use program::Program;
 pub use version::RuntimeVersion;
 
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their arguments.
@@ -263,17 +265,6 @@ impl Runtime {
         if cancel.is_some_and(Cancel::is_cancelled) {
             return Ok(Finished::new(Status::Cancelled));
         }
-        let mut command = Command::new(&self.program);
-        command.args(self.run_args(bundle.path(), id));
-        // Runtimes hand these on: runc would wait for the command to report to the service manager, as the caller has to.
-        for variable in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
-            command.env_remove(variable);
-        }
-        command.stdin(match stdin {
-            Input::Null => Stdio::null(),
-            Input::Inherit => Stdio::inherit(),
-            Input::File(file) => file.into(),
-        });
         let log = log_path(bundle.path());
         log::create(&log).map_err(Error::io("create", log))?;
         // Dropped after the child, also by a callback's panic.
@@ -283,7 +274,8 @@ impl Runtime {
             (Some(Removed(cgroup)), Some(limit)) => cgroup.watch_memory(limit),
             _ => None,
         };
-        let mut child = Child::spawn(command, stdout, stderr, output_limit_bytes)
+        let mut child = Program::new(&self.program, self.run_args(bundle.path(), id))
+            .and_then(|program| Child::spawn(&program, stdin, stdout, stderr, output_limit_bytes))
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
         let ended = child.supervise(timeout, grace, cancel);
         // The group stays until the end: it is read once more.

@@ -1,24 +1,28 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{self, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
 
-use super::{Cancel, namespace};
+use super::program::Program;
+use super::{Cancel, Input, namespace};
 use crate::output::Callback;
 use crate::{Excerpt, Output};
 
 /// A started process with its output streams, waited for on one thread.
 pub(super) struct Child {
-    process: process::Child,
+    pid: Pid,
     pidfd: Option<OwnedFd>,
+    /// How it ended, once it has been waited for.
+    exit: Option<ExitStatus>,
     stdout: Stream,
     stderr: Stream,
     /// What the two may still bring together, in bytes; `None` for no limit.
@@ -48,22 +52,38 @@ impl Child {
     /// Starts a process that is the first of a PID namespace: with it ends everything it has started, wherever that went. It ends
     /// with the calling thread. What passes through here is counted against `output_limit`, in bytes.
     pub(super) fn spawn(
-        mut command: Command,
+        program: &Program,
+        stdin: Input,
         stdout: Output,
         stderr: Output,
         output_limit: Option<u64>,
     ) -> io::Result<Self> {
-        let (stdout, stdio) = Stream::new(stdout, output_limit.is_some())?;
-        command.stdout(stdio);
-        let (stderr, stdio) = Stream::new(stderr, output_limit.is_some())?;
-        command.stderr(stdio);
-        let process = namespace::spawn(&mut command)?;
-        // `command` holds the writing ends: without them the readers see the end of the streams.
-        drop(command);
-        let mut child = Self { pidfd: None, process, stdout, stderr, allowance: output_limit };
+        let stdin = Given::input(stdin)?;
+        let (stdout, given_stdout) = Stream::new(stdout, output_limit.is_some())?;
+        let (stderr, given_stderr) = Stream::new(stderr, output_limit.is_some())?;
+        let pid = namespace::spawn(program, [stdin.number(0), given_stdout.number(1), given_stderr.number(2)])?;
+        // These are the writing ends: without them the readers see the end of the streams.
+        drop((given_stdout, given_stderr));
+        let mut child = Self { pid, pidfd: None, exit: None, stdout, stderr, allowance: output_limit };
         // If this fails, dropping kills.
-        child.pidfd = Some(pidfd_open(Pid::from_child(&child.process), PidfdFlags::empty())?);
+        child.pidfd = Some(pidfd_open(pid, PidfdFlags::empty())?);
         Ok(child)
+    }
+
+    /// One that has been waited for is left alone: its number may be another's.
+    fn kill(&self) {
+        if self.exit.is_none() {
+            let _ = kill_process(self.pid, Signal::KILL);
+        }
+    }
+
+    fn wait_for_end(&mut self) -> io::Result<ExitStatus> {
+        if let Some(exit) = self.exit {
+            return Ok(exit);
+        }
+        let ended = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))?;
+        let (_, status) = ended.expect("without WNOHANG there is one");
+        Ok(*self.exit.insert(ExitStatus::from_raw(status.as_raw())))
     }
 
     fn pidfd(&self) -> &OwnedFd {
@@ -97,13 +117,13 @@ impl Child {
                 }
                 (Err(error), _) => {
                     // Whoever cannot be watched must not go on.
-                    let _ = self.process.kill();
+                    self.kill();
                     break Err(error);
                 }
             }
         };
         // The kernel tells the end of a namespace's first process when all others in it have ended.
-        let exit = self.process.wait();
+        let exit = self.wait_for_end();
         // Nobody writes any more; what is in the pipes is all there is.
         self.stdout.drain(&mut self.allowance);
         self.stderr.drain(&mut self.allowance);
@@ -166,8 +186,8 @@ impl Child {
 impl Drop for Child {
     /// One that has been waited for is left alone; otherwise a callback panicked.
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
+        let _ = self.wait_for_end();
     }
 }
 
@@ -197,6 +217,44 @@ impl Stage {
     }
 }
 
+/// What the child gets as one of its streams.
+enum Given {
+    /// The caller's own.
+    Inherited,
+    /// Another file. It is none of the first three, in whose places they are put.
+    File(OwnedFd),
+}
+
+impl Given {
+    fn input(input: Input) -> io::Result<Self> {
+        match input {
+            Input::Null => Self::null(),
+            Input::Inherit => Ok(Given::Inherited),
+            Input::File(file) => Self::file(file),
+        }
+    }
+
+    fn null() -> io::Result<Self> {
+        Self::file(File::options().read(true).write(true).open("/dev/null")?)
+    }
+
+    fn file(file: impl Into<OwnedFd>) -> io::Result<Self> {
+        let file = file.into();
+        match file.as_raw_fd() {
+            // Of a caller that has closed its own.
+            0..=2 => Ok(Given::File(fcntl_dupfd_cloexec(&file, 3)?)),
+            _ => Ok(Given::File(file)),
+        }
+    }
+
+    fn number(&self, own: RawFd) -> RawFd {
+        match self {
+            Given::Inherited => own,
+            Given::File(file) => file.as_raw_fd(),
+        }
+    }
+}
+
 /// One output stream, as far as it passes through here.
 struct Stream {
     /// The reading end, until the end of the stream; `None` from the start if nothing passes through here.
@@ -215,12 +273,12 @@ enum Sink {
 
 impl Stream {
     /// One that passes through here if `counted`, or if it has to.
-    fn new(output: Output, counted: bool) -> io::Result<(Self, Stdio)> {
-        let direct = |stdio| Ok((Self { pipe: None, sink: Sink::None, surplus: false }, stdio));
+    fn new(output: Output, counted: bool) -> io::Result<(Self, Given)> {
+        let direct = |given| Ok((Self { pipe: None, sink: Sink::None, surplus: false }, given));
         let sink = match output {
-            Output::Null => return direct(Stdio::null()),
-            Output::Inherit => return direct(Stdio::inherit()),
-            Output::File(file) if !counted => return direct(file.into()),
+            Output::Null => return direct(Given::null()?),
+            Output::Inherit => return direct(Given::Inherited),
+            Output::File(file) if !counted => return direct(Given::file(file)?),
             Output::File(file) => Sink::File(file),
             Output::Capture(limit) => Sink::Capture(Excerpt::new(limit)),
             Output::Callback(callback) => Sink::Callback(callback),
@@ -228,7 +286,7 @@ impl Stream {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         // Only this end: the command's is another open file description.
         fcntl_setfl(&reader, fcntl_getfl(&reader)? | OFlags::NONBLOCK)?;
-        Ok((Self { pipe: Some(reader.into()), sink, surplus: false }, writer.into()))
+        Ok((Self { pipe: Some(reader.into()), sink, surplus: false }, Given::file(writer)?))
     }
 
     /// Reads what is there, one piece at most, and hands on what is allowed of it.

@@ -1,54 +1,132 @@
-//! The one place with code between fork and exec: what a child has to do before it is the runtime, no other can do for it.
+//! The one place with code between clone and exec: what a child has to do before it is the runtime, no other can do for it.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::ffi::{CStr, CString, c_char};
 use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::os::fd::RawFd;
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
+use nix::libc;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, clone};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
-/// Starts `command` as the first process of a PID namespace, with the `/proc` of that namespace, which its PIDs refer to, in a
-/// mount namespace of its own.
+use super::program::Program;
+
+/// What the child's own stack holds: the frames of a few system calls. glibc's posix_spawn(3) has as much for the same.
+const STACK_BYTES: usize = 32 << 10;
+
+/// Starts `program` with these streams as the first process of a PID namespace, with the `/proc` of that namespace, which its
+/// PIDs refer to, in a mount namespace of its own.
 ///
 /// It is killed when the calling thread ends, and everything in the namespace with it: pid_namespaces(7),
-/// PR_SET_PDEATHSIG(2const). What the calling thread starts later is where it was before.
-pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
+/// PR_SET_PDEATHSIG(2const).
+///
+/// The child borrows the caller's memory until it is the program, like vfork(2)'s: copying the tables of a caller that has
+/// gigabytes of it would take longer than the rest of a run.
+pub(super) fn spawn(program: &Program, streams: [RawFd; 3]) -> io::Result<Pid> {
     let caller = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let before = File::open("/proc/thread-self/ns/pid_for_children")?;
-    // SAFETY: between fork(2) and execve(2) in a process of several threads only async-signal-safe functions may be called.
-    // `prepare` makes system calls on what is on its stack, and nothing else: no allocation, no lock.
-    unsafe { command.pre_exec(move || prepare(&caller)) };
-    unshare(CloneFlags::CLONE_NEWPID)?;
-    let spawned = command.spawn();
-    let back = setns(&before, CloneFlags::CLONE_NEWPID);
-    match (spawned, back) {
-        (Ok(mut child), Err(error)) => {
-            child.kill()?;
-            child.wait()?;
-            Err(error.into())
+    let arguments = pointers(program.arguments());
+    let environment = pointers(program.environment());
+    let failure = AtomicI32::new(0);
+    let mut stack = vec![0; STACK_BYTES];
+    // No handler of the caller's may run in the child, with the caller's memory.
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let child = Box::new(|| {
+        let errno = match become_program(program.path(), &arguments, &environment, streams, &caller) {
+            Ok(never) => match never {},
+            Err(errno) => errno,
+        };
+        failure.store(errno.raw_os_error(), Ordering::Relaxed);
+        127
+    });
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    // SAFETY: this thread goes on when the child has executed the program or ended, so all that the child has borrowed is there
+    // until then. The child makes system calls on what is there already, and nothing else: no allocation, no lock, no panic.
+    let started = unsafe { clone(child, &mut stack, flags, Some(libc::SIGCHLD)) };
+    mask.thread_set_mask()?;
+    let pid = Pid::from_raw(started?.as_raw()).expect("the PID of a child");
+    match failure.load(Ordering::Relaxed) {
+        0 => Ok(pid),
+        errno => {
+            rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()))?;
+            Err(io::Error::from_raw_os_error(errno))
         }
-        (spawned, _) => spawned,
     }
 }
 
-fn prepare(caller: &OwnedFd) -> io::Result<()> {
-    set_pdeathsig(Signal::SIGKILL)?;
+enum Never {}
+
+/// The child, until it is the program.
+fn become_program(
+    path: &CStr,
+    arguments: &[*const c_char],
+    environment: &[*const c_char],
+    streams: [RawFd; 3],
+    caller: &OwnedFd,
+) -> Result<Never, Errno> {
+    set_pdeathsig(Signal::SIGKILL).map_err(errno)?;
     // Whoever ended before that line will not be told of again. The parent's PID says nothing: seen from here it is 0.
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     if poll(&mut [PollFd::new(caller, PollFlags::IN)], Some(&now))? > 0 {
-        return Err(Errno::SRCH.into());
+        return Err(Errno::SRCH);
     }
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, c"/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)?;
+    mount(None::<&str>, c"/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>).map_err(errno)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None::<&str>)?;
-    Ok(())
+    mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None::<&str>).map_err(errno)?;
+    for (stream, target) in streams.into_iter().zip(0..) {
+        if stream != target {
+            // SAFETY: two numbers.
+            check(unsafe { libc::dup2(stream, target) })?;
+        }
+    }
+    default_signals()?;
+    // SAFETY: three strings of bytes that end with NUL, two of them in lists that end with a null pointer.
+    check(unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) })?;
+    unreachable!("exec returns with an error only");
+}
+
+/// Takes the caller's handlers away, and gives a program the signals as it expects them: none blocked, none ignored that Rust's
+/// own start ignores.
+fn default_signals() -> Result<(), Errno> {
+    // SAFETY: the structures are plain data, and the calls read and write nothing else.
+    unsafe {
+        for signal in 1..=libc::SIGRTMAX() {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            // Some numbers are the C library's own; nobody sends those to this process.
+            if libc::sigaction(signal, ptr::null(), &mut action) != 0 {
+                continue;
+            }
+            let handled = action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN;
+            if handled || signal == libc::SIGPIPE {
+                action.sa_sigaction = libc::SIG_DFL;
+                check(libc::sigaction(signal, &action, ptr::null_mut()))?;
+            }
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        check(libc::sigemptyset(&mut none))?;
+        check(libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()))
+    }
+}
+
+fn check(result: libc::c_int) -> Result<(), Errno> {
+    match result {
+        -1 => Err(errno(nix::errno::Errno::last())),
+        _ => Ok(()),
+    }
+}
+
+fn errno(errno: nix::errno::Errno) -> Errno {
+    Errno::from_raw_os_error(errno as i32)
+}
+
+/// The list as execve(2) takes it.
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }

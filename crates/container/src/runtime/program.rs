@@ -1,0 +1,104 @@
+use std::env;
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
+
+/// What these say is for the caller alone: a runtime hands it on, and runc would wait for the command to report to the service
+/// manager, as the caller has to.
+const OF_THE_CALLER: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+
+/// A program with its arguments and the caller's environment, as execve(2) takes them.
+#[derive(Debug)]
+pub(super) struct Program {
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Program {
+    /// `program` is a path, or a name that is looked for in `PATH`.
+    pub(super) fn new(program: &Path, arguments: impl IntoIterator<Item = OsString>) -> io::Result<Self> {
+        let path = find(program, env::var_os("PATH").as_deref())?;
+        let all = [program.as_os_str().to_os_string()].into_iter().chain(arguments);
+        let environment = env::vars_os().filter(|(name, _)| !OF_THE_CALLER.iter().any(|ours| name == ours));
+        Ok(Self {
+            path: string(path)?,
+            arguments: all.map(string).collect::<io::Result<_>>()?,
+            environment: environment.map(|(name, value)| string(entry(name, &value))).collect::<io::Result<_>>()?,
+        })
+    }
+
+    pub(super) fn path(&self) -> &std::ffi::CStr {
+        &self.path
+    }
+
+    /// The program's name is the first.
+    pub(super) fn arguments(&self) -> &[CString] {
+        &self.arguments
+    }
+
+    pub(super) fn environment(&self) -> &[CString] {
+        &self.environment
+    }
+}
+
+/// The first file of that name in the directories of `search` that can be executed, as execvp(3) has it.
+fn find(program: &Path, search: Option<&OsStr>) -> io::Result<PathBuf> {
+    if program.as_os_str().as_bytes().contains(&b'/') {
+        return Ok(program.into());
+    }
+    let search = search.unwrap_or(OsStr::new("/bin:/usr/bin"));
+    let mut failure = Errno::NOENT;
+    for dir in env::split_paths(search).filter(|_| !program.as_os_str().is_empty()) {
+        let path = Path::new(".").join(dir).join(program);
+        match access(&path, Access::EXEC_OK) {
+            Ok(()) if path.is_file() => return Ok(path),
+            Ok(()) | Err(Errno::ACCESS) => failure = Errno::ACCESS,
+            Err(_) => {}
+        }
+    }
+    Err(failure.into())
+}
+
+fn entry(mut name: OsString, value: &OsStr) -> OsString {
+    name.push("=");
+    name.push(value);
+    name
+}
+
+fn string(bytes: impl Into<OsString>) -> io::Result<CString> {
+    Ok(CString::new(bytes.into().into_vec())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_name_is_looked_for_and_a_path_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+        fs::create_dir_all(a.join("runtime")).unwrap();
+        for (dir, mode) in [(&b, 0o644), (&c, 0o755)] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("runtime"), "").unwrap();
+            fs::set_permissions(dir.join("runtime"), Permissions::from_mode(mode)).unwrap();
+        }
+        let search = |dirs: &[&PathBuf]| env::join_paths(dirs).unwrap();
+        let found = |dirs: &[&PathBuf]| find(Path::new("runtime"), Some(&search(dirs))).map_err(|error| error.kind());
+        assert_eq!(found(&[&a, &b, &c]), Ok(c.join("runtime")));
+        // A directory, a file that cannot be executed: something is there.
+        assert_eq!(found(&[&a]), Err(io::ErrorKind::PermissionDenied));
+        assert_eq!(found(&[&b]), Err(io::ErrorKind::PermissionDenied));
+        assert_eq!(found(&[&dir.path().join("none")]), Err(io::ErrorKind::NotFound));
+        assert_eq!(find(Path::new(""), Some(&search(&[&c]))).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(find(Path::new("x/runtime"), None).unwrap(), Path::new("x/runtime"));
+    }
+}
