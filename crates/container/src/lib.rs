@@ -47,7 +47,7 @@ pub use cgroup::{Cgroup, CgroupLayout, Usage};
 pub use error::{Error, Result};
 pub use id::ContainerId;
 pub use mounted::Mounted;
-pub use namespace::{in_private_mount_namespace, require_privilege};
+pub use namespace::{in_private_mount_namespace, mount_private_tmpfs, require_privilege};
 pub use output::{Callback, CaptureLimit, Excerpt, Output};
 pub use overlay::{
     DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, OverlayXattrs, copy_root_attributes,

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::thread::{CapabilitySet, capabilities};
@@ -30,6 +32,19 @@ pub fn in_private_mount_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> R
         let result: nix::Result<T> = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         result.map_err(|error| Error::Namespace { source: error.into() })
     })
+}
+
+/// Mounts a file system in memory on the directory `target`, for root alone, of at most 64 MiB.
+///
+/// It belongs to the calling thread's mount namespace, which should be [private](in_private_mount_namespace): then it goes with that,
+/// and all that is in it. Runtimes make dozens of small files in a [bundle](crate::Bundle), which cost a disk more than memory.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be mounted.
+pub fn mount_private_tmpfs(target: &Path) -> Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some("mode=0700,size=64m"))
+        .map_err(Error::io("mount a tmpfs on", target))
 }
 
 /// Sees whether the calling thread may mount: everything else in this crate needs that, and says so less clearly.

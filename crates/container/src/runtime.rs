@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
-use crate::{Bundle, Cgroup, Config, ContainerId, Error, Excerpt, Output, Result, Usage, cgroup};
+use crate::{Bundle, Cgroup, Config, ContainerId, Error, Excerpt, Output, Result, Usage, cgroup, mount_private_tmpfs};
 
 mod cancel;
 mod child;
@@ -236,11 +235,7 @@ impl Runtime {
     /// [`Error::Io`] if the tmpfs cannot be mounted.
     pub fn prepare_namespace(&self) -> Result<()> {
         match cgroup::hybrid_mount_point() {
-            Some(unified) if self.is_crun() => {
-                let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-                mount(Some("tmpfs"), unified, Some("tmpfs"), flags, Some("mode=0700,size=1m"))
-                    .map_err(Error::io("mount a tmpfs on", unified))
-            }
+            Some(unified) if self.is_crun() => mount_private_tmpfs(unified),
             _ => Ok(()),
         }
     }

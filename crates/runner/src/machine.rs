@@ -178,6 +178,7 @@ impl Host for Machine<'_> {
         if plan.rung != Rung::LowerdirPlus {
             overlay = overlay.names(names);
         }
+        scratch.mount_bundle()?;
         Ok(overlay.mount(scratch.merged())?)
     }
 
@@ -202,7 +203,7 @@ impl Host for Machine<'_> {
         // A template from a file may name a group of its own, which is then the runtime's to remove.
         let own = config.cgroups_path().is_none();
         let config = self.options.runtime.prepare_config(config.with_default_cgroups_path(cgroup.container_path()));
-        let bundle = Bundle::create(scratch.dir(), &config).map_err(container::Error::from)?;
+        let bundle = Bundle::create(scratch.bundle(), &config).map_err(container::Error::from)?;
         Ok(Prepared { bundle, cgroup: own.then_some(cgroup) })
     }
 

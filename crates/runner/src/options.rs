@@ -41,7 +41,7 @@ pub struct Options<'a> {
 
 pub(crate) type PrepUpper<'a> = Box<dyn FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a>;
 
-/// When a run removes what is left but for the upper: the work directory, the bundle, what was merged.
+/// When a run removes what is left but for the upper: the work directory, what was merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Cleanup {

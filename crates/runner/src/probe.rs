@@ -59,13 +59,14 @@ fn fill(paths: &Paths) -> Result<(), Cause> {
 }
 
 /// Mounts, uses and unmounts the overlay, and says whether the host did not see it.
-fn mounted(paths: &Paths, rung: Rung) -> Result<bool> {
+fn mounted(paths: &Scratch, rung: Rung) -> Result<bool> {
     let (api, names) = mechanism(rung);
     let overlay = Overlay::new(["top", "bottom"].map(|name| paths.lower().join(name)))
         .writable(paths.upper(), paths.work())
         .api(api)
         .names(names);
     let seen = in_private_mount_namespace(|| {
+        paths.mount_bundle().map_err(in_phase(Phase::OverlayMount))?;
         let mounted = overlay.mount(paths.merged()).map_err(|error| Error::new(Phase::OverlayMount, error))?;
         let seen = written(mounted.path()).map_err(in_phase(Phase::OverlayMount));
         match (seen, mounted.unmount()) {
@@ -94,8 +95,8 @@ fn written(merged: &Path) -> Result<bool, Cause> {
 /// Whether something is mounted on `target`, by a table like proc_pid_mountinfo(5). The directory of a run has a name that no
 /// other has, and no character in it that the table would escape.
 fn lists(mountinfo: &str, target: &Path) -> bool {
-    let name = target.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    let end = format!("/{name}/merged");
+    let name = target.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let end = format!("/{name}/bundle/merged");
     mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| point.ends_with(&end))
 }
 
@@ -125,10 +126,10 @@ mod tests {
     fn mounts_are_found_by_the_name_of_the_run() {
         let table = "\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-40 22 0:50 / /s/layered-1/merged rw,relatime shared:1 - overlay overlay rw,lowerdir=/s/layered-2/merged
+40 22 0:50 / /s/layered-1/bundle/merged rw,relatime shared:1 - overlay overlay rw,lowerdir=/s/layered-2/bundle/merged
 nonsense
 ";
-        for (target, expected) in [("/s/layered-1/merged", true), ("/s/layered-2/merged", false)] {
+        for (target, expected) in [("/s/layered-1/bundle/merged", true), ("/s/layered-2/bundle/merged", false)] {
             assert_eq!(lists(table, Path::new(target)), expected, "{target}");
         }
     }

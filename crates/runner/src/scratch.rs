@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use container::ContainerId;
+use container::{ContainerId, mount_private_tmpfs};
 
 use crate::error::{Cause, chain, io_cause};
 use crate::rundir::RunDir;
@@ -13,11 +13,12 @@ use crate::{Removal, Upper};
 /// Where things are in the directory of one run, whose name is the container's.
 ///
 /// ```text
-/// <scratch>/<id>/upper        what the command writes
-/// <scratch>/<id>/work         the kernel's
-/// <scratch>/<id>/merged       the mount point
-/// <scratch>/<id>/lower        the merged layers, if any had to be
-/// <scratch>/<id>/config.json  the bundle; beside it runtime.log and state/ are the runtime's
+/// <scratch>/<id>/upper          what the command writes
+/// <scratch>/<id>/work           the kernel's
+/// <scratch>/<id>/lower          the merged layers, if any had to be
+/// <scratch>/<id>/bundle         in memory, and seen by the run alone:
+///                bundle/merged       the mount point of the overlay
+///                bundle/config.json  and beside it runtime.log and state/, the runtime's
 /// ```
 #[derive(Debug)]
 pub(crate) struct Paths(PathBuf);
@@ -40,16 +41,16 @@ impl Paths {
         self.0.join("work")
     }
 
+    pub(crate) fn bundle(&self) -> PathBuf {
+        self.0.join("bundle")
+    }
+
     pub(crate) fn merged(&self) -> PathBuf {
-        self.0.join("merged")
+        self.0.join("bundle/merged")
     }
 
     pub(crate) fn lower(&self) -> PathBuf {
         self.0.join("lower")
-    }
-
-    pub(crate) fn state(&self) -> PathBuf {
-        self.0.join("state")
     }
 }
 
@@ -77,7 +78,7 @@ impl Scratch {
         let (run, id) = RunDir::create(parent)?;
         // From here on it is removed when the value is dropped.
         let scratch = Self { paths: Paths::new(run.path()), upper: Some(Upper::new(run)) };
-        for path in [scratch.upper(), scratch.work(), scratch.merged()] {
+        for path in [scratch.upper(), scratch.work(), scratch.bundle()] {
             DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", path))?;
         }
         Ok((scratch, id))
@@ -91,7 +92,7 @@ impl Scratch {
         let id = upper.kept().expect("it is kept").clone();
         let scratch = Self { paths: Paths::new(dir(upper.path())), upper: Some(upper) };
         scratch.remove_all_but_upper()?;
-        for path in [scratch.work(), scratch.merged()] {
+        for path in [scratch.work(), scratch.bundle()] {
             DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", path))?;
         }
         Ok((scratch, id))
@@ -128,18 +129,26 @@ impl Scratch {
         }
     }
 
+    /// Makes the place for the overlay and the bundle, where the calling thread's mount namespace is the run's own. They go with it,
+    /// so that a run that is killed has left none of them, and cost no disk anything.
+    pub(crate) fn mount_bundle(&self) -> Result<(), Cause> {
+        mount_private_tmpfs(&self.bundle())?;
+        DirBuilder::new().mode(0o700).create(self.merged()).map_err(io_cause("make the directory", self.merged()))
+    }
+
     fn remove_mount_point(&self) -> Result<(), Cause> {
         // Not recursively: if it were still mounted it would be busy.
-        remove_if_there(fs::remove_dir(self.merged()), "remove the mount point", &self.merged())
+        match fs::remove_dir(self.bundle()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_cause("remove the mount point", self.bundle())(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn remove_all_but_upper(&self) -> Result<(), Cause> {
         self.remove_mount_point()?;
-        for name in ["config.json", "runtime.log"] {
-            let path = self.dir().join(name);
-            remove_if_there(fs::remove_file(&path), "remove", &path)?;
-        }
-        for tree in [self.work(), self.state(), self.lower()] {
+        for tree in [self.work(), self.lower()] {
             layer::remove_tree(&tree)?;
         }
         Ok(())
@@ -165,13 +174,6 @@ impl Scratch {
     }
 }
 
-fn remove_if_there(result: io::Result<()>, operation: &'static str, path: &Path) -> Result<(), Cause> {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_cause(operation, path)(error)),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,8 +189,7 @@ mod tests {
         let scratch = scratch(parent.path());
         assert_eq!(fs::metadata(scratch.dir()).unwrap().permissions().mode() & 0o7777, 0o700);
         fs::create_dir_all(scratch.work().join("work")).unwrap();
-        fs::create_dir_all(scratch.state().join("x")).unwrap();
-        fs::write(scratch.dir().join("config.json"), "{}").unwrap();
+        fs::create_dir(scratch.lower()).unwrap();
         fs::write(scratch.upper().join("file"), "").unwrap();
         scratch.remove().unwrap();
         assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
@@ -213,12 +214,12 @@ mod tests {
         for behind in [false, true] {
             let parent = tempfile::tempdir().unwrap();
             let scratch = scratch(parent.path());
-            let precious = scratch.merged().join("precious");
+            let bundle = scratch.bundle();
+            let precious = bundle.join("precious");
             fs::write(&precious, "").unwrap();
-            let merged = scratch.merged();
             let upper = scratch.upper();
             let result = if behind { scratch.into_upper_behind().map(drop) } else { scratch.into_upper().map(drop) };
-            assert!(matches!(result, Err(Cause::Io { path, .. }) if path == merged));
+            assert!(matches!(result, Err(Cause::Io { path, .. }) if path == bundle));
             assert!(precious.exists() && upper.exists());
         }
     }

@@ -61,7 +61,7 @@ fn busy(fixture: &Fixture, holder: impl FnOnce(File, rustix::thread::Pid) + Send
     let hold = move |_: &[u8]| {
         if let Some(holder) = holder.take() {
             let run = fs::read_dir(&scratch).unwrap().next().unwrap().unwrap().path();
-            holder(File::open(run.join("merged/new")).unwrap(), rustix::thread::gettid());
+            holder(File::open(run.join("bundle/merged/new")).unwrap(), rustix::thread::gettid());
         }
     };
     let options = fixture.options().stdout(Output::Callback(Box::new(hold)));

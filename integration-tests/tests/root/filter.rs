@@ -27,7 +27,7 @@ fn loaded(fixture: &Fixture, template: &Template) -> Filter {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let (sender, receiver) = mpsc::channel();
     let scratch = fixture.scratch();
-    // The command waits until its file was read.
+    // The command waits until its file was read, where the run's own mounts are seen: callbacks are called there.
     let mut waiting = Some(writer);
     let ready = move |_: &[u8]| {
         if waiting.take().is_some() {
@@ -46,7 +46,7 @@ fn loaded(fixture: &Fixture, template: &Template) -> Filter {
 
 fn find_program(scratch: &Path) -> PathBuf {
     let only = |dir: &Path| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).next().unwrap();
-    only(&only(scratch).join("state")).join("seccomp.bpf")
+    only(&only(scratch).join("bundle/state")).join("seccomp.bpf")
 }
 
 /// Every call of the two conventions, some of x32 and some that are none; those whose arguments count with many.
