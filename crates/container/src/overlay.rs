@@ -308,6 +308,9 @@ fn pin(path: &Path) -> Result<OwnedFd> {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
+    if path.is_absolute() {
+        return Ok(path.into());
+    }
     std::path::absolute(path).map_err(Error::io("make absolute", path))
 }
 

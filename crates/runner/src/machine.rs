@@ -22,7 +22,7 @@ pub(crate) struct Machine<'a> {
     options: Options<'a>,
     id: Option<ContainerId>,
     hold: Option<Hold>,
-    stack: Option<Stack>,
+    stack: Option<Stack<'a>>,
     plan: Option<Plan>,
     merged: Option<Merged>,
     made: Vec<Made>,

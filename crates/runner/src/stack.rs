@@ -10,26 +10,28 @@ use crate::scratch::Paths;
 
 /// The layers and the base of a run, seen to be there, none twice.
 #[derive(Debug)]
-pub(crate) struct Stack {
-    layers: Vec<Layer>,
+pub(crate) struct Stack<'a> {
+    layers: Vec<&'a Layer>,
     trees: Vec<PathBuf>,
     base: PathBuf,
 }
 
-impl Stack {
+impl<'a> Stack<'a> {
     /// Looks at every layer once. One that is given twice, by whatever path, keeps its first place; one that is the base too
     /// is only the base.
-    pub(crate) fn resolve(base: &Base, layers: &[Layer]) -> Result<Self, Cause> {
+    pub(crate) fn resolve(base: &Base, layers: &'a [Layer]) -> Result<Self, Cause> {
         // If there is no tree, opening says what exactly is wrong.
         let tree = absolute(base.fs())?;
         let found = identity(&tree).map_err(|cause| Base::open(base.path()).err().map_or(cause, Cause::from))?;
-        let mut seen = HashSet::from([found]);
-        let mut stack = Self { layers: Vec::new(), trees: Vec::new(), base: tree };
+        let mut seen = HashSet::with_capacity(layers.len() + 1);
+        seen.insert(found);
+        let (kept, trees) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
+        let mut stack = Self { layers: kept, trees, base: tree };
         for layer in layers {
             let tree = absolute(layer.fs())?;
             let found = identity(&tree).map_err(|cause| Layer::open(layer.path()).err().map_or(cause, Cause::from))?;
             if seen.insert(found) {
-                stack.layers.push(layer.clone());
+                stack.layers.push(layer);
                 stack.trees.push(tree);
             } else {
                 log::debug!("{} is in the stack already", layer.path().display());
@@ -110,5 +112,8 @@ fn identity(tree: &Path) -> Result<(u64, u64), Cause> {
 }
 
 fn absolute(path: PathBuf) -> Result<PathBuf, Cause> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
     std::path::absolute(&path).map_err(io_cause("make absolute", path))
 }
