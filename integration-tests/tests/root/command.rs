@@ -57,6 +57,7 @@ fn system_calls_and_privileges() {
     for (options, seen) in [
         (&[][..], "0\nno namespace\n"),
         (&["--no-new-privileges"], "1\nno namespace\n"),
+        (&["--seccomp", "native"], "0\nno namespace\n"),
         (&["--seccomp", "unconfined"], "0\na namespace\n"),
     ] {
         let text = "sed -n 's/NoNewPrivs:.//p' /proc/self/status

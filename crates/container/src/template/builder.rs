@@ -250,7 +250,7 @@ impl TemplateBuilder {
     pub fn build(self) -> Result<Template, TemplateError> {
         validate::builder(&self)?;
         // Of a profile of the caller's only a runtime knows what it means.
-        let filter = matches!(self.seccomp, Seccomp::Default).then(Arc::default);
+        let filter = matches!(self.seccomp, Seccomp::Default | Seccomp::Native).then(Arc::default);
         let value = spec::to_value(self)?;
         validate::value(&value)?;
         Ok(Template { value: Arc::new(value), filter })

@@ -187,6 +187,7 @@ fn seccomp_and_fsync_go_together() {
 
     let table = [
         (Seccomp::Default, "SCMP_ACT_ERRNO", vec![allow.clone()]),
+        (Seccomp::Native, "SCMP_ACT_ERRNO", vec![allow.clone()]),
         (Seccomp::Unconfined, "SCMP_ACT_ALLOW", vec![]),
         (Seccomp::Custom(custom.clone()), "SCMP_ACT_LOG", vec![]),
     ];

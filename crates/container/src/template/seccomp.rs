@@ -29,6 +29,12 @@ fn architectures(arch: &str) -> &'static [Arch] {
 pub(super) fn filter(seccomp: &Seccomp, fsync: Fsync, capabilities: &[Capability]) -> Option<LinuxSeccomp> {
     let profile = match seccomp {
         Seccomp::Default => Some(profile::default(ARCH, capabilities)),
+        Seccomp::Native => {
+            let mut profile = profile::default(ARCH, capabilities);
+            // The first is the machine's own.
+            set_architectures(&mut profile, architectures(ARCH).iter().copied().take(1).collect());
+            Some(profile)
+        }
         Seccomp::Unconfined => None,
         Seccomp::Custom(profile) => Some(profile.clone()),
     };

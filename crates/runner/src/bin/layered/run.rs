@@ -45,8 +45,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "none|host", value_parser = ["none", "host"], default_value = "none")]
     network: String,
     /// The system calls that the command may make: those of Docker's `default` profile, with which it can make no namespaces
-    /// of its own, or, `unconfined`, all.
-    #[arg(long, value_name = "default|unconfined", value_parser = ["default", "unconfined"], default_value = "default")]
+    /// of its own; `native`, the same without 32-bit programs, with which runc starts faster; or, `unconfined`, all.
+    #[arg(
+        long,
+        value_name = "default|native|unconfined",
+        value_parser = ["default", "native", "unconfined"],
+        default_value = "default"
+    )]
     seccomp: String,
     /// Nothing in the container can gain privileges: set-user-ID programs (su, sudo) run as the one who calls them.
     #[arg(long)]
@@ -282,7 +287,11 @@ fn template(args: &Args) -> anyhow::Result<Template> {
         builder = builder.cpus(cpus);
     }
     let network = if args.network == "host" { Network::Host } else { Network::None };
-    let seccomp = if args.seccomp == "unconfined" { Seccomp::Unconfined } else { Seccomp::Default };
+    let seccomp = match args.seccomp.as_str() {
+        "unconfined" => Seccomp::Unconfined,
+        "native" => Seccomp::Native,
+        _ => Seccomp::Default,
+    };
     let privileges = if args.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off };
     let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
     Ok(builder.network(network).seccomp(seccomp).no_new_privileges(privileges).terminal(terminal).build()?)
