@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
@@ -26,12 +27,22 @@ pub fn in_private_mount_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> R
                 // A slave takes over what the host unmounts and gives nothing back.
                 let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
                 mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
+                PRIVATE.set(true);
                 Ok(work())
             })
             .map_err(|source| Error::Namespace { source })?;
         let result: nix::Result<T> = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         result.map_err(|error| Error::Namespace { source: error.into() })
     })
+}
+
+thread_local! {
+    static PRIVATE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is one of [`in_private_mount_namespace`]: what it mounts and its working directory are its own.
+pub(crate) fn is_in_private_namespace() -> bool {
+    PRIVATE.get()
 }
 
 /// Mounts a file system in memory on the directory `target`, for root alone, of at most 64 MiB.

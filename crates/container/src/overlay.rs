@@ -64,9 +64,10 @@ impl MountApi {
 pub enum LowerNames {
     /// By their paths.
     Paths,
-    /// By the numbers of open descriptors: three or four bytes a layer however long the path is. The mount table, which
-    /// runtimes read again and again, stays as short. The names mean nothing once the mount is made.
-    Descriptors,
+    /// By the shortest names that there are, however long the paths: from within each, `.`, or where all are named at once, by
+    /// the numbers of open descriptors. The mount table, which runtimes read again and again, stays as short. The names mean
+    /// nothing once the mount is made.
+    Short,
 }
 
 /// Whether device nodes in the overlay can be opened.
@@ -164,22 +165,22 @@ impl Overlay {
         self
     }
 
-    /// The bytes that `lower` takes in the options of mount(2), escapes and separator included. A descriptor's number counts
-    /// with six digits.
+    /// The bytes that `lower` takes in the options of mount(2), escapes and separator included. A short name, the number of a
+    /// descriptor, counts with six digits.
     pub fn option_bytes(names: LowerNames, lower: &Path) -> usize {
         match names {
             LowerNames::Paths => mount2::escaped_lower_bytes(lower) + 1,
-            LowerNames::Descriptors => DESCRIPTOR_BYTES,
+            LowerNames::Short => DESCRIPTOR_BYTES,
         }
     }
 
     /// The bytes that the options of mount(2) take besides the lowers.
     ///
-    /// The upper and the work directory count with their paths or, where the lowers are named by descriptors, like these.
+    /// The upper and the work directory count with their paths or, where the lowers have short names, like these.
     pub fn fixed_option_bytes(names: LowerNames, upper: &Path, work: &Path) -> usize {
         let [upper, work] = match names {
             LowerNames::Paths => [mount2::escape(upper.as_os_str()), mount2::escape(work.as_os_str())],
-            LowerNames::Descriptors => [vec![b'0'; DESCRIPTOR_BYTES - 1], vec![b'0'; DESCRIPTOR_BYTES - 1]],
+            LowerNames::Short => [vec![b'0'; DESCRIPTOR_BYTES - 1], vec![b'0'; DESCRIPTOR_BYTES - 1]],
         };
         mount2::options(&[], Some((&upper, &work)), OverlayXattrs::User, mount2::Volatile::Yes).len()
     }
@@ -209,13 +210,9 @@ impl Overlay {
         log::debug!("mounting {} lowers on {} by {api:?}, {names:?}", request.lowers.len(), request.target.display());
         match (api, names) {
             (MountApi::Fsconfig, LowerNames::Paths) => fsconfig::mount_paths(&request),
-            (MountApi::Fsconfig, LowerNames::Descriptors) => {
-                cwd::in_directory(cwd::DESCRIPTORS, || fsconfig::mount_descriptors(&request))
-            }
+            (MountApi::Fsconfig, LowerNames::Short) => cwd::anywhere(|| fsconfig::mount_from_within(&request)),
             (MountApi::Mount2, LowerNames::Paths) => mount2::mount_paths(&request),
-            (MountApi::Mount2, LowerNames::Descriptors) => {
-                cwd::in_directory(cwd::DESCRIPTORS, || mount2::mount_descriptors(&request))
-            }
+            (MountApi::Mount2, LowerNames::Short) => cwd::among_descriptors(|| mount2::mount_descriptors(&request)),
         }
         .map_err(|error| request.explain(error))?;
         let mounted = Mounted::new(request.target.clone(), api, names);
@@ -251,7 +248,7 @@ impl Request {
             MountApi::Fsconfig => MAX_OPTION_BYTES,
             MountApi::Mount2 => MAX_OPTION_BYTES - fixed.min(MAX_OPTION_BYTES),
         };
-        if lowers <= available { LowerNames::Paths } else { LowerNames::Descriptors }
+        if lowers <= available { LowerNames::Paths } else { LowerNames::Short }
     }
 
     /// A failed system call of the mount, named.
@@ -341,10 +338,10 @@ mod tests {
         let table = [
             (1, 60, Fsconfig, Paths),
             (67, 60, Fsconfig, Paths),
-            (68, 60, Fsconfig, Descriptors),
+            (68, 60, Fsconfig, Short),
             (64, 60, Mount2, Paths),
-            (67, 60, Mount2, Descriptors),
-            (1, 4095, Mount2, Descriptors),
+            (67, 60, Mount2, Short),
+            (1, 4095, Mount2, Short),
         ];
         for (count, length, api, names) in table {
             assert_eq!(request(count, length).fitting_names(api), names, "{count} × {length}, {api:?}");
@@ -360,7 +357,7 @@ mod tests {
 
     #[test]
     fn five_hundred_descriptors_fit_a_page() {
-        let fixed = Overlay::fixed_option_bytes(LowerNames::Descriptors, Path::new("/u"), Path::new("/w"));
+        let fixed = Overlay::fixed_option_bytes(LowerNames::Short, Path::new("/u"), Path::new("/w"));
         assert!(fixed + MAX_LOWERS * DESCRIPTOR_BYTES <= MAX_OPTION_BYTES, "{fixed}");
     }
 }

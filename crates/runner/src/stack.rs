@@ -86,7 +86,7 @@ fn limit<'a>(rung: Rung, options: &Options<'_>, upper: &Path, work: &Path) -> Ru
         (_, names) => left(names),
     };
     let cost: &dyn Fn(&Path) -> usize = match mechanism(rung) {
-        (_, LowerNames::Descriptors) => &|path| Overlay::option_bytes(LowerNames::Descriptors, path),
+        (_, LowerNames::Short) => &|path| Overlay::option_bytes(LowerNames::Short, path),
         _ => &|path| Overlay::option_bytes(LowerNames::Paths, path),
     };
     RungLimit { rung, max_lowers: options.max_lowers, max_bytes, cost }
@@ -96,7 +96,7 @@ fn limit<'a>(rung: Rung, options: &Options<'_>, upper: &Path, work: &Path) -> Ru
 pub(crate) fn mechanism(rung: Rung) -> (MountApi, LowerNames) {
     match rung {
         Rung::MountPaths => (MountApi::Mount2, LowerNames::Paths),
-        Rung::MountNames => (MountApi::Mount2, LowerNames::Descriptors),
+        Rung::MountNames => (MountApi::Mount2, LowerNames::Short),
         _ => (MountApi::Fsconfig, LowerNames::Paths),
     }
 }

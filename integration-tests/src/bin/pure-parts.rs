@@ -26,7 +26,7 @@ fn plan() -> Box<dyn FnMut() -> Result<()>> {
     Box::new(move || {
         let (paths, names) = (
             |path: &Path| Overlay::option_bytes(LowerNames::Paths, path),
-            |path: &Path| Overlay::option_bytes(LowerNames::Descriptors, path),
+            |path: &Path| Overlay::option_bytes(LowerNames::Short, path),
         );
         let limit = |rung, max_bytes, cost| RungLimit { rung, max_lowers: MAX_LOWERS, max_bytes, cost };
         let ladder = [

@@ -62,7 +62,7 @@ fn on_a_rung(rung: Rung, base: &Base, layers: &[Layer], dir: &Path) -> Result<Sn
     let overlay = match rung {
         Rung::LowerdirPlus => overlay.api(MountApi::Fsconfig),
         Rung::MountPaths => overlay.api(MountApi::Mount2).names(LowerNames::Paths),
-        _ => overlay.api(MountApi::Mount2).names(LowerNames::Descriptors),
+        _ => overlay.api(MountApi::Mount2).names(LowerNames::Short),
     };
     let snapshot = in_private_mount_namespace(|| {
         let mounted = overlay.mount(&merged)?;

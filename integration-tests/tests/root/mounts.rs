@@ -48,7 +48,7 @@ fn each_api_with_each_kind_of_names() {
     let dirs = Dirs::new(&fixture);
     in_private_mount_namespace(|| {
         for api in [MountApi::Fsconfig, MountApi::Mount2] {
-            for names in [LowerNames::Paths, LowerNames::Descriptors] {
+            for names in [LowerNames::Paths, LowerNames::Short] {
                 // A volatile work directory serves once.
                 fs::remove_dir_all(&dirs.work).unwrap();
                 fs::create_dir(&dirs.work).unwrap();

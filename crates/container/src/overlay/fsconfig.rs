@@ -11,7 +11,7 @@ use rustix::mount::{
 };
 
 use super::{DeviceNodes, MountApi, OPTIONS, OverlayXattrs, Request, Writable, pin, quote};
-use crate::Result;
+use crate::{Error, Result};
 
 /// A string value of fsconfig(2) holds 255 bytes; one more is EINVAL without a message.
 const MAX_VALUE_BYTES: usize = 255;
@@ -33,8 +33,8 @@ pub(super) fn detect() -> io::Result<MountApi> {
     }
 }
 
-/// Names the directories by their paths. One that is too long for a string goes by its descriptor; so does one with a
-/// backslash, which the kernel takes for an escape in `upperdir` and `workdir` but not in `lowerdir+`.
+/// Names the directories by their paths. One that is too long for a string, and one with a backslash, which the kernel takes for an
+/// escape in `upperdir` and `workdir` but not in `lowerdir+`, goes by its descriptor.
 pub(super) fn mount_paths(request: &Request) -> Result<()> {
     mount(request, |path, write| {
         let name = path.as_os_str().as_bytes();
@@ -42,15 +42,15 @@ pub(super) fn mount_paths(request: &Request) -> Result<()> {
             return write(name);
         }
         let pinned = pin(path)?;
-        write(format!("{}/{}", super::cwd::DESCRIPTORS, pinned.as_raw_fd()).as_bytes())
+        write(format!("/proc/thread-self/fd/{}", pinned.as_raw_fd()).as_bytes())
     })
 }
 
-/// Names all directories by their descriptors' numbers. The working directory is that of the descriptors.
-pub(super) fn mount_descriptors(request: &Request) -> Result<()> {
+/// Names each directory from within it. The working directory is the caller's to put back.
+pub(super) fn mount_from_within(request: &Request) -> Result<()> {
     mount(request, |path, write| {
-        let pinned = pin(path)?;
-        write(pinned.as_raw_fd().to_string().as_bytes())
+        rustix::process::chdir(path).map_err(Error::io("open the directory", path))?;
+        write(b".")
     })
 }
 
@@ -60,19 +60,23 @@ type Name = fn(&Path, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 fn mount(request: &Request, name: Name) -> Result<()> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|error| request.failed("fsopen(\"overlay\")".into(), String::new(), error))?;
-    let set = |key: &str, value: &[u8]| {
+    // What it is called in messages is not always the value.
+    let set_shown = |key: &str, value: &[u8], shown: &[u8]| {
         fsconfig_set_string(&context, key, value).map_err(|error| {
-            let call = format!("fsconfig({key}, {})", quote(value));
+            let call = format!("fsconfig({key}, {})", quote(shown));
             request.failed(call, message(context.as_fd()), error)
         })
     };
+    let set = |key: &str, value: &[u8]| set_shown(key, value, value);
+    let directory =
+        |key: &str, path: &Path| name(path, &mut |value| set_shown(key, value, path.as_os_str().as_bytes()));
     set("source", b"overlay")?;
     for lower in &request.lowers {
-        name(lower, &mut |value| set("lowerdir+", value))?;
+        directory("lowerdir+", lower)?;
     }
     if let Some(Writable { upper, work }) = &request.writable {
-        name(upper, &mut |value| set("upperdir", value))?;
-        name(work, &mut |value| set("workdir", value))?;
+        directory("upperdir", upper)?;
+        directory("workdir", work)?;
         match fsconfig_set_flag(&context, "volatile") {
             Ok(()) => {}
             Err(Errno::INVAL) => log::debug!("this kernel has no volatile overlays: the unmount will flush the upper"),

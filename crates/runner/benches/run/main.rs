@@ -8,11 +8,17 @@
 #![allow(clippy::print_stdout)]
 
 mod chart;
+mod configuration;
+mod costs;
 mod machine;
+mod markdown;
+mod memory;
+mod others;
 mod places;
 mod sample;
 mod subjects;
-mod tables;
+mod throughput;
+mod unmount;
 
 use std::fs;
 use std::path::PathBuf;
@@ -36,11 +42,19 @@ fn main() -> Result<()> {
         text.push_str(&part);
         text.push('\n');
     };
-    let (costs, phases) = tables::costs(&places, rounds)?;
+    let mut missing = Missing::default();
+    let (costs, phases) = costs::measured(&places, rounds, &mut missing)?;
     add(costs);
-    add(tables::large_job(&places, rounds)?);
-    add(tables::throughput(&places, rounds)?);
-    add(tables::memory(&places)?);
+    add(others::measured(&places, rounds, &mut missing)?);
+    add(unmount::measured(&places, rounds)?);
+    add(throughput::measured(&places, rounds)?);
+    add(configuration::measured(&places, rounds)?);
+    // The quickest that is there: it is not about the runtime.
+    let runtime = if subjects::is_installed("crun") { "crun" } else { "runc" };
+    add(memory::large_caller(&places, runtime, rounds)?);
+    add(memory::peak(&places)?);
+    add(memory::steady(&places, runtime)?);
+    add(missing.lines());
     if let Some(dir) = destination {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("phases.svg"), chart::stacked_bars(&phases))?;
@@ -48,4 +62,18 @@ fn main() -> Result<()> {
         fs::write(dir.join("results.md"), text)?;
     }
     Ok(())
+}
+
+/// What this machine cannot do.
+#[derive(Debug, Default)]
+struct Missing(Vec<String>);
+
+impl Missing {
+    fn add(&mut self, what: &str, why: &str) {
+        self.0.push(format!("{what}: {why}"));
+    }
+
+    fn lines(&self) -> String {
+        self.0.iter().map(|line| format!("Missing: {line}\n\n")).collect()
+    }
 }

@@ -13,19 +13,43 @@ use runner::{Cleanup, Options, Report};
 
 use crate::places::Places;
 
+pub(crate) const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+/// What a bare runtime gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Configuration {
+    /// Just what the specification says.
+    Plain,
+    /// What a run makes of it for this runtime: crun is given its seccomp filter ready made.
+    Prepared,
+}
+
+pub(crate) fn is_installed(program: &str) -> bool {
+    quiet(program).arg("--version").status().is_ok_and(|status| status.success())
+}
+
 pub(crate) fn template(command: &[&str]) -> Result<Template> {
     Ok(Template::builder(command.iter().copied()).build()?)
 }
 
 /// `runc run` or `crun run` on a prepared root, with just the configuration that a run would have, in the time from its start to
 /// its end.
-pub(crate) fn bare(places: &Places, runtime: &str, template: &Template) -> Result<Duration> {
+pub(crate) fn bare(
+    places: &Places,
+    runtime: &str,
+    template: &Template,
+    configuration: Configuration,
+) -> Result<Duration> {
     let dir = places.new_dir()?;
     let id = ContainerId::random("layered")?;
     let cgroup = Cgroup::new(id.as_str())?;
     let config = template.instantiate(&places.root())?.with_default_cgroups_path(cgroup.container_path());
-    let bundle = Bundle::create(dir.path(), &config)?;
     let runtime = Runtime::new(runtime);
+    let config = match configuration {
+        Configuration::Plain => config,
+        Configuration::Prepared => runtime.prepare_config(config),
+    };
+    let bundle = Bundle::create(dir.path(), &config)?;
     let time = in_private_mount_namespace(|| {
         // What crun needs on a machine with both versions of cgroups is no part of its time.
         runtime.prepare_namespace()?;
@@ -99,15 +123,24 @@ pub(crate) fn replaced_sequence(places: &Places, runtime: &str, layers: usize, t
     ran
 }
 
-/// The others, on the same prepared root: by name, and what one is asked for.
-pub(crate) fn peers(places: &Places) -> [(&'static str, Vec<String>); 3] {
+/// The others, by name, over how many layers, and what one is asked for. What stacks nothing has the prepared root.
+pub(crate) fn peers(places: &Places, layers: usize) -> Vec<(&'static str, usize, Vec<String>)> {
     let root = places.root().display().to_string();
-    let words = |line: &str| line.split(' ').map(|word| word.replace("ROOT", &root)).collect();
-    [
-        ("podman", words("podman run --rm --quiet --network none --rootfs ROOT:O true")),
-        ("bubblewrap", words("bwrap --overlay-src ROOT --tmp-overlay / --dev /dev --proc /proc --unshare-all true")),
-        ("systemd-nspawn", words("systemd-nspawn --quiet --register=no --volatile=overlay --directory ROOT true")),
-    ]
+    let words = |line: &str| -> Vec<String> { line.split(' ').map(|word| word.replace("ROOT", &root)).collect() };
+    let mut bubblewrap = vec!["bwrap".to_owned()];
+    let trees = [places.base.fs()].into_iter().chain(places.layers[..layers].iter().rev().map(layer::Layer::fs));
+    bubblewrap.extend(trees.flat_map(|tree| ["--overlay-src".into(), tree.display().to_string()]));
+    bubblewrap.extend(words("--tmp-overlay / --dev /dev --proc /proc --unshare-all /bin/true"));
+    let mut peers = vec![("bubblewrap", layers, bubblewrap)];
+    if layers == 1 {
+        // Limits that need no capability, and the runtime that starts on a hybrid machine.
+        let podman =
+            "podman --runtime runc run --rm --quiet --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
+        peers.push(("Podman", 0, words(&format!("{podman} --rootfs ROOT:O /bin/true"))));
+        let nspawn = "systemd-nspawn --quiet --register=no --keep-unit --volatile=overlay --directory ROOT /bin/true";
+        peers.push(("systemd-nspawn", 0, words(nspawn)));
+    }
+    peers
 }
 
 /// Runs a program that has to succeed.

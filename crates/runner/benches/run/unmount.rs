@@ -1,0 +1,59 @@
+//! A job that writes 100 MB: what unmounting costs, and what it would without `volatile`.
+
+use std::fs;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use nix::mount::{MsFlags, mount, umount};
+use runner::{Cleanup, Phase};
+
+use crate::markdown::{cells, table};
+use crate::places::Places;
+use crate::sample::Sample;
+use crate::subjects::{Configuration, bare, in_process, template};
+
+pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
+    let write = template(&["/bin/dd", "if=/dev/zero", "of=/large", "bs=1M", "count=100"])?;
+    let [mut ours, mut flushed, mut whole, mut alone] = [const { Sample(Vec::new()) }; 4];
+    for _ in 0..rounds.min(7) {
+        alone.push(bare(places, "runc", &write, Configuration::Plain)?);
+        // What the bare runtime has written is its root's own.
+        fs::remove_file(places.root().join("large"))?;
+        let report = whole.time(|| in_process(places, "runc", 30, &write, Cleanup::Awaited))?;
+        ours.push(report.timings.phase(Phase::OverlayUmount));
+        report.upper.close()?;
+        flushed.push(unmounted_without_volatile(places)?);
+    }
+    Ok(table(
+        "A job that writes 100 MB, 30 layers, runc",
+        &[
+            cells(["`run` / bare runtime", "unmount", "unmount without `volatile`", "ratio"]),
+            vec![
+                whole.ratio(&alone),
+                ours.milliseconds(),
+                flushed.milliseconds(),
+                format!("{:.4}", ours.median() / flushed.median()),
+            ],
+        ],
+    ))
+}
+
+fn unmounted_without_volatile(places: &Places) -> Result<Duration> {
+    let dir = places.new_dir()?;
+    let [upper, work, merged] = ["upper", "work", "merged"].map(|name| dir.path().join(name));
+    for path in [&upper, &work, &merged] {
+        fs::create_dir(path)?;
+    }
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", places.base.fs().display(), upper.display(), work.display());
+    mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(&*options))?;
+    let mut file = fs::File::create(merged.join("large"))?;
+    let written = (0..100).try_for_each(|_| file.write_all(&[0; 1 << 20]));
+    drop(file);
+    let start = Instant::now();
+    umount(&merged)?;
+    let time = start.elapsed();
+    written?;
+    Ok(time)
+}
