@@ -29,6 +29,18 @@ struct Samples {
     phases: [Sample; Phase::TIMED.len()],
 }
 
+/// What is timed in every round.
+#[derive(Clone, Copy)]
+enum Subject {
+    Bare,
+    Prepared,
+    Run,
+    RunBehind,
+    Process,
+}
+
+const SUBJECTS: [Subject; 5] = [Subject::Bare, Subject::Run, Subject::Prepared, Subject::RunBehind, Subject::Process];
+
 pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) -> Result<(String, Vec<Bar>)> {
     let head = [
         "runtime",
@@ -77,24 +89,36 @@ fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing
     // crun itself does not start on a hybrid machine, where only `run` arranges what it needs.
     let replaced = (runtime == "runc").then(Sample::default);
     let mut samples = Samples { replaced, ..Samples::default() };
-    for _ in 0..rounds {
+    let run_with = |cleanup| in_process(places, runtime, layers, &template, cleanup);
+    for round in 0..rounds {
         // The kernel lets the first process after a pause wait before it changes its control group: that is for none of them.
         bare(places, runtime, &template, Configuration::Plain)?;
-        samples.bare.push(bare(places, runtime, &template, Configuration::Plain)?);
-        if runtime == "crun" {
-            samples.prepared.push(bare(places, runtime, &template, Configuration::Prepared)?);
+        // Over the rounds each comes after each of the others: what one leaves to the next is for all of them. Their number is prime.
+        let step = 1 + round % (SUBJECTS.len() - 1);
+        for index in 0..SUBJECTS.len() {
+            match SUBJECTS[(round + index * step) % SUBJECTS.len()] {
+                Subject::Bare => samples.bare.push(bare(places, runtime, &template, Configuration::Plain)?),
+                Subject::Prepared => {
+                    samples.prepared.push(bare(places, runtime, &template, Configuration::Prepared)?);
+                }
+                Subject::Run => {
+                    let report = samples.whole.time(|| run_with(Cleanup::Awaited))?;
+                    samples.own.push(own_time(&report));
+                    for (sample, phase) in samples.phases.iter_mut().zip(Phase::TIMED) {
+                        sample.push(report.timings.phase(phase));
+                    }
+                    report.upper.close()?;
+                }
+                Subject::RunBehind => {
+                    let report = samples.whole_behind.time(|| run_with(Cleanup::Behind))?;
+                    samples.own_behind.push(own_time(&report));
+                    drop(report);
+                }
+                Subject::Process => {
+                    samples.process.time(|| run(&mut command(places, runtime, layers, &["/bin/true"])))?;
+                }
+            }
         }
-        let run_with = |cleanup| in_process(places, runtime, layers, &template, cleanup);
-        let report = samples.whole_behind.time(|| run_with(Cleanup::Behind))?;
-        samples.own_behind.push(own_time(&report));
-        drop(report);
-        let report = samples.whole.time(|| run_with(Cleanup::Awaited))?;
-        samples.own.push(own_time(&report));
-        for (sample, phase) in samples.phases.iter_mut().zip(Phase::TIMED) {
-            sample.push(report.timings.phase(phase));
-        }
-        report.upper.close()?;
-        samples.process.time(|| run(&mut command(places, runtime, layers, &["/bin/true"])))?;
         if let Some(replaced) = &mut samples.replaced {
             if let Err(error) = replaced.time(|| replaced_sequence(places, runtime, layers, &template)) {
                 missing.add(&format!("the replaced sequence, {runtime}, {layers} layers"), &format!("{error:#}"));

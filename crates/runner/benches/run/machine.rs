@@ -1,6 +1,7 @@
 //! What the figures are of.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// The machine and the programs, as the head of the results.
@@ -13,9 +14,10 @@ pub(crate) fn description(rounds: usize) -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
     let mut text = format!(
-        "# Measured\n\n{processors} × {model}, Linux {}, load {load} at the start; {rounds} rounds. Times are medians (minima), ratios are of \
-         medians and minima of the same rounds.\n\n",
-        kernel.trim()
+        "# Measured\n\n{processors} × {model}, Linux {}, on {}, load {load} at the start; {rounds} rounds. Times are medians (minima), \
+         ratios are of medians and minima of the same rounds.\n\n",
+        kernel.trim(),
+        file_system(&std::env::temp_dir()).unwrap_or_else(|| "an unknown file system".into()),
     );
     for program in ["runc", "crun", "podman", "bwrap", "systemd-nspawn"] {
         let version = Command::new(program).arg("--version").output();
@@ -26,4 +28,19 @@ pub(crate) fn description(rounds: usize) -> String {
         text.push_str(&format!("- {program}: {version}\n"));
     }
     text
+}
+
+/// What `dir` is on, as proc_pid_mountinfo(5) has it: type and options.
+fn file_system(dir: &Path) -> Option<String> {
+    let dir = dir.canonicalize().ok()?;
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = table.lines().filter_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?;
+        let mut kind = kind.split(' ');
+        let (name, options) = (kind.next()?, kind.nth(1)?);
+        dir.starts_with(point).then(|| (point.len(), format!("{name} ({options})")))
+    });
+    // Of two on the same place the later one is seen.
+    mounts.max_by_key(|(length, _)| *length).map(|(_, text)| text)
 }
