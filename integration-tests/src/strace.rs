@@ -90,16 +90,11 @@ impl Program<'_> {
         parse(&self.log())
     }
 
-    /// How many system calls it makes when nothing disturbs it, without those that the language and its libraries need for
-    /// themselves.
+    /// What strace lists of it when nothing disturbs it.
     ///
     /// # Panics
     /// As [`points`](Self::points).
-    pub fn calls(&mut self) -> usize {
-        calls(&self.log()).filter(|(_, name)| !OF_THE_LIBRARIES.contains(name)).count()
-    }
-
-    fn log(&mut self) -> String {
+    pub fn log(&mut self) -> String {
         let log = tempfile::NamedTempFile::new().unwrap();
         let output = self.traced(&["-o", log.path().to_str().unwrap()]);
         assert!(output.status.success(), "{:?}: {output:?}", self.command);
@@ -172,6 +167,11 @@ fn until_it_ends(child: &mut Child) {
             Err(error) => assert_eq!(error, rustix::io::Errno::INTR),
         }
     }
+}
+
+/// How many calls are in a [log](Program::log), without those that the language and its libraries need for themselves.
+pub fn count(log: &str) -> usize {
+    calls(log).filter(|(_, name)| !OF_THE_LIBRARIES.contains(name)).count()
 }
 
 /// The thread and the name of each call. A line of the log is `1234  name(arguments…`, or `1234  <... name resumed>…`, which was

@@ -9,13 +9,14 @@ use layer::{MAX_LOWERS, Plan, Rung, RungLimit};
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [part, times] = &arguments[..] else { bail!("usage: pure-parts plan|template|argv TIMES") };
+    let [part, times] = &arguments[..] else { bail!("usage: pure-parts plan|template|filter|argv TIMES") };
     let times = times.parse().context("TIMES is a number")?;
     let mut part: Box<dyn FnMut() -> Result<()>> = match &**part {
         "plan" => plan(),
         "template" => template()?,
+        "filter" => filter(),
         "argv" => argv()?,
-        other => bail!("{other} is no part: say plan, template or argv"),
+        other => bail!("{other} is no part: say plan, template, filter or argv"),
     };
     (0..times).try_for_each(|_| part())
 }
@@ -51,6 +52,17 @@ fn template() -> Result<Box<dyn FnMut() -> Result<()>>> {
         black_box(serde_json::to_vec(&config)?);
         Ok(())
     }))
+}
+
+/// A template built from nothing, to the text of a config.json with its seccomp filter compiled for crun: what the command does.
+fn filter() -> Box<dyn FnMut() -> Result<()>> {
+    let crun = Runtime::new("crun");
+    Box::new(move || {
+        let template = Template::builder(black_box(["make"])).build()?;
+        let config = template.instantiate(Path::new("/scratch/layered-0123456789abcdef/merged"))?;
+        black_box(serde_json::to_vec(&crun.prepare_config(config))?);
+        Ok(())
+    })
 }
 
 /// The runtime's arguments.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use integration_tests::strace::Program;
+use integration_tests::strace::{Program, count};
 use integration_tests::{Fixture, find};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
@@ -23,16 +23,20 @@ fn system_calls() {
         fixture.numbered_layers(30).iter().map(|layer| format!("{}\n", layer.path().display())).collect();
     let fifo = fixture.path().join("fifo");
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
-    let calls = |list: &str| {
+    let log = || {
         let mut command = fixture.layered_run();
         command.arg("--layers-from").arg(&fifo).args(["--", "true"]);
-        Program { command, fifo: fifo.clone(), text: list }.calls()
+        Program { command, fifo: fifo.clone(), text: &list }.log()
     };
     // The first makes the sentinels.
-    calls(&list);
-    let (whole, budget) = (calls(&list), allowed("system calls over 30 layers"));
+    log();
+    let log = log();
+    let (whole, budget) = (count(&log), allowed("system calls over 30 layers"));
     eprintln!("{whole} system calls over 30 layers, {budget} allowed and a twentieth");
     assert!(whole <= budget + budget / 20, "{whole} system calls are more than docs/bench/budget.txt allows");
+    // However much memory the caller has, none of it is copied for the runtime's start.
+    let start = log.lines().find(|line| line.contains("CLONE_NEWPID")).expect("the runtime is started");
+    assert!(start.contains("CLONE_VM|") && start.contains("CLONE_VFORK"), "{start}");
     // It is not the budget that is too wide.
     assert!(whole >= budget - budget / 10, "{whole} system calls are fewer: write it down in docs/bench/budget.txt");
 }

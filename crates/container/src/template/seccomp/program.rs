@@ -3,8 +3,8 @@
 //! Runtimes have libseccomp make it at each start, which takes milliseconds. It is made here once for a template; that it answers
 //! every call as libseccomp's does is held by a test that asks both about all of them.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompOperator as Operator,
@@ -65,8 +65,8 @@ const X32: std::ops::Range<u32> = 0x4000_0000..0xffff_ffff;
 struct Convention {
     /// What the kernel calls it.
     audit: u32,
-    /// The numbers and names of its calls.
-    calls: fn() -> BTreeMap<u32, &'static str>,
+    /// The numbers and names of its calls, in order.
+    calls: fn() -> Vec<(u32, &'static str)>,
 }
 
 /// What becomes of a call.
@@ -92,11 +92,13 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Option<Vec<u8>> {
         return None;
     }
     let program = program(profile)?;
-    let bytes = program.iter().flat_map(|Instruction { code, if_true, if_false, k }| {
-        let [code, k] = [&code.to_ne_bytes()[..], &k.to_ne_bytes()];
-        [code, &[*if_true, *if_false], k].concat()
-    });
-    Some(bytes.collect())
+    let mut bytes = Vec::with_capacity(8 * program.len());
+    for Instruction { code, if_true, if_false, k } in program {
+        bytes.extend(code.to_ne_bytes());
+        bytes.extend([if_true, if_false]);
+        bytes.extend(k.to_ne_bytes());
+    }
+    Some(bytes)
 }
 
 fn program(profile: &LinuxSeccomp) -> Option<Vec<Instruction>> {
@@ -106,7 +108,7 @@ fn program(profile: &LinuxSeccomp) -> Option<Vec<Instruction>> {
     for arch in profile.architectures().as_deref()? {
         let (_, convention) = CONVENTIONS.iter().find(|(known, _)| known == arch)?;
         let mut calls = vec![load(NUMBER)];
-        calls.extend(tree(&ranges(&verdicts, otherwise, convention)));
+        tree(&ranges(&verdicts, otherwise, convention), &mut calls);
         program.push(Instruction { code: JUMP_EQUAL, if_true: 1, if_false: 0, k: convention.audit });
         program.push(Instruction { code: JUMP, if_true: 0, if_false: 0, k: calls.len() as u32 });
         program.extend(calls);
@@ -171,36 +173,38 @@ fn ranges(verdicts: &HashMap<&str, Verdict>, otherwise: u32, convention: &Conven
     ranges
 }
 
-/// Finds the range that the loaded number is in, by halves.
-fn tree(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
-    let [(_, verdict)] = ranges else {
-        let (low, high) = ranges.split_at(ranges.len() / 2);
-        let (below, above) = (tree(low), tree(high));
-        let k = high[0].0;
-        let mut both = match u8::try_from(below.len()) {
-            Ok(if_true) => vec![Instruction { code: JUMP_GREATER_OR_EQUAL, if_true, if_false: 0, k }],
-            // Too far for a jump that depends.
-            Err(_) => vec![
-                Instruction { code: JUMP_GREATER_OR_EQUAL, if_true: 0, if_false: 1, k },
-                Instruction { code: JUMP, if_true: 0, if_false: 0, k: below.len() as u32 },
-            ],
-        };
-        both.extend(below);
-        both.extend(above);
-        return both;
-    };
-    match verdict {
-        Verdict::Always(result) => vec![ret(*result)],
-        Verdict::ByArgument(tests, otherwise) => {
-            let tests = tests.iter().flat_map(|(Test { argument, mask, value }, result)| {
-                [
+/// Finds the range that the loaded number is in, by halves: at the end of `program`, which jumps to nowhere behind it.
+fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
+    match ranges {
+        [(_, Verdict::Always(result))] => program.push(ret(*result)),
+        [(_, Verdict::ByArgument(tests, otherwise))] => {
+            for (Test { argument, mask, value }, result) in tests {
+                program.extend([
                     load(ARGUMENTS + 8 * argument),
                     Instruction { code: AND, if_true: 0, if_false: 0, k: *mask },
                     Instruction { code: JUMP_EQUAL, if_true: 0, if_false: 1, k: *value },
                     ret(*result),
-                ]
-            });
-            tests.chain([ret(*otherwise)]).collect()
+                ]);
+            }
+            program.push(ret(*otherwise));
+        }
+        _ => {
+            let (low, high) = ranges.split_at(ranges.len() / 2);
+            let at = program.len();
+            let jump = |if_true, if_false| Instruction { code: JUMP_GREATER_OR_EQUAL, if_true, if_false, k: high[0].0 };
+            program.push(jump(0, 0));
+            tree(low, program);
+            let below = program.len() - at - 1;
+            match u8::try_from(below) {
+                Ok(below) => program[at] = jump(below, 0),
+                // Too far for a jump that depends.
+                Err(_) => {
+                    program[at] = jump(0, 1);
+                    let over = Instruction { code: JUMP, if_true: 0, if_false: 0, k: below as u32 };
+                    program.insert(at + 1, over);
+                }
+            }
+            tree(high, program);
         }
     }
 }
@@ -230,8 +234,11 @@ fn test(argument: &LinuxSeccompArg) -> Option<Test> {
     Some(Test { argument: argument.index() as u32, mask, value })
 }
 
-fn numbers<C>(calls: impl Iterator<Item = C>, of: impl Fn(&C) -> (i32, &'static str)) -> BTreeMap<u32, &'static str> {
-    calls.map(|call| of(&call)).filter_map(|(id, name)| Some((u32::try_from(id).ok()?, name))).collect()
+fn numbers<C>(calls: impl Iterator<Item = C>, of: impl Fn(&C) -> (i32, &'static str)) -> Vec<(u32, &'static str)> {
+    let known = calls.map(|call| of(&call)).filter_map(|(id, name)| Some((u32::try_from(id).ok()?, name)));
+    let mut known: Vec<_> = known.collect();
+    known.sort_unstable();
+    known
 }
 
 #[cfg(test)]
