@@ -40,7 +40,7 @@ thread_local! {
     static PRIVATE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether the calling thread is one of [`in_private_mount_namespace`]: what it mounts and its working directory are its own.
+/// Whether the calling thread is one of [`in_private_mount_namespace`].
 pub(crate) fn is_in_private_namespace() -> bool {
     PRIVATE.get()
 }

@@ -28,7 +28,8 @@ pub use version::RuntimeVersion;
 
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their arguments.
 ///
-/// Its own files go into the bundle's directory: `runtime.log`, and `state/` while it runs.
+/// Its own files go into the bundle's directory: `runtime.log`, and `state/` while it runs. The runner's bundle is in memory, 64 MiB at
+/// most, where nothing can be executed: runc and crun keep some kilobytes of text there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,
@@ -228,7 +229,7 @@ impl Runtime {
     /// [private](crate::in_private_mount_namespace).
     ///
     /// crun takes a machine for one of cgroup v2 when it finds that hierarchy mounted beside the v1 ones, and fails. Here it
-    /// finds a small tmpfs in its place, which takes what crun writes there and goes with the namespace. Nothing is done for
+    /// finds a tmpfs in its place, which takes what crun writes there and goes with the namespace. Nothing is done for
     /// other runtimes, nor on other machines.
     ///
     /// # Errors

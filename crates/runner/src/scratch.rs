@@ -137,7 +137,7 @@ impl Scratch {
     }
 
     fn remove_mount_point(&self) -> Result<(), Cause> {
-        // Not recursively: if it were still mounted it would be busy.
+        // Not recursively: if anything were still mounted here, where this thread sees it, it would be busy.
         match fs::remove_dir(self.bundle()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(io_cause("remove the mount point", self.bundle())(error))

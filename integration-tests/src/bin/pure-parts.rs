@@ -48,7 +48,7 @@ fn template() -> Result<Box<dyn FnMut() -> Result<()>>> {
         .mount(Mount::bind("/srv/src", "/src"))
         .build()?;
     Ok(Box::new(move || {
-        let config = black_box(&template).instantiate(Path::new("/scratch/layered-0123456789abcdef/merged"))?;
+        let config = black_box(&template).instantiate(Path::new("/scratch/layered-0123456789abcdef/bundle/merged"))?;
         black_box(serde_json::to_vec(&config)?);
         Ok(())
     }))
@@ -59,7 +59,7 @@ fn filter() -> Box<dyn FnMut() -> Result<()>> {
     let crun = Runtime::new("crun");
     Box::new(move || {
         let template = Template::builder(black_box(["make"])).build()?;
-        let config = template.instantiate(Path::new("/scratch/layered-0123456789abcdef/merged"))?;
+        let config = template.instantiate(Path::new("/scratch/layered-0123456789abcdef/bundle/merged"))?;
         black_box(serde_json::to_vec(&crun.prepare_config(config))?);
         Ok(())
     })

@@ -13,6 +13,8 @@ const DESCRIPTORS: &str = "/proc/thread-self/fd";
 /// Runs `work`, which changes the working directory, where no other thread sees that. Here it is the same afterwards.
 pub(super) fn anywhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     if is_in_private_namespace() {
+        // It is this thread's own but for threads that it has started since.
+        unshare(CloneFlags::CLONE_FS).map_err(Error::io("leave", "the common working directory"))?;
         let _back = Back::to_here()?;
         return work();
     }

@@ -72,9 +72,11 @@ impl Child {
 
     /// One that has been waited for is left alone: its number may be another's.
     fn kill(&self) {
-        if self.exit.is_none() {
-            let _ = kill_process(self.pid, Signal::KILL);
-        }
+        let _ = match &self.pidfd {
+            _ if self.exit.is_some() => return,
+            Some(pidfd) => pidfd_send_signal(pidfd, Signal::KILL),
+            None => kill_process(self.pid, Signal::KILL),
+        };
     }
 
     fn wait_for_end(&mut self) -> io::Result<ExitStatus> {

@@ -14,8 +14,8 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
 
 use super::program::Program;
 
@@ -48,15 +48,19 @@ pub(super) fn spawn(program: &Program, streams: [RawFd; 3]) -> io::Result<Pid> {
     });
     let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
     // SAFETY: this thread goes on when the child has executed the program or ended, so all that the child has borrowed is there
-    // until then. The child makes system calls on what is there already, and nothing else: no allocation, no lock, no panic.
+    // until then. The child makes system calls on what is there already, and nothing else: no allocation, no panic, and no lock but
+    // the C library's own for an action of SIGABRT, which no thread holds for long.
     let started = unsafe { clone(child, &mut stack, flags, Some(libc::SIGCHLD)) };
-    mask.thread_set_mask()?;
+    let unmasked = mask.thread_set_mask();
     let pid = Pid::from_raw(started?.as_raw()).expect("the PID of a child");
-    match failure.load(Ordering::Relaxed) {
-        0 => Ok(pid),
-        errno => {
-            rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()))?;
-            Err(io::Error::from_raw_os_error(errno))
+    match (failure.load(Ordering::Relaxed), unmasked) {
+        (0, Ok(())) => Ok(pid),
+        (failure, unmasked) => {
+            // It has ended, or does so now; whoever else has waited for it is welcome.
+            let _ = kill_process(pid, rustix::process::Signal::KILL);
+            let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
+            unmasked?;
+            Err(io::Error::from_raw_os_error(failure))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
 /// What these say is for the caller alone: a runtime hands it on, and runc would wait for the command to report to the service
@@ -46,7 +46,8 @@ impl Program {
     }
 }
 
-/// The first file of that name in the directories of `search` that can be executed, as execvp(3) has it.
+/// The first file of that name in the directories of `search` that can be executed. Unlike execvp(3) nobody makes a shell read
+/// what is no program.
 fn find(program: &Path, search: Option<&OsStr>) -> io::Result<PathBuf> {
     if program.as_os_str().as_bytes().contains(&b'/') {
         return Ok(program.into());
@@ -55,10 +56,11 @@ fn find(program: &Path, search: Option<&OsStr>) -> io::Result<PathBuf> {
     let mut failure = Errno::NOENT;
     for dir in env::split_paths(search).filter(|_| !program.as_os_str().is_empty()) {
         let path = Path::new(".").join(dir).join(program);
-        match access(&path, Access::EXEC_OK) {
+        match accessat(CWD, &path, Access::EXEC_OK, AtFlags::EACCESS) {
             Ok(()) if path.is_file() => return Ok(path),
-            Ok(()) | Err(Errno::ACCESS) => failure = Errno::ACCESS,
-            Err(_) => {}
+            Ok(()) => failure = Errno::ACCESS,
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(error) => failure = error,
         }
     }
     Err(failure.into())

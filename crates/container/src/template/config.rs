@@ -82,9 +82,10 @@ impl Config {
         self.cgroups_path = Some(path.into());
     }
 
-    /// Hands crun its seccomp filter ready made, if it is known here what it comes to.
+    /// Hands crun its seccomp filter ready made, if it is known here what it comes to and the template has none.
     pub(crate) fn with_filter_for_crun(mut self) -> Config {
-        self.has_filter = true;
+        let theirs = self.template.value.pointer("/annotations").and_then(|all| all.get(CRUN_FILTER));
+        self.has_filter = self.template.filter.is_some() && theirs.is_none();
         self
     }
 
@@ -188,6 +189,10 @@ mod tests {
         assert!(filter.len() > 1_000, "{filter}");
         expected["annotations"][CRUN_FILTER] = json!(filter);
         assert_eq!(written, expected);
+
+        let theirs = Template::builder(["true"]).annotation(CRUN_FILTER, "AAAA").build().unwrap();
+        let theirs = theirs.instantiate(Path::new("/run/merged")).unwrap();
+        assert_eq!(theirs.clone().with_filter_for_crun(), theirs);
 
         let unknown = Template::from_value(serde_json::to_value(&template).unwrap()).unwrap();
         let unknown = unknown.instantiate(Path::new("/run/merged")).unwrap();

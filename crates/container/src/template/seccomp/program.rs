@@ -1,7 +1,8 @@
 //! A profile as the program that the kernel runs: classic BPF over `struct seccomp_data` (seccomp(2)).
 //!
 //! Runtimes have libseccomp make it at each start, which takes milliseconds. It is made here once for a template; that it answers
-//! every call as libseccomp's does is held by a test that asks both about all of them.
+//! every call as libseccomp's does is held by a test that asks both about all of them. A libseccomp that is older than a name in
+//! the profile passes over it, and answers that call as it does any other.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -87,6 +88,9 @@ struct Test {
 
 /// The program of `profile` as bytes, for a machine like this one; `None` for what only libseccomp knows: other architectures,
 /// other actions than to allow and to answer with an error, other tests than of the lower half of one argument under a mask.
+///
+/// What has no rule must be an error, and a test may only allow: then no call is let through that has no rule that says so, not
+/// those that i386 makes through socketcall(2) and ipc(2) either, which libseccomp knows of and this does not.
 pub(super) fn compile(profile: &LinuxSeccomp) -> Option<Vec<u8>> {
     if !cfg!(target_arch = "x86_64") {
         return None;
@@ -102,6 +106,10 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Option<Vec<u8>> {
 }
 
 fn program(profile: &LinuxSeccomp) -> Option<Vec<Instruction>> {
+    let plain = profile.flags().as_ref().is_none_or(Vec::is_empty) && profile.listener_path().is_none();
+    if !plain || profile.default_action() != Action::ScmpActErrno {
+        return None;
+    }
     let otherwise = result(profile.default_action(), profile.default_errno_ret())?;
     let verdicts = verdicts(profile, otherwise)?;
     let mut program = vec![load(CONVENTION)];
@@ -124,7 +132,7 @@ fn verdicts(profile: &LinuxSeccomp, otherwise: u32) -> Option<HashMap<&str, Verd
         let action = result(rule.action(), rule.errno_ret())?;
         let test = match rule.args().as_deref().unwrap_or_default() {
             [] => None,
-            [argument] => Some(test(argument)?),
+            [argument] if rule.action() == Action::ScmpActAllow => Some(test(argument)?),
             _ => return None,
         };
         for name in rule.names() {
@@ -231,7 +239,7 @@ fn test(argument: &LinuxSeccompArg) -> Option<Test> {
     }
     let low = |half: u64| u32::try_from(half).ok();
     let (mask, value) = (low(argument.value())?, low(argument.value_two()?)?);
-    Some(Test { argument: argument.index() as u32, mask, value })
+    (value & !mask == 0).then_some(Test { argument: argument.index() as u32, mask, value })
 }
 
 fn numbers<C>(calls: impl Iterator<Item = C>, of: impl Fn(&C) -> (i32, &'static str)) -> Vec<(u32, &'static str)> {
@@ -252,6 +260,7 @@ mod tests {
             "defaultAction": "SCMP_ACT_ERRNO",
             "defaultErrnoRet": 38,
             "architectures": ["SCMP_ARCH_X86_64"],
+            "flags": [],
             "syscalls": [
                 {"names": ["read", "write", "no_such_call"], "action": "SCMP_ACT_ALLOW"},
                 {
@@ -294,10 +303,14 @@ mod tests {
 
     #[test]
     fn what_is_not_known_exactly_is_left_to_the_runtime() {
-        let table: [(&str, Value); 9] = [
+        let table: [(&str, Value); 13] = [
             ("/architectures/0", json!("SCMP_ARCH_X32")),
             ("/architectures", Value::Null),
             ("/defaultAction", json!("SCMP_ACT_NOTIFY")),
+            ("/defaultAction", json!("SCMP_ACT_ALLOW")),
+            ("/syscalls/1/action", json!("SCMP_ACT_ERRNO")),
+            ("/syscalls/1/args/0/valueTwo", json!(4)),
+            ("/flags", json!(["SECCOMP_FILTER_FLAG_LOG"])),
             ("/defaultErrnoRet", Value::Null),
             ("/syscalls/0/action", json!("SCMP_ACT_KILL")),
             ("/syscalls/0/names/0", json!("open")),
