@@ -1,6 +1,8 @@
 //! What the integration tests share: a machine to run on that must be left as it was, layers, a look at trees, and
 //! one at system calls and at seccomp filters.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 pub mod filter;
 mod fixture;
 mod known_run;
@@ -12,3 +14,13 @@ pub mod tree;
 pub use fixture::{Fixture, find, layered, shell, stderr, stdout, until_it_waits};
 pub use known_run::{KnownRun, Told};
 pub use traces::Traces;
+
+/// Sees that what it is dropped by, a panic too, ends the others.
+#[derive(Debug)]
+pub struct Done<'a>(pub &'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

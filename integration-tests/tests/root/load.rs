@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use integration_tests::tree::Snapshot;
-use integration_tests::{Fixture, stdout};
+use integration_tests::{Done, Fixture, stdout};
 use layer::Layer;
 
 /// `LAYERED_RUNS` in one process, 128 if that is not set.
@@ -45,15 +45,6 @@ fn many_runs_in_four_processes() {
     let names: Vec<_> = processes.into_iter().flat_map(finish).collect();
     assert_eq!(names.len(), 4 * (count() / 4 + 1));
     assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "two runs had one name");
-}
-
-/// Sees that what it is dropped by, a panic too, ends the others.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

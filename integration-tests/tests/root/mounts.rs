@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use container::{
     Bundle, ContainerId, DeviceNodes, Error, Invocation, LowerNames, MountApi, Output, Overlay, Runtime,
     in_private_mount_namespace,
 };
-use integration_tests::{Fixture, shell, until_it_waits};
+use integration_tests::{Done, Fixture, shell, until_it_waits};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 struct Dirs {
@@ -62,6 +63,35 @@ fn each_api_with_each_kind_of_names() {
                 assert_eq!(options_of(&dirs.merged), "");
             }
         }
+    })
+    .unwrap();
+}
+
+/// Not even for a moment, of threads that were started where it is mounted; and not afterwards, whatever comes of it.
+#[test]
+fn nobodys_working_directory_changes() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    let overlay = Overlay::new(&dirs.lowers).names(LowerNames::Short);
+    let here = std::env::current_dir().unwrap();
+    in_private_mount_namespace(|| {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                let elsewhere = || std::env::current_dir().unwrap() != here;
+                (0..).take_while(|_| !over.load(Ordering::Relaxed)).any(|_| elsewhere())
+            });
+            let done = Done(&over);
+            for _ in 0..200 {
+                overlay.mount(&dirs.merged).unwrap().unmount().unwrap();
+                assert_eq!(std::env::current_dir().unwrap(), here);
+            }
+            fs::remove_dir_all(&dirs.lowers[1]).unwrap();
+            overlay.mount(&dirs.merged).unwrap_err();
+            assert_eq!(std::env::current_dir().unwrap(), here);
+            drop(done);
+            assert!(!other.join().unwrap(), "another thread has been elsewhere");
+        });
     })
     .unwrap();
 }
