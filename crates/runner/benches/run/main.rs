@@ -69,8 +69,14 @@ fn main() -> Result<()> {
 struct Missing(Vec<String>);
 
 impl Missing {
+    /// Of a long reason the beginning and the end.
     fn add(&mut self, what: &str, why: &str) {
-        self.0.push(format!("{what}: {why}"));
+        let characters: Vec<char> = why.chars().collect();
+        let shown = match characters.len() {
+            0..=160 => why.to_owned(),
+            length => [&characters[..80], &[' ', '…', ' '], &characters[length - 60..]].concat().into_iter().collect(),
+        };
+        self.0.push(format!("{what}: {shown}"));
     }
 
     fn lines(&self) -> String {

@@ -8,35 +8,39 @@ use anyhow::Result;
 use nix::mount::{MsFlags, mount, umount};
 use runner::{Cleanup, Phase};
 
+use crate::LAYERS;
 use crate::markdown::{cells, table};
 use crate::places::Places;
 use crate::sample::Sample;
-use crate::subjects::{Configuration, bare, in_process, template};
+use crate::subjects::{Configuration, RUNTIMES, bare, in_process, is_installed, template};
 
 pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let write = template(&["/bin/dd", "if=/dev/zero", "of=/large", "bs=1M", "count=100"])?;
-    let [mut ours, mut flushed, mut whole, mut alone] = [const { Sample(Vec::new()) }; 4];
-    for _ in 0..rounds.min(7) {
-        alone.push(bare(places, "runc", &write, Configuration::Plain)?);
-        // What the bare runtime has written is its root's own.
-        fs::remove_file(places.root().join("large"))?;
-        let report = whole.time(|| in_process(places, "runc", 30, &write, Cleanup::Awaited))?;
-        ours.push(report.timings.phase(Phase::OverlayUmount));
-        report.upper.close()?;
-        flushed.push(unmounted_without_volatile(places)?);
-    }
-    Ok(table(
-        "A job that writes 100 MB, 30 layers, runc",
-        &[
-            cells(["`run` / bare runtime", "unmount", "unmount without `volatile`", "ratio"]),
-            vec![
+    let head = ["runtime", "layers", "`run` / bare runtime", "unmount", "unmount without `volatile`", "ratio"];
+    let mut rows = vec![cells(head)];
+    for runtime in RUNTIMES.into_iter().filter(|runtime| is_installed(runtime)) {
+        for layers in LAYERS {
+            let [mut ours, mut flushed, mut whole, mut alone] = [const { Sample(Vec::new()) }; 4];
+            for _ in 0..rounds.min(5) {
+                alone.push(bare(places, runtime, &write, Configuration::Plain)?);
+                // What the bare runtime has written is its root's own.
+                fs::remove_file(places.root().join("large"))?;
+                let report = whole.time(|| in_process(places, runtime, layers, &write, Cleanup::Awaited))?;
+                ours.push(report.timings.phase(Phase::OverlayUmount));
+                report.upper.close()?;
+                flushed.push(unmounted_without_volatile(places)?);
+            }
+            rows.push(vec![
+                runtime.into(),
+                layers.to_string(),
                 whole.ratio(&alone),
                 ours.milliseconds(),
                 flushed.milliseconds(),
                 format!("{:.4}", ours.median() / flushed.median()),
-            ],
-        ],
-    ))
+            ]);
+        }
+    }
+    Ok(table("A job that writes 100 MB", &rows))
 }
 
 fn unmounted_without_volatile(places: &Places) -> Result<Duration> {
