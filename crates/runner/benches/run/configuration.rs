@@ -20,12 +20,13 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     ];
     let runtimes: Vec<_> = RUNTIMES.into_iter().filter(|runtime| is_installed(runtime)).collect();
     let mut samples = vec![vec![Sample::default(); templates.len()]; runtimes.len()];
-    for _ in 0..rounds {
+    for round in 0..rounds {
         for (runtime, samples) in runtimes.iter().zip(&mut samples) {
             // As in `costs`: the first after a pause waits.
             bare(places, runtime, &templates[0].1, Configuration::Plain)?;
-            for ((_, template), sample) in templates.iter().zip(samples) {
-                sample.push(bare(places, runtime, template, Configuration::Plain)?);
+            for index in 0..templates.len() {
+                let index = (round + index) % templates.len();
+                samples[index].push(bare(places, runtime, &templates[index].1, Configuration::Plain)?);
             }
         }
     }
