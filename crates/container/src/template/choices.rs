@@ -55,8 +55,7 @@ pub enum Seccomp {
     Default,
     /// Those of [`Default`](Self::Default) by the machine's own convention alone: a 32-bit program is killed (SIGSYS) at its first
     /// call. Of all that a container has by default, what it costs to let those run is what can be saved: runc starts in 0.8 of
-    /// the time. (Without the mount of the control groups, without `/dev/mqueue`, or without masked paths, it takes as long as with
-    /// them.)
+    /// the time. What the mount of the control groups, `/dev/mqueue` or masked paths cost is less than can be measured.
     Native,
     /// All of them, which leaves the kernel's own checks.
     Unconfined,
