@@ -1,5 +1,5 @@
 /* Makes the system call whose number is the first argument, with the rest as its arguments: numbers, or strings, whose
- * address it is. The exit status is the error, 0 if there was none. Without a C library, so that no static one is needed. */
+ * address it is. A number that begins with an i is of a call as 32-bit programs make it, on x86_64. The exit status is the error, 0 if there was none. Without a C library, so that no static one is needed. */
 
 static long call(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -18,6 +18,12 @@ static long call(long n, long a, long b, long c, long d, long e, long f)
 }
 
 #if defined(__x86_64__)
+static long call_of_i386(long n, long a)
+{
+	__asm__ volatile("int $0x80" : "+a"(n) : "b"(a) : "r8", "r9", "r10", "r11", "memory");
+	return n;
+}
+
 #define EXIT 60
 __asm__(".globl _start\n_start: mov %rsp, %rdi\nand $-16, %rsp\ncall start");
 #else
@@ -43,6 +49,12 @@ __attribute__((used)) void start(long *stack)
 	long args[7] = {0};
 	for (long i = 0; i < 7 && i + 1 < *stack; i++)
 		args[i] = value(argv[i + 1]);
+#if defined(__x86_64__)
+	if (*stack > 1 && *argv[1] == 'i') {
+		long answer = call_of_i386(value(argv[1] + 1), args[1]);
+		call(EXIT, answer < 0 ? -answer : 0, 0, 0, 0, 0, 0);
+	}
+#endif
 	long result = call(args[0], args[1], args[2], args[3], args[4], args[5], args[6]);
 	/* The kernel's range of errors. */
 	call(EXIT, result < 0 && result > -4096 ? -result : 0, 0, 0, 0, 0, 0);

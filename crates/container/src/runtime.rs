@@ -28,8 +28,8 @@ pub use version::RuntimeVersion;
 
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their arguments.
 ///
-/// Its own files go into the bundle's directory: `runtime.log`, and `state/` while it runs. The runner's bundle is in memory, 64 MiB at
-/// most, where nothing can be executed: runc and crun keep some kilobytes of text there.
+/// Its own files go into the bundle's directory: `runtime.log`, and `state/` while it runs: with runc and crun
+/// some kilobytes of text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,

@@ -103,7 +103,7 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// The runtime. Its own files go into the run's directory.
+    /// The runtime. Its own files are in memory, in the run's mount namespace: 64 MiB at most, and nothing there can be executed.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
         self

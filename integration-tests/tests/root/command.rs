@@ -51,6 +51,20 @@ fn exit_statuses() {
     assert_eq!(run(layered_run(&fixture).args(["--", "no-such-command"])).0, 127);
 }
 
+/// `getpid`, which is number 20 there. Without 32-bit programs it is the end: SIGSYS.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn system_calls_of_32_bit_programs() {
+    let fixture = Fixture::new();
+    fixture.add_probe();
+    for runtime in ["runc", "crun"] {
+        for (seccomp, status) in [("default", 0), ("native", 128 + nix::libc::SIGSYS), ("unconfined", 0)] {
+            let options = ["--runtime", runtime, "--seccomp", seccomp];
+            assert_eq!(script(&fixture, &options, "exec probe i20").0, status, "{options:?}");
+        }
+    }
+}
+
 #[test]
 fn system_calls_and_privileges() {
     let fixture = Fixture::new();

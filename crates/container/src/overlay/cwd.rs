@@ -8,7 +8,7 @@ use crate::namespace::is_in_private_namespace;
 use crate::{Error, Result};
 
 /// Where the number of a descriptor is a path.
-const DESCRIPTORS: &str = "/proc/thread-self/fd";
+pub(super) const DESCRIPTORS: &str = "/proc/thread-self/fd";
 
 /// Runs `work`, which changes the working directory, where no other thread sees that. Here it is the same afterwards.
 pub(super) fn anywhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {

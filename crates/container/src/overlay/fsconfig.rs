@@ -42,7 +42,7 @@ pub(super) fn mount_paths(request: &Request) -> Result<()> {
             return write(name);
         }
         let pinned = pin(path)?;
-        write(format!("/proc/thread-self/fd/{}", pinned.as_raw_fd()).as_bytes())
+        write(format!("{}/{}", super::cwd::DESCRIPTORS, pinned.as_raw_fd()).as_bytes())
     })
 }
 

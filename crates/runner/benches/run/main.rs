@@ -1,7 +1,7 @@
 //! What a run costs, against the bare runtime and against what people use else: `scripts/bench`.
 //!
 //! Every subject is run in turn, round by round, since times drift by half from minute to minute; what counts are the ratios of the
-//! medians of one call. What this machine cannot do is said to be missing. Arguments: how many rounds (15 if none is given), and
+//! medians of one call. What this machine cannot do is said to be missing. Arguments: how many rounds (30 if none is given), and
 //! the directory that `results.md` and `phases.svg` are written to.
 
 // What a benchmark is for.
@@ -32,7 +32,7 @@ const LAYERS: [usize; 4] = [1, 30, 100, 400];
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let rounds = arguments.first().map_or(Ok(15), |rounds| rounds.parse()).context("ROUNDS is a number")?;
+    let rounds = arguments.first().map_or(Ok(30), |rounds| rounds.parse()).context("ROUNDS is a number")?;
     let destination = arguments.get(1).map(PathBuf::from);
     let places = Places::new(LAYERS[LAYERS.len() - 1])?;
 
