@@ -34,6 +34,20 @@ pub enum Error {
         /// The layer's directory.
         layer: PathBuf,
     },
+    /// Something else than a regular file stands where a file of a layer or a store is read: a FIFO, a device, a symbolic link.
+    #[error("{} is not a regular file: remove it", path.display())]
+    NotARegularFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file of a layer or a store is larger than any that is read.
+    #[error("{} has more than {max_bytes} bytes: remove it", path.display())]
+    FileTooLarge {
+        /// The path.
+        path: PathBuf,
+        /// The largest size that is read.
+        max_bytes: u64,
+    },
     /// A JSON file that cannot be read as what it should be. The file is left as it is.
     #[error("{} is not valid: mend or remove the file", path.display())]
     Json {
@@ -158,6 +172,8 @@ impl Error {
         match self {
             Error::Io { path, .. }
             | Error::NotADirectory { path, .. }
+            | Error::NotARegularFile { path }
+            | Error::FileTooLarge { path, .. }
             | Error::Json { path, .. }
             | Error::Serialize { path, .. }
             | Error::TargetNotEmpty { path }

@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -7,18 +7,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
-use crate::{Error, Result};
+use crate::{Error, Result, read_regular_file};
 
 /// Reads one JSON value; `None` if there is no such file.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::io("open", path)(source)),
-    };
-    match serde_json::from_reader(BufReader::new(file)) {
+    let Some(text) = read_regular_file(path)? else { return Ok(None) };
+    match serde_json::from_slice(&text) {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.is_io() => Err(Error::io("read", path)(error)),
         Err(source) => Err(Error::Json { path: path.into(), source }),
     }
 }

@@ -157,7 +157,7 @@ fn what_cannot_be_taken_away_is_told_and_the_rest_goes() {
     let collected = Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap();
     assert_eq!(names(&collected), ["a", "b"]);
     assert!(
-        matches!(&collected.failed[..], [Error::Io { path, .. }] if *path == unreadable.join("layer.json")),
+        matches!(&collected.failed[..], [Error::NotARegularFile { path }] if *path == unreadable.join("layer.json")),
         "{:?}",
         collected.failed
     );

@@ -1,0 +1,67 @@
+//! Paths in JSON, whose strings are UTF-8 where a path may be any bytes.
+//!
+//! A path is a string if it is UTF-8, else an array of its bytes, so that every path comes back as it was. Use the module with
+//! `#[serde(with = "layer::json_path")]`, or its functions by themselves.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+/// Writes a path as a string or as an array of bytes.
+pub fn serialize<S: Serializer>(path: impl AsRef<Path>, serializer: S) -> Result<S::Ok, S::Error> {
+    let path = path.as_ref();
+    match path.to_str() {
+        Some(text) => serializer.serialize_str(text),
+        None => path.as_os_str().as_bytes().serialize(serializer),
+    }
+}
+
+/// Reads a path that [`serialize`] has written.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a path: a string, or an array of bytes")]
+    enum Form {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+    Ok(match Form::deserialize(deserializer)? {
+        Form::Text(text) => text.into(),
+        Form::Bytes(bytes) => OsString::from_vec(bytes).into(),
+    })
+}
+
+/// The path as a JSON value.
+pub fn to_value(path: impl AsRef<Path>) -> Value {
+    let path = path.as_ref();
+    match path.to_str() {
+        Some(text) => text.into(),
+        None => path.as_os_str().as_bytes().into(),
+    }
+}
+
+/// A path that writes itself and is read in this form: for lists of paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JsonPath(#[serde(with = "self")] pub PathBuf);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_comes_back() {
+        let paths: [&[u8]; 4] = [b"/a b", "/tmp/\u{e9}".as_bytes(), b"/\xff/x", b""];
+        for bytes in paths {
+            let path = JsonPath(OsString::from_vec(bytes.into()).into());
+            let value = to_value(&path.0);
+            assert_eq!(serde_json::to_value(&path).unwrap(), value);
+            assert_eq!(serde_json::from_value::<JsonPath>(value).unwrap(), path);
+        }
+        for wrong in ["null", "1", "{}", "[256]", "[\"a\"]"] {
+            let error = serde_json::from_str::<JsonPath>(wrong).unwrap_err();
+            assert!(error.to_string().contains("an array of bytes"), "{error}");
+        }
+    }
+}
