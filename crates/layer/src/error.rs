@@ -127,6 +127,61 @@ pub enum Error {
         /// The path that was given for the upper.
         upper: PathBuf,
     },
+    /// The upper that is to be captured lies inside a lower, or a lower inside it.
+    #[error("the upper {} overlaps the lower {}: give the upper that was written to", upper.display(), lower.display())]
+    UpperOverlapsLower {
+        /// The path that was given for the upper.
+        upper: PathBuf,
+        /// The lower.
+        lower: PathBuf,
+    },
+    /// What is to be captured belongs to a layer that is whole or in use, or is a layer or a store itself. It is left as it is.
+    #[error("{} belongs to the layer {}: give an upper that a command has written", upper.display(), layer.display())]
+    UpperIsLayers {
+        /// The path that was given for the upper.
+        upper: PathBuf,
+        /// The directory of the layer.
+        layer: PathBuf,
+    },
+    /// The report of a run describes another upper than the one that was given.
+    #[error("{} is not the upper that the report describes: give that one, or the report of this one", upper.display())]
+    AnotherUpper {
+        /// The path that was given for the upper.
+        upper: PathBuf,
+    },
+    /// A layer is to be made inside a lower, inside the tree of another layer or inside the upper.
+    #[error("{} lies inside {}: choose a directory outside of layers and uppers", layer.display(), tree.display())]
+    LayerInsideTree {
+        /// The path that was given for the layer.
+        layer: PathBuf,
+        /// The tree around it.
+        tree: PathBuf,
+    },
+    /// A layer is to be made of the root directory.
+    #[error("{} is the root directory: choose another directory for the layer", path.display())]
+    RootDirectory {
+        /// The path that was given for the layer.
+        path: PathBuf,
+    },
+    /// A lower is not there any more, and the upper cannot be captured without it: it replaced a directory, whose entries in
+    /// the lowers have to be hidden by name. The upper is left.
+    #[error(
+        "{} replaces a directory of the lowers, of which {} does not exist (any more): a collector may have removed it; make it again",
+        path.display(),
+        lower.display()
+    )]
+    LowerMissing {
+        /// The directory in the upper.
+        path: PathBuf,
+        /// The lower.
+        lower: PathBuf,
+    },
+    /// The run made more files in its upper than could be recorded there.
+    #[error("{} holds files that its run made, and does not say which: give the report of the run", upper.display())]
+    MadeUnknown {
+        /// The upper.
+        upper: PathBuf,
+    },
     /// A capture failed when the upper had been moved, and it could not be moved back: see `left`.
     #[error("a capture failed half way, and its upper could not be moved back ({cleanup}): it is at {}", left.display())]
     NotMovedBack {
@@ -179,9 +234,18 @@ impl Error {
             | Error::TargetNotEmpty { path }
             | Error::TreeInTheWay { path }
             | Error::MountInside { path }
+            | Error::RootDirectory { path }
+            | Error::LowerMissing { path, .. }
             | Error::Unmergeable { path, .. } => Some(path),
-            Error::NoTree { layer } | Error::AlreadyCaptured { layer } => Some(layer),
-            Error::OtherFileSystem { upper, .. } | Error::UpperIsLower { upper } => Some(upper),
+            Error::NoTree { layer } | Error::AlreadyCaptured { layer } | Error::LayerInsideTree { layer, .. } => {
+                Some(layer)
+            }
+            Error::OtherFileSystem { upper, .. }
+            | Error::UpperIsLower { upper }
+            | Error::UpperOverlapsLower { upper, .. }
+            | Error::UpperIsLayers { upper, .. }
+            | Error::AnotherUpper { upper }
+            | Error::MadeUnknown { upper } => Some(upper),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
             Error::SidecarName { .. } => None,

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with, statvfs};
 
-use self::abandoned::Abandoned;
+use self::abandoned::Resolved;
 use self::inventory::{Inventory, Stored};
 use self::need::Need;
 use crate::area::{Area, Room, WorkDir};
@@ -202,7 +202,7 @@ impl Collector {
             }
         }
         let inventory = Inventory::take(store, self.sizes, progress)?;
-        remove_unfinished(store, &inventory.unfinished, &mut collected)?;
+        resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
         let mut need = self.need(store, &inventory)?;
         let of = self.plan(&inventory, &held(store)?, need).layers.len();
         let mut layers = inventory.layers.iter();
@@ -344,24 +344,21 @@ fn remove_orphans(area: &Area, collected: &mut Collected) -> Result<bool> {
     Ok(more)
 }
 
-/// Removes the trees that killed captures have left, as the next capture of the same layer would.
-fn remove_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collected) -> Result<()> {
+/// Completes or removes what killed captures have left.
+fn resolve_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collected) -> Result<()> {
     if unfinished.is_empty() {
         return Ok(());
     }
+    // One collector at a time.
     let area = Area::make(store)?;
-    let trash = area.lock(FlockOperation::LockShared)?.work_dir(Room::Trash)?;
-    for (number, layer) in unfinished.iter().enumerate() {
-        let taken = Abandoned::find(layer).and_then(|found| match found {
-            Some(abandoned) => abandoned.take_away(&trash.path().join(number.to_string())).map(|()| 1),
-            None => Ok(0),
-        });
-        match taken {
-            Ok(taken) => collected.orphans += taken,
+    let _lock = area.lock(FlockOperation::LockExclusive)?;
+    for layer in unfinished {
+        match abandoned::resolve(layer) {
+            Ok(Resolved::Removed) => collected.orphans += 1,
+            Ok(Resolved::Completed | Resolved::Left) => {}
             Err(error) => collected.failed.push(error),
         }
     }
-    collected.failed.extend(trash.remove().err());
     Ok(())
 }
 

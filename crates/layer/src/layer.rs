@@ -13,13 +13,14 @@ use crate::{Error, Result, TreeSize};
 /// <layer>/last_used    a sentinel; its modification time is the time of last use
 /// <layer>/<name>.json  sidecars, one JSON value each
 ///
-/// <layer>/.capturing   without layer.json: a capture is under way, or was killed; `fs` is nobody's then
-/// <layer>/.json.*      a JSON file that is being written, or whose writer was killed
+/// <layer>/.capturing   the `layer.json` to be of a capture that has not moved its tree; whatever stands at `fs` is the caller's
+/// <layer>/.captured    the `layer.json` to be of a capture that moves its tree; with `fs` beside it the layer is complete
+/// <layer>/.json.*      a JSON file that is being written; locked, flock(2), unless its writer was killed
 /// ```
 ///
-/// A [capture](crate::Capture) that is under way holds a lock, flock(2), on the layer's directory. A directory with `.capturing`
-/// that has neither that lock nor `layer.json` is what a killed one has left: the next capture of this layer goes on from
-/// there, and anybody may remove it.
+/// A [capture](crate::Capture) holds a lock, flock(2), on the layer's directory. A directory that it has made has the sticky bit
+/// until the layer is complete. What a killed capture has left is completed or removed by the next capture of the layer and by
+/// the next [`Collector`](crate::Collector). Neither removes a tree.
 ///
 /// Other files and directories beside these are allowed and left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

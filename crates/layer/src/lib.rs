@@ -48,6 +48,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod access;
 mod area;
 mod attributes;
 mod capture;
@@ -74,7 +75,8 @@ mod tree_size;
 mod view;
 mod walk;
 
-pub use capture::{Capture, Captured, Made, Step};
+pub use access::Access;
+pub use capture::{Capture, Captured, Made, RunRecord, Step, UpperId};
 pub use conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use draft::Draft;
 pub use error::{Error, Result};

@@ -13,9 +13,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Captured;
+use super::below::Below;
 use super::made::{is_opaque, modified};
 use crate::attributes::{XattrList, path_through_proc};
-use crate::view::{Directory, Shown, View};
+use crate::view::{Directory, Shown};
 use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
 use crate::{Error, Result, XattrNamespace, overlayfs};
 
@@ -58,7 +59,7 @@ impl Job {
 pub(super) struct Shared<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
-    pub(super) lowers: &'a View,
+    pub(super) below: &'a Below,
     pub(super) xattrs: XattrNamespace,
     /// No time is to be later.
     pub(super) latest: Option<Timespec>,
@@ -114,13 +115,17 @@ impl<'a> Worker<'a> {
             && self.names.has(shared.xattrs.opaque())
             && is_opaque(dir, shared.xattrs).map_err(error("read the extended attributes of"))?;
         let lowers = match lowers {
-            Lowers::Show if opaque => Lowers::Hidden(directory(shared.lowers.find(branch.path())?)),
+            Lowers::Show if opaque => {
+                let path = branch.path();
+                let below = shared.below.whole(&shared.path.join(&path))?;
+                Lowers::Hidden(directory(below.find(path)?))
+            }
             lowers => lowers,
         };
         self.captured.opaques += u64::from(opaque);
 
         let to_hide = match &lowers {
-            Lowers::Hidden(Some(directory)) => Some((directory, shared.lowers.names(directory)?)),
+            Lowers::Hidden(Some(directory)) => Some((directory, shared.below.present().names(directory)?)),
             _ => None,
         };
         let mut files = Files {
@@ -170,7 +175,7 @@ impl<'a> Worker<'a> {
             let lowers = match (&lowers, &to_hide) {
                 (Lowers::Show, _) => Lowers::Show,
                 (Lowers::Hidden(_), Some((directory_below, names))) if names.contains_key(as_os_str(&name)) => {
-                    Lowers::Hidden(directory(shared.lowers.child(directory_below, as_os_str(&name))?))
+                    Lowers::Hidden(directory(shared.below.present().child(directory_below, as_os_str(&name))?))
                 }
                 (Lowers::Hidden(_), _) => Lowers::Hidden(None),
             };

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::abandoned::Abandoned;
+use super::abandoned;
 use super::need::Size;
 use super::{Progress, Sizes};
 use crate::scan::Found;
@@ -44,7 +44,7 @@ impl Inventory {
             let looked = found.and_then(|found| match found {
                 Found::Layer(layer) => Stored::look(&layer, sizes, &mut bases),
                 Found::Other(layer) => {
-                    inventory.unfinished.extend(Abandoned::find(&layer)?.is_some().then(|| layer.clone()));
+                    inventory.unfinished.extend(abandoned::is_left(&layer)?.then(|| layer.clone()));
                     Ok(None)
                 }
             });

@@ -1,4 +1,5 @@
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -124,27 +125,60 @@ fn orphans_are_removed_and_what_has_an_owner_stays() {
 }
 
 #[test]
-fn what_a_killed_capture_left_is_removed_and_others_files_stay() {
+fn a_killed_capture_is_completed_or_tidied_up_and_no_tree_is_removed() {
     let store = store(&["a"]);
     let path = |path: &str| store.path().join(path);
-    for name in ["killed", "killed-with-log", "at-work", "by-hand", "a"] {
-        fs::create_dir_all(path(name).join("fs/usr")).unwrap();
-        if name != "by-hand" {
-            fs::write(path(name).join(".capturing"), "").unwrap();
+    let meta = serde_json::to_vec(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
+    // (name, whether there is a tree, the mark and its content)
+    let dirs: [(&str, bool, Option<(&str, &[u8])>); 9] = [
+        ("staged", false, Some((".capturing", b"{"))),
+        ("staged-with-log", false, Some((".capturing", b""))),
+        ("staged-in-place", true, Some((".capturing", &meta))),
+        ("sealed", false, Some((".captured", &meta))),
+        ("moved", true, Some((".captured", &meta))),
+        ("moved-and-cut", true, Some((".captured", b"{"))),
+        ("at-work", true, Some((".captured", &meta))),
+        ("by-hand", true, None),
+        ("empty-by-hand", false, None),
+    ];
+    for (name, tree, mark) in dirs {
+        fs::create_dir_all(path(name).join(if tree { "fs/usr" } else { "" })).unwrap();
+        if let Some((mark, content)) = mark {
+            fs::write(path(name).join(mark), content).unwrap();
         }
     }
-    fs::write(path("killed-with-log/layer.log"), "").unwrap();
+    fs::write(path("staged-with-log/layer.log"), "").unwrap();
+    fs::create_dir(path("begun")).unwrap();
+    fs::set_permissions(path("begun"), fs::Permissions::from_mode(0o1700)).unwrap();
     let at_work = File::open(path("at-work")).unwrap();
     rustix::fs::flock(&at_work, FlockOperation::LockExclusive).unwrap();
 
-    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 2);
+    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 7);
     let collected = Collector::new().collect(&store, &mut |_| {}).unwrap();
-    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (2, 0, 0));
-    assert!(!path("killed").exists() && path("killed-with-log/layer.log").exists());
-    assert_eq!(fs::read_dir(path("killed-with-log")).unwrap().count(), 1);
-    // A mark beside a `layer.json` means nothing.
-    assert!(["at-work", "by-hand", "a"].iter().all(|name| path(name).join("fs/usr").exists()));
-    assert_eq!(in_area(store.path()), 0);
+    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (6, 0, 0));
+    let mut left: Vec<_> = walkdir::WalkDir::new(store.path())
+        .min_depth(2)
+        .max_depth(2)
+        .into_iter()
+        .map(|entry| entry.unwrap().path().strip_prefix(store.path()).unwrap().display().to_string())
+        .filter(|path| !path.starts_with("a/") && !path.starts_with(".layered/"))
+        .collect();
+    left.sort();
+    let expected = [
+        "at-work/.captured",
+        "at-work/fs",
+        "by-hand/fs",
+        "moved-and-cut/fs",
+        "moved/fs",
+        "moved/layer.json",
+        "staged-in-place/fs",
+        "staged-with-log/layer.log",
+    ];
+    assert_eq!(left, expected);
+    for (name, stays) in [("staged", false), ("sealed", false), ("begun", false), ("empty-by-hand", true)] {
+        assert_eq!(path(name).exists(), stays, "{name}");
+    }
+    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 0);
 }
 
 #[test]

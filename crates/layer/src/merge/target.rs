@@ -111,22 +111,16 @@ impl Target {
     }
 }
 
-/// Goes up from `dir` to the root of the file system: none of the directories on the way may be the root of a source.
+/// Refuses a target in `dir` if that is, or lies inside, one of the sources.
 fn refuse_inside(path: &Path, dir: BorrowedFd<'_>, sources: &Sources) -> Result<()> {
-    let io = |operation| Error::io::<Errno>(operation, path);
-    let mut last = None;
-    let mut above = openat(dir, c".", PATH, Mode::empty()).map_err(io("open"))?;
-    loop {
-        let stat = fstat(&above).map_err(io("look at the parents of"))?;
-        let identity = (stat.st_dev, stat.st_ino);
-        if let Some(source_tree) = sources.find(identity) {
+    let io = || Error::io::<Errno>("look at the parents of", path);
+    for above in walk::upwards(dir).map_err(io())? {
+        let stat = above.and_then(fstat).map_err(io())?;
+        if let Some(source_tree) = sources.find(walk::identity(&stat)) {
             return Err(Error::TargetInsideSource { target: path.into(), source_tree: source_tree.into() });
         }
-        if last.replace(identity) == Some(identity) {
-            return Ok(());
-        }
-        above = openat(&above, c"..", PATH, Mode::empty()).map_err(io("look at the parents of"))?;
     }
+    Ok(())
 }
 
 fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
