@@ -5,12 +5,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{CWD, FlockOperation, Mode, flock, fstat, openat, stat};
 use rustix::io::Errno;
 
 use crate::walk::READ;
 use crate::{Error, Result, remove_tree};
+
+/// How often a lock is tried that somebody else has. A collector has it for about a millisecond.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// The name of the area in its store.
 pub(crate) const AREA: &str = ".layered";
@@ -88,6 +93,20 @@ impl Area {
             match flock(&self.dir, how) {
                 Ok(()) => return Ok(AreaLock { area: self }),
                 Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
+            }
+        }
+    }
+
+    /// Waits for the lock, shared, until `stop` says that nobody needs it any more; `None` then.
+    pub(crate) fn lock_shared_until(&self, stop: &dyn Fn() -> bool) -> Result<Option<AreaLock<'_>>> {
+        loop {
+            match flock(&self.dir, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(Some(AreaLock { area: self })),
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if stop() => return Ok(None),
+                // No event says that such a lock is free, and waiting in the kernel for it cannot be ended by another thread.
+                Err(Errno::WOULDBLOCK) => thread::sleep(RETRY),
                 Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
             }
         }

@@ -76,6 +76,12 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// Another merge is filling the target.
+    #[error("{} is being filled by another merge: wait for it, or choose another directory", path.display())]
+    TargetInUse {
+        /// The target.
+        path: PathBuf,
+    },
     /// The target of a merge lies inside one of its sources, or is one.
     #[error("{} lies inside the source {}: merge into a directory outside the layers", target.display(), source_tree.display())]
     TargetInsideSource {
@@ -232,6 +238,7 @@ impl Error {
             | Error::Json { path, .. }
             | Error::Serialize { path, .. }
             | Error::TargetNotEmpty { path }
+            | Error::TargetInUse { path }
             | Error::TreeInTheWay { path }
             | Error::MountInside { path }
             | Error::RootDirectory { path }

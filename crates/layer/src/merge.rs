@@ -20,7 +20,7 @@ use self::groups::Groups;
 use self::target::Target;
 use crate::sources::Sources;
 use crate::walk::crew;
-use crate::{Error, Result, XattrNamespace};
+use crate::{Access, Error, Result, XattrNamespace, access};
 
 /// Merges layers, topmost first, into one directory, with the usual options: [`Merge::run`].
 ///
@@ -71,6 +71,7 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 pub struct Merge {
     threads: NonZeroUsize,
     xattrs: XattrNamespace,
+    access: Option<Access>,
 }
 
 /// What a merge has made.
@@ -102,7 +103,7 @@ impl Merge {
     /// Two threads, where there are two processors, and attributes in [`XattrNamespace::Trusted`].
     pub fn new() -> Self {
         let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { threads: processors.min(MOST_USUAL_THREADS), xattrs: XattrNamespace::default() }
+        Self { threads: processors.min(MOST_USUAL_THREADS), xattrs: XattrNamespace::default(), access: None }
     }
 
     /// Works with at most so many threads.
@@ -118,16 +119,26 @@ impl Merge {
         self
     }
 
+    /// Gives the root of the target this mode and group.
+    ///
+    /// Without this the root has the mode of the topmost source's, but only its owner can enter it (0700) if other users can get to
+    /// it: if every directory above lets them through. The target may hold set-user-ID programs and device nodes.
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = Some(access);
+        self
+    }
+
     /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a new directory in one
     /// that exists, or an empty one, whose own attributes give way to those of the topmost source. No source at all
     /// makes an empty directory of mode 0755, which hides nothing.
     ///
     /// The caller's thread waits; its working directory stays what it is. Until all is done, nobody but the owner can
-    /// enter `target`.
+    /// enter `target`, and an extended attribute (`trusted.layered.merging`) marks it, so that a merge into what a killed
+    /// merge has left starts again.
     ///
     /// # Errors
     /// - [`Error::NotADirectory`] if a source or an existing target is none; a symbolic link is none.
-    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInsideSource`], under whatever name.
+    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInUse`] by another merge; [`Error::TargetInsideSource`], under whatever name.
     /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: a directory that carries
     ///   `redirect`, a file that carries `metacopy`.
     /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show it in an overlay.
@@ -152,14 +163,35 @@ impl Merge {
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<Merged> {
         let sources = Sources::open(sources)?;
-        let target = Target::prepare(target.as_ref(), &sources)?;
-        match self.fill(&sources, &target, stop) {
-            Ok(merged) => Ok(merged),
-            Err(failure) => Err(target.undo(failure, self.threads)),
-        }
+        let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;
+        let merged = self.root_access(&target).and_then(|access| {
+            let merged = self.fill(&sources, &target, access, stop)?;
+            if let Some(access) = access {
+                access.apply(target.root(), target.path())?;
+            }
+            target.finish(self.xattrs)?;
+            Ok(merged)
+        });
+        merged.map_err(|failure| target.undo(failure, self.threads))
     }
 
-    fn fill(&self, sources: &Sources, target: &Target, stop: &(dyn Fn() -> bool + Sync)) -> Result<Merged> {
+    /// The access to the root of the target, if it is not the topmost source's.
+    fn root_access(&self, target: &Target) -> Result<Option<Access>> {
+        if self.access.is_some() {
+            return Ok(self.access);
+        }
+        let reachable = access::is_reachable_by_others(target.root());
+        let reachable = reachable.map_err(Error::io("look at the parents of", target.path()))?;
+        Ok(reachable.then(Access::default))
+    }
+
+    fn fill(
+        &self,
+        sources: &Sources,
+        target: &Target,
+        access: Option<Access>,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Merged> {
         if sources.len() == 0 {
             fchmod(target.root(), Mode::from_raw_mode(0o755)).map_err(Error::io("set the mode of", target.path()))?;
             return Ok(Merged { directories: 1, ..Merged::default() });
@@ -168,6 +200,7 @@ impl Merge {
             sources,
             target: target.root(),
             target_path: target.path(),
+            root_mode: access.map(|access| Mode::from_raw_mode(access.bits())),
             xattrs: self.xattrs,
             stop,
             groups: Groups::default(),
