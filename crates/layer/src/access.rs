@@ -1,12 +1,13 @@
 //! Who may enter a directory that holds a tree: its mode and its group.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::str::FromStr;
 
-use rustix::fs::{AtFlags, Gid, Mode, chownat, fchmod, fstat};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, chownat, fchmod, fstat, openat};
 
-use crate::walk;
+use crate::walk::{self, PATH, READ};
 use crate::{Error, Result};
 
 /// The mode and the group of a directory that holds a tree.
@@ -45,6 +46,27 @@ impl Access {
     pub const fn group(mut self, group: u32) -> Self {
         self.group = Some(group);
         self
+    }
+
+    /// Whether a tree in the directory `parent` has to be closed: every directory above it lets other users through.
+    ///
+    /// # Errors
+    /// The kernel's answer if `parent` or a directory above it cannot be looked at.
+    pub fn is_needed_in(parent: impl AsRef<Path>) -> io::Result<bool> {
+        let parent = openat(CWD, parent.as_ref(), PATH.difference(OFlags::NOFOLLOW), Mode::empty())?;
+        let stat = fstat(&parent)?;
+        let open = Mode::from_raw_mode(stat.st_mode).contains(Mode::XOTH);
+        Ok(open && is_reachable_by_others(&parent)?)
+    }
+
+    /// Gives the directory `path` this mode and group.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be opened or changed.
+    pub fn set(self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let dir = openat(CWD, path, READ, Mode::empty()).map_err(Error::io("open", path))?;
+        self.apply(dir, path)
     }
 
     /// Gives the open directory `dir` this mode and group.

@@ -65,7 +65,8 @@ use crate::{Access, Error, Layer, Meta, Result, TreeSize, XattrNamespace};
 ///
 /// # After a power cut or a kill
 /// The layer is whole or not there. The tree and the future `layer.json` are made durable by one sync of the file system
-/// (syncfs(2)), which concurrent captures of one process share. Only then is the tree moved, and last `layer.json` gets its name.
+/// (syncfs(2)), which concurrent captures of one process share. Only then is the tree moved. When that is durable, too,
+/// `layer.json` gets its name.
 ///
 /// A capture that was killed at any moment can be repeated with the same arguments: it finds the upper where it was, or it
 /// finds the tree moved and completes the layer. A [`Collector`](crate::Collector) does the same for a tree that was moved.
@@ -110,7 +111,7 @@ pub enum Step {
     Stage,
     /// All of it is made durable.
     Sync,
-    /// The tree is moved to `fs`.
+    /// The tree is moved to `fs`, durably.
     Move,
     /// `layer.json` gets its name: the layer is there.
     Publish,
@@ -230,7 +231,10 @@ impl Capture {
         refuse::refuse(&upper, below.present(), layer, self.xattrs)?;
         let record = RunRecord::of(upper.root.as_fd(), &upper.path, self.xattrs)?.unwrap_or_default();
         let made = match (&self.made, record.made) {
-            (made, Some(recorded)) => made.iter().flatten().cloned().chain(recorded).collect(),
+            (made, Some(mut recorded)) => {
+                recorded.extend(made.iter().flatten().filter(|made| !recorded.contains(made)).cloned().collect::<Vec<_>>());
+                recorded
+            }
             (Some(made), None) => made.clone(),
             (None, None) => return Err(Error::MadeUnknown { upper: upper.path }),
         };
@@ -304,8 +308,11 @@ impl Capture {
             upper.move_to(claim.dir(), layer)?;
         }
         // From here on a failure has to move the upper back.
-        watch(Step::Publish);
-        if let Err(failure) = claim.publish_from(*stage) {
+        let published = claim.sync().and_then(|()| {
+            watch(Step::Publish);
+            claim.publish_from(*stage)
+        });
+        if let Err(failure) = published {
             return Err(match stage {
                 Stage::Sealed => upper.move_back(claim.dir(), layer, failure),
                 Stage::Staged => failure,

@@ -1,5 +1,6 @@
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result, TreeSize};
@@ -55,6 +56,14 @@ impl Layer {
         self.dir.file_name().unwrap_or(self.dir.as_os_str())
     }
 
+    /// The text by which `parent_hashes` and `base_hash` of other layers know this one: its [name](Self::name).
+    ///
+    /// A name that is not UTF-8 has each byte that is not part of a character written as `/` and two hexadecimal digits. A file name
+    /// has no slash, so no two names have the same text.
+    pub fn hash(&self) -> String {
+        hash_of(self.name())
+    }
+
     /// `<layer>/fs`, the tree.
     pub fn fs(&self) -> PathBuf {
         self.dir.join("fs")
@@ -106,7 +115,7 @@ impl Base {
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
         check(&dir, "a base")?;
-        let hash = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let hash = hash_of(dir.file_name().unwrap_or_default());
         Ok(Self { dir, hash, image: String::new() })
     }
 
@@ -143,6 +152,18 @@ impl Base {
     }
 }
 
+/// The name of a layer's directory as text: see [`Layer::hash`].
+fn hash_of(name: &OsStr) -> String {
+    let mut text = String::new();
+    for chunk in name.as_bytes().utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("/{byte:02x}"));
+        }
+    }
+    text
+}
+
 /// Holds `dir` to the shape that layers and bases share.
 fn check(dir: &Path, expected: &'static str) -> Result<()> {
     let tree = dir.join("fs");
@@ -166,6 +187,15 @@ fn check(dir: &Path, expected: &'static str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_are_not_utf8_have_a_text_of_their_own() {
+        for (name, text) in
+            [(&b"0123456789ab"[..], "0123456789ab"), (b"b\xffse", "b/ffse"), ("größe".as_bytes(), "größe")]
+        {
+            assert_eq!(Layer::at(OsStr::from_bytes(name)).hash(), text);
+        }
+    }
 
     #[test]
     fn open_names_what_is_wrong() {

@@ -30,7 +30,7 @@ use crate::{Options, Phase, Report, Timings};
 pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<'_>) -> Result<Report> {
     let started = Instant::now();
     let mut timings = Timings::new();
-    let (outcome, (upper, removal, hold)) = sequence(Machine::new(base, layers, template, options), &mut timings)?;
+    let (outcome, (upper, removal)) = sequence(Machine::new(base, layers, template, options), &mut timings)?;
     timings.set_total(started.elapsed());
     Ok(Report {
         status: outcome.finished.status,
@@ -39,7 +39,6 @@ pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<
         plan: outcome.plan,
         merged: outcome.merged,
         removal,
-        _hold: hold,
         made: outcome.made,
         origin: outcome.origin,
         stdout: outcome.finished.stdout,

@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use container::{LowerNames, MountApi, Overlay};
+use container::{Cancel, LowerNames, MountApi, Overlay};
 use layer::{Base, Hold, Layer, Plan, Rung, RungLimit};
 
 use crate::Options;
@@ -64,11 +64,13 @@ impl<'a> Stack<'a> {
     }
 }
 
-/// Holds all layers, and the base if it is a collector's to take: with a `layer.json`.
-pub(crate) fn hold(base: &Base, layers: &[Layer]) -> Result<Hold, Cause> {
+/// Holds all layers, and the base if a collector could remove it: if it has a `layer.json`. `None` if the run was cancelled while
+/// it waited for a collector.
+pub(crate) fn hold(base: &Base, layers: &[Layer], cancel: Option<&Cancel>) -> Result<Option<Hold>, Cause> {
     let base = Layer::at(base.path());
     let base = base.meta_path().symlink_metadata().is_ok().then_some(base);
-    Ok(Hold::of(layers.iter().chain(&base).map(Layer::path))?)
+    let stop = || cancel.is_some_and(Cancel::is_cancelled);
+    Ok(Hold::of_until(layers.iter().chain(&base).map(Layer::path), &stop)?)
 }
 
 /// The rungs that a kernel with `api` has.
@@ -111,7 +113,7 @@ fn identity(tree: &Path) -> Result<(u64, u64), Cause> {
     }
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf, Cause> {
+pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf, Cause> {
     if path.is_absolute() {
         return Ok(path);
     }
