@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
-use integration_tests::{Fixture, find, layered};
+use integration_tests::{Fixture, copy_program, find, layered};
 use layer::{Layer, Meta};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -235,6 +235,7 @@ fn the_scratch_is_made_beside_the_upper() {
     let fixture = Fixture::new();
     let beside = fixture.path().join("beside");
     fs::create_dir(&beside).unwrap();
+    fixture.watch(&beside);
     let mut command = layered();
     command.args(["run", "--base"]).arg(fixture.base().path()).arg("--upper").arg(beside.join("new"));
     let (status, stdout, _) = run(command.args(["--", "sh", "-c", "touch /x; cat /proc/self/mountinfo"]));
@@ -407,7 +408,7 @@ fn without_root_it_says_so() {
     let layers = fixture.numbered_layers(2);
     // A copy that anybody can reach.
     let copy = fixture.path().join("layered");
-    fs::copy(layered().get_program(), &copy).unwrap();
+    copy_program(Path::new(layered().get_program()), &copy);
     for command in ["run", "plan"] {
         let mut nobody = Command::new(&copy);
         nobody.uid(65534).gid(65534).args([command, "--base"]).arg(fixture.base().path());

@@ -43,6 +43,7 @@ fn a_scratch_directory_on_a_tmpfs() {
     in_private_mount_namespace(|| {
         let scratch = fixture.scratch();
         mount(Some("tmpfs"), &scratch, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fixture.watch(&scratch);
         for (lowers, copied) in [(500, None), (3, Some(4))] {
             let options = fixture.options().max_lowers(lowers);
             let report = fixture.run_with(&layers, "cat /top /deps/*; rm /top; echo new > /deps/new", options);
