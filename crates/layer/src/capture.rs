@@ -151,7 +151,7 @@ impl Capture {
         self
     }
 
-    /// Captures no upper but this one. It also makes a capture that was killed after its last step repeatable.
+    /// Captures no upper but this one, wherever it has been moved to.
     pub fn of_upper(mut self, id: UpperId) -> Self {
         self.upper = Some(id);
         self
@@ -221,7 +221,7 @@ impl Capture {
         watch: &dyn Fn(Step),
     ) -> Result<Captured> {
         let upper = match Upper::open(upper.as_ref()) {
-            Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(layer, missing),
+            Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper.as_ref(), layer, missing),
             upper => upper?,
         };
         if self.upper.is_some_and(|id| UpperId::of_open(upper.root.as_fd()) != Ok(id)) {
@@ -232,7 +232,8 @@ impl Capture {
         let record = RunRecord::of(upper.root.as_fd(), &upper.path, self.xattrs)?.unwrap_or_default();
         let made = match (&self.made, record.made) {
             (made, Some(mut recorded)) => {
-                recorded.extend(made.iter().flatten().filter(|made| !recorded.contains(made)).cloned().collect::<Vec<_>>());
+                recorded
+                    .extend(made.iter().flatten().filter(|made| !recorded.contains(made)).cloned().collect::<Vec<_>>());
                 recorded
             }
             (Some(made), None) => made.clone(),
@@ -269,14 +270,17 @@ impl Capture {
         Ok(Stage::Sealed)
     }
 
-    /// Completes a capture that was killed after it had moved the upper, which is `missing` now.
-    fn finish_killed(&self, layer: &Layer, missing: Error) -> Result<Captured> {
+    /// Completes a capture that was killed after it had moved `upper`, which is `missing` now.
+    fn finish_killed(&self, upper: &Path, layer: &Layer, missing: Error) -> Result<Captured> {
         let Some(claim) = Claim::take_existing(layer)? else { return Err(missing) };
-        let is_ours = |id| UpperId::of(layer.fs()).is_ok_and(|tree| tree == id);
+        let is_ours = match self.upper {
+            Some(id) => UpperId::of(layer.fs()).is_ok_and(|tree| tree == id),
+            None => claim.is_noted(upper, self.xattrs),
+        };
         match claim.look()? {
-            Found::Sealed { .. } if self.upper.is_none_or(is_ours) => claim.publish()?,
+            Found::Sealed { .. } if is_ours => claim.publish()?,
             // Nothing but the last sync may be missing.
-            Found::Layer if self.upper.is_some_and(is_ours) => claim.sync()?,
+            Found::Layer if is_ours => claim.sync()?,
             _ => return Err(missing),
         }
         Ok(Captured { size: layer.measure()?, ..Captured::default() })
@@ -295,6 +299,9 @@ impl Capture {
         claim.stage(&meta)?;
         // Before anything can be reached by its name in the layer.
         claim.open_to(self.access)?;
+        if *stage == Stage::Sealed {
+            claim.note_upper(&upper.path, self.xattrs);
+        }
         watch(Step::Sync);
         barrier::sync(claim.dir()).map_err(Error::io("sync the file system of", layer.path()))?;
         if let Some(mode) = root_mode {

@@ -20,7 +20,7 @@ use self::groups::Groups;
 use self::target::Target;
 use crate::sources::Sources;
 use crate::walk::crew;
-use crate::{Access, Error, Result, XattrNamespace, access};
+use crate::{Access, Error, Result, XattrNamespace};
 
 /// Merges layers, topmost first, into one directory, with the usual options: [`Merge::run`].
 ///
@@ -119,10 +119,11 @@ impl Merge {
         self
     }
 
-    /// Gives the root of the target this mode and group.
+    /// Gives the root of the target this mode and group, in place of the topmost source's.
     ///
-    /// Without this the root has the mode of the topmost source's, but only its owner can enter it (0700) if other users can get to
-    /// it: if every directory above lets them through. The target may hold set-user-ID programs and device nodes.
+    /// The target may hold set-user-ID programs and device nodes. If other users of the host can get to the directory that it is
+    /// made in ([`Access::is_needed_in`]), close it ([`Access::default`]), or merge into a directory that is closed. A root that is
+    /// closed is closed in a container, too, if the target is its topmost lower.
     pub fn access(mut self, access: Access) -> Self {
         self.access = Some(access);
         self
@@ -164,9 +165,8 @@ impl Merge {
     ) -> Result<Merged> {
         let sources = Sources::open(sources)?;
         let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;
-        let merged = self.root_access(&target).and_then(|access| {
-            let merged = self.fill(&sources, &target, access, stop)?;
-            if let Some(access) = access {
+        let merged = self.fill(&sources, &target, stop).and_then(|merged| {
+            if let Some(access) = self.access {
                 access.apply(target.root(), target.path())?;
             }
             target.finish(self.xattrs)?;
@@ -175,23 +175,7 @@ impl Merge {
         merged.map_err(|failure| target.undo(failure, self.threads))
     }
 
-    /// The access to the root of the target, if it is not the topmost source's.
-    fn root_access(&self, target: &Target) -> Result<Option<Access>> {
-        if self.access.is_some() {
-            return Ok(self.access);
-        }
-        let reachable = access::is_reachable_by_others(target.root());
-        let reachable = reachable.map_err(Error::io("look at the parents of", target.path()))?;
-        Ok(reachable.then(Access::default))
-    }
-
-    fn fill(
-        &self,
-        sources: &Sources,
-        target: &Target,
-        access: Option<Access>,
-        stop: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Merged> {
+    fn fill(&self, sources: &Sources, target: &Target, stop: &(dyn Fn() -> bool + Sync)) -> Result<Merged> {
         if sources.len() == 0 {
             fchmod(target.root(), Mode::from_raw_mode(0o755)).map_err(Error::io("set the mode of", target.path()))?;
             return Ok(Merged { directories: 1, ..Merged::default() });
@@ -200,7 +184,7 @@ impl Merge {
             sources,
             target: target.root(),
             target_path: target.path(),
-            root_mode: access.map(|access| Mode::from_raw_mode(access.bits())),
+            root_mode: self.access.map(|access| Mode::from_raw_mode(access.bits())),
             xattrs: self.xattrs,
             stop,
             groups: Groups::default(),

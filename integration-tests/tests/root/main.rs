@@ -30,6 +30,7 @@
 mod breakout;
 mod capture;
 mod command;
+mod commit;
 mod costs;
 mod debian;
 mod doctor;

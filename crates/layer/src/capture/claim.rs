@@ -5,16 +5,18 @@
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, Stat, fchmod, flock, fstat, fsync, mkdir, openat,
-    renameat, rmdir, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, Stat, XattrFlags, fchmod, fgetxattr, flock,
+    fsetxattr, fstat, fsync, mkdir, openat, renameat, rmdir, statat, unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::walk::{self, Identity, READ, as_os_str};
-use crate::{Access, Error, Layer, Meta, Result, json};
+use crate::{Access, Error, Layer, Meta, Result, XattrNamespace, json};
 
 /// In a layer's directory: the `layer.json` to be, while the tree is not durable yet. It says nothing of `fs`, which is the
 /// caller's if it is there.
@@ -183,6 +185,22 @@ impl<'a> Claim<'a> {
         json::write_new(self.dir.as_fd(), STAGED, &self.layer.path().join(as_os_str(STAGED)), meta)
     }
 
+    /// Notes on the layer's directory from where its tree was moved, so that a capture that is repeated finds that it is done.
+    pub(super) fn note_upper(&self, upper: &Path, xattrs: XattrNamespace) {
+        let path = real(upper);
+        if let Err(errno) = fsetxattr(&self.dir, note(xattrs), path.as_os_str().as_bytes(), XattrFlags::empty()) {
+            // Then it has to be the report that says whose layer it is.
+            log::debug!("{}: its upper is not noted: {errno}", self.layer.path().display());
+        }
+    }
+
+    /// Whether the tree was moved from `upper`.
+    pub(super) fn is_noted(&self, upper: &Path, xattrs: XattrNamespace) -> bool {
+        let mut value = vec![0; 4096];
+        let length = fgetxattr(&self.dir, note(xattrs), &mut value[..]);
+        length.is_ok_and(|length| value[..length] == *real(upper).as_os_str().as_bytes())
+    }
+
     /// Notes that the tree and the staged `layer.json` are durable.
     pub(super) fn seal(&self) -> Result<()> {
         self.rename(STAGED, SEALED)
@@ -271,6 +289,25 @@ impl<'a> Claim<'a> {
             Err(errno) => Err(io("remove")(errno)),
         }
     }
+}
+
+/// The extended attribute of a layer's directory that says where its tree was.
+fn note(xattrs: XattrNamespace) -> &'static str {
+    match xattrs {
+        XattrNamespace::Trusted => "trusted.layered.upper",
+        XattrNamespace::User => "user.layered.upper",
+    }
+}
+
+/// `path` as an absolute one, without symbolic links as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    for above in path.ancestors().skip(1) {
+        if let (Ok(real), Ok(rest)) = (std::fs::canonicalize(above), path.strip_prefix(above)) {
+            return real.join(rest);
+        }
+    }
+    path
 }
 
 /// How many entries a layer's directory has.

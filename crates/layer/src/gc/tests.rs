@@ -129,8 +129,9 @@ fn a_killed_capture_is_completed_or_tidied_up_and_no_tree_is_removed() {
     let store = store(&["a"]);
     let path = |path: &str| store.path().join(path);
     let meta = serde_json::to_vec(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
+    type Mark<'a> = Option<(&'a str, &'a [u8])>;
     // (name, whether there is a tree, the mark and its content)
-    let dirs: [(&str, bool, Option<(&str, &[u8])>); 9] = [
+    let dirs: [(&str, bool, Mark<'_>); 9] = [
         ("staged", false, Some((".capturing", b"{"))),
         ("staged-with-log", false, Some((".capturing", b""))),
         ("staged-in-place", true, Some((".capturing", &meta))),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use layer::{Base, Layer, Meta};
+use layer::{Base, Capture, Captured, Layer, Meta};
 use runner::{CaptureRecord, Upper};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -65,6 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         true if args.run.is_some() || args.base.is_some() => {
             bail!("{} is a kept run, which records what was below it: leave out --run and --base", args.upper.display())
         }
+        true if args.upper.symlink_metadata().is_err() => return repeat(args),
         true => Some(Upper::reopen(&args.upper)?),
         false => None,
     };
@@ -97,6 +98,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             capture.into_layer(&args.upper, &layer, meta)?
         }
     };
+    tell(args, &captured)
+}
+
+/// The commit of a kept run that is gone: one that was killed when it had done all.
+fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
+    let nothing_below = Capture::new([""; 0]);
+    let upper = args.upper.join("upper");
+    match nothing_below.into_layer(upper, &Layer::at(&args.layer), Meta::new("", SystemTime::now())) {
+        Ok(captured) => tell(args, &captured),
+        Err(_) => Err(Upper::reopen(&args.upper).map(drop).err().context("there is no kept run")?.into()),
+    }
+}
+
+fn tell(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
     let (size, entries) = (table::bytes(captured.size.bytes), captured.size.entries);
     let made = match captured.taken_out {
         0 => String::new(),
@@ -113,7 +128,9 @@ struct ReportFile {
 }
 
 fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
-    let Some(text) = layer::read_regular_file(path)? else { bail!("{} does not exist", path.display()) };
+    let Some(text) = layer::read_regular_file(path)? else {
+        bail!("cannot read {}: it does not exist", path.display())
+    };
     parse_report(&text).with_context(|| format!("{} is not the report of a run that came to a result", path.display()))
 }
 

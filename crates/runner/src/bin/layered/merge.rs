@@ -2,10 +2,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use layer::{Hold, Layer, Merge};
+use layer::{Access, Hold, Layer, Merge};
 use serde_json::json;
 
 use crate::access::AccessArgs;
+use crate::stack::parent;
 
 /// Merge layers into one directory by hard links: what the kernel would show of them, stacked.
 ///
@@ -33,7 +34,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let hold = Hold::of(&args.layers)?;
     let trees: Vec<_> = args.layers.iter().map(|dir| Ok(Layer::open(dir)?.fs())).collect::<layer::Result<_>>()?;
     let mut merge = Merge::new();
-    if let Some(access) = args.access.get()? {
+    let access = match args.access.get()? {
+        None if Access::is_needed_in(parent(&args.target)).unwrap_or(false) => Some(Access::default()),
+        access => access,
+    };
+    if let Some(access) = access {
         merge = merge.access(access);
     }
     let merged = merge.run(&trees, &args.target)?;
