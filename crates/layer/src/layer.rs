@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result, TreeSize};
+use crate::{Error, Result, TreeSize, layer_hash};
 
 /// One layer's directory and the paths in it.
 ///
@@ -97,15 +97,15 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base at `dir`. Its hash is the name of its directory until [`with_hash`](Self::with_hash) says otherwise, its
-    /// image is empty until [`with_image`](Self::with_image).
+    /// The base at `dir`. Its hash is the name of its directory, in the form of [`Layer::hash`], until
+    /// [`with_hash`](Self::with_hash) says otherwise, its image is empty until [`with_image`](Self::with_image).
     ///
     /// # Errors
     /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs`.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
         check(&dir, "a base")?;
-        let hash = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let hash = layer_hash::text(dir.file_name().unwrap_or_default());
         Ok(Self { dir, hash, image: String::new() })
     }
 
@@ -191,5 +191,10 @@ mod tests {
         assert_eq!((layer.fs(), layer.name()), (whole.join("fs"), OsStr::new("whole")));
         let base = Base::open(&whole).unwrap().with_image("debian:12");
         assert_eq!((base.hash(), base.image()), ("whole", "debian:12"));
+
+        let odd = dir.path().join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xffodd"));
+        fs::create_dir_all(odd.join("fs")).unwrap();
+        let (base, layer) = (Base::open(&odd).unwrap(), Layer::open(&odd).unwrap());
+        assert_eq!((base.hash(), layer.hash()), ("/ffodd", "/ffodd".into()));
     }
 }

@@ -60,6 +60,7 @@ mod json;
 pub mod json_path;
 mod last_used;
 mod layer;
+mod layer_hash;
 mod lookup;
 mod merge;
 mod meta;
