@@ -24,6 +24,7 @@ use self::directory::{Job, Shared, Worker};
 pub use self::made::Made;
 use self::made::TakingOut;
 use self::upper::Upper;
+use crate::tree_size::Inodes;
 use crate::view::View;
 use crate::walk::crew;
 use crate::{Error, Hold, Layer, Meta, Result, TreeSize, XattrNamespace, json};
@@ -78,7 +79,7 @@ pub struct Capture {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Captured {
-    /// The layer's tree, as it is in `disk_usage`.
+    /// The layer's tree, as [`TreeSize::of`] measures it. Its bytes are recorded as `disk_usage`.
     pub size: TreeSize,
     /// What was taken out since the run, and not the command, had made it.
     pub taken_out: u64,
@@ -252,6 +253,7 @@ impl Capture {
             lowers,
             xattrs: self.xattrs,
             latest: self.latest.map(timespec),
+            inodes: Inodes::default(),
         };
         let workers = crew::run(self.threads, Job::root(), || Worker::new(&shared), Worker::settle)?;
         let mut captured = Captured::default();
@@ -265,8 +267,7 @@ impl Capture {
 impl AddAssign for Captured {
     fn add_assign(&mut self, other: Self) {
         let Self { size, taken_out, opaques, whiteouts } = other;
-        self.size.bytes += size.bytes;
-        self.size.entries += size.entries;
+        self.size += size;
         self.taken_out += taken_out;
         self.opaques += opaques;
         self.whiteouts += whiteouts;

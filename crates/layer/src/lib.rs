@@ -90,4 +90,4 @@ pub use plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
 pub use regular_file::read_regular_file;
 pub use remove::{remove_tree, remove_tree_with};
 pub use scan::{Scan, scan};
-pub use tree_size::TreeSize;
+pub use tree_size::{TreeSize, count_files};
