@@ -52,6 +52,7 @@ mod area;
 mod attributes;
 mod capture;
 mod conflicts;
+mod disk_usage;
 mod draft;
 mod error;
 mod gc;
