@@ -31,6 +31,7 @@ use self::made::TakingOut;
 pub use self::record::RunRecord;
 use self::upper::Upper;
 pub use self::upper_id::UpperId;
+use crate::tree_size::Inodes;
 use crate::walk::crew;
 use crate::{Access, Error, Layer, Meta, Result, TreeSize, XattrNamespace};
 
@@ -89,7 +90,7 @@ pub struct Capture {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Captured {
-    /// The layer's tree, as it is in `disk_usage`.
+    /// The layer's tree, as [`TreeSize::of`] measures it. Its bytes are recorded as `disk_usage`.
     pub size: TreeSize,
     /// What was taken out since the run, and not the command, had made it.
     pub taken_out: u64,
@@ -337,6 +338,7 @@ impl Capture {
             below,
             xattrs: self.xattrs,
             latest: self.latest.map(timespec),
+            inodes: Inodes::default(),
         };
         let workers = crew::run(self.threads, Job::root(), || Worker::new(&shared), Worker::settle)?;
         let mut captured = Captured::default();
@@ -362,8 +364,7 @@ struct Filling<'a> {
 impl AddAssign for Captured {
     fn add_assign(&mut self, other: Self) {
         let Self { size, taken_out, opaques, whiteouts } = other;
-        self.size.bytes += size.bytes;
-        self.size.entries += size.entries;
+        self.size += size;
         self.taken_out += taken_out;
         self.opaques += opaques;
         self.whiteouts += whiteouts;

@@ -265,6 +265,12 @@ impl Error {
         move |source| Error::Io { operation, path, source: source.into() }
     }
 
+    /// Whether the disk, or somebody's part of it, is full: of blocks or of inodes.
+    pub(crate) fn is_for_want_of_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     /// A failed step of a walk below `root`.
     pub(crate) fn walk(root: &Path, error: walkdir::Error) -> Error {
         let path = error.path().unwrap_or(root).to_path_buf();

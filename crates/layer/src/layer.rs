@@ -1,9 +1,8 @@
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result, TreeSize};
+use crate::{Error, Result, TreeSize, layer_hash};
 
 /// One layer's directory and the paths in it.
 ///
@@ -56,14 +55,6 @@ impl Layer {
         self.dir.file_name().unwrap_or(self.dir.as_os_str())
     }
 
-    /// The text by which `parent_hashes` and `base_hash` of other layers know this one: its [name](Self::name).
-    ///
-    /// A name that is not UTF-8 has each byte that is not part of a character written as `/` and two hexadecimal digits. A file name
-    /// has no slash, so no two names have the same text.
-    pub fn hash(&self) -> String {
-        hash_of(self.name())
-    }
-
     /// `<layer>/fs`, the tree.
     pub fn fs(&self) -> PathBuf {
         self.dir.join("fs")
@@ -107,15 +98,15 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base at `dir`. Its hash is the name of its directory until [`with_hash`](Self::with_hash) says otherwise, its
-    /// image is empty until [`with_image`](Self::with_image).
+    /// The base at `dir`. Its hash is the name of its directory, in the form of [`Layer::hash`], until
+    /// [`with_hash`](Self::with_hash) says otherwise, its image is empty until [`with_image`](Self::with_image).
     ///
     /// # Errors
     /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs`.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
         check(&dir, "a base")?;
-        let hash = hash_of(dir.file_name().unwrap_or_default());
+        let hash = layer_hash::text(dir.file_name().unwrap_or_default());
         Ok(Self { dir, hash, image: String::new() })
     }
 
@@ -152,18 +143,6 @@ impl Base {
     }
 }
 
-/// The name of a layer's directory as text: see [`Layer::hash`].
-fn hash_of(name: &OsStr) -> String {
-    let mut text = String::new();
-    for chunk in name.as_bytes().utf8_chunks() {
-        text.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            text.push_str(&format!("/{byte:02x}"));
-        }
-    }
-    text
-}
-
 /// Holds `dir` to the shape that layers and bases share.
 fn check(dir: &Path, expected: &'static str) -> Result<()> {
     let tree = dir.join("fs");
@@ -187,15 +166,6 @@ fn check(dir: &Path, expected: &'static str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_that_are_not_utf8_have_a_text_of_their_own() {
-        for (name, text) in
-            [(&b"0123456789ab"[..], "0123456789ab"), (b"b\xffse", "b/ffse"), ("größe".as_bytes(), "größe")]
-        {
-            assert_eq!(Layer::at(OsStr::from_bytes(name)).hash(), text);
-        }
-    }
 
     #[test]
     fn open_names_what_is_wrong() {
@@ -222,5 +192,10 @@ mod tests {
         assert_eq!((layer.fs(), layer.name()), (whole.join("fs"), OsStr::new("whole")));
         let base = Base::open(&whole).unwrap().with_image("debian:12");
         assert_eq!((base.hash(), base.image()), ("whole", "debian:12"));
+
+        let odd = dir.path().join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xffodd"));
+        fs::create_dir_all(odd.join("fs")).unwrap();
+        let (base, layer) = (Base::open(&odd).unwrap(), Layer::open(&odd).unwrap());
+        assert_eq!((base.hash(), layer.hash()), ("/ffodd", "/ffodd".into()));
     }
 }

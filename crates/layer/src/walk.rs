@@ -8,6 +8,7 @@
 pub(crate) mod crew;
 mod cursor;
 mod node;
+pub(crate) mod visit;
 
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

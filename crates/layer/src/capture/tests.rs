@@ -495,3 +495,33 @@ enum Next {
     /// A collector, then the same capture again.
     Collector,
 }
+
+#[test]
+fn what_is_recorded_is_what_the_disk_holds() {
+    let fixture = Fixture::new();
+    let upper = |path: &str| fixture.upper.join(path);
+    fs::File::create(upper("usr/sparse")).unwrap().set_len(300 << 30).unwrap();
+    fs::write(upper("usr/large"), vec![1; 1 << 20]).unwrap();
+    // Names of one file in many directories, so that several threads meet it, each with attributes to take off.
+    mark(&upper("usr/large"), "origin", &[b'x'; 2000]);
+    for n in 0..40 {
+        let dir = upper(&format!("usr/links/{n}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::hard_link(upper("usr/large"), dir.join("large")).unwrap();
+        fs::write(dir.join("small"), "x").unwrap();
+        symlink("long".repeat(100), dir.join("link")).unwrap();
+        // Attributes that need a block of their own until they are taken off.
+        mark(&dir, "origin", &[b'x'; 2000]);
+        mark(&dir.join("small"), "origin", &[b'x'; 2000]);
+    }
+    // A directory that has to grow for the whiteouts.
+    for n in 0..1000 {
+        fs::write(fixture.base.join(format!("usr/include/GL/{n:0100}")), "").unwrap();
+    }
+    let capture = fixture.capture().threads(NonZeroUsize::new(4).unwrap());
+    let captured = capture.into_layer(&fixture.upper, &fixture.layer(), meta()).unwrap();
+    let size = fixture.layer().measure().unwrap();
+    assert_eq!(captured.size, size);
+    assert!(size.bytes > (1 << 20) && size.bytes < (4 << 20), "{size:?}");
+    assert_eq!(fixture.layer().meta().unwrap().unwrap().disk_usage, size.bytes);
+}
