@@ -3,6 +3,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use os_display::Quotable;
+
 use crate::Phase;
 
 /// Why a run came to no result: the phase that failed, the reason, and what is left on disk.
@@ -45,6 +47,28 @@ pub enum Cause {
     InUse {
         /// The kept run's directory.
         path: PathBuf,
+    },
+    /// The scratch directory lies in a layer or the base, or is its tree.
+    #[error(
+        "the scratch directory {} lies in {}, which this run stacks: choose one outside of the layers and the base",
+        scratch.maybe_quote(), tree.maybe_quote()
+    )]
+    ScratchInLayer {
+        /// The scratch directory, by its real path.
+        scratch: PathBuf,
+        /// The tree of the layer or of the base.
+        tree: PathBuf,
+    },
+    /// The upper is to be moved into a layer or the base.
+    #[error(
+        "{} lies in {}, which this run stacks: choose a place for the upper outside of the layers and the base",
+        destination.maybe_quote(), tree.maybe_quote()
+    )]
+    UpperInLayer {
+        /// Where the upper is to go.
+        destination: PathBuf,
+        /// The tree of the layer or of the base.
+        tree: PathBuf,
     },
     /// Options that cannot go together.
     #[error("{0}")]
@@ -107,6 +131,8 @@ impl Error {
             Cause::Layer(error) => error.path(),
             Cause::Container(error) => error.path(),
             Cause::Io { path, .. } | Cause::NotKept { path } | Cause::InUse { path } => Some(path),
+            Cause::ScratchInLayer { scratch, .. } => Some(scratch),
+            Cause::UpperInLayer { destination, .. } => Some(destination),
             Cause::PrepUpper(_) | Cause::Options(_) => None,
         }
     }

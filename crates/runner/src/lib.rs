@@ -33,6 +33,7 @@
 
 mod error;
 mod etc;
+mod inside;
 mod machine;
 mod options;
 mod probe;
@@ -52,7 +53,7 @@ pub use options::{Cleanup, EtcFiles, Options};
 pub use probe::{Probe, probe};
 pub use removal::Removal;
 pub use report::{CaptureRecord, Report};
-pub use run::{plan, run};
+pub use run::{check_upper_destination, plan, run};
 pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
 pub use upper::{CaptureError, PersistError, RunLock, Upper};

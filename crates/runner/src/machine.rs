@@ -9,6 +9,7 @@ use layer::{Base, Hold, Layer, Made, Merge, Merged, Plan, Rung, XattrNamespace};
 use crate::error::{Cause, chain};
 use crate::options::EtcFiles;
 use crate::report::Origin;
+use crate::rundir::scratch_dir;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
 use crate::stack::{Stack, hold, mechanism};
@@ -105,9 +106,17 @@ impl Host for Machine<'_> {
     }
 
     fn scratch(&mut self) -> Result<Scratch, Cause> {
+        let stack = self.stack.as_ref().expect("the inputs come first");
         let (mut scratch, id) = match self.options.over.take() {
-            None => Scratch::create(&self.options.scratch)?,
-            Some(upper) => Scratch::over(upper)?,
+            None => {
+                let parent = scratch_dir(&self.options.scratch)?;
+                stack.refuse_scratch(&parent)?;
+                Scratch::create(&parent)?
+            }
+            Some(upper) => {
+                stack.refuse_scratch(upper.path())?;
+                Scratch::over(upper)?
+            }
         };
         self.id = Some(id);
         scratch.hold(self.hold.take(), self.xattrs());

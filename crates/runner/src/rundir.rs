@@ -22,9 +22,8 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Makes one in `parent` for a new run, whose name it returns. On an error nothing is left.
+    /// Makes one in `parent`, which is a [real path](scratch_dir), for a new run, whose name it returns. On an error nothing is left.
     pub(crate) fn create(parent: &Path) -> Result<(Self, ContainerId), Cause> {
-        let parent = scratch_dir(parent)?;
         loop {
             let id = ContainerId::random(PREFIX)?;
             let path = parent.join(id.as_str());

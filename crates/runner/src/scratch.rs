@@ -74,7 +74,7 @@ impl Deref for Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory in `parent`, which must be there, and returns the name of the run. On an error nothing is left.
+    /// Makes the directory in `parent`, which is a [real path](crate::rundir::scratch_dir), and returns the name of the run. On an error nothing is left.
     pub(crate) fn create(parent: &Path) -> Result<(Self, ContainerId), Cause> {
         let (run, id) = RunDir::create(parent)?;
         // From here on it is removed when the value is dropped.

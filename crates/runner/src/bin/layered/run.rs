@@ -172,6 +172,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     }
     if let Some(upper) = &args.upper {
         args.stack.check_destination(upper)?;
+        runner::check_upper_destination(&base, &layers, upper)?;
     }
     let mut options = args.stack.options(args.upper.as_deref().map(parent)).runtime(Runtime::new(&args.runtime));
     let (stdout, stderr) = match &args.output {
