@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use os_display::Quotable;
 
 use crate::template::MemoryLimit;
 use crate::{Error, Result};
@@ -118,7 +119,11 @@ impl Cgroup {
         match &hierarchy.version {
             Version::V1(_) if limit.is_plain => {
                 let watch = MemoryWatch::v1(&group, limit.bytes);
-                watch.inspect_err(|error| log::debug!("{}: nobody tells of a kill: {error}", group.display())).ok()
+                watch
+                    .inspect_err(|error| {
+                        log::debug!("{}: the kernel does not report a kill: {error}", group.maybe_quote())
+                    })
+                    .ok()
             }
             Version::V1(_) => None,
             // It counts for what is below, too, and stays until this group goes.

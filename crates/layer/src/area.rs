@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FlockOperation, Mode, flock, fstat, openat, stat};
 use rustix::io::Errno;
 
+use crate::display::quoted;
 use crate::walk::READ;
 use crate::{Error, Result, remove_tree};
 
@@ -144,7 +145,7 @@ impl Drop for AreaLock<'_> {
     fn drop(&mut self) {
         // A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
         if let Err(errno) = flock(&self.area.dir, FlockOperation::Unlock) {
-            log::debug!("cannot unlock {}: {errno}", self.area.path.display());
+            log::debug!("cannot unlock {}: {errno}", quoted(&self.area.path));
         }
     }
 }

@@ -15,6 +15,7 @@ use self::abandoned::Abandoned;
 use self::inventory::{Inventory, Stored};
 use self::need::Need;
 use crate::area::{Area, Room, WorkDir};
+use crate::display::quoted;
 use crate::hold::{Stale, held, read};
 use crate::{Error, Layer, Result, remove_tree};
 
@@ -287,7 +288,9 @@ impl Collector {
             match layer.last_used_or_made() {
                 // Another collector was quicker.
                 Ok(None) => need.gone(stored.size),
-                Ok(Some(used)) if used != stored.used => log::debug!("{} was used meanwhile", layer.path().display()),
+                Ok(Some(used)) if used != stored.used => {
+                    log::debug!("{} was used in the meantime", quoted(layer.path()))
+                }
                 Ok(Some(_)) => {
                     let to = taken.dir.path().join(taken.layers.to_string());
                     match renameat_with(CWD, layer.path(), CWD, to, RenameFlags::NOREPLACE) {

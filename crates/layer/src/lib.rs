@@ -52,6 +52,7 @@ mod area;
 mod attributes;
 mod capture;
 mod conflicts;
+pub mod display;
 mod draft;
 mod error;
 mod gc;

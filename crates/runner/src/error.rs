@@ -3,6 +3,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use layer::display::quoted;
+
 use crate::Phase;
 
 /// Why a run came to no result: the phase that failed, the reason, and what is left on disk.
@@ -35,13 +37,16 @@ pub enum Cause {
     #[error("the caller's prep_upper failed")]
     PrepUpper(#[source] BoxError),
     /// Not the directory of a run whose upper was kept.
-    #[error("{} is no kept run: give the directory that `Upper::keep` (or `layered run --keep-failed`) told", path.display())]
+    #[error(
+        "{} is not a kept run: give the directory that `layered run --keep-failed` printed (`Upper::keep` returned it)",
+        quoted(path)
+    )]
     NotKept {
         /// What was given.
         path: PathBuf,
     },
     /// Somebody is using the upper.
-    #[error("{} is in use: wait until the other visit is over", path.display())]
+    #[error("{} is in use: wait until the other visit has ended", quoted(path))]
     InUse {
         /// The kept run's directory.
         path: PathBuf,
@@ -50,7 +55,7 @@ pub enum Cause {
     #[error("{0}")]
     Options(&'static str),
     /// The scratch directory.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}", quoted(path))]
     Io {
         /// What was tried, as a verb.
         operation: &'static str,
@@ -115,8 +120,8 @@ impl Error {
     pub fn left_note(&self) -> String {
         match &self.0.left {
             None => String::new(),
-            Some(Left { path, why: None }) => format!(" ({} is left)", path.display()),
-            Some(Left { path, why: Some(why) }) => format!(" ({} is left, since {why})", path.display()),
+            Some(Left { path, why: None }) => format!(" ({} is left)", quoted(path)),
+            Some(Left { path, why: Some(why) }) => format!(" ({} is left, since {why})", quoted(path)),
         }
     }
 

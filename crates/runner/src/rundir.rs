@@ -4,6 +4,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use container::{Cgroup, ContainerId};
+use layer::display::quoted;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -35,7 +36,7 @@ impl RunDir {
                 Ok(None) => {}
                 Err(cause) => {
                     if let Err(error) = fs::remove_dir(&path) {
-                        log::error!("{} is left: cannot remove it: {error}", path.display());
+                        log::error!("{} is left: cannot remove it: {error}", quoted(&path));
                     }
                     return Err(cause);
                 }
@@ -100,7 +101,7 @@ impl Drop for RunDir {
     /// A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
     fn drop(&mut self) {
         if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
-            log::debug!("cannot unlock {}: {error}", self.path.display());
+            log::debug!("cannot unlock {}: {error}", quoted(&self.path));
         }
     }
 }

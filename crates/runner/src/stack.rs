@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use container::{LowerNames, MountApi, Overlay};
+use layer::display::quoted;
 use layer::{Base, Hold, Layer, Plan, Rung, RungLimit};
 
 use crate::Options;
@@ -34,7 +35,7 @@ impl<'a> Stack<'a> {
                 stack.layers.push(layer);
                 stack.trees.push(tree);
             } else {
-                log::debug!("{} is in the stack already", layer.path().display());
+                log::debug!("{} is in the stack already", quoted(layer.path()));
             }
         }
         Ok(stack)

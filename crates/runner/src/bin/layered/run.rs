@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
+use layer::display::{escaped_json, quoted};
+use layer::json_path;
 use runner::{Cause, Options, PersistError, Report, Timings, Upper};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
@@ -165,8 +167,8 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
     let (stdout, stderr) = match &args.output {
         None => (Output::Inherit, Output::Inherit),
         Some(path) => {
-            let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-            let copy = file.try_clone().with_context(|| format!("cannot share {}", path.display()))?;
+            let file = File::create(path).with_context(|| format!("cannot create {}", quoted(path)))?;
+            let copy = file.try_clone().with_context(|| format!("cannot share {}", quoted(path)))?;
             (Output::File(file), Output::File(copy))
         }
     };
@@ -199,17 +201,17 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
         if let Err(error) = (KeptRun { base, layers, template }).write(dir, json.clone()) {
             complain(format_args!("without its description `layered shell` is of no use: {error:#}"));
         }
-        let dir = dir.display();
+        let dir = quoted(dir);
         complain(format_args!(
             "what the command wrote is kept: see `layered shell {dir}`; `layered commit` or `layered discard` ends it"
         ));
-        Value::from(kept.to_string_lossy())
+        json_path::to_value(&kept)
     } else if let Some(destination) = &args.upper {
         let (path, moved) = persist(upper, destination);
         if !moved {
             status = crate::FAILURE;
         }
-        Value::from(path.to_string_lossy())
+        json_path::to_value(&path)
     } else {
         upper.close()?;
         Value::Null
@@ -228,7 +230,7 @@ fn persist(upper: Upper, destination: &Path) -> (PathBuf, bool) {
         Err(error) => {
             let PersistError { upper, destination, source } = *error;
             let kept = upper.keep();
-            let (to, at) = (destination.display(), kept.display());
+            let (to, at) = (quoted(&destination), quoted(&kept));
             complain(format_args!("the upper cannot be moved to {to} ({source}): it is kept at {at}"));
             (kept, false)
         }
@@ -244,7 +246,7 @@ fn message(error: &anyhow::Error, args: &Args) -> String {
         Some(Cause::Container(CommandNotExecutable { .. })) => "the command cannot be executed in the container".into(),
         // One that was killed has said nothing.
         Some(Cause::Container(Runtime { program, ended, .. })) if ended.code().is_some() => {
-            format!("the runtime {} failed ({ended}); its own words are above", program.display())
+            format!("the runtime {} failed ({ended}); its own words are above", quoted(program))
         }
         _ => return format!("{error:#}"),
     };
@@ -356,13 +358,12 @@ fn failure_status(error: &anyhow::Error) -> u8 {
 /// The report of a run that came to no result.
 fn failure_json(error: &anyhow::Error) -> Value {
     let failed = error.downcast_ref::<runner::Error>();
-    let text = |path: &Path| path.to_string_lossy().into_owned();
     json!({
         "status": {"failed": {
             "phase": failed.map(|error| error.phase().name()),
-            "path": failed.and_then(runner::Error::path).map(text),
+            "path": failed.and_then(runner::Error::path).map(json_path::to_value),
             "message": format!("{error:#}"),
-            "left": failed.and_then(runner::Error::left).map(text),
+            "left": failed.and_then(runner::Error::left).map(json_path::to_value),
         }},
         "upper": null,
     })
@@ -376,12 +377,12 @@ struct JsonFile<'a> {
 
 impl<'a> JsonFile<'a> {
     fn create(path: &'a Path) -> anyhow::Result<Self> {
-        let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let file = File::create(path).with_context(|| format!("cannot create {}", quoted(path)))?;
         Ok(Self { path, file })
     }
 
     fn write(&mut self, value: &Value) -> anyhow::Result<()> {
-        writeln!(self.file, "{value}").with_context(|| format!("cannot write {}", self.path.display()))
+        writeln!(self.file, "{}", escaped_json(value)).with_context(|| format!("cannot write {}", quoted(&self.path)))
     }
 }
 
