@@ -1,5 +1,5 @@
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use layer::display::{escaped_json, quoted};
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let layers = [&plan.separate[..], &plan.merged].concat();
     let fewest = plan.estimates.iter().map(|estimate| estimate.separate).min().unwrap_or_default();
     // Only what some rung would have to merge is counted.
-    let files = layers[fewest..].iter().map(|tree| count_files(tree)).collect::<Result<Vec<_>, _>>()?;
+    let files = layers[fewest..].iter().map(layer::files_to_link).collect::<layer::Result<Vec<_>>>()?;
     let to_link = |estimate: &Estimate| files[estimate.separate - fewest..].iter().sum();
     let mut out = io::stdout().lock();
     match args.json {
@@ -35,15 +35,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         false => print(&mut out, &plan, to_link)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// What a merge would link of a tree: everything but directories.
-fn count_files(tree: &Path) -> anyhow::Result<usize> {
-    let mut files = 0;
-    for entry in walkdir::WalkDir::new(tree) {
-        files += usize::from(!entry?.file_type().is_dir());
-    }
-    Ok(files)
 }
 
 fn to_json(plan: &Plan, to_link: impl Fn(&Estimate) -> usize) -> Value {
@@ -118,8 +109,11 @@ fn why(estimate: &Estimate, plan: &Plan) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
     use layer::{Rung, RungLimit};
+
+    use super::*;
 
     fn planned(ladder: &[(Rung, usize, usize)]) -> Plan {
         let layers = ["/l/a", "/l/b", "/l/c"].map(PathBuf::from);

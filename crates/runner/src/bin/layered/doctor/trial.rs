@@ -60,7 +60,7 @@ fn attempt(scratch: &Path, runtime: &Runtime, limits: Limits) -> anyhow::Result<
         .with_context(|| format!("cannot make a directory in {}", quoted(scratch)))?;
     let checks = in_directory(dir.path(), scratch, runtime, limits);
     // What the run mounted was in a mount namespace that has gone with it.
-    let removed = dir.close().with_context(|| format!("cannot tidy up {}", quoted(scratch)));
+    let removed = layer::remove_tree(dir.keep()).with_context(|| format!("cannot tidy up {}", quoted(scratch)));
     let checks = checks?;
     removed.map(|()| checks)
 }
