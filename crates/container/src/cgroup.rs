@@ -1,5 +1,7 @@
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -7,6 +9,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use os_display::Quotable;
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 
 use crate::template::MemoryLimit;
 use crate::{Error, Result};
@@ -118,7 +122,11 @@ impl Cgroup {
         match &hierarchy.version {
             Version::V1(_) if limit.is_plain => {
                 let watch = MemoryWatch::v1(&group, limit.bytes);
-                watch.inspect_err(|error| log::debug!("{}: nobody tells of a kill: {error}", group.display())).ok()
+                watch
+                    .inspect_err(|error| {
+                        log::debug!("{}: the kernel does not report a kill: {error}", group.maybe_quote())
+                    })
+                    .ok()
             }
             Version::V1(_) => None,
             // It counts for what is below, too, and stays until this group goes.
@@ -229,11 +237,8 @@ fn clear(group: &Path) -> Result<()> {
 }
 
 fn clear_once(group: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(group)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            clear_once(&entry.path())?;
-        }
+    for name in groups_in(group)? {
+        clear_once(&group.join(name))?;
     }
     let processes = fs::read_to_string(group.join("cgroup.procs"))?;
     // 0 is a process of another PID namespace: not ours, and kill(2) would take it for the caller's own process group.
@@ -244,6 +249,20 @@ fn clear_once(group: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(group)
+}
+
+/// The names of the groups directly in `group`. std's `read_dir` panics where the directory cannot be closed.
+fn groups_in(group: &Path) -> io::Result<Vec<OsString>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut names = Vec::new();
+    for entry in Dir::new(openat(CWD, group, flags, Mode::empty())?)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if entry.file_type() == FileType::Directory && name != b"." && name != b".." {
+            names.push(OsString::from_vec(name.into()));
+        }
+    }
+    Ok(names)
 }
 
 /// ENODEV is what a cgroup file answers while its group goes away.
@@ -289,6 +308,19 @@ mod tests {
         // Swap that the limit leaves, or no killer: not for this to change.
         assert!(watch(&[v2(&bare), v1], false).is_none());
         assert!(watch(&[v2(&bare)], true).is_none());
+    }
+
+    #[test]
+    fn groups_are_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["b", "a"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("cgroup.procs"), "").unwrap();
+        let mut names = groups_in(dir.path()).unwrap();
+        names.sort();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(groups_in(&dir.path().join("gone")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use os_display::Quotable;
 use rustix::io::Errno;
 
 use crate::TemplateError;
+use crate::display::escaped;
 
 /// What went wrong with a mount, a bundle or a runtime, at which path, and what to do about it.
 ///
@@ -13,7 +14,7 @@ use crate::TemplateError;
 #[non_exhaustive]
 pub enum Error {
     /// A system call failed.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}", path.maybe_quote())]
     Io {
         /// What was tried, as a verb: `open`, `write`, `unmount`.
         operation: &'static str,
@@ -42,7 +43,7 @@ pub enum Error {
         limit: usize,
     },
     /// The kernel refused the overlay. Nothing is mounted.
-    #[error("cannot mount an overlay on {}: {call}{}", target.display(), hint(message, advice))]
+    #[error("cannot mount an overlay on {}: {call}{}", target.maybe_quote(), hint(message, advice))]
     Mount {
         /// Where it was to be mounted.
         target: PathBuf,
@@ -56,7 +57,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel refused to unmount. The mount is still there, and so is all that lies below it.
-    #[error("cannot unmount {}: end what uses it, unmount it by hand and only then remove anything below it", target.display())]
+    #[error("cannot unmount {}: end what uses it, unmount it by hand and only then remove anything below it", target.maybe_quote())]
     Unmount {
         /// What is still mounted.
         target: PathBuf,
@@ -64,7 +65,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A directory of the system's own is a symbolic link in the root file system.
-    #[error("{} is a symbolic link, by which a runtime could write on the host: a layer has a directory there or nothing", path.display())]
+    #[error("{} is a symbolic link, through which a runtime could write to the host: a layer may have a directory there, or nothing", path.maybe_quote())]
     LinkedMountPoint {
         /// The link, as seen from outside.
         path: PathBuf,
@@ -89,7 +90,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The runtime is not there, or is no program.
-    #[error("cannot start the runtime {}{}", program.display(), start_advice(source))]
+    #[error("cannot start the runtime {}{}", program.maybe_quote(), start_advice(source))]
     RuntimeStart {
         /// The program, as it was given.
         program: PathBuf,
@@ -97,7 +98,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The runtime failed by itself; no command ran, or its end is not known.
-    #[error("the runtime {} failed ({ended}): {message}", program.display())]
+    #[error("the runtime {} failed ({ended}): {}", program.maybe_quote(), escaped(message))]
     Runtime {
         /// The program.
         program: PathBuf,
@@ -107,13 +108,13 @@ pub enum Error {
         message: String,
     },
     /// The command does not exist in the container.
-    #[error("the command does not exist in the container: {message}")]
+    #[error("the command does not exist in the container: {}", escaped(message))]
     CommandNotFound {
         /// The runtime's own message, which names the command.
         message: String,
     },
     /// The command exists in the container but cannot be executed.
-    #[error("the command cannot be executed in the container: {message}")]
+    #[error("the command cannot be executed in the container: {}", escaped(message))]
     CommandNotExecutable {
         /// The runtime's own message, which names the command.
         message: String,
@@ -127,7 +128,7 @@ pub enum Error {
         controller: String,
     },
     /// What should have been removed after a run is still there.
-    #[error("{} is left: remove it by hand", path.display())]
+    #[error("{} is left: remove it by hand", path.maybe_quote())]
     Leftover {
         /// What is left.
         path: PathBuf,
@@ -139,7 +140,7 @@ pub enum Error {
 fn hint(message: &str, advice: &Option<&'static str>) -> String {
     let message = match message {
         "" => String::new(),
-        message => format!(" (kernel: {message})"),
+        message => format!(" (kernel: {})", escaped(message)),
     };
     match advice {
         None => message,
@@ -187,6 +188,33 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_others_chose_are_escaped() {
+        use std::os::unix::process::ExitStatusExt;
+        let message = || "exec: \"\u{1b}[2J\n\"".to_string();
+        let program = "/x\u{1b}".into();
+        let ended = std::process::ExitStatus::from_raw(256);
+        let mount = Error::Mount {
+            target: "a b".into(),
+            call: "fsconfig()".into(),
+            message: message(),
+            advice: None,
+            source: Errno::INVAL.into(),
+        };
+        let table = [
+            (Error::CommandNotFound { message: message() }, r#"in the container: exec: "\u{1b}[2J\n""#),
+            (Error::CommandNotExecutable { message: message() }, r#"in the container: exec: "\u{1b}[2J\n""#),
+            (
+                Error::Runtime { program, ended, message: message() },
+                r#"$'/x\x1B' failed (exit status: 1): exec: "\u{1b}"#,
+            ),
+            (mount, r#"on 'a b': fsconfig() (kernel: exec: "\u{1b}[2J\n")"#),
+        ];
+        for (error, part) in table {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
 
     #[test]
     fn advice_is_given_where_it_is_known_to_help() {

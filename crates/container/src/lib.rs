@@ -32,6 +32,7 @@ pub use oci_spec;
 
 mod bundle;
 mod cgroup;
+mod display;
 mod error;
 mod id;
 mod mounted;

@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use os_display::Quotable;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 
@@ -207,7 +208,11 @@ impl Overlay {
             None => MountApi::detect()?,
         };
         let names = self.names.unwrap_or_else(|| request.fitting_names(api));
-        log::debug!("mounting {} lowers on {} by {api:?}, {names:?}", request.lowers.len(), request.target.display());
+        log::debug!(
+            "mounting {} lowers on {} by {api:?}, {names:?}",
+            request.lowers.len(),
+            request.target.maybe_quote()
+        );
         match (api, names) {
             (MountApi::Fsconfig, LowerNames::Paths) => fsconfig::mount_paths(&request),
             (MountApi::Fsconfig, LowerNames::Short) => cwd::anywhere(|| fsconfig::mount_from_within(&request)),

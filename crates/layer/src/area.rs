@@ -15,6 +15,7 @@ use rustix::fs::{CWD, FileType, FlockOperation, Mode, RawDir, SeekFrom, flock, f
 use rustix::io::Errno;
 
 pub(crate) use self::trash::MadeOfLayer;
+use crate::display::quoted;
 use crate::walk::{self, ENTRIES_SIZE_BYTES, READ, as_os_str};
 use crate::{Error, Result, remove_tree};
 
@@ -196,7 +197,7 @@ impl Drop for AreaLock<'_> {
     fn drop(&mut self) {
         // A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
         if let Err(errno) = flock(&self.area.dir, FlockOperation::Unlock) {
-            log::debug!("cannot unlock {}: {errno}", self.area.path.display());
+            log::debug!("cannot unlock {}: {errno}", quoted(&self.area.path));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rustix::fs::statvfs;
 
+use crate::display::quoted;
 use crate::{Error, Layer, Meta, Result, TreeSize};
 
 impl Layer {
@@ -18,7 +19,7 @@ impl Layer {
         match meta.disk_usage {
             0 => {}
             recorded if recorded <= used_bytes(self.path())? => return Ok(recorded),
-            impossible => log::debug!("{} cannot have {impossible} bytes", self.path().display()),
+            impossible => log::debug!("{} cannot have {impossible} bytes", quoted(self.path())),
         }
         Ok(TreeSize::of(self.path())?.bytes)
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
 
 use crate::area::{Area, Room, WorkDir};
+use crate::display::quoted;
 use crate::{Access, Error, Layer, Result};
 
 /// A layer in the making, out of sight: nobody who lists the store sees it before it is whole.
@@ -79,7 +80,7 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            log::error!("{} is left for a collector: {error}", self.layer.path().display());
+            log::error!("{} is left for a collector: {error}", quoted(self.layer.path()));
         }
     }
 }

@@ -1,6 +1,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::display::quoted;
+
 /// What went wrong with a layer on disk, at which path, and what to do about it.
 ///
 /// The message never repeats its [source](std::error::Error::source): print the chain to see the kernel's own words.
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// A system call failed.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}", quoted(path))]
     Io {
         /// What was tried, as a verb: `open`, `link`, `rename`.
         operation: &'static str,
@@ -18,7 +20,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The path given for a layer, a base or a store does not exist or is no directory.
-    #[error("{} is not a directory: give the path of {expected}", path.display())]
+    #[error("{} is not a directory: give the path of {expected}", quoted(path))]
     NotADirectory {
         /// The path that was given.
         path: PathBuf,
@@ -28,20 +30,20 @@ pub enum Error {
     /// A layer without its tree.
     #[error(
         "{} has no directory `fs`: a layer's tree stands there (a root file system on its own must be moved to `fs` first)",
-        layer.display()
+        quoted(layer)
     )]
     NoTree {
         /// The layer's directory.
         layer: PathBuf,
     },
     /// Something else than a regular file stands where a file of a layer or a store is read: a FIFO, a device, a symbolic link.
-    #[error("{} is not a regular file: remove it", path.display())]
+    #[error("{} is not a regular file: remove it", quoted(path))]
     NotARegularFile {
         /// The path.
         path: PathBuf,
     },
     /// A file of a layer or a store is larger than any that is read.
-    #[error("{} has more than {max_bytes} bytes: remove it", path.display())]
+    #[error("{} has more than {max_bytes} bytes: remove it", quoted(path))]
     FileTooLarge {
         /// The path.
         path: PathBuf,
@@ -49,7 +51,7 @@ pub enum Error {
         max_bytes: u64,
     },
     /// A JSON file that cannot be read as what it should be. The file is left as it is.
-    #[error("{} is not valid: mend or remove the file", path.display())]
+    #[error("{} is not valid: correct or remove the file", quoted(path))]
     Json {
         /// The file.
         path: PathBuf,
@@ -57,7 +59,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A value that cannot be written as JSON. The file is left as it was.
-    #[error("cannot write the value of {} as JSON", path.display())]
+    #[error("cannot write the value of {} as JSON", quoted(path))]
     Serialize {
         /// The file.
         path: PathBuf,
@@ -71,19 +73,23 @@ pub enum Error {
         name: String,
     },
     /// The target of a merge exists and holds something. It is left as it is.
-    #[error("{} is not empty: a merge needs a new or an empty directory", path.display())]
+    #[error("{} is not empty: a merge needs a new or an empty directory", quoted(path))]
     TargetNotEmpty {
         /// The target.
         path: PathBuf,
     },
     /// Another merge is filling the target.
-    #[error("{} is being filled by another merge: wait for it, or choose another directory", path.display())]
+    #[error("{} is being filled by another merge: wait for it, or choose another directory", quoted(path))]
     TargetInUse {
         /// The target.
         path: PathBuf,
     },
     /// The target of a merge lies inside one of its sources, or is one.
-    #[error("{} lies inside the source {}: merge into a directory outside the layers", target.display(), source_tree.display())]
+    #[error(
+        "{} lies inside the source {}: merge into a directory outside the layers",
+        quoted(target),
+        quoted(source_tree)
+    )]
     TargetInsideSource {
         /// The target.
         target: PathBuf,
@@ -93,7 +99,7 @@ pub enum Error {
     /// A layer that only makes sense to the mount that wrote it: merged, captured or looked up, it would show wrong content.
     #[error(
         "{} carries {xattr}: it was written with redirect_dir or metacopy on; mount it as a separate lower or build it again with both off",
-        path.display()
+        quoted(path)
     )]
     Unmergeable {
         /// The file or directory that carries the attribute.
@@ -103,13 +109,13 @@ pub enum Error {
     },
     /// The layer is there already, or somebody else is just capturing it. It and the upper that was to be captured are left as
     /// they are.
-    #[error("{} is captured already, or is being captured: choose another layer, or use this one", layer.display())]
+    #[error("{} is captured already, or is being captured: choose another layer, or use this one", quoted(layer))]
     AlreadyCaptured {
         /// The layer's directory.
         layer: PathBuf,
     },
     /// A layer that is to be captured has a tree without `layer.json`, which no capture has left.
-    #[error("{} stands where the tree is to go: remove it, or capture it itself", path.display())]
+    #[error("{} is in the place of the new tree: remove it, or capture it instead", quoted(path))]
     TreeInTheWay {
         /// The tree.
         path: PathBuf,
@@ -118,8 +124,8 @@ pub enum Error {
     /// left as they are.
     #[error(
         "{} and {} are on different file systems: a tree is moved by a rename, so choose a scratch directory beside the layer",
-        upper.display(),
-        layer.display()
+        quoted(upper),
+        quoted(layer)
     )]
     OtherFileSystem {
         /// The upper.
@@ -128,13 +134,13 @@ pub enum Error {
         layer: PathBuf,
     },
     /// What is to be captured as a new layer is one of those that it was made over.
-    #[error("{} is one of the lowers: give the upper that was written to", upper.display())]
+    #[error("{} is one of the lowers: give the upper that was written to", quoted(upper))]
     UpperIsLower {
         /// The path that was given for the upper.
         upper: PathBuf,
     },
     /// The upper that is to be captured lies inside a lower, or a lower inside it.
-    #[error("the upper {} overlaps the lower {}: give the upper that was written to", upper.display(), lower.display())]
+    #[error("the upper {} overlaps the lower {}: give the upper that was written to", quoted(upper), quoted(lower))]
     UpperOverlapsLower {
         /// The path that was given for the upper.
         upper: PathBuf,
@@ -142,7 +148,7 @@ pub enum Error {
         lower: PathBuf,
     },
     /// What is to be captured belongs to a layer that is whole or in use, or is a layer or a store itself. It is left as it is.
-    #[error("{} belongs to the layer {}: give an upper that a command has written", upper.display(), layer.display())]
+    #[error("{} belongs to the layer {}: give an upper that a command has written", quoted(upper), quoted(layer))]
     UpperIsLayers {
         /// The path that was given for the upper.
         upper: PathBuf,
@@ -150,13 +156,13 @@ pub enum Error {
         layer: PathBuf,
     },
     /// The report of a run describes another upper than the one that was given.
-    #[error("{} is not the upper that the report describes: give that one, or the report of this one", upper.display())]
+    #[error("{} is not the upper that the report describes: give that one, or the report of this one", quoted(upper))]
     AnotherUpper {
         /// The path that was given for the upper.
         upper: PathBuf,
     },
     /// A layer is to be made inside a lower, inside the tree of another layer or inside the upper.
-    #[error("{} lies inside {}: choose a directory outside of layers and uppers", layer.display(), tree.display())]
+    #[error("{} lies inside {}: choose a directory outside of layers and uppers", quoted(layer), quoted(tree))]
     LayerInsideTree {
         /// The path that was given for the layer.
         layer: PathBuf,
@@ -164,7 +170,7 @@ pub enum Error {
         tree: PathBuf,
     },
     /// A layer is to be made of the root directory.
-    #[error("{} is the root directory: choose another directory for the layer", path.display())]
+    #[error("{} is the root directory: choose another directory for the layer", quoted(path))]
     RootDirectory {
         /// The path that was given for the layer.
         path: PathBuf,
@@ -173,8 +179,8 @@ pub enum Error {
     /// the lowers have to be hidden by name. The upper is left.
     #[error(
         "{} replaces a directory of the lowers, of which {} does not exist (any more): a collector may have removed it; make it again",
-        path.display(),
-        lower.display()
+        quoted(path),
+        quoted(lower)
     )]
     LowerMissing {
         /// The directory in the upper.
@@ -183,13 +189,13 @@ pub enum Error {
         lower: PathBuf,
     },
     /// The run made more files in its upper than could be recorded there.
-    #[error("{} holds files that its run made, and does not say which: give the report of the run", upper.display())]
+    #[error("{} holds files that its run made, and does not say which: give the report of the run", quoted(upper))]
     MadeUnknown {
         /// The upper.
         upper: PathBuf,
     },
     /// A capture failed when the upper had been moved, and it could not be moved back: see `left`.
-    #[error("a capture failed half way, and its upper could not be moved back ({cleanup}): it is at {}", left.display())]
+    #[error("a capture failed half way, and its upper could not be moved back ({cleanup}): it is at {}", quoted(left))]
     NotMovedBack {
         /// Where the upper is.
         left: PathBuf,
@@ -200,19 +206,19 @@ pub enum Error {
         cleanup: io::Error,
     },
     /// Something is mounted inside a tree that is to be removed, merged or captured. What is mounted there is not touched.
-    #[error("{} is a mount point: unmount it first", path.display())]
+    #[error("{} is a mount point: unmount it first", quoted(path))]
     MountInside {
         /// The mount point.
         path: PathBuf,
     },
     /// A merge was told to stop. What it had made has been taken away.
-    #[error("the merge into {} was stopped", target.display())]
+    #[error("the merge into {} was stopped", quoted(target))]
     Stopped {
         /// The target.
         target: PathBuf,
     },
     /// A merge failed, and so did taking away what it had made: see `left`.
-    #[error("a merge failed half way, and {} could not be removed ({cleanup}): remove it by hand", left.display())]
+    #[error("a merge failed half way, and {} could not be removed ({cleanup}): remove it by hand", quoted(left))]
     Leftover {
         /// What is left on disk.
         left: PathBuf,
@@ -269,11 +275,5 @@ impl Error {
     pub(crate) fn is_for_want_of_room(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
-    }
-
-    /// A failed step of a walk below `root`.
-    pub(crate) fn walk(root: &Path, error: walkdir::Error) -> Error {
-        let path = error.path().unwrap_or(root).to_path_buf();
-        Error::Io { operation: "read", path, source: error.into() }
     }
 }

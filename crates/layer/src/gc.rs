@@ -17,6 +17,7 @@ use self::abandoned::Resolved;
 use self::inventory::{Inventory, Stored};
 use self::need::Need;
 use crate::area::{Area, MadeOfLayer, Room};
+use crate::display::quoted;
 use crate::hold::{Stale, held, read};
 use crate::{Error, Layer, Result, remove_tree};
 
@@ -322,7 +323,7 @@ impl Collector {
                     }
                     Err(error) => collected.failed.push(error),
                 },
-                Ok(Some(false)) => log::debug!("{} was used meanwhile", layer.path().display()),
+                Ok(Some(false)) => log::debug!("{} was used in the meantime", quoted(layer.path())),
                 // Another collector was quicker.
                 Ok(None) => need.gone(stored.size),
                 Err(error) => collected.failed.push(error),

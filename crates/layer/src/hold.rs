@@ -15,6 +15,7 @@ use rustix::io::{Errno, retry_on_intr};
 use tempfile::NamedTempFile;
 
 use crate::area::{Area, Room};
+use crate::display::quoted;
 use crate::walk::PATH;
 use crate::{Error, Result, UpperId, regular_file};
 
@@ -134,7 +135,7 @@ impl Hold {
         for file in self.files.drain(..) {
             let path = file.path().to_path_buf();
             if let Err(error) = file.keep() {
-                log::warn!("cannot keep {}: {error}", path.display());
+                log::warn!("cannot keep {}: {error}", quoted(&path));
             }
         }
     }
@@ -196,7 +197,7 @@ impl Drop for Hold {
         for file in self.files.drain(..) {
             let path = file.path().to_path_buf();
             if let Err(error) = file.close() {
-                log::warn!("{} is left, and holds nothing: {error}", path.display());
+                log::warn!("{} is left, and holds nothing: {error}", quoted(&path));
             }
         }
     }
@@ -234,7 +235,7 @@ fn if_it_can_be<T>(store: &Path, result: Result<T>) -> Result<Option<T>> {
         _ if source.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) => log::Level::Warn,
         _ => return Err(Error::Io { operation, path, source }),
     };
-    log::log!(level, "layers of {} are not held: cannot {operation} {}: {source}", store.display(), path.display());
+    log::log!(level, "layers of {} are not held: cannot {operation} {}: {source}", quoted(store), quoted(&path));
     Ok(None)
 }
 
@@ -276,7 +277,7 @@ pub(crate) fn read(area: &Area, stale: Stale) -> Result<HashSet<OsString>> {
             Ok(None) => continue,
             // Nobody here has made it, and a program that waits at it must not keep the collector waiting.
             Err(Error::NotARegularFile { path }) => {
-                log::warn!("{} holds nothing: it is not a regular file", path.display());
+                log::warn!("{} holds nothing: it is not a regular file", quoted(&path));
                 continue;
             }
             Err(error) => return Err(error),
@@ -293,7 +294,7 @@ pub(crate) fn read(area: &Area, stale: Stale) -> Result<HashSet<OsString>> {
         } else if stale == Stale::Removed {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path)(error)),
-                _ => log::debug!("{}: its holder is gone", path.display()),
+                _ => log::debug!("{}: its holder is gone", quoted(&path)),
             }
         }
     }

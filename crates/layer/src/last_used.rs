@@ -24,7 +24,13 @@ impl Layer {
             Err(Errno::ENOENT) => {}
             result => return result.map_err(Error::io("stamp", path)),
         }
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // Somebody else may make a FIFO of that name just now.
+        let flags = OFlag::O_WRONLY
+            | OFlag::O_CREAT
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_NONBLOCK
+            | OFlag::O_NOCTTY
+            | OFlag::O_CLOEXEC;
         let file = open(&path, flags, Mode::from_bits_truncate(0o644)).map_err(Error::io("create", &path))?;
         // Somebody else may have made it meanwhile, with an older stamp.
         futimens(&file, &NOW, &NOW).map_err(Error::io("stamp", path))

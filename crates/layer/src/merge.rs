@@ -18,6 +18,7 @@ use rustix::fs::{Mode, fchmod};
 use self::directory::{Job, Shared, Worker};
 use self::groups::Groups;
 use self::target::Target;
+use crate::display::quoted;
 use crate::sources::Sources;
 use crate::walk::crew;
 use crate::{Access, Error, Result, XattrNamespace};
@@ -207,7 +208,7 @@ impl Merge {
             merged.copied += moved;
         }
         if let Some(why) = shared.why_copied.get() {
-            log::warn!("{}: {} files copied, {} linked: {why}", target.path().display(), merged.copied, merged.linked);
+            log::warn!("{}: {} files copied, {} linked: {why}", quoted(target.path()), merged.copied, merged.linked);
         }
         Ok(merged)
     }

@@ -1,10 +1,11 @@
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use walkdir::WalkDir;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
 
 use crate::area::AREA;
+use crate::walk::{Entries, READ, as_os_str};
 use crate::{Error, Layer, Result};
 
 /// The layers of a store: every directory directly in it that has a `layer.json`, in no particular order.
@@ -13,23 +14,25 @@ use crate::{Error, Layer, Result};
 /// the store's own `.layered`, and what vanishes meanwhile. A symbolic link to a layer counts as one.
 ///
 /// # Errors
-/// [`Error::NotADirectory`] at once if `store` is none; [`Error::Io`] as an item for a directory that cannot be read, after
-/// which the scan goes on.
+/// Returns [`Error::NotADirectory`] if `store` is not a directory, and [`Error::Io`] if it cannot be opened. An item is
+/// [`Error::Io`] for a directory that cannot be looked at; the scan goes on after it.
 pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
     let store = store.as_ref();
-    match fs::metadata(store) {
-        Ok(metadata) if metadata.is_dir() => {}
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("look at", store)(error)),
-        _ => return Err(Error::NotADirectory { path: store.into(), expected: "a store of layers" }),
+    let entries = openat(CWD, store, READ.difference(OFlags::NOFOLLOW), Mode::empty()).and_then(Entries::new);
+    match entries {
+        Ok(entries) => Ok(Scan { store: store.into(), entries }),
+        Err(Errno::NOENT | Errno::NOTDIR) => {
+            Err(Error::NotADirectory { path: store.into(), expected: "a store of layers" })
+        }
+        Err(errno) => Err(Error::io("open", store)(errno)),
     }
-    Ok(Scan { store: store.into(), walk: WalkDir::new(store).min_depth(1).max_depth(1).into_iter() })
 }
 
 /// The iterator that [`scan`] returns. It holds one directory open and nothing of the layers it has passed.
 #[derive(Debug)]
 pub struct Scan {
     store: PathBuf,
-    walk: walkdir::IntoIter,
+    entries: Entries,
 }
 
 impl Scan {
@@ -75,26 +78,20 @@ impl Scan {
     /// The next directory, or what else there is that is no file.
     pub(crate) fn next_dir(&mut self) -> Option<Result<Found>> {
         loop {
-            let entry = match self.walk.next()? {
+            let (name, kind) = match self.entries.next()? {
                 Ok(entry) => entry,
-                Err(error) if error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) => {
-                    continue;
-                }
-                Err(error) => return Some(Err(Error::walk(&self.store, error))),
+                Err(errno) => return Some(Err(Error::io("read", &self.store)(errno))),
             };
-            if entry.file_type().is_file() || entry.file_name() == AREA {
+            let name = as_os_str(&name);
+            if kind == FileType::RegularFile || name == AREA {
                 continue;
             }
-            let layer = Layer::at(entry.into_path());
-            return Some(match fs::symlink_metadata(layer.meta_path()) {
+            let layer = Layer::at(self.store.join(name));
+            return Some(match statat(CWD, layer.meta_path(), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(_) => Ok(Found::Layer(layer)),
-                // No such file, or the entry itself is a device, a socket, a dangling link.
-                Err(error)
-                    if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
-                {
-                    Ok(Found::Other(layer))
-                }
-                Err(source) => Err(Error::io("look at", layer.meta_path())(source)),
+                // No such file, or the entry itself is a device, a socket, a link that leads nowhere.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Found::Other(layer)),
+                Err(errno) => Err(Error::io("look at", layer.meta_path())(errno)),
             });
         }
     }
@@ -102,6 +99,8 @@ impl Scan {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -118,7 +117,9 @@ mod tests {
         fs::write(store.path().join(".layered/layer.json"), "{}").unwrap();
         fs::write(store.path().join("README"), "").unwrap();
         std::os::unix::fs::symlink("nowhere", store.path().join("dangling")).unwrap();
+        std::os::unix::fs::symlink("loop", store.path().join("loop")).unwrap();
         std::os::unix::fs::symlink("a", store.path().join("link")).unwrap();
+        rustix::fs::mknodat(CWD, store.path().join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
 
         let mut names: Vec<_> = scan(&store).unwrap().map(|layer| layer.unwrap().name().to_owned()).collect();
         names.sort();

@@ -1,9 +1,10 @@
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, openat};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use walkdir::WalkDir;
 
+use crate::walk::{Entries, READ, as_os_str};
 use crate::{Error, Layer, Result, json};
 
 /// Sidecars: `<layer>/<name>.json`, one JSON value each. Which of them exist is the layer's kind; nothing here interprets
@@ -43,16 +44,19 @@ impl Layer {
     /// # Errors
     /// [`Error::Io`] if the layer's directory cannot be read.
     pub fn sidecars(&self) -> Result<Vec<String>> {
+        let failed = |operation| Error::io(operation, self.path());
+        let dir = openat(CWD, self.path(), READ.difference(OFlags::NOFOLLOW), Mode::empty()).map_err(failed("open"))?;
         let mut names = Vec::new();
-        for entry in WalkDir::new(self.path()).min_depth(1).max_depth(1).sort_by_file_name() {
-            let entry = entry.map_err(|error| Error::walk(self.path(), error))?;
-            let name = Path::new(entry.file_name());
-            let json = name.extension().is_some_and(|extension| extension == "json") && entry.file_type().is_file();
+        for entry in Entries::new(dir).map_err(failed("read"))? {
+            let (name, kind) = entry.map_err(failed("read"))?;
+            let name = Path::new(as_os_str(&name));
+            let json = name.extension().is_some_and(|extension| extension == "json") && kind == FileType::RegularFile;
             match name.file_stem().and_then(|stem| stem.to_str()) {
                 Some(stem) if json && self.sidecar_path(stem).is_ok() => names.push(stem.to_string()),
                 _ => {}
             }
         }
+        names.sort_unstable();
         Ok(names)
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! A directory that still has to be dealt with is a [`Node`], a name and a parent; a [`Cursor`] opens it, mostly from
 //! the directory that it holds open already; a [`crew`] shares the work. Nothing here follows a symbolic link or enters
-//! another mount.
+//! another mount. [`Entries`] reads a single directory.
 
 pub(crate) mod crew;
 mod cursor;
@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RawDirEntry, ResolveFlags, Stat, StatxFlags, fstat, openat, openat2,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawDirEntry, ResolveFlags, Stat, StatxFlags, fstat, openat, openat2,
     readlinkat, statat, statx,
 };
 use rustix::io::Errno;
@@ -127,12 +127,53 @@ pub(crate) fn is_dots(name: &CStr) -> bool {
 
 /// What `entry` of `dir` is: asked of the file only where the file system does not tell it in the directory.
 pub(crate) fn file_type(dir: BorrowedFd<'_>, entry: &RawDirEntry<'_>) -> rustix::io::Result<FileType> {
-    match entry.file_type() {
+    known_type(dir, entry.file_name(), entry.file_type())
+}
+
+fn known_type(dir: BorrowedFd<'_>, name: &CStr, told: FileType) -> rustix::io::Result<FileType> {
+    match told {
         FileType::Unknown => {
-            let stat = statat(dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+            let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
             Ok(FileType::from_raw_mode(stat.st_mode))
         }
         known => Ok(known),
+    }
+}
+
+/// The names in an open directory, each with its type, without `.` and `..` and in no particular order.
+///
+/// std's `ReadDir`, and with it walkdir, panics when the directory cannot be closed (closedir(3) answers EIO); this ignores
+/// that, since nothing has been written.
+#[derive(Debug)]
+pub(crate) struct Entries(Dir);
+
+impl Entries {
+    /// Reads `dir`, which was opened for [reading](READ) and not read from before.
+    pub(crate) fn new(dir: OwnedFd) -> rustix::io::Result<Self> {
+        Dir::new(dir).map(Self)
+    }
+}
+
+impl Iterator for Entries {
+    type Item = rustix::io::Result<(CString, FileType)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let entry = match self.0.next()? {
+                Ok(entry) => entry,
+                Err(errno) => return Some(Err(errno)),
+            };
+            let name = entry.file_name();
+            if is_dots(name) {
+                continue;
+            }
+            match self.0.fd().and_then(|dir| known_type(dir, name, entry.file_type())) {
+                Ok(kind) => return Some(Ok((name.into(), kind))),
+                // It has been removed since.
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Some(Err(errno)),
+            }
+        }
     }
 }
 
@@ -173,6 +214,18 @@ mod tests {
         let opened = open_beneath(open(dir.path()).as_fd(), &path, READ).unwrap();
         assert_eq!(fstat(opened).unwrap().st_ino, fstat(deepest).unwrap().st_ino);
         crate::remove_tree(dir.path().join(name)).unwrap();
+    }
+
+    #[test]
+    fn names_are_listed_with_their_types() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("dir")).unwrap();
+        fs::write(dir.path().join(OsStr::from_bytes(b"\xff")), "").unwrap();
+        symlink("dir", dir.path().join("link")).unwrap();
+        let mut entries: Vec<_> = Entries::new(open(dir.path())).unwrap().map(Result::unwrap).collect();
+        entries.sort_by(|one, other| one.0.cmp(&other.0));
+        let expected = [(c"dir", FileType::Directory), (c"link", FileType::Symlink), (c"\xff", FileType::RegularFile)];
+        assert_eq!(entries, expected.map(|(name, kind)| (name.to_owned(), kind)));
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use os_display::Quotable;
+use layer::display::quoted;
 
 use crate::Phase;
 
@@ -37,13 +37,16 @@ pub enum Cause {
     #[error("the caller's prep_upper failed")]
     PrepUpper(#[source] BoxError),
     /// Not the directory of a run whose upper was kept.
-    #[error("{} is no kept run: give the directory that `Upper::keep` (or `layered run --keep-failed`) told", path.display())]
+    #[error(
+        "{} is not a kept run: give the directory that `layered run --keep-failed` printed (`Upper::keep` returned it)",
+        quoted(path)
+    )]
     NotKept {
         /// What was given.
         path: PathBuf,
     },
     /// Somebody is using the upper.
-    #[error("{} is in use: wait until the other visit is over", path.display())]
+    #[error("{} is in use: wait until the other visit has ended", quoted(path))]
     InUse {
         /// The kept run's directory.
         path: PathBuf,
@@ -51,7 +54,8 @@ pub enum Cause {
     /// The scratch directory lies in a layer or the base, or is its tree.
     #[error(
         "the scratch directory {} lies in {}, which this run stacks: choose one outside of the layers and the base",
-        scratch.maybe_quote(), tree.maybe_quote()
+        quoted(scratch),
+        quoted(tree)
     )]
     ScratchInLayer {
         /// The scratch directory, by its real path.
@@ -62,7 +66,8 @@ pub enum Cause {
     /// The upper is to be moved into a layer or the base.
     #[error(
         "{} lies in {}, which this run stacks: choose a place for the upper outside of the layers and the base",
-        destination.maybe_quote(), tree.maybe_quote()
+        quoted(destination),
+        quoted(tree)
     )]
     UpperInLayer {
         /// Where the upper is to go.
@@ -74,7 +79,7 @@ pub enum Cause {
     #[error("{0}")]
     Options(&'static str),
     /// The scratch directory.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}", quoted(path))]
     Io {
         /// What was tried, as a verb.
         operation: &'static str,
@@ -141,8 +146,8 @@ impl Error {
     pub fn left_note(&self) -> String {
         match &self.0.left {
             None => String::new(),
-            Some(Left { path, why: None }) => format!(" ({} is left)", path.display()),
-            Some(Left { path, why: Some(why) }) => format!(" ({} is left, since {why})", path.display()),
+            Some(Left { path, why: None }) => format!(" ({} is left)", quoted(path)),
+            Some(Left { path, why: Some(why) }) => format!(" ({} is left, since {why})", quoted(path)),
         }
     }
 

@@ -2,6 +2,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
+use layer::display::quoted;
+
 use crate::error::{Cause, chain, io_cause};
 use crate::rundir::RunDir;
 
@@ -29,7 +31,7 @@ impl Removal {
         match thread::Builder::new().name("removal".into()).spawn(move || run.remove()) {
             Ok(thread) => Self { path, state: State::Going(thread) },
             Err(error) => {
-                log::warn!("{} is removed at once: cannot start a thread: {error}", path.display());
+                log::warn!("{} is removed immediately: cannot start a thread: {error}", quoted(&path));
                 let removed = layer::remove_tree(&path).map_err(Cause::from);
                 Self { path, state: State::Over(removed) }
             }
@@ -62,7 +64,7 @@ impl Removal {
 impl Drop for Removal {
     fn drop(&mut self) {
         if let Err(cause) = self.join() {
-            log::error!("{} is left: {}", self.path.display(), chain(&cause));
+            log::error!("{} is left: {}", quoted(&self.path), chain(&cause));
         }
     }
 }

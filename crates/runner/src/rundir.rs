@@ -4,7 +4,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use container::{Cgroup, ContainerId};
-use rustix::fs::{FlockOperation, flock};
+use layer::display::quoted;
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
 
 use crate::error::{Cause, io_cause};
@@ -34,7 +35,7 @@ impl RunDir {
                 Ok(None) => {}
                 Err(cause) => {
                     if let Err(error) = fs::remove_dir(&path) {
-                        log::error!("{} is left: cannot remove it: {error}", path.display());
+                        log::error!("{} is left: cannot remove it: {error}", quoted(&path));
                     }
                     return Err(cause);
                 }
@@ -44,10 +45,12 @@ impl RunDir {
 
     /// Takes over the directory of a run whose owner has gone; `None` if it has not, or the directory has.
     pub(crate) fn lock(path: &Path) -> Result<Option<Self>, Cause> {
-        let lock = match File::open(path) {
-            Ok(lock) => lock,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io_cause("open", path)(error)),
+        // In a scratch directory that others may write to, a FIFO or a link may have that name.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let lock = match openat(CWD, path, flags, Mode::empty()) {
+            Ok(lock) => File::from(lock),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(io_cause("open", path)(errno)),
         };
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -90,6 +93,9 @@ impl RunDir {
         let not_kept = || Cause::NotKept { path: path.into() };
         let path = fs::canonicalize(path).map_err(|_| not_kept())?;
         let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_name(KEPT, name)).ok_or_else(not_kept)?;
+        if !path.is_dir() {
+            return Err(not_kept());
+        }
         let id = ContainerId::of_earlier_run(name.replacen(KEPT, PREFIX, 1)).ok_or_else(not_kept)?;
         let run = Self::lock(&path)?.ok_or_else(|| Cause::InUse { path: path.clone() })?;
         // In /tmp anybody can have made it, with a stack and a container of their choice.
@@ -116,7 +122,7 @@ impl Drop for RunDir {
     /// A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
     fn drop(&mut self) {
         if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
-            log::debug!("cannot unlock {}: {error}", self.path.display());
+            log::debug!("cannot unlock {}: {error}", quoted(&self.path));
         }
     }
 }
@@ -154,6 +160,23 @@ mod tests {
         fs::remove_dir(taken.path()).unwrap();
         drop(taken);
         assert!(RunDir::lock(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn only_a_directory_is_locked() {
+        let parent = tempfile::tempdir().unwrap();
+        let (run, id) = RunDir::create(parent.path()).unwrap();
+        for name in ["fifo", "file", "link", "kept-0123456789abcdef"] {
+            let path = parent.path().join(name);
+            match name {
+                "file" => fs::write(&path, "").unwrap(),
+                "link" => std::os::unix::fs::symlink(id.as_str(), &path).unwrap(),
+                _ => rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap(),
+            }
+            assert!(matches!(RunDir::lock(&path), Err(Cause::Io { operation: "open", .. })), "{name}");
+            assert!(matches!(RunDir::kept(&path), Err(Cause::NotKept { .. })), "{name}");
+        }
+        assert!(run.path().is_dir());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use container::{ContainerId, mount_private_tmpfs};
+use layer::display::quoted;
 use layer::{Hold, Made, RunRecord, XattrNamespace};
 
 use crate::error::{Cause, chain, io_cause};
@@ -143,7 +144,7 @@ impl Scratch {
             Ok((upper, rest)) => Ok((upper, Some(Removal::begin(rest)))),
             Err(failed) => {
                 let (upper, cause) = *failed;
-                log::warn!("{} is tidied up at once: {}", self.dir().display(), chain(&cause));
+                log::warn!("{} is tidied up at once: {}", quoted(self.dir()), chain(&cause));
                 self.upper = Some(upper);
                 Ok((self.into_upper()?, None))
             }

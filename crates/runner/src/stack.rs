@@ -3,6 +3,7 @@ use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
 use container::{Cancel, LowerNames, MountApi, Overlay};
+use layer::display::quoted;
 use layer::{Base, Hold, Layer, Plan, Rung, RungLimit};
 
 use crate::Options;
@@ -39,7 +40,7 @@ impl<'a> Stack<'a> {
                 stack.layers.push(layer);
                 stack.trees.push(tree);
             } else {
-                log::debug!("{} is in the stack already", layer.path().display());
+                log::debug!("{} is in the stack already", quoted(layer.path()));
             }
         }
         Ok(stack)

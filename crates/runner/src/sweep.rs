@@ -1,8 +1,7 @@
-use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use container::Cgroup;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 
 use crate::error::{Cause, io_cause};
 use crate::rundir::{PREFIX, RunDir, is_name, scratch_dir};
@@ -30,20 +29,27 @@ pub struct Swept {
 pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept, Cause> {
     let scratch = scratch_dir(scratch.as_ref())?;
     let mut swept = Swept::default();
-    for entry in std::fs::read_dir(&scratch).map_err(io_cause("read", &scratch))? {
-        let entry = entry.map_err(io_cause("read", &scratch))?;
-        let name = entry.file_name();
+    let read = |errno| io_cause("read", &scratch)(errno);
+    // std's `read_dir` panics where the directory cannot be closed.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, &scratch, flags, Mode::empty()).map_err(io_cause("open", &scratch))?;
+    for entry in Dir::read_from(&dir).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let Some(id) = entry.file_name().to_str().ok().and_then(run_name) else { continue };
         // Where others may write, /tmp above all, anybody can make a directory of a live run's name, which lies elsewhere.
-        let ours =
-            entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == rustix::process::geteuid().as_raw());
-        let Some(id) = run_name(&name).filter(|_| ours) else { continue };
-        match RunDir::lock(&entry.path()) {
+        let ours = statat(&dir, id, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| is_directory(&found) && found.st_uid == rustix::process::geteuid().as_raw());
+        if !ours {
+            continue;
+        }
+        let path = scratch.join(id);
+        match RunDir::lock(&path) {
             Ok(Some(run)) => match remove(id, run) {
-                Ok(()) => swept.removed.push(entry.path()),
-                Err(cause) => swept.failed.push((entry.path(), cause)),
+                Ok(()) => swept.removed.push(path),
+                Err(cause) => swept.failed.push((path, cause)),
             },
             Ok(None) => swept.live += 1,
-            Err(cause) => swept.failed.push((entry.path(), cause)),
+            Err(cause) => swept.failed.push((path, cause)),
         }
     }
     Ok(swept)
@@ -55,9 +61,13 @@ fn remove(id: &str, run: RunDir) -> Result<(), Cause> {
     run.remove()
 }
 
+fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
 /// The name of a run, if it is one: the prefix and 16 hexadecimal digits.
-fn run_name(name: &OsStr) -> Option<&str> {
-    name.to_str().filter(|name| is_name(PREFIX, name))
+fn run_name(name: &str) -> Option<&str> {
+    Some(name).filter(|name| is_name(PREFIX, name))
 }
 
 #[cfg(test)]
@@ -80,11 +90,13 @@ mod tests {
             fs::create_dir(scratch.path().join(name)).unwrap();
         }
         fs::write(scratch.path().join("layered-0123456789abcdef"), "no directory").unwrap();
+        let fifo = scratch.path().join("layered-fedcba9876543210");
+        rustix::fs::mknodat(CWD, fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
 
         let swept = sweep(scratch.path()).unwrap();
         assert_eq!((swept.removed, swept.live, swept.failed.len()), (vec![gone.clone()], 1, 0));
         assert!(!gone.exists() && live.path().exists() && kept.exists());
-        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 5);
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 6);
     }
 
     #[test]
@@ -97,7 +109,7 @@ mod tests {
             ("layered-", false),
         ];
         for (name, is_one) in table {
-            assert_eq!(run_name(name.as_ref()).is_some(), is_one, "{name}");
+            assert_eq!(run_name(name).is_some(), is_one, "{name}");
         }
     }
 }

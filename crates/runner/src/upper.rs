@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use container::ContainerId;
+use layer::display::quoted;
 use layer::{Access, Capture, Captured, Hold, Layer, Meta, RunRecord, TreeSize, UpperId, XattrNamespace};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -40,7 +41,7 @@ pub struct Upper {
 
 /// An upper that could not be moved. It is still there: [`upper`](Self::upper) can be tried again.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot move the upper {} to {}{}", upper.path().display(), destination.display(), advice(source))]
+#[error("cannot move the upper {} to {}{}", quoted(upper.path()), quoted(destination), advice(source))]
 pub struct PersistError {
     /// The upper, unchanged.
     pub upper: Upper,
@@ -52,7 +53,7 @@ pub struct PersistError {
 
 /// An upper that could not be captured. It is still there: [`upper`](Self::upper) can be tried again.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot capture the upper as {}", layer.display())]
+#[error("cannot capture the upper as {}", quoted(layer))]
 pub struct CaptureError {
     /// The upper, at its place unless the source says otherwise.
     pub upper: Upper,
@@ -135,7 +136,7 @@ impl Upper {
     #[must_use = "nobody else knows where the upper is"]
     pub fn keep(mut self) -> PathBuf {
         if let Err(cause) = self.make_kept() {
-            log::error!("{} is kept, but a sweep would remove it: {}", self.path.display(), chain(&cause));
+            log::error!("{} is kept, but a sweep would remove it: {}", quoted(&self.path), chain(&cause));
         }
         self.run = None;
         std::mem::take(&mut self.path)
@@ -208,7 +209,7 @@ impl Upper {
 
     fn report_unheld(&self, held: layer::Result<()>) {
         if let Err(error) = held {
-            log::warn!("a collector may remove the layers below {}: {}", self.path.display(), chain(&error));
+            log::warn!("a collector may remove the layers below {}: {}", quoted(&self.path), chain(&error));
         }
     }
 
@@ -332,7 +333,7 @@ impl Upper {
         let run = self.run.take().expect("an upper has a directory until it is given away");
         let dir = run.path().to_path_buf();
         if let Err(cause) = run.remove() {
-            log::warn!("{} is left: {}", dir.display(), chain(&cause));
+            log::warn!("{} is left: {}", quoted(&dir), chain(&cause));
         }
     }
 
@@ -350,7 +351,7 @@ impl Drop for Upper {
         let Some(run) = self.run.take().filter(|_| self.kept.is_none()) else { return };
         let path = run.path().to_path_buf();
         if let Err(cause) = run.remove() {
-            log::error!("{} is left: {}", path.display(), chain(&cause));
+            log::error!("{} is left: {}", quoted(&path), chain(&cause));
         }
     }
 }

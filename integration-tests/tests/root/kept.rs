@@ -149,7 +149,7 @@ fn what_is_no_kept_run_is_said_so() {
         let output = layered().arg(command).arg(path).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), stderr.lines().count()), (Some(125), 1), "{stderr}");
-        assert!(stderr.contains("is no kept run"), "{stderr}");
+        assert!(stderr.contains("is not a kept run"), "{stderr}");
     }
     assert!(store.exists());
     // A run that succeeds keeps nothing.

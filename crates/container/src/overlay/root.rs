@@ -1,6 +1,8 @@
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use os_display::Quotable;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
     CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr, fremovexattr,
@@ -42,7 +44,7 @@ pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
         match fsetxattr(&target, name.as_slice(), value, XattrFlags::empty()) {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP) => {
-                log::warn!("{} cannot hold {}", to.display(), String::from_utf8_lossy(name));
+                log::warn!("{} cannot hold {}", to.maybe_quote(), OsStr::from_bytes(name).maybe_quote());
             }
             Err(error) => return Err(Error::io("set an attribute of", to)(error)),
         }

@@ -2,6 +2,7 @@ use std::fmt;
 use std::process::{Command, Stdio};
 
 use super::{Flaw, Runtime, flaws, namespace};
+use crate::display::escaped;
 use crate::{Error, Result};
 
 /// What a runtime says of itself when it is asked for its version.
@@ -36,7 +37,7 @@ impl RuntimeVersion {
 
 impl fmt::Display for RuntimeVersion {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} {}", self.name, self.text)
+        write!(formatter, "{} {}", escaped(&self.name), escaped(&self.text))
     }
 }
 

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use oci_spec::runtime::PosixRlimitType;
+use os_display::Quotable;
 
 /// What is wrong with a template, a mount or a bundle: the field, the value that was found and what to do about it.
 ///
@@ -178,7 +179,7 @@ pub enum TemplateError {
         source: serde_json::Error,
     },
     /// A file that cannot serve as a template. It is only read.
-    #[error("{} cannot serve as a template", path.display())]
+    #[error("{} cannot serve as a template", path.maybe_quote())]
     File {
         /// The file.
         path: PathBuf,
@@ -186,7 +187,7 @@ pub enum TemplateError {
         source: Box<TemplateError>,
     },
     /// A system call failed.
-    #[error("cannot {operation} {}", path.display())]
+    #[error("cannot {operation} {}", path.maybe_quote())]
     Io {
         /// What was tried, as a verb: `read`, `create`, `write`.
         operation: &'static str,
@@ -196,7 +197,7 @@ pub enum TemplateError {
         source: io::Error,
     },
     /// A `config.json` could not be written whole, and its half could not be removed either.
-    #[error("a half-written {} could not be removed ({cleanup}): remove it by hand", left.display())]
+    #[error("a half-written {} could not be removed ({cleanup}): remove it by hand", left.maybe_quote())]
     Leftover {
         /// What is left on disk.
         left: PathBuf,

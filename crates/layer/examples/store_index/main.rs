@@ -187,7 +187,7 @@ mod tests {
             "✓ ok",
             "✗ exit 2",
             "✗ failed by <bdi>bad</bdi>",
-            "is not valid: mend or remove the file",
+            "is not valid: correct or remove the file",
             "2026-01-31 23:59",
         ] {
             assert!(page.contains(text), "{text}: {page}");

@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::display::quoted;
 use crate::walk::{self, Identity, READ, as_os_str};
 use crate::{Access, Error, Layer, Meta, Result, XattrNamespace, json};
 
@@ -190,7 +191,7 @@ impl<'a> Claim<'a> {
         let path = real(upper);
         if let Err(errno) = fsetxattr(&self.dir, note(xattrs), path.as_os_str().as_bytes(), XattrFlags::empty()) {
             // Then it has to be the report that says whose layer it is.
-            log::debug!("{}: its upper is not noted: {errno}", self.layer.path().display());
+            log::debug!("{}: its upper is not noted: {errno}", quoted(self.layer.path()));
         }
     }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::below::Below;
 use crate::attributes::{Attributes, Keep, XattrList};
+use crate::display::quoted;
 use crate::view::Shown;
 use crate::walk::{self, PATH, READ, as_c_string, open_beneath};
 use crate::{Error, Result, XattrNamespace, json_path, overlayfs};
@@ -122,7 +123,7 @@ impl TakingOut<'_> {
             let Some(place) = Place::of(&made.path) else { continue };
             match place.look(self.root).map_err(self.error("look at", &place.path))? {
                 Some(stat) if made.is(&stat) => unchanged.push((place, FileType::from_raw_mode(stat.st_mode))),
-                _ => log::debug!("{} was changed by the command", made.path.display()),
+                _ => log::debug!("{} was changed by the command", quoted(&made.path)),
             }
         }
         // What is in a directory before the directory.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Made;
+use crate::display::quoted;
 use crate::walk::READ;
 use crate::{Error, Result, XattrNamespace};
 
@@ -61,7 +62,7 @@ impl RunRecord {
         match set(self)? {
             // All attributes of a file share one block on ext4.
             Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => {
-                log::debug!("{}: too many files were made by the run to be recorded", upper.display());
+                log::debug!("{}: too many files were made by the run to be recorded", quoted(upper));
                 set(&Self { made: None, ..self.clone() })?
             }
             set => set,

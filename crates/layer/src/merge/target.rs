@@ -13,6 +13,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::attributes::{Attributes, Keep, XattrList, strip};
+use crate::display::quoted;
 use crate::sources::Sources;
 use crate::walk::{self, PATH, READ};
 use crate::{Error, Result, XattrNamespace, remove};
@@ -50,7 +51,7 @@ impl Target {
                     if !names.has(mark(xattrs)) {
                         return Err(Error::TargetNotEmpty { path: target.path });
                     }
-                    log::debug!("{}: a killed merge has left it", target.path.display());
+                    log::debug!("{}: a killed merge has left it", quoted(&target.path));
                     remove::empty(target.root(), &target.path, remove::USUAL_THREADS)?;
                 }
                 target.make_ready(xattrs)

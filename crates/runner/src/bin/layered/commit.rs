@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::access::AccessArgs;
 use crate::stack::LayerArgs;
 use crate::{kept, table};
+use layer::display::quoted;
 
 /// Capture an upper as a layer that is right in any stack.
 ///
@@ -63,7 +64,7 @@ Examples:
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let kept = match Upper::is_kept_name(&args.upper) {
         true if args.run.is_some() || args.base.is_some() => {
-            bail!("{} is a kept run, which records what was below it: leave out --run and --base", args.upper.display())
+            bail!("{} is a kept run, which records what was below it: leave out --run and --base", quoted(&args.upper))
         }
         true if args.upper.symlink_metadata().is_err() => return repeat(args),
         true => Some(Upper::reopen(&args.upper)?),
@@ -79,7 +80,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let meta = match &args.meta {
         Some(path) => {
             let keys = read(path)?;
-            with_keys(&meta, keys).with_context(|| format!("{} is not part of a layer.json", path.display()))?
+            with_keys(&meta, keys).with_context(|| format!("{} is not part of a layer.json", quoted(path)))?
         }
         None => meta,
     };
@@ -117,7 +118,7 @@ fn tell(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
         0 => String::new(),
         taken_out => format!("; {taken_out} that the run had made were removed"),
     };
-    writeln!(io::stdout(), "{}: {size} in {entries} entries{made}", args.layer.display())?;
+    writeln!(io::stdout(), "{}: {size} in {entries} entries{made}", quoted(&args.layer))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -128,10 +129,8 @@ struct ReportFile {
 }
 
 fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
-    let Some(text) = layer::read_regular_file(path)? else {
-        bail!("cannot read {}: it does not exist", path.display())
-    };
-    parse_report(&text).with_context(|| format!("{} is not the report of a run that came to a result", path.display()))
+    let Some(text) = layer::read_regular_file(path)? else { bail!("cannot read {}: it does not exist", quoted(path)) };
+    parse_report(&text).with_context(|| format!("{} is not the report of a run that came to a result", quoted(path)))
 }
 
 fn parse_report(text: &[u8]) -> serde_json::Result<CaptureRecord> {
@@ -146,8 +145,8 @@ fn of_stack(base: &Base, layers: &[Layer]) -> anyhow::Result<CaptureRecord> {
 
 /// Reads a JSON object that the caller has named: from a file, or from a pipe.
 fn read(path: &Path) -> anyhow::Result<Map<String, Value>> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is not a JSON object", path.display()))
+    let text = fs::read(path).with_context(|| format!("cannot read {}", quoted(path)))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not a JSON object", quoted(path)))
 }
 
 /// `meta` with some keys of its JSON replaced or added.

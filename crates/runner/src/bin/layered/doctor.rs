@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use container::Runtime;
+use layer::display::escaped_json;
 use serde_json::json;
 
 mod cgroups;
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let works = checks.iter().all(|check| check.verdict != Verdict::Failed);
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", json!({"works": works, "checks": checks}))?;
+        writeln!(out, "{}", escaped_json(json!({"works": works, "checks": checks})))?;
     } else {
         check::print(&mut out, &checks, check::terminal_width())?;
         writeln!(out, "{}", conclusion(&checks))?;

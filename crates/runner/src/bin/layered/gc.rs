@@ -1,9 +1,10 @@
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use layer::{Collected, Collector, Progress, Sizes};
+use layer::display::{escaped_json, quoted};
+use layer::{Collected, Collector, Progress, Sizes, json_path};
 use serde_json::{Value, json};
 
 use crate::{complain, table};
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let collected = collected?;
     let mut out = io::stdout().lock();
     match args.json {
-        true => writeln!(out, "{}", as_json(args, &collected))?,
+        true => writeln!(out, "{}", escaped_json(as_json(args, &collected)))?,
         false => print(&mut out, args, &collected)?,
     }
     let status = if collected.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
@@ -93,10 +94,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn print(out: &mut impl Write, args: &Args, collected: &Collected) -> io::Result<()> {
     if !collected.layers.is_empty() {
         let mut rows = vec![["NAME", "SIZE", "LAST USED"].map(String::from).to_vec()];
-        rows.extend(collected.layers.iter().map(|layer| {
-            vec![layer.name.to_string_lossy().into_owned(), table::bytes(layer.bytes), table::ago(layer.last_use)]
-        }));
-        table::print_to_fit(out, rows, &[1])?;
+        rows.extend(
+            collected.layers.iter().map(|layer| {
+                vec![quoted(&layer.name).to_string(), table::bytes(layer.bytes), table::ago(layer.last_use)]
+            }),
+        );
+        table::print_to_fit(out, &rows, &[1])?;
     }
     let done = if args.dry_run { "would be removed" } else { "removed" };
     writeln!(out, "{} {done}, {}", count(collected.layers.len(), "layer"), table::bytes(collected.bytes()))?;
@@ -111,7 +114,7 @@ fn print(out: &mut impl Write, args: &Args, collected: &Collected) -> io::Result
         writeln!(out, "{} of killed processes {done}", count(collected.orphans, "directory"))?;
     }
     if !collected.within_budget {
-        writeln!(out, "{} is still over the budget", args.store.display())?;
+        writeln!(out, "{} is still over the budget", quoted(&args.store))?;
     }
     Ok(())
 }
@@ -125,13 +128,12 @@ fn count(number: usize, noun: &str) -> String {
 }
 
 fn as_json(args: &Args, collected: &Collected) -> Value {
-    let names =
-        |names: &[std::ffi::OsString]| names.iter().map(|name| name.to_string_lossy().into_owned()).collect::<Vec<_>>();
+    let names = |names: &[std::ffi::OsString]| names.iter().map(json_path::to_value).collect::<Vec<_>>();
     let layer = |layer: &layer::CollectedLayer| {
-        json!({"name": layer.name.to_string_lossy(), "bytes": layer.bytes, "inodes": layer.entries,
+        json!({"name": json_path::to_value(&layer.name), "bytes": layer.bytes, "inodes": layer.entries,
             "last_used": table::timestamp(layer.last_use)})
     };
-    let path = |error: &layer::Error| error.path().map(|path: &Path| path.to_string_lossy().into_owned());
+    let path = |error: &layer::Error| error.path().map(json_path::to_value);
     json!({
         "dry_run": args.dry_run,
         "layers": collected.layers.iter().map(layer).collect::<Vec<_>>(),

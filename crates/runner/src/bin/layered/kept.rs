@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{complain, table};
+use layer::display::quoted;
 
 /// The name of the description, beside the upper.
 const DESCRIPTION: &str = "run.json";
@@ -95,9 +96,9 @@ impl KeptRun {
             capture: CaptureRecord::of_stack(&self.base, &self.layers, meta)?.of_upper(upper)?,
         })?;
         let mut file = create(&dir.join(DESCRIPTION))?;
-        file.write_all(&text).with_context(|| format!("cannot write {}", dir.join(DESCRIPTION).display()))?;
+        file.write_all(&text).with_context(|| format!("cannot write {}", quoted(&dir.join(DESCRIPTION))))?;
         reserve(&create(&dir.join(SPARE))?, text.len() as u64 + RESULT_BYTES)
-            .with_context(|| format!("cannot reserve room for {}", dir.join(SPARE).display()))
+            .with_context(|| format!("cannot reserve room for {}", quoted(&dir.join(SPARE))))
     }
 
     /// Reads the description from the kept run's directory.
@@ -125,7 +126,7 @@ pub(crate) fn add_result(dir: &Path, status: Value, capture: CaptureRecord) {
     };
     if let Err(error) = add() {
         // The first description serves, too.
-        complain(format_args!("the status of the command is not recorded in {}: {error:#}", dir.display()));
+        complain(format_args!("the status of the command is not recorded in {}: {error:#}", quoted(dir)));
     }
 }
 
@@ -138,12 +139,12 @@ fn read(dir: &Path) -> anyhow::Result<Description> {
     let path = dir.join(DESCRIPTION);
     match layer::read_regular_file(&path)? {
         Some(text) => serde_json::from_slice(&text).with_context(|| not_a_description(dir)),
-        None => bail!("{} does not exist: the run cannot be opened or committed without it", path.display()),
+        None => bail!("{} does not exist: the run cannot be opened or committed without it", quoted(&path)),
     }
 }
 
 fn not_a_description(dir: &Path) -> String {
-    format!("{} does not describe a run", dir.join(DESCRIPTION).display())
+    format!("{} does not describe a run", quoted(&dir.join(DESCRIPTION)))
 }
 
 fn to_text(description: &Description) -> serde_json::Result<Vec<u8>> {
@@ -156,7 +157,7 @@ const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 
 fn create(path: &Path) -> anyhow::Result<File> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(NOFOLLOW).open(path);
-    file.with_context(|| format!("cannot create {}", path.display()))
+    file.with_context(|| format!("cannot create {}", quoted(path)))
 }
 
 /// Reserves room for `bytes` in a file, where its file system can do that.

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use layer::{Layer, Meta};
+use layer::display::{escaped_json, quoted};
+use layer::{Layer, Meta, json_path};
 use serde_json::{Value, json};
 
 use crate::table;
@@ -58,11 +59,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     sort(&mut summaries, args.sort);
     let mut out = io::stdout().lock();
     if args.json {
-        summaries.iter().try_for_each(|summary| writeln!(out, "{}", summary.json()))?;
+        summaries.iter().try_for_each(|summary| writeln!(out, "{}", escaped_json(summary.json())))?;
     } else {
         let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "MADE"].map(String::from).to_vec()];
         rows.extend(summaries.iter().map(Summary::row));
-        table::print_to_fit(&mut out, rows, &[2])?;
+        table::print_to_fit(&mut out, &rows, &[2])?;
     }
     Ok(status)
 }
@@ -98,7 +99,7 @@ impl Summary {
 
     fn row(&self) -> Vec<String> {
         let status = match &self.failed_dep {
-            Some(dep) => format!("failed by {dep}"),
+            Some(dep) => format!("failed by {}", quoted(dep)),
             None if self.exit_status == 0 => "ok".into(),
             None => format!("exit {}", self.exit_status),
         };
@@ -107,13 +108,13 @@ impl Summary {
             Some(time) => table::ago(time),
             None => "never".into(),
         };
-        let name = self.name.to_string_lossy().into_owned();
+        let name = quoted(&self.name).to_string();
         vec![name, status, table::bytes(self.disk_usage), used, table::ago(self.created_at)]
     }
 
     fn json(&self) -> Value {
         let time = table::timestamp;
-        json!({"name": self.name.to_string_lossy(), "last_used": self.last_used.map(time), "exit_status": self.exit_status,
+        json!({"name": json_path::to_value(&self.name), "last_used": self.last_used.map(time), "exit_status": self.exit_status,
             "disk_usage": self.disk_usage, "created_at": time(self.created_at), "failed_dep": self.failed_dep,
             "held": self.is_held})
     }

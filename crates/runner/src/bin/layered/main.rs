@@ -6,7 +6,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::error::ContextValue;
 use clap::{Parser, Subcommand};
+use layer::display::escaped;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 mod access;
@@ -72,11 +74,14 @@ enum Command {
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn"))
-        .format(|out, record| writeln!(out, "layered: {}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .format(|out, record| {
+            writeln!(out, "layered: {}: {}", record.level().as_str().to_lowercase(), escaped(record.args()))
+        })
         .init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            let error = printable(error);
             // Help and the version are no failures. A closed standard output is nobody to complain to.
             let _ = error.print();
             return if error.use_stderr() { FAILURE.into() } else { ExitCode::SUCCESS };
@@ -110,9 +115,25 @@ fn main() -> ExitCode {
     })
 }
 
-/// One line on standard error. There is nobody to tell if that cannot be written to.
+/// Prints one line on standard error, whatever the names in it hold. There is nobody to tell if that cannot be written to.
 fn complain(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "layered: {line}");
+    let _ = writeln!(io::stderr(), "layered: {}", escaped(line));
+}
+
+/// The same complaint about the arguments, which it quotes, without their control characters.
+fn printable(mut error: clap::Error) -> clap::Error {
+    let quoted: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
+    for (kind, value) in quoted {
+        match value {
+            ContextValue::String(text) => error.insert(kind, ContextValue::String(escaped(text).to_string())),
+            ContextValue::Strings(texts) => {
+                let texts = texts.into_iter().map(|text| escaped(text).to_string()).collect();
+                error.insert(kind, ContextValue::Strings(texts))
+            }
+            _ => None,
+        };
+    }
+    error
 }
 
 /// As many descriptors as may be had: 500 layers on some rungs need as many at once.

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::CommandFactory;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
+use layer::display::quoted;
 
 /// Print the manual page, or write it and one of each subcommand into a directory.
 #[derive(Debug, clap::Args)]
@@ -74,7 +75,7 @@ fn sections(extra: &str) -> Roff {
 fn write(dir: &Path, pages: &[Page]) -> anyhow::Result<()> {
     for page in pages {
         let path = dir.join(&page.name);
-        fs::write(&path, &page.text).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, &page.text).with_context(|| format!("cannot write {}", quoted(&path)))?;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use layer::{Estimate, Plan};
+use layer::display::{escaped_json, quoted};
+use layer::{Estimate, Plan, json_path};
 use serde_json::{Value, json};
 
 use crate::stack::StackArgs;
@@ -26,27 +27,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let layers = [&plan.separate[..], &plan.merged].concat();
     let fewest = plan.estimates.iter().map(|estimate| estimate.separate).min().unwrap_or_default();
     // Only what some rung would have to merge is counted.
-    let files = layers[fewest..].iter().map(|tree| count_files(tree)).collect::<Result<Vec<_>, _>>()?;
+    let files = layers[fewest..].iter().map(layer::files_to_link).collect::<layer::Result<Vec<_>>>()?;
     let to_link = |estimate: &Estimate| files[estimate.separate - fewest..].iter().sum();
     let mut out = io::stdout().lock();
     match args.json {
-        true => writeln!(out, "{}", to_json(&plan, to_link))?,
+        true => writeln!(out, "{}", escaped_json(to_json(&plan, to_link)))?,
         false => print(&mut out, &plan, to_link)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a merge would link of a tree: everything but directories.
-fn count_files(tree: &Path) -> anyhow::Result<usize> {
-    let mut files = 0;
-    for entry in walkdir::WalkDir::new(tree) {
-        files += usize::from(!entry?.file_type().is_dir());
-    }
-    Ok(files)
-}
-
 fn to_json(plan: &Plan, to_link: impl Fn(&Estimate) -> usize) -> Value {
-    let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.to_string_lossy().into()).collect::<Vec<Value>>();
+    let paths = |paths: &[PathBuf]| paths.iter().map(json_path::to_value).collect::<Vec<_>>();
     let rungs = plan.estimates.iter().map(|estimate| {
         let Estimate { rung, separate, merged, max_lowers, bytes, max_bytes, .. } = estimate;
         json!({
@@ -61,7 +53,7 @@ fn to_json(plan: &Plan, to_link: impl Fn(&Estimate) -> usize) -> Value {
         })
     });
     json!({
-        "base": plan.base.to_string_lossy(),
+        "base": json_path::to_value(&plan.base),
         "rung": plan.rung.to_string(),
         "separate": paths(&plan.separate),
         "merged": paths(&plan.merged),
@@ -77,7 +69,7 @@ fn print(out: &mut impl Write, plan: &Plan, to_link: impl Fn(&Estimate) -> usize
         merged => format!(", the lowest {merged} merged into one directory first"),
     };
     let noun = if layers == 1 { "layer" } else { "layers" };
-    writeln!(out, "{layers} {noun} over {}, mounted by {}{merged}.", plan.base.display(), plan.rung)?;
+    writeln!(out, "{layers} {noun} over {}, mounted by {}{merged}.", quoted(&plan.base), plan.rung)?;
     let heading = ["RUNG", "STACKED", "MERGED", "LOWERS", "BYTES", "TO LINK", ""];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for estimate in &plan.estimates {
@@ -117,8 +109,11 @@ fn why(estimate: &Estimate, plan: &Plan) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
     use layer::{Rung, RungLimit};
+
+    use super::*;
 
     fn planned(ladder: &[(Rung, usize, usize)]) -> Plan {
         let layers = ["/l/a", "/l/b", "/l/c"].map(PathBuf::from);

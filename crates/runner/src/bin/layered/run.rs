@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
+use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
 use runner::{Cause, Options, PersistError, Report, Timings, Upper};
 use serde_json::{Value, json};
@@ -178,8 +179,8 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     let (stdout, stderr) = match &args.output {
         None => (Output::Inherit, Output::Inherit),
         Some(path) => {
-            let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
-            let copy = file.try_clone().with_context(|| format!("cannot share {}", path.display()))?;
+            let file = File::create(path).with_context(|| format!("cannot create {}", quoted(path)))?;
+            let copy = file.try_clone().with_context(|| format!("cannot share {}", quoted(path)))?;
             (Output::File(file), Output::File(copy))
         }
     };
@@ -217,17 +218,17 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         let kept = upper.keep();
         let dir = parent(&kept);
         kept::add_result(dir, json!(ended), record);
-        let dir = dir.display();
+        let dir = quoted(dir);
         complain(format_args!(
             "what the command wrote is kept: see `layered shell {dir}`; `layered commit` or `layered discard` ends it"
         ));
-        json_path::to_value(kept)
+        json_path::to_value(&kept)
     } else if let Some(destination) = &args.upper {
         let (path, moved) = persist(upper, destination, access);
         if !moved {
             status = crate::FAILURE;
         }
-        json_path::to_value(path)
+        json_path::to_value(&path)
     } else {
         upper.close()?;
         Value::Null
@@ -246,7 +247,7 @@ fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf
         Err(error) => {
             let PersistError { upper, destination, source } = *error;
             let kept = upper.keep();
-            let (to, at) = (destination.display(), kept.display());
+            let (to, at) = (quoted(&destination), quoted(&kept));
             complain(format_args!("the upper cannot be moved to {to} ({source}): it is kept at {at}"));
             (kept, false)
         }
@@ -262,7 +263,7 @@ fn message(error: &anyhow::Error, args: &Args) -> String {
         Some(Cause::Container(CommandNotExecutable { .. })) => "the command cannot be executed in the container".into(),
         // One that was killed has said nothing.
         Some(Cause::Container(Runtime { program, ended, .. })) if ended.code().is_some() => {
-            format!("the runtime {} failed ({ended}); its own words are above", program.display())
+            format!("the runtime {} failed ({ended}); its own words are above", quoted(program))
         }
         _ => return format!("{error:#}"),
     };
@@ -374,13 +375,12 @@ fn failure_status(error: &anyhow::Error) -> u8 {
 /// The report of a run that came to no result.
 fn failure_json(error: &anyhow::Error) -> Value {
     let failed = error.downcast_ref::<runner::Error>();
-    let text = |path: &Path| json_path::to_value(path);
     json!({
         "status": {"failed": {
             "phase": failed.map(|error| error.phase().name()),
-            "path": failed.and_then(runner::Error::path).map(text),
+            "path": failed.and_then(runner::Error::path).map(json_path::to_value),
             "message": format!("{error:#}"),
-            "left": failed.and_then(runner::Error::left).map(text),
+            "left": failed.and_then(runner::Error::left).map(json_path::to_value),
         }},
         "upper": null,
     })
@@ -394,7 +394,7 @@ struct JsonFile<'a> {
 
 impl<'a> JsonFile<'a> {
     fn create(path: &'a Path) -> anyhow::Result<Self> {
-        let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+        let file = File::create(path).with_context(|| format!("cannot create {}", quoted(path)))?;
         Ok(Self { path, file })
     }
 
@@ -403,17 +403,17 @@ impl<'a> JsonFile<'a> {
         let paths: usize = layers.iter().map(|layer| layer.path().as_os_str().len() + layer.name().len()).sum();
         // A path that is not UTF-8 takes four characters a byte.
         let bytes = (64 << 10) + 4 * paths as u64;
-        kept::reserve(&self.file, bytes).with_context(|| format!("cannot reserve room for {}", self.path.display()))
+        kept::reserve(&self.file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(&self.path)))
     }
 
     fn write(&mut self, value: &Value) -> anyhow::Result<()> {
-        let text = format!("{value}\n");
+        let text = format!("{}\n", escaped_json(value));
         let written = self.file.write_all(text.as_bytes()).and_then(|()| match self.file.metadata()?.is_file() {
             // The rest of what was reserved.
             true => self.file.set_len(text.len() as u64),
             false => Ok(()),
         });
-        written.with_context(|| format!("cannot write {}", self.path.display()))
+        written.with_context(|| format!("cannot write {}", quoted(self.path)))
     }
 }
 

@@ -2,6 +2,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use layer::display::{escaped_json, quoted};
 use layer::{Base, Layer};
 use serde_json::{Value, json};
 
@@ -71,7 +72,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     let layer = Layer::open(dir)?;
     let Some(meta) = layer.meta()? else {
-        anyhow::bail!("{} has no layer.json: it is not whole (still being made, or left half made)", dir.display());
+        anyhow::bail!("{} has no layer.json: it is not whole (still being made, or left half made)", quoted(dir));
     };
     let used = layer.last_used()?;
     let mut sidecars = serde_json::Map::new();
@@ -81,27 +82,41 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     }
     if args.json {
         let used = used.map(table::timestamp);
-        writeln!(out, "{}", json!({"meta": meta, "last_used": used, "sidecars": sidecars}))?;
+        writeln!(out, "{}", escaped_json(json!({"meta": meta, "last_used": used, "sidecars": sidecars})))?;
         return Ok(());
     }
     let row = |name: &str, value: String| vec![name.to_string(), value];
-    let seconds = |(name, seconds): &(String, f64)| format!("{name} {seconds:.3}");
+    let seconds = |(name, seconds): &(String, f64)| format!("{} {seconds:.3}", quoted(name));
+    let parents = meta.parent_hashes.iter().map(|hash| quoted(hash).to_string());
     let mut rows = vec![
-        row("layer", layer.path().display().to_string()),
+        row("layer", quoted(layer.path()).to_string()),
         row("exit status", meta.exit_status.to_string()),
-        row("base", meta.base_hash.clone()),
-        row("parents", meta.parent_hashes.join(" ")),
+        row("base", quoted(&meta.base_hash).to_string()),
+    ];
+    rows.extend(lines("parents", parents, " "));
+    rows.extend([
         row("user, group", format!("{}, {}", meta.uid, meta.gid)),
         row("size", table::bytes(meta.disk_usage)),
         row("made", table::timestamp(meta.created_at)),
         row("last used", used.map_or("never".into(), table::ago)),
-        row("seconds", meta.timing.0.iter().map(seconds).collect::<Vec<_>>().join(", ")),
-    ];
-    rows.extend(meta.failed_dep.iter().map(|dep| row("failed by", dep.clone())));
-    rows.extend(meta.extra.iter().map(|(key, value)| row(key, value.to_string())));
+    ]);
+    rows.extend(lines("seconds", meta.timing.0.iter().map(seconds), ", "));
+    rows.extend(meta.failed_dep.iter().map(|dep| row("failed by", quoted(dep).to_string())));
+    rows.extend(meta.extra.iter().map(|(key, value)| row(&quoted(key).to_string(), escaped_json(value).to_string())));
     table::print(out, &rows, &[])?;
     for (name, value) in sidecars {
-        writeln!(out, "\n{name}.json\n{value:#}")?;
+        let file = format!("{name}.json");
+        writeln!(out, "\n{}\n{:#}", quoted(&file), escaped_json(value))?;
     }
     Ok(())
+}
+
+/// The rows of a value that has many items: the name stands in the first.
+fn lines(name: &str, items: impl IntoIterator<Item = String>, separator: &str) -> Vec<Vec<String>> {
+    let mut lines = table::wrapped(items, separator);
+    if lines.is_empty() {
+        lines.push(String::new());
+    }
+    let names = [name].into_iter().chain(std::iter::repeat(""));
+    names.zip(lines).map(|(name, line)| vec![name.to_string(), line]).collect()
 }

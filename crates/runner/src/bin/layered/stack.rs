@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use layer::display::quoted;
 use layer::{Base, Layer, Rung};
 use runner::Options;
 
@@ -39,7 +40,7 @@ impl LayerArgs {
     pub(crate) fn open(&self) -> anyhow::Result<Vec<Layer>> {
         let mut paths = self.layers.clone();
         if let Some(list) = &self.layers_from {
-            paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", list.display()))?));
+            paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", quoted(list)))?));
         }
         Ok(paths.into_iter().map(Layer::open).collect::<layer::Result<_>>()?)
     }
@@ -56,7 +57,7 @@ impl StackArgs {
 
     /// Sees that an upper can be moved to `destination` when it is there: at best before anything runs.
     pub(crate) fn check_destination(&self, destination: &Path) -> anyhow::Result<()> {
-        let (shown, dir) = (destination.display(), parent(destination));
+        let (shown, dir) = (quoted(destination), parent(destination));
         if destination.symlink_metadata().is_ok() {
             bail!("{shown} exists: --upper needs a name that is free");
         }
@@ -65,14 +66,14 @@ impl StackArgs {
         let there = match std::fs::metadata(dir) {
             Ok(metadata) if metadata.is_dir() => metadata.dev(),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot look at {}", dir.display()));
+                return Err(error).with_context(|| format!("cannot look at {}", quoted(dir)));
             }
-            _ => bail!("{} is not a directory: --upper needs one to be made in", dir.display()),
+            _ => bail!("{} is not a directory: --upper needs one to be made in", quoted(dir)),
         };
         match self.scratch.as_deref() {
             Some(scratch) if device(scratch).is_some_and(|here| here != there) => bail!(
                 "{} and {shown} are on different file systems: an upper is moved by a rename, so choose another --scratch",
-                scratch.display()
+                quoted(scratch)
             ),
             _ => Ok(()),
         }

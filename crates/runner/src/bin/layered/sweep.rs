@@ -2,6 +2,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use layer::display::{escaped_json, quoted};
+use layer::json_path;
 use runner::Swept;
 use serde_json::{Value, json};
 
@@ -20,25 +22,25 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let swept = runner::sweep(args.scratch.unwrap_or_else(std::env::temp_dir))?;
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", to_json(&swept))?;
+        writeln!(out, "{}", escaped_json(to_json(&swept)))?;
     } else {
         for path in &swept.removed {
-            writeln!(out, "removed {}", path.display())?;
+            writeln!(out, "removed {}", quoted(path))?;
         }
         writeln!(out, "{} dead runs removed, {} live ones left alone", swept.removed.len(), swept.live)?;
     }
     let status = if swept.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
     for (path, cause) in swept.failed {
-        crate::complain(format_args!("{} is left: {:#}", path.display(), anyhow::Error::from(cause)));
+        crate::complain(format_args!("{} is left: {:#}", quoted(&path), anyhow::Error::from(cause)));
     }
     Ok(status)
 }
 
 fn to_json(swept: &Swept) -> Value {
-    let removed = swept.removed.iter().map(|path| path.to_string_lossy());
+    let removed = swept.removed.iter().map(json_path::to_value);
     let failed = swept.failed.iter().map(|(path, cause)| {
         let reason = std::error::Error::source(cause).map(|source| format!(": {source}")).unwrap_or_default();
-        json!({"path": path.to_string_lossy(), "message": format!("{cause}{reason}")})
+        json!({"path": json_path::to_value(path), "message": format!("{cause}{reason}")})
     });
     json!({"removed": removed.collect::<Vec<_>>(), "live": swept.live, "failed": failed.collect::<Vec<_>>()})
 }

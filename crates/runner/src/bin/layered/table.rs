@@ -1,57 +1,158 @@
+//! Tables and the numbers in them, for people.
+
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use layer::display::escaped;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
 /// Prints rows as columns, two spaces between them. The first row is the heading; columns in `right` are set to the right.
 pub(crate) fn print(out: &mut impl Write, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    for row in rows {
-        let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let width = width(column).unwrap_or_default();
-            match right.contains(&column) {
-                true => line.push_str(&format!("{cell:>width$}  ")),
-                false => line.push_str(&format!("{cell:<width$}  ")),
-            }
-        }
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
+    print_printable(out, &printable(rows), right)
 }
 
 /// The same, with the widest columns to the left shortened where standard output is a terminal that is too narrow.
-pub(crate) fn print_to_fit(out: &mut impl Write, mut rows: Vec<Vec<String>>, right: &[usize]) -> io::Result<()> {
+pub(crate) fn print_to_fit(out: &mut impl Write, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
+    let mut rows = printable(rows);
     if io::stdout().is_terminal() {
         if let Ok(size) = rustix::termios::tcgetwinsize(io::stdout()) {
             fit(&mut rows, right, size.ws_col.into());
         }
     }
-    print(out, &rows, right)
+    print_printable(out, &rows, right)
 }
+
+/// A cell that is wider sticks out to the right, without the other rows being made as wide: a string of a `layer.json` may
+/// have millions of characters.
+const WIDEST: usize = 256;
 
 /// No column is made narrower than this.
 const NARROW: usize = 8;
 
-/// Shortens cells, the widest column first, until rows are at most `most` wide, if that is possible.
-fn fit(rows: &mut [Vec<String>], right: &[usize], most: usize) {
+/// A cell with its width on a terminal.
+struct Cell {
+    text: String,
+    width: usize,
+}
+
+impl Cell {
+    fn new(text: String) -> Self {
+        let width = text.width();
+        Self { text, width }
+    }
+
+    /// Shortens the text to `width`, with a sign that it has been shortened.
+    fn shorten(&mut self, width: usize) {
+        if self.width <= width {
+            return;
+        }
+        let room = width.saturating_sub(1);
+        let mut used = 0;
+        let mut text: String = self
+            .text
+            .chars()
+            .take_while(|character| {
+                used += character.width().unwrap_or(0);
+                used <= room
+            })
+            .collect();
+        // Some characters make the one before them wider.
+        while text.width() > room {
+            text.pop();
+        }
+        text.push('…');
+        *self = Self::new(text);
+    }
+}
+
+/// Cells are one line each, and none drives the terminal.
+fn printable(rows: &[Vec<String>]) -> Vec<Vec<Cell>> {
+    rows.iter().map(|row| row.iter().map(|cell| Cell::new(escaped(cell).to_string())).collect()).collect()
+}
+
+fn print_printable(out: &mut impl Write, rows: &[Vec<Cell>], right: &[usize]) -> io::Result<()> {
+    let widths: Vec<usize> = widths(rows).into_iter().map(|width| width.min(WIDEST)).collect();
+    for row in rows {
+        // Spaces are written when something follows.
+        let mut owed = 0;
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let padding = width.saturating_sub(cell.width);
+            let (before, after) = if right.contains(&column) { (padding, 0) } else { (0, padding) };
+            if !cell.text.is_empty() {
+                write!(out, "{}{}", " ".repeat(owed + before), cell.text)?;
+                owed = after + 2;
+            } else {
+                owed += padding + 2;
+            }
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// The width of each column.
+fn widths(rows: &[Vec<Cell>]) -> Vec<usize> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let mut widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
-        .collect();
-    while widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1) > most {
-        let widest = (0..columns).filter(|column| !right.contains(column)).max_by_key(|column| widths[*column]);
+    let mut widths = vec![0; columns];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.width.max(*width);
+        }
+    }
+    widths
+}
+
+/// Shortens cells, the widest column first, until rows are at most `most` wide, if that is possible.
+fn fit(rows: &mut [Vec<Cell>], right: &[usize], most: usize) {
+    let mut widths = widths(rows);
+    // Where a column is wider than the whole terminal, only what fits counts.
+    for (column, width) in widths.iter_mut().enumerate() {
+        if !right.contains(&column) {
+            *width = (*width).min(most.max(NARROW));
+        }
+    }
+    while widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1) > most {
+        let widest = (0..widths.len()).filter(|column| !right.contains(column)).max_by_key(|column| widths[*column]);
         match widest {
             Some(column) if widths[column] > NARROW => widths[column] -= 1,
             _ => break,
         }
     }
     for row in rows {
-        for (cell, width) in row.iter_mut().zip(&widths) {
-            if cell.chars().count() > *width {
-                *cell = cell.chars().take(width - 1).chain(['…']).collect();
+        for (column, (cell, width)) in row.iter_mut().zip(&widths).enumerate() {
+            if !right.contains(&column) {
+                cell.shorten(*width);
             }
         }
     }
 }
+
+/// Joins items to lines of at most [`LINE`] cells: as many on a line as fit, at least one.
+pub(crate) fn wrapped(items: impl IntoIterator<Item = String>, separator: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut used = 0;
+    for item in items {
+        let width = item.width();
+        match lines.last_mut() {
+            Some(line) if used + separator.width() + width <= LINE => {
+                line.push_str(separator);
+                line.push_str(&item);
+                used += separator.width() + width;
+            }
+            _ => {
+                if let Some(line) = lines.last_mut() {
+                    line.push_str(separator.trim_end());
+                }
+                lines.push(item);
+                used = width;
+            }
+        }
+    }
+    lines
+}
+
+/// The width of a line that is wrapped.
+const LINE: usize = 80;
 
 /// `1.5 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
@@ -108,27 +209,116 @@ mod tests {
         }
     }
 
+    fn printed(rows: &[&[&str]], right: &[usize]) -> String {
+        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
+        let mut out = Vec::new();
+        print(&mut out, &rows, right).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
     #[test]
     fn columns_line_up() {
-        let rows =
-            [["NAME", "SIZE", ""], ["a", "5", "x"], ["größe", "500", ""]].map(|row| row.map(String::from).to_vec());
-        let mut out = Vec::new();
-        print(&mut out, &rows, &[1]).unwrap();
-        assert_eq!(String::from_utf8(out).unwrap(), "NAME   SIZE\na         5  x\ngröße   500\n");
+        let rows: [&[&str]; 3] = [&["NAME", "SIZE", ""], &["a", "5", "x"], &["größe", "500", ""]];
+        assert_eq!(printed(&rows, &[1]), "NAME   SIZE\na         5  x\ngröße   500\n");
+        let rows: [&[&str]; 3] = [&["", "A", "B"], &["x", "", "y"], &["", "", ""]];
+        assert_eq!(printed(&rows, &[]), "   A  B\nx     y\n\n");
+    }
+
+    #[test]
+    fn columns_are_measured_in_cells() {
+        // Wide characters, combining ones, one of no width, an emoji of several code points.
+        let rows: [&[&str]; 6] = [
+            &["NAME", "X"],
+            &["日本語", "1"],
+            &["e\u{301}e\u{301}", "2"],
+            &["a\u{200b}b", "3"],
+            &["👩\u{200d}👩\u{200d}👧", "4"],
+            &["ﾊﾝ", "5"],
+        ];
+        let expected = "\
+NAME    X
+日本語  1
+e\u{301}e\u{301}      2
+a\u{200b}b      3
+👩\u{200d}👩\u{200d}👧      4
+ﾊﾝ      5
+";
+        assert_eq!(printed(&rows, &[]), expected);
+    }
+
+    #[test]
+    fn a_cell_is_one_line_and_drives_no_terminal() {
+        let rows: [&[&str]; 2] = [&["NAME", "X"], &["a\nok  \u{1b}[2J\u{9b}\u{202e}", "1"]];
+        let shown = r"a\nok  \u{1b}[2J\u{9b}\u{202e}";
+        assert_eq!(printed(&rows, &[]), format!("NAME{}  X\n{shown}  1\n", " ".repeat(shown.len() - 4)));
+    }
+
+    #[test]
+    fn a_cell_of_any_size_is_printed_whole_and_costs_the_other_rows_little() {
+        let long = "x".repeat(70_000);
+        let out = printed(&[&["NAME", "SIZE", "X"], &[&long, "1", "y"], &["z", &long, "y"]], &[1]);
+        let lines: Vec<_> = out.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].len() <= 2 * WIDEST + 5, "{}", lines[0].len());
+        assert_eq!(lines[1].trim_start_matches('x').split_whitespace().collect::<Vec<_>>(), ["1", "y"]);
+        assert!(lines[1].starts_with(&long) && lines[2].contains(&long));
+    }
+
+    fn fitted(rows: &[&[&str]], right: &[usize], most: usize) -> Vec<Vec<String>> {
+        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
+        let mut rows = printable(&rows);
+        fit(&mut rows, right, most);
+        rows.into_iter().map(|row| row.into_iter().map(|cell| cell.text).collect()).collect()
     }
 
     #[test]
     fn the_widest_columns_give_way() {
+        let row: &[&str] = &["0123456789abcdef", "a-long-status", "5 B"];
         let table = [
             (40, ["0123456789abcdef", "a-long-status", "5 B"]),
             (30, ["0123456789…", "a-long-sta…", "5 B"]),
             (5, ["0123456…", "a-long-…", "5 B"]),
+            (0, ["0123456…", "a-long-…", "5 B"]),
         ];
         for (most, expected) in table {
-            let mut rows = [["NAME", "STATUS", "SIZE"], table[0].1].map(|row| row.map(String::from).to_vec());
-            fit(&mut rows, &[2], most);
-            assert_eq!(rows[1], expected, "{most}");
+            assert_eq!(fitted(&[&["NAME", "STATUS", "SIZE"], row], &[2], most)[1], expected, "{most}");
         }
+    }
+
+    #[test]
+    fn shortened_cells_are_as_wide_as_there_is_room() {
+        let table = [
+            // A wide character that would be cut in two is left out.
+            ("日本語日本語", 8, "日本語…"),
+            ("日本語日本語", 9, "日本語日…"),
+            // What belongs to a character stays with it.
+            (
+                "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}",
+                8,
+                "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}…",
+            ),
+            // A heart that is wider with its selector.
+            ("abcdef\u{2764}\u{fe0f}gh", 8, "abcdef\u{2764}…"),
+        ];
+        for (text, most, expected) in table {
+            let shown = &fitted(&[&[text]], &[], most)[0][0];
+            assert_eq!(shown, expected);
+            assert!(shown.width() <= most);
+        }
+        let long = "x".repeat(1 << 20);
+        assert_eq!(fitted(&[&[&long, &long]], &[], 42)[0], vec![format!("{}…", "x".repeat(19)); 2]);
+    }
+
+    #[test]
+    fn items_are_wrapped_and_none_is_lost() {
+        let items = |number: usize, length: usize| (0..number).map(move |n| format!("{n:0length$}"));
+        assert_eq!(wrapped(items(0, 1), " "), Vec::<String>::new());
+        assert_eq!(wrapped(items(3, 1), ", "), ["0, 1, 2"]);
+        assert_eq!(wrapped(items(2, 64), " "), [format!("{:064}", 0), format!("{:064}", 1)]);
+        let lines = wrapped(items(1_100, 12), ", ");
+        assert!(lines.iter().all(|line| line.len() <= LINE), "{lines:?}");
+        assert_eq!(lines.join(" ").split(", ").count(), 1_100);
+        assert_eq!(wrapped(["x".repeat(70_000), "y".into()], ", "), [format!("{},", "x".repeat(70_000)), "y".into()]);
     }
 
     #[test]

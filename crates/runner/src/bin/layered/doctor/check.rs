@@ -1,7 +1,9 @@
 use std::io::{self, Write};
 
+use layer::display::escaped;
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 /// What was looked at, what was found, what that means for a run and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -75,7 +77,7 @@ impl Check {
 
 /// Messages of others, a runtime's or the kernel's, may have several lines.
 fn one_line(text: String) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    escaped(text.split_whitespace().collect::<Vec<_>>().join(" ")).to_string()
 }
 
 /// How wide the terminal is that standard output goes to, if it is one.
@@ -104,7 +106,7 @@ fn wrapped(text: &str, room: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= room => {
+            Some(line) if line.width() + 1 + word.width() <= room => {
                 line.push(' ');
                 line.push_str(word);
             }

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use container::{Cgroup, CgroupLayout, Error, Runtime, RuntimeVersion};
+use layer::display::quoted;
 
 use super::check::Check;
 
@@ -10,7 +11,7 @@ pub(super) fn checks(runtime: &Runtime) -> (Vec<Check>, bool) {
     match runtime.version() {
         Ok(Some(version)) => (known(&version, find(program).as_deref().unwrap_or(program)), true),
         Ok(None) => {
-            let unknown = Check::warning("runtime", format!("{} does not tell its version", program.display()))
+            let unknown = Check::warning("runtime", format!("{} does not tell its version", quoted(program)))
                 .means("what is known to be wrong with it cannot be told")
                 .advice("see below whether a container runs");
             (vec![unknown], true)
@@ -21,7 +22,7 @@ pub(super) fn checks(runtime: &Runtime) -> (Vec<Check>, bool) {
 
 fn known(version: &RuntimeVersion, program: &Path) -> Vec<Check> {
     let build = version.build.as_ref().map(|build| format!(", build {build}")).unwrap_or_default();
-    let found = Check::ok("runtime", format!("{version}{build} ({})", program.display()));
+    let found = Check::ok("runtime", format!("{version}{build} ({})", quoted(program)));
     let hybrid = Cgroup::layout().is_ok_and(|layout| layout == CgroupLayout::Hybrid);
     let mut checks = vec![match &*version.name {
         // Runtime::prepare_namespace

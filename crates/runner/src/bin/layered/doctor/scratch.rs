@@ -3,6 +3,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use layer::display::quoted;
 use rustix::fs::{Dir, FileType, fstatvfs};
 
 use super::check::{Check, Verdict};
@@ -10,7 +11,7 @@ use crate::table;
 
 /// What there is to say of the scratch directory, and its real path, if it is of use.
 pub(super) fn checks(scratch: &Path) -> (Vec<Check>, Option<PathBuf>) {
-    let shown = scratch.display();
+    let shown = quoted(scratch);
     let dir = match fs::canonicalize(scratch).and_then(|path| Ok((File::open(&path)?, path))) {
         Ok((dir, path)) if path.is_dir() => (dir, path),
         Ok(_) => return (vec![missing(format!("{shown} is not a directory"))], None),
@@ -77,7 +78,7 @@ fn link_limit(kind: &str) -> Option<u32> {
 
 fn file_system(path: &Path, mount: &MountInfo) -> Check {
     let MountInfo { point, kind, source } = mount;
-    let found = format!("{} is on {kind} ({source} on {point})", path.display());
+    let found = format!("{} is on {kind} ({source} on {point})", quoted(path));
     match &**kind {
         "overlay" => Check::failed("scratch", found)
             .means("overlayfs cannot hold the upper directory of an overlay")

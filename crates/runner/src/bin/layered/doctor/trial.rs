@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use container::{CaptureLimit, Cgroup, Excerpt, Mount, Output, Runtime, Status, Template};
+use layer::display::quoted;
 use layer::{Base, Layer};
 use runner::{Cause, Options};
 
@@ -56,10 +57,10 @@ fn attempt(scratch: &Path, runtime: &Runtime, limits: Limits) -> anyhow::Result<
     let dir = tempfile::Builder::new()
         .prefix("layered-doctor-")
         .tempdir_in(scratch)
-        .with_context(|| format!("cannot make a directory in {}", scratch.display()))?;
+        .with_context(|| format!("cannot make a directory in {}", quoted(scratch)))?;
     let checks = in_directory(dir.path(), scratch, runtime, limits);
     // What the run mounted was in a mount namespace that has gone with it.
-    let removed = dir.close().with_context(|| format!("cannot tidy up {}", scratch.display()));
+    let removed = layer::remove_tree(dir.keep()).with_context(|| format!("cannot tidy up {}", quoted(scratch)));
     let checks = checks?;
     removed.map(|()| checks)
 }
@@ -67,13 +68,13 @@ fn attempt(scratch: &Path, runtime: &Runtime, limits: Limits) -> anyhow::Result<
 fn in_directory(dir: &Path, scratch: &Path, runtime: &Runtime, limits: Limits) -> anyhow::Result<Vec<Check>> {
     let tree = |name: &str| -> anyhow::Result<PathBuf> {
         let fs = dir.join(name).join("fs");
-        fs::create_dir_all(&fs).with_context(|| format!("cannot make {}", fs.display()))?;
+        fs::create_dir_all(&fs).with_context(|| format!("cannot make {}", quoted(&fs)))?;
         Ok(fs)
     };
     tree("base")?;
     for name in ["one", "two"] {
         let file = tree(name)?.join(name);
-        fs::write(&file, name).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::write(&file, name).with_context(|| format!("cannot write {}", quoted(&file)))?;
     }
     let (base, layers) =
         (Base::open(dir.join("base"))?, [Layer::open(dir.join("one"))?, Layer::open(dir.join("two"))?]);

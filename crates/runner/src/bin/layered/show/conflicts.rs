@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use layer::{Difference, Layer, XattrNamespace};
+use layer::display::{escaped_json, quoted};
+use layer::{Difference, Layer, XattrNamespace, json_path};
 use serde_json::json;
 
 use super::{Args, NO};
@@ -24,21 +25,22 @@ pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer]) -> anyho
                 continue;
             }
         };
-        let path = Path::new("/").join(&conflict.path).to_string_lossy().into_owned();
+        let path = Path::new("/").join(&conflict.path);
         let difference = word(conflict.difference);
         let layers = conflict.layers.iter().map(|&layer| &layers[layer]);
         *if conflict.difference == Difference::Nothing { &mut same } else { &mut different } += 1;
         if args.json {
-            let layers: Vec<_> = layers.map(|layer| layer.path().to_string_lossy()).collect();
-            writeln!(out, "{}", json!({"path": path, "difference": difference, "layers": layers}))?;
+            let layers: Vec<_> = layers.map(|layer| json_path::to_value(layer.path())).collect();
+            let path = json_path::to_value(&path);
+            writeln!(out, "{}", escaped_json(json!({"path": path, "difference": difference, "layers": layers})))?;
         } else if conflict.difference != Difference::Nothing {
-            let layers: Vec<_> = layers.map(|layer| layer.name().to_string_lossy()).collect();
-            rows.push(vec![path, difference.into(), layers.join(", ")]);
+            let layers: Vec<_> = layers.map(|layer| quoted(layer.name()).to_string()).collect();
+            rows.push(vec![quoted(&path).to_string(), difference.into(), layers.join(", ")]);
         }
     }
     if !args.json {
         if different > 0 {
-            table::print_to_fit(out, rows, &[])?;
+            table::print_to_fit(out, &rows, &[])?;
         }
         writeln!(out, "paths of several layers: {different} that differ, {same} that are the same in all")?;
     }

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use layer::{EntryKind, Layer, Lookup, Obstacle, Role, XattrNamespace};
+use layer::display::{escaped_json, quoted};
+use layer::{EntryKind, Layer, Lookup, Obstacle, Role, XattrNamespace, json_path};
 use serde_json::{Value, json};
 
 use super::{Args, NO};
@@ -14,27 +15,30 @@ pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer], path: &P
     let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
     let found = layer::lookup(&trees, path, XattrNamespace::Trusted)?;
     match args.json {
-        true => writeln!(out, "{}", as_json(layers, &found))?,
+        true => writeln!(out, "{}", escaped_json(as_json(layers, &found)))?,
         false => print(out, layers, &found)?,
     }
     Ok(if found.supplier().is_some() { ExitCode::SUCCESS } else { NO.into() })
 }
 
 fn print(out: &mut impl Write, layers: &[Layer], found: &Lookup) -> io::Result<()> {
-    let (path, name) = (found.path.display(), |layer: usize| layers[layer].path().display());
+    let name = |layer: usize| quoted(layers[layer].path());
+    let absolute = |path: &Path| Path::new("/").join(path);
+    let path = absolute(&found.path);
+    let path = quoted(&path);
     match (found.supplier(), &found.obstacle) {
-        (Some(origin), _) => writeln!(out, "/{path}: {} of {}", word(origin.kind), name(origin.layer))?,
+        (Some(origin), _) => writeln!(out, "{path}: {} of {}", word(origin.kind), name(origin.layer))?,
         (None, Some(Obstacle { layer, path: way, target: Some(target), .. })) => writeln!(
             out,
-            "/{path}: nothing, as /{} is a symbolic link of {}, which is not followed: it leads to {}",
-            way.display(),
+            "{path}: nothing, as {} is a symbolic link of {}, which is not followed: it leads to {}",
+            quoted(&absolute(way)),
             name(*layer),
-            target.display()
+            quoted(target)
         )?,
         (None, Some(Obstacle { layer, path: way, kind, .. })) => {
-            writeln!(out, "/{path}: nothing, as /{} is {} of {}", way.display(), word(*kind), name(*layer))?
+            writeln!(out, "{path}: nothing, as {} is {} of {}", quoted(&absolute(way)), word(*kind), name(*layer))?
         }
-        (None, None) => writeln!(out, "/{path}: nothing")?,
+        (None, None) => writeln!(out, "{path}: nothing")?,
     }
     if found.origins.is_empty() {
         return Ok(());
@@ -50,11 +54,12 @@ fn print(out: &mut impl Write, layers: &[Layer], found: &Lookup) -> io::Result<(
         };
         vec![name(origin.layer).to_string(), word(origin.kind).into(), role]
     }));
-    table::print_to_fit(out, rows, &[])
+    table::print_to_fit(out, &rows, &[])
 }
 
 fn as_json(layers: &[Layer], found: &Lookup) -> Value {
-    let name = |layer: usize| layers[layer].path().to_string_lossy().into_owned();
+    let name = |layer: usize| json_path::to_value(layers[layer].path());
+    let absolute = |path: &Path| json_path::to_value(Path::new("/").join(path));
     let origin = |origin: &layer::Origin| {
         let (role, by) = match origin.role {
             Role::Supplies => ("supplies", None),
@@ -66,11 +71,11 @@ fn as_json(layers: &[Layer], found: &Lookup) -> Value {
         json!({"layer": name(origin.layer), "has": noun(origin.kind), "role": role, "by": by})
     };
     let obstacle = |obstacle: &Obstacle| {
-        json!({"layer": name(obstacle.layer), "path": Path::new("/").join(&obstacle.path).to_string_lossy(),
-            "has": noun(obstacle.kind), "target": obstacle.target.as_ref().map(|target| target.to_string_lossy())})
+        json!({"layer": name(obstacle.layer), "path": absolute(&obstacle.path),
+            "has": noun(obstacle.kind), "target": obstacle.target.as_ref().map(json_path::to_value)})
     };
     json!({
-        "path": Path::new("/").join(&found.path).to_string_lossy(),
+        "path": absolute(&found.path),
         "layer": found.supplier().map(|origin| name(origin.layer)),
         "origins": found.origins.iter().map(origin).collect::<Vec<_>>(),
         "obstacle": found.obstacle.as_ref().map(obstacle),
