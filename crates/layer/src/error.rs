@@ -200,6 +200,11 @@ impl Error {
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
+    /// Whether the file system, or the mount, is read-only.
+    pub(crate) fn is_read_only(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    }
+
     /// A failed step of a walk below `root`.
     pub(crate) fn walk(root: &Path, error: walkdir::Error) -> Error {
         let path = error.path().unwrap_or(root).to_path_buf();
