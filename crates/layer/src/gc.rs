@@ -321,6 +321,8 @@ impl Collector {
                         layers.push_front(stored);
                         break;
                     }
+                    // Nothing can be collected there.
+                    Err(error) if error.is_read_only() => return Err(error),
                     Err(error) => collected.failed.push(error),
                 },
                 Ok(Some(false)) => log::debug!("{} was used in the meantime", quoted(layer.path())),
