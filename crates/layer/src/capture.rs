@@ -292,6 +292,9 @@ impl Capture {
         let (root, layer) = (upper.root.as_fd(), claim.layer());
         watch(Step::TakeOut);
         let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
+        // It takes room on the disk, which is not the layer's.
+        let rest = RunRecord { root_mode: *root_mode, ..RunRecord::default() };
+        rest.write_or_remove(root, &upper.path, self.xattrs)?;
         watch(Step::Settle);
         let captured = Captured { taken_out, ..self.settle(upper, below)? };
 
@@ -309,7 +312,7 @@ impl Capture {
             let mode = Mode::from_raw_mode(*mode);
             fchmod(root, mode).map_err(Error::io("change the mode of", &upper.path))?;
         }
-        RunRecord::remove(root, &upper.path, self.xattrs)?;
+        RunRecord::default().write_or_remove(root, &upper.path, self.xattrs)?;
         watch(Step::Move);
         if *stage == Stage::Sealed {
             claim.seal()?;

@@ -9,7 +9,8 @@
 //! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower directories of their own and which
 //!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
 //!   [`remove_tree`] takes such a directory away again.
-//! - **A new layer**: [`Capture`] makes one of the upper directory that an overlay has left.
+//! - **A new layer**: [`Capture`] makes a layer of the upper directory that an overlay has left. A capture that was killed can be
+//!   repeated.
 //! - **Which layer is it from?** [`lookup`] says which layer of a stack a path is from and which others have it; [`conflicts`]
 //!   finds what several layers provide, the usual cause of builds that change with the order.
 //!
@@ -20,12 +21,15 @@
 //! A store is a directory of layers. One entry of it is its own:
 //! ```text
 //! <store>/<name>/                       a layer, once it has its `layer.json`; see [`Layer`]
-//! <store>/.layered/holds/<random>       the names of layers that somebody uses, each ended by a NUL
-//! <store>/.layered/trash/<random>/<n>   layers that a collector took away and removes
+//! <store>/.layered/holds/<random>       which layers a process or a kept result needs
 //! <store>/.layered/new/<random>/layer   a layer in the making
+//! <store>/.layered/trash-<random>       a layer that a collector removes
 //! ```
-//! `.layered` is made when it is needed first. Each `<random>` is locked by its owner with flock(2); whatever is not locked is
-//! a dead one's, and the next collector removes it.
+//! `.layered` is made when it is needed first. Holds and layers in the making are locked by their owners with flock(2). Those that
+//! are not locked belong to dead processes, and the next collector removes them, unless a hold was [kept](Hold::keep) for a
+//! directory that still exists.
+//!
+//! Only the owner can enter a layer's directory (0700) unless [`Access`] says otherwise: a tree can hold set-user-ID programs.
 //!
 //! The example `store_index` writes an index of a store as an HTML page: what a documentation browser shows of it.
 //!

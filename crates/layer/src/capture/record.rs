@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, XattrFlags, fgetxattr, fremovexattr, fsetxattr, openat};
+use rustix::fs::{CWD, Mode, XattrFlags, fgetxattr, fremovexattr, fsetxattr, openat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,7 @@ impl RunRecord {
     /// [`Error::Io`] if the attribute cannot be read, [`Error::Json`] if it is not a record.
     pub fn read(upper: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<Option<Self>> {
         let upper = upper.as_ref();
-        let root = openat(CWD, upper, READ | OFlags::CLOEXEC, Mode::empty()).map_err(Error::io("open", upper))?;
+        let root = openat(CWD, upper, READ, Mode::empty()).map_err(Error::io("open", upper))?;
         Self::of(root.as_fd(), upper, xattrs)
     }
 
@@ -54,10 +54,14 @@ impl RunRecord {
     /// [`Error::Io`] if the attribute cannot be written.
     pub fn write(&self, upper: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<()> {
         let upper = upper.as_ref();
-        let root = openat(CWD, upper, READ | OFlags::CLOEXEC, Mode::empty()).map_err(Error::io("open", upper))?;
+        let root = openat(CWD, upper, READ, Mode::empty()).map_err(Error::io("open", upper))?;
+        self.write_to(root.as_fd(), upper, xattrs)
+    }
+
+    fn write_to(&self, root: BorrowedFd<'_>, upper: &Path, xattrs: XattrNamespace) -> Result<()> {
         let set = |record: &Self| {
             let text = serde_json::to_vec(record).map_err(|source| Error::Serialize { path: upper.into(), source })?;
-            Ok(fsetxattr(&root, name(xattrs), &text, XattrFlags::empty()))
+            Ok(fsetxattr(root, name(xattrs), &text, XattrFlags::empty()))
         };
         match set(self)? {
             // All attributes of a file share one block on ext4.
@@ -94,8 +98,11 @@ impl RunRecord {
         }
     }
 
-    /// Removes the record.
-    pub(super) fn remove(root: BorrowedFd<'_>, upper: &Path, xattrs: XattrNamespace) -> Result<()> {
+    /// Writes the record onto the open upper `root`, or removes it there if it says nothing.
+    pub(super) fn write_or_remove(&self, root: BorrowedFd<'_>, upper: &Path, xattrs: XattrNamespace) -> Result<()> {
+        if *self != Self::default() {
+            return self.write_to(root, upper, xattrs);
+        }
         match fremovexattr(root, name(xattrs)) {
             Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
             Err(errno) => Err(Error::io("remove an extended attribute of", upper)(errno)),
