@@ -206,7 +206,7 @@ impl Drop for AreaLock<'_> {
 #[derive(Debug)]
 pub(crate) struct WorkDir {
     path: PathBuf,
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl WorkDir {
@@ -221,7 +221,7 @@ impl WorkDir {
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             // Whoever had the lock before may have removed the directory under it.
             Ok(()) if fstat(&lock).is_ok_and(|stat| stat.st_nlink == 0) => Ok(None),
-            Ok(()) => Ok(Some(Self { path: path.into(), _lock: lock })),
+            Ok(()) => Ok(Some(Self { path: path.into(), lock })),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(Error::io("lock", path)(errno)),
         }
@@ -234,6 +234,15 @@ impl WorkDir {
     /// Removes it with all that is in it. It is locked until it is gone.
     pub(crate) fn remove(self) -> Result<()> {
         remove_tree(&self.path)
+    }
+}
+
+impl Drop for WorkDir {
+    fn drop(&mut self) {
+        // As for the lock of the area.
+        if let Err(errno) = flock(&self.lock, FlockOperation::Unlock) {
+            log::debug!("cannot unlock {}: {errno}", self.path.display());
+        }
     }
 }
 

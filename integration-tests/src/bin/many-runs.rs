@@ -9,11 +9,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use container::{CaptureLimit, Output, Status};
-use integration_tests::shell;
+use integration_tests::{FOR_EVER, shell};
 use layer::{Base, Layer};
 use runner::Options;
 
@@ -57,7 +57,7 @@ fn main() -> Result<()> {
     let failed = failed.into_inner()?;
     ensure!(failed.is_empty(), "{} runs have failed:\n{}", failed.len(), failed.join("\n"));
     // A thread is still listed for a moment when it has been joined; no event tells when it is not.
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + FOR_EVER;
     while held()? != before {
         ensure!(Instant::now() < deadline, "descriptors and threads: {:?}, before {before:?}", held()?);
         std::thread::yield_now();

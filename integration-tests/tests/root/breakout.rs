@@ -8,7 +8,8 @@ use std::process::{Child, Command};
 
 use container::oci_spec::runtime::Capability;
 use container::{
-    Error as ContainerError, Mount, Network, NoNewPrivileges, Runtime, Seccomp, Template, TemplateBuilder,
+    Error as ContainerError, Mount, Network, NoNewPrivileges, Overlay, Runtime, Seccomp, Template, TemplateBuilder,
+    in_private_mount_namespace,
 };
 use integration_tests::{Fixture, find, shell, stderr, stdout};
 use layer::Layer;
@@ -39,11 +40,13 @@ fn changed(template: TemplateBuilder, change: impl FnOnce(&mut serde_json::Value
 #[test]
 fn the_hosts_disks_and_other_devices() {
     let fixture = Fixture::new();
+    // Another program may remove a disk meanwhile, a loop device say.
     let numbers = |entry: std::io::Result<fs::DirEntry>| {
-        format!("b:{}", fs::read_to_string(entry.unwrap().path().join("dev")).unwrap().trim())
+        let numbers = fs::read_to_string(entry.unwrap().path().join("dev")).ok()?;
+        Some(format!("b:{}", numbers.trim()))
     };
     // All of the machine; the first of a SCSI disk, whether it is there or not; mem, port, kmsg, fuse, loop-control, kvm.
-    let disks = fs::read_dir("/sys/block").unwrap().map(numbers);
+    let disks = fs::read_dir("/sys/block").unwrap().filter_map(numbers);
     let others = ["b:8:0", "c:1:1", "c:1:4", "c:1:11", "c:10:229", "c:10:237", "c:10:232"].map(String::from);
     let denied: Vec<_> = disks.chain(others).collect();
     // null, zero, full, random, urandom
@@ -198,7 +201,9 @@ impl Drop for Outside {
 fn a_process_outside() {
     let fixture = Fixture::new();
     fixture.add_probe();
-    let outside = Outside(Command::new("sleep").arg("1000").spawn().unwrap());
+    let outside = std::iter::repeat_with(|| Outside(Command::new("sleep").arg("1000").spawn().unwrap()));
+    // More than the container has processes, so that none there has the number.
+    let outside = outside.into_iter().find(|outside| outside.0.id() > 100).unwrap();
     let pid = outside.0.id();
     // PTRACE_ATTACH, and what else reaches a process by its number.
     let calls = |pid: &str| {
@@ -210,17 +215,22 @@ fn a_process_outside() {
         ];
         calls.map(|call| format!("probe {call}; echo $?")).join("\n")
     };
-    // More than the container has processes, so that none there has the number.
-    assert!(pid > 100);
     for runtime in RUNTIMES {
         let seen = printed(&fixture, runtime, shell(&calls(&pid.to_string())));
         assert_eq!(seen, format!("{}\n", libc::ESRCH).repeat(4), "{runtime}");
-        let own = format!("sleep 1000 & {}", calls("$!"));
+        // It waits for a writer that never comes. First it says that it executes no other program: a process that is traced and
+        // executes one is killed if its tracer ends then.
+        let own = format!(
+            "mknod /says p; mknod /waits p
+            sh -c 'echo > /says; read line < /waits' & read line < /says
+            {}",
+            calls("$!")
+        );
         assert_eq!(printed(&fixture, runtime, shell(&own)), "0\n".repeat(4), "{runtime}");
 
-        // None of the machine's is seen in /proc: the shell and the one that lists, no more.
-        let seen = printed(&fixture, runtime, shell("ls -d /proc/[0-9]* | wc -l; echo $$"));
-        assert_eq!(seen, "3\n1\n", "{runtime}");
+        // None of the machine's is seen in /proc, only the shell, which needs no other program for this.
+        let seen = printed(&fixture, runtime, shell("echo /proc/[0-9]* $$"));
+        assert_eq!(seen, "/proc/1 1\n", "{runtime}");
     }
 }
 
@@ -252,12 +262,34 @@ fn state(dir: &Path, depth: usize) -> Vec<(PathBuf, u64, u32, i64, i64)> {
 #[test]
 fn links_in_the_place_of_mount_points() {
     let fixture = Fixture::new();
+    // The directories that the links lead to, as the runs see them. Other programs write to the machine's own.
+    let written = HOSTS.map(|dir| fixture.path().join(dir.trim_start_matches('/')).join("upper"));
+    in_private_mount_namespace(|| {
+        let mounts = HOSTS.iter().zip(&written).map(|(dir, upper)| {
+            let work = upper.with_file_name("work");
+            [upper, &work].iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+            Overlay::new([dir]).writable(upper, work).mount(*dir).unwrap()
+        });
+        let mounts: Vec<_> = mounts.collect();
+        links_in_the_place_of_mount_points_of(&fixture, &written);
+        mounts.into_iter().for_each(|mount| mount.unmount().unwrap());
+    })
+    .unwrap();
+}
+
+const HOSTS: [&str; 3] = ["/root", "/etc", "/usr"];
+
+fn links_in_the_place_of_mount_points_of(fixture: &Fixture, written: &[PathBuf]) {
     let outside = fixture.path().join("outside");
     fs::create_dir_all(outside.join("sub")).unwrap();
     fs::write(outside.join("hosts"), "precious").unwrap();
     let above = format!("{}{}", "../".repeat(40), outside.strip_prefix("/").unwrap().display());
-    let host = || [state(&outside, 9), state(Path::new("/etc"), 1), state(Path::new("/root"), 1)];
+    let host = || {
+        let written: Vec<_> = written.iter().flat_map(|upper| state(upper, 9)).collect();
+        (state(&outside, 9), written, Path::new("/written").exists())
+    };
     let before = host();
+    assert_eq!(before.1.len(), written.len(), "the directories themselves");
     for runtime in RUNTIMES {
         for name in ["etc", "proc", "dev", "sys", "tmp"] {
             for target in ["/", "..", "../../../..", "/root", "/etc", "/usr", outside.to_str().unwrap(), &above] {
@@ -267,7 +299,7 @@ fn links_in_the_place_of_mount_points() {
                     symlink(target, link).unwrap();
                 });
                 let script = format!("[ -e {} ] && echo out; echo x > /{name}/written; echo ran", outside.display());
-                let result = run(&fixture, runtime, &[hostile], &shell(&script).build().unwrap());
+                let result = run(fixture, runtime, &[hostile], &shell(&script).build().unwrap());
                 let told = format!("{runtime}: {name} -> {target}");
                 match result {
                     Ok(report) => assert_eq!(stdout(&report), "ran\n", "{told}"),

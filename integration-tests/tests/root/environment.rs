@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use container::{Mount, Network, Output, Template};
-use integration_tests::{Fixture, find, shell, stderr, stdout};
+use container::{Mount, Network, Output, Template, in_private_mount_namespace};
+use integration_tests::{FOR_EVER, Fixture, find, shell, stderr, stdout};
 use layer::Layer;
+use nix::mount::{MsFlags, mount};
 use runner::{EtcFiles, Report};
 
 /// What the run put into the upper.
@@ -41,9 +42,21 @@ fn hosts_and_resolv_conf_are_put_into_the_upper() {
     assert_eq!(made(&report), ["/etc/hosts", "/proc", "/dev", "/sys"].map(PathBuf::from));
     assert!(fs::symlink_metadata(report.upper.path().join("etc/resolv.conf")).is_err());
 
-    let report = run(&fixture, &[], shell("cat /etc/hosts /etc/resolv.conf").network(Network::Host));
-    let host = [fs::read("/etc/hosts").unwrap(), fs::read("/etc/resolv.conf").unwrap()].concat();
-    assert_eq!(report.stdout.as_ref().unwrap().to_bytes(), host);
+    // The host's, or what the run sees as those: other programs may change the host's own at any time.
+    let host = ["/etc/hosts", "/etc/resolv.conf"].map(|path| {
+        let stand_in = fixture.path().join(path.trim_start_matches("/etc/"));
+        // With the host's name nothing is added to it.
+        fs::write(&stand_in, format!("# {path} of the host\n127.0.0.1\t{hostname}")).unwrap();
+        (stand_in, path)
+    });
+    let report = in_private_mount_namespace(|| {
+        for (stand_in, path) in &host {
+            mount(Some(stand_in), *path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        }
+        run(&fixture, &[], shell("cat /etc/hosts /etc/resolv.conf").network(Network::Host))
+    });
+    let report = report.unwrap();
+    assert_eq!(stdout(&report), host.map(|(stand_in, _)| fs::read_to_string(stand_in).unwrap()).concat());
     assert_eq!(made(&report), ["/etc/hosts", "/etc/resolv.conf", "/proc", "/dev", "/sys"].map(PathBuf::from));
     // The layer's link is untouched.
     assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_symlink());
@@ -126,15 +139,12 @@ fn a_file_of_another_user_keeps_its_owner() {
 #[test]
 fn no_network_but_the_loopback() {
     let fixture = Fixture::new();
-    let script = "ls /sys/class/net";
-    assert_eq!(stdout(&run(&fixture, &[], shell(script))), "lo\n");
-    let mut host: Vec<_> = fs::read_dir("/sys/class/net")
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    host.sort();
-    let seen = stdout(&run(&fixture, &[], shell(script).network(Network::Host)));
-    assert_eq!(seen.lines().collect::<Vec<_>>(), host);
+    assert_eq!(stdout(&run(&fixture, &[], shell("ls /sys/class/net"))), "lo\n");
+    // Two network namespaces are one if this file is: namespaces(7). What devices the host has may change at any time.
+    let script = "stat -L -c %i /proc/self/ns/net";
+    let host = format!("{}\n", fs::metadata("/proc/thread-self/ns/net").unwrap().ino());
+    assert_ne!(stdout(&run(&fixture, &[], shell(script))), host);
+    assert_eq!(stdout(&run(&fixture, &[], shell(script).network(Network::Host))), host);
 }
 
 #[test]
@@ -146,14 +156,14 @@ fn limits_hold() {
     assert!(stderr(&report).contains("can't fork"), "{}", stderr(&report));
     let report = run(&fixture, &[], template("grep _allowed_list /proc/self/status"));
     assert_eq!(stdout(&report), "Cpus_allowed_list:\t0\nMems_allowed_list:\t0\n");
-    // A tenth of a processor: of all the time that it runs, and it counts that itself, it is stopped for the most.
-    let quota = Duration::from_millis(10);
-    let busy = shell(
-        "n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; cat /sys/fs/cgroup/cpu*/cpu.stat /sys/fs/cgroup/cpu.stat",
-    );
-    let report = run(&fixture, &[], busy.cpu_quota(quota, quota * 10));
-    let throttled = stdout(&report).lines().find_map(|line| line.strip_prefix("nr_throttled ")?.parse::<u64>().ok());
-    assert!(throttled.is_some_and(|times| times > 0), "{}", stdout(&report));
+    // A twentieth of a processor. It is busy until it was stopped for once: on a machine that has little time for it, that may
+    // take a while.
+    let quota = Duration::from_millis(5);
+    let script = "until grep -q 'nr_throttled [1-9]' /sys/fs/cgroup/cpu*/cpu.stat /sys/fs/cgroup/cpu.stat; do :; done";
+    let template = shell(script).cpu_quota(quota, quota * 20).build().unwrap();
+    let options = fixture.options().timeout(FOR_EVER);
+    let report = runner::run(&fixture.base(), &[], &template, options).unwrap();
+    assert!(report.status.success(), "{report:?}");
 }
 
 /// `layered run` by a caller whose descriptors 3, 9 and 900 are inherited by every program that it starts.

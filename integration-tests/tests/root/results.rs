@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use container::{Cancel, CaptureLimit, Error as ContainerError, Input, Output, Runtime, Status, Template};
-use integration_tests::{Fixture, find, shell, stderr, stdout, write_script};
+use integration_tests::{FOR_EVER, Fixture, find, shell, stderr, stdout, write_script};
 use layer::Layer;
-use runner::{Cause, Phase};
+use runner::{Cause, Phase, Report};
 
 #[test]
 fn a_failing_command_is_a_result_with_its_upper() {
@@ -232,19 +232,28 @@ fn input_from_a_file_or_nowhere() {
 fn the_deadline_ends_the_whole_container() {
     let fixture = Fixture::new();
     // The first process of a container does not hear SIGTERM unless it asks for it: this one has to be killed.
-    let deaf = fixture.options().timeout(Duration::from_millis(300)).grace(Duration::from_millis(50));
-    let report = fixture.run_with(&[], "echo begun > /begun; sleep 1000 & sleep 1000", deaf);
-    assert_eq!(report.status, Status::TimedOut);
-    assert_eq!(fs::read(report.upper.path().join("begun")).unwrap(), b"begun\n");
+    let report = timed_out(&fixture, "echo begun > /begun; sleep 1000 & sleep 1000", Duration::from_millis(50));
     drop(report);
     fixture.assert_clean();
 
     // This one hears it and has its time to tidy up: a minute, of which it does not need much.
-    let polite = fixture.options().timeout(Duration::from_millis(300)).grace(Duration::from_secs(60));
-    let report =
-        fixture.run_with(&[], "trap 'echo tidied > /tidied; exit 0' TERM; while :; do sleep 0.01; done", polite);
-    assert_eq!(report.status, Status::TimedOut);
+    let polite = "trap 'echo tidied > /tidied; exit 0' TERM; echo begun > /begun; while :; do sleep 0.01; done";
+    let report = timed_out(&fixture, polite, Duration::from_secs(60));
     assert_eq!(fs::read(report.upper.path().join("tidied")).unwrap(), b"tidied\n");
+}
+
+/// Runs a script that never ends, with longer and longer timeouts until it has written `/begun` before its time was over.
+fn timed_out(fixture: &Fixture, script: &str, grace: Duration) -> Report {
+    let mut timeout = Duration::from_millis(500);
+    loop {
+        let report = fixture.run_with(&[], script, fixture.options().timeout(timeout).grace(grace));
+        assert_eq!(report.status, Status::TimedOut);
+        if fs::read(report.upper.path().join("begun")).is_ok_and(|text| text == b"begun\n") {
+            return report;
+        }
+        assert!(timeout < FOR_EVER, "it never begins");
+        timeout *= 4;
+    }
 }
 
 #[test]

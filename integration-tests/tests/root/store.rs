@@ -78,6 +78,9 @@ fn gc(fixture: &Fixture, options: &[&str]) -> Value {
     serde_json::from_slice(&stdout).unwrap()
 }
 
+/// What a run waits for, of which somebody has the other end of standard input.
+const UNTIL_TOLD: &str = "read line";
+
 fn wait_until_begun(run: &mut Child) {
     let mut line = String::new();
     BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -158,7 +161,10 @@ fn no_run_loses_a_layer_in_a_storm_of_collectors() {
     };
     let run = || {
         let mut dice = Dice::new();
-        while next.fetch_add(1, Ordering::Relaxed) < runs {
+        // More of them where the machine has let none come through yet.
+        let tried = || [&whole, &collected].iter().all(|count| count.load(Ordering::Relaxed) > 0);
+        let goes_on = |run| run < runs || run < 50 * runs && !tried();
+        while goes_on(next.fetch_add(1, Ordering::Relaxed)) {
             let there: Vec<_> = names(&store).into_iter().collect();
             let some: BTreeSet<_> = (0..6).filter_map(|_| there.get(dice.roll(there.len().max(1))).cloned()).collect();
             let run = layered_run(&fixture, &some, "sleep 0.05").spawn().unwrap();
@@ -205,7 +211,7 @@ fn a_layer_in_use_is_left_alone_until_its_run_ends_or_is_killed() {
     for killed in [false, true] {
         let all = ["a", "b", "c"].map(String::from);
         all.iter().for_each(|name| make(&store, name));
-        let mut run = layered_run(&fixture, &all[..2], "sleep 0.3").spawn().unwrap();
+        let mut run = layered_run(&fixture, &all[..2], UNTIL_TOLD).stdin(Stdio::piped()).spawn().unwrap();
         wait_until_begun(&mut run);
         let told = gc(&fixture, &["--max-bytes", "0"]);
         assert_eq!((&told["layers"][0]["name"], &told["bytes"]), (&"c".into(), &LAYER_BYTES.into()));
@@ -215,8 +221,11 @@ fn a_layer_in_use_is_left_alone_until_its_run_ends_or_is_killed() {
         let listed = layered().arg("ls").arg(&store).output().unwrap();
         assert_eq!(String::from_utf8(listed.stdout).unwrap().matches("in use").count(), 2);
 
-        if killed {
-            run.kill().unwrap();
+        // The end of the run's standard input, or of the run.
+        let stdin = run.stdin.take();
+        match killed {
+            true => run.kill().unwrap(),
+            false => drop(stdin),
         }
         let Output { status, stderr, .. } = run.wait_with_output().unwrap();
         assert!(killed || status.success(), "{}", String::from_utf8_lossy(&stderr));
@@ -234,7 +243,7 @@ fn a_base_that_is_a_layer_of_a_store_is_held_too() {
     let fixture = Fixture::new();
     let base = Layer::at(fixture.base().path());
     base.write_meta(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
-    let mut run = layered_run(&fixture, [], "sleep 0.3").spawn().unwrap();
+    let mut run = layered_run(&fixture, [], UNTIL_TOLD).stdin(Stdio::piped()).spawn().unwrap();
     wait_until_begun(&mut run);
     let collected = Collector::new().max_bytes(0).collect(fixture.path(), &mut |_| {}).unwrap();
     assert_eq!((collected.layers.len(), &collected.held[..]), (0, &["base".into()][..]));
@@ -309,7 +318,8 @@ fn what_is_mounted_in_a_collected_layer_is_told_and_stays() {
             assert_eq!(collected.layers.len(), 2);
             let Some(Error::MountInside { path }) = collected.failed.first() else { panic!("{collected:?}") };
             assert!(precious.join("file").exists() && path.starts_with(store.join(".layered")), "{collected:?}");
-            unmount(path, UnmountFlags::empty()).unwrap();
+            // For a moment, a process that another test starts may have one of the collector's descriptors.
+            unmount(path, UnmountFlags::DETACH).unwrap();
         };
         scope.spawn(work).join().unwrap();
     });

@@ -31,7 +31,22 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        run("umount", &[self.at.to_str().unwrap()]);
+        // For a moment, a process that another test starts may have one of the capture's descriptors: it is unmounted for this
+        // thread all the same.
+        run("umount", &["--lazy", self.at.to_str().unwrap()]);
+    }
+}
+
+/// Copies the image as it is at one moment. The kernel may write back what is on the disk at any time, since a program anywhere
+/// on the machine calls sync(2): a copy that was made meanwhile would be of no moment at all. If image and copy are the same
+/// afterwards, the copy is that of the moment between copying and comparing.
+fn snapshot(image: &Path, copy: &Path) {
+    let [image, copy] = [image, copy].map(|path| path.to_str().unwrap());
+    loop {
+        run("cp", &["--sparse=always", image, copy]);
+        if Command::new("cmp").args(["--quiet", image, copy]).status().unwrap().success() {
+            return;
+        }
     }
 }
 
@@ -67,7 +82,7 @@ fn cut_at_every_step() {
     let cuts = RefCell::new(Vec::new());
     let cut = |step: Option<Step>| {
         let copy = dir.path().join(format!("cut{}", cuts.borrow().len()));
-        run("cp", &["--sparse=always", image.to_str().unwrap(), copy.to_str().unwrap()]);
+        snapshot(&image, &copy);
         cuts.borrow_mut().push((step, copy));
     };
     let layer = Layer::at(disk.at.join("layer"));
