@@ -9,24 +9,30 @@ use std::time::{Duration, Instant};
 use container::{CaptureLimit, Output, Runtime, Template, TemplateBuilder};
 use layer::{Base, Layer};
 use runner::{Options, Report};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 
 use crate::Traces;
+use crate::run_names::RunNames;
 use crate::tree::Snapshot;
 
-/// A base with busybox, a store for layers and a scratch directory, on a machine that has to be left as it was.
+/// A base with busybox, a store for layers and a scratch directory, all in one temporary directory.
 ///
-/// Tests that have one run one after the other, since a run that is under way leaves traces for others to see. When it goes, it
-/// checks that its own are gone, and that its layers are as they were made.
+/// When it is dropped, it checks that its runs have left nothing, and that its layers are as they were made. Runs of other
+/// fixtures and of other programs may go on beside it: it looks at those runs only that have their directories in its own
+/// directory. See [`watch`](Self::watch) for others.
 #[derive(Debug)]
 pub struct Fixture {
     dir: TempDir,
-    before: Traces,
+    /// The path of `dir` without symbolic links.
+    real: PathBuf,
+    runs: RunNames,
     layers: Mutex<BTreeMap<PathBuf, Snapshot>>,
-    _alone: MutexGuard<'static, ()>,
 }
 
-static ALONE: Mutex<()> = Mutex::new(());
+/// Nothing that is waited for takes so long: whatever takes longer never happens.
+pub const FOR_EVER: Duration = Duration::from_secs(600);
 
 /// What the base's `/bin` has.
 const APPLETS: [&str; 32] = [
@@ -39,7 +45,6 @@ impl Fixture {
     /// # Panics
     /// If this is not root, or runc or a static busybox is missing: a test that cannot run fails.
     pub fn new() -> Self {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(nix::unistd::geteuid().is_root(), "these tests mount overlays and run containers: run them as root");
         find("runc");
         let dir = tempfile::tempdir().unwrap();
@@ -50,14 +55,41 @@ impl Fixture {
             fs::create_dir_all(root.join(path)).unwrap();
             fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
         }
-        fs::copy(find("busybox"), root.join("bin/busybox")).unwrap();
+        copy_program(&find("busybox"), &root.join("bin/busybox"));
         for applet in APPLETS {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
+        let runs = RunNames::default();
+        // A run over an upper of its own has its directory beside it.
+        runs.watch(dir.path());
         for path in ["scratch", "store"] {
             fs::create_dir(dir.path().join(path)).unwrap();
+            runs.watch(&dir.path().join(path));
         }
-        Self { dir, before: Traces::now(), layers: Mutex::default(), _alone: alone }
+        Self { real: fs::canonicalize(dir.path()).unwrap(), dir, runs, layers: Mutex::default() }
+    }
+
+    /// Finds the cgroups of runs, too, that have their directories in `dir`, as the calling thread sees it. Needed for any
+    /// scratch directory other than the fixture's own directory, [`scratch`](Self::scratch) and [`store`](Self::store): mounts
+    /// and processes are found by their paths, but cgroups by the names of the runs.
+    ///
+    /// # Panics
+    /// If `dir` is not a directory.
+    pub fn watch(&self, dir: &Path) {
+        self.runs.watch(dir);
+    }
+
+    /// Finds the cgroups of a container that has no run's directory.
+    pub fn add_run(&self, name: &str) {
+        self.runs.add(name);
+    }
+
+    /// The traces of its runs.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn traces(&self) -> Traces {
+        Traces::of(&self.real, &self.runs.until_now())
     }
 
     /// Puts `/bin/probe` into the base, which makes any system call: `probe NUMBER ARGUMENTS…`, with the error as its status.
@@ -173,9 +205,9 @@ impl Fixture {
     /// What a run has left, a mount, a container, a cgroup, a process or a file, or has changed in a layer: empty if nothing.
     pub fn difference(&self) -> String {
         let mut difference = String::new();
-        let now = Traces::now();
-        if now != self.before {
-            difference += &format!("traces: {now:?}, where there were {:?}\n", self.before);
+        let traces = self.traces();
+        if !traces.is_empty() {
+            difference += &format!("traces: {traces:?}\n");
         }
         for left in self.left() {
             difference += &format!("left in the scratch directory: {}\n", left.display());
@@ -196,21 +228,30 @@ impl Fixture {
         assert!(difference.is_empty(), "{difference}");
     }
 
+    /// Waits until every process of its runs has ended and nothing of them is mounted.
+    ///
     /// # Panics
-    /// If something of a run lives or is mounted, for longer than the kernel needs to end it: nobody outside of a PID namespace
-    /// is told when that is.
+    /// If that never happens.
     pub fn assert_nothing_lives(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + FOR_EVER;
         loop {
-            let traces = Traces::now();
-            // A process that is ending has its mounts for a moment longer.
+            let traces = self.traces();
             if !(traces.lives() || traces.mounts()) {
                 return;
             }
-            assert!(Instant::now() < deadline, "{traces:?}");
-            std::thread::yield_now();
+            // A mount that no process has for itself is the machine's, and stays.
+            assert!(traces.lives() && Instant::now() < deadline, "{traces:?}");
+            traces.processes().for_each(|pid| until_it_ends(pid, deadline));
         }
     }
+}
+
+/// Waits until a process has ended, whose child it is does not matter, or `deadline` is over.
+fn until_it_ends(pid: i32, deadline: Instant) {
+    // One that has ended, or is a thread of another process.
+    let Ok(pidfd) = pidfd_open(Pid::from_raw(pid).expect("a PID"), PidfdFlags::empty()) else { return };
+    let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).unwrap();
+    let _interrupted = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left));
 }
 
 impl Default for Fixture {
@@ -258,6 +299,28 @@ pub fn until_it_waits(thread: rustix::thread::Pid) {
     while !fs::read_to_string(&path).unwrap().starts_with(&format!("{} ", nix::libc::SYS_clock_nanosleep)) {
         std::thread::yield_now();
     }
+}
+
+/// Copies a program.
+///
+/// `cp` does it, so that this process never has the copy open for writing. A child that another thread starts at that moment
+/// would have the descriptor, too, until it executes its own program, and the kernel executes no file that any process may write
+/// to (ETXTBSY).
+///
+/// # Panics
+/// If it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success(), "cannot copy {}", from.display());
+}
+
+/// Writes a script that can be executed, as [`copy_program`] does.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write_script(path: &Path, text: &str) {
+    let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+    let status = Command::new("sh").args(["-c", write]).arg(path).arg(text).status().unwrap();
+    assert!(status.success(), "cannot write {}", path.display());
 }
 
 /// The path of a program.

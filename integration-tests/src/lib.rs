@@ -1,17 +1,20 @@
-//! What the integration tests share: a machine to run on that must be left as it was, layers, a look at trees, and
-//! one at system calls and at seccomp filters.
+//! What the integration tests share: a fixture that finds what its runs leave behind, layers, a look at trees, and one at system
+//! calls and at seccomp filters.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod filter;
 mod fixture;
 mod known_run;
+mod run_names;
 pub mod stack;
 pub mod strace;
 mod traces;
 pub mod tree;
 
-pub use fixture::{Fixture, find, layered, shell, stderr, stdout, until_it_waits};
+pub use fixture::{
+    FOR_EVER, Fixture, copy_program, find, layered, shell, stderr, stdout, until_it_waits, write_script,
+};
 pub use known_run::{KnownRun, Told};
 pub use traces::Traces;
 

@@ -6,11 +6,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::find;
+use crate::{FOR_EVER, find};
 
 /// A system call of a program: the n-th of its name, counted for each thread by itself. Where two threads make as many, both are
 /// meant.
@@ -78,9 +78,6 @@ const OF_THE_LIBRARIES: [&str; 26] = [
 /// strace lets go.
 const DONE_IN_ANY_CASE: [&str; 2] = ["close", "execve"];
 
-/// Nothing that is asked of it takes this long: whoever takes longer waits for ever.
-const FOR_EVER: Duration = Duration::from_secs(60);
-
 impl Program<'_> {
     /// The points that it passes when nothing disturbs it, in order.
     ///
@@ -120,7 +117,7 @@ impl Program<'_> {
         let mut fifo = OpenOptions::new().read(true).write(true).open(&self.fifo).unwrap();
         let mut child =
             self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        until_it_sleeps(&mut child);
+        until_it_reads(&mut child, &fs::canonicalize(&self.fifo).unwrap());
         let mut strace = Command::new(find("strace"));
         strace.args(["-f", "-b", "execve", "-p", &child.id().to_string()]).args(options);
         let mut strace = strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -139,15 +136,20 @@ impl Program<'_> {
     }
 }
 
-/// No event tells that a process waits for a fifo. Until then it never sleeps, unless for a disk, which is another state.
-fn until_it_sleeps(child: &mut Child) {
-    loop {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-        match stat.rsplit_once(") ").and_then(|(_, fields)| fields.chars().next()) {
-            Some('S') => return,
-            Some('Z') => panic!("it ended before it read the fifo"),
-            _ => std::thread::yield_now(),
-        }
+/// Returns when `child` waits for the fifo to be written to, which no event tells.
+fn until_it_reads(child: &mut Child, fifo: &Path) {
+    let proc = PathBuf::from(format!("/proc/{}", child.id()));
+    // The number of the call and its arguments in hexadecimal, or `running`: proc_pid_syscall(5).
+    let reads = |call: &str| {
+        let mut fields = call.split(' ');
+        let number = fields.next().and_then(|number| number.parse().ok());
+        let descriptor = fields.next().and_then(|field| u32::from_str_radix(field.strip_prefix("0x")?, 16).ok());
+        let (Some(nix::libc::SYS_read), Some(descriptor)) = (number, descriptor) else { return false };
+        fs::read_link(proc.join(format!("fd/{descriptor}"))).is_ok_and(|file| file == fifo)
+    };
+    while !fs::read_to_string(proc.join("syscall")).is_ok_and(|call| reads(&call)) {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before it read the fifo");
+        std::thread::yield_now();
     }
 }
 

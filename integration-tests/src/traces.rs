@@ -1,24 +1,59 @@
+//! What the runs of one fixture leave on the machine: mounts, cgroups and processes. What other runs leave beside them is not
+//! looked at; `run_names` knows which runs are the fixture's.
+
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-/// Everything on the machine that a run could leave behind, outside of its scratch directory.
-#[derive(Debug, PartialEq, Eq)]
+/// Everything that the runs of one fixture could leave behind, outside of its directory.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Traces {
+    /// Lines of mount tables.
     mounts: BTreeSet<String>,
     cgroups: BTreeSet<PathBuf>,
-    processes: BTreeSet<String>,
+    processes: BTreeSet<i32>,
 }
 
 impl Traces {
-    /// Those that are there now.
+    /// Finds the traces of the runs whose directories lie in `dir`, at any depth, and whose names are `runs`.
+    ///
+    /// - A mount belongs to a run if its line in the mount table of any process names a run's directory in `dir`: the place where
+    ///   it is mounted, or one of its options.
+    /// - A cgroup belongs to a run by its name. A cgroup outlives the run's directory, so the names have to be known.
+    /// - A process belongs to a run if it is in one of these cgroups, if it is a runtime whose bundle lies in `dir`, or if it
+    ///   has one of these mounts and this process has not.
+    ///
+    /// `dir` is the real path, since that is the one which the kernel and the runtimes know.
     ///
     /// # Panics
-    /// If they cannot be read.
-    pub fn now() -> Self {
-        Self { mounts: mounts(), cgroups: cgroups(), processes: processes() }
+    /// If `/proc` cannot be read.
+    pub fn of(dir: &Path, runs: &BTreeSet<String>) -> Self {
+        let mut traces = Self { cgroups: cgroups(runs), ..Self::default() };
+        // Escaped as in proc_pid_mountinfo(5), which a directory of tempfile's does not need.
+        let in_dir = [dir.as_os_str().as_bytes(), b"/"].concat();
+        let mounts_of = |pid: i32| -> BTreeSet<String> {
+            // The table of a process that has ended cannot be read: its mounts have gone with it.
+            let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            let ours = table.split(|byte| *byte == b'\n').filter(|line| contains_run(line, &in_dir));
+            ours.map(|line| String::from_utf8_lossy(line).into_owned()).collect()
+        };
+        let own = mounts_of(std::process::id() as i32);
+        for pid in pids() {
+            let mounts = mounts_of(pid);
+            if !mounts.is_subset(&own) || is_in_cgroup(pid, runs) || is_runtime(pid, &in_dir) {
+                traces.processes.insert(pid);
+            }
+            traces.mounts.extend(mounts);
+        }
+        traces
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 
     /// Whether a process of a run lives.
@@ -30,33 +65,46 @@ impl Traces {
     pub fn mounts(&self) -> bool {
         !self.mounts.is_empty()
     }
+
+    /// The processes of the runs.
+    pub fn processes(&self) -> impl Iterator<Item = i32> + '_ {
+        self.processes.iter().copied()
+    }
 }
 
-/// What is mounted in a run's directory, in the mount namespace of any process.
-fn mounts() -> BTreeSet<String> {
-    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path().join("mountinfo"));
-    // Those of processes that end meanwhile are gone with them.
-    let tables = processes.filter_map(|table| fs::read_to_string(table).ok());
-    tables
-        .flat_map(|table| table.lines().filter(|line| line.contains("/layered-")).map(Into::into).collect::<Vec<_>>())
-        .collect()
+fn pids() -> impl Iterator<Item = i32> {
+    let names = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter_map(|name| name.to_str()?.parse().ok())
 }
 
-fn cgroups() -> BTreeSet<PathBuf> {
-    let ours = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"layered-"));
-    // A group of somebody else's may go while it is walked.
+/// Whether the line of a mount table names the directory of a run in `in_dir`, a path that ends with a slash.
+fn contains_run(line: &[u8], in_dir: &[u8]) -> bool {
+    let paths = line.windows(in_dir.len()).enumerate().filter(|(_, window)| *window == in_dir);
+    paths.into_iter().any(|(start, _)| {
+        // The rest of the path, up to what ends it in the table or in an option of overlayfs.
+        let end =
+            line[start..].iter().position(|byte| b" ,:".contains(byte)).map_or(line.len(), |length| start + length);
+        line[start..end]
+            .split(|byte| *byte == b'/')
+            .any(|name| name.starts_with(b"layered-") || name.starts_with(b"kept-"))
+    })
+}
+
+fn cgroups(runs: &BTreeSet<String>) -> BTreeSet<PathBuf> {
+    let ours = |path: &Path| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| runs.contains(name));
+    // A group of another program may be removed during the walk.
     let groups = WalkDir::new("/sys/fs/cgroup").max_depth(3).into_iter().filter_map(Result::ok);
     groups.map(walkdir::DirEntry::into_path).filter(|path| ours(path)).collect()
 }
 
-/// Processes in a run's cgroups, and runtimes, which are in none.
-fn processes() -> BTreeSet<String> {
-    let pids = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
-    let says = |pid: &str, file: &str, all: &[&str]| {
-        let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        all.iter().all(|part| text.contains(part))
-    };
-    pids.filter(|pid| says(pid, "cgroup", &["/layered-"]) || says(pid, "cmdline", &["--bundle\0", "/layered-"]))
-        .collect()
+fn is_in_cgroup(pid: i32, runs: &BTreeSet<String>) -> bool {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    groups.lines().any(|line| line.split('/').any(|name| runs.contains(name)))
+}
+
+/// Whether the process is a runtime, or says that it is one, and has its bundle in the directory.
+fn is_runtime(pid: i32, in_dir: &[u8]) -> bool {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut arguments = arguments.split(|byte| *byte == 0);
+    arguments.any(|argument| argument == b"--bundle") && arguments.next().is_some_and(|path| path.starts_with(in_dir))
 }

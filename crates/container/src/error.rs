@@ -70,6 +70,19 @@ pub enum Error {
         /// The link, as seen from outside.
         path: PathBuf,
     },
+    /// The command's working directory may lead out of the root file system.
+    #[error(
+        "the working directory {} leads to {}, {why}: choose a directory of the layers or of a bind mount",
+        cwd.maybe_quote(), target.maybe_quote()
+    )]
+    StrayWorkingDirectory {
+        /// The working directory, as it was given.
+        cwd: PathBuf,
+        /// Where its links lead, as far as they can be followed.
+        target: PathBuf,
+        /// What is wrong with that.
+        why: &'static str,
+    },
     /// A private mount namespace could not be made.
     #[error("cannot have mounts of its own{}", namespace_advice(source))]
     Namespace {
@@ -159,6 +172,7 @@ impl Error {
         match self {
             Error::Io { path, .. } | Error::Leftover { path, .. } | Error::LinkedMountPoint { path } => Some(path),
             Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
+            Error::StrayWorkingDirectory { cwd, .. } => Some(cwd),
             Error::RuntimeStart { program, .. } | Error::Runtime { program, .. } => Some(program),
             _ => None,
         }

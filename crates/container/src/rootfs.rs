@@ -10,6 +10,10 @@ use rustix::io::Errno;
 
 use crate::{Error, Result, Template};
 
+mod working_directory;
+
+use working_directory::{Found, Refusal, View};
+
 /// A mounted root file system, seen from outside as the container will see it from inside: no name and no symbolic link in it
 /// leads out of it.
 ///
@@ -135,8 +139,12 @@ impl Rootfs {
     /// [`made`](Self::made). What is below another of the template's mounts is left to the runtime: here it would lie under that
     /// mount.
     ///
+    /// Runtimes go to the working directory before the command runs, some of them with descriptors of the host's still open. So the
+    /// path is followed here first, through links, `..` and the template's mounts, as the kernel will follow it inside.
+    ///
     /// # Errors
-    /// [`Error::Io`] if the source of a bind does not exist, and as for `mount_point`.
+    /// [`Error::Io`] if the source of a bind does not exist, and as for `mount_point`. [`Error::StrayWorkingDirectory`] if the working
+    /// directory leads into `/proc`, or into a mount that has to be made before anyone can look into it.
     pub fn mount_points(&mut self, template: &Template) -> Result<()> {
         let mut covered: Vec<&Path> = Vec::new();
         for mount in template.mounts() {
@@ -155,16 +163,26 @@ impl Rootfs {
             }
             covered.push(destination);
         }
-        let root = Path::new("/");
-        if let Some(cwd) =
-            template.cwd().filter(|cwd| *cwd != root && !covered.iter().any(|other| cwd.starts_with(other)))
-        {
-            // A link to nowhere, a file: the runtime knows what to do or to say.
-            if let Err(error) = self.directory(cwd) {
-                log::debug!("the working directory is left to the runtime: {error}");
-            }
+        match template.cwd() {
+            Some(cwd) if cwd != Path::new("/") => self.working_directory(cwd, template),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    fn working_directory(&mut self, cwd: &Path, template: &Template) -> Result<()> {
+        let view = View::new(&self.root, template.mounts()).map_err(Error::io("look at", &self.path))?;
+        match view.find(cwd) {
+            // A file, or a link to one: the runtime knows what to say.
+            Ok(Found::InRoot(path)) => {
+                if let Err(error) = self.directory(&path) {
+                    log::debug!("the working directory is left to the runtime: {error}");
+                }
+                Ok(())
+            }
+            Ok(Found::InMount | Found::Nowhere) => Ok(()),
+            Err(Refusal::Stray { target, why }) => Err(Error::StrayWorkingDirectory { cwd: cwd.into(), target, why }),
+            Err(Refusal::Failed(error)) => Err(Error::io("follow the working directory", self.outside(cwd))(error)),
+        }
     }
 
     /// Makes sure that `/dev`, `/proc` and `/sys` are no symbolic links, if they are there. Runtimes look at the places of their

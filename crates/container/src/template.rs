@@ -254,11 +254,24 @@ impl<'a> MountEntry<'a> {
         self.json["options"].as_array()?.iter().rev().find_map(mode)
     }
 
+    /// Whether a bind mount shows the mounts below its source, too.
+    pub(crate) fn is_recursive(&self) -> bool {
+        self.has_option("rbind")
+    }
+
+    /// Whether a tmpfs is filled with what it covers, as runc and crun do with an option of their own.
+    pub(crate) fn copies_what_it_covers(&self) -> bool {
+        self.file_system() == Some("tmpfs") && self.has_option("tmpcopyup")
+    }
+
+    fn has_option(&self, name: &str) -> bool {
+        self.json["options"].as_array().is_some_and(|all| all.iter().any(|option| option == name))
+    }
+
     /// Whether it shows a file or directory of the host.
     pub fn is_bind(&self) -> bool {
         // The options decide and the type is "a dummy, often none" (config.md, "Mounts"); runc takes the type as well.
-        let has = |option: &Value| option == "bind" || option == "rbind";
-        self.file_system() == Some("bind") || self.json["options"].as_array().is_some_and(|all| all.iter().any(has))
+        self.file_system() == Some("bind") || self.has_option("bind") || self.has_option("rbind")
     }
 }
 

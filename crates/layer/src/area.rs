@@ -1,17 +1,26 @@
 //! A store's own directory: who uses which layers, and what is on its way in or out.
 
-use std::fs::{self, DirBuilder};
+mod trash;
+
+use std::ffi::OsString;
+use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-use rustix::fs::{CWD, FlockOperation, Mode, flock, fstat, openat, stat};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, RawDir, SeekFrom, flock, fstat, openat, seek, stat};
 use rustix::io::Errno;
 
+pub(crate) use self::trash::MadeOfLayer;
 use crate::display::quoted;
-use crate::walk::READ;
+use crate::walk::{self, ENTRIES_SIZE_BYTES, READ, as_os_str};
 use crate::{Error, Result, remove_tree};
+
+/// How often a lock is tried that somebody else has. A collector has it for about a millisecond.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// The name of the area in its store.
 pub(crate) const AREA: &str = ".layered";
@@ -22,12 +31,14 @@ pub(crate) const AREA: &str = ".layered";
 /// <store>/.layered/                     flock(2): shared while a hold or a directory below is made,
 ///                                       exclusive while a collector looks at the holds and takes layers away
 /// <store>/.layered/holds/<random>       the names of the layers that somebody uses, each ended by a NUL
-/// <store>/.layered/trash/<random>/<n>   layers that a collector took away and removes
 /// <store>/.layered/new/<random>/layer   a layer in the making
+/// <store>/.layered/trash-<random>       a layer that a collector has taken away: garbage
+/// <store>/.layered/layer.json           where the area was made of a layer: all but `holds` and `new` is garbage
 /// ```
 ///
-/// Each `<random>` is locked by its owner, and whatever is not locked is a dead one's: locks, flock(2), die with their
-/// holder. So that nobody takes one for dead that is only just being made, that is done under the lock of the area.
+/// Holds and layers in the making are locked by their owners, and those that are not locked are a dead owner's: locks,
+/// flock(2), die with their holder. So that nobody takes one for dead that is only just being made, that is done under the lock
+/// of the area. Garbage has no owner.
 #[derive(Debug)]
 pub(crate) struct Area {
     path: PathBuf,
@@ -39,8 +50,6 @@ pub(crate) struct Area {
 pub(crate) enum Room {
     /// Files of names.
     Holds,
-    /// Directories of layers that are being removed.
-    Trash,
     /// Directories of layers that are being made.
     New,
 }
@@ -49,7 +58,6 @@ impl Room {
     fn name(self) -> &'static str {
         match self {
             Room::Holds => "holds",
-            Room::Trash => "trash",
             Room::New => "new",
         }
     }
@@ -76,7 +84,7 @@ impl Area {
         };
         // Whoever has it can lead what is made and removed in it elsewhere: in /tmp anybody could have made it.
         let owner = fstat(&dir).map_err(Error::io("look at", &path))?.st_uid;
-        if owner != 0 && owner != stat(store).map_err(Error::io("look at", store))?.st_uid {
+        if !is_trusted(owner, store)? {
             let why = "it belongs neither to root nor to the owner of the store";
             return Err(Error::io("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
@@ -94,15 +102,59 @@ impl Area {
         }
     }
 
+    /// Waits for the lock, shared, until `stop` says that nobody needs it any more; `None` then.
+    pub(crate) fn lock_shared_until(&self, stop: &dyn Fn() -> bool) -> Result<Option<AreaLock<'_>>> {
+        loop {
+            match flock(&self.dir, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(Some(AreaLock { area: self })),
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if stop() => return Ok(None),
+                // No event says that such a lock is free, and waiting in the kernel for it cannot be ended by another thread.
+                Err(Errno::WOULDBLOCK) => thread::sleep(RETRY),
+                Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
+            }
+        }
+    }
+
     /// What is in a part of the area; nothing if that was never needed.
     pub(crate) fn list(&self, room: Room) -> Result<Vec<PathBuf>> {
         let path = self.path.join(room.name());
-        match fs::read_dir(&path) {
-            Ok(entries) => entries.map(|entry| Ok(entry.map_err(Error::io("read", &path))?.path())).collect(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(Error::io("read", path)(error)),
+        let entries = match openat(&self.dir, room.name(), READ, Mode::empty()) {
+            Ok(dir) => entries(&dir),
+            Err(Errno::NOENT) => Ok(Vec::new()),
+            Err(errno) => Err(errno),
+        };
+        match entries {
+            Ok(entries) => Ok(entries.into_iter().map(|(name, _)| path.join(name)).collect()),
+            Err(errno) => Err(Error::io("read", path)(errno)),
         }
     }
+}
+
+/// Whether an area that belongs to `owner` may be used for `store`.
+fn is_trusted(owner: u32, store: &Path) -> Result<bool> {
+    Ok(owner == 0 || owner == stat(store).map_err(Error::io("look at", store))?.st_uid)
+}
+
+/// What is in a directory. Entries that vanish concurrently may or may not be there.
+fn entries(dir: impl AsFd) -> rustix::io::Result<Vec<(OsString, FileType)>> {
+    let dir = dir.as_fd();
+    // It may have been read before.
+    seek(dir, SeekFrom::Start(0))?;
+    let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut found = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        match walk::file_type(dir, &entry) {
+            _ if walk::is_dots(name) => {}
+            Ok(kind) => found.push((as_os_str(name).to_owned(), kind)),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(found)
 }
 
 /// The lock of an [`Area`], let go when it is dropped.
@@ -196,6 +248,8 @@ fn make_dir(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -212,7 +266,7 @@ mod tests {
         let orphans = lock.orphans(Room::New, 9).unwrap();
         assert_eq!(orphans.iter().map(WorkDir::path).collect::<Vec<_>>(), [&path]);
         assert!(lock.orphans(Room::New, 9).unwrap().is_empty(), "somebody has taken it over");
-        assert!(lock.orphans(Room::Trash, 9).unwrap().is_empty());
+        assert!(lock.orphans(Room::Holds, 9).unwrap().is_empty());
         orphans.into_iter().for_each(|orphan| orphan.remove().unwrap());
         assert_eq!(area.list(Room::New).unwrap(), [live.path()]);
     }

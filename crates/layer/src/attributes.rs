@@ -100,6 +100,12 @@ impl Attributes {
         plain(self) == plain(other) && sorted(self) == sorted(other)
     }
 
+    /// Replaces the permission bits. An ACL, which can give more than they say, is dropped.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.xattrs.retain(|(name, _)| name.to_bytes() != b"system.posix_acl_access");
+    }
+
     /// Gives an open file these attributes. It must have no others of its own, see [`strip`].
     ///
     /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode can take the

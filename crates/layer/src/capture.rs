@@ -1,12 +1,16 @@
 //! An upper that a command has written, made a layer that is right in any stack.
 
 mod barrier;
+mod below;
 mod claim;
 mod directory;
 mod made;
+mod record;
+mod refuse;
 #[cfg(test)]
 mod tests;
 mod upper;
+mod upper_id;
 
 use std::num::NonZeroUsize;
 use std::ops::AddAssign;
@@ -15,18 +19,21 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Timespec, fsync};
+use rustix::fs::{Mode, Timespec, fchmod};
 use rustix::io::Errno;
 
-use self::claim::Claim;
-pub(crate) use self::claim::MARK;
+use self::below::Below;
+use self::claim::Stage;
+pub(crate) use self::claim::{Claim, Found};
 use self::directory::{Job, Shared, Worker};
 pub use self::made::Made;
 use self::made::TakingOut;
+pub use self::record::RunRecord;
 use self::upper::Upper;
-use crate::view::View;
+pub use self::upper_id::UpperId;
+use crate::tree_size::Inodes;
 use crate::walk::crew;
-use crate::{Error, Hold, Layer, Meta, Result, TreeSize, XattrNamespace, json};
+use crate::{Access, Error, Layer, Meta, Result, TreeSize, XattrNamespace};
 
 /// How the upper directory of an overlay becomes a layer.
 ///
@@ -57,18 +64,23 @@ use crate::{Error, Hold, Layer, Meta, Result, TreeSize, XattrNamespace, json};
 ///   empty tree.
 /// - All else stays as it is: it is moved, not copied.
 ///
-/// # After a power cut
-/// The layer is whole or not there: `layer.json` gets its name when all else is durable, by one sync of the file system
-/// (syncfs(2)), which captures of one process share that come together.
+/// # After a power cut or a kill
+/// The layer is whole or not there. The tree and the future `layer.json` are made durable by one sync of the file system
+/// (syncfs(2)), which concurrent captures of one process share. Only then is the tree moved. When that is durable, too,
+/// `layer.json` gets its name.
+///
+/// A capture that was killed at any moment can be repeated with the same arguments: it finds the upper where it was, or it
+/// finds the tree moved and completes the layer. A [`Collector`](crate::Collector) does the same for a tree that was moved.
 ///
 /// # Twice at once
-/// One wins, and the other is told so by [`Error::AlreadyCaptured`] before it has done anything: also where the other is in
-/// another process. The layer's directory may exist, with sidecars and a log in it that are then as durable as the layer; what a
-/// capture has left in it that was killed is taken away.
+/// One of two concurrent captures of a layer wins. The other, in whichever process, fails with [`Error::AlreadyCaptured`] and
+/// has changed nothing. The layer's directory may exist, with sidecars and a log in it, which are then as durable as the layer.
 #[derive(Debug, Clone)]
 pub struct Capture {
     lowers: Vec<PathBuf>,
-    made: Vec<Made>,
+    made: Option<Vec<Made>>,
+    upper: Option<UpperId>,
+    access: Option<Access>,
     xattrs: XattrNamespace,
     latest: Option<SystemTime>,
     threads: NonZeroUsize,
@@ -78,7 +90,7 @@ pub struct Capture {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Captured {
-    /// The layer's tree, as it is in `disk_usage`.
+    /// The layer's tree, as [`TreeSize::of`] measures it. Its bytes are recorded as `disk_usage`.
     pub size: TreeSize,
     /// What was taken out since the run, and not the command, had made it.
     pub taken_out: u64,
@@ -98,10 +110,10 @@ pub enum Step {
     Settle,
     /// `layer.json` is written, without its name.
     Stage,
-    /// The tree is moved to `fs`.
-    Move,
     /// All of it is made durable.
     Sync,
+    /// The tree is moved to `fs`, durably.
+    Move,
     /// `layer.json` gets its name: the layer is there.
     Publish,
     /// The name is made durable.
@@ -111,7 +123,7 @@ pub enum Step {
 impl Step {
     /// All steps, in order.
     pub const ALL: [Step; 7] =
-        [Step::TakeOut, Step::Settle, Step::Stage, Step::Move, Step::Sync, Step::Publish, Step::Finish];
+        [Step::TakeOut, Step::Settle, Step::Stage, Step::Sync, Step::Move, Step::Publish, Step::Finish];
 }
 
 /// Where there are more processors. A capture is all work of the kernel's, and is not alone on its machine.
@@ -124,16 +136,32 @@ impl Capture {
         let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self {
             lowers: lowers.into_iter().map(Into::into).collect(),
-            made: Vec::new(),
+            made: None,
+            upper: None,
+            access: None,
             xattrs: XattrNamespace::default(),
             latest: None,
             threads: processors.min(MOST_USUAL_THREADS),
         }
     }
 
-    /// What the run put into the upper besides the command.
+    /// What the run put into the upper besides the command. What the run has [recorded](RunRecord) on the upper itself is known
+    /// without this.
     pub fn made(mut self, made: impl IntoIterator<Item = Made>) -> Self {
-        self.made = made.into_iter().collect();
+        self.made = Some(made.into_iter().collect());
+        self
+    }
+
+    /// Captures no upper but this one, wherever it has been moved to.
+    pub fn of_upper(mut self, id: UpperId) -> Self {
+        self.upper = Some(id);
+        self
+    }
+
+    /// Gives the layer's directory this mode and group. Without this, a directory that the capture makes is only for its owner
+    /// (0700), and one that exists keeps its mode.
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = Some(access);
         self
     }
 
@@ -163,9 +191,14 @@ impl Capture {
     /// system, and is moved; it may also stand in the layer's directory as `fs` already. When this returns, the layer is
     /// durable.
     ///
+    /// A lower that does not exist any more is no error unless the upper replaces a directory of the lowers.
+    ///
     /// # Errors
-    /// - [`Error::NotADirectory`] if the upper, a lower or the layer is none, [`Error::UpperIsLower`].
-    /// - [`Error::AlreadyCaptured`], [`Error::TreeInTheWay`], [`Error::OtherFileSystem`]: nothing has been changed.
+    /// - [`Error::NotADirectory`] if the upper, a lower or the layer is not a directory.
+    /// - [`Error::UpperIsLower`], [`Error::UpperOverlapsLower`], [`Error::UpperIsLayers`], [`Error::AnotherUpper`],
+    ///   [`Error::LayerInsideTree`], [`Error::RootDirectory`], [`Error::AlreadyCaptured`], [`Error::TreeInTheWay`],
+    ///   [`Error::OtherFileSystem`], [`Error::MadeUnknown`]: nothing has been changed.
+    /// - [`Error::LowerMissing`] if a missing lower is needed.
     /// - [`Error::Unmergeable`] for an upper that was written with `redirect_dir` or `metacopy` on.
     /// - [`Error::MountInside`] if something is mounted in the upper or in a lower.
     /// - [`Error::Io`] names what could not be read, changed or moved.
@@ -188,70 +221,124 @@ impl Capture {
         meta: Meta,
         watch: &dyn Fn(Step),
     ) -> Result<Captured> {
-        let upper = Upper::open(upper.as_ref())?;
-        // What is half collected would be taken for what the upper was over.
-        let layers = self.lowers.iter().filter(|tree| tree.ends_with("fs")).filter_map(|tree| tree.parent());
-        let _hold = Hold::of(layers.filter(|layer| Layer::at(*layer).meta_path().symlink_metadata().is_ok()))?;
-        let lowers = View::new(&self.lowers)?.xattrs(self.xattrs);
-        if lowers.tree_of(&upper.stat).is_some() {
-            return Err(Error::UpperIsLower { upper: upper.path });
+        let upper = match Upper::open(upper.as_ref()) {
+            Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper.as_ref(), layer, missing),
+            upper => upper?,
+        };
+        if self.upper.is_some_and(|id| UpperId::of_open(upper.root.as_fd()) != Ok(id)) {
+            return Err(Error::AnotherUpper { upper: upper.path });
         }
-        let claim = Claim::take(layer, &upper.stat)?;
-        let work =
-            upper.require_same_mount(&claim).and_then(|()| self.fill(&upper, &lowers, &claim, layer, meta, watch));
-        if work.is_err() {
+        let below = Below::open(&self.lowers, self.xattrs)?;
+        refuse::refuse(&upper, below.present(), layer, self.xattrs)?;
+        let record = RunRecord::of(upper.root.as_fd(), &upper.path, self.xattrs)?.unwrap_or_default();
+        let made = match (&self.made, record.made) {
+            (made, Some(mut recorded)) => {
+                recorded
+                    .extend(made.iter().flatten().filter(|made| !recorded.contains(made)).cloned().collect::<Vec<_>>());
+                recorded
+            }
+            (Some(made), None) => made.clone(),
+            (None, None) => return Err(Error::MadeUnknown { upper: upper.path }),
+        };
+        let claim = Claim::take(layer)?;
+        let work = Self::place(&claim, &upper).and_then(|stage| {
+            let filling =
+                Filling { upper: &upper, below: &below, made, root_mode: record.root_mode, claim: &claim, stage };
+            self.fill(&filling, meta, watch)
+        });
+        if work.is_err() && !matches!(work, Err(Error::NotMovedBack { .. })) {
             claim.give_up();
         }
         work
     }
 
-    fn fill(
-        &self,
-        upper: &Upper,
-        lowers: &View,
-        claim: &Claim<'_>,
-        layer: &Layer,
-        meta: Meta,
-        watch: &dyn Fn(Step),
-    ) -> Result<Captured> {
+    /// Whether the tree stands in the layer's directory already, or will be moved there.
+    fn place(claim: &Claim<'_>, upper: &Upper) -> Result<Stage> {
+        let layer = claim.layer();
+        let own = (upper.stat.st_dev, upper.stat.st_ino);
+        match claim.look()? {
+            Found::Layer => return Err(Error::AlreadyCaptured { layer: layer.path().into() }),
+            Found::Sealed { tree } | Found::Unfinished { tree: Some(tree) } if tree == own => return Ok(Stage::Staged),
+            Found::Sealed { .. } => {
+                // Of another upper, whose capture was killed.
+                claim.publish()?;
+                return Err(Error::AlreadyCaptured { layer: layer.path().into() });
+            }
+            Found::Unfinished { tree: Some(_) } => return Err(Error::TreeInTheWay { path: layer.fs() }),
+            Found::Unfinished { tree: None } => {}
+        }
+        upper.require_same_mount(claim)?;
+        Ok(Stage::Sealed)
+    }
+
+    /// Completes a capture that was killed after it had moved `upper`, which is `missing` now.
+    fn finish_killed(&self, upper: &Path, layer: &Layer, missing: Error) -> Result<Captured> {
+        let Some(claim) = Claim::take_existing(layer)? else { return Err(missing) };
+        let is_ours = match self.upper {
+            Some(id) => UpperId::of(layer.fs()).is_ok_and(|tree| tree == id),
+            None => claim.is_noted(upper, self.xattrs),
+        };
+        match claim.look()? {
+            Found::Sealed { .. } if is_ours => claim.publish()?,
+            // Nothing but the last sync may be missing.
+            Found::Layer if is_ours => claim.sync()?,
+            _ => return Err(missing),
+        }
+        Ok(Captured { size: layer.measure()?, ..Captured::default() })
+    }
+
+    fn fill(&self, filling: &Filling<'_>, meta: Meta, watch: &dyn Fn(Step)) -> Result<Captured> {
+        let Filling { upper, below, made, root_mode, claim, stage } = filling;
+        let (root, layer) = (upper.root.as_fd(), claim.layer());
         watch(Step::TakeOut);
-        let root = upper.root.as_fd();
-        let taken_out = TakingOut { root, path: &upper.path, lowers, xattrs: self.xattrs }.run(&self.made)?;
+        let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
         watch(Step::Settle);
-        let captured = Captured { taken_out, ..self.settle(upper, lowers)? };
+        let captured = Captured { taken_out, ..self.settle(upper, below)? };
 
         watch(Step::Stage);
         let meta = Meta { disk_usage: captured.size.bytes, created_at: SystemTime::now(), ..meta };
-        let meta_path = layer.meta_path();
-        let staged = json::Staged::new(&meta_path, &meta)?;
+        claim.stage(&meta)?;
+        // Before anything can be reached by its name in the layer.
+        claim.open_to(self.access)?;
+        if *stage == Stage::Sealed {
+            claim.note_upper(&upper.path, self.xattrs);
+        }
+        watch(Step::Sync);
+        barrier::sync(claim.dir()).map_err(Error::io("sync the file system of", layer.path()))?;
+        if let Some(mode) = root_mode {
+            let mode = Mode::from_raw_mode(*mode);
+            fchmod(root, mode).map_err(Error::io("change the mode of", &upper.path))?;
+        }
+        RunRecord::remove(root, &upper.path, self.xattrs)?;
         watch(Step::Move);
-        let moved = claim.moves();
-        if moved {
+        if *stage == Stage::Sealed {
+            claim.seal()?;
             upper.move_to(claim.dir(), layer)?;
         }
-        // From here on the upper has to be moved back.
-        watch(Step::Sync);
-        let durable = barrier::sync(claim.dir()).map_err(Error::io("sync the file system of", layer.path()));
-        let published = durable.and_then(|()| {
+        // From here on a failure has to move the upper back.
+        let published = claim.sync().and_then(|()| {
             watch(Step::Publish);
-            staged.publish()
+            claim.publish_from(*stage)
         });
         if let Err(failure) = published {
-            return Err(if moved { upper.move_back(claim.dir(), layer, failure) } else { failure });
+            return Err(match stage {
+                Stage::Sealed => upper.move_back(claim.dir(), layer, failure),
+                Stage::Staged => failure,
+            });
         }
         watch(Step::Finish);
-        claim.unmark();
-        fsync(claim.dir()).map_err(Error::io("sync", layer.path()))?;
+        claim.sync()?;
         Ok(captured)
     }
 
-    fn settle(&self, upper: &Upper, lowers: &View) -> Result<Captured> {
+    fn settle(&self, upper: &Upper, below: &Below) -> Result<Captured> {
         let shared = Shared {
             root: upper.root.as_fd(),
             path: &upper.path,
-            lowers,
+            below,
             xattrs: self.xattrs,
             latest: self.latest.map(timespec),
+            inodes: Inodes::default(),
         };
         let workers = crew::run(self.threads, Job::root(), || Worker::new(&shared), Worker::settle)?;
         let mut captured = Captured::default();
@@ -262,11 +349,22 @@ impl Capture {
     }
 }
 
+/// A capture under way.
+struct Filling<'a> {
+    upper: &'a Upper,
+    below: &'a Below,
+    made: Vec<Made>,
+    /// The mode of the upper's root, if it was closed since the run.
+    root_mode: Option<u32>,
+    claim: &'a Claim<'a>,
+    /// The mark by which `layer.json` is published: [`Stage::Sealed`] if the tree has to be moved.
+    stage: Stage,
+}
+
 impl AddAssign for Captured {
     fn add_assign(&mut self, other: Self) {
         let Self { size, taken_out, opaques, whiteouts } = other;
-        self.size.bytes += size.bytes;
-        self.size.entries += size.entries;
+        self.size += size;
         self.taken_out += taken_out;
         self.opaques += opaques;
         self.whiteouts += whiteouts;

@@ -1,10 +1,11 @@
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
 
 use crate::area::{Area, Room, WorkDir};
 use crate::display::quoted;
-use crate::{Error, Layer, Result};
+use crate::{Access, Error, Layer, Result};
 
 /// A layer in the making, out of sight: nobody who lists the store sees it before it is whole.
 ///
@@ -25,6 +26,7 @@ use crate::{Error, Layer, Result};
 pub struct Draft {
     layer: Layer,
     store: std::path::PathBuf,
+    access: Access,
     work: Option<WorkDir>,
 }
 
@@ -38,8 +40,15 @@ impl Draft {
         let area = Area::make(store)?;
         let work = area.lock(FlockOperation::LockShared)?.work_dir(Room::New)?;
         let layer = Layer::at(work.path().join("layer"));
-        std::fs::create_dir(layer.path()).map_err(Error::io("make the directory", layer.path()))?;
-        Ok(Self { layer, store: store.into(), work: Some(work) })
+        let mut closed = std::fs::DirBuilder::new();
+        closed.mode(0o700).create(layer.path()).map_err(Error::io("make the directory", layer.path()))?;
+        Ok(Self { layer, store: store.into(), access: Access::default(), work: Some(work) })
+    }
+
+    /// Gives the directory of the layer this mode and group, in place of the default (0700).
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
     }
 
     /// Where it is made. Everything in this directory comes along.
@@ -47,13 +56,16 @@ impl Draft {
         &self.layer
     }
 
-    /// Puts it into the store under `name`, which must be free.
+    /// Puts it into the store under `name`, which must be free. Only the owner can enter its directory, unless
+    /// [told otherwise](Self::access).
     ///
     /// # Errors
     /// [`Error::Io`], if something of that name is there (`EEXIST`), or for any other reason of the kernel's. The draft is
     /// removed then.
     pub fn publish(self, name: impl AsRef<Path>) -> Result<Layer> {
         let layer = Layer::at(self.store.join(name));
+        let dir = std::fs::File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;
+        self.access.apply(dir, self.layer.path())?;
         renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE)
             .map_err(Error::io("rename a new layer to", layer.path()))?;
         // What is left of the draft is empty, and goes with it.
@@ -90,6 +102,13 @@ mod tests {
             crate::scan(&store).unwrap().map(Result::unwrap).collect::<Vec<_>>(),
             [Layer::at(store.path().join("a"))]
         );
+
+        let mode = |name: &str| {
+            let metadata = fs::metadata(store.path().join(name)).unwrap();
+            std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o7777
+        };
+        Draft::begin(&store).unwrap().access(Access::mode(0o755)).publish("open").unwrap();
+        assert_eq!((mode("a"), mode("open")), (0o700, 0o755));
 
         drop(Draft::begin(&store).unwrap());
         let taken = Draft::begin(&store).unwrap().publish("a").unwrap_err();

@@ -78,6 +78,12 @@ pub enum Error {
         /// The target.
         path: PathBuf,
     },
+    /// Another merge is filling the target.
+    #[error("{} is being filled by another merge: wait for it, or choose another directory", quoted(path))]
+    TargetInUse {
+        /// The target.
+        path: PathBuf,
+    },
     /// The target of a merge lies inside one of its sources, or is one.
     #[error(
         "{} lies inside the source {}: merge into a directory outside the layers",
@@ -133,6 +139,61 @@ pub enum Error {
         /// The path that was given for the upper.
         upper: PathBuf,
     },
+    /// The upper that is to be captured lies inside a lower, or a lower inside it.
+    #[error("the upper {} overlaps the lower {}: give the upper that was written to", quoted(upper), quoted(lower))]
+    UpperOverlapsLower {
+        /// The path that was given for the upper.
+        upper: PathBuf,
+        /// The lower.
+        lower: PathBuf,
+    },
+    /// What is to be captured belongs to a layer that is whole or in use, or is a layer or a store itself. It is left as it is.
+    #[error("{} belongs to the layer {}: give an upper that a command has written", quoted(upper), quoted(layer))]
+    UpperIsLayers {
+        /// The path that was given for the upper.
+        upper: PathBuf,
+        /// The directory of the layer.
+        layer: PathBuf,
+    },
+    /// The report of a run describes another upper than the one that was given.
+    #[error("{} is not the upper that the report describes: give that one, or the report of this one", quoted(upper))]
+    AnotherUpper {
+        /// The path that was given for the upper.
+        upper: PathBuf,
+    },
+    /// A layer is to be made inside a lower, inside the tree of another layer or inside the upper.
+    #[error("{} lies inside {}: choose a directory outside of layers and uppers", quoted(layer), quoted(tree))]
+    LayerInsideTree {
+        /// The path that was given for the layer.
+        layer: PathBuf,
+        /// The tree around it.
+        tree: PathBuf,
+    },
+    /// A layer is to be made of the root directory.
+    #[error("{} is the root directory: choose another directory for the layer", quoted(path))]
+    RootDirectory {
+        /// The path that was given for the layer.
+        path: PathBuf,
+    },
+    /// A lower is not there any more, and the upper cannot be captured without it: it replaced a directory, whose entries in
+    /// the lowers have to be hidden by name. The upper is left.
+    #[error(
+        "{} replaces a directory of the lowers, of which {} does not exist (any more): a collector may have removed it; make it again",
+        quoted(path),
+        quoted(lower)
+    )]
+    LowerMissing {
+        /// The directory in the upper.
+        path: PathBuf,
+        /// The lower.
+        lower: PathBuf,
+    },
+    /// The run made more files in its upper than could be recorded there.
+    #[error("{} holds files that its run made, and does not say which: give the report of the run", quoted(upper))]
+    MadeUnknown {
+        /// The upper.
+        upper: PathBuf,
+    },
     /// A capture failed when the upper had been moved, and it could not be moved back: see `left`.
     #[error("a capture failed half way, and its upper could not be moved back ({cleanup}): it is at {}", quoted(left))]
     NotMovedBack {
@@ -183,11 +244,21 @@ impl Error {
             | Error::Json { path, .. }
             | Error::Serialize { path, .. }
             | Error::TargetNotEmpty { path }
+            | Error::TargetInUse { path }
             | Error::TreeInTheWay { path }
             | Error::MountInside { path }
+            | Error::RootDirectory { path }
+            | Error::LowerMissing { path, .. }
             | Error::Unmergeable { path, .. } => Some(path),
-            Error::NoTree { layer } | Error::AlreadyCaptured { layer } => Some(layer),
-            Error::OtherFileSystem { upper, .. } | Error::UpperIsLower { upper } => Some(upper),
+            Error::NoTree { layer } | Error::AlreadyCaptured { layer } | Error::LayerInsideTree { layer, .. } => {
+                Some(layer)
+            }
+            Error::OtherFileSystem { upper, .. }
+            | Error::UpperIsLower { upper }
+            | Error::UpperOverlapsLower { upper, .. }
+            | Error::UpperIsLayers { upper, .. }
+            | Error::AnotherUpper { upper }
+            | Error::MadeUnknown { upper } => Some(upper),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
             Error::SidecarName { .. } => None,
@@ -200,9 +271,9 @@ impl Error {
         move |source| Error::Io { operation, path, source: source.into() }
     }
 
-    /// A failed step of a walk below `root`.
-    pub(crate) fn walk(root: &Path, error: walkdir::Error) -> Error {
-        let path = error.path().unwrap_or(root).to_path_buf();
-        Error::Io { operation: "read", path, source: error.into() }
+    /// Whether the disk, or somebody's part of it, is full: of blocks or of inodes.
+    pub(crate) fn is_for_want_of_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 }

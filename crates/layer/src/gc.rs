@@ -3,18 +3,20 @@
 mod abandoned;
 mod inventory;
 mod need;
+mod sizes;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::OsString;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with, statvfs};
+use rustix::fs::{FlockOperation, statvfs, syncfs};
 
-use self::abandoned::Abandoned;
+use self::abandoned::Resolved;
 use self::inventory::{Inventory, Stored};
 use self::need::Need;
-use crate::area::{Area, Room, WorkDir};
+use crate::area::{Area, MadeOfLayer, Room};
 use crate::display::quoted;
 use crate::hold::{Stale, held, read};
 use crate::{Error, Layer, Result, remove_tree};
@@ -28,7 +30,8 @@ const BATCH: usize = 64;
 /// Collected is what has a `layer.json` and stands directly in the store, by [last use](Layer::last_used) or, where a layer
 /// was never used, by the age of its `layer.json`. Never collected are:
 /// - layers that somebody [holds](crate::Hold), as every run does with its own;
-/// - a layer that is the `base_hash` of another: it is never marked as used, and all that stand on it would be lost;
+/// - a layer that the `base_hash` of another [means](Layer::has_hash): it is never marked as used, and all that stand on it would
+///   be lost;
 /// - a layer that has been used since the collector looked at it;
 /// - a directory without `layer.json`, which somebody may be filling, unless a [`Capture`](crate::Capture) was killed there;
 ///   symbolic links, which are only names.
@@ -39,6 +42,9 @@ const BATCH: usize = 64;
 /// A layer is gone for all at once: it is renamed into the store's own directory and removed there. If the collector is
 /// killed, the next one removes the rest, and what killed makers of layers have left. Any number of collectors may be at
 /// work in one store.
+///
+/// A collector works on a full disk: until it has removed something, it makes no directory and no file. Where the store has no
+/// directory of its own yet and there is no room for one, the first layer to be removed becomes that directory.
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
@@ -65,7 +71,9 @@ pub struct Collector {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Sizes {
-    /// [`Meta::disk_usage`](crate::Meta::disk_usage), or measured where that is 0.
+    /// [`Meta::disk_usage`](crate::Meta::disk_usage), or measured where that is 0 or cannot be: where it is more than is in use on
+    /// the file system. The largest ones are also measured for as long as all together are more than that, or than
+    /// [`max_bytes`](Collector::max_bytes), so that one wrong number does not empty a store.
     #[default]
     Recorded,
     /// Each layer's directory is measured: [`TreeSize`](crate::TreeSize). Needed for a budget of entries, which are recorded
@@ -83,7 +91,8 @@ pub struct Collected {
     pub held: Vec<OsString>,
     /// Layers that would have gone if none stood on them.
     pub bases: Vec<OsString>,
-    /// Directories that killed collectors, killed captures and killed makers of layers had left.
+    /// Directories that killed collectors, killed captures and killed makers of layers had left. What another collector is just
+    /// removing counts too: nothing tells whether it lives.
     pub orphans: usize,
     /// What could not be looked at or removed. A layer that was taken away already is removed by the next collector.
     pub failed: Vec<Error>,
@@ -101,14 +110,14 @@ pub struct CollectedLayer {
     pub last_use: SystemTime,
     /// The size, from where [`Sizes`] says.
     pub bytes: u64,
-    /// Files, directories and all else in it. `None` if it was not measured.
+    /// Inodes: its directory, files, directories and all else in it. `None` if it was not measured.
     pub entries: Option<u64>,
 }
 
 impl Collected {
     /// Bytes of all layers that are gone.
     pub fn bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.bytes).sum()
+        self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.bytes))
     }
 }
 
@@ -136,14 +145,14 @@ impl Collector {
         Self::default()
     }
 
-    /// Keeps at most so many bytes of layers.
+    /// Keeps at most so many bytes of layers, as [`TreeSize`](crate::TreeSize) counts them.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self
     }
 
-    /// Keeps at most so many entries (files, directories, links, …), each of which is an inode, with the layers' own
-    /// directories and files. Every layer is measured.
+    /// Keeps at most so many inodes: files, directories, symbolic links and all else, with the layers' own directories and files. A
+    /// file with several names is one. Every layer is measured.
     pub fn max_entries(mut self, entries: u64) -> Self {
         self.max_entries = Some(entries);
         self.sizes = Sizes::Measured;
@@ -175,14 +184,12 @@ impl Collector {
     /// As `collect`.
     pub fn dry_run(&self, store: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<Collected> {
         let store = store.as_ref();
-        let inventory = Inventory::take(store, self.sizes, progress)?;
+        let inventory = Inventory::take(store, self.sizes, self.max_bytes, progress)?;
         let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
         collected.orphans = inventory.unfinished.len();
         if let Some(area) = Area::open(store)? {
-            let lock = area.lock(FlockOperation::LockExclusive)?;
-            for room in [Room::Trash, Room::New] {
-                collected.orphans += lock.orphans(room, usize::MAX)?.len();
-            }
+            collected.orphans += area.garbage()?.directories();
+            collected.orphans += area.lock(FlockOperation::LockExclusive)?.orphans(Room::New, usize::MAX)?.len();
         }
         collected.failed = inventory.failed;
         Ok(collected)
@@ -197,25 +204,22 @@ impl Collector {
         let store = store.as_ref();
         let mut collected = Collected::default();
         // Before anything else: if the disk is full, this is room.
-        while let Some(area) = Area::open(store)? {
-            if !remove_orphans(&area, &mut collected)? {
-                break;
-            }
+        if let Some(area) = Area::open(store)? {
+            remove_orphans(&area, &mut collected)?;
         }
-        let inventory = Inventory::take(store, self.sizes, progress)?;
-        remove_unfinished(store, &inventory.unfinished, &mut collected)?;
+        let inventory = Inventory::take(store, self.sizes, self.max_bytes, progress)?;
+        resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
         let mut need = self.need(store, &inventory)?;
         let of = self.plan(&inventory, &held(store)?, need).layers.len();
-        let mut layers = inventory.layers.iter();
-        while layers.as_slice().first().is_some_and(|stored| need.wants(stored.used)) {
-            let taken = self.take_away(store, &mut layers, &mut need, &mut collected)?;
-            for number in 0..taken.layers {
-                let path = taken.dir.path().join(number.to_string());
+        let mut layers: VecDeque<&Stored> = inventory.layers.iter().collect();
+        while layers.front().is_some_and(|stored| need.wants(stored.used)) {
+            let trash = self.take_away(store, &mut layers, &mut need, &mut collected)?;
+            let before = collected.layers.len() - trash.len();
+            for (number, path) in (1..).zip(trash) {
                 collected.failed.extend(remove_tree(path).err());
-                progress(Progress::Removed { layers: collected.layers.len() - taken.layers + number + 1, of });
+                progress(Progress::Removed { layers: before + number, of });
             }
-            collected.failed.extend(taken.dir.remove().err());
-            need.free_bytes = self.lacking(store)?;
+            need.free_bytes = self.still_lacking(store, need.free_bytes)?;
         }
         collected.within_budget = !need.is_over();
         collected.failed.extend(inventory.failed);
@@ -240,6 +244,19 @@ impl Collector {
         let Some(least) = self.min_free_bytes else { return Ok(0) };
         let stat = statvfs(store).map_err(Error::io("ask for the free space of", store))?;
         Ok(least.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+
+    /// Bytes that the file system lacks, when by the sizes of the layers that have been removed it lacks `expected` still.
+    fn still_lacking(&self, store: &Path, expected: u64) -> Result<u64> {
+        let lacking = self.lacking(store)?;
+        if lacking == 0 || expected > 0 {
+            return Ok(lacking.min(expected));
+        }
+        // On some file systems, Btrfs for one, what was removed becomes free only now. Otherwise it would look as if nothing became
+        // free, and all layers would be removed.
+        let synced = File::open(store).and_then(|dir| Ok(syncfs(dir)?));
+        synced.map_err(Error::io("sync the file system of", store))?;
+        self.lacking(store)
     }
 
     /// What would go, if all goes well.
@@ -267,52 +284,98 @@ impl Collector {
         }
     }
 
-    /// Renames a number of layers away, while nobody can begin to hold one.
+    /// Renames a number of layers away, while nobody can begin to hold one. Returns where they are now.
     fn take_away(
         &self,
         store: &Path,
-        layers: &mut std::slice::Iter<'_, Stored>,
+        layers: &mut VecDeque<&Stored>,
         need: &mut Need,
         collected: &mut Collected,
-    ) -> Result<Taken> {
-        let area = Area::make(store)?;
+    ) -> Result<Vec<PathBuf>> {
+        let area = match Area::make(store) {
+            Err(error) if error.is_for_want_of_room() => {
+                self.make_area_of_layer(store, layers, need, collected)?.ok_or(error)?
+            }
+            area => area?,
+        };
         let lock = area.lock(FlockOperation::LockExclusive)?;
         let held = read(&area, Stale::Removed)?;
-        let mut taken = Taken { dir: lock.work_dir(Room::Trash)?, layers: 0 };
-        while taken.layers < BATCH && layers.as_slice().first().is_some_and(|stored| need.wants(stored.used)) {
-            let Some(stored) = layers.next() else { break };
+        let mut trash = Vec::new();
+        // How much room one of them makes is seen when it is removed.
+        let most = if need.is_room_only() { 1 } else { BATCH };
+        while trash.len() < most {
+            let Some(&stored) = layers.front().filter(|stored| need.wants(stored.used)) else { break };
+            layers.pop_front();
             if collected.is_spared(stored, &held) {
                 continue;
             }
             let layer = Layer::at(store.join(&*stored.name));
-            match layer.last_used_or_made() {
+            match is_as_it_was(&layer, stored) {
+                Ok(Some(true)) => match lock.throw_away(layer.path()) {
+                    Ok(path) => {
+                        self.count(stored, need, collected);
+                        trash.push(path);
+                    }
+                    // The area has no room for more names: those that it has are removed first.
+                    Err(error) if error.is_for_want_of_room() && !trash.is_empty() => {
+                        layers.push_front(stored);
+                        break;
+                    }
+                    Err(error) => collected.failed.push(error),
+                },
+                Ok(Some(false)) => log::debug!("{} was used in the meantime", quoted(layer.path())),
                 // Another collector was quicker.
                 Ok(None) => need.gone(stored.size),
-                Ok(Some(used)) if used != stored.used => {
-                    log::debug!("{} was used in the meantime", quoted(layer.path()))
-                }
-                Ok(Some(_)) => {
-                    let to = taken.dir.path().join(taken.layers.to_string());
-                    match renameat_with(CWD, layer.path(), CWD, to, RenameFlags::NOREPLACE) {
-                        Ok(()) => {
-                            need.gone(stored.size);
-                            taken.layers += 1;
-                            collected.layers.push(self.told(stored));
-                        }
-                        Err(errno) => collected.failed.push(Error::io("take away", layer.path())(errno)),
-                    }
-                }
                 Err(error) => collected.failed.push(error),
             }
         }
-        Ok(taken)
+        Ok(trash)
+    }
+
+    /// Makes the area of a store on a full disk: one of the layers that have to go becomes the area, and is removed there. `None` if
+    /// none can.
+    ///
+    /// Nobody holds any of the layers, since there is no area.
+    fn make_area_of_layer(
+        &self,
+        store: &Path,
+        layers: &mut VecDeque<&Stored>,
+        need: &mut Need,
+        collected: &mut Collected,
+    ) -> Result<Option<Area>> {
+        for (index, stored) in layers.iter().enumerate() {
+            if !need.wants(stored.used) {
+                break;
+            }
+            let layer = Layer::at(store.join(&*stored.name));
+            // What is wrong with one of them is told when its turn comes.
+            if stored.is_base || !matches!(is_as_it_was(&layer, stored), Ok(Some(true))) {
+                continue;
+            }
+            match Area::make_of(store, layer.path())? {
+                MadeOfLayer::Made(area) => {
+                    self.count(stored, need, collected);
+                    layers.remove(index);
+                    collected.failed.extend(area.garbage()?.remove());
+                    return Ok(Some(area));
+                }
+                MadeOfLayer::There(area) => return Ok(Some(area)),
+                MadeOfLayer::Unsuitable => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Counts a layer that has been taken away.
+    fn count(&self, stored: &Stored, need: &mut Need, collected: &mut Collected) {
+        need.gone(stored.size);
+        collected.layers.push(self.told(stored));
     }
 }
 
-/// Layers that were renamed away, to `0`, `1`, … in a directory.
-struct Taken {
-    dir: WorkDir,
-    layers: usize,
+/// Whether a layer was last used when the collector thinks. `None` if it is gone.
+fn is_as_it_was(layer: &Layer, stored: &Stored) -> Result<Option<bool>> {
+    Ok(layer.last_used_or_made()?.map(|used| used == stored.used))
 }
 
 impl Collected {
@@ -328,43 +391,46 @@ impl Collected {
     }
 }
 
-/// Removes what dead owners have left, some of it. Returns whether there may be more.
-fn remove_orphans(area: &Area, collected: &mut Collected) -> Result<bool> {
-    let mut orphans = Vec::new();
-    {
-        let lock = area.lock(FlockOperation::LockExclusive)?;
-        read(area, Stale::Removed)?;
-        for room in [Room::Trash, Room::New] {
-            orphans.extend(lock.orphans(room, BATCH)?);
+/// Removes what dead owners have left.
+fn remove_orphans(area: &Area, collected: &mut Collected) -> Result<()> {
+    let garbage = area.garbage()?;
+    let count = garbage.directories();
+    let failed = garbage.remove();
+    collected.orphans += count.saturating_sub(failed.len());
+    collected.failed.extend(failed);
+    loop {
+        let orphans = {
+            let lock = area.lock(FlockOperation::LockExclusive)?;
+            read(area, Stale::Removed)?;
+            lock.orphans(Room::New, BATCH)?
+        };
+        let count = orphans.len();
+        let failed = orphans.into_iter().filter_map(|orphan| orphan.remove().err()).collect::<Vec<_>>();
+        // What cannot be removed now cannot be a moment later.
+        let more = count >= BATCH && failed.is_empty();
+        collected.orphans += count - failed.len();
+        collected.failed.extend(failed);
+        if !more {
+            return Ok(());
         }
     }
-    let count = orphans.len();
-    let failed = orphans.into_iter().filter_map(|orphan| orphan.remove().err()).collect::<Vec<_>>();
-    // What cannot be removed now cannot be a moment later.
-    let more = count >= BATCH && failed.is_empty();
-    collected.orphans += count - failed.len();
-    collected.failed.extend(failed);
-    Ok(more)
 }
 
-/// Removes the trees that killed captures have left, as the next capture of the same layer would.
-fn remove_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collected) -> Result<()> {
+/// Completes or removes what killed captures have left.
+fn resolve_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collected) -> Result<()> {
     if unfinished.is_empty() {
         return Ok(());
     }
-    let area = Area::make(store)?;
-    let trash = area.lock(FlockOperation::LockShared)?.work_dir(Room::Trash)?;
-    for (number, layer) in unfinished.iter().enumerate() {
-        let taken = Abandoned::find(layer).and_then(|found| match found {
-            Some(abandoned) => abandoned.take_away(&trash.path().join(number.to_string())).map(|()| 1),
-            None => Ok(0),
-        });
-        match taken {
-            Ok(taken) => collected.orphans += taken,
+    // One collector at a time, where there can be others: without an area there is none yet.
+    let area = Area::open(store)?;
+    let _lock = area.as_ref().map(|area| area.lock(FlockOperation::LockExclusive)).transpose()?;
+    for layer in unfinished {
+        match abandoned::resolve(layer) {
+            Ok(Resolved::Removed) => collected.orphans += 1,
+            Ok(Resolved::Completed | Resolved::Left) => {}
             Err(error) => collected.failed.push(error),
         }
     }
-    collected.failed.extend(trash.remove().err());
     Ok(())
 }
 

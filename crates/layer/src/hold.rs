@@ -1,9 +1,13 @@
+//! Which layers are in use: the files in a store's `.layered/holds`.
+//!
+//! The directory around them and its lock are in `area`; the collector that asks is in `gc`.
+
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Permissions};
-use std::io::{ErrorKind, Read, Write};
+use std::fs::{self, Permissions};
+use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, openat, statat};
@@ -11,25 +15,27 @@ use rustix::io::{Errno, retry_on_intr};
 use tempfile::NamedTempFile;
 
 use crate::area::{Area, Room};
+use crate::display::quoted;
 use crate::walk::PATH;
-use crate::{Error, Result};
+use crate::{Error, Result, UpperId, regular_file};
 
-/// Layers that no [collector](crate::Collector) takes, of whatever process, for as long as this is there.
+/// Layers that no [collector](crate::Collector) of any process removes for as long as this value exists, and longer if that was
+/// [asked for](Self::keep).
 ///
-/// It is one small file for each store (`<store>/.layered/holds/<random>`), not a lock for each layer: a run over hundreds
-/// of layers has one descriptor of it. The file is locked, flock(2), so that the hold dies with its holder, however that
-/// happens; a collector then removes the file. The descriptor is not passed on to programs that are executed.
+/// It is one small file per store (`<store>/.layered/holds/<random>`), not a lock per layer: a run over hundreds of layers has
+/// one descriptor open for it. The file is locked, flock(2), so that the hold ends with its process, however that happens; a
+/// collector then removes the file. The descriptor is not passed on to programs that are executed.
 ///
-/// A layer's store is the directory that it really stands in: where its path is a symbolic link, that of the layer that the
-/// link leads to. Not seen through is a bind mount of a single layer elsewhere, nor a second machine where flock(2) is not
-/// told across machines.
+/// The store of a layer is the directory in which it really is: for a symbolic link, that of the layer that the link leads to.
+/// Two cases are not covered: a layer that is bind-mounted elsewhere by itself, and a store that several machines share
+/// over a file system that does not propagate flock(2).
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
 /// # std::fs::create_dir_all(store.path().join("gcc/fs"))?;
 /// # let layers = [layer::Layer::at(store.path().join("gcc"))];
 /// let hold = layer::Hold::of(layers.iter().map(layer::Layer::path))?;
-/// // What is there now stays there.
+/// // A layer that exists now stays.
 /// hold.release()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -39,20 +45,43 @@ pub struct Hold {
     files: Vec<NamedTempFile>,
 }
 
+/// The head of a hold's file, padded with NULs: the path for which the layers stay held without a process, and what identifies
+/// it. It has its room from the beginning, so that it can be written on a full disk. The names follow, each ended by a NUL.
+const HEAD_BYTES: usize = 4096;
+
 /// Links to links are followed in one step: a path that is a link again has just been made one.
 const MOST_STEPS: usize = 3;
 
 impl Hold {
-    /// Holds the layers in these directories. Look at them afterwards: what a collector took before, it took.
+    /// Holds the layers in these directories. Look at the layers *afterwards*: a collector may have removed one just before.
     ///
-    /// A store that cannot be written to is passed over, as nobody can collect there; whoever has it mounted writable
-    /// elsewhere could. So is one whose file system has no locks, which no collector works without, and one whose
-    /// `.layered` is a stranger's, which no collector uses. The log says so.
+    /// Three kinds of store are passed over, and the log says so: a store that cannot be written to, since nobody can collect
+    /// there (unless it is mounted writable elsewhere); one whose file system has no locks, which no collector works without;
+    /// and one whose `.layered` belongs to another user, which no collector uses.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] names a layer that is not there, or no longer; [`Error::Io`] says why the others cannot be
+    /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] says why the layers cannot be
     /// held. Nothing is held then.
     pub fn of(layers: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
+        let hold = Self::acquire(layers, None)?;
+        Ok(hold.expect("nothing stops it"))
+    }
+
+    /// As [`of`](Self::of), but gives up waiting for a collector as soon as `stop` returns true; `None` then.
+    ///
+    /// # Errors
+    /// As `of`.
+    pub fn of_until(
+        layers: impl IntoIterator<Item = impl AsRef<Path>>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Self>> {
+        Self::acquire(layers, Some(stop))
+    }
+
+    fn acquire(
+        layers: impl IntoIterator<Item = impl AsRef<Path>>,
+        stop: Option<&dyn Fn() -> bool>,
+    ) -> Result<Option<Self>> {
         let mut hold = Self::default();
         let mut waiting: Vec<PathBuf> = layers.into_iter().map(|layer| layer.as_ref().into()).collect();
         for _ in 0..MOST_STEPS {
@@ -65,23 +94,56 @@ impl Hold {
                 }
             }
             for (store, layers) in stores {
-                hold.register(store, &layers, &mut links)?;
+                if !hold.register(store, &layers, &mut links, stop)? {
+                    return Ok(None);
+                }
             }
             // The root directory is in no store.
             let real = |layer: &Path| fs::canonicalize(layer).map_err(|error| missing(layer, error));
             let real = links.into_iter().map(real).collect::<Result<Vec<_>>>()?;
             waiting = real.into_iter().filter(|layer| layer.parent().is_some()).collect();
             if waiting.is_empty() {
-                return Ok(hold);
+                return Ok(Some(hold));
             }
         }
         Err(missing(&waiting[0], Errno::LOOP.into()))
     }
 
-    /// Holds no layer any more, and says what `Drop` can only log.
+    /// Says for what the layers stay held if this value is [kept](Self::keep): for as long as the directory `path`, which must be
+    /// absolute, exists; with `id`, for as long as it is that directory. Dropped without being kept, the value still holds nothing.
+    ///
+    /// Needs no room on the disk. A collector has to see `path` under the same name.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be removed. It holds nothing all the same, and a collector will remove it.
+    /// [`Error::Io`] if that cannot be written down, as for a path of more than 4,000 bytes.
+    pub fn set_reason(&self, path: &Path, id: Option<UpperId>) -> Result<()> {
+        let mut head = path.as_os_str().as_bytes().to_vec();
+        head.push(0);
+        head.extend(id.map(UpperId::to_text).unwrap_or_default().bytes());
+        if !path.is_absolute() || head.len() >= HEAD_BYTES {
+            return Err(Error::io("hold layers for", path)(Errno::INVAL));
+        }
+        head.resize(HEAD_BYTES, 0);
+        for file in &self.files {
+            file.as_file().write_all_at(&head, 0).map_err(Error::io("write", file.path()))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the layers held for the [reason](Self::set_reason) that was given, across processes and restarts of the machine.
+    pub fn keep(mut self) {
+        for file in self.files.drain(..) {
+            let path = file.path().to_path_buf();
+            if let Err(error) = file.keep() {
+                log::warn!("cannot keep {}: {error}", quoted(&path));
+            }
+        }
+    }
+
+    /// Ends the hold, and returns what `Drop` can only log.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be removed. The hold has ended all the same, and a collector will remove the file.
     pub fn release(mut self) -> Result<()> {
         let closed = self.files.drain(..).map(|file| {
             let path = file.path().to_path_buf();
@@ -90,22 +152,27 @@ impl Hold {
         closed.collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// Holds layers of one store by their names. Those that are links go to `links`.
+    /// Holds layers of one store by their names. Those that are links go to `links`. False if `stop` has ended the wait.
     fn register<'a>(
         &mut self,
         store: &Path,
         layers: &[(&'a Path, &'a OsStr)],
         links: &mut Vec<&'a Path>,
-    ) -> Result<()> {
+        stop: Option<&dyn Fn() -> bool>,
+    ) -> Result<bool> {
         let dir = openat(CWD, store, PATH.difference(OFlags::NOFOLLOW), Mode::empty());
         let dir = dir.map_err(|errno| missing(layers[0].0, errno.into()))?;
         let area = if_it_can_be(store, Area::make(store))?;
-        // Until the file says what is held, no collector takes anything.
-        let lock = match &area {
-            Some(area) => if_it_can_be(store, area.lock(FlockOperation::LockShared))?,
-            None => None,
+        // No collector removes anything until the file says what is held.
+        let lock = match (&area, stop) {
+            (None, _) => None,
+            (Some(area), None) => if_it_can_be(store, area.lock(FlockOperation::LockShared))?,
+            (Some(area), Some(stop)) => match if_it_can_be(store, area.lock_shared_until(stop))? {
+                Some(None) => return Ok(false),
+                lock => lock.flatten(),
+            },
         };
-        let mut names = Vec::new();
+        let mut names = vec![0; HEAD_BYTES];
         for &(layer, name) in layers {
             let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| missing(layer, errno.into()))?;
             match FileType::from_raw_mode(stat.st_mode) {
@@ -117,11 +184,11 @@ impl Hold {
                 _ => return Err(missing(layer, Errno::NOTDIR.into())),
             }
         }
-        if let Some(lock) = lock.filter(|_| !names.is_empty()) {
+        if let Some(lock) = lock.filter(|_| names.len() > HEAD_BYTES) {
             let file = lock.make_in(Room::Holds, make_file).and_then(|file| hold(file, &names));
             self.files.extend(if_it_can_be(store, file)?);
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -130,7 +197,7 @@ impl Drop for Hold {
         for file in self.files.drain(..) {
             let path = file.path().to_path_buf();
             if let Err(error) = file.close() {
-                log::warn!("{} is left, and holds nothing: {error}", path.display());
+                log::warn!("{} is left, and holds nothing: {error}", quoted(&path));
             }
         }
     }
@@ -151,9 +218,9 @@ fn make_file(holds: &Path) -> std::io::Result<NamedTempFile> {
     builder.prefix("").rand_bytes(16).permissions(Permissions::from_mode(0o644)).tempfile_in(holds)
 }
 
-/// Makes the new file one that holds the layers of these names.
+/// Makes the new file one that holds the layers of these names, which follow the head.
 fn hold(mut file: NamedTempFile, names: &[u8]) -> Result<NamedTempFile> {
-    // Whoever looks at the holds at this moment lets go at once.
+    // A process that is just looking at the holds has it locked for a moment.
     retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)).map_err(Error::io("lock", file.path()))?;
     file.write_all(names).map_err(Error::io("write", file.path()))?;
     Ok(file)
@@ -168,7 +235,7 @@ fn if_it_can_be<T>(store: &Path, result: Result<T>) -> Result<Option<T>> {
         _ if source.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) => log::Level::Warn,
         _ => return Err(Error::Io { operation, path, source }),
     };
-    log::log!(level, "layers of {} are not held: cannot {operation} {}: {source}", store.display(), path.display());
+    log::log!(level, "layers of {} are not held: cannot {operation} {}: {source}", quoted(store), quoted(&path));
     Ok(None)
 }
 
@@ -193,10 +260,10 @@ pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
     }
 }
 
-/// What becomes of holds whose holders are gone.
+/// What becomes of the files of holds that have ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stale {
-    /// They are removed. Only under the lock of the area, exclusive, are all others seen for what they are.
+    /// They are removed. This takes the lock of the area, exclusive: without it a file may be one that is just being made.
     Removed,
     Left,
 }
@@ -205,28 +272,69 @@ pub(crate) enum Stale {
 pub(crate) fn read(area: &Area, stale: Stale) -> Result<HashSet<OsString>> {
     let mut names = HashSet::new();
     for path in area.list(Room::Holds)? {
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(Error::io("open", path)(error)),
-        };
-        // Shared: of two who look at once neither takes the other for the holder.
-        match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Err(Errno::WOULDBLOCK) => {
-                let mut bytes = Vec::new();
-                file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-                let ended = bytes.split(|&byte| byte == 0).filter(|name| !name.is_empty());
-                names.extend(ended.map(|name| OsString::from_vec(name.into())));
+        let file = match regular_file::open(&path) {
+            Ok(Some(file)) => file,
+            Ok(None) => continue,
+            // Nobody here has made it, and a program that waits at it must not keep the collector waiting.
+            Err(Error::NotARegularFile { path }) => {
+                log::warn!("{} holds nothing: it is not a regular file", quoted(&path));
+                continue;
             }
+            Err(error) => return Err(error),
+        };
+        // Shared: of two processes that look at once neither takes the other for the holder.
+        let live = match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => true,
             Err(errno) => return Err(Error::io("lock", path)(errno)),
-            Ok(()) if stale == Stale::Removed => match fs::remove_file(&path) {
+            Ok(()) => false,
+        };
+        let held = Held::parse(&regular_file::read(file.try_clone().map_err(Error::io("read", &path))?, &path)?);
+        if live || held.has_reason() {
+            names.extend(held.names);
+        } else if stale == Stale::Removed {
+            match fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path)(error)),
-                _ => log::debug!("{}: its holder is gone", path.display()),
-            },
-            Ok(()) => {}
+                _ => log::debug!("{}: its holder is gone", quoted(&path)),
+            }
         }
     }
     Ok(names)
+}
+
+/// What the file of a hold says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    /// The path for which the layers stay held without a process, and what identifies it.
+    reason: Option<(PathBuf, String)>,
+    names: Vec<OsString>,
+}
+
+impl Held {
+    fn parse(bytes: &[u8]) -> Self {
+        let (head, names) = bytes.split_at(bytes.len().min(HEAD_BYTES));
+        let mut head = head.split(|&byte| byte == 0);
+        let path = PathBuf::from(OsString::from_vec(head.next().unwrap_or_default().into()));
+        let id = String::from_utf8_lossy(head.next().unwrap_or_default()).into_owned();
+        let names = names.split(|&byte| byte == 0).filter(|name| !name.is_empty());
+        Self {
+            reason: path.is_absolute().then_some((path, id)),
+            names: names.map(|name| OsString::from_vec(name.into())).collect(),
+        }
+    }
+
+    /// Whether the layers are held without a process.
+    fn has_reason(&self) -> bool {
+        let Some((path, id)) = &self.reason else { return false };
+        match UpperId::of(path) {
+            Ok(found) => id.is_empty() || found.to_text() == *id,
+            // What cannot be looked at may be there.
+            Err(Error::Io { source, .. }) => !matches!(
+                Errno::from_io_error(&source),
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG)
+            ),
+            Err(_) => true,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -238,6 +346,14 @@ mod tests {
         let store = tempfile::tempdir().unwrap();
         names.iter().for_each(|name| fs::create_dir_all(store.path().join(name).join("fs")).unwrap());
         store
+    }
+
+    /// The content of a hold's file.
+    fn file(head: &str, names: &[u8]) -> Vec<u8> {
+        let mut bytes = head.as_bytes().to_vec();
+        bytes.resize(HEAD_BYTES, 0);
+        bytes.extend_from_slice(names);
+        bytes
     }
 
     fn seen(store: &Path) -> Vec<OsString> {
@@ -291,12 +407,98 @@ mod tests {
         let store = store(&["a".as_ref()]);
         let hold = Hold::of([store.path().join("a")]).unwrap();
         let left = store.path().join(".layered/holds/dead");
-        fs::write(&left, b"a\0b\0").unwrap();
+        fs::write(&left, file("", b"a\0b\0")).unwrap();
         let area = Area::open(store.path()).unwrap().unwrap();
         assert_eq!(read(&area, Stale::Left).unwrap(), HashSet::from(["a".into()]));
         assert!(left.exists());
         assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
         assert!(!left.exists());
         drop(hold);
+    }
+
+    #[test]
+    fn a_kept_hold_lasts_as_long_as_its_reason() {
+        let store = store(&["a".as_ref()]);
+        let path = |name: &str| store.path().join(name);
+        for with_id in [false, true] {
+            let (run, upper) = (path("kept-run"), path("upper"));
+            fs::create_dir(&upper).unwrap();
+            let id = with_id.then(|| UpperId::of(&upper).unwrap());
+            let hold = Hold::of([path("a")]).unwrap();
+            hold.set_reason(&run, None).unwrap();
+            fs::rename(&upper, &run).unwrap();
+            hold.set_reason(&run, id).unwrap();
+            hold.keep();
+            let area = Area::open(store.path()).unwrap().unwrap();
+            assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+            if with_id {
+                // Another directory of that name is none of its.
+                fs::rename(&run, path("elsewhere")).unwrap();
+                fs::create_dir(&run).unwrap();
+                assert_eq!(read(&area, Stale::Left).unwrap(), HashSet::new());
+                fs::remove_dir(path("elsewhere")).unwrap();
+            }
+            fs::remove_dir(&run).unwrap();
+            assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::new());
+            assert_eq!(area.list(Room::Holds).unwrap(), [""; 0].map(PathBuf::from));
+        }
+    }
+
+    #[test]
+    fn a_reason_has_to_be_an_absolute_path_that_fits() {
+        let store = store(&["a".as_ref()]);
+        let hold = Hold::of([store.path().join("a")]).unwrap();
+        let long = format!("/{}", "x".repeat(HEAD_BYTES));
+        for wrong in ["relative", "", &long] {
+            assert!(matches!(hold.set_reason(Path::new(wrong), None), Err(Error::Io { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_file_of_a_hold_holds_nothing_and_keeps_nobody_waiting() {
+        let store = store(&["a".as_ref()]);
+        let _hold = Hold::of([store.path().join("a")]).unwrap();
+        let holds = store.path().join(".layered/holds");
+        rustix::fs::mknodat(CWD, holds.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        fs::create_dir(holds.join("directory")).unwrap();
+        symlink("/dev/zero", holds.join("link")).unwrap();
+        for (name, content) in [("empty", &b""[..]), ("short", b"b\0c\0"), ("text", b"/\0\0"), ("bytes", &[255; 9000])]
+        {
+            fs::write(holds.join(name), content).unwrap();
+        }
+        let area = Area::open(store.path()).unwrap().unwrap();
+        assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+        assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+    }
+
+    #[test]
+    fn a_wait_for_a_collector_can_be_ended() {
+        let store = store(&["a".as_ref()]);
+        let path = store.path().join("a");
+        let area = Area::make(store.path()).unwrap();
+        let lock = area.lock(FlockOperation::LockExclusive).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let stop = || {
+            asked.set(asked.get() + 1);
+            asked.get() == 3
+        };
+        assert!(Hold::of_until([&path], &stop).unwrap().is_none());
+        drop(lock);
+        assert!(Hold::of_until([&path], &|| false).unwrap().is_some());
+    }
+
+    #[test]
+    fn any_bytes_can_be_read() {
+        let table = [
+            (file("/run", b"a\0b\0"), Some(("/run", "")), &["a", "b"][..]),
+            (file("/run\x001 2 3", b"a\0"), Some(("/run", "1 2 3")), &["a"]),
+            (file("", b"a"), None, &["a"]),
+            (b"a\0b\0".to_vec(), None, &[]),
+            (Vec::new(), None, &[]),
+        ];
+        for (bytes, reason, names) in table {
+            let reason = reason.map(|(path, id)| (PathBuf::from(path), id.to_string()));
+            assert_eq!(Held::parse(&bytes), Held { reason, names: names.iter().map(Into::into).collect() });
+        }
     }
 }

@@ -1,12 +1,20 @@
+//! JSON files: read whole, replaced as a whole.
+
+use std::ffi::CStr;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, ErrorKind, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir, fchmod, flock, openat, unlinkat};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
+use crate::walk::READ;
 use crate::{Error, Result, read_regular_file};
 
 /// Reads one JSON value; `None` if there is no such file.
@@ -20,47 +28,80 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Replaces the file with one JSON value and a newline: a reader sees the old file or the new one, also after a power cut.
 pub(crate) fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
-    let staged = Staged::new(path, value)?;
-    staged.file.as_file().sync_all().map_err(Error::io("sync", path))?;
-    staged.publish()?;
     let dir = path.parent().unwrap_or(Path::new("."));
+    let text = to_text(path, value)?;
+    remove_dead(dir).map_err(Error::io("read", dir))?;
+    loop {
+        let file = temporary(dir).map_err(Error::io("create a temporary file in", dir))?;
+        file.as_file().write_all(&text).map_err(Error::io("write", path))?;
+        file.as_file().sync_all().map_err(Error::io("sync", path))?;
+        match file.persist(path) {
+            Ok(_) => break,
+            // Another writer has taken it for a dead one's before it was locked.
+            Err(error) if error.error.kind() == ErrorKind::NotFound && dir.is_dir() => {}
+            Err(error) => return Err(Error::io("rename a temporary file to", path)(error.error)),
+        }
+    }
     // The rename itself is durable once the directory is.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }
 
-/// One JSON value and a newline in a temporary file beside the one that it is to be. Dropped, it is removed.
-#[derive(Debug)]
-pub(crate) struct Staged<'a> {
-    path: &'a Path,
-    file: NamedTempFile,
+/// Makes the new file `name` in `dir`, with one JSON value and a newline. It is durable once the file system is synced. `path`
+/// is for errors.
+pub(crate) fn write_new<T: Serialize>(dir: BorrowedFd<'_>, name: &CStr, path: &Path, value: &T) -> Result<()> {
+    let text = to_text(path, value)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(dir, name, flags, MODE).map_err(Error::io("create", path))?;
+    // Whatever the umask is.
+    fchmod(&file, MODE).map_err(Error::io("set the mode of", path))?;
+    File::from(file).write_all(&text).map_err(Error::io("write", path))
 }
 
-impl<'a> Staged<'a> {
-    pub(crate) fn new<T: Serialize + ?Sized>(path: &'a Path, value: &T) -> Result<Self> {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(".json.")
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(dir)
-            .map_err(Error::io("create a temporary file in", dir))?;
-        let mut writer = BufWriter::new(&mut file);
-        serde_json::to_writer(&mut writer, value).map_err(|error| match error.is_io() {
-            true => Error::io("write", path)(error),
-            false => Error::Serialize { path: path.into(), source: error },
-        })?;
-        writer.write_all(b"\n").and_then(|()| writer.flush()).map_err(Error::io("write", path))?;
-        drop(writer);
-        Ok(Self { path, file })
-    }
+fn to_text<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<Vec<u8>> {
+    let serialize = |source| Error::Serialize { path: path.into(), source };
+    let mut text = serde_json::to_vec(value).map_err(serialize)?;
+    text.push(b'\n');
+    Ok(text)
+}
 
-    /// Gives the file its name, in place of the former one. What was written has to be durable by then, and the name is once
-    /// the directory is.
-    pub(crate) fn publish(self) -> Result<()> {
-        match self.file.persist(self.path) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Error::io("rename a temporary file to", self.path)(error.error)),
+/// The mode of a JSON file.
+const MODE: Mode = Mode::from_raw_mode(0o644);
+
+/// What the names of files begin with that are not whole yet.
+const PREFIX: &str = ".json.";
+
+/// A new file, locked for as long as it is being written.
+fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    let file = builder.prefix(PREFIX).permissions(fs::Permissions::from_mode(MODE.as_raw_mode())).tempfile_in(dir)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        // Another writer is looking whether it is a dead one's.
+        Ok(()) | Err(Errno::WOULDBLOCK) => Ok(file),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Removes the temporary files in `dir` whose writers were killed.
+fn remove_dead(dir: &Path) -> rustix::io::Result<()> {
+    let dir = openat(CWD, dir, READ.difference(OFlags::NOFOLLOW), Mode::empty())?;
+    let mut dead = Vec::new();
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut entries = RawDir::new(&dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if entry.file_name().to_bytes().starts_with(PREFIX.as_bytes()) {
+            dead.push(entry.file_name().to_owned());
         }
     }
+    for name in dead {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // What cannot be opened, locked or removed does no harm.
+        let Ok(file) = openat(&dir, &name, flags, Mode::empty()) else { continue };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _gone_or_not = unlinkat(&dir, &name, AtFlags::empty());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -82,6 +123,17 @@ mod tests {
         assert!(matches!(write(&path, &Broken), Err(Error::Serialize { .. })));
         assert_eq!(read::<Value>(&path).unwrap(), Some(json!({"a": 1})));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_write_removes_what_killed_writers_have_left() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".json.dead"), "{").unwrap();
+        let live = temporary(dir.path()).unwrap();
+        write(&dir.path().join("doc.json"), &1).unwrap();
+        let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        assert_eq!(names, [live.path(), &dir.path().join("doc.json")]);
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result, TreeSize};
+use crate::{Error, Result, TreeSize, layer_hash};
 
 /// One layer's directory and the paths in it.
 ///
@@ -13,13 +13,14 @@ use crate::{Error, Result, TreeSize};
 /// <layer>/last_used    a sentinel; its modification time is the time of last use
 /// <layer>/<name>.json  sidecars, one JSON value each
 ///
-/// <layer>/.capturing   without layer.json: a capture is under way, or was killed; `fs` is nobody's then
-/// <layer>/.json.*      a JSON file that is being written, or whose writer was killed
+/// <layer>/.capturing   the `layer.json` to be of a capture that has not moved its tree; whatever stands at `fs` is the caller's
+/// <layer>/.captured    the `layer.json` to be of a capture that moves its tree; with `fs` beside it the layer is complete
+/// <layer>/.json.*      a JSON file that is being written; locked, flock(2), unless its writer was killed
 /// ```
 ///
-/// A [capture](crate::Capture) that is under way holds a lock, flock(2), on the layer's directory. A directory with `.capturing`
-/// that has neither that lock nor `layer.json` is what a killed one has left: the next capture of this layer goes on from
-/// there, and anybody may remove it.
+/// A [capture](crate::Capture) holds a lock, flock(2), on the layer's directory. A directory that it has made has the sticky bit
+/// until the layer is complete. What a killed capture has left is completed or removed by the next capture of the layer and by
+/// the next [`Collector`](crate::Collector). Neither removes a tree.
 ///
 /// Other files and directories beside these are allowed and left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,15 +98,15 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base at `dir`. Its hash is the name of its directory until [`with_hash`](Self::with_hash) says otherwise, its
-    /// image is empty until [`with_image`](Self::with_image).
+    /// The base at `dir`. Its hash is the name of its directory, in the form of [`Layer::hash`], until
+    /// [`with_hash`](Self::with_hash) says otherwise, its image is empty until [`with_image`](Self::with_image).
     ///
     /// # Errors
     /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs`.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
         check(&dir, "a base")?;
-        let hash = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let hash = layer_hash::text(dir.file_name().unwrap_or_default());
         Ok(Self { dir, hash, image: String::new() })
     }
 
@@ -191,5 +192,10 @@ mod tests {
         assert_eq!((layer.fs(), layer.name()), (whole.join("fs"), OsStr::new("whole")));
         let base = Base::open(&whole).unwrap().with_image("debian:12");
         assert_eq!((base.hash(), base.image()), ("whole", "debian:12"));
+
+        let odd = dir.path().join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xffodd"));
+        fs::create_dir_all(odd.join("fs")).unwrap();
+        let (base, layer) = (Base::open(&odd).unwrap(), Layer::open(&odd).unwrap());
+        assert_eq!((base.hash(), layer.hash()), ("/ffodd", "/ffodd".into()));
     }
 }

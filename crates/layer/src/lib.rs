@@ -48,10 +48,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod access;
 mod area;
 mod attributes;
 mod capture;
 mod conflicts;
+mod disk_usage;
 pub mod display;
 mod draft;
 mod error;
@@ -62,6 +64,7 @@ mod json;
 pub mod json_path;
 mod last_used;
 mod layer;
+mod layer_hash;
 mod lookup;
 mod merge;
 mod meta;
@@ -76,7 +79,8 @@ mod tree_size;
 mod view;
 mod walk;
 
-pub use capture::{Capture, Captured, Made, Step};
+pub use access::Access;
+pub use capture::{Capture, Captured, Made, RunRecord, Step, UpperId};
 pub use conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use draft::Draft;
 pub use error::{Error, Result};
@@ -92,4 +96,4 @@ pub use plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
 pub use regular_file::read_regular_file;
 pub use remove::{remove_tree, remove_tree_with};
 pub use scan::{Scan, scan};
-pub use tree_size::TreeSize;
+pub use tree_size::{TreeSize, count_files};

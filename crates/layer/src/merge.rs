@@ -21,7 +21,7 @@ use self::target::Target;
 use crate::display::quoted;
 use crate::sources::Sources;
 use crate::walk::crew;
-use crate::{Error, Result, XattrNamespace};
+use crate::{Access, Error, Result, XattrNamespace};
 
 /// Merges layers, topmost first, into one directory, with the usual options: [`Merge::run`].
 ///
@@ -72,6 +72,7 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 pub struct Merge {
     threads: NonZeroUsize,
     xattrs: XattrNamespace,
+    access: Option<Access>,
 }
 
 /// What a merge has made.
@@ -103,7 +104,7 @@ impl Merge {
     /// Two threads, where there are two processors, and attributes in [`XattrNamespace::Trusted`].
     pub fn new() -> Self {
         let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { threads: processors.min(MOST_USUAL_THREADS), xattrs: XattrNamespace::default() }
+        Self { threads: processors.min(MOST_USUAL_THREADS), xattrs: XattrNamespace::default(), access: None }
     }
 
     /// Works with at most so many threads.
@@ -119,16 +120,27 @@ impl Merge {
         self
     }
 
+    /// Gives the root of the target this mode and group, in place of the topmost source's.
+    ///
+    /// The target may hold set-user-ID programs and device nodes. If other users of the host can get to the directory that it is
+    /// made in ([`Access::is_needed_in`]), close it ([`Access::default`]), or merge into a directory that is closed. A root that is
+    /// closed is closed in a container, too, if the target is its topmost lower.
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = Some(access);
+        self
+    }
+
     /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a new directory in one
     /// that exists, or an empty one, whose own attributes give way to those of the topmost source. No source at all
     /// makes an empty directory of mode 0755, which hides nothing.
     ///
     /// The caller's thread waits; its working directory stays what it is. Until all is done, nobody but the owner can
-    /// enter `target`.
+    /// enter `target`, and an extended attribute (`trusted.layered.merging`) marks it, so that a merge into what a killed
+    /// merge has left starts again.
     ///
     /// # Errors
     /// - [`Error::NotADirectory`] if a source or an existing target is none; a symbolic link is none.
-    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInsideSource`], under whatever name.
+    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInUse`] by another merge; [`Error::TargetInsideSource`], under whatever name.
     /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: a directory that carries
     ///   `redirect`, a file that carries `metacopy`.
     /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show it in an overlay.
@@ -153,11 +165,15 @@ impl Merge {
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<Merged> {
         let sources = Sources::open(sources)?;
-        let target = Target::prepare(target.as_ref(), &sources)?;
-        match self.fill(&sources, &target, stop) {
-            Ok(merged) => Ok(merged),
-            Err(failure) => Err(target.undo(failure, self.threads)),
-        }
+        let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;
+        let merged = self.fill(&sources, &target, stop).and_then(|merged| {
+            if let Some(access) = self.access {
+                access.apply(target.root(), target.path())?;
+            }
+            target.finish(self.xattrs)?;
+            Ok(merged)
+        });
+        merged.map_err(|failure| target.undo(failure, self.threads))
     }
 
     fn fill(&self, sources: &Sources, target: &Target, stop: &(dyn Fn() -> bool + Sync)) -> Result<Merged> {
@@ -169,6 +185,7 @@ impl Merge {
             sources,
             target: target.root(),
             target_path: target.path(),
+            root_mode: self.access.map(|access| Mode::from_raw_mode(access.bits())),
             xattrs: self.xattrs,
             stop,
             groups: Groups::default(),

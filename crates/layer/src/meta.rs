@@ -25,7 +25,8 @@ pub struct Meta {
     pub gid: u32,
     /// The [base](crate::Base) below.
     pub base_hash: String,
-    /// Bytes of the tree when the layer was made. May be absent in a file, then 0.
+    /// Bytes that were allocated for the tree when the layer was made, as [`TreeSize`](crate::TreeSize) counts them. May be
+    /// absent in a file, then 0. Nothing says that it is true: see [`Layer::disk_usage`].
     #[serde(default)]
     pub disk_usage: u64,
     /// Seconds of each phase, in order. May be absent or null in a file.

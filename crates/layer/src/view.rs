@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::attributes::{Attributes, Keep, XattrList};
 use crate::lookup::{EntryKind, hides_below, kind_of};
-use crate::sources::Sources;
+use crate::sources::{Root, Sources};
 use crate::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath, open_in};
 use crate::{Error, Result, XattrNamespace};
 
@@ -163,7 +163,27 @@ impl View {
 
     /// The path of the tree whose root this is.
     pub(crate) fn tree_of(&self, root: &Stat) -> Option<&Path> {
-        self.trees.find((root.st_dev, root.st_ino))
+        self.tree_with(walk::identity(root))
+    }
+
+    /// The path of the tree whose root has this identity.
+    pub(crate) fn tree_with(&self, identity: walk::Identity) -> Option<&Path> {
+        self.trees.find(identity)
+    }
+
+    /// How many trees there are.
+    pub(crate) fn len(&self) -> usize {
+        self.trees.len()
+    }
+
+    /// The path of a tree, as it was given.
+    pub(crate) fn path(&self, tree: usize) -> &Path {
+        self.trees.path(tree)
+    }
+
+    /// The root of a tree.
+    pub(crate) fn root_of(&self, tree: usize) -> rustix::io::Result<Root<'_>> {
+        self.trees.root(tree)
     }
 
     fn open(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {

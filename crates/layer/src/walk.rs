@@ -8,13 +8,17 @@
 pub(crate) mod crew;
 mod cursor;
 mod node;
+pub(crate) mod visit;
 
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawDirEntry, ResolveFlags, StatxFlags, openat2, statat, statx};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawDirEntry, ResolveFlags, Stat, StatxFlags, fstat, openat, openat2,
+    readlinkat, statat, statx,
+};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -81,6 +85,39 @@ fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> r
 /// Which mount an open file is on (statx(2), Linux 5.8).
 pub(crate) fn mount_of(file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     Ok(statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
+/// What `stat` identifies.
+pub(crate) fn identity(stat: &Stat) -> Identity {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// The path of an open file, as the kernel knows it now (proc_pid_fd(5)).
+pub(crate) fn path_of(file: BorrowedFd<'_>) -> rustix::io::Result<PathBuf> {
+    let path = readlinkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?;
+    Ok(OsStr::from_bytes(path.as_bytes()).into())
+}
+
+/// The open directory `dir` and those above it, up to the root of the file system that this process sees.
+pub(crate) fn upwards(dir: BorrowedFd<'_>) -> rustix::io::Result<impl Iterator<Item = rustix::io::Result<OwnedFd>>> {
+    let mut next = Some(Ok(openat(dir, c".", PATH, Mode::empty())?));
+    let mut below = None;
+    Ok(std::iter::from_fn(move || {
+        let this = match next.take()? {
+            Ok(this) => this,
+            Err(errno) => return Some(Err(errno)),
+        };
+        let identity = match fstat(&this) {
+            Ok(stat) => (stat.st_dev, stat.st_ino),
+            Err(errno) => return Some(Err(errno)),
+        };
+        // The parent of the root is the root.
+        if below.replace(identity) == Some(identity) {
+            return None;
+        }
+        next = Some(openat(&this, c"..", PATH, Mode::empty()));
+        Some(Ok(this))
+    }))
 }
 
 /// Whether `name` is one of the two that every directory has.
@@ -154,9 +191,8 @@ pub(crate) fn as_c_string(name: &OsStr) -> rustix::io::Result<CString> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
 
-    use rustix::fs::{CWD, fstat, mkdirat, openat};
+    use rustix::fs::mkdirat;
 
     use super::*;
 

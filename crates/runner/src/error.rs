@@ -51,6 +51,30 @@ pub enum Cause {
         /// The kept run's directory.
         path: PathBuf,
     },
+    /// The scratch directory lies in a layer or the base, or is its tree.
+    #[error(
+        "the scratch directory {} lies in {}, which this run stacks: choose one outside of the layers and the base",
+        quoted(scratch),
+        quoted(tree)
+    )]
+    ScratchInLayer {
+        /// The scratch directory, by its real path.
+        scratch: PathBuf,
+        /// The tree of the layer or of the base.
+        tree: PathBuf,
+    },
+    /// The upper is to be moved into a layer or the base.
+    #[error(
+        "{} lies in {}, which this run stacks: choose a place for the upper outside of the layers and the base",
+        quoted(destination),
+        quoted(tree)
+    )]
+    UpperInLayer {
+        /// Where the upper is to go.
+        destination: PathBuf,
+        /// The tree of the layer or of the base.
+        tree: PathBuf,
+    },
     /// Options that cannot go together.
     #[error("{0}")]
     Options(&'static str),
@@ -112,6 +136,8 @@ impl Error {
             Cause::Layer(error) => error.path(),
             Cause::Container(error) => error.path(),
             Cause::Io { path, .. } | Cause::NotKept { path } | Cause::InUse { path } => Some(path),
+            Cause::ScratchInLayer { scratch, .. } => Some(scratch),
+            Cause::UpperInLayer { destination, .. } => Some(destination),
             Cause::PrepUpper(_) | Cause::Options(_) => None,
         }
     }

@@ -33,6 +33,7 @@
 
 mod error;
 mod etc;
+mod inside;
 mod machine;
 mod options;
 mod probe;
@@ -51,11 +52,11 @@ pub use error::{BoxError, Cause, Error, Result};
 pub use options::{Cleanup, EtcFiles, Options};
 pub use probe::{Probe, probe};
 pub use removal::Removal;
-pub use report::Report;
-pub use run::{plan, run};
+pub use report::{CaptureRecord, Report};
+pub use run::{check_upper_destination, plan, run};
 pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
-pub use upper::{CaptureError, PersistError, Upper};
+pub use upper::{CaptureError, PersistError, RunLock, Upper};
 
 /// The examples of the README, which have to compile.
 #[cfg(doctest)]

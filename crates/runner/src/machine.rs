@@ -9,6 +9,7 @@ use layer::{Base, Hold, Layer, Made, Merge, Merged, Plan, Rung, XattrNamespace};
 use crate::error::{Cause, chain};
 use crate::options::EtcFiles;
 use crate::report::Origin;
+use crate::rundir::scratch_dir;
 use crate::scratch::Scratch;
 use crate::sequence::Host;
 use crate::stack::{Stack, hold, mechanism};
@@ -51,10 +52,10 @@ impl<'a> Machine<'a> {
     fn outcome(&mut self, finished: Finished) -> Outcome {
         let plan = self.plan.take().expect("planning comes first");
         // A tree stands in its layer's directory, whose name is the layer's.
-        let names = plan.separate.iter().chain(&plan.merged).filter_map(|tree| tree.parent()?.file_name());
+        let names = plan.separate.iter().chain(&plan.merged).filter_map(|tree| tree.parent());
         let origin = Origin {
             base_hash: self.base.hash().into(),
-            parent_hashes: names.map(|name| name.to_string_lossy().into_owned()).collect(),
+            parent_hashes: names.map(|dir| Layer::at(dir).hash()).collect(),
             user: self.template.user(),
             xattrs: self.xattrs(),
         };
@@ -79,7 +80,7 @@ impl Host for Machine<'_> {
     type Mounted = Mounted;
     type Bundle = Prepared;
     type Outcome = Outcome;
-    type Upper = (Upper, Option<Removal>, Option<Hold>);
+    type Upper = (Upper, Option<Removal>);
 
     fn inputs(&mut self) -> Result<(), Cause> {
         // From the beginning: it stays, whatever fails.
@@ -99,17 +100,26 @@ impl Host for Machine<'_> {
         require_privilege()?;
         Cgroup::require(self.template.controllers())?;
         // Before they are looked at: what is there then stays there.
-        self.hold = Some(hold(self.base, self.layers)?);
+        self.hold = hold(self.base, self.layers, self.options.cancel.as_ref())?;
         self.stack = Some(Stack::resolve(self.base, self.layers)?);
         Ok(())
     }
 
     fn scratch(&mut self) -> Result<Scratch, Cause> {
-        let (scratch, id) = match self.options.over.take() {
-            None => Scratch::create(&self.options.scratch)?,
-            Some(upper) => Scratch::over(upper)?,
+        let stack = self.stack.as_ref().expect("the inputs come first");
+        let (mut scratch, id) = match self.options.over.take() {
+            None => {
+                let parent = scratch_dir(&self.options.scratch)?;
+                stack.refuse_scratch(&parent)?;
+                Scratch::create(&parent)?
+            }
+            Some(upper) => {
+                stack.refuse_scratch(upper.path())?;
+                Scratch::over(upper)?
+            }
         };
         self.id = Some(id);
+        scratch.hold(self.hold.take(), self.xattrs());
         Ok(scratch)
     }
 
@@ -197,6 +207,8 @@ impl Host for Machine<'_> {
         rootfs.mount_points(self.template)?;
         // Where the caller has left a link or a mount in the upper, it is not found and stays the upper's own.
         self.made = Made::look(scratch.upper(), rootfs.made())?;
+        // Before the command runs, which may fill the disk.
+        scratch.record(&self.made, self.xattrs())?;
 
         let cgroup = Cgroup::new(self.id().as_str())?;
         let config = self.template.instantiate(mounted.path()).map_err(container::Error::from)?;
@@ -244,7 +256,7 @@ impl Host for Machine<'_> {
             Cleanup::Behind if !scratch.is_kept() => scratch.into_upper_behind()?,
             _ => (scratch.into_upper()?, None),
         };
-        Ok((upper, removal, self.hold.take()))
+        Ok((upper, removal))
     }
 
     fn discard(&mut self, scratch: Scratch) -> Result<(), Cause> {

@@ -6,6 +6,7 @@ use container::{Overlay, in_private_mount_namespace, require_privilege};
 use layer::Rung;
 
 use crate::error::{Cause, io_cause};
+use crate::rundir::scratch_dir;
 use crate::scratch::{Paths, Scratch};
 use crate::sequence::in_phase;
 use crate::stack::mechanism;
@@ -32,7 +33,8 @@ pub struct Probe {
 /// unmounting or removing failed: then [`Error::left`] says where.
 pub fn probe(scratch: impl AsRef<Path>, rung: Rung) -> Result<Probe> {
     require_privilege().map_err(|error| Error::new(Phase::Inputs, error))?;
-    let (scratch, _) = Scratch::create(scratch.as_ref()).map_err(in_phase(Phase::Scratch))?;
+    let scratch = scratch_dir(scratch.as_ref()).and_then(|scratch| Scratch::create(&scratch));
+    let (scratch, _) = scratch.map_err(in_phase(Phase::Scratch))?;
     let seen = fill(&scratch)
         .map_err(in_phase(Phase::Scratch))
         .and_then(|()| mounted(&scratch, rung))

@@ -2,13 +2,16 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use container::{Excerpt, Status, Usage};
-use layer::{Capture, Hold, Made, Merged, Meta, Plan, Timing, XattrNamespace};
+use layer::json_path::{self, JsonPath};
+use layer::{Base, Capture, Layer, Made, Merged, Meta, Plan, Timing, UpperId, XattrNamespace};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::error::chain;
+use crate::error::{Cause, chain};
+use crate::stack::absolute;
 use crate::{Removal, Timings, Upper};
 
-/// What came of a run. While it is there no collector takes the layers that it was made over.
+/// The outcome of a run. No collector removes the layers below the upper for as long as the upper exists.
 #[derive(Debug)]
 #[non_exhaustive]
 #[must_use = "the upper is deleted when the report is dropped"]
@@ -31,8 +34,6 @@ pub struct Report {
     /// upper, which is not told.
     pub made: Vec<Made>,
     pub(crate) origin: Origin,
-    /// The layers stay for as long as this is there: whoever captures the upper needs them.
-    pub(crate) _hold: Option<Hold>,
     /// The excerpt of standard output, if it was captured.
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
@@ -55,7 +56,12 @@ impl Report {
     /// What makes a layer of the upper: it knows the lowers and what the run [made](Self::made). `run` itself captures nothing:
     /// see [`Upper::capture`].
     pub fn capture(&self) -> Capture {
-        Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs)
+        let capture = Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs);
+        match UpperId::of(self.upper.path()) {
+            Ok(id) => capture.of_upper(id),
+            // It says what is wrong.
+            Err(_) => capture,
+        }
     }
 
     /// A `layer.json` for the upper, as far as the run knows: the names of the layers and the hash of the base, the user and the
@@ -88,15 +94,15 @@ impl Report {
     /// The report as one JSON object:
     /// `{"status":{"exited":0},"upper":PATH,"timings":{NAME:SECONDS…},"plan":{"rung":…,"separate":N,"merged":N},"merge":{"linked":N,"copied":N},"made":[PATH…],"usage":{…},"capture":{…}}`.
     ///
-    /// A path that is not UTF-8 is written with replacement characters. `merge` is null if nothing was merged. `usage` has
-    /// `cpu_seconds` and `peak_memory_bytes`, null where the machine's controllers do not tell them, `out_of_memory`, and
-    /// `upper_bytes` and `upper_entries`, for which the upper is [measured](Upper::measure). `capture` has what `layered commit --run`
-    /// needs: `lowers`, topmost first, `made`, `xattrs` (`trusted` or `user`) and `meta`, a `layer.json`.
+    /// A path is a string, or an array of its bytes if it is not UTF-8. `merge` is null if nothing was merged. `usage` has
+    /// `cpu_seconds` and `peak_memory_bytes`, null where the machine's controllers do not report them, `out_of_memory`, and
+    /// `upper_bytes` and `upper_entries`, for which the upper is [measured](Upper::measure). `capture` is a [`CaptureRecord`], which
+    /// `layered commit --run` needs.
     pub fn to_json(&self) -> Value {
         let size = self.upper.measure().inspect_err(|error| log::warn!("{}", chain(error))).ok();
         json!({
             "status": self.status,
-            "upper": self.upper.path().to_string_lossy(),
+            "upper": json_path::to_value(self.upper.path()),
             "timings": self.timings,
             "plan": {
                 "rung": self.plan.rung.to_string(),
@@ -104,7 +110,7 @@ impl Report {
                 "merged": self.plan.merged.len(),
             },
             "merge": self.merged.as_ref().map(|merged| json!({"linked": merged.linked, "copied": merged.copied})),
-            "made": self.made.iter().map(|made| made.path().to_string_lossy()).collect::<Vec<_>>(),
+            "made": self.made.iter().map(|made| json_path::to_value(made.path())).collect::<Vec<_>>(),
             "usage": {
                 "cpu_seconds": self.usage.cpu_time.map(|time| time.as_secs_f64()),
                 "peak_memory_bytes": self.usage.peak_memory_bytes,
@@ -112,16 +118,83 @@ impl Report {
                 "upper_bytes": size.map(|size| size.bytes),
                 "upper_entries": size.map(|size| size.entries),
             },
-            "capture": {
-                "lowers": self.lowers().map(|tree| tree.to_string_lossy()).collect::<Vec<_>>(),
-                // JSON has no place for a name that is not UTF-8: what has one stays in the layer.
-                "made": self.made.iter().filter_map(|made| serde_json::to_value(made).ok()).collect::<Vec<_>>(),
-                "xattrs": match self.origin.xattrs {
-                    XattrNamespace::Trusted => "trusted",
-                    XattrNamespace::User => "user",
-                },
-                "meta": self.meta(),
-            },
+            "capture": self.capture_record(),
         })
+    }
+
+    /// What a process needs that captures the upper later.
+    pub fn capture_record(&self) -> CaptureRecord {
+        CaptureRecord {
+            upper: UpperId::of(self.upper.path()).ok(),
+            lowers: self.lowers().map(|tree| JsonPath(tree.into())).collect(),
+            made: Some(self.made.clone()),
+            xattrs: match self.origin.xattrs {
+                XattrNamespace::Trusted => Xattrs::Trusted,
+                XattrNamespace::User => Xattrs::User,
+            },
+            meta: self.meta(),
+        }
+    }
+}
+
+/// All that is needed to capture an upper in another process, as it is in a report and in the description of a kept run.
+///
+/// `{"upper":{"inode":N,"born":[S,NS]},"lowers":[PATH…],"made":[…],"xattrs":"trusted","meta":{…}}`: the identity of the upper, the
+/// trees below it, topmost first, what the run put into it, the namespace of overlay xattrs (`trusted` or `user`), and a
+/// `layer.json`. `upper` and `made` may be missing: any upper will do then, and what the run made is what it has
+/// [recorded](layer::RunRecord) on the upper.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaptureRecord {
+    #[serde(default)]
+    upper: Option<UpperId>,
+    lowers: Vec<JsonPath>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<Vec<Made>>,
+    xattrs: Xattrs,
+    meta: Meta,
+}
+
+/// [`XattrNamespace`] in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Xattrs {
+    Trusted,
+    User,
+}
+
+impl CaptureRecord {
+    /// The record for an upper over this stack, with `meta` as its `layer.json`.
+    ///
+    /// # Errors
+    /// [`Cause::Io`] if a relative path cannot be made absolute.
+    pub fn of_stack(base: &Base, layers: &[Layer], meta: Meta) -> Result<Self, Cause> {
+        let trees = layers.iter().map(Layer::fs).chain([base.fs()]);
+        let lowers = trees.map(|tree| Ok(JsonPath(absolute(tree)?))).collect::<Result<_, Cause>>()?;
+        Ok(Self { upper: None, lowers, made: None, xattrs: Xattrs::Trusted, meta })
+    }
+
+    /// The same, for the directory `upper` and no other.
+    ///
+    /// # Errors
+    /// [`Cause::Layer`] if it cannot be looked at.
+    pub fn of_upper(mut self, upper: impl AsRef<Path>) -> Result<Self, Cause> {
+        self.upper = Some(UpperId::of(upper)?);
+        Ok(self)
+    }
+
+    /// The capture, and the `layer.json` to go with it.
+    pub fn into_capture(self) -> (Capture, Meta) {
+        let xattrs = match self.xattrs {
+            Xattrs::Trusted => XattrNamespace::Trusted,
+            Xattrs::User => XattrNamespace::User,
+        };
+        let mut capture = Capture::new(self.lowers.into_iter().map(|JsonPath(path)| path)).xattrs(xattrs);
+        if let Some(made) = self.made {
+            capture = capture.made(made);
+        }
+        if let Some(id) = self.upper {
+            capture = capture.of_upper(id);
+        }
+        (capture, self.meta)
     }
 }

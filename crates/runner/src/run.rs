@@ -1,9 +1,10 @@
+use std::path::Path;
 use std::time::Instant;
 
 use container::{ContainerId, Template};
 use layer::{Base, Layer, Plan};
 
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, Result, io_cause};
 use crate::machine::Machine;
 use crate::rundir::{PREFIX, scratch_dir};
 use crate::scratch::Paths;
@@ -30,7 +31,7 @@ use crate::{Options, Phase, Report, Timings};
 pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<'_>) -> Result<Report> {
     let started = Instant::now();
     let mut timings = Timings::new();
-    let (outcome, (upper, removal, hold)) = sequence(Machine::new(base, layers, template, options), &mut timings)?;
+    let (outcome, (upper, removal)) = sequence(Machine::new(base, layers, template, options), &mut timings)?;
     timings.set_total(started.elapsed());
     Ok(Report {
         status: outcome.finished.status,
@@ -39,7 +40,6 @@ pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<
         plan: outcome.plan,
         merged: outcome.merged,
         removal,
-        _hold: hold,
         made: outcome.made,
         origin: outcome.origin,
         stdout: outcome.finished.stdout,
@@ -61,4 +61,20 @@ pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan
         .map_err(Cause::from)
         .and_then(|id| Ok(Paths::new(scratch_dir(&options.scratch)?.join(id.as_str()))));
     paths.and_then(|paths| stack.plan(options, &paths)).map_err(in_phase(Phase::Plan))
+}
+
+/// Sees that the upper of a run over these layers may be moved to `destination`: that this is in none of their trees. An upper that
+/// is moved there would change a layer that is in use. Best called before the run.
+///
+/// # Errors
+/// [`Cause::UpperInLayer`]; [`Cause::Layer`] for what is wrong with the base or a layer; [`Cause::Io`] if the directory that
+/// `destination` is to be made in cannot be looked at.
+pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl AsRef<Path>) -> Result<(), Cause> {
+    let destination = destination.as_ref();
+    let parent = match destination.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let parent = std::fs::canonicalize(parent).map_err(io_cause("look at", parent))?;
+    Stack::resolve(base, layers)?.refuse_destination(&parent, destination)
 }

@@ -23,9 +23,8 @@ pub(crate) struct RunDir {
 }
 
 impl RunDir {
-    /// Makes one in `parent` for a new run, whose name it returns. On an error nothing is left.
+    /// Makes one in `parent`, which is a [real path](scratch_dir), for a new run, whose name it returns. On an error nothing is left.
     pub(crate) fn create(parent: &Path) -> Result<(Self, ContainerId), Cause> {
-        let parent = scratch_dir(parent)?;
         loop {
             let id = ContainerId::random(PREFIX)?;
             let path = parent.join(id.as_str());
@@ -72,6 +71,23 @@ impl RunDir {
         Ok(layer::remove_tree(&self.path)?)
     }
 
+    /// Where it is once it is [kept](Self::keep), whether it has that name already or not.
+    pub(crate) fn kept_path(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.path.with_file_name(name.replacen(PREFIX, KEPT, 1))
+    }
+
+    /// Locks the directory of the run whose upper is at `upper`; `None` if the path is not that of a run's upper.
+    pub(crate) fn lock_around(upper: &Path) -> Result<Option<Self>, Cause> {
+        let Ok(real) = fs::canonicalize(upper) else { return Ok(None) };
+        let Some((dir, "upper")) = real.parent().zip(real.file_name().and_then(OsStr::to_str)) else { return Ok(None) };
+        let name = dir.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if !is_name(PREFIX, name) && !is_name(KEPT, name) {
+            return Ok(None);
+        }
+        Self::lock(dir)?.map(Some).ok_or_else(|| Cause::InUse { path: dir.into() })
+    }
+
     /// The directory at `path` that was [kept](Self::keep) of an earlier run, and that run's name.
     pub(crate) fn kept(path: &Path) -> Result<(Self, ContainerId), Cause> {
         let not_kept = || Cause::NotKept { path: path.into() };
@@ -95,7 +111,7 @@ impl RunDir {
     /// Gives the directory a name that is none of a run's, and is still locked. Returns that run's name.
     pub(crate) fn keep(&mut self) -> Result<ContainerId, Cause> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let kept = self.path.with_file_name(name.replacen(PREFIX, KEPT, 1));
+        let kept = self.kept_path();
         fs::rename(&self.path, &kept).map_err(io_cause("rename", &self.path))?;
         self.path = kept;
         Ok(ContainerId::of_earlier_run(name).expect("it was a run's"))
@@ -109,6 +125,12 @@ impl Drop for RunDir {
             log::debug!("cannot unlock {}: {error}", quoted(&self.path));
         }
     }
+}
+
+/// Whether the last name of `path`, which may be a link, is that of a kept run.
+pub(crate) fn is_kept_name(path: &Path) -> bool {
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    real.file_name().and_then(OsStr::to_str).is_some_and(|name| is_name(KEPT, name))
 }
 
 /// Whether `name` is the prefix and 16 hexadecimal digits.
@@ -170,6 +192,7 @@ mod tests {
         assert_eq!((again.path(), name), (&*kept, id));
         assert!(matches!(RunDir::kept(&kept), Err(Cause::InUse { path }) if path == kept));
         for other in [parent.path(), &parent.path().join("missing"), &kept.join("upper")] {
+            assert!(!is_kept_name(other));
             assert!(matches!(RunDir::kept(other), Err(Cause::NotKept { path }) if path == other));
         }
     }

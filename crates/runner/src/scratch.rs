@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use container::{ContainerId, mount_private_tmpfs};
 use layer::display::quoted;
+use layer::{Hold, Made, RunRecord, XattrNamespace};
 
 use crate::error::{Cause, chain, io_cause};
 use crate::rundir::RunDir;
@@ -74,7 +75,7 @@ impl Deref for Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory in `parent`, which must be there, and returns the name of the run. On an error nothing is left.
+    /// Makes the directory in `parent`, which is a [real path](crate::rundir::scratch_dir), and returns the name of the run. On an error nothing is left.
     pub(crate) fn create(parent: &Path) -> Result<(Self, ContainerId), Cause> {
         let (run, id) = RunDir::create(parent)?;
         // From here on it is removed when the value is dropped.
@@ -97,6 +98,26 @@ impl Scratch {
             DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", path))?;
         }
         Ok((scratch, id))
+    }
+
+    /// Keeps the layers below the upper held for as long as that exists.
+    pub(crate) fn hold(&mut self, hold: Option<Hold>, xattrs: XattrNamespace) {
+        self.upper = self.upper.take().map(|upper| {
+            let upper = upper.over(hold, xattrs);
+            upper.hold_for_kept();
+            upper
+        });
+    }
+
+    /// Notes on the upper what the run made in it, beside what earlier runs did.
+    pub(crate) fn record(&self, made: &[Made], xattrs: XattrNamespace) -> Result<(), Cause> {
+        let before = RunRecord::read(self.upper(), xattrs)?;
+        let mut record = before.clone().unwrap_or_default();
+        record.add(made.iter().cloned());
+        if before.as_ref() != Some(&record) {
+            record.write(self.upper(), xattrs)?;
+        }
+        Ok(())
     }
 
     /// Removes everything but the upper, which is the caller's from now on. On an error everything is left from there on.

@@ -1,12 +1,14 @@
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
-use container::{LowerNames, MountApi, Overlay};
+use container::{Cancel, LowerNames, MountApi, Overlay};
 use layer::display::quoted;
 use layer::{Base, Hold, Layer, Plan, Rung, RungLimit};
 
 use crate::Options;
 use crate::error::{Cause, io_cause};
+use crate::inside::{Identity, tree_around};
 use crate::scratch::Paths;
 
 /// The layers and the base of a run, seen to be there, none twice.
@@ -15,6 +17,8 @@ pub(crate) struct Stack<'a> {
     layers: Vec<&'a Layer>,
     trees: Vec<PathBuf>,
     base: PathBuf,
+    /// The numbers of the trees; `None` for the base.
+    identities: HashMap<Identity, Option<usize>>,
 }
 
 impl<'a> Stack<'a> {
@@ -24,14 +28,15 @@ impl<'a> Stack<'a> {
         // If there is no tree, opening says what exactly is wrong.
         let tree = absolute(base.fs())?;
         let found = identity(&tree).map_err(|cause| Base::open(base.path()).err().map_or(cause, Cause::from))?;
-        let mut seen = HashSet::with_capacity(layers.len() + 1);
-        seen.insert(found);
+        let mut identities = HashMap::with_capacity(layers.len() + 1);
+        identities.insert(found, None);
         let (kept, trees) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
-        let mut stack = Self { layers: kept, trees, base: tree };
+        let mut stack = Self { layers: kept, trees, base: tree, identities };
         for layer in layers {
             let tree = absolute(layer.fs())?;
             let found = identity(&tree).map_err(|cause| Layer::open(layer.path()).err().map_or(cause, Cause::from))?;
-            if seen.insert(found) {
+            if let Entry::Vacant(entry) = stack.identities.entry(found) {
+                entry.insert(Some(stack.trees.len()));
                 stack.layers.push(layer);
                 stack.trees.push(tree);
             } else {
@@ -39,6 +44,28 @@ impl<'a> Stack<'a> {
             }
         }
         Ok(stack)
+    }
+
+    /// Sees that `dir`, where the run's own directory is to be made, lies in none of the trees. It has no links in it.
+    pub(crate) fn refuse_scratch(&self, dir: &Path) -> Result<(), Cause> {
+        match self.tree_around(dir)? {
+            Some(tree) => Err(Cause::ScratchInLayer { scratch: dir.into(), tree: tree.into() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Sees that `dir`, where an upper is to be moved to, lies in none of the trees. It has no links in it.
+    pub(crate) fn refuse_destination(&self, dir: &Path, destination: &Path) -> Result<(), Cause> {
+        match self.tree_around(dir)? {
+            Some(tree) => Err(Cause::UpperInLayer { destination: destination.into(), tree: tree.into() }),
+            None => Ok(()),
+        }
+    }
+
+    fn tree_around(&self, dir: &Path) -> Result<Option<&Path>, Cause> {
+        let tree = |number: &Option<usize>| number.map_or(&*self.base, |number| &*self.trees[number]);
+        let trees = self.identities.iter().map(|(identity, number)| (*identity, tree(number))).collect();
+        tree_around(dir, &trees).map_err(io_cause("look at the directories around", dir))
     }
 
     /// Marks every layer as used. A store that cannot be written to does not keep a run from its result.
@@ -65,11 +92,13 @@ impl<'a> Stack<'a> {
     }
 }
 
-/// Holds all layers, and the base if it is a collector's to take: with a `layer.json`.
-pub(crate) fn hold(base: &Base, layers: &[Layer]) -> Result<Hold, Cause> {
+/// Holds all layers, and the base if a collector could remove it: if it has a `layer.json`. `None` if the run was cancelled while
+/// it waited for a collector.
+pub(crate) fn hold(base: &Base, layers: &[Layer], cancel: Option<&Cancel>) -> Result<Option<Hold>, Cause> {
     let base = Layer::at(base.path());
     let base = base.meta_path().symlink_metadata().is_ok().then_some(base);
-    Ok(Hold::of(layers.iter().chain(&base).map(Layer::path))?)
+    let stop = || cancel.is_some_and(Cancel::is_cancelled);
+    Ok(Hold::of_until(layers.iter().chain(&base).map(Layer::path), &stop)?)
 }
 
 /// The rungs that a kernel with `api` has.
@@ -112,7 +141,7 @@ fn identity(tree: &Path) -> Result<(u64, u64), Cause> {
     }
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf, Cause> {
+pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf, Cause> {
     if path.is_absolute() {
         return Ok(path);
     }

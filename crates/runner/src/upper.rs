@@ -1,23 +1,31 @@
+//! The upper of a run that has ended, as a value with an owner, and where it can go.
+//!
+//! Its directory and the lock on it are in `rundir`.
+
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use container::ContainerId;
 use layer::display::quoted;
-use layer::{Capture, Captured, Layer, Meta, TreeSize};
+use layer::{Access, Capture, Captured, Hold, Layer, Meta, RunRecord, TreeSize, UpperId, XattrNamespace};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::{Cause, chain, io_cause};
-use crate::rundir::RunDir;
+use crate::rundir::{self, RunDir};
 
 /// What a command wrote: the upper directory of its overlay, owned.
 ///
-/// It stands in the run's scratch directory, which only root can enter. Dropped, it is deleted; [`keep`](Self::keep) leaves it
+/// It is in the run's scratch directory, which only root can enter. Dropped, it is deleted. [`keep`](Self::keep) leaves it
 /// where it is, [`persist`](Self::persist) moves it, [`capture`](Self::capture) makes it a layer. One that was kept can be
 /// [opened again](Self::reopen), and is not deleted by dropping it.
 ///
-/// It is as the kernel left it, with whiteouts for what was deleted and overlayfs's own extended attributes, and not yet
-/// synced: after a power cut it is not to be trusted.
+/// It is as the kernel left it, with whiteouts for what was deleted and with overlay xattrs, and not synced yet: after a power
+/// cut it is not to be trusted.
+///
+/// No collector removes the layers below for as long as this value exists. After `keep` and `persist` they stay for as long as
+/// the upper is where these have left it.
 #[derive(Debug)]
 #[must_use = "the upper is deleted when this value is dropped"]
 pub struct Upper {
@@ -26,6 +34,9 @@ pub struct Upper {
     path: PathBuf,
     /// The run's name, if the directory has been kept before.
     kept: Option<ContainerId>,
+    /// The layers below, unless their hold has been left for the kept run.
+    hold: Option<Hold>,
+    xattrs: XattrNamespace,
 }
 
 /// An upper that could not be moved. It is still there: [`upper`](Self::upper) can be tried again.
@@ -64,22 +75,42 @@ impl Upper {
     /// The upper in the directory of a run.
     pub(crate) fn new(run: RunDir) -> Self {
         let path = run.path().join("upper");
-        Self { run: Some(run), path, kept: None }
+        Self { run: Some(run), path, kept: None, hold: None, xattrs: XattrNamespace::default() }
+    }
+
+    /// The same, over layers that are held, with overlay xattrs in `xattrs`.
+    pub(crate) fn over(mut self, hold: Option<Hold>, xattrs: XattrNamespace) -> Self {
+        (self.hold, self.xattrs) = (hold, xattrs);
+        self
     }
 
     /// The upper in `dir`, the directory that [`keep`](Self::keep) left it in: to be looked at, [run over](crate::Options::over),
-    /// moved or [deleted](Self::close), by one at a time. Dropped, it stays.
+    /// captured, moved or [deleted](Self::close), by one process at a time. Dropped, it stays.
+    ///
+    /// A directory is a kept run by its name, its owner and its lock; what it holds says nothing. The upper itself may be missing
+    /// there, if a capture was killed that had moved it: [`capture`](Self::capture) can be repeated.
     ///
     /// # Errors
     /// [`Cause::NotKept`], [`Cause::InUse`].
     pub fn reopen(dir: impl AsRef<Path>) -> Result<Self, Cause> {
-        let dir = dir.as_ref();
-        let (run, id) = RunDir::kept(dir)?;
-        let path = run.path().join("upper");
-        match path.symlink_metadata() {
-            Ok(metadata) if metadata.is_dir() => Ok(Self { run: Some(run), path, kept: Some(id) }),
-            _ => Err(Cause::NotKept { path: dir.into() }),
-        }
+        let (run, id) = RunDir::kept(dir.as_ref())?;
+        let mut upper = Self::new(run);
+        upper.kept = Some(id);
+        Ok(upper)
+    }
+
+    /// Whether `dir` has the name of a kept run. Only such a directory can be [opened again](Self::reopen).
+    pub fn is_kept_name(dir: impl AsRef<Path>) -> bool {
+        rundir::is_kept_name(dir.as_ref())
+    }
+
+    /// Locks the directory of the run that `upper` belongs to, if its path is that of a run's upper, for as long as the result
+    /// exists: neither that run nor a sweep touches it then.
+    ///
+    /// # Errors
+    /// [`Cause::InUse`] if the run is still going on, or another process uses its upper.
+    pub fn lock_run_of(upper: impl AsRef<Path>) -> Result<Option<RunLock>, Cause> {
+        Ok(RunDir::lock_around(upper.as_ref())?.map(RunLock))
     }
 
     /// The name of the run that it was kept of.
@@ -105,7 +136,7 @@ impl Upper {
     #[must_use = "nobody else knows where the upper is"]
     pub fn keep(mut self) -> PathBuf {
         if let Err(cause) = self.make_kept() {
-            log::error!("{} is kept, but a sweep would take it: {}", quoted(&self.path), chain(&cause));
+            log::error!("{} is kept, but a sweep would remove it: {}", quoted(&self.path), chain(&cause));
         }
         self.run = None;
         std::mem::take(&mut self.path)
@@ -128,6 +159,8 @@ impl Upper {
             let run = self.run.as_mut().expect("an upper has a directory until it is given away");
             self.kept = Some(run.keep()?);
             self.path = run.path().join("upper");
+            // From now on the directory's name holds the layers.
+            self.hold.take().into_iter().for_each(Hold::keep);
         }
         Ok(())
     }
@@ -148,7 +181,11 @@ impl Upper {
             Err(cause) => return Err(Box::new((self, cause))),
         };
         match std::fs::rename(&self.path, &new.path) {
-            Ok(()) => Ok((new, self.run.take().expect("an upper has a directory until it is given away"))),
+            Ok(()) => {
+                let new = new.over(self.hold.take(), self.xattrs);
+                new.hold_for_kept();
+                Ok((new, self.run.take().expect("an upper has a directory until it is given away")))
+            }
             Err(error) => {
                 let cause = io_cause("move", self.path.clone())(error);
                 // Nothing is in it.
@@ -163,17 +200,102 @@ impl Upper {
         self.run = None;
     }
 
+    /// Keeps the layers held if this is [kept](Self::keep) later. It needs no room on the disk.
+    pub(crate) fn hold_for_kept(&self) {
+        // Those of one that has been kept before are held already.
+        let (Some(run), Some(hold), None) = (&self.run, &self.hold, &self.kept) else { return };
+        self.report_unheld(hold.set_reason(&run.kept_path(), None));
+    }
+
+    fn report_unheld(&self, held: layer::Result<()>) {
+        if let Err(error) = held {
+            log::warn!("a collector may remove the layers below {}: {}", quoted(&self.path), chain(&error));
+        }
+    }
+
     /// Moves it to `destination`, which must not exist, by one rename: it is there whole or not at all.
     ///
+    /// The upper may hold set-user-ID programs and device nodes. So, if other users can search every directory above
+    /// `destination`, only the owner can enter the moved upper (0700). A capture gives its root the former mode again.
+    ///
     /// # Errors
-    /// [`PersistError`], which gives the upper back: something is at `destination`, or it is on another file system.
-    pub fn persist(mut self, destination: impl Into<PathBuf>) -> Result<PathBuf, Box<PersistError>> {
+    /// [`PersistError`], which gives the upper back: something is at `destination`, or it is on another file system, or it lies in
+    /// the run's own directory, which is removed.
+    pub fn persist(self, destination: impl Into<PathBuf>) -> Result<PathBuf, Box<PersistError>> {
+        self.persist_with(destination, None)
+    }
+
+    /// As [`persist`](Self::persist), with this mode and group for the root of the upper.
+    ///
+    /// # Errors
+    /// As `persist`.
+    pub fn persist_with(
+        mut self,
+        destination: impl Into<PathBuf>,
+        access: Option<Access>,
+    ) -> Result<PathBuf, Box<PersistError>> {
         let destination = destination.into();
-        if let Err(error) = rename_new(&self.path, &destination) {
-            return Err(Box::new(PersistError { upper: self, destination, source: error.into() }));
+        match self.move_to(&destination, access) {
+            Ok(()) => {
+                self.hold.take().into_iter().for_each(Hold::keep);
+                self.gone();
+                Ok(destination)
+            }
+            Err(source) => {
+                self.hold_for_kept();
+                Err(Box::new(PersistError { upper: self, destination, source }))
+            }
         }
-        self.gone();
-        Ok(destination)
+    }
+
+    fn move_to(&self, destination: &Path, access: Option<Access>) -> io::Result<()> {
+        if self.holds(destination) {
+            let why = "it lies in the directory of the run, which is removed; choose another destination";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let path = std::path::absolute(destination)?;
+        if let Some(hold) = &self.hold {
+            // Before it is there: killed after the rename, it holds its layers all the same.
+            self.report_unheld(UpperId::of(&self.path).and_then(|id| hold.set_reason(&path, Some(id))));
+        }
+        // Closed before it can be reached.
+        let opened = self.close_root(&path, access)?;
+        rename_new(&self.path, destination).inspect_err(|_| {
+            if let Some(mode) = opened {
+                let _stays_closed = std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(mode));
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Closes the root to other users if they could get to `destination`, and records the mode that it had, which is returned.
+    fn close_root(&self, destination: &Path, access: Option<Access>) -> io::Result<Option<u32>> {
+        let access = match (access, destination.parent()) {
+            (None, Some(parent)) if Access::is_needed_in(parent)? => Access::default(),
+            (Some(access), _) => access,
+            _ => return Ok(None),
+        };
+        let mode = std::fs::symlink_metadata(&self.path)?.permissions().mode() & 0o7777;
+        let mut record = match RunRecord::read(&self.path, self.xattrs) {
+            Ok(record) => record.unwrap_or_default(),
+            Err(error) => return Err(io::Error::other(chain(&error))),
+        };
+        record.root_mode.get_or_insert(mode);
+        let closed = record.write(&self.path, self.xattrs).and_then(|()| access.set(&self.path));
+        closed.map_err(|error| io::Error::other(chain(&error)))?;
+        Ok(Some(mode))
+    }
+
+    /// Whether `path` is the directory of the run, or would be in it.
+    fn holds(&self, path: &Path) -> bool {
+        let Some(run) = &self.run else { return false };
+        let real = |path: &Path| std::fs::canonicalize(path).ok();
+        let above = |path: &Path| match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => real(parent),
+            _ => real(Path::new(".")),
+        };
+        let place = real(path).or_else(|| above(path));
+        place.is_some_and(|place| place.starts_with(run.path()))
     }
 
     /// Makes it a layer: [`Capture::into_layer`], with what [`Report::capture`](crate::Report::capture) knows of the run.
@@ -190,7 +312,14 @@ impl Upper {
     /// # Errors
     /// [`CaptureError`], which gives the upper back.
     pub fn capture(mut self, capture: &Capture, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
-        match capture.into_layer(&self.path, layer, meta) {
+        let captured = match &self.run {
+            // It is removed with all that is in it.
+            Some(run) if self.holds(layer.path()) => {
+                Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run.path().into() })
+            }
+            _ => capture.into_layer(&self.path, layer, meta),
+        };
+        match captured {
             Ok(captured) => {
                 self.gone();
                 Ok(captured)
@@ -226,6 +355,11 @@ impl Drop for Upper {
         }
     }
 }
+
+/// The lock on the directory of a run: see [`Upper::lock_run_of`].
+#[derive(Debug)]
+#[must_use = "dropped, the directory is unlocked"]
+pub struct RunLock(#[expect(dead_code, reason = "it is held, not used")] RunDir);
 
 fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {

@@ -323,6 +323,77 @@ fn links_in_the_place_of_files() {
     }
 }
 
+/// A caller has a directory of the host's open for every program that it starts, and the working directory leads there.
+#[test]
+fn working_directories_that_lead_out() {
+    let fixture = Fixture::new();
+    let outside = fixture.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("secret"), "secret").unwrap();
+    let bound = fixture.path().join("bound");
+    fs::create_dir(&bound).unwrap();
+    symlink("/proc/self/cwd/../..", bound.join("link")).unwrap();
+    let hostile = fixture.layer("hostile", |tree| {
+        let links = [
+            ("build", "/proc/self/fd/9"),
+            ("chain", "build"),
+            ("self", "proc/self"),
+            ("fd", "dev/fd/9"),
+            ("fine", "/root/../new/dir"),
+            ("bound-link", "bound/link"),
+        ];
+        links.iter().for_each(|(link, target)| symlink(target, tree.join(link)).unwrap());
+    });
+    let out = [
+        ("/build", "/proc/self/fd/9"),
+        ("/build/..", "/proc/self/fd/9/.."),
+        ("/chain", "/proc/self/fd/9"),
+        ("/self/root", "/proc/self/root"),
+        ("/fd", "/proc/self/fd/9"),
+        ("/dev/fd/9", "/proc/self/fd/9"),
+        ("/proc/self/fd/9", "/proc/self/fd/9"),
+        ("/proc/1/root", "/proc/1/root"),
+        ("/bound/link", "/proc/self/cwd/../.."),
+        ("/bound-link", "/proc/self/cwd/../.."),
+    ];
+    let fine =
+        [("/fine", "/new/dir"), ("/root", "/root"), ("/bound", "/bound"), ("/tmp/new", "/tmp/new"), ("/proc", "/proc")];
+    let before = state(&outside, 9);
+    for runtime in RUNTIMES {
+        let run = |cwd: &str| {
+            let layered = fixture.layered_run();
+            let mut bash = Command::new(find("bash"));
+            bash.args(["-c", "exec 9<\"$0\"; exec \"$@\""]).arg(&outside);
+            bash.arg(layered.get_program()).args(layered.get_args()).arg("--layer").arg(hostile.path());
+            bash.args(["--runtime", runtime, "--cwd", cwd, "--mount"]);
+            bash.arg(format!("type=bind,source={},target=/bound", bound.display()));
+            bash.args(["--", "sh", "-c", "pwd; cat secret; echo x > written"]);
+            bash.stdin(std::process::Stdio::null()).output().unwrap()
+        };
+        for (cwd, target) in out {
+            let output = run(cwd);
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(
+                (output.status.code(), &*output.stdout, stderr.lines().count()),
+                (Some(125), &b""[..], 1),
+                "{stderr}"
+            );
+            let told = format!("the working directory {cwd} leads to {target}, in /proc, ");
+            assert!(stderr.contains(&told), "{runtime} {cwd}: {stderr}");
+            fixture.assert_clean();
+        }
+        for (cwd, expected) in fine {
+            let output = run(cwd);
+            assert_eq!(output.stdout, format!("{expected}\n").into_bytes(), "{runtime} {cwd}: {output:?}");
+        }
+        assert_eq!(state(&outside, 9), before, "{runtime}");
+    }
+    // A configuration from a file is not trusted further.
+    let value = serde_json::to_value(shell("pwd").cwd("/build").build().unwrap()).unwrap();
+    let error = run(&fixture, "crun", &[hostile], &Template::from_value(value).unwrap()).unwrap_err();
+    assert!(matches!(error.cause(), Cause::Container(ContainerError::StrayWorkingDirectory { .. })), "{error:?}");
+}
+
 /// What the container could make of the run's directories: it finds their paths in its mount table.
 #[test]
 fn the_scratch_directory() {

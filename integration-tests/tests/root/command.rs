@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
-use integration_tests::{Fixture, find, layered};
+use integration_tests::{Fixture, copy_program, find, layered};
 use layer::{Layer, Meta};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -235,6 +235,7 @@ fn the_scratch_is_made_beside_the_upper() {
     let fixture = Fixture::new();
     let beside = fixture.path().join("beside");
     fs::create_dir(&beside).unwrap();
+    fixture.watch(&beside);
     let mut command = layered();
     command.args(["run", "--base"]).arg(fixture.base().path()).arg("--upper").arg(beside.join("new"));
     let (status, stdout, _) = run(command.args(["--", "sh", "-c", "touch /x; cat /proc/self/mountinfo"]));
@@ -407,7 +408,7 @@ fn without_root_it_says_so() {
     let layers = fixture.numbered_layers(2);
     // A copy that anybody can reach.
     let copy = fixture.path().join("layered");
-    fs::copy(layered().get_program(), &copy).unwrap();
+    copy_program(Path::new(layered().get_program()), &copy);
     for command in ["run", "plan"] {
         let mut nobody = Command::new(&copy);
         nobody.uid(65534).gid(65534).args([command, "--base"]).arg(fixture.base().path());
@@ -571,7 +572,7 @@ fn an_upper_becomes_a_layer() {
     let arguments = [&[&*upper, &layer], &run_and_meta[..], &["--source-date-epoch=1000000000"]].concat();
     let (status, stdout, stderr, json) = commit(&arguments, Path::new(&layer));
     assert_eq!((status, &*stderr), (0, ""));
-    assert_eq!(stdout, format!("{layer}: 4 B in 4 entries; 4 that the run had made taken out\n"));
+    assert_eq!(stdout, format!("{layer}: 4 B in 4 entries; 4 that the run had made were removed\n"));
     let json = json.unwrap();
     let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
     let known = "exit_status parent_hashes uid gid base_hash disk_usage timing created_at failed_dep colour";

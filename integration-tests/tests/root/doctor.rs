@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use container::{Overlay, in_private_mount_namespace};
-use integration_tests::{Fixture, layered};
+use integration_tests::{Fixture, copy_program, layered};
 use serde_json::Value;
 
 fn doctor(scratch: &Path) -> Command {
@@ -110,7 +110,7 @@ fn without_root() {
     let fixture = Fixture::new();
     // A copy that anybody can reach.
     let copy = fixture.path().join("layered");
-    fs::copy(layered().get_program(), &copy).unwrap();
+    copy_program(Path::new(layered().get_program()), &copy);
     let mut nobody = Command::new(&copy);
     nobody.uid(65534).gid(65534).args(["doctor", "--json", "--scratch"]).arg(fixture.path());
     let (status, stdout, stderr) = run(&mut nobody);

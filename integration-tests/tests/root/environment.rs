@@ -1,12 +1,13 @@
 //! What the container finds besides its layers: files in `/etc`, binds, users, limits, namespaces.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use container::{Mount, Network, Output, Template};
-use integration_tests::{Fixture, shell, stderr, stdout};
+use integration_tests::{Fixture, find, shell, stderr, stdout};
 use layer::Layer;
 use runner::{EtcFiles, Report};
 
@@ -155,16 +156,36 @@ fn limits_hold() {
     assert!(throttled.is_some_and(|times| times > 0), "{}", stdout(&report));
 }
 
+/// `layered run` by a caller whose descriptors 3, 9 and 900 are inherited by every program that it starts.
+fn with_open_descriptors(fixture: &Fixture, around: &[&str], runtime: &Path, command: &[&str]) -> String {
+    let run = fixture.layered_run();
+    let mut bash = Command::new(find("bash"));
+    bash.args(["-c", "exec 3<\"$0\" 9<\"$0\" 900</dev/null; exec \"$@\""]).arg(fixture.path()).args(around);
+    bash.arg(run.get_program()).args(run.get_args()).arg("--runtime").arg(runtime).arg("--").args(command);
+    let output = bash.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[test]
 fn nothing_of_the_caller_is_handed_on() {
     let fixture = Fixture::new();
-    // A descriptor that every program it starts has open.
-    let secret = fs::File::open(fixture.path()).unwrap();
-    rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).unwrap();
-    let report = run(&fixture, &[], shell("ls /proc/self/fd"));
     // 0, 1, 2 and the directory itself.
-    assert_eq!(stdout(&report), "0\n1\n2\n3\n");
-    drop(secret);
+    const NONE: &str = "0\n1\n2\n3\n";
+    for runtime in ["runc", "crun"] {
+        let seen = with_open_descriptors(&fixture, &[], Path::new(runtime), &["ls", "/proc/self/fd"]);
+        assert_eq!(seen, NONE, "{runtime}");
+    }
+    // Nor the runtime: by close_range(2), and where the kernel does not have it.
+    let fake = fixture.path().join("fake-runtime");
+    fs::write(&fake, "#!/bin/sh\nls /proc/self/fd\n").unwrap();
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(with_open_descriptors(&fixture, &[], &fake, &["true"]), NONE);
+    let log = fixture.path().join("strace");
+    let strace = ["strace", "-f", "-qq", "-e", "trace=close_range", "-e", "inject=close_range:error=ENOSYS", "-o"];
+    let around = [&strace[..], &[log.to_str().unwrap()]].concat();
+    assert_eq!(with_open_descriptors(&fixture, &around, &fake, &["true"]), NONE);
+    assert!(fs::read_to_string(log).unwrap().contains("CLOSE_RANGE_CLOEXEC) = -1 ENOSYS"));
 }
 
 #[test]

@@ -33,7 +33,8 @@ fn loaded(fixture: &Fixture, template: &Template) -> Filter {
     // The command waits until its file was read, where the run's own mounts are seen: callbacks are called there.
     let mut waiting = Some(writer);
     let ready = move |_: &[u8]| {
-        if waiting.take().is_some() {
+        // Until the end of this block: then the command ends, and crun removes the file.
+        if let Some(_writer) = waiting.take() {
             sender.send(fs::read(find_program(&scratch)).unwrap()).unwrap();
         }
     };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use integration_tests::strace::Disturbance;
@@ -94,14 +94,17 @@ fn descendants(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];
     let mut next = 0;
     while let Some(pid) = found.get(next) {
-        // Any thread may be the parent. One that has ended has none.
-        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            found.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
-        }
+        found.extend(children(*pid));
         next += 1;
     }
     found.split_off(1)
+}
+
+/// The processes that the threads of `pid` have started. A process that has ended has none.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_each = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    of_each.flat_map(|all| all.split_whitespace().map(|child| child.parse().unwrap()).collect::<Vec<_>>()).collect()
 }
 
 #[test]
@@ -133,11 +136,16 @@ fn a_runtime_or_a_command_killed_at_any_moment() {
 #[test]
 fn a_killed_runtime_takes_its_container_with_it() {
     let fixture = Fixture::new();
-    let options = fixture.options().stdout(container::Output::Callback(Box::new(|_| {
-        // The runtime is a child of this process, of another thread.
-        let mine = std::process::id().to_string();
-        let status = Command::new("pkill").args(["-KILL", "-P", &mine, "-x", "runc"]).status().unwrap();
-        assert!(status.success());
+    // The children of this process are those of other tests, too: the runtime is the one whose bundle lies in this directory.
+    let bundles = fixture.scratch().canonicalize().unwrap();
+    let options = fixture.options().stdout(container::Output::Callback(Box::new(move |_| {
+        let is_runtime = |pid: &&u32| {
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&arguments).contains(&format!("--bundle\0{}/", bundles.display()))
+        };
+        let children = children(std::process::id());
+        let runtime = children.iter().find(is_runtime).expect("it runs the command");
+        kill(Pid::from_raw(*runtime as i32), Signal::SIGKILL).unwrap();
     })));
     let template = integration_tests::shell("(setsid sleep 1000 &); echo begun; sleep 1000").build().unwrap();
     let error = runner::run(&fixture.base(), &[], &template, options).unwrap_err();

@@ -2,6 +2,7 @@
 //!
 //! One binary, a module a subject:
 //!
+//! - `fixture`: what runs leave behind is found, and only what they leave themselves
 //! - `stacking`: what a command sees of its layers, on every rung, at any number of them
 //! - `results`: how a command ends, what comes back, where its output goes
 //! - `breakout`: attempts to get out of a container, each really made, and made again where it can succeed
@@ -29,12 +30,14 @@
 mod breakout;
 mod capture;
 mod command;
+mod commit;
 mod costs;
 mod debian;
 mod doctor;
 mod environment;
 mod faults;
 mod filter;
+mod fixture;
 mod inputs;
 mod kept;
 mod kills;

@@ -122,7 +122,8 @@ fn a_busy_mount_is_told_and_stays() {
         }
         assert!(dirs.merged.join("1").exists());
         drop(file);
-        nix::mount::umount(&dirs.merged).unwrap();
+        // For a moment, a process that another test starts may have the file open, too.
+        nix::mount::umount2(&dirs.merged, nix::mount::MntFlags::MNT_DETACH).unwrap();
         assert!(dirs.upper.join("open").exists());
     })
     .unwrap();
@@ -217,6 +218,7 @@ fn a_container_over_a_directory_of_ones_own() {
     let template = shell("echo hello > /made").build().unwrap();
     let bundle = Bundle::create(fixture.scratch(), &template.instantiate(&fixture.base().fs()).unwrap()).unwrap();
     let id = ContainerId::random("layered-test").unwrap();
+    fixture.add_run(id.as_str());
     let invocation = Invocation::new(&bundle, &id).stderr(Output::Inherit);
     let finished = Runtime::default().run(invocation).unwrap();
     assert!(finished.status.success());

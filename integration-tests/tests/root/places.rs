@@ -1,12 +1,15 @@
 //! Layers and scratch directories in places that are not as usual: read-only, closed, on another file system.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use container::in_private_mount_namespace;
-use integration_tests::{Fixture, find, stdout};
+use integration_tests::{Fixture, find, shell, stdout};
 use nix::mount::{MsFlags, mount};
+use runner::{Cause, Phase};
 
 #[test]
 fn a_read_only_store_costs_a_warning() {
@@ -43,6 +46,7 @@ fn a_scratch_directory_on_a_tmpfs() {
     in_private_mount_namespace(|| {
         let scratch = fixture.scratch();
         mount(Some("tmpfs"), &scratch, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        fixture.watch(&scratch);
         for (lowers, copied) in [(500, None), (3, Some(4))] {
             let options = fixture.options().max_lowers(lowers);
             let report = fixture.run_with(&layers, "cat /top /deps/*; rm /top; echo new > /deps/new", options);
@@ -81,4 +85,84 @@ fn a_layer_that_cannot_be_read() {
         assert!(stderr.contains(&words), "{stderr}");
         fixture.assert_clean();
     }
+}
+
+/// Written to, a layer would change, and the container would see its own run.
+#[test]
+fn a_scratch_directory_or_an_upper_inside_a_layer() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer("layer", |tree| fs::create_dir_all(tree.join("in/deep")).unwrap());
+    let base = fixture.base().fs();
+    let [link, bound, whole] = ["link", "bound", "whole"].map(|name| fixture.path().join(name));
+    symlink(layer.fs().join("in"), &link).unwrap();
+    [&bound, &whole].iter().for_each(|dir| fs::create_dir(dir).unwrap());
+    in_private_mount_namespace(|| {
+        let bind = |source: &Path, target: &Path| {
+            mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        };
+        // Seen from there, the layer's tree is nowhere above.
+        bind(&layer.fs().join("in"), &bound);
+        bind(&layer.fs(), &whole);
+        let inside = [
+            (layer.fs(), layer.fs()),
+            (layer.fs().join("in/deep"), layer.fs()),
+            (base.clone(), base.clone()),
+            (base.join("root"), base.clone()),
+            (link.join("deep"), layer.fs()),
+            (bound.clone(), layer.fs()),
+            (bound.join("deep"), layer.fs()),
+            (whole.join("in"), layer.fs()),
+            (PathBuf::from("in"), layer.fs()),
+        ];
+        let layered = |options: &[&OsStr]| {
+            let mut command = integration_tests::layered();
+            command.args(["run", "--base"]).arg(fixture.base().path()).arg("--layer").arg(layer.path());
+            command
+                .args(options)
+                .args(["--", "touch", "/ran"])
+                .current_dir(layer.fs())
+                .stdin(Stdio::null())
+                .output()
+                .unwrap()
+        };
+        for (dir, tree) in &inside {
+            let options = fixture.options().scratch(dir);
+            if dir.is_absolute() {
+                let template = shell("true").build().unwrap();
+                let error = runner::run(&fixture.base(), std::slice::from_ref(&layer), &template, options).unwrap_err();
+                match error.cause() {
+                    Cause::ScratchInLayer { scratch, tree: named } => {
+                        assert_eq!((scratch, named), (&fs::canonicalize(dir).unwrap(), tree));
+                    }
+                    other => panic!("{}: {other:?}", dir.display()),
+                }
+                assert_eq!((error.phase(), error.left()), (Phase::Scratch, None));
+            }
+            let upper = dir.join("new");
+            let scratch = fixture.scratch();
+            let by_scratch = layered(&["--scratch".as_ref(), dir.as_os_str()]);
+            let by_upper = layered(&["--upper".as_ref(), upper.as_os_str(), "--scratch".as_ref(), scratch.as_os_str()]);
+            let beside = layered(&["--upper".as_ref(), upper.as_os_str()]);
+            for output in [by_scratch, by_upper, beside] {
+                let stderr = String::from_utf8(output.stderr).unwrap();
+                assert_eq!(
+                    (output.status.code(), stderr.lines().count()),
+                    (Some(125), 1),
+                    "{}: {stderr}",
+                    dir.display()
+                );
+                let told = format!(" lies in {}, which this run stacks: choose ", tree.display());
+                assert!(stderr.contains(&told), "{stderr}");
+            }
+            fixture.assert_clean();
+        }
+        // In the layer's own directory, beside the tree, and in a tree that this run does not stack.
+        let other = fixture.path().join("other/fs/scratch");
+        fs::create_dir_all(&other).unwrap();
+        for dir in [layer.path().to_path_buf(), fixture.store(), other] {
+            let report = fixture.run_with(std::slice::from_ref(&layer), "echo ran", fixture.options().scratch(dir));
+            assert_eq!(stdout(&report), "ran\n");
+        }
+    })
+    .unwrap();
 }

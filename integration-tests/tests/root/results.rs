@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use container::{Cancel, CaptureLimit, Error as ContainerError, Input, Output, Runtime, Status, Template};
-use integration_tests::{Fixture, find, shell, stderr, stdout};
+use integration_tests::{Fixture, find, shell, stderr, stdout, write_script};
 use layer::Layer;
 use runner::{Cause, Phase};
 
@@ -77,8 +77,7 @@ fn a_runtime_that_fails_in_every_way() {
     let fixture = Fixture::new();
     let script = |name: &str, text: &str| {
         let path = fixture.path().join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        write_script(&path, text);
         path
     };
     // The first process of a PID namespace is safe from its own signals, but not from a limit on processor time.
@@ -109,8 +108,7 @@ fn a_runtime_that_hangs() {
     let fixture = Fixture::new();
     let hanging = fixture.path().join("hanging");
     // Deaf, and not alone.
-    fs::write(&hanging, "#!/bin/sh\ntrap '' TERM\nsleep 1000 & sleep 1000\n").unwrap();
-    fs::set_permissions(&hanging, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_script(&hanging, "#!/bin/sh\ntrap '' TERM\nsleep 1000 & sleep 1000\n");
     let options = fixture.options().runtime(Runtime::new(&hanging));
     let options = options.timeout(Duration::from_millis(100)).grace(Duration::from_millis(10));
     let report = fixture.run_with(&[], "true", options);

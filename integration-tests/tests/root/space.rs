@@ -21,6 +21,7 @@ fn on_tmpfs<T: Send>(fixture: &Fixture, options: &str, work: impl FnOnce(&Path) 
     fs::create_dir_all(&small).unwrap();
     in_private_mount_namespace(|| {
         mount(Some("tmpfs"), &small, Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();
+        fixture.watch(&small);
         let free = || {
             let numbers = statvfs(&small).unwrap();
             (numbers.f_bfree, numbers.f_ffree)

@@ -10,6 +10,8 @@ pub struct Flaw {
     pub name: &'static str,
     /// Half-open ranges of versions that have it: the first that does, the first that does not.
     affected: &'static [(Number, Number)],
+    /// Distributions' builds of these versions that have the fix.
+    fixed_builds: &'static [Build],
     /// What it means for a run.
     pub effect: &'static str,
     /// What helps: as a rule the first version of each line that is without it.
@@ -18,62 +20,117 @@ pub struct Flaw {
     pub source: &'static str,
 }
 
-type Number = (u32, u32, u32);
+/// Major, minor, patch and the number of a release candidate; [`RELEASE`] for the release itself, which is later than all of them.
+pub(super) type Number = (u32, u32, u32, u32);
+
+pub(super) const RELEASE: u32 = u32::MAX;
+
+/// The versions of a package from `first` on, whose last number comes after `prefix`: `1.1.5+ds1-1+deb12u` and 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Build {
+    prefix: &'static str,
+    first: u32,
+}
 
 impl Flaw {
-    pub(super) fn concerns(&self, name: &str, number: Number) -> bool {
-        self.name == name && self.affected.iter().any(|(first, mended)| (*first..*mended).contains(&number))
+    /// Whether a version has it. `builds` is what the runtime says of its own package.
+    pub(super) fn concerns(&self, name: &str, number: Number, builds: &[&str]) -> bool {
+        let is_affected = self.affected.iter().any(|(first, fixed)| (*first..*fixed).contains(&number));
+        let is_fixed = self.fixed_builds.iter().any(|fixed| builds.iter().any(|build| fixed.includes(build)));
+        self.name == name && is_affected && !is_fixed
     }
 }
 
-const ANY: Number = (0, 0, 0);
+impl Build {
+    fn includes(self, build: &str) -> bool {
+        let rest = build.strip_prefix(self.prefix).unwrap_or_default();
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).map_or(rest, |end| &rest[..end]);
+        digits.parse::<u32>().is_ok_and(|number| number >= self.first)
+    }
+}
+
+const ANY: Number = (0, 0, 0, 0);
+
+const fn version(major: u32, minor: u32, patch: u32) -> Number {
+    (major, minor, patch, RELEASE)
+}
+
+const fn candidate(major: u32, minor: u32, patch: u32, number: u32) -> Number {
+    (major, minor, patch, number)
+}
+
+/// Where a line of versions begins: with its first candidate.
+const fn line(major: u32, minor: u32) -> Number {
+    (major, minor, 0, 0)
+}
 
 pub(super) const FLAWS: &[Flaw] = &[
     Flaw {
         name: "runc",
-        affected: &[(ANY, (1, 1, 12))],
+        affected: &[(candidate(1, 0, 0, 93), version(1, 1, 12))],
+        // The changelog of Debian's package, and Ubuntu's notice USN-6619-1.
+        fixed_builds: &[
+            Build { prefix: "1.1.5+ds1-1+deb12u", first: 1 },
+            Build { prefix: "1.1.7-0ubuntu1~22.04.", first: 2 },
+            Build { prefix: "1.1.7-0ubuntu1~20.04.", first: 2 },
+            Build { prefix: "1.1.4-0ubuntu1~18.04.2+esm", first: 1 },
+        ],
         effect: "a hostile working directory reaches the host's files through a leaked descriptor (CVE-2024-21626)",
         remedy: "take runc 1.1.12 or later",
         source: "https://github.com/opencontainers/runc/security/advisories/GHSA-xr7r-f8xq-vfvv",
     },
     Flaw {
         name: "runc",
-        affected: &[(ANY, (1, 2, 8)), ((1, 3, 0), (1, 3, 3))],
+        affected: &[(ANY, version(1, 2, 8)), (line(1, 3), version(1, 3, 3)), (line(1, 4), candidate(1, 4, 0, 3))],
+        fixed_builds: &[],
         effect: "hostile processes that write to a container's mounts while it starts can get out of one (CVE-2025-31133, -52565, -52881)",
         remedy: "take runc 1.2.8, 1.3.3, 1.4.0 or later",
         source: "https://github.com/opencontainers/runc/security/advisories/GHSA-9493-h29p-rfm2",
     },
     Flaw {
         name: "runc",
-        affected: &[((1, 3, 0), (1, 3, 6)), ((1, 4, 0), (1, 4, 2))],
+        affected: &[(ANY, version(1, 1, 14)), (line(1, 2), candidate(1, 2, 0, 3))],
+        fixed_builds: &[],
+        effect: "hostile processes that share a bind mount with a container that starts can make empty files and directories on the host (CVE-2024-45310)",
+        remedy: "take runc 1.1.14, 1.2.0 or later",
+        source: "https://github.com/opencontainers/runc/security/advisories/GHSA-jfvp-7x6p-h2pv",
+    },
+    Flaw {
+        name: "runc",
+        affected: &[(line(1, 3), version(1, 3, 6)), (line(1, 4), version(1, 4, 2))],
+        fixed_builds: &[],
         effect: "a run whose command ends quickly may hang",
         remedy: "take runc 1.3.6, 1.4.2 or later, or give runs a timeout",
         source: "https://github.com/opencontainers/runc/pull/5208",
     },
     Flaw {
         name: "runc",
-        affected: &[(ANY, (1, 1, 8))],
+        affected: &[(ANY, version(1, 1, 8))],
+        fixed_builds: &[],
         effect: "/tmp and other tmpfs get the mode of the directory that they cover, not their own",
         remedy: "take runc 1.1.9 or later",
         source: "https://github.com/opencontainers/runc/pull/3916",
     },
     Flaw {
         name: "runc",
-        affected: &[((1, 1, 8), (1, 1, 9))],
+        affected: &[(version(1, 1, 8), version(1, 1, 9))],
+        fixed_builds: &[],
         effect: "/tmp loses its sticky bit: users of one container can delete each other's files",
         remedy: "take runc 1.1.9 or later",
         source: "https://github.com/opencontainers/runc/pull/3952",
     },
     Flaw {
         name: "runc",
-        affected: &[((1, 2, 8), (1, 2, 9)), ((1, 3, 3), (1, 3, 4))],
+        affected: &[(version(1, 2, 8), version(1, 2, 9)), (version(1, 3, 3), version(1, 3, 4))],
+        fixed_builds: &[],
         effect: "the mode of a tmpfs is wrong where the layers have no directory for it",
         remedy: "take runc 1.2.9, 1.3.4, 1.4.0 or later",
         source: "https://github.com/opencontainers/runc/pull/4971",
     },
     Flaw {
         name: "runc",
-        affected: &[((1, 1, 0), (1, 2, 0))],
+        affected: &[(line(1, 1), line(1, 2))],
+        fixed_builds: &[],
         // Measured with 1.1.5 (none of 1.2 was): 34 of 150 runs under constant renames.
         effect: "a run fails (\"possibly malicious path\") if the source of a bind mount is replaced by a rename meanwhile",
         remedy: "bind copies of files that others replace",
@@ -81,7 +138,8 @@ pub(super) const FLAWS: &[Flaw] = &[
     },
     Flaw {
         name: "crun",
-        affected: &[(ANY, (1, 14, 4))],
+        affected: &[(ANY, version(1, 14, 4))],
+        fixed_builds: &[],
         // Measured with 1.8.1: "open mount target: Not a directory".
         effect: "a run fails if it binds a single file read-only",
         remedy: "take crun 1.14.4 or later, or bind the directory that the file is in",
@@ -89,21 +147,24 @@ pub(super) const FLAWS: &[Flaw] = &[
     },
     Flaw {
         name: "crun",
-        affected: &[((1, 18, 0), (1, 18, 1))],
+        affected: &[(version(1, 18, 0), version(1, 18, 1))],
+        fixed_builds: &[],
         effect: "the device rules are not set up on cgroup v1",
         remedy: "take crun 1.18.1 or later",
         source: "https://github.com/containers/crun/blob/main/NEWS",
     },
     Flaw {
         name: "crun",
-        affected: &[((1, 11, 1), (1, 11, 2))],
+        affected: &[(version(1, 11, 1), version(1, 11, 2))],
+        fixed_builds: &[],
         effect: "crashes on cgroup v1 when a run has no processor limit",
         remedy: "take crun 1.11.2 or later",
         source: "https://github.com/containers/crun/blob/main/NEWS",
     },
     Flaw {
         name: "youki",
-        affected: &[(ANY, (0, 5, 7))],
+        affected: &[(ANY, version(0, 5, 7))],
+        fixed_builds: &[],
         effect: "hostile processes that write to a container's mounts while it starts can get out of one (CVE-2025-62161, -62596)",
         remedy: "take youki 0.5.7 or later",
         source: "https://github.com/youki-dev/youki/security/advisories/GHSA-4g74-7cff-xcv8",
@@ -116,25 +177,35 @@ mod tests {
 
     /// The numbers of pull requests and advisories that concern a version.
     fn sources(name: &str, number: Number) -> Vec<&'static str> {
-        let concerning = FLAWS.iter().filter(|flaw| flaw.concerns(name, number));
+        let concerning = FLAWS.iter().filter(|flaw| flaw.concerns(name, number, &[]));
         concerning.map(|flaw| flaw.source.rsplit('/').next().unwrap()).collect()
     }
 
     #[test]
     fn a_version_has_the_flaws_of_its_line() {
+        const CWD: &str = "GHSA-xr7r-f8xq-vfvv";
         const ESCAPES: &str = "GHSA-9493-h29p-rfm2";
-        let table: [(&str, Number, &[&str]); 11] = [
-            ("runc", (1, 1, 5), &["GHSA-xr7r-f8xq-vfvv", ESCAPES, "3916", "utils_unix.go"]),
-            ("runc", (1, 1, 8), &["GHSA-xr7r-f8xq-vfvv", ESCAPES, "3952", "utils_unix.go"]),
-            ("runc", (1, 1, 15), &[ESCAPES, "utils_unix.go"]),
-            ("runc", (1, 2, 8), &["4971"]),
-            ("runc", (1, 3, 0), &[ESCAPES, "5208"]),
-            ("runc", (1, 3, 6), &[]),
-            ("runc", (1, 4, 1), &["5208"]),
-            ("runc", (1, 5, 0), &[]),
-            ("crun", (1, 8, 1), &["NEWS"]),
-            ("crun", (1, 14, 4), &[]),
-            ("youki", (0, 5, 6), &["GHSA-4g74-7cff-xcv8"]),
+        const MKDIR: &str = "GHSA-jfvp-7x6p-h2pv";
+        let table: [(&str, Number, &[&str]); 19] = [
+            ("runc", version(1, 1, 5), &[CWD, ESCAPES, MKDIR, "3916", "utils_unix.go"]),
+            ("runc", version(1, 1, 8), &[CWD, ESCAPES, MKDIR, "3952", "utils_unix.go"]),
+            ("runc", candidate(1, 0, 0, 92), &[ESCAPES, MKDIR, "3916"]),
+            ("runc", candidate(1, 0, 0, 93), &[CWD, ESCAPES, MKDIR, "3916"]),
+            ("runc", version(1, 1, 12), &[ESCAPES, MKDIR, "utils_unix.go"]),
+            ("runc", version(1, 1, 13), &[ESCAPES, MKDIR, "utils_unix.go"]),
+            ("runc", version(1, 1, 14), &[ESCAPES, "utils_unix.go"]),
+            ("runc", candidate(1, 2, 0, 2), &[ESCAPES, MKDIR]),
+            ("runc", candidate(1, 2, 0, 3), &[ESCAPES]),
+            ("runc", version(1, 2, 0), &[ESCAPES]),
+            ("runc", version(1, 2, 8), &["4971"]),
+            ("runc", version(1, 3, 0), &[ESCAPES, "5208"]),
+            ("runc", version(1, 3, 6), &[]),
+            ("runc", candidate(1, 4, 0, 2), &[ESCAPES, "5208"]),
+            ("runc", version(1, 4, 1), &["5208"]),
+            ("runc", version(1, 5, 0), &[]),
+            ("crun", version(1, 8, 1), &["NEWS"]),
+            ("crun", version(1, 14, 4), &[]),
+            ("youki", version(0, 5, 6), &["GHSA-4g74-7cff-xcv8"]),
         ];
         for (name, number, expected) in table {
             assert_eq!(sources(name, number), expected, "{name} {number:?}");
@@ -144,7 +215,34 @@ mod tests {
     #[test]
     fn every_range_has_something_in_it() {
         for flaw in FLAWS {
-            assert!(flaw.affected.iter().all(|(first, mended)| first < mended), "{flaw:?}");
+            assert!(flaw.affected.iter().all(|(first, fixed)| first < fixed), "{flaw:?}");
+        }
+    }
+
+    #[test]
+    fn builds_of_distributions_have_fixes_of_their_own() {
+        let table = [
+            ("1.1.5+ds1-1+deb12u1", true),
+            ("1.1.5+ds1-1+deb12u1+b2", true),
+            ("1.1.5+ds1-1+deb12u10", true),
+            ("1.1.7-0ubuntu1~22.04.2", true),
+            ("1.1.7-0ubuntu1~20.04.4", true),
+            ("1.1.4-0ubuntu1~18.04.2+esm1", true),
+            ("1.1.5+ds1-1+deb12u0", false),
+            ("1.1.5+ds1-1", false),
+            ("1.1.5+ds1-1+deb12u", false),
+            ("1.1.7-0ubuntu1~22.04.1", false),
+            ("1.1.4-0ubuntu1~18.04.2", false),
+            ("v1.1.5-0-gf19387a6", false),
+            ("", false),
+        ];
+        for (build, is_fixed) in table {
+            let concerns = |source: &str| {
+                let flaw = FLAWS.iter().find(|flaw| flaw.source.ends_with(source)).unwrap();
+                flaw.concerns("runc", version(1, 1, 5), &["1.1.5", build])
+            };
+            assert_eq!(concerns("GHSA-xr7r-f8xq-vfvv"), !is_fixed, "{build}");
+            assert!(concerns("GHSA-9493-h29p-rfm2") && concerns("GHSA-jfvp-7x6p-h2pv"), "{build}");
         }
     }
 }

@@ -3,7 +3,10 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -14,6 +17,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
 
@@ -91,9 +95,65 @@ fn become_program(
         }
     }
     default_signals()?;
+    close_on_exec(CLOSE_RANGE)?;
     // SAFETY: three strings of bytes that end with NUL, two of them in lists that end with a null pointer.
     check(unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) })?;
     unreachable!("exec returns with an error only");
+}
+
+/// Closes every descriptor of the caller's but the three streams in a program that `command` starts.
+///
+/// A runtime that is only asked for its version has no use for them either.
+pub(super) fn close_descriptors(command: &mut Command) -> &mut Command {
+    let close = || Ok(close_on_exec(CLOSE_RANGE)?);
+    // SAFETY: between fork and exec it makes system calls and nothing else: no allocation, no panic, no lock.
+    unsafe { command.pre_exec(close) }
+}
+
+/// The number of close_range(2), which older C libraries do not have as a function.
+const CLOSE_RANGE: libc::c_long = libc::SYS_close_range;
+
+/// Room for the names of some hundred descriptors: on a stack that is small.
+const NAMES_BYTES: usize = 4 << 10;
+
+/// Sees that the program which this process becomes has no descriptor but the three streams. Until then they stay open: a failed
+/// exec may have to be reported through one of them.
+///
+/// A caller's descriptor in a runtime is a way out of the container: a directory of the host's that a link to `/proc/self/fd/9`
+/// leads to.
+///
+/// `close_range` is the number of [`close_range(2)`](https://man7.org/linux/man-pages/man2/close_range.2.html), whose flag for this
+/// needs Linux 5.11. Where it fails, for whatever reason, `/proc/self/fd` names the descriptors.
+fn close_on_exec(close_range: libc::c_long) -> Result<(), Errno> {
+    // SAFETY: three numbers.
+    match unsafe { libc::syscall(close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => close_on_exec_one_by_one(),
+    }
+}
+
+/// Not up to the limit of open files: that may be a billion, and may have been lowered after a descriptor was opened.
+fn close_on_exec_one_by_one() -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty())?;
+    let mut names = [MaybeUninit::uninit(); NAMES_BYTES];
+    let mut entries = RawDir::new(&directory, &mut names);
+    while let Some(entry) = entries.next() {
+        // `.` and `..` are no numbers.
+        let Some(number) = descriptor(entry?.file_name().to_bytes()) else { continue };
+        if number > 2 {
+            // SAFETY: two numbers and a constant.
+            check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+        }
+    }
+    Ok(())
+}
+
+fn descriptor(name: &[u8]) -> Option<RawFd> {
+    name.iter().try_fold(0, |number: RawFd, byte| match byte {
+        b'0'..=b'9' => number.checked_mul(10)?.checked_add(RawFd::from(byte - b'0')),
+        _ => None,
+    })
 }
 
 /// Takes the caller's handlers away, and gives a program the signals as it expects them: none blocked, none ignored that Rust's
@@ -133,4 +193,55 @@ fn errno(errno: nix::errno::Errno) -> Errno {
 /// The list as execve(2) takes it.
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::Stdio;
+
+    use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+
+    use super::*;
+
+    /// No system call has it: the kernel answers ENOSYS, as one before 5.9 does.
+    const NO_CALL: libc::c_long = 1 << 20;
+
+    #[test]
+    fn a_program_gets_no_descriptor_but_the_streams() {
+        // A caller that has many open, beyond one buffer of names, and what a program that it starts inherits.
+        let inherited: Vec<OwnedFd> = (0..300)
+            .map(|n| {
+                let file = File::open(if n % 2 == 0 { "/" } else { "/dev/null" }).unwrap();
+                let file = fcntl_dupfd_cloexec(&file, if n == 0 { 900 } else { 3 }).unwrap();
+                fcntl_setfd(&file, FdFlags::empty()).unwrap();
+                file
+            })
+            .collect();
+        let open = |close: fn() -> io::Result<()>| {
+            let mut command = Command::new("ls");
+            command.arg("/proc/self/fd").stdin(Stdio::null());
+            // SAFETY: system calls and nothing else.
+            let output = unsafe { command.pre_exec(close) }.output().unwrap();
+            String::from_utf8(output.stdout).unwrap().lines().count()
+        };
+        // The streams, and the directory that `ls` reads.
+        const NONE: usize = 4;
+        assert!(open(|| Ok(())) >= NONE + inherited.len());
+        assert_eq!(open(|| Ok(close_on_exec(CLOSE_RANGE)?)), NONE);
+        assert_eq!(open(|| Ok(close_on_exec(NO_CALL)?)), NONE);
+        let output = close_descriptors(Command::new("ls").arg("/proc/self/fd")).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "0\n1\n2\n3\n");
+        // A program that is not there is still told of.
+        let error = close_descriptors(&mut Command::new("/no/such/program")).output().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn descriptors_by_their_names() {
+        let table = [("0", Some(0)), ("1048575", Some(1_048_575)), (".", None), ("..", None), ("99999999999", None)];
+        for (name, number) in table {
+            assert_eq!(descriptor(name.as_bytes()), number, "{name}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::process::{Command, Stdio};
 
-use super::{Flaw, Runtime, flaws};
+use super::{Flaw, Runtime, flaws, namespace};
 use crate::display::escaped;
 use crate::{Error, Result};
 
@@ -15,14 +15,23 @@ pub struct RuntimeVersion {
     pub text: String,
     /// Major, minor and patch.
     pub number: (u32, u32, u32),
+    /// Of a release candidate, which one: 2 in `1.2.0-rc.2`.
+    pub candidate: Option<u32>,
+    /// The commit that it was built from, or in its place the version of a distribution's package: `1.1.5+ds1-1+deb12u1`.
+    pub build: Option<String>,
 }
 
 impl RuntimeVersion {
     /// What is known to be wrong with this version for what this crate does with it, as its makers published it.
     ///
-    /// A distribution may have mended its own build without counting the version up.
+    /// Distributions fix their own builds without counting the version up. Debian's and Ubuntu's are known here as far as they are
+    /// published; another may have a fix that is not.
     pub fn flaws(&self) -> impl Iterator<Item = &'static Flaw> {
-        flaws::FLAWS.iter().filter(|flaw| flaw.concerns(&self.name, self.number))
+        let (major, minor, patch) = self.number;
+        let number = (major, minor, patch, self.candidate.unwrap_or(flaws::RELEASE));
+        // Ubuntu writes it into the version itself.
+        let builds = [&*self.text, self.build.as_deref().unwrap_or_default()];
+        flaws::FLAWS.iter().filter(move |flaw| flaw.concerns(&self.name, number, &builds))
     }
 }
 
@@ -38,9 +47,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::RuntimeStart`] if it cannot be started, [`Error::Runtime`] if it fails.
     pub fn version(&self) -> Result<Option<RuntimeVersion>> {
-        let output = Command::new(&self.program)
-            .arg("--version")
-            .stdin(Stdio::null())
+        let output = namespace::close_descriptors(Command::new(&self.program).arg("--version").stdin(Stdio::null()))
             .output()
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
         if !output.status.success() {
@@ -51,17 +58,34 @@ impl Runtime {
     }
 }
 
-/// `<name> version <text>` on the first line; what follows are commits and features.
+/// `<name> version <text>` on the first line, and `commit: <build>` on one that follows.
 fn parse(output: &str) -> Option<RuntimeVersion> {
-    let [name, "version", text] = output.lines().next()?.split_whitespace().collect::<Vec<_>>()[..] else {
+    let mut lines = output.lines();
+    let [name, "version", text] = lines.next()?.split_whitespace().collect::<Vec<_>>()[..] else {
         return None;
     };
-    let digits = |part: &str| part.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok();
-    let mut parts = text.trim_start_matches('v').splitn(3, '.').map(digits);
+    let mut parts = text.trim_start_matches('v').splitn(3, '.').map(leading_number);
     let (major, minor) = (parts.next()??, parts.next()??);
     // crun counts 1.27, 1.27.1.
     let patch = parts.next().flatten().unwrap_or(0);
-    Some(RuntimeVersion { name: name.into(), text: text.into(), number: (major, minor, patch) })
+    let build = lines.find_map(|line| line.strip_prefix("commit:")).map(str::trim).filter(|build| !build.is_empty());
+    Some(RuntimeVersion {
+        name: name.into(),
+        text: text.into(),
+        number: (major, minor, patch),
+        candidate: candidate(text),
+        build: build.map(Into::into),
+    })
+}
+
+fn leading_number(text: &str) -> Option<u32> {
+    text.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
+/// `1.2.0-rc.2`, as runc has written it since 1.2; `1.0.0-rc93` before; `1.0.0~rc93+ds1` by Debian.
+fn candidate(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("-rc").or_else(|| text.split_once("~rc"))?;
+    leading_number(rest.trim_start_matches('.'))
 }
 
 #[cfg(test)]
@@ -88,5 +112,39 @@ mod tests {
         }
         let debian = parse("runc version 1.1.5+ds1\n").unwrap();
         assert_eq!((debian.to_string(), &*debian.text), ("runc 1.1.5+ds1".into(), "1.1.5+ds1"));
+    }
+
+    #[test]
+    fn candidates_and_builds() {
+        let table = [
+            (
+                "runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n",
+                None,
+                Some("1.1.5+ds1-1+deb12u1"),
+            ),
+            ("runc version 1.2.0-rc.2\ncommit: v1.2.0-rc.2-0-gf2d2ee5e\n", Some(2), Some("v1.2.0-rc.2-0-gf2d2ee5e")),
+            ("runc version 1.0.0~rc93+ds1\ncommit:\n", Some(93), None),
+            ("runc version 1.0.0-rc10\nspec: 1.0.1-dev\n", Some(10), None),
+            ("crun version 1.8.1\ncommit: f8a096be\n", None, Some("f8a096be")),
+        ];
+        for (output, candidate, build) in table {
+            let version = parse(output).unwrap();
+            assert_eq!((version.candidate, version.build.as_deref()), (candidate, build), "{output}");
+        }
+    }
+
+    #[test]
+    fn a_fix_of_a_distribution_is_known_wherever_it_is_told() {
+        let table = [
+            ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\n", false),
+            ("runc version 1.1.7-0ubuntu1~22.04.2\nspec: 1.0.2-dev\n", false),
+            ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1\n", true),
+            ("runc version 1.1.5\ncommit: v1.1.5-0-gf19387a6\n", true),
+            ("runc version 1.1.5\n", true),
+        ];
+        for (output, has_it) in table {
+            let version = parse(output).unwrap();
+            assert_eq!(version.flaws().any(|flaw| flaw.effect.contains("CVE-2024-21626")), has_it, "{output}");
+        }
     }
 }

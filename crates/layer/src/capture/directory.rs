@@ -13,9 +13,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Captured;
+use super::below::Below;
 use super::made::{is_opaque, modified};
 use crate::attributes::{XattrList, path_through_proc};
-use crate::view::{Directory, Shown, View};
+use crate::tree_size::{self, Inodes};
+use crate::view::{Directory, Shown};
 use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
 use crate::{Error, Result, XattrNamespace, overlayfs};
 
@@ -58,10 +60,12 @@ impl Job {
 pub(super) struct Shared<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
-    pub(super) lowers: &'a View,
+    pub(super) below: &'a Below,
     pub(super) xattrs: XattrNamespace,
     /// No time is to be later.
     pub(super) latest: Option<Timespec>,
+    /// What has been counted in [`Captured::size`].
+    pub(super) inodes: Inodes,
 }
 
 /// One thread's means of work.
@@ -114,13 +118,17 @@ impl<'a> Worker<'a> {
             && self.names.has(shared.xattrs.opaque())
             && is_opaque(dir, shared.xattrs).map_err(error("read the extended attributes of"))?;
         let lowers = match lowers {
-            Lowers::Show if opaque => Lowers::Hidden(directory(shared.lowers.find(branch.path())?)),
+            Lowers::Show if opaque => {
+                let path = branch.path();
+                let below = shared.below.whole(&shared.path.join(&path))?;
+                Lowers::Hidden(directory(below.find(path)?))
+            }
             lowers => lowers,
         };
         self.captured.opaques += u64::from(opaque);
 
         let to_hide = match &lowers {
-            Lowers::Hidden(Some(directory)) => Some((directory, shared.lowers.names(directory)?)),
+            Lowers::Hidden(Some(directory)) => Some((directory, shared.below.present().names(directory)?)),
             _ => None,
         };
         let mut files = Files {
@@ -161,7 +169,6 @@ impl<'a> Worker<'a> {
         let Files { has_whiteouts, touched, .. } = files;
         let pending = Pending { modified: modified(&stat), has_whiteouts, touched };
         *branch.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
-        self.captured.size.entries += children.len() as u64;
         if children.is_empty() {
             return self.finish(branch);
         }
@@ -170,7 +177,7 @@ impl<'a> Worker<'a> {
             let lowers = match (&lowers, &to_hide) {
                 (Lowers::Show, _) => Lowers::Show,
                 (Lowers::Hidden(_), Some((directory_below, names))) if names.contains_key(as_os_str(&name)) => {
-                    Lowers::Hidden(directory(shared.lowers.child(directory_below, as_os_str(&name))?))
+                    Lowers::Hidden(directory(shared.below.present().child(directory_below, as_os_str(&name))?))
                 }
                 (Lowers::Hidden(_), _) => Lowers::Hidden(None),
             };
@@ -198,6 +205,12 @@ impl<'a> Worker<'a> {
                         ..pending.modified
                     };
                     futimens(dir, &times).map_err(error("set the time of"))?;
+                }
+                // Only now: whiteouts can have made it larger, and attributes may have had a block of their own.
+                let stat = fstat(dir).map_err(error("look at"))?;
+                match branch.parent() {
+                    Some(_) => shared.inodes.count(&stat, &mut self.captured.size),
+                    None => self.captured.size.bytes += tree_size::allocated(&stat),
                 }
             }
             match branch.parent() {
@@ -266,7 +279,9 @@ impl Files<'_> {
     /// Deals with the file `name`, which is no directory.
     fn settle(&mut self, name: &CStr, kind: FileType) -> Result<()> {
         let shared = self.shared;
-        let stat = statat(self.dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.error("look at", name))?;
+        let stat = self.stat(name)?;
+        // Another thread may just be cleaning the same file under another name.
+        let mut is_as_it_was = stat.st_nlink == 1;
         if overlayfs::is_whiteout_device(&stat) {
             self.has_whiteouts = true;
         } else {
@@ -284,9 +299,14 @@ impl Files<'_> {
             }
             for attribute in self.names.iter().filter(|attribute| shared.xattrs.owns(attribute.to_bytes())) {
                 removed(lremovexattr(&path, attribute)).map_err(self.error("take overlayfs's attributes off", name))?;
+                is_as_it_was = false;
             }
         }
-        self.count(&stat);
+        match is_as_it_was {
+            true => self.count(&stat),
+            // The attributes may have had a block of their own.
+            false => self.count(&self.stat(name)?),
+        }
         self.clamp(name, &stat)
     }
 
@@ -295,14 +315,17 @@ impl Files<'_> {
         (self.has_whiteouts, self.touched) = (true, true);
         overlayfs::make_whiteout(self.dir, name).map_err(self.error("make the whiteout", name))?;
         self.captured.whiteouts += 1;
-        let stat = statat(self.dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.error("look at", name))?;
+        let stat = self.stat(name)?;
         self.count(&stat);
         self.clamp(name, &stat)
     }
 
+    fn stat(&self, name: &CStr) -> Result<Stat> {
+        statat(self.dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(self.error("look at", name))
+    }
+
     fn count(&mut self, stat: &Stat) {
-        self.captured.size.bytes += u64::try_from(stat.st_size).unwrap_or(0);
-        self.captured.size.entries += 1;
+        self.shared.inodes.count(stat, &mut self.captured.size);
     }
 
     fn clamp(&self, name: &CStr, stat: &Stat) -> Result<()> {

@@ -12,11 +12,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::below::Below;
 use crate::attributes::{Attributes, Keep, XattrList};
 use crate::display::quoted;
-use crate::view::{Shown, View};
+use crate::view::Shown;
 use crate::walk::{self, PATH, READ, as_c_string, open_beneath};
-use crate::{Error, Result, XattrNamespace, overlayfs};
+use crate::{Error, Result, XattrNamespace, json_path, overlayfs};
 
 /// A file or directory that the runner put into an upper before the command began: a mount point, `/etc/hosts`.
 ///
@@ -24,6 +25,7 @@ use crate::{Error, Result, XattrNamespace, overlayfs};
 /// command wrote to it, gave it another mode or put something into it, it is the command's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
+    #[serde(with = "json_path")]
     path: PathBuf,
     inode: u64,
     /// Seconds and nanoseconds.
@@ -107,7 +109,7 @@ impl Place {
 pub(super) struct TakingOut<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
-    pub(super) lowers: &'a View,
+    pub(super) below: &'a Below,
     pub(super) xattrs: XattrNamespace,
 }
 
@@ -160,7 +162,9 @@ impl TakingOut<'_> {
     /// Whether the directory is there only because something was made in it: it is empty now, and looks like that of the
     /// lowers, which the kernel has copied.
     fn is_only_on_the_way(&self, path: &Path) -> Result<bool> {
-        let Some(Shown::Directory(directory)) = self.lowers.find(path)? else { return Ok(false) };
+        // Without all lowers nobody knows what it looked like there.
+        let Some(lowers) = self.below.if_whole() else { return Ok(false) };
+        let Some(Shown::Directory(directory)) = lowers.find(path)? else { return Ok(false) };
         let mut dir = openat(self.root, c".", READ, Mode::empty()).map_err(self.error("open", Path::new("")))?;
         let mut walked = PathBuf::new();
         for name in path {
@@ -179,7 +183,7 @@ impl TakingOut<'_> {
         let attributes = XattrList::of(dir.as_fd())
             .and_then(|names| Attributes::of(dir.as_fd(), &names, Keep::Visible(self.xattrs)))
             .map_err(self.error("read the attributes of", path))?;
-        Ok(self.lowers.attributes(&directory)?.is_some_and(|lower| lower.look_like(&attributes)))
+        Ok(lowers.attributes(&directory)?.is_some_and(|lower| lower.look_like(&attributes)))
     }
 
     /// For `map_err`: a failed system call on something in the upper.
@@ -233,8 +237,8 @@ mod tests {
     fn take_out(upper: &Path, lower: &Path, made: &[Made]) -> u64 {
         let root = openat(CWD, upper, READ, Mode::empty()).unwrap();
         let xattrs = XattrNamespace::User;
-        let lowers = View::new(&[lower]).unwrap().xattrs(xattrs);
-        TakingOut { root: root.as_fd(), path: upper, lowers: &lowers, xattrs }.run(made).unwrap()
+        let below = Below::open(&[lower.into()], xattrs).unwrap();
+        TakingOut { root: root.as_fd(), path: upper, below: &below, xattrs }.run(made).unwrap()
     }
 
     fn names(dir: &Path) -> Vec<String> {

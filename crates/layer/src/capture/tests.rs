@@ -208,6 +208,7 @@ fn what_is_refused_is_left_as_it_is() {
     fs::write(layer.path(), "").unwrap();
     assert!(matches!(fixture.try_at(upper), Err(Error::NotADirectory { path, .. }) if path == layer.path()));
     fs::remove_file(layer.path()).unwrap();
+    refuses_what_is_not_its_own(&fixture);
     assert_eq!(tree(upper), before);
     // Nothing is left where the layer would have been.
     assert_eq!(fs::read_dir(fixture.dir.path().join("store")).unwrap().count(), 0);
@@ -220,6 +221,129 @@ fn what_is_refused_is_left_as_it_is() {
     }
     fixture.try_at(upper).unwrap();
     assert_eq!(tree(&layer.fs()), CAPTURED);
+}
+
+/// What belongs to layers is not taken, and nothing is made inside of trees.
+fn refuses_what_is_not_its_own(fixture: &Fixture) {
+    let (upper, path) = (&fixture.upper, |name: &str| fixture.dir.path().join(name));
+    // Layers that are no lowers, and one that is made already.
+    let whole = Layer::at(path("other/whole"));
+    fs::create_dir_all(whole.fs().join("sub")).unwrap();
+    whole.write_meta(&meta()).unwrap();
+    let used = Layer::at(path("other/used"));
+    fs::create_dir_all(used.fs().join("sub")).unwrap();
+    let _hold = crate::Hold::of([used.path()]).unwrap();
+    let uppers = [
+        (whole.fs(), &whole),
+        (whole.fs().join("sub"), &whole),
+        (used.fs(), &used),
+        (used.fs().join("sub"), &used),
+        (whole.path().to_path_buf(), &whole),
+    ];
+    for (upper, layer) in uppers {
+        let refused = fixture.try_at(&upper);
+        assert!(
+            matches!(&refused, Err(Error::UpperIsLayers { layer: named, .. }) if named == layer.path()),
+            "{refused:?}"
+        );
+    }
+    let refused = fixture.try_at(&path("other"));
+    assert!(matches!(&refused, Err(Error::UpperIsLayers { .. })), "a store: {refused:?}");
+    for upper in [fixture.base.join("usr/bin"), fixture.dir.path().to_path_buf()] {
+        let refused = fixture.try_at(&upper);
+        assert!(matches!(&refused, Err(Error::UpperOverlapsLower { .. })), "{}: {refused:?}", upper.display());
+    }
+    let destinations = [
+        fixture.base.join("new"),
+        fixture.base.clone(),
+        fixture.base.join("usr/bin/new"),
+        upper.join("new"),
+        upper.join("usr/bin"),
+        upper.clone(),
+        whole.fs().join("new"),
+        whole.fs(),
+        used.fs().join("new"),
+    ];
+    for destination in destinations {
+        let refused = fixture.capture().into_layer(upper, &Layer::at(&destination), meta());
+        assert!(matches!(&refused, Err(Error::LayerInsideTree { .. })), "{}: {refused:?}", destination.display());
+    }
+    for root in ["/", "/..", "/."] {
+        let refused = fixture.capture().into_layer(upper, &Layer::at(root), meta());
+        assert!(matches!(&refused, Err(Error::RootDirectory { .. })), "{root}: {refused:?}");
+    }
+    let other = UpperId::of(fixture.dir.path()).unwrap();
+    let refused = fixture.capture().of_upper(other).into_layer(upper, &fixture.layer(), meta());
+    assert!(matches!(&refused, Err(Error::AnotherUpper { upper: named }) if named == upper), "{refused:?}");
+}
+
+#[test]
+fn what_a_run_has_recorded_is_taken_out_without_a_report() {
+    let fixture = Fixture::new();
+    let upper = &fixture.upper;
+    // A command may make files with the names of a layer's.
+    fs::create_dir_all(upper.join("fs/proc")).unwrap();
+    fs::write(upper.join("layer.json"), "{}").unwrap();
+    let mut record = RunRecord { root_mode: Some(0o751), ..RunRecord::default() };
+    record.add(Made::look(upper, ["/fs", "/fs/proc"]).unwrap());
+    record.write(upper, XattrNamespace::User).unwrap();
+    let captured = fixture.try_at(upper).unwrap();
+    assert_eq!(captured.taken_out, 2);
+    let layer = fixture.layer();
+    assert!(layer.fs().join("layer.json").exists() && !layer.fs().join("fs").exists());
+    assert_eq!(RunRecord::read(layer.fs(), XattrNamespace::User).unwrap(), None);
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!((mode(&layer.fs()), mode(layer.path())), (0o751, 0o700));
+}
+
+#[test]
+fn files_that_could_not_be_recorded_have_to_be_told() {
+    let fixture = Fixture::new();
+    RunRecord { made: None, root_mode: None }.write(&fixture.upper, XattrNamespace::User).unwrap();
+    assert!(matches!(fixture.try_at(&fixture.upper), Err(Error::MadeUnknown { upper }) if upper == fixture.upper));
+    fixture.capture().made([]).into_layer(&fixture.upper, &fixture.layer(), meta()).unwrap();
+}
+
+#[test]
+fn lowers_that_are_gone_are_missed_only_where_they_are_needed() {
+    let fixture = Fixture::new();
+    fs::remove_dir_all(&fixture.base).unwrap();
+    let error = fixture.try_at(&fixture.upper).unwrap_err();
+    let named = fixture.upper.join("usr/include/GL");
+    assert!(
+        matches!(&error, Error::LowerMissing { path, lower } if *path == named && *lower == fixture.base),
+        "{error}"
+    );
+    assert!(!fixture.layer().path().exists());
+    for directory in ["usr/include/GL", "usr/include/GL/dir-above"] {
+        rustix::fs::removexattr(fixture.upper.join(directory), "user.overlay.opaque").unwrap();
+    }
+    fixture.try_at(&fixture.upper).unwrap();
+    assert!(fixture.layer().fs().join("usr/bin/tool").exists());
+}
+
+#[test]
+fn the_directory_of_a_layer_is_closed_unless_it_is_to_be_open() {
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    for (before, access, expected) in [
+        (None, None, 0o700),
+        (None, Some(Access::mode(0o750)), 0o750),
+        (Some(0o755), None, 0o755),
+        (Some(0o755), Some(Access::default()), 0o700),
+    ] {
+        let fixture = Fixture::new();
+        let layer = fixture.layer();
+        if let Some(mode) = before {
+            fs::create_dir(layer.path()).unwrap();
+            fs::set_permissions(layer.path(), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        }
+        let mut capture = fixture.capture();
+        if let Some(access) = access {
+            capture = capture.access(access);
+        }
+        capture.into_layer(&fixture.upper, &layer, meta()).unwrap();
+        assert_eq!(mode(layer.path()), expected, "{before:?} {access:?}");
+    }
 }
 
 #[test]
@@ -301,27 +425,103 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
         panic!("{:?}", capture.into_layer_watched(dir.join("upper"), &layer, meta(), &watch));
     }
     for (number, step) in Step::ALL.into_iter().enumerate() {
-        // The same upper again, wherever it is now; or another that was made meanwhile.
-        for again in [true, false] {
+        for next in [Next::Same, Next::Moved, Next::Other, Next::Collector] {
             let fixture = Fixture::new();
             let layer = fixture.layer();
+            let mut same = fixture.capture();
+            if number % 2 == 0 {
+                // Otherwise it is known by its path.
+                same = same.of_upper(UpperId::of(&fixture.upper).unwrap());
+            }
             die(&fixture, number);
             assert_eq!(layer.meta().unwrap().is_some(), step == Step::Finish, "{step:?}");
             let moved = step > Step::Move;
-            assert_eq!(layer.fs().exists(), moved, "{step:?}");
-            if step == Step::Finish {
-                assert!(matches!(fixture.try_at(&layer.fs()), Err(Error::AlreadyCaptured { .. })));
-            } else if again {
-                let upper = if moved { layer.fs() } else { fixture.upper.clone() };
-                fixture.try_at(&upper).unwrap();
-            } else {
-                fs::remove_dir_all(&fixture.base).unwrap();
-                let _moved = fs::remove_dir_all(&fixture.upper);
-                fill(&fixture.base, &fixture.upper);
-                fixture.try_at(&fixture.upper).unwrap();
+            assert_eq!((layer.fs().exists(), fixture.upper.exists()), (moved, !moved), "{step:?}");
+            match next {
+                Next::Same => {
+                    let captured = same.into_layer(&fixture.upper, &layer, meta()).unwrap();
+                    assert_eq!(captured.size, layer.measure().unwrap(), "{step:?}");
+                }
+                Next::Moved if step == Step::Finish => {
+                    assert!(matches!(fixture.try_at(&layer.fs()), Err(Error::AlreadyCaptured { .. })));
+                }
+                Next::Moved if moved => drop(fixture.try_at(&layer.fs()).unwrap()),
+                // By hand, where a capture would have moved it.
+                Next::Moved => {
+                    fs::create_dir_all(layer.path()).unwrap();
+                    fs::rename(&fixture.upper, layer.fs()).unwrap();
+                    fixture.try_at(&layer.fs()).unwrap();
+                }
+                Next::Other => {
+                    let other = fixture.dir.path().join("other");
+                    fill(&fixture.dir.path().join("another-base"), &other);
+                    let before = tree(&other);
+                    let result = fixture.try_at(&other);
+                    if moved {
+                        assert!(matches!(result, Err(Error::AlreadyCaptured { .. })), "{step:?}: {result:?}");
+                        assert_eq!(tree(&other), before);
+                    } else {
+                        result.unwrap();
+                        assert!(fixture.upper.exists());
+                    }
+                }
+                Next::Collector => {
+                    crate::Collector::new().collect(fixture.dir.path().join("store"), &mut |_| {}).unwrap();
+                    assert_eq!(
+                        layer.path().exists(),
+                        moved,
+                        "{step:?}: nothing is left of one that had not moved its tree"
+                    );
+                    same.into_layer(&fixture.upper, &layer, meta()).unwrap();
+                }
             }
-            assert_eq!(tree(&layer.fs()), CAPTURED, "{step:?}, {again}");
+            assert_eq!(tree(&layer.fs()), CAPTURED, "{step:?}, {next:?}");
+            let names: Vec<_> = fs::read_dir(layer.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names.len(), 2, "{step:?}, {next:?}: {names:?}");
             assert!(layer.meta().unwrap().is_some());
         }
     }
+}
+
+/// What comes after a capture that was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The same capture again.
+    Same,
+    /// A capture of the tree where it is to stand.
+    Moved,
+    /// A capture of another upper.
+    Other,
+    /// A collector, then the same capture again.
+    Collector,
+}
+
+#[test]
+fn what_is_recorded_is_what_the_disk_holds() {
+    let fixture = Fixture::new();
+    let upper = |path: &str| fixture.upper.join(path);
+    fs::File::create(upper("usr/sparse")).unwrap().set_len(300 << 30).unwrap();
+    fs::write(upper("usr/large"), vec![1; 1 << 20]).unwrap();
+    // Names of one file in many directories, so that several threads meet it, each with attributes to take off.
+    mark(&upper("usr/large"), "origin", &[b'x'; 2000]);
+    for n in 0..40 {
+        let dir = upper(&format!("usr/links/{n}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::hard_link(upper("usr/large"), dir.join("large")).unwrap();
+        fs::write(dir.join("small"), "x").unwrap();
+        symlink("long".repeat(100), dir.join("link")).unwrap();
+        // Attributes that need a block of their own until they are taken off.
+        mark(&dir, "origin", &[b'x'; 2000]);
+        mark(&dir.join("small"), "origin", &[b'x'; 2000]);
+    }
+    // A directory that has to grow for the whiteouts.
+    for n in 0..1000 {
+        fs::write(fixture.base.join(format!("usr/include/GL/{n:0100}")), "").unwrap();
+    }
+    let capture = fixture.capture().threads(NonZeroUsize::new(4).unwrap());
+    let captured = capture.into_layer(&fixture.upper, &fixture.layer(), meta()).unwrap();
+    let size = fixture.layer().measure().unwrap();
+    assert_eq!(captured.size, size);
+    assert!(size.bytes > (1 << 20) && size.bytes < (4 << 20), "{size:?}");
+    assert_eq!(fixture.layer().meta().unwrap().unwrap().disk_usage, size.bytes);
 }

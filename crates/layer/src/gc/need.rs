@@ -33,6 +33,11 @@ impl Need {
         self.free_bytes = self.free_bytes.saturating_sub(size.bytes);
     }
 
+    /// Whether all that has to be made is room on the file system.
+    pub(super) fn is_room_only(&self) -> bool {
+        self.free_bytes > 0 && Self { free_bytes: 0, ..*self } == Self::default()
+    }
+
     /// Whether something is over.
     pub(super) fn is_over(&self) -> bool {
         self.bytes > 0 || self.entries > 0 || self.free_bytes > 0

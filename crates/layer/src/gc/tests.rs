@@ -1,4 +1,5 @@
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -31,9 +32,11 @@ fn names(collected: &Collected) -> Vec<&str> {
     collected.layers.iter().map(|layer| layer.name.to_str().unwrap()).collect()
 }
 
-/// Files and directories in the store's own directory, its three parts not counted.
+/// Files and directories in the store's own directory, its parts not counted.
 fn in_area(store: &Path) -> usize {
-    walkdir::WalkDir::new(store.join(".layered")).min_depth(2).into_iter().count()
+    let area = store.join(".layered");
+    let entries = walkdir::WalkDir::new(&area).min_depth(1).into_iter().map(|entry| entry.unwrap().into_path());
+    entries.filter(|path| ["holds", "new"].iter().all(|part| *path != area.join(part))).count()
 }
 
 #[test]
@@ -86,6 +89,39 @@ fn what_others_stand_on_stays() {
 }
 
 #[test]
+fn a_base_is_spared_by_its_whole_hash_and_not_by_its_own() {
+    let digest = "0123456789abcdef0123456789abcdef";
+    let store = store(&["0123456789ab", "012", "a"]);
+    let base = |name: &str, hash: &str| {
+        let layer = Layer::at(store.path().join(name));
+        layer.write_meta(&Meta { disk_usage: 10, ..Meta::new(hash, SystemTime::UNIX_EPOCH) }).unwrap();
+    };
+    base("0123456789ab", digest);
+    let collect = || Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap();
+    base("a", digest);
+    let collected = collect();
+    assert_eq!((names(&collected), &collected.bases), (vec!["012", "a"], &vec!["0123456789ab".into()]));
+    assert_eq!(names(&collect()), ["0123456789ab"]);
+}
+
+#[test]
+fn one_wrong_number_does_not_empty_a_store() {
+    for number in [u64::MAX, 10_u64.pow(13), 3 << 20] {
+        let store = store(&["a", "b", "c", "d"]);
+        // So that the smallest of the numbers could be.
+        fs::write(store.path().join("file"), vec![1; 4 << 20]).unwrap();
+        let wrong = Layer::at(store.path().join("c"));
+        let meta = wrong.meta().unwrap().unwrap();
+        wrong.write_meta(&Meta { disk_usage: number, ..meta }).unwrap();
+        let collector = Collector::new().max_bytes(2 << 20);
+        for collected in [collector.dry_run(&store, &mut |_| {}), collector.collect(&store, &mut |_| {})] {
+            let collected = collected.unwrap();
+            assert_eq!((names(&collected), collected.within_budget), (vec![], true), "{number}");
+        }
+    }
+}
+
+#[test]
 fn what_happens_between_the_look_and_the_removal_counts() {
     let store = store(&["used", "held", "vanished", "made-again", "a", "b"]);
     let path = |name: &str| store.path().join(name);
@@ -111,40 +147,74 @@ fn what_happens_between_the_look_and_the_removal_counts() {
 fn orphans_are_removed_and_what_has_an_owner_stays() {
     let store = store(&["a"]);
     let draft = Draft::begin(&store).unwrap();
-    for orphan in ["trash/dead/0/fs/a", "new/dead/layer/fs", "new/empty"] {
+    for orphan in ["trash-dead/fs/a", "trash/of-an-earlier-version/0/fs", "new/dead/layer/fs", "new/empty"] {
         fs::create_dir_all(store.path().join(".layered").join(orphan)).unwrap();
     }
     fs::create_dir(store.path().join(".layered/holds")).unwrap();
     fs::write(store.path().join(".layered/holds/dead"), "a\0").unwrap();
-    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 3);
+    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 4);
     let collected = Collector::new().collect(&store, &mut |_| {}).unwrap();
-    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (3, 0, 0));
+    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (4, 0, 0));
     assert!(draft.layer().path().exists());
     assert_eq!(in_area(store.path()), 2, "the draft and its layer");
 }
 
 #[test]
-fn what_a_killed_capture_left_is_removed_and_others_files_stay() {
+fn a_killed_capture_is_completed_or_tidied_up_and_no_tree_is_removed() {
     let store = store(&["a"]);
     let path = |path: &str| store.path().join(path);
-    for name in ["killed", "killed-with-log", "at-work", "by-hand", "a"] {
-        fs::create_dir_all(path(name).join("fs/usr")).unwrap();
-        if name != "by-hand" {
-            fs::write(path(name).join(".capturing"), "").unwrap();
+    let meta = serde_json::to_vec(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
+    type Mark<'a> = Option<(&'a str, &'a [u8])>;
+    // (name, whether there is a tree, the mark and its content)
+    let dirs: [(&str, bool, Mark<'_>); 9] = [
+        ("staged", false, Some((".capturing", b"{"))),
+        ("staged-with-log", false, Some((".capturing", b""))),
+        ("staged-in-place", true, Some((".capturing", &meta))),
+        ("sealed", false, Some((".captured", &meta))),
+        ("moved", true, Some((".captured", &meta))),
+        ("moved-and-cut", true, Some((".captured", b"{"))),
+        ("at-work", true, Some((".captured", &meta))),
+        ("by-hand", true, None),
+        ("empty-by-hand", false, None),
+    ];
+    for (name, tree, mark) in dirs {
+        fs::create_dir_all(path(name).join(if tree { "fs/usr" } else { "" })).unwrap();
+        if let Some((mark, content)) = mark {
+            fs::write(path(name).join(mark), content).unwrap();
         }
     }
-    fs::write(path("killed-with-log/layer.log"), "").unwrap();
+    fs::write(path("staged-with-log/layer.log"), "").unwrap();
+    fs::create_dir(path("begun")).unwrap();
+    fs::set_permissions(path("begun"), fs::Permissions::from_mode(0o1700)).unwrap();
     let at_work = File::open(path("at-work")).unwrap();
     rustix::fs::flock(&at_work, FlockOperation::LockExclusive).unwrap();
 
-    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 2);
+    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 7);
     let collected = Collector::new().collect(&store, &mut |_| {}).unwrap();
-    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (2, 0, 0));
-    assert!(!path("killed").exists() && path("killed-with-log/layer.log").exists());
-    assert_eq!(fs::read_dir(path("killed-with-log")).unwrap().count(), 1);
-    // A mark beside a `layer.json` means nothing.
-    assert!(["at-work", "by-hand", "a"].iter().all(|name| path(name).join("fs/usr").exists()));
-    assert_eq!(in_area(store.path()), 0);
+    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (6, 0, 0));
+    let mut left: Vec<_> = walkdir::WalkDir::new(store.path())
+        .min_depth(2)
+        .max_depth(2)
+        .into_iter()
+        .map(|entry| entry.unwrap().path().strip_prefix(store.path()).unwrap().display().to_string())
+        .filter(|path| !path.starts_with("a/") && !path.starts_with(".layered/"))
+        .collect();
+    left.sort();
+    let expected = [
+        "at-work/.captured",
+        "at-work/fs",
+        "by-hand/fs",
+        "moved-and-cut/fs",
+        "moved/fs",
+        "moved/layer.json",
+        "staged-in-place/fs",
+        "staged-with-log/layer.log",
+    ];
+    assert_eq!(left, expected);
+    for (name, stays) in [("staged", false), ("sealed", false), ("begun", false), ("empty-by-hand", true)] {
+        assert_eq!(path(name).exists(), stays, "{name}");
+    }
+    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 0);
 }
 
 #[test]

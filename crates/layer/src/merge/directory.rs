@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{OFlags, fgetxattr, flistxattr, fstat};
+use rustix::fs::{Mode, OFlags, fgetxattr, flistxattr, fstat};
 use rustix::io::Errno;
 
 use super::Merged;
@@ -46,6 +46,8 @@ pub(super) struct Shared<'a> {
     pub(super) sources: &'a Sources,
     pub(super) target: BorrowedFd<'a>,
     pub(super) target_path: &'a Path,
+    /// The mode of the target's root, if it is not the topmost layer's.
+    pub(super) root_mode: Option<Mode>,
     pub(super) xattrs: XattrNamespace,
     /// Whether nobody waits for the merge any more.
     pub(super) stop: &'a (dyn Fn() -> bool + Sync),
@@ -231,7 +233,10 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         loop {
             let attributes = branch.note.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(attributes) = attributes {
+            if let Some(mut attributes) = attributes {
+                if let (None, Some(mode)) = (branch.parent(), shared.root_mode) {
+                    attributes.set_mode(mode);
+                }
                 let dir = self.target.go_either_way(&branch, || Ok(shared.target));
                 let dir = dir.map_err(shared.target_error("open", &branch))?;
                 attributes.apply(dir).map_err(shared.target_error("set the attributes of", &branch))?;
@@ -249,7 +254,7 @@ mod tests {
     use std::fs;
     use std::os::fd::AsFd;
 
-    use rustix::fs::{CWD, Mode, XattrFlags, openat, setxattr};
+    use rustix::fs::{CWD, XattrFlags, openat, setxattr};
 
     use super::*;
 
@@ -262,6 +267,7 @@ mod tests {
             sources: &sources,
             target: root.as_fd(),
             target_path: target,
+            root_mode: None,
             xattrs: XattrNamespace::User,
             stop: &|| false,
             groups: Groups::default(),

@@ -6,13 +6,17 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, fstat, mkdirat, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir, XattrFlags, flock, fremovexattr, fsetxattr, fstat, mkdirat,
+    openat, unlinkat,
+};
 use rustix::io::Errno;
 
 use crate::attributes::{Attributes, Keep, XattrList, strip};
+use crate::display::quoted;
 use crate::sources::Sources;
 use crate::walk::{self, PATH, READ};
-use crate::{Error, Result, remove};
+use crate::{Error, Result, XattrNamespace, remove};
 
 /// The root of the merged tree. Until it is finished nobody but its owner can enter it.
 #[derive(Debug)]
@@ -30,7 +34,8 @@ enum Before {
 }
 
 impl Target {
-    pub(super) fn prepare(path: &Path, sources: &Sources) -> Result<Self> {
+    /// Makes the directory at `path`, or takes the empty one that is there, or one that a killed merge has left.
+    pub(super) fn prepare(path: &Path, sources: &Sources, xattrs: XattrNamespace) -> Result<Self> {
         // `to/` and `to/.` would follow `to`.
         let path: PathBuf = path.components().collect();
         let io = |operation| Error::io::<Errno>(operation, &path);
@@ -40,11 +45,16 @@ impl Target {
                 let names = XattrList::of(root.as_fd()).map_err(io("list the extended attributes of"))?;
                 let attributes =
                     Attributes::of(root.as_fd(), &names, Keep::All).map_err(io("read the attributes of"))?;
-                if !is_empty(root.as_fd()).map_err(io("read"))? {
-                    return Err(Error::TargetNotEmpty { path });
-                }
                 let target = Self { path, root, before: Before::EmptyDirectory(attributes) };
-                target.make_ready()
+                target.lock()?;
+                if !is_empty(target.root()).map_err(Error::io("read", &target.path))? {
+                    if !names.has(mark(xattrs)) {
+                        return Err(Error::TargetNotEmpty { path: target.path });
+                    }
+                    log::debug!("{}: a killed merge has left it", quoted(&target.path));
+                    remove::empty(target.root(), &target.path, remove::USUAL_THREADS)?;
+                }
+                target.make_ready(xattrs)
             }
             Err(Errno::NOENT) => {
                 let parent_path = match path.parent() {
@@ -58,7 +68,11 @@ impl Target {
                 let name = path.file_name().ok_or(Errno::INVAL).and_then(walk::as_c_string).map_err(io("make"))?;
                 mkdirat(&parent, &name, Mode::RWXU).map_err(io("make"))?;
                 match openat(&parent, &name, READ, Mode::empty()) {
-                    Ok(root) => Self { path, root, before: Before::Nothing { parent, name } }.make_ready(),
+                    Ok(root) => {
+                        let target = Self { path, root, before: Before::Nothing { parent, name } };
+                        target.lock()?;
+                        target.make_ready(xattrs)
+                    }
                     Err(errno) => {
                         let _not_there_or_not_ours = unlinkat(&parent, &name, AtFlags::REMOVEDIR);
                         Err(io("open")(errno))
@@ -72,13 +86,38 @@ impl Target {
         }
     }
 
-    fn make_ready(self) -> Result<Self> {
-        match strip(self.root.as_fd()) {
+    /// Keeps other merges away, until the directory is closed.
+    fn lock(&self) -> Result<()> {
+        match flock(&self.root, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(()),
+            Err(Errno::WOULDBLOCK) => Err(Error::TargetInUse { path: self.path.clone() }),
+            Err(errno) => Err(Error::io("lock", &self.path)(errno)),
+        }
+    }
+
+    /// Takes all attributes off the directory and notes that it is being filled.
+    fn make_ready(self, xattrs: XattrNamespace) -> Result<Self> {
+        let marked = strip(self.root.as_fd()).and_then(|()| {
+            match fsetxattr(&self.root, mark(xattrs), b"", XattrFlags::empty()) {
+                // Without the mark, what a killed merge leaves has to be removed by hand.
+                Err(Errno::PERM | Errno::NOTSUP | Errno::NOSPC) => Ok(()),
+                marked => marked,
+            }
+        });
+        match marked {
             Ok(()) => Ok(self),
             Err(errno) => {
                 let failure = Error::io("change the attributes of", &self.path)(errno);
                 Err(self.undo(failure, NonZeroUsize::MIN))
             }
+        }
+    }
+
+    /// Takes the note away: the directory is filled.
+    pub(super) fn finish(&self, xattrs: XattrNamespace) -> Result<()> {
+        match fremovexattr(&self.root, mark(xattrs)) {
+            Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::NOTSUP) => Ok(()),
+            Err(errno) => Err(Error::io("remove an extended attribute of", &self.path)(errno)),
         }
     }
 
@@ -111,22 +150,24 @@ impl Target {
     }
 }
 
-/// Goes up from `dir` to the root of the file system: none of the directories on the way may be the root of a source.
+/// The extended attribute of a target that is being filled.
+fn mark(xattrs: XattrNamespace) -> &'static str {
+    match xattrs {
+        XattrNamespace::Trusted => "trusted.layered.merging",
+        XattrNamespace::User => "user.layered.merging",
+    }
+}
+
+/// Refuses a target in `dir` if that is, or lies inside, one of the sources.
 fn refuse_inside(path: &Path, dir: BorrowedFd<'_>, sources: &Sources) -> Result<()> {
-    let io = |operation| Error::io::<Errno>(operation, path);
-    let mut last = None;
-    let mut above = openat(dir, c".", PATH, Mode::empty()).map_err(io("open"))?;
-    loop {
-        let stat = fstat(&above).map_err(io("look at the parents of"))?;
-        let identity = (stat.st_dev, stat.st_ino);
-        if let Some(source_tree) = sources.find(identity) {
+    let io = || Error::io::<Errno>("look at the parents of", path);
+    for above in walk::upwards(dir).map_err(io())? {
+        let stat = above.and_then(fstat).map_err(io())?;
+        if let Some(source_tree) = sources.find(walk::identity(&stat)) {
             return Err(Error::TargetInsideSource { target: path.into(), source_tree: source_tree.into() });
         }
-        if last.replace(identity) == Some(identity) {
-            return Ok(());
-        }
-        above = openat(&above, c"..", PATH, Mode::empty()).map_err(io("look at the parents of"))?;
     }
+    Ok(())
 }
 
 fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
@@ -138,4 +179,55 @@ fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::{Access, Merge};
+
+    const XATTRS: XattrNamespace = XattrNamespace::User;
+
+    fn layers(dir: &Path) -> [PathBuf; 1] {
+        let layer = dir.join("layer");
+        fs::create_dir_all(layer.join("usr")).unwrap();
+        fs::write(layer.join("usr/file"), "").unwrap();
+        fs::set_permissions(&layer, Permissions::from_mode(0o755)).unwrap();
+        [layer]
+    }
+
+    #[test]
+    fn what_a_killed_merge_has_left_is_filled_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layers, path) = (layers(dir.path()), dir.path().join("target"));
+        let merge = Merge::new().xattrs(XATTRS);
+        let sources = Sources::open(&layers).unwrap();
+        let target = Target::prepare(&path, &sources, XATTRS).unwrap();
+        assert!(matches!(merge.run(&layers, &path), Err(Error::TargetInUse { path: named }) if named == path));
+        // Killed: neither finished nor undone.
+        fs::create_dir_all(path.join("usr/half")).unwrap();
+        drop(target);
+        merge.run(&layers, &path).unwrap();
+        assert!(path.join("usr/file").exists() && !path.join("usr/half").exists());
+        assert!(matches!(merge.run(&layers, &path), Err(Error::TargetNotEmpty { path: named }) if named == path));
+    }
+
+    #[test]
+    fn the_root_is_the_topmost_layers_or_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = layers(dir.path());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        for (name, access, expected) in [("open", None, 0o755), ("closed", Some(Access::default()), 0o700)] {
+            let path = dir.path().join(name);
+            let mut merge = Merge::new().xattrs(XATTRS);
+            if let Some(access) = access {
+                merge = merge.access(access);
+            }
+            merge.run(&layers, &path).unwrap();
+            assert_eq!((mode(&path), mode(&path.join("usr"))), (expected, 0o755), "{access:?}");
+        }
+    }
 }

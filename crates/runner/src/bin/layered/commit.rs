@@ -5,23 +5,26 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use layer::{Base, Capture, Layer, Made, Meta, XattrNamespace};
-use runner::Upper;
+use layer::{Base, Capture, Captured, Layer, Meta};
+use runner::{CaptureRecord, Upper};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::access::AccessArgs;
 use crate::stack::LayerArgs;
 use crate::{kept, table};
+use layer::display::quoted;
 
 /// Capture an upper as a layer that is right in any stack.
 ///
-/// The upper, what `layered run --upper` has kept, is moved to LAYER/fs, on the same file system; it may also stand there already.
-/// Overlayfs's own attributes are taken off, directories that were made again hide by name what they hid in the layers below,
-/// what the run put there besides the command is taken out, and layer.json is written last: after a power cut the layer is whole
-/// or not there. LAYER is made if it is missing.
+/// Moves UPPER, the directory that `layered run --upper` made, to LAYER/fs on the same file system; it may also be there already.
+/// LAYER is made if it is missing. The layer contains only what the command wrote: overlay xattrs and the files that the run itself
+/// made are removed. A directory that was removed and made again hides by name what it hid in the layers below.
 ///
-/// What was below the upper has to be told: by the report of the run, or by --base and --layer. A run that was kept tells it itself.
+/// layer.json is written last, so after a power cut or a kill the layer is complete or absent. A commit that was killed can be
+/// repeated.
+///
+/// To know what was below the upper, commit needs the report of the run, or --base and --layer. A kept run records it itself.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 #[command(group = clap::ArgGroup::new("below").args(["run", "base"]))]
@@ -38,10 +41,12 @@ pub(crate) struct Args {
     base: Option<PathBuf>,
     #[command(flatten)]
     layers: LayerArgs,
-    /// A JSON object with keys of layer.json that are to be other than the report says or the default is: exit_status,
-    /// parent_hashes, uid, gid, base_hash, timing, failed_dep, and keys of your own.
+    /// A JSON object with keys of layer.json that replace those of the report or the defaults: exit_status, parent_hashes, uid, gid,
+    /// base_hash, timing, failed_dep, and keys of your own.
     #[arg(long, value_name = "FILE")]
     meta: Option<PathBuf>,
+    #[command(flatten)]
+    access: AccessArgs,
     /// Let no file be younger than this, so that a build that is repeated comes to the same tree: seconds since 1970
     /// [default: $SOURCE_DATE_EPOCH].
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
@@ -57,79 +62,91 @@ Examples:
   layered commit scratch/kept-0123456789abcdef store/mended";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let description = args.upper.join(kept::DESCRIPTION);
-    if description.is_file() && (args.run.is_some() || args.base.is_some()) {
-        bail!(
-            "{} is a kept run, which tells by itself what was below: leave out --run and --base",
-            args.upper.display()
-        );
-    }
-    let (mut capture, meta, kept) = match (&args.run, &args.base) {
-        (Some(report), _) => of_run(report).map(|(capture, meta)| (capture, meta, None))?,
-        (None, Some(base)) => {
-            let (capture, meta) = of_stack(&Base::open(base)?, &args.layers.open()?);
-            (capture, meta, None)
+    let kept = match Upper::is_kept_name(&args.upper) {
+        true if args.run.is_some() || args.base.is_some() => {
+            bail!("{} is a kept run, which records what was below it: leave out --run and --base", quoted(&args.upper))
         }
-        (None, None) if description.is_file() => {
-            let (capture, meta) = of_run(&description)?;
-            (capture, meta, Some(Upper::reopen(&args.upper)?))
-        }
-        (None, None) => bail!("what was below the upper has to be told: --run or --base"),
+        true if args.upper.symlink_metadata().is_err() => return repeat(args),
+        true => Some(Upper::reopen(&args.upper)?),
+        false => None,
     };
+    let record = match (&kept, &args.run, &args.base) {
+        (Some(_), ..) => kept::capture_record(&args.upper)?,
+        (None, Some(report), _) => of_report(report)?,
+        (None, None, Some(base)) => of_stack(&Base::open(base)?, &args.layers.open()?)?,
+        (None, None, None) => bail!("what was below the upper has to be told: give --run or --base"),
+    };
+    let (mut capture, meta) = record.into_capture();
     let meta = match &args.meta {
         Some(path) => {
-            with_keys(&meta, read(path)?).with_context(|| format!("{} is no part of a layer.json", path.display()))?
+            let keys = read(path)?;
+            with_keys(&meta, keys).with_context(|| format!("{} is not part of a layer.json", quoted(path)))?
         }
         None => meta,
     };
     if let Some(seconds) = args.source_date_epoch {
         capture = capture.clamp_times(epoch(seconds, std::env::var("SOURCE_DATE_EPOCH").ok())?);
     }
+    if let Some(access) = args.access.get()? {
+        capture = capture.access(access);
+    }
     let layer = Layer::at(&args.layer);
     let captured = match kept {
-        // In its directory it stays if this fails.
+        // If this fails, the upper stays in its directory.
         Some(upper) => upper.capture(&capture, &layer, meta)?,
-        None => capture.into_layer(&args.upper, &layer, meta)?,
+        None => {
+            let _lock = Upper::lock_run_of(&args.upper)?;
+            capture.into_layer(&args.upper, &layer, meta)?
+        }
     };
+    tell(args, &captured)
+}
+
+/// The commit of a kept run that is gone: one that was killed when it had done all.
+fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
+    let nothing_below = Capture::new([""; 0]);
+    let upper = args.upper.join("upper");
+    match nothing_below.into_layer(upper, &Layer::at(&args.layer), Meta::new("", SystemTime::now())) {
+        Ok(captured) => tell(args, &captured),
+        Err(_) => Err(Upper::reopen(&args.upper).map(drop).err().context("there is no kept run")?.into()),
+    }
+}
+
+fn tell(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
     let (size, entries) = (table::bytes(captured.size.bytes), captured.size.entries);
     let made = match captured.taken_out {
         0 => String::new(),
-        taken_out => format!("; {taken_out} that the run had made taken out"),
+        taken_out => format!("; {taken_out} that the run had made were removed"),
     };
-    writeln!(io::stdout(), "{}: {size} in {entries} entries{made}", args.layer.display())?;
+    writeln!(io::stdout(), "{}: {size} in {entries} entries{made}", quoted(&args.layer))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the report of a run has for this.
+/// The part of a report that a capture needs.
 #[derive(Debug, Deserialize)]
-struct Record {
-    lowers: Vec<PathBuf>,
-    made: Vec<Made>,
-    xattrs: String,
-    meta: Meta,
+struct ReportFile {
+    capture: CaptureRecord,
 }
 
-fn of_run(path: &Path) -> anyhow::Result<(Capture, Meta)> {
-    let mut report: Value = read(path)?;
-    let record: Record = serde_json::from_value(report["capture"].take())
-        .with_context(|| format!("{} is not the report of a run that came to a result", path.display()))?;
-    let xattrs = match &*record.xattrs {
-        "trusted" => XattrNamespace::Trusted,
-        "user" => XattrNamespace::User,
-        other => bail!("{}: overlayfs has no attributes in {other:?}", path.display()),
-    };
-    Ok((Capture::new(record.lowers).made(record.made).xattrs(xattrs), record.meta))
+fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
+    let Some(text) = layer::read_regular_file(path)? else { bail!("cannot read {}: it does not exist", quoted(path)) };
+    parse_report(&text).with_context(|| format!("{} is not the report of a run that came to a result", quoted(path)))
 }
 
-fn of_stack(base: &Base, layers: &[Layer]) -> (Capture, Meta) {
-    let lowers = layers.iter().map(Layer::fs).chain([base.fs()]);
-    let parent_hashes = layers.iter().map(|layer| layer.name().to_string_lossy().into_owned()).collect();
-    (Capture::new(lowers), Meta { parent_hashes, ..Meta::new(base.hash(), SystemTime::now()) })
+fn parse_report(text: &[u8]) -> serde_json::Result<CaptureRecord> {
+    Ok(serde_json::from_slice::<ReportFile>(text)?.capture)
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is not valid", path.display()))
+fn of_stack(base: &Base, layers: &[Layer]) -> anyhow::Result<CaptureRecord> {
+    let parent_hashes = layers.iter().map(Layer::hash).collect();
+    let meta = Meta { parent_hashes, ..Meta::new(base.hash(), SystemTime::now()) };
+    Ok(CaptureRecord::of_stack(base, layers, meta)?)
+}
+
+/// Reads a JSON object that the caller has named: from a file, or from a pipe.
+fn read(path: &Path) -> anyhow::Result<Map<String, Value>> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", quoted(path)))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not a JSON object", quoted(path)))
 }
 
 /// `meta` with some keys of its JSON replaced or added.
@@ -167,6 +184,22 @@ mod tests {
         assert_eq!((changed.extra["colour"].as_str(), changed.parent_hashes), (Some("blue"), vec!["a".to_string()]));
         let Value::Object(keys) = json!({"uid": "root"}) else { panic!() };
         assert!(with_keys(&meta, keys).is_err());
+    }
+
+    #[test]
+    fn a_report_of_any_shape_is_read_or_refused() {
+        let meta = serde_json::to_value(Meta::new("debian", UNIX_EPOCH)).unwrap();
+        let capture = json!({"lowers": ["/a", [47, 255]], "made": [], "xattrs": "user", "meta": meta});
+        let record = parse_report(json!({"capture": capture, "more": 1}).to_string().as_bytes()).unwrap();
+        let mut written = serde_json::to_value(&record).unwrap();
+        assert_eq!(written.as_object_mut().unwrap().remove("upper"), Some(Value::Null));
+        assert_eq!(written, capture);
+        let mut wrong_namespace = capture.clone();
+        wrong_namespace["xattrs"] = "security".into();
+        for text in ["[]", "1", "\"x\"", "null", "{}", "{\"capture\":[]}", "{\"capture\":null}", "", "{"] {
+            assert!(parse_report(text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(parse_report(json!({"capture": wrong_namespace}).to_string().as_bytes()).is_err());
     }
 
     #[test]

@@ -1,21 +1,30 @@
-//! What is written beside an upper that is kept: enough to open a shell in just that state.
+//! The description of a run beside its upper: enough to open a shell in the state that the run left, and to commit it.
 
-use std::ffi::OsString;
-use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf, absolute};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use container::Template;
-use layer::{Base, Layer};
-use runner::Upper;
-use serde_json::{Value, json};
+use layer::json_path::JsonPath;
+use layer::{Base, Layer, Meta};
+use runner::{CaptureRecord, Upper};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::table;
+use crate::{complain, table};
+use layer::display::quoted;
 
 /// The name of the description, beside the upper.
-pub(crate) const DESCRIPTION: &str = "run.json";
+const DESCRIPTION: &str = "run.json";
+
+/// The name of the file that replaces the description when the run has ended. Its room is reserved before the command runs.
+const SPARE: &str = ".run.json";
+
+/// Room for what the result adds to a description: the timings, what the run made.
+const RESULT_BYTES: u64 = 64 << 10;
 
 /// The stack and the container of a run.
 #[derive(Debug)]
@@ -23,6 +32,20 @@ pub(crate) struct KeptRun {
     pub(crate) base: Base,
     pub(crate) layers: Vec<Layer>,
     pub(crate) template: Template,
+}
+
+/// What stands in the file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Description {
+    /// How the command ended, for people to read. Null until then.
+    #[serde(default)]
+    status: Value,
+    #[serde(default)]
+    kept_at: Value,
+    base: JsonPath,
+    layers: Vec<JsonPath>,
+    config: Value,
+    capture: CaptureRecord,
 }
 
 /// RUN as it is given on the command line.
@@ -44,77 +67,106 @@ impl KeptArgs {
         if is_name { scratch().join(&self.run) } else { self.run.clone() }
     }
 
-    /// Opens the upper, which nobody else can meanwhile.
+    /// Opens the upper, which no other process can open then.
     pub(crate) fn reopen(&self) -> anyhow::Result<Upper> {
         Ok(Upper::reopen(self.dir())?)
     }
 }
 
 impl KeptRun {
-    /// Writes the description into the kept run's directory `dir`, with what the run's report says of its status, for people to
-    /// read, and for a capture.
-    pub(crate) fn write(&self, dir: &Path, mut report: Value) -> anyhow::Result<()> {
-        let path = dir.join(DESCRIPTION);
-        let layers: Vec<_> = self.layers.iter().map(|layer| to_json(layer.path())).collect::<anyhow::Result<_>>()?;
-        let description = json!({
-            "status": report["status"].take(),
-            "kept_at": table::timestamp(SystemTime::now()),
-            "base": to_json(self.base.path())?,
-            "layers": layers,
-            "config": self.template,
-            "capture": report["capture"].take(),
-        });
-        fs::write(&path, format!("{description:#}\n")).with_context(|| format!("cannot write {}", path.display()))
+    /// Writes the description of a run that begins now beside its `upper`, with what a capture needs if the command fails and
+    /// the disk is full then.
+    pub(crate) fn write(&self, upper: &Path) -> anyhow::Result<()> {
+        let dir = crate::stack::parent(upper);
+        // Only a run that fails is kept.
+        let meta = Meta {
+            exit_status: 1,
+            parent_hashes: self.layers.iter().map(Layer::hash).collect(),
+            uid: self.template.user().0,
+            gid: self.template.user().1,
+            ..Meta::new(self.base.hash(), SystemTime::now())
+        };
+        let path = |path: &Path| Ok::<_, std::io::Error>(JsonPath(absolute(path)?));
+        let text = to_text(&Description {
+            status: Value::Null,
+            kept_at: Value::Null,
+            base: path(self.base.path())?,
+            layers: self.layers.iter().map(|layer| path(layer.path())).collect::<Result<_, _>>()?,
+            config: serde_json::to_value(&self.template)?,
+            capture: CaptureRecord::of_stack(&self.base, &self.layers, meta)?.of_upper(upper)?,
+        })?;
+        let mut file = create(&dir.join(DESCRIPTION))?;
+        file.write_all(&text).with_context(|| format!("cannot write {}", quoted(&dir.join(DESCRIPTION))))?;
+        reserve(&create(&dir.join(SPARE))?, text.len() as u64 + RESULT_BYTES)
+            .with_context(|| format!("cannot reserve room for {}", quoted(&dir.join(SPARE))))
     }
 
     /// Reads the description from the kept run's directory.
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
-        let path = dir.join(DESCRIPTION);
-        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let invalid = || format!("{} does not describe a run", path.display());
-        let mut description: Value = serde_json::from_slice(&text).with_context(invalid)?;
-        let template = Template::from_value(description["config"].take()).with_context(invalid)?;
-        let layers = description["layers"].as_array().with_context(invalid)?;
+        let description = read(dir)?;
+        let config = Template::from_value(description.config);
         Ok(Self {
-            base: Base::open(from_json(&description["base"]).with_context(invalid)?)?,
-            layers: layers
-                .iter()
-                .map(|path| Ok(Layer::open(from_json(path).with_context(invalid)?)?))
-                .collect::<anyhow::Result<_>>()?,
-            template,
+            base: Base::open(description.base.0)?,
+            layers: description.layers.into_iter().map(|JsonPath(path)| Layer::open(path)).collect::<Result<_, _>>()?,
+            template: config.with_context(|| not_a_description(dir))?,
         })
     }
 }
 
-/// An absolute path as a string, or as an array of its bytes if it is no UTF-8.
-fn to_json(path: &Path) -> anyhow::Result<Value> {
-    let path = absolute(path).with_context(|| format!("cannot make {} absolute", path.display()))?;
-    Ok(match path.to_str() {
-        Some(text) => text.into(),
-        None => path.as_os_str().as_bytes().into(),
-    })
-}
-
-fn from_json(value: &Value) -> anyhow::Result<PathBuf> {
-    match value {
-        Value::String(text) => Ok(text.into()),
-        Value::Array(_) => Ok(OsString::from_vec(serde_json::from_value(value.clone())?).into()),
-        _ => bail!("{value} is no path"),
+/// Adds the result of the run to its description in the kept run's directory `dir`.
+pub(crate) fn add_result(dir: &Path, status: Value, capture: CaptureRecord) {
+    let add = || {
+        let kept_at = table::timestamp(SystemTime::now()).into();
+        let text = to_text(&Description { status, kept_at, capture, ..read(dir)? })?;
+        let spare = dir.join(SPARE);
+        let mut file = OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(&spare)?;
+        file.write_all(&text)?;
+        file.set_len(text.len() as u64)?;
+        Ok::<_, anyhow::Error>(fs::rename(&spare, dir.join(DESCRIPTION))?)
+    };
+    if let Err(error) = add() {
+        // The first description serves, too.
+        complain(format_args!("the status of the command is not recorded in {}: {error:#}", quoted(dir)));
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What a capture of the run in the kept run's directory needs.
+pub(crate) fn capture_record(dir: &Path) -> anyhow::Result<CaptureRecord> {
+    Ok(read(dir)?.capture)
+}
 
-    #[test]
-    fn paths_of_any_bytes_come_back() {
-        for path in
-            ["/a b", "/tmp/\u{e9}"].map(PathBuf::from).into_iter().chain([OsString::from_vec(b"/\xff".to_vec()).into()])
-        {
-            assert_eq!(from_json(&to_json(&path).unwrap()).unwrap(), path);
-        }
-        assert!(from_json(&Value::Null).is_err());
-        assert_eq!(from_json(&to_json(Path::new("x")).unwrap()).unwrap(), std::env::current_dir().unwrap().join("x"));
+fn read(dir: &Path) -> anyhow::Result<Description> {
+    let path = dir.join(DESCRIPTION);
+    match layer::read_regular_file(&path)? {
+        Some(text) => serde_json::from_slice(&text).with_context(|| not_a_description(dir)),
+        None => bail!("{} does not exist: the run cannot be opened or committed without it", quoted(&path)),
+    }
+}
+
+fn not_a_description(dir: &Path) -> String {
+    format!("{} does not describe a run", quoted(&dir.join(DESCRIPTION)))
+}
+
+fn to_text(description: &Description) -> serde_json::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(description)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+const NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+
+fn create(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(NOFOLLOW).open(path);
+    file.with_context(|| format!("cannot create {}", quoted(path)))
+}
+
+/// Reserves room for `bytes` in a file, where its file system can do that.
+pub(crate) fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    match fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+        Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => Err(errno.into()),
+        // A pipe, a terminal and some file systems cannot.
+        _ => Ok(()),
     }
 }

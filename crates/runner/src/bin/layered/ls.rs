@@ -87,7 +87,11 @@ impl Summary {
     fn of(layer: &Layer, held: &HashSet<OsString>) -> layer::Result<Option<Self>> {
         let Some(meta) = layer.meta()? else { return Ok(None) };
         let Some(turn) = layer.last_used_or_made()? else { return Ok(None) };
-        let Meta { exit_status, failed_dep, disk_usage, created_at, .. } = meta;
+        let disk_usage = match layer.disk_usage(&meta) {
+            Err(_) if layer.meta()?.is_none() => return Ok(None),
+            disk_usage => disk_usage?,
+        };
+        let Meta { exit_status, failed_dep, created_at, .. } = meta;
         let (name, last_used) = (layer.name().to_owned(), layer.last_used()?);
         let is_held = held.contains(&name);
         Ok(Some(Self { name, exit_status, failed_dep, disk_usage, created_at, last_used, turn, is_held }))

@@ -14,6 +14,7 @@ use layer::display::escaped;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::SIGXFSZ;
 
+mod access;
 mod commit;
 mod completions;
 mod discard;

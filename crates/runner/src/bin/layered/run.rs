@@ -9,13 +9,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
 use layer::display::{escaped_json, quoted};
-use layer::json_path;
+use layer::{Access, Layer, json_path};
 use runner::{Cause, Options, PersistError, Report, Timings, Upper};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::kept::KeptRun;
+use crate::access::AccessArgs;
+use crate::kept::{self, KeptRun};
 use crate::stack::{StackArgs, parent};
 use crate::{complain, table};
 
@@ -79,7 +80,10 @@ pub(crate) struct Args {
     /// Keep the upper at DIR, which must not exist; after a failure --keep-failed comes first. The scratch is made beside it unless --scratch says otherwise.
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
-    /// If the command fails, keep what it wrote in the scratch directory, for `layered shell`, with a description of the stack.
+    #[command(flatten)]
+    access: AccessArgs,
+    /// If the command fails, keep what it wrote in the scratch directory, with a description of the stack: `layered shell` opens it,
+    /// `layered commit` makes it a layer, `layered discard` deletes it. No collector removes its layers until then.
     #[arg(long)]
     keep_failed: bool,
     /// Write the command's standard output and standard error to FILE.
@@ -142,7 +146,7 @@ fn user(text: &str) -> Result<(u32, u32), String> {
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Before anything runs: afterwards it would be too late to find out that it cannot be written.
     let mut json = args.json.as_deref().map(JsonFile::create).transpose()?;
-    let (report, status) = attempt(&args).unwrap_or_else(|error| {
+    let (report, status) = attempt(&args, json.as_mut()).unwrap_or_else(|error| {
         complain(format_args!("{}", message(&error, &args)));
         (failure_json(&error), failure_status(&error))
     });
@@ -153,8 +157,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The report as JSON, and the status that the shell is to see.
-fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
+fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<(Value, u8)> {
     let (base, layers, template) = (args.stack.base()?, args.stack.layers()?, template(args)?);
+    let access = args.access.get()?;
+    if access.is_some() && args.upper.is_none() {
+        bail!("--mode and --group are for the directory of --upper, which is not given");
+    }
+    if let Some(file) = json_file {
+        file.reserve(&layers)?;
+    }
     if template.terminal() == Terminal::Attached && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
         bail!(
             "a terminal was asked for (--tty, or process.terminal in --spec), but standard input and output are none"
@@ -162,6 +173,7 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
     }
     if let Some(upper) = &args.upper {
         args.stack.check_destination(upper)?;
+        runner::check_upper_destination(&base, &layers, upper)?;
     }
     let mut options = args.stack.options(args.upper.as_deref().map(parent)).runtime(Runtime::new(&args.runtime));
     let (stdout, stderr) = match &args.output {
@@ -182,6 +194,12 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
     if let Some(grace) = args.grace {
         options = options.grace(grace);
     }
+    let kept_run =
+        args.keep_failed.then(|| KeptRun { base: base.clone(), layers: layers.clone(), template: template.clone() });
+    if let Some(run) = kept_run {
+        // Before the command, which may fill the disk.
+        options = options.prep_upper(move |upper, _| Ok(run.write(upper)?));
+    }
     let (options, signal) = cancelled_by_signals(options)?;
     let report = runner::run(&base, &layers, &template, options)?;
     let mut status = exit_status(report.status, signal.came());
@@ -191,23 +209,22 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
         _ => {}
     }
     // The upper is measured for it, which takes a walk.
-    let keep = args.keep_failed && !report.status.success();
-    let mut json = if args.json.is_some() || keep { report.to_json() } else { Value::Null };
+    let (ended, keep) = (report.status, args.keep_failed && !report.status.success());
+    let mut json = if args.json.is_some() { report.to_json() } else { json!({}) };
+    let record = keep.then(|| report.capture_record());
     let Report { upper, timings, .. } = report;
-    // The result first: nothing that is only told may cost it.
-    json["upper"] = if keep {
+    // The result first: a failed message must not cost it.
+    json["upper"] = if let Some(record) = record {
         let kept = upper.keep();
         let dir = parent(&kept);
-        if let Err(error) = (KeptRun { base, layers, template }).write(dir, json.clone()) {
-            complain(format_args!("without its description `layered shell` is of no use: {error:#}"));
-        }
+        kept::add_result(dir, json!(ended), record);
         let dir = quoted(dir);
         complain(format_args!(
             "what the command wrote is kept: see `layered shell {dir}`; `layered commit` or `layered discard` ends it"
         ));
         json_path::to_value(&kept)
     } else if let Some(destination) = &args.upper {
-        let (path, moved) = persist(upper, destination);
+        let (path, moved) = persist(upper, destination, access);
         if !moved {
             status = crate::FAILURE;
         }
@@ -224,8 +241,8 @@ fn attempt(args: &Args) -> anyhow::Result<(Value, u8)> {
 }
 
 /// Moves the upper to where it is wanted, or keeps it. Returns where it is, and whether it has been moved.
-fn persist(upper: Upper, destination: &Path) -> (PathBuf, bool) {
-    match upper.persist(destination) {
+fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf, bool) {
+    match upper.persist_with(destination, access) {
         Ok(path) => (path, true),
         Err(error) => {
             let PersistError { upper, destination, source } = *error;
@@ -381,8 +398,22 @@ impl<'a> JsonFile<'a> {
         Ok(Self { path, file })
     }
 
+    /// Reserves room for the report of a run over `layers`, so that it can be written when the command has filled the disk.
+    fn reserve(&mut self, layers: &[Layer]) -> anyhow::Result<()> {
+        let paths: usize = layers.iter().map(|layer| layer.path().as_os_str().len() + layer.name().len()).sum();
+        // A path that is not UTF-8 takes four characters a byte.
+        let bytes = (64 << 10) + 4 * paths as u64;
+        kept::reserve(&self.file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(&self.path)))
+    }
+
     fn write(&mut self, value: &Value) -> anyhow::Result<()> {
-        writeln!(self.file, "{}", escaped_json(value)).with_context(|| format!("cannot write {}", quoted(&self.path)))
+        let text = format!("{}\n", escaped_json(value));
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| match self.file.metadata()?.is_file() {
+            // The rest of what was reserved.
+            true => self.file.set_len(text.len() as u64),
+            false => Ok(()),
+        });
+        written.with_context(|| format!("cannot write {}", quoted(self.path)))
     }
 }
 

@@ -21,7 +21,8 @@ pub(super) fn checks(runtime: &Runtime) -> (Vec<Check>, bool) {
 }
 
 fn known(version: &RuntimeVersion, program: &Path) -> Vec<Check> {
-    let found = Check::ok("runtime", format!("{version} ({})", quoted(program)));
+    let build = version.build.as_ref().map(|build| format!(", build {build}")).unwrap_or_default();
+    let found = Check::ok("runtime", format!("{version}{build} ({})", quoted(program)));
     let hybrid = Cgroup::layout().is_ok_and(|layout| layout == CgroupLayout::Hybrid);
     let mut checks = vec![match &*version.name {
         // Runtime::prepare_namespace
@@ -32,8 +33,8 @@ fn known(version: &RuntimeVersion, program: &Path) -> Vec<Check> {
         _ => found.means("layered is not tested with it"),
     }];
     checks.extend(version.flaws().map(|flaw| {
-        // Distributions mend what they have without counting up.
-        let advice = format!("{}, unless this build has it mended ({})", flaw.remedy, flaw.source);
+        // Not every distribution's fixes are known.
+        let advice = format!("{}, unless this build has the fix ({})", flaw.remedy, flaw.source);
         Check::warning("known flaw", version.to_string()).means(flaw.effect).advice(advice)
     }));
     checks

@@ -1,0 +1,152 @@
+//! What a run notes on the root of its upper: enough to capture the upper without the report of the run.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, XattrFlags, fgetxattr, fremovexattr, fsetxattr, openat};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::Made;
+use crate::display::quoted;
+use crate::walk::READ;
+use crate::{Error, Result, XattrNamespace};
+
+/// What a run notes in an extended attribute of its upper's root: `trusted.layered.run`, or `user.layered.run` where overlayfs
+/// uses that namespace. The attribute moves with the upper, and [`Capture`](crate::Capture) removes it.
+///
+/// A command cannot forge the first: `trusted` attributes need CAP_SYS_ADMIN (xattr(7)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// What the run put into the upper besides the command. `None` if the list is longer than the file system takes.
+    pub made: Option<Vec<Made>>,
+    /// The permission bits that the root of the upper has in the container, if the root was closed to other users since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_mode: Option<u32>,
+}
+
+impl Default for RunRecord {
+    /// A run that made nothing.
+    fn default() -> Self {
+        Self { made: Some(Vec::new()), root_mode: None }
+    }
+}
+
+/// The longest value of an extended attribute (`XATTR_SIZE_MAX`, xattr(7)).
+const MAX_BYTES: usize = 64 << 10;
+
+impl RunRecord {
+    /// Reads the record of the upper directory `upper`; `None` if it has none.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the attribute cannot be read, [`Error::Json`] if it is not a record.
+    pub fn read(upper: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<Option<Self>> {
+        let upper = upper.as_ref();
+        let root = openat(CWD, upper, READ | OFlags::CLOEXEC, Mode::empty()).map_err(Error::io("open", upper))?;
+        Self::of(root.as_fd(), upper, xattrs)
+    }
+
+    /// Writes the record onto the upper directory `upper`, in place of a former one.
+    ///
+    /// A list of files that is too long for an attribute is left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the attribute cannot be written.
+    pub fn write(&self, upper: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<()> {
+        let upper = upper.as_ref();
+        let root = openat(CWD, upper, READ | OFlags::CLOEXEC, Mode::empty()).map_err(Error::io("open", upper))?;
+        let set = |record: &Self| {
+            let text = serde_json::to_vec(record).map_err(|source| Error::Serialize { path: upper.into(), source })?;
+            Ok(fsetxattr(&root, name(xattrs), &text, XattrFlags::empty()))
+        };
+        match set(self)? {
+            // All attributes of a file share one block on ext4.
+            Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => {
+                log::debug!("{}: too many files were made by the run to be recorded", quoted(upper));
+                set(&Self { made: None, ..self.clone() })?
+            }
+            set => set,
+        }
+        .map_err(Error::io("write an extended attribute of", upper))
+    }
+
+    /// Adds what a later run over the same upper made.
+    pub fn add(&mut self, made: impl IntoIterator<Item = Made>) {
+        if let Some(all) = &mut self.made {
+            for made in made {
+                if !all.contains(&made) {
+                    all.push(made);
+                }
+            }
+        }
+    }
+
+    /// Reads the record of the open upper `root`, whose path is `upper`.
+    pub(super) fn of(root: BorrowedFd<'_>, upper: &Path, xattrs: XattrNamespace) -> Result<Option<Self>> {
+        let mut value = vec![0; MAX_BYTES];
+        match fgetxattr(root, name(xattrs), &mut value[..]) {
+            Ok(length) => match serde_json::from_slice(&value[..length]) {
+                Ok(record) => Ok(Some(record)),
+                Err(source) => Err(Error::Json { path: upper.into(), source }),
+            },
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+            Err(errno) => Err(Error::io("read an extended attribute of", upper)(errno)),
+        }
+    }
+
+    /// Removes the record.
+    pub(super) fn remove(root: BorrowedFd<'_>, upper: &Path, xattrs: XattrNamespace) -> Result<()> {
+        match fremovexattr(root, name(xattrs)) {
+            Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
+            Err(errno) => Err(Error::io("remove an extended attribute of", upper)(errno)),
+        }
+    }
+}
+
+fn name(xattrs: XattrNamespace) -> &'static str {
+    match xattrs {
+        XattrNamespace::Trusted => "trusted.layered.run",
+        XattrNamespace::User => "user.layered.run",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const XATTRS: XattrNamespace = XattrNamespace::User;
+
+    #[test]
+    fn it_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(RunRecord::read(&dir, XATTRS).unwrap(), None);
+        let upper = dir.path().join("upper");
+        std::fs::create_dir_all(upper.join("proc")).unwrap();
+        let mut record = RunRecord { root_mode: Some(0o755), ..RunRecord::default() };
+        record.add(Made::look(&upper, ["/proc"]).unwrap());
+        record.add(Made::look(&upper, ["/proc"]).unwrap());
+        assert_eq!(record.made.as_ref().map(Vec::len), Some(1));
+        record.write(&upper, XATTRS).unwrap();
+        assert_eq!(RunRecord::read(&upper, XATTRS).unwrap(), Some(record));
+    }
+
+    #[test]
+    fn a_list_that_does_not_fit_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let names: Vec<_> = (0..2000).map(|number| format!("a-directory-that-was-made-{number}")).collect();
+        names.iter().for_each(|name| std::fs::create_dir(dir.path().join(name)).unwrap());
+        let mut record = RunRecord::default();
+        record.add(Made::look(dir.path(), &names).unwrap());
+        record.write(&dir, XATTRS).unwrap();
+        assert_eq!(RunRecord::read(&dir, XATTRS).unwrap(), Some(RunRecord { made: None, root_mode: None }));
+    }
+
+    #[test]
+    fn an_attribute_that_is_not_a_record_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = std::fs::File::open(dir.path()).unwrap();
+        fsetxattr(&file, name(XATTRS), b"[]", XattrFlags::empty()).unwrap();
+        let error = RunRecord::read(&dir, XATTRS).unwrap_err();
+        assert!(matches!(error, Error::Json { path, .. } if path == dir.path()));
+    }
+}
