@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
+use layer::display::quoted;
 use layer::{Base, Capture, Captured, Layer, Meta};
 use runner::{CaptureRecord, Upper};
 use serde::Deserialize;
@@ -13,7 +14,6 @@ use serde_json::{Map, Value};
 use crate::access::AccessArgs;
 use crate::stack::LayerArgs;
 use crate::{kept, table};
-use layer::display::quoted;
 
 /// Capture an upper as a layer that is right in any stack.
 ///

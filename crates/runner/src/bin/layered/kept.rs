@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use container::Template;
+use layer::display::quoted;
 use layer::json_path::JsonPath;
 use layer::{Base, Layer, Meta};
 use runner::{CaptureRecord, Upper};
@@ -15,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{complain, table};
-use layer::display::quoted;
 
 /// The name of the description, beside the upper.
 const DESCRIPTION: &str = "run.json";

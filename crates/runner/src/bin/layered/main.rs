@@ -5,11 +5,14 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::error::ContextValue;
 use clap::{Parser, Subcommand};
 use layer::display::escaped;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::SIGXFSZ;
 
 mod access;
 mod commit;
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
         }
     };
     raise_open_files_limit();
+    survive_file_size_limit();
     let is_run = matches!(cli.command, Command::Run(_));
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
@@ -141,4 +145,39 @@ fn raise_open_files_limit() {
     let limit = getrlimit(Resource::Nofile);
     // What cannot be raised stays as it is, and is told where it does not suffice.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// Makes a write beyond the limit of a file's size (`ulimit -f`) fail with EFBIG, where SIGXFSZ would end the process.
+fn survive_file_size_limit() {
+    if getrlimit(Resource::Fsize).current.is_none() {
+        return;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // A signal that the caller ignores, the command ignores, too. One with a handler is the default action for it.
+    if !ignores(&status, SIGXFSZ) {
+        let nobody_looks = Arc::new(AtomicBool::new(false));
+        // If it fails, the limit ends the process.
+        let _ = signal_hook::flag::register(SIGXFSZ, nobody_looks);
+    }
+}
+
+/// Whether a process ignores a signal, by its `/proc/PID/status`.
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (signal - 1)) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_a_mask() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000001001000\nSigCgt:\t0000000000000440\n";
+        for (signal, ignored) in [(13, true), (25, true), (24, false), (26, false), (64, false)] {
+            assert_eq!(ignores(status, signal), ignored, "{signal}");
+        }
+        assert!(!ignores("", 25) && !ignores("SigIgn:\tx\n", 25));
+    }
 }

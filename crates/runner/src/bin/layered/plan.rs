@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let layers = [&plan.separate[..], &plan.merged].concat();
     let fewest = plan.estimates.iter().map(|estimate| estimate.separate).min().unwrap_or_default();
     // Only what some rung would have to merge is counted.
-    let files = layers[fewest..].iter().map(layer::files_to_link).collect::<layer::Result<Vec<_>>>()?;
+    let files = layers[fewest..].iter().map(layer::count_files).collect::<layer::Result<Vec<_>>>()?;
     let to_link = |estimate: &Estimate| files[estimate.separate - fewest..].iter().sum();
     let mut out = io::stdout().lock();
     match args.json {
