@@ -424,6 +424,7 @@ fn a_wait_for_a_collector_ends_with_a_signal() {
     // It catches the signal from the moment on that it has a thread for it.
     let tasks = format!("/proc/{pid}/task");
     while fs::read_dir(&tasks).unwrap().count() < 2 {
+        assert_eq!(run.try_wait().unwrap(), None, "it did not wait");
         std::thread::yield_now();
     }
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();

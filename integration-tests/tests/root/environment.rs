@@ -1,13 +1,13 @@
 //! What the container finds besides its layers: files in `/etc`, binds, users, limits, namespaces.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use container::{Mount, Network, Output, Template, in_private_mount_namespace};
-use integration_tests::{FOR_EVER, Fixture, find, shell, stderr, stdout};
+use integration_tests::{FOR_EVER, Fixture, find, shell, stderr, stdout, write_script};
 use layer::Layer;
 use nix::mount::{MsFlags, mount};
 use runner::{EtcFiles, Report};
@@ -188,8 +188,7 @@ fn nothing_of_the_caller_is_handed_on() {
     }
     // Nor the runtime: by close_range(2), and where the kernel does not have it.
     let fake = fixture.path().join("fake-runtime");
-    fs::write(&fake, "#!/bin/sh\nls /proc/self/fd\n").unwrap();
-    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&fake, "#!/bin/sh\nls /proc/self/fd\n");
     assert_eq!(with_open_descriptors(&fixture, &[], &fake, &["true"]), NONE);
     let log = fixture.path().join("strace");
     let strace = ["strace", "-f", "-qq", "-e", "trace=close_range", "-e", "inject=close_range:error=ENOSYS", "-o"];

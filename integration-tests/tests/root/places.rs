@@ -160,6 +160,7 @@ fn a_scratch_directory_or_an_upper_inside_a_layer() {
         let other = fixture.path().join("other/fs/scratch");
         fs::create_dir_all(&other).unwrap();
         for dir in [layer.path().to_path_buf(), fixture.store(), other] {
+            fixture.watch(&dir);
             let report = fixture.run_with(std::slice::from_ref(&layer), "echo ran", fixture.options().scratch(dir));
             assert_eq!(stdout(&report), "ran\n");
         }
