@@ -21,11 +21,14 @@
 //! ```text
 //! <store>/<name>/                       a layer, once it has its `layer.json`; see [`Layer`]
 //! <store>/.layered/holds/<random>       the names of layers that somebody uses, each ended by a NUL
-//! <store>/.layered/trash/<random>/<n>   layers that a collector took away and removes
 //! <store>/.layered/new/<random>/layer   a layer in the making
+//! <store>/.layered/trash-<random>       a layer that a collector has taken away
 //! ```
-//! `.layered` is made when it is needed first. Each `<random>` is locked by its owner with flock(2); whatever is not locked is
-//! a dead one's, and the next collector removes it.
+//! `.layered` is made when it is needed first. What is in `holds` and in `new` is locked by its owner with flock(2). If it is
+//! not locked, its owner is dead, and the next collector removes it. A collector also removes all `trash-<random>`.
+//!
+//! On a full disk, where `.layered` cannot be made, a collector renames a layer that it has to remove to `.layered`. For as long
+//! as `.layered` has a `layer.json`, everything in it but `holds` and `new` is garbage.
 //!
 //! The example `store_index` writes an index of a store as an HTML page: what a documentation browser shows of it.
 //!
