@@ -168,6 +168,36 @@ fn a_full_disk_gets_room() {
 }
 
 #[test]
+fn a_size_that_is_too_small_costs_no_more_layers() {
+    with_mounts(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, store) = full_store(dir.path(), "all", |disk| {
+            for name in ["a", "b", "c"] {
+                let layer = Layer::at(disk.path().join("store").join(name));
+                let meta = layer.meta().unwrap().unwrap();
+                let made = fs::metadata(layer.meta_path()).unwrap().modified().unwrap();
+                layer.write_meta(&Meta { disk_usage: 1, ..meta }).unwrap();
+                fs::File::open(layer.meta_path()).unwrap().set_modified(made).unwrap();
+            }
+            disk.fill_blocks();
+        });
+        let done = told(&gc(&store, &["--min-free", &(LAYER_BYTES / 2).to_string()]));
+        assert_eq!((names(&done), &done["within_budget"]), (vec!["a"], &true.into()));
+        // What is held makes no room.
+        let hold = Hold::of([store.join("b")]).unwrap();
+        let done = told(&gc(&store, &["--min-free", &disk_bytes(&disk).to_string()]));
+        assert_eq!((names(&done), &done["held"], &done["within_budget"]), (vec!["c"], &json!(["b"]), &false.into()));
+        hold.release().unwrap();
+    });
+}
+
+/// What the disk has in all.
+fn disk_bytes(disk: &Disk) -> u64 {
+    let stat = statvfs(disk.path()).unwrap();
+    stat.f_blocks * stat.f_frsize
+}
+
+#[test]
 fn other_budgets_work_on_a_full_disk_too() {
     for area in AREAS {
         // Of three layers of 1 MiB and seven inodes, used 30, 20 and 10 days ago.
