@@ -1,8 +1,9 @@
 //! What the integration tests share: a fixture that finds what its runs leave behind, layers, a look at trees, and one at system
-//! calls and at seccomp filters.
+//! calls and at seccomp filters, small disks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub mod disk;
 pub mod filter;
 mod fixture;
 mod known_run;

@@ -84,7 +84,7 @@ impl Program<'_> {
     /// # Panics
     /// If strace is missing or may not trace, or the program fails.
     pub fn points(&mut self) -> Vec<Point> {
-        parse(&self.log())
+        parse("", &self.log())
     }
 
     /// What strace lists of it when nothing disturbs it.
@@ -186,9 +186,11 @@ fn calls(log: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-fn parse(log: &str) -> Vec<Point> {
+/// The points in `log`, which goes on after `before`.
+fn parse(before: &str, log: &str) -> Vec<Point> {
     let mut counts: HashMap<(&str, &str), u32> = HashMap::new();
     let mut seen = BTreeSet::new();
+    calls(before).for_each(|call| *counts.entry(call).or_default() += 1);
     calls(log)
         .filter_map(|(thread, name)| {
             let nth = counts.entry((thread, name)).or_default();
@@ -197,6 +199,59 @@ fn parse(log: &str) -> Vec<Point> {
             (!OF_THE_LIBRARIES.contains(&name) && seen.insert(point.clone())).then_some(point)
         })
         .collect()
+}
+
+/// A program that strace starts, and follows through all that it does.
+#[derive(Debug)]
+pub struct Started<'a> {
+    /// The program and its arguments. It does the same every time.
+    pub command: &'a Command,
+    /// One of the arguments. What the program does before it makes a system call with it, any program does when it starts.
+    pub path: &'a Path,
+    /// Further options of strace, in every run: faults that are always there, say.
+    pub options: &'static [&'static str],
+}
+
+impl Started<'_> {
+    /// The points that it passes when nothing else disturbs it, in order.
+    ///
+    /// # Panics
+    /// If strace is missing or may not trace, or the program fails.
+    pub fn points(&self) -> Vec<Point> {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let output = self.traced(&["-s", "4096", "-o", log.path().to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+        let log = String::from_utf8_lossy(&fs::read(log.path()).unwrap()).into_owned();
+        // The first line starts the program.
+        let (start, rest) = log.split_once('\n').unwrap();
+        let at = rest.find(self.path.to_str().unwrap()).expect("it looks at the path");
+        let own = start.len() + 1 + rest[..at].rfind('\n').map_or(0, |at| at + 1);
+        parse(&log[..own], &log[own..])
+    }
+
+    /// Lets it run with the faults of its options alone.
+    ///
+    /// # Panics
+    /// If strace is missing or may not trace.
+    pub fn run(&self) -> Output {
+        self.traced(&["-o", "/dev/null"])
+    }
+
+    /// Lets it run, killed at `point`.
+    ///
+    /// # Panics
+    /// If strace is missing or may not trace.
+    pub fn killed(&self, point: &Point) -> Output {
+        let inject = format!("inject={}:signal=KILL:when={}", point.call, point.nth);
+        self.traced(&["-o", "/dev/null", "-e", &inject])
+    }
+
+    fn traced(&self, options: &[&str]) -> Output {
+        let mut strace = Command::new(find("strace"));
+        strace.arg("-f").args(self.options).args(options).arg("--");
+        strace.arg(self.command.get_program()).args(self.command.get_args());
+        strace.stdin(Stdio::null()).output().unwrap()
+    }
 }
 
 impl Point {

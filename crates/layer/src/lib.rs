@@ -29,6 +29,9 @@
 //! are not locked belong to dead processes, and the next collector removes them, unless a hold was [kept](Hold::keep) for a
 //! directory that still exists.
 //!
+//! On a full disk, where `.layered` cannot be made, a collector renames a layer that it has to remove to `.layered`. For as long
+//! as `.layered` has a `layer.json`, everything in it but `holds` and `new` is garbage.
+//!
 //! Only the owner can enter a layer's directory (0700) unless [`Access`] says otherwise: a tree can hold set-user-ID programs.
 //!
 //! The example `store_index` writes an index of a store as an HTML page: what a documentation browser shows of it.

@@ -18,6 +18,7 @@
 //! - `capture`: uppers as layers, in any stack, twice at once, and when the power is cut
 //! - `mounts`: overlays without a run
 //! - `places`: layers and scratch directories that are read-only, closed, or on another file system
+//! - `collector`: full disks, wrong sizes, and collectors that are killed
 //! - `store`: layers in use beside collectors, and who is killed among both
 //! - `remove`: taking trees away, and nothing that is mounted in them
 //! - `load`: many runs at a time
@@ -29,6 +30,7 @@
 
 mod breakout;
 mod capture;
+mod collector;
 mod command;
 mod commit;
 mod costs;

@@ -140,6 +140,8 @@ fn renameat(from: &Path, to: &Path) -> rustix::io::Result<()> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::sync::Barrier;
+    use std::thread;
 
     use super::*;
     use crate::{Hold, Layer};
@@ -208,6 +210,31 @@ mod tests {
         hold.release().unwrap();
         fs::write(area.path.join("other"), "").unwrap();
         assert!(area.garbage().unwrap().entries.is_empty());
+    }
+
+    #[test]
+    fn of_a_holder_and_a_collector_one_wins() {
+        for _ in 0..100 {
+            let store = store(&["a"]);
+            let path = store.path().join("a");
+            let start = Barrier::new(2);
+            let (hold, made) = thread::scope(|scope| {
+                let holder = scope.spawn(|| {
+                    start.wait();
+                    Hold::of([&path])
+                });
+                start.wait();
+                let made = Area::make_of(store.path(), &path).unwrap();
+                (holder.join().unwrap(), made)
+            });
+            match (&hold, &made) {
+                (Ok(_), MadeOfLayer::There(area)) => {
+                    assert!(path.join("layer.json").exists() && area.garbage().unwrap().mark.is_none());
+                }
+                (Err(Error::NotADirectory { path: missing, .. }), MadeOfLayer::Made(_)) => assert_eq!(*missing, path),
+                neither => panic!("{neither:?}"),
+            }
+        }
     }
 
     #[test]

@@ -33,9 +33,9 @@ impl Need {
         self.free_bytes = self.free_bytes.saturating_sub(size.bytes);
     }
 
-    /// Whether all that has to be made is room on the file system.
+    /// Whether no other budget than that of the free space is exceeded.
     pub(super) fn is_room_only(&self) -> bool {
-        self.free_bytes > 0 && Self { free_bytes: 0, ..*self } == Self::default()
+        self.free_bytes > 0 && self.bytes == 0 && self.entries == 0
     }
 
     /// Whether something is over.

@@ -2,40 +2,15 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use integration_tests::disk::{Disk, run};
 use integration_tests::stack::{private_mounts, require_root};
 use layer::{Capture, Layer, Step};
 use rustix::fs::{XattrFlags, setxattr};
 
 use super::{meta, names};
-
-fn run(program: &str, args: &[&str]) {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// A file system in a file, mounted in this thread's own namespace.
-struct Disk {
-    at: PathBuf,
-}
-
-impl Disk {
-    fn mount(image: &Path, at: PathBuf) -> Self {
-        fs::create_dir_all(&at).unwrap();
-        run("mount", &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()]);
-        Self { at }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // For a moment, a process that another test starts may have one of the capture's descriptors: it is unmounted for this
-        // thread all the same.
-        run("umount", &["--lazy", self.at.to_str().unwrap()]);
-    }
-}
 
 /// Copies the image as it is at one moment. The kernel may write back what is on the disk at any time, since a program anywhere
 /// on the machine calls sync(2): a copy that was made meanwhile would be of no moment at all. If image and copy are the same
@@ -66,11 +41,9 @@ fn cut_at_every_step() {
     private_mounts().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk");
-    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
-    // mkfs.ext4 is not in every user's PATH.
-    run("sh", &["-c", "PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q -F \"$1\"", "sh", image.to_str().unwrap()]);
+    Disk::format(&image, 64 << 20, "");
     let disk = Disk::mount(&image, dir.path().join("mounted"));
-    let (lower, upper) = (disk.at.join("lower"), disk.at.join("upper"));
+    let (lower, upper) = (disk.path().join("lower"), disk.path().join("upper"));
     fs::create_dir_all(lower.join("dir")).unwrap();
     fs::create_dir_all(upper.join("dir")).unwrap();
     fs::write(lower.join("dir/old"), "").unwrap();
@@ -85,7 +58,7 @@ fn cut_at_every_step() {
         snapshot(&image, &copy);
         cuts.borrow_mut().push((step, copy));
     };
-    let layer = Layer::at(disk.at.join("layer"));
+    let layer = Layer::at(disk.path().join("layer"));
     Capture::new([&lower]).into_layer_watched(&upper, &layer, meta(), &|step| cut(Some(step))).unwrap();
     cut(None);
     drop(disk);
@@ -94,7 +67,7 @@ fn cut_at_every_step() {
     assert_eq!(cuts.len(), Step::ALL.len() + 1);
     for (step, image) in cuts {
         let disk = Disk::mount(&image, dir.path().join("after"));
-        let layer = Layer::at(disk.at.join("layer"));
+        let layer = Layer::at(disk.path().join("layer"));
         match layer.meta().unwrap() {
             Some(meta) => {
                 assert!(step.is_none_or(|step| step > Step::Publish), "{step:?}");

@@ -1,0 +1,391 @@
+//! `layered gc` where there is no room, where sizes are not what they seem, and killed at each of its system calls.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
+
+use integration_tests::disk::Disk;
+use integration_tests::layered;
+use integration_tests::stack::{private_mounts, require_root};
+use integration_tests::strace::Started;
+use layer::{Hold, Layer, Meta, TreeSize};
+use rustix::fs::{CWD, FileType, Mode, mknodat, statvfs};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use serde_json::{Value, json};
+
+/// What every layer of [`store`] has.
+const LAYER_BYTES: usize = 1 << 20;
+
+/// How open the directory of a layer is.
+const LAYER_MODE: u32 = 0o750;
+
+/// Puts a layer into the store that was made `age` days ago and never used.
+fn layer(store: &Path, name: &str, bytes: usize, age: u64) -> Layer {
+    let layer = Layer::at(store.join(name));
+    fs::create_dir_all(layer.fs().join("dir")).unwrap();
+    fs::write(layer.fs().join("dir/file"), vec![1; bytes]).unwrap();
+    fs::write(layer.fs().join("file"), name).unwrap();
+    fs::write(layer.log_path(), "log").unwrap();
+    fs::set_permissions(layer.path(), fs::Permissions::from_mode(LAYER_MODE)).unwrap();
+    let disk_usage = layer.measure().unwrap().bytes;
+    layer.write_meta(&Meta { disk_usage, ..Meta::new("base", SystemTime::now()) }).unwrap();
+    let made = SystemTime::now() - Duration::from_secs(age * 24 * 3600);
+    fs::File::open(layer.meta_path()).unwrap().set_modified(made).unwrap();
+    layer
+}
+
+/// Layers `a`, `b` and `c`, the least recently used first.
+fn store(store: &Path, bytes: usize) {
+    for (name, age) in [("a", 30), ("b", 20), ("c", 10)] {
+        layer(store, name, bytes, age);
+    }
+}
+
+fn is_whole(layer: &Layer, bytes: usize) -> bool {
+    fs::read(layer.fs().join("file")).is_ok_and(|name| OsStr::new(std::str::from_utf8(&name).unwrap()) == layer.name())
+        && fs::metadata(layer.fs().join("dir/file")).is_ok_and(|file| file.len() == bytes as u64)
+        && layer.meta().unwrap().is_some()
+        && layer.log_path().exists()
+}
+
+/// All that is in a store, and in the store's own directory; the parts of that are not listed.
+fn all(store: &Path) -> Vec<String> {
+    let names = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let area = store.join(".layered");
+    let mut all: Vec<_> = names(store).into_iter().filter(|name| name != ".layered").collect();
+    all.extend(names(&area).into_iter().filter(|name| !["holds", "new"].contains(&&**name)));
+    all.extend(["holds", "new"].iter().flat_map(|part| names(&area.join(part))));
+    all.sort();
+    all
+}
+
+fn gc(store: &Path, options: &[&str]) -> Output {
+    layered().arg("gc").arg(store).args(options).arg("--json").stdin(Stdio::null()).output().unwrap()
+}
+
+fn told(output: &Output) -> Value {
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn names(told: &Value) -> Vec<&str> {
+    told["layers"].as_array().unwrap().iter().map(|layer| layer["name"].as_str().unwrap()).collect()
+}
+
+/// Calls `work` on a thread with mounts of its own.
+fn with_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    require_root();
+    std::thread::scope(|scope| {
+        let work = || {
+            private_mounts().unwrap();
+            work()
+        };
+        scope.spawn(work).join().unwrap()
+    })
+}
+
+/// What there is of a store's own directory when the disk becomes full.
+const AREAS: [&str; 3] = ["none", "only .layered", "all"];
+
+fn make_area(store: &Path, area: &str) {
+    match area {
+        "none" => {}
+        "only .layered" => fs::DirBuilder::new().mode(0o700).create(store.join(".layered")).unwrap(),
+        _ => Hold::of([store.join("a")]).unwrap().release().unwrap(),
+    }
+}
+
+/// Makes a store on a disk that is full afterwards.
+fn full_store(dir: &Path, area: &str, fill: fn(&Disk)) -> (Disk, PathBuf) {
+    let image = dir.join("image");
+    // With few inodes, and no blocks for root alone.
+    Disk::format(&image, 8 << 20, "-m0 -N 256");
+    let disk = Disk::mount(&image, dir.join("disk"));
+    let path = disk.path().join("store");
+    store(&path, LAYER_BYTES);
+    make_area(&path, area);
+    fill(&disk);
+    (disk, path)
+}
+
+#[test]
+fn a_full_disk_gets_room() {
+    type Fill = (&'static str, fn(&Disk));
+    let fills: [Fill; 3] = [
+        ("blocks", Disk::fill_blocks),
+        ("inodes", Disk::fill_inodes),
+        ("both", |disk| {
+            disk.fill_inodes();
+            fs::remove_file(disk.path().join("inodes/0")).unwrap();
+            fs::write(disk.path().join("blocks"), "").unwrap();
+            let file = fs::OpenOptions::new().write(true).open(disk.path().join("blocks")).unwrap();
+            let full = std::io::copy(&mut std::io::repeat(1), &mut &file).unwrap_err();
+            assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        }),
+    ];
+    for (area, (what, fill)) in AREAS.iter().flat_map(|area| fills.map(|fill| (area, fill))) {
+        with_mounts(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let (disk, store) = full_store(dir.path(), area, fill);
+            let case = format!("{what} taken, area: {area}");
+            let stat = statvfs(disk.path()).unwrap();
+            let free = stat.f_bavail * stat.f_frsize;
+            // One layer makes room for a half of one, and two for one and a half.
+            for (wanted, gone) in [(LAYER_BYTES / 2, "a"), (LAYER_BYTES * 3 / 2, "b")] {
+                let wanted = free + wanted as u64;
+                let dry = told(&gc(&store, &["--min-free", &wanted.to_string(), "--dry-run"]));
+                let done = told(&gc(&store, &["--min-free", &wanted.to_string()]));
+                assert_eq!(
+                    (names(&dry), names(&done), &done["within_budget"]),
+                    (vec![gone], vec![gone], &true.into()),
+                    "{case}"
+                );
+                let stat = statvfs(disk.path()).unwrap();
+                assert!(stat.f_bavail * stat.f_frsize >= wanted, "{case}");
+            }
+            assert_eq!(all(&store), ["c"], "{case}");
+            let c = Layer::at(store.join("c"));
+            assert!(
+                is_whole(&c, LAYER_BYTES) && fs::metadata(c.path()).unwrap().mode() & 0o7777 == LAYER_MODE,
+                "{case}"
+            );
+            let area = fs::metadata(store.join(".layered")).unwrap();
+            assert_eq!(area.mode() & 0o7777, 0o700, "{case}");
+            // It is an area as any other.
+            let hold = Hold::of([c.path()]).unwrap();
+            let held = told(&gc(&store, &["--max-bytes", "0"]));
+            assert_eq!((&held["held"], all(&store).len()), (&Value::from(vec!["c"]), 2), "{case}");
+            hold.release().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_size_that_is_too_small_costs_no_more_layers() {
+    with_mounts(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, store) = full_store(dir.path(), "all", |disk| {
+            for name in ["a", "b", "c"] {
+                let layer = Layer::at(disk.path().join("store").join(name));
+                let meta = layer.meta().unwrap().unwrap();
+                let made = fs::metadata(layer.meta_path()).unwrap().modified().unwrap();
+                layer.write_meta(&Meta { disk_usage: 1, ..meta }).unwrap();
+                fs::File::open(layer.meta_path()).unwrap().set_modified(made).unwrap();
+            }
+            disk.fill_blocks();
+        });
+        let done = told(&gc(&store, &["--min-free", &(LAYER_BYTES / 2).to_string()]));
+        assert_eq!((names(&done), &done["within_budget"]), (vec!["a"], &true.into()));
+        // What is held makes no room.
+        let hold = Hold::of([store.join("b")]).unwrap();
+        let done = told(&gc(&store, &["--min-free", &disk_bytes(&disk).to_string()]));
+        assert_eq!((names(&done), &done["held"], &done["within_budget"]), (vec!["c"], &json!(["b"]), &false.into()));
+        hold.release().unwrap();
+    });
+}
+
+/// What the disk has in all.
+fn disk_bytes(disk: &Disk) -> u64 {
+    let stat = statvfs(disk.path()).unwrap();
+    stat.f_blocks * stat.f_frsize
+}
+
+#[test]
+fn other_budgets_work_on_a_full_disk_too() {
+    for area in AREAS {
+        // Of three layers of 1 MiB and seven inodes, used 30, 20 and 10 days ago.
+        for (budget, gone) in
+            [("--max-bytes=1200k", "ab"), ("--max-inodes=8", "ab"), ("--max-age=15d", "ab"), ("--max-bytes=0", "abc")]
+        {
+            with_mounts(|| {
+                let dir = tempfile::tempdir().unwrap();
+                let (_disk, store) = full_store(dir.path(), area, |disk| {
+                    disk.fill_blocks();
+                    disk.fill_inodes();
+                });
+                let done = told(&gc(&store, &[budget]));
+                assert_eq!(names(&done).concat(), gone, "{area}, {budget}");
+                assert_eq!(all(&store).concat(), &"abc"[gone.len()..], "{area}, {budget}");
+            });
+        }
+    }
+}
+
+#[test]
+fn many_layers_leave_a_full_disk_whose_directories_cannot_grow() {
+    with_mounts(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        // A block has some 40 names.
+        Disk::format(&image, 8 << 20, "-m0 -b 1024 -N 2048");
+        let disk = Disk::mount(&image, dir.path().join("disk"));
+        let store = disk.path().join("store");
+        (0..150).for_each(|n| drop(layer(&store, &format!("{n:012}"), 1, 1000 - n)));
+        fs::create_dir(store.join(".layered")).unwrap();
+        disk.fill_blocks();
+        let done = told(&gc(&store, &["--max-bytes", "0"]));
+        assert_eq!((names(&done).len(), all(&store)), (150, Vec::new()));
+    });
+}
+
+/// `layered gc` that has to remove `a` and `b` of [`store`].
+fn gc_of_two(store: &Path) -> Command {
+    let mut command = layered();
+    command.arg("gc").arg(store).args(["--max-age", "15d"]);
+    command
+}
+
+/// No directory can be made.
+const NO_ROOM: &[&str] = &["-e", "inject=?mkdir,?mkdirat:error=ENOSPC"];
+
+/// What the large file has in a layer where the size does not matter.
+const FEW_BYTES: usize = 5000;
+
+/// Kills a collector at each of its system calls, and sees that the next one removes what the first one has left.
+fn killed_everywhere(area: &str, faults: &'static [&'static str], leftovers: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let make = || {
+        if path.exists() {
+            fs::remove_dir_all(&path).unwrap();
+        }
+        store(&path, FEW_BYTES);
+        make_area(&path, area);
+        leftovers.iter().for_each(|left| fs::create_dir_all(path.join(".layered").join(left)).unwrap());
+    };
+    let command = gc_of_two(&path);
+    let collector = Started { command: &command, path: &path, options: faults };
+    make();
+    let mut points = collector.points();
+    // What fails anyway is not made to kill as well.
+    points.retain(|point| faults.is_empty() || !point.call.starts_with("mkdir"));
+    assert_eq!(all(&path), ["c"]);
+    let mut killed = 0;
+    for point in &points {
+        make();
+        killed += usize::from(collector.killed(point).status.signal() == Some(9));
+        let case = format!("{area}, {point:?}");
+        for layer in ["a", "b", "c"].map(|name| Layer::at(path.join(name))) {
+            assert!(!layer.meta_path().exists() || is_whole(&layer, FEW_BYTES), "{case}: {layer:?}");
+        }
+        told(&gc(&path, &["--max-age", "15d"]));
+        assert_eq!(all(&path), ["c"], "{case}");
+        let c = Layer::at(path.join("c"));
+        let mode = fs::metadata(c.path()).unwrap().mode() & 0o7777;
+        assert_eq!((is_whole(&c, FEW_BYTES), mode), (true, LAYER_MODE), "{case}");
+    }
+    eprintln!("{area}: {killed} of {} were killed", points.len());
+    // A removal's threads share its work as it comes.
+    assert!(killed * 10 >= points.len() * 9, "{killed} of {} were killed", points.len());
+}
+
+#[test]
+fn a_killed_collector_leaves_nothing_that_the_next_one_does_not_remove() {
+    for area in AREAS {
+        killed_everywhere(area, &[], &[]);
+    }
+    killed_everywhere("all", &[], &["trash-dead/fs/usr", "trash/0/1/fs", "new/dead/layer/fs"]);
+}
+
+#[test]
+fn a_collector_killed_on_a_full_disk_leaves_nothing_that_the_next_one_does_not_remove() {
+    killed_everywhere("none", NO_ROOM, &[]);
+    killed_everywhere("only .layered", NO_ROOM, &[]);
+}
+
+#[test]
+fn a_quota_is_as_a_full_disk_and_other_failures_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let table: [(&'static [&'static str], _, &[&str]); 4] = [
+        (&["-e", "inject=?mkdir,?mkdirat:error=EDQUOT"], None, &["c"]),
+        (&["-e", "inject=?mkdir,?mkdirat:error=EROFS"], Some("Read-only file system"), &["a", "b", "c"]),
+        (&["-e", "inject=?mkdir,?mkdirat:error=EACCES"], Some("Permission denied"), &["a", "b", "c"]),
+        // Nor is there room for a name.
+        (&["-e", "inject=?mkdir,?mkdirat,?renameat2:error=ENOSPC"], Some("No space left on device"), &["a", "b", "c"]),
+    ];
+    for (faults, why, left) in table {
+        if path.exists() {
+            fs::remove_dir_all(&path).unwrap();
+        }
+        store(&path, FEW_BYTES);
+        let Output { status, stderr, .. } = Started { command: &gc_of_two(&path), path: &path, options: faults }.run();
+        let stderr = String::from_utf8(stderr).unwrap();
+        let lines: Vec<_> = stderr.lines().filter(|line| line.starts_with("layered: ")).collect();
+        match why {
+            None => assert!(status.success() && lines.is_empty(), "{stderr}"),
+            Some(why) => {
+                assert!(matches!(&lines[..], [line] if line.contains(why)), "{stderr}");
+                assert_eq!(status.code(), Some(125));
+            }
+        }
+        assert_eq!(all(&path), left, "{faults:?}");
+        for name in left {
+            let layer = Layer::at(path.join(name));
+            let mode = fs::metadata(layer.path()).unwrap().mode() & 0o7777;
+            assert_eq!((is_whole(&layer, FEW_BYTES), mode), (true, LAYER_MODE), "{faults:?}");
+        }
+    }
+}
+
+#[test]
+fn sizes_are_those_of_du() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(tree.join("some/where")).unwrap();
+    fs::File::create(tree.join("some/sparse")).unwrap().set_len(300 << 30).unwrap();
+    for n in 0..300 {
+        fs::write(tree.join(format!("some/where/{n}")), "x".repeat(n * 100)).unwrap();
+        fs::hard_link(tree.join(format!("some/where/{n}")), tree.join(format!("some/{n}"))).unwrap();
+    }
+    symlink("/", tree.join("link")).unwrap();
+    mknodat(CWD, tree.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    mknodat(CWD, tree.join("whiteout"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    let du = |option: &str| {
+        let output = Command::new("du").args(["-s", option]).arg(&tree).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    let size = TreeSize::of(&tree).unwrap();
+    assert_eq!((size.bytes, size.entries + 1), (du("--block-size=1"), du("--inodes")));
+}
+
+#[test]
+fn what_is_mounted_in_a_tree_is_not_measured() {
+    with_mounts(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let [tree, large] = ["tree", "large"].map(|name| dir.path().join(name));
+        fs::create_dir_all(tree.join("mounted")).unwrap();
+        fs::create_dir(&large).unwrap();
+        fs::write(large.join("file"), vec![1; LAYER_BYTES]).unwrap();
+        mount_bind(&large, tree.join("mounted")).unwrap();
+        let size = TreeSize::of(&tree).unwrap();
+        assert!(size.entries == 1 && size.bytes < LAYER_BYTES as u64, "{size:?}");
+        unmount(tree.join("mounted"), UnmountFlags::empty()).unwrap();
+    });
+}
+
+#[test]
+fn ls_measures_what_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    store(dir.path(), LAYER_BYTES);
+    for (name, disk_usage) in [("a", u64::MAX), ("b", 0)] {
+        let layer = Layer::at(dir.path().join(name));
+        let meta = layer.meta().unwrap().unwrap();
+        layer.write_meta(&Meta { disk_usage, ..meta }).unwrap();
+    }
+    let output = layered().arg("ls").arg(dir.path()).arg("--json").output().unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let told: Vec<_> = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect();
+    let told: Vec<_> = told.iter().map(|layer| &layer["disk_usage"]).collect();
+    let measured = |name| json!(TreeSize::of(dir.path().join(name)).unwrap().bytes);
+    let recorded = json!(Layer::at(dir.path().join("c")).measure().unwrap().bytes);
+    assert_eq!(told, [&measured("a"), &measured("b"), &recorded]);
+}
