@@ -199,6 +199,19 @@ impl Template {
         self.array("/mounts").map(|json| MountEntry { json })
     }
 
+    /// Whether its device rules deny every device and allow none, as the builder's do: a runtime adds those that it makes.
+    pub(crate) fn denies_devices(&self) -> bool {
+        let any = |value: &Value| value.is_null() || value == -1;
+        let every = |rule: &Value| {
+            let access = rule["access"].as_str().unwrap_or("rwm");
+            (rule["type"].is_null() || rule["type"] == "a")
+                && (any(&rule["major"]) && any(&rule["minor"]))
+                && ["r", "w", "m"].iter().all(|letter| access.contains(letter))
+        };
+        let rules = || self.array("/linux/resources/devices");
+        rules().any(every) && rules().all(|rule| rule["allow"] == false)
+    }
+
     /// The program that its seccomp profile comes to, in Base64, made when it is first asked for.
     fn filter(&self) -> Option<&str> {
         let compile = || {

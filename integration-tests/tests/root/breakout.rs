@@ -8,12 +8,13 @@ use std::process::{Child, Command};
 
 use container::oci_spec::runtime::Capability;
 use container::{
-    Error as ContainerError, Mount, Network, NoNewPrivileges, Overlay, Runtime, Seccomp, Template, TemplateBuilder,
-    in_private_mount_namespace,
+    DeviceNodes, Error as ContainerError, Mount, Network, NoNewPrivileges, Overlay, RootAccess, Runtime, Seccomp,
+    Template, TemplateBuilder, in_private_mount_namespace,
 };
 use integration_tests::{Fixture, find, shell, stderr, stdout};
 use layer::Layer;
 use nix::libc;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use runner::{Cause, Report};
 
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
@@ -35,8 +36,14 @@ fn changed(template: TemplateBuilder, change: impl FnOnce(&mut serde_json::Value
     Template::from_value(value).unwrap()
 }
 
-/// The nodes can be made: `mknod` is among Docker's capabilities. What the container may open are the devices that the runtime
-/// makes itself, under whatever name.
+/// A device as a script names it: `b:8:0`.
+fn device(text: &str) -> (SFlag, u64) {
+    let [kind, major, minor] = text.split(':').collect::<Vec<_>>()[..] else { panic!("{text}") };
+    let kind = if kind == "b" { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+    (kind, makedev(major.parse().unwrap(), minor.parse().unwrap()))
+}
+
+/// The container may open the devices that the runtime makes, and no others, whoever has made a node of them.
 #[test]
 fn the_hosts_disks_and_other_devices() {
     let fixture = Fixture::new();
@@ -45,26 +52,68 @@ fn the_hosts_disks_and_other_devices() {
         let numbers = fs::read_to_string(entry.unwrap().path().join("dev")).ok()?;
         Some(format!("b:{}", numbers.trim()))
     };
-    // All of the machine; the first of a SCSI disk, whether it is there or not; mem, port, kmsg, fuse, loop-control, kvm.
+    // All of the machine; the first of a SCSI disk, whether it is there or not; mem, port, kmsg, fuse, loop-control, kvm, a terminal,
+    // the console.
     let disks = fs::read_dir("/sys/block").unwrap().filter_map(numbers);
-    let others = ["b:8:0", "c:1:1", "c:1:4", "c:1:11", "c:10:229", "c:10:237", "c:10:232"].map(String::from);
+    let others =
+        ["b:8:0", "c:1:1", "c:1:4", "c:1:11", "c:10:229", "c:10:237", "c:10:232", "c:4:0", "c:5:1"].map(String::from);
     let denied: Vec<_> = disks.chain(others).collect();
     // null, zero, full, random, urandom
     let allowed = ["c:1:3", "c:1:5", "c:1:7", "c:1:8", "c:1:9"];
+    let bound = fixture.path().join("bound");
+    fs::create_dir(&bound).unwrap();
+    let layer = fixture.layer("nodes", |tree| {
+        for name in denied.iter().map(String::as_str).chain(allowed) {
+            let (kind, number) = device(name);
+            mknod(&tree.join(name), kind, Mode::from_bits_truncate(0o666), number).unwrap();
+        }
+    });
     let script = |devices: &str| {
         format!(
             "for device in {devices}; do
                 numbers=${{device#*:}}
-                mknod /device ${{device%%:*}} ${{numbers%:*}} ${{numbers#*:}} || echo not made
-                head -c 0 /device 2>&1 && echo opened; rm /device
-            done"
+                for dir in / /dev/ /tmp/ /dev/shm/ /bound/; do
+                    mknod ${{dir}}node ${{device%%:*}} ${{numbers%:*}} ${{numbers#*:}} 2>/dev/null && echo made
+                    [ -e ${{dir}}node ] && head -c 0 ${{dir}}node 2>/dev/null && echo opened in $dir
+                    rm -f ${{dir}}node
+                done
+                head -c 0 /$device 2>/dev/null && echo opened in the layer
+            done; for device in null zero full random urandom; do head -c 0 /dev/$device || echo not opened; done
+            mknod /bound/whiteout c 0 0 && rm /bound/whiteout && mknod /fifo p && echo made"
         )
     };
     for runtime in RUNTIMES {
-        let seen = printed(&fixture, runtime, shell(&script(&denied.join(" "))));
-        assert_eq!(seen, "head: /device: Operation not permitted\n".repeat(denied.len()), "{runtime}");
-        let seen = printed(&fixture, runtime, shell(&script(&allowed.join(" "))));
-        assert_eq!(seen, "opened\n".repeat(allowed.len()), "{runtime}");
+        for seccomp in [Seccomp::Default, Seccomp::Native, Seccomp::Unconfined] {
+            let run = |devices: &str, seccomp: &Seccomp| {
+                let template = shell(&script(devices)).seccomp(seccomp.clone()).mount(Mount::bind(&bound, "/bound"));
+                stdout(&run(&fixture, runtime, std::slice::from_ref(&layer), &template.build().unwrap()).unwrap())
+            };
+            let made = |times: usize| "made\n".repeat(if runtime == "runc" { times } else { 0 });
+            let expected = format!("{}made\n", made(5 * denied.len()));
+            assert_eq!(run(&denied.join(" "), &seccomp), expected, "{runtime} {seccomp:?}");
+            let opened = match runtime {
+                "runc" => "made\nopened in /\nmade\nopened in /dev/\nmade\nmade\nmade\nopened in the layer\n",
+                _ => "",
+            };
+            let expected = format!("{}made\n", opened.repeat(allowed.len()));
+            assert_eq!(run(&allowed.join(" "), &seccomp), expected, "{runtime} {seccomp:?}");
+        }
+        // A root that is read-only stays so.
+        let template = shell(
+            "touch /new 2>/dev/null && echo written; head -c 0 /c:5:1 2>/dev/null && echo opened; echo done >/dev/null && echo done",
+        );
+        let template = template.root_access(RootAccess::ReadOnly).build().unwrap();
+        let report = run(&fixture, runtime, std::slice::from_ref(&layer), &template).unwrap();
+        assert_eq!(stdout(&report), "done\n", "{runtime}");
+        // What a configuration asks for by rules of its own, unless the caller asks for inert nodes.
+        let own = changed(shell("mknod /node c 1 5 && head -c 0 /node && echo opened"), |value| {
+            let null = serde_json::json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
+            value["linux"]["resources"]["devices"].as_array_mut().unwrap().push(null);
+        });
+        assert_eq!(stdout(&run(&fixture, runtime, &[], &own).unwrap()), "opened\n", "{runtime}");
+        let options = fixture.options().runtime(Runtime::new(find(runtime))).devices(DeviceNodes::Inert);
+        let report = runner::run(&fixture.base(), &[], &own, options).unwrap();
+        assert_eq!((stdout(&report), report.status.success()), (String::new(), false), "{runtime}");
     }
 }
 

@@ -2,6 +2,7 @@
 //! is made from the command's definition: the manual pages and the completions.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -54,6 +55,43 @@ fn this_machine_passes_and_is_left_as_it_was() {
     let (status, stdout, _) = run(&mut doctor(&fixture.scratch()));
     assert_eq!(status, 0);
     assert!(stdout.lines().last().unwrap().starts_with("Runs work on this machine"), "{stdout}");
+}
+
+/// What a distribution has fixed is not held against its package, and what others can enter is told.
+#[test]
+fn stock_runtimes_and_open_directories() {
+    let fixture = Fixture::new();
+    let dir = fixture.path();
+    let fake = |name: &str, output: &str| {
+        let path = dir.join(name);
+        fs::write(&path, format!("#!/bin/sh\ncat <<'END'\n{output}\nEND\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    let stock = fake("stock", "runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev");
+    let plain = fake("plain", "runc version 1.1.5\ncommit: v1.1.5-0-gf19387a6\nspec: 1.0.2-dev");
+    for (runtime, has_it) in [(stock, false), (plain, true)] {
+        let (_, stdout, _) = run(doctor(&fixture.scratch()).arg("--runtime").arg(runtime));
+        assert_eq!(stdout.contains("CVE-2024-21626"), has_it, "{stdout}");
+        assert!(stdout.contains("CVE-2024-45310"), "{stdout}");
+    }
+
+    let layer = fixture.layer("layer", |_| {});
+    let warnings = || {
+        let (status, stdout, _) = run(doctor(&fixture.scratch()).arg("--store").arg(fixture.store()).arg("--json"));
+        assert_eq!(status, 0, "{stdout}");
+        let mut names = names(&stdout, "warning");
+        names.retain(|name| name == "store" || name == "scratch access");
+        names
+    };
+    let close = |dir: &Path, mode: u32| fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
+    assert_eq!(warnings(), ["scratch access", "store"]);
+    close(layer.path(), 0o700);
+    assert_eq!(warnings(), ["scratch access"]);
+    close(layer.path(), 0o755);
+    close(&fixture.store(), 0o700);
+    close(&fixture.scratch(), 0o700);
+    assert!(warnings().is_empty());
 }
 
 #[test]

@@ -17,10 +17,15 @@ pub struct Config {
     rootfs: String,
     cgroups_path: Option<String>,
     has_filter: bool,
+    makes_devices: bool,
+    hook: Option<Value>,
 }
 
 /// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
 const CRUN_FILTER: &str = "run.oci.seccomp_bpf_data";
+
+/// When the container's mounts are made and its root is still reached by its path on the host: config.md, "POSIX-platform Hooks".
+const HOOK: &str = "createContainer";
 
 /// A limit of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +38,14 @@ pub(crate) struct MemoryLimit {
 impl Config {
     /// `template` has been checked.
     pub(super) fn new(template: Template, rootfs: impl Into<String>) -> Config {
-        Config { template, rootfs: rootfs.into(), cgroups_path: None, has_filter: false }
+        Config {
+            template,
+            rootfs: rootfs.into(),
+            cgroups_path: None,
+            has_filter: false,
+            makes_devices: true,
+            hook: None,
+        }
     }
 
     /// The configuration in `oci-spec`'s types: a copy, and without the keys that they do not have.
@@ -89,6 +101,20 @@ impl Config {
         self
     }
 
+    /// Takes CAP_MKNOD away, if the template lets no device be opened but those that the runtime makes.
+    pub(crate) fn without_device_nodes(mut self) -> Config {
+        self.makes_devices = !self.template.denies_devices();
+        self
+    }
+
+    /// Has `program`, mount(8) of the host, take the device nodes of the root file system away once the runtime has mounted it anew.
+    pub(crate) fn with_inert_root(mut self, program: &Path) -> Config {
+        let is_read_only = self.template.value.pointer("/root/readonly") == Some(&Value::Bool(true));
+        let options = if is_read_only { "remount,bind,nodev,ro" } else { "remount,bind,nodev" };
+        self.hook = Some(json!({"path": program, "args": ["mount", "-n", "-o", options, self.rootfs]}));
+        self
+    }
+
     /// Names the control group unless the template did.
     #[must_use]
     pub fn with_default_cgroups_path(mut self, path: impl Into<String>) -> Config {
@@ -99,8 +125,19 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The template's hooks, and behind them this configuration's own.
+    fn hooks(&self, templates: &Value) -> Value {
+        let mut hooks = templates.as_object().cloned().unwrap_or_default();
+        let mut list = hooks.get(HOOK).and_then(Value::as_array).cloned().unwrap_or_default();
+        list.extend(self.hook.clone());
+        hooks.insert(HOOK.into(), list.into());
+        hooks.into()
+    }
+}
+
 impl Serialize for Config {
-    /// Straight from the template, with the two values that differ in their places.
+    /// Straight from the template, with the values that differ in their places.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let none = Map::new();
         let template = self.template.value.as_object().unwrap_or(&none);
@@ -108,6 +145,8 @@ impl Serialize for Config {
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in template {
             match (key.as_str(), &self.cgroups_path) {
+                ("process", _) if !self.makes_devices => map.serialize_entry(key, &without_mknod(value))?,
+                ("hooks", _) if self.hook.is_some() => map.serialize_entry(key, &self.hooks(value))?,
                 ("root", _) => map.serialize_entry(key, &With { value, key: "path", text: &self.rootfs })?,
                 ("annotations", _) if filter.is_some() => {
                     map.serialize_entry(key, &With { value, key: CRUN_FILTER, text: filter.unwrap_or_default() })?;
@@ -119,11 +158,24 @@ impl Serialize for Config {
         if let (Some(path), false) = (&self.cgroups_path, template.contains_key("linux")) {
             map.serialize_entry("linux", &json!({"cgroupsPath": path}))?;
         }
+        if self.hook.is_some() && !template.contains_key("hooks") {
+            map.serialize_entry("hooks", &self.hooks(&Value::Null))?;
+        }
         if let (Some(filter), false) = (filter, template.contains_key("annotations")) {
             map.serialize_entry("annotations", &json!({CRUN_FILTER: filter}))?;
         }
         map.end()
     }
+}
+
+/// `process` without CAP_MKNOD in any set.
+fn without_mknod(process: &Value) -> Value {
+    let mut process = process.clone();
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    for set in sets.into_iter().flat_map(Map::values_mut).filter_map(Value::as_array_mut) {
+        set.retain(|capability| capability != "CAP_MKNOD");
+    }
+    process
 }
 
 /// An object, or null, with one value in the place of its own, or at its end if it has none.
@@ -175,6 +227,56 @@ mod tests {
             let written = serde_json::to_value(&config).unwrap();
             assert_eq!(written.pointer("/linux/cgroupsPath"), Some(&json!(path)));
         }
+    }
+
+    #[test]
+    fn device_nodes_are_made_only_where_the_template_has_rules_of_its_own() {
+        let deny = json!({"allow": false, "access": "rwm"});
+        let table = [
+            (json!([deny]), false),
+            (json!([{"allow": false, "type": "a", "major": -1, "minor": -1, "access": "rwm"}]), false),
+            (json!([deny, {"allow": false, "type": "c", "major": 1, "minor": 3, "access": "r"}]), false),
+            (json!([deny, {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm"}]), true),
+            (json!([{"allow": false, "type": "c", "access": "rwm"}]), true),
+            (json!([{"allow": false, "access": "r"}]), true),
+            (json!([]), true),
+            (Value::Null, true),
+        ];
+        for (rules, can) in table {
+            let capabilities =
+                json!({"bounding": ["CAP_CHOWN", "CAP_MKNOD"], "effective": ["CAP_MKNOD"], "ambient": []});
+            let template = json!({"process": {"args": ["x"], "capabilities": capabilities}, "linux": {"resources": {"devices": rules}}});
+            let mut expected = template.clone();
+            if !can {
+                expected["process"]["capabilities"] =
+                    json!({"bounding": ["CAP_CHOWN"], "effective": [], "ambient": []});
+            }
+            let written = serde_json::to_value(config(template).without_device_nodes()).unwrap();
+            assert_eq!(written, expected, "{rules}");
+        }
+        // Nothing to take away.
+        let bare = json!({"process": {"args": ["x"]}, "linux": {"resources": {"devices": [deny]}}});
+        assert_eq!(serde_json::to_value(config(bare.clone()).without_device_nodes()).unwrap(), bare);
+    }
+
+    #[test]
+    fn a_hook_comes_behind_those_of_the_template() {
+        let theirs = json!({"path": "/theirs"});
+        let own = |options: &str| json!({"path": "/bin/mount", "args": ["mount", "-n", "-o", options, "/run/merged"]});
+        let table = [
+            (json!({}), json!([own("remount,bind,nodev")])),
+            (json!({"hooks": null}), json!([own("remount,bind,nodev")])),
+            (json!({"hooks": {"createContainer": [theirs]}}), json!([theirs, own("remount,bind,nodev")])),
+            (json!({"root": {"readonly": true}}), json!([own("remount,bind,nodev,ro")])),
+        ];
+        for (template, expected) in table {
+            let written =
+                serde_json::to_value(config(template.clone()).with_inert_root(Path::new("/bin/mount"))).unwrap();
+            assert_eq!(written["hooks"]["createContainer"], expected, "{template}");
+        }
+        let others = json!({"hooks": {"poststop": [theirs]}});
+        let written = serde_json::to_value(config(others).with_inert_root(Path::new("/bin/mount"))).unwrap();
+        assert_eq!(written["hooks"]["poststop"], json!([theirs]));
     }
 
     /// On other machines every runtime makes its own.

@@ -6,6 +6,7 @@ use container::Runtime;
 use layer::display::escaped_json;
 use serde_json::json;
 
+mod access;
 mod cgroups;
 mod check;
 mod limits;
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// Where runs are to have their directories [default: the system's temporary directory].
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
+    /// A directory of layers: look whether other users of the machine reach what is in them.
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
     /// The OCI runtime: runc, crun, youki, or the path of one.
     #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
     runtime: PathBuf,
@@ -39,17 +43,17 @@ const AFTER_HELP: &str = "\
 Each line is ok, a warning (runs work, but see there), failed (no run can work) or skipped.
 Exit status: 0 if runs work, 1 if not, 125 if that could not be told.
 
-Not checked: your base and your layers, the host's network, whether the scratch has room for
+Not checked: what is in your base and your layers, the host's network, whether the scratch has room for
 what a command writes.
 
 Examples:
   layered doctor
-  layered doctor --scratch /var/cache/layers/scratch --runtime crun
+  layered doctor --scratch /var/cache/layers/scratch --store /var/cache/layers --runtime crun
   layered doctor --json | jq -r '.checks[] | select(.verdict != \"ok\")'";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let checks = checks(&scratch, &Runtime::new(&args.runtime));
+    let checks = checks(&scratch, args.store.as_deref(), &Runtime::new(&args.runtime));
     let works = checks.iter().all(|check| check.verdict != Verdict::Failed);
     let mut out = io::stdout().lock();
     if args.json {
@@ -62,11 +66,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// All of them, in the order in which one rests on another.
-fn checks(scratch: &Path, runtime: &Runtime) -> Vec<Check> {
+fn checks(scratch: &Path, store: Option<&Path>, runtime: &Runtime) -> Vec<Check> {
     let mut checks = privilege::checks();
     let may_mount = container::require_privilege().is_ok();
     let (found, scratch) = scratch::checks(scratch);
     checks.extend(found);
+    checks.extend(scratch.as_deref().and_then(access::scratch));
+    checks.extend(store.map(access::store));
     let (found, rungs) = overlay::checks(scratch.as_deref().filter(|_| may_mount));
     checks.extend(found);
     checks.extend(cgroups::checks());
