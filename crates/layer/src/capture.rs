@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Mode, Timespec, fchmod};
+use rustix::fs::{Mode, Timespec, fchmod, fstat};
 use rustix::io::Errno;
 
 use self::below::Below;
@@ -31,7 +31,7 @@ use self::made::TakingOut;
 pub use self::record::RunRecord;
 use self::upper::Upper;
 pub use self::upper_id::UpperId;
-use crate::tree_size::Inodes;
+use crate::tree_size::{self, Inodes};
 use crate::walk::crew;
 use crate::{Access, Error, Layer, Meta, Result, TreeSize, XattrNamespace};
 
@@ -292,11 +292,12 @@ impl Capture {
         let (root, layer) = (upper.root.as_fd(), claim.layer());
         watch(Step::TakeOut);
         let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
-        // It takes room on the disk, which is not the layer's.
-        let rest = RunRecord { root_mode: *root_mode, ..RunRecord::default() };
-        rest.write_or_remove(root, &upper.path, self.xattrs)?;
         watch(Step::Settle);
-        let captured = Captured { taken_out, ..self.settle(upper, below)? };
+        let mut captured = Captured { taken_out, ..self.settle(upper, below)? };
+        // The list in it may have a block of its own, which is not the layer's.
+        RunRecord::shorten(root, &upper.path, self.xattrs, *root_mode)?;
+        let stat = fstat(root).map_err(Error::io("look at", &upper.path))?;
+        captured.size.bytes += tree_size::allocated(&stat);
 
         watch(Step::Stage);
         let meta = Meta { disk_usage: captured.size.bytes, created_at: SystemTime::now(), ..meta };
@@ -312,7 +313,7 @@ impl Capture {
             let mode = Mode::from_raw_mode(*mode);
             fchmod(root, mode).map_err(Error::io("change the mode of", &upper.path))?;
         }
-        RunRecord::default().write_or_remove(root, &upper.path, self.xattrs)?;
+        RunRecord::shorten(root, &upper.path, self.xattrs, None)?;
         watch(Step::Move);
         if *stage == Stage::Sealed {
             claim.seal()?;

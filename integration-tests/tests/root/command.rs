@@ -604,7 +604,7 @@ fn an_upper_becomes_a_layer() {
     assert_eq!(json["exit_status"], 3);
     assert_eq!(json["parent_hashes"], json!(["numbered-0000", "numbered-0001"]));
     assert_eq!((&json["uid"], &json["gid"], &json["base_hash"]), (&json!(1000), &json!(8), &json!("base")));
-    assert_eq!((&json["timing"], &json["disk_usage"]), (&json!({"build": 2.0}), &json!(4)));
+    assert_eq!(json["timing"], json!({"build": 2.0}));
     for entry in WalkDir::new(Layer::at(&layer).fs()) {
         assert!(
             entry.unwrap().metadata().unwrap().modified().unwrap()

@@ -16,7 +16,7 @@ use super::Captured;
 use super::below::Below;
 use super::made::{is_opaque, modified};
 use crate::attributes::{XattrList, path_through_proc};
-use crate::tree_size::{self, Inodes};
+use crate::tree_size::Inodes;
 use crate::view::{Directory, Shown};
 use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
 use crate::{Error, Result, XattrNamespace, overlayfs};
@@ -208,9 +208,9 @@ impl<'a> Worker<'a> {
                 }
                 // Only now: whiteouts can have made it larger, and attributes may have had a block of their own.
                 let stat = fstat(dir).map_err(error("look at"))?;
-                match branch.parent() {
-                    Some(_) => shared.inodes.count(&stat, &mut self.captured.size),
-                    None => self.captured.size.bytes += tree_size::allocated(&stat),
+                // The root has the record of the run still.
+                if branch.parent().is_some() {
+                    shared.inodes.count(&stat, &mut self.captured.size);
                 }
             }
             match branch.parent() {

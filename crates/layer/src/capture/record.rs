@@ -93,20 +93,37 @@ impl RunRecord {
                 Ok(record) => Ok(Some(record)),
                 Err(source) => Err(Error::Json { path: upper.into(), source }),
             },
-            Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(Self::of_rest(root, xattrs)),
             Err(errno) => Err(Error::io("read an extended attribute of", upper)(errno)),
         }
     }
 
-    /// Writes the record onto the open upper `root`, or removes it there if it says nothing.
-    pub(super) fn write_or_remove(&self, root: BorrowedFd<'_>, upper: &Path, xattrs: XattrNamespace) -> Result<()> {
-        if *self != Self::default() {
-            return self.write_to(root, upper, xattrs);
+    /// What a killed capture has left of the record.
+    fn of_rest(root: BorrowedFd<'_>, xattrs: XattrNamespace) -> Option<Self> {
+        let mut value = [0; 16];
+        let length = fgetxattr(root, rest_name(xattrs), &mut value[..]).ok()?;
+        let mode = str::from_utf8(&value[..length]).ok()?.parse().ok()?;
+        Some(Self { root_mode: Some(mode), ..Self::default() })
+    }
+
+    /// Removes the record from the open upper `root`, all but `root_mode`: what the run made has been dealt with.
+    pub(super) fn shorten(
+        root: BorrowedFd<'_>,
+        upper: &Path,
+        xattrs: XattrNamespace,
+        root_mode: Option<u32>,
+    ) -> Result<()> {
+        // First the rest: killed in between, there are both.
+        let (first, second) = (name(xattrs), rest_name(xattrs));
+        let set = root_mode.map(|mode| fsetxattr(root, second, mode.to_string().as_bytes(), XattrFlags::empty()));
+        set.transpose().map_err(Error::io("write an extended attribute of", upper))?;
+        for name in [Some(first), root_mode.is_none().then_some(second)].into_iter().flatten() {
+            match fremovexattr(root, name) {
+                Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
+                Err(errno) => return Err(Error::io("remove an extended attribute of", upper)(errno)),
+            }
         }
-        match fremovexattr(root, name(xattrs)) {
-            Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
-            Err(errno) => Err(Error::io("remove an extended attribute of", upper)(errno)),
-        }
+        Ok(())
     }
 }
 
@@ -114,6 +131,14 @@ fn name(xattrs: XattrNamespace) -> &'static str {
     match xattrs {
         XattrNamespace::Trusted => "trusted.layered.run",
         XattrNamespace::User => "user.layered.run",
+    }
+}
+
+/// The attribute that a capture leaves until the tree is moved: the mode of the root, as a decimal number.
+fn rest_name(xattrs: XattrNamespace) -> &'static str {
+    match xattrs {
+        XattrNamespace::Trusted => "trusted.layered.mode",
+        XattrNamespace::User => "user.layered.mode",
     }
 }
 
@@ -135,6 +160,13 @@ mod tests {
         assert_eq!(record.made.as_ref().map(Vec::len), Some(1));
         record.write(&upper, XATTRS).unwrap();
         assert_eq!(RunRecord::read(&upper, XATTRS).unwrap(), Some(record));
+        let root = std::fs::File::open(&upper).unwrap();
+        for (mode, left) in
+            [(Some(0o755), Some(RunRecord { root_mode: Some(0o755), ..RunRecord::default() })), (None, None)]
+        {
+            RunRecord::shorten(root.as_fd(), &upper, XATTRS, mode).unwrap();
+            assert_eq!(RunRecord::read(&upper, XATTRS).unwrap(), left);
+        }
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         true if args.run.is_some() || args.base.is_some() => {
             bail!("{} is a kept run, which records what was below it: leave out --run and --base", quoted(&args.upper))
         }
-        true if args.upper.symlink_metadata().is_err() => return repeat(args),
+        true if args.upper.join("upper").symlink_metadata().is_err() => return repeat(args),
         true => Some(Upper::reopen(&args.upper)?),
         false => None,
     };
@@ -102,13 +102,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     tell(args, &captured)
 }
 
-/// The commit of a kept run that is gone: one that was killed when it had done all.
+/// The commit of a kept run whose upper is gone: if it was killed after it had moved the upper, the rest of it is done.
 fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
-    let nothing_below = Capture::new([""; 0]);
     let upper = args.upper.join("upper");
-    match nothing_below.into_layer(upper, &Layer::at(&args.layer), Meta::new("", SystemTime::now())) {
-        Ok(captured) => tell(args, &captured),
-        Err(_) => Err(Upper::reopen(&args.upper).map(drop).err().context("there is no kept run")?.into()),
+    let finished = Capture::new([""; 0]).into_layer(upper, &Layer::at(&args.layer), Meta::new("", SystemTime::now()));
+    let exists = args.upper.symlink_metadata().is_ok();
+    match finished {
+        Ok(captured) => {
+            if exists {
+                Upper::discard(&args.upper)?;
+            }
+            tell(args, &captured)
+        }
+        Err(error) if exists => Err(error.into()),
+        Err(_) => bail!("{} does not exist", quoted(&args.upper)),
     }
 }
 
