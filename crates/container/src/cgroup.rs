@@ -272,7 +272,20 @@ fn is_gone(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutated;
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn mount_tables_of_any_text(text in mutated::text(["30 22 0:26 / /sys/fs/cgroup rw shared:9 - cgroup cgroup rw,cpu\n33 30 0:29 / /u rw - cgroup2 cgroup2 rw\n"])) {
+            let found = hierarchies(&text);
+            prop_assert!(found.iter().filter(|hierarchy| hierarchy.version == Version::V2).count() <= 1);
+        }
+    }
 
     #[test]
     fn controllers_are_found_in_either_version() {

@@ -36,9 +36,14 @@ mod display;
 mod error;
 mod id;
 mod mounted;
+#[cfg(test)]
+#[path = "../../../integration-tests/src/mutated.rs"]
+mod mutated;
 mod namespace;
 mod output;
 mod overlay;
+#[cfg(test)]
+mod parser_tests;
 mod rootfs;
 mod runtime;
 mod template;

@@ -342,6 +342,10 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
+    use proptest::prelude::*;
+
+    use crate::mutated;
+
     fn store(names: &[&OsStr]) -> tempfile::TempDir {
         let store = tempfile::tempdir().unwrap();
         names.iter().for_each(|name| fs::create_dir_all(store.path().join(name).join("fs")).unwrap());
@@ -354,6 +358,18 @@ mod tests {
         bytes.resize(HEAD_BYTES, 0);
         bytes.extend_from_slice(names);
         bytes
+    }
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn files_of_any_content(text in mutated::bytes([file("/run/kept\x001:2", b"gcc\0new\nline\0"), file("", b"a\0")])) {
+            let held = Held::parse(&text);
+            prop_assert!(held.names.iter().all(|name| !name.is_empty() && !name.as_bytes().contains(&0)));
+            prop_assert!(held.reason.iter().all(|(path, _)| path.is_absolute()));
+            let _ = held.has_reason();
+        }
     }
 
     fn seen(store: &Path) -> Vec<OsString> {

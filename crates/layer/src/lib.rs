@@ -74,7 +74,12 @@ mod layer_hash;
 mod lookup;
 mod merge;
 mod meta;
+#[cfg(test)]
+#[path = "../../../integration-tests/src/mutated.rs"]
+mod mutated;
 mod overlayfs;
+#[cfg(test)]
+mod parser_tests;
 mod plan;
 mod regular_file;
 mod remove;

@@ -116,7 +116,29 @@ fn unescaped(field: &[u8]) -> PathBuf {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutated;
+
+    /// Two mounts, one at a path with a newline in it.
+    const TABLE: &str =
+        "30 22 254:0 /a\\040b /mnt\\012 rw shared:9 - ext4 /dev/vda rw\n33 30 0:29 / /u rw - tmpfs t rw\n";
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn mount_tables_of_any_content(text in mutated::bytes([TABLE])) {
+            prop_assert!(unescaped(&text).as_os_str().len() <= text.len());
+            let table = MountTable(text);
+            for id in [30, 33] {
+                if let Some(place) = table.place(Path::new("/mnt\n/below"), id) {
+                    prop_assert!(place.in_file_system.ends_with("below"), "{place:?}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_directory_is_in_the_tree_that_is_above_it() {

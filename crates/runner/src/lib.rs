@@ -35,6 +35,9 @@ mod error;
 mod etc;
 mod inside;
 mod machine;
+#[cfg(test)]
+#[path = "../../../integration-tests/src/mutated.rs"]
+mod mutated;
 mod options;
 mod probe;
 mod removal;

@@ -198,3 +198,42 @@ impl CaptureRecord {
         (capture, self.meta)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mutated;
+
+    fn valid() -> Value {
+        let meta = Meta { parent_hashes: vec!["a".into()], ..Meta::new("debian", SystemTime::UNIX_EPOCH) };
+        json!({
+            "upper": {"inode": 7, "born": [1, 2]},
+            "lowers": ["/store/a/fs", [47, 255], "/base/fs"],
+            "made": [],
+            "xattrs": "user",
+            "meta": meta,
+        })
+    }
+
+    #[test]
+    fn a_record_comes_back() {
+        let record: CaptureRecord = serde_json::from_value(valid()).unwrap();
+        assert_eq!(serde_json::to_value(record).unwrap(), valid());
+    }
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn records_of_any_shape(value in mutated::value(valid()), text in mutated::bytes([valid().to_string()])) {
+            for text in [value.to_string().into_bytes(), text] {
+                let Ok(record) = serde_json::from_slice::<CaptureRecord>(&text) else { continue };
+                let again: CaptureRecord = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
+                prop_assert_eq!(&again.lowers, &record.lowers);
+                prop_assert_eq!(again.into_capture().1.base_hash, record.into_capture().1.base_hash);
+            }
+        }
+    }
+}

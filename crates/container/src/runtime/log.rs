@@ -68,6 +68,26 @@ mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
 
+    use proptest::prelude::*;
+
+    use crate::mutated;
+
+    const ENTRIES: [&str; 2] = [
+        "{\"level\":\"warning\",\"msg\":\"a\",\"time\":\"t\"}\n{\"level\":\"error\",\"msg\":\"exec: \\\"/x\\\": permission denied\"}\n",
+        "panic: out of words\n",
+    ];
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn logs_of_any_content(text in mutated::bytes(ENTRIES)) {
+            if let Some(message) = failure(&text) {
+                let _ = (says_not_found(&message), says_not_executable(&message));
+            }
+        }
+    }
+
     #[test]
     fn a_new_log_is_empty_and_has_room() {
         let dir = tempfile::tempdir().unwrap();

@@ -90,7 +90,22 @@ fn candidate(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutated;
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn versions_of_any_text(text in mutated::text(["runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n", "crun version 1.8.1\n"])) {
+            if let Some(version) = parse(&text) {
+                prop_assert!(version.to_string().chars().all(|character| !character.is_control()), "{version:?}");
+                let _ = version.flaws().count();
+            }
+        }
+    }
 
     #[test]
     fn versions_are_read_as_runtimes_write_them() {

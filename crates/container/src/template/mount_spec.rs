@@ -148,7 +148,7 @@ fn flag(key: &str, value: Option<&str>) -> Result<bool, String> {
     match value {
         None | Some("true" | "1") => Ok(true),
         Some("false" | "0") => Ok(false),
-        Some(value) => Err(format!("has {key}={value}: it can be true or false, or stand alone for true")),
+        Some(value) => Err(format!("has {key}={value:?}: it can be true or false, or stand alone for true")),
     }
 }
 
@@ -205,7 +205,7 @@ mod tests {
                 "src=/a,dst=/b,bind-propagation=shared",
                 "has an unknown key \"bind-propagation\": it can have type, source, target, readonly, size and mode",
             ),
-            ("src=/a,dst=/b,ro=maybe", "has ro=maybe: it can be true or false, or stand alone for true"),
+            ("src=/a,dst=/b,ro=maybe", "has ro=\"maybe\": it can be true or false, or stand alone for true"),
             (
                 "type=tmpfs,dst=/b,size=big",
                 "has size: \"big\" is no size: write a number of bytes, or one with k, m, g or t as in 64m",

@@ -182,6 +182,46 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    use proptest::prelude::*;
+
+    use crate::mutated;
+
+    fn valid() -> Value {
+        let meta = Meta::new("debian", UNIX_EPOCH);
+        json!({"capture": {"lowers": ["/a", [47, 255]], "made": [], "xattrs": "user", "meta": meta}, "status": {"exited": 0}})
+    }
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn reports_of_any_shape(value in mutated::value(valid()), text in mutated::bytes([valid().to_string()])) {
+            for text in [value.to_string().into_bytes(), text] {
+                if let Ok(record) = parse_report(&text) {
+                    let again = json!({"capture": record}).to_string();
+                    prop_assert!(parse_report(again.as_bytes()).is_ok());
+                }
+            }
+        }
+
+        #[test]
+        fn keys_of_any_shape(keys in mutated::value(json!({"uid": 1, "timing": {"build": 2}, "colour": ["blue"], "failed_dep": "a"}))) {
+            let Value::Object(keys) = keys else { return Ok(()) };
+            let colour = keys.get("colour").cloned();
+            if let Ok(meta) = with_keys(&Meta::new("debian", UNIX_EPOCH), keys) {
+                prop_assert_eq!(meta.extra.get("colour").cloned(), colour);
+                prop_assert_eq!(meta.base_hash, "debian");
+            }
+        }
+
+        #[test]
+        fn times_of_any_text(text in mutated::text(["1769903999"])) {
+            if let Ok(time) = epoch(None, Some(text)) {
+                prop_assert!(time >= UNIX_EPOCH);
+            }
+        }
+    }
+
     #[test]
     fn keys_of_the_caller_take_their_place_or_come_behind() {
         let meta = Meta { parent_hashes: vec!["a".into()], ..Meta::new("debian", UNIX_EPOCH) };

@@ -170,3 +170,43 @@ pub(crate) fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::test_runner::TestRunner;
+
+    use super::*;
+    use crate::mutated;
+
+    #[test]
+    fn descriptions_of_any_content_are_read_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["base/fs", "layer/fs", "kept/upper"] {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let kept = dir.path().join("kept");
+        let run = KeptRun {
+            base: Base::open(dir.path().join("base")).unwrap(),
+            layers: vec![Layer::open(dir.path().join("layer")).unwrap()],
+            template: Template::builder(["make"]).build().unwrap(),
+        };
+        run.write(&kept.join("upper")).unwrap();
+        assert_eq!(KeptRun::read(&kept).unwrap().layers, run.layers);
+        let valid = fs::read(kept.join(DESCRIPTION)).unwrap();
+        let value: Value = serde_json::from_slice(&valid).unwrap();
+        let read = |text: &[u8]| {
+            fs::write(kept.join(DESCRIPTION), text).unwrap();
+            // No panic, whatever comes of it.
+            let _ = (KeptRun::read(&kept), capture_record(&kept));
+            Ok(())
+        };
+        TestRunner::new(mutated::config()).run(&mutated::bytes([valid]), |text| read(&text)).unwrap();
+        let shapes = mutated::value(value);
+        TestRunner::new(mutated::config()).run(&shapes, |value| read(value.to_string().as_bytes())).unwrap();
+        for text in ["", "[]", "1", "\"x\"", "null", "true", "{}"] {
+            fs::write(kept.join(DESCRIPTION), text).unwrap();
+            let error = KeptRun::read(&kept).unwrap_err().to_string();
+            assert!(error.ends_with("run.json does not describe a run"), "{error}");
+        }
+    }
+}

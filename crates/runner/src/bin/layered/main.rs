@@ -24,6 +24,9 @@ mod kept;
 mod ls;
 mod man;
 mod merge;
+#[cfg(test)]
+#[path = "../../../../../integration-tests/src/mutated.rs"]
+mod mutated;
 mod plan;
 mod run;
 mod shell;

@@ -437,7 +437,34 @@ fn print_timings(out: &mut impl Write, timings: &Timings) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutated;
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn words_of_a_command_line(text in mutated::text(["1000:5", "A=b=c", "4294967295"])) {
+            match user(&text) {
+                Ok((uid, gid)) => prop_assert_eq!(user(&format!("{uid}:{gid}")), Ok((uid, gid))),
+                Err(problem) => prop_assert!(!problem.contains('\n')),
+            }
+            if let Ok((key, value)) = variable(&text) {
+                prop_assert_eq!(format!("{key}={value}"), text);
+            }
+        }
+
+        #[test]
+        fn durations(text in mutated::text(["90s", "2h 30m", "1year 3days 7ns", "90d"])) {
+            if let Ok(time) = humantime::parse_duration(&text) {
+                let shown = humantime::format_duration(time).to_string();
+                prop_assert_eq!(humantime::parse_duration(&shown).ok(), Some(time));
+                let _ = table::duration(time);
+            }
+        }
+    }
 
     #[test]
     fn what_the_shell_sees() {

@@ -108,7 +108,23 @@ pub(crate) fn parent(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::mutated;
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn lists_of_any_content(text in mutated::bytes(["/a b\n\n/c\nlast"])) {
+            let paths: Vec<PathBuf> = lines(&text).collect();
+            prop_assert!(paths.iter().all(|path| !path.as_os_str().is_empty()));
+            let joined: Vec<_> = paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
+            let again = joined.join(&b'\n');
+            prop_assert_eq!(lines(&again).collect::<Vec<_>>(), paths);
+        }
+    }
 
     #[test]
     fn a_list_has_a_path_a_line() {

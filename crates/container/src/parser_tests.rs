@@ -1,0 +1,105 @@
+//! Every parser of this crate that others reach with input that is nearly valid: it reads or refuses, and what it has read makes
+//! sense. Parsers that are private to a module are tested there.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::mutated::{self, config};
+use crate::{ContainerId, Mount, Network, Template, parse_size};
+
+const MOUNTS: [&str; 4] = [
+    "type=bind,source=/srv/sources,target=/src,readonly",
+    "type=tmpfs,target=/build,size=64m,mode=0755",
+    "\"source=/a,\"\"b\"\"\",dst=/c,ro=true",
+    "src=relative,destination=/d",
+];
+
+/// A configuration with all that this crate looks at.
+fn valid_spec() -> Value {
+    let builder = Template::builder(["make", "-j4"]).cwd("/src").env("A", "1").user(1000, 1001).hostname("builder");
+    let builder = MOUNTS.iter().fold(builder, |builder, mount| {
+        let mount: Mount = mount.parse().unwrap();
+        builder.mount(if mount.source().is_some() { mount.source_in(Path::new("/")) } else { mount })
+    });
+    let builder = builder.network(Network::Joined("/run/netns/a".into())).cgroups_path("/builds/1");
+    let builder = builder.memory_limit_bytes(1 << 30).pids_limit(100).cpus("0-1").mems("0");
+    let mut value = serde_json::to_value(builder.build().unwrap()).unwrap();
+    // It is most of the text, and nothing in it is read.
+    value["linux"]["seccomp"]["syscalls"].as_array_mut().unwrap().truncate(2);
+    value["x-unknown"] = json!({"deep": [1.5, null, 18446744073709551615_u64]});
+    value
+}
+
+/// Asks a template all that a run asks it.
+fn use_up(template: Template) -> Result<(), TestCaseError> {
+    let config = template.instantiate(Path::new("/run/merged")).unwrap();
+    let _ = (template.user(), template.network(), template.hostname(), template.cwd(), template.controllers());
+    let _ = (config.spec().unwrap(), config.memory_limit(), config.has_terminal(), config.cgroups_path());
+    prop_assert_eq!(config.rootfs(), Path::new("/run/merged"));
+    for mount in template.mounts() {
+        prop_assert!(mount.destination().is_absolute());
+        let _ = (mount.source(), mount.mode(), mount.is_bind(), mount.is_recursive(), mount.copies_what_it_covers());
+    }
+    let config = config.with_default_cgroups_path("/x").with_filter_for_crun();
+    prop_assert!(serde_json::to_value(&config).unwrap().is_object());
+    let other = template.with_terminal(crate::Terminal::Attached).with_args(["true"]).unwrap();
+    prop_assert_eq!(other.args().collect::<Vec<_>>(), ["true"]);
+    let text = serde_json::to_string(&other).unwrap();
+    prop_assert!(Template::from_json(text).is_ok());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn specs_of_any_text(text in mutated::bytes([valid_spec().to_string()])) {
+        if let Ok(template) = Template::from_json(text) {
+            use_up(template)?;
+        }
+    }
+
+    #[test]
+    fn specs_of_any_json(value in mutated::value(valid_spec())) {
+        match Template::from_value(value.clone()) {
+            Ok(template) => {
+                prop_assert_eq!(serde_json::to_value(&template).unwrap(), value);
+                use_up(template)?;
+            }
+            // One line, and no character that a terminal takes for a command.
+            Err(error) => prop_assert!(error.to_string().chars().all(|character| !character.is_control()), "{}", error),
+        }
+    }
+
+    #[test]
+    fn mounts_of_any_text(text in mutated::text(MOUNTS)) {
+        match text.parse::<Mount>() {
+            Ok(mount) => {
+                let mount = if mount.source().is_some() { mount.source_in(Path::new("/")) } else { mount };
+                // It may have a path that no container can have.
+                if let Ok(template) = Template::builder(["true"]).mount(mount.clone()).build() {
+                    prop_assert!(template.mounts().any(|entry| entry.destination() == mount.destination()));
+                    use_up(template)?;
+                }
+            }
+            Err(error) => prop_assert!(error.to_string().chars().all(|character| !character.is_control()), "{}", error),
+        }
+    }
+
+    #[test]
+    fn sizes_of_any_text(text in mutated::text(["64m", "1024", "64MiB", "3g", "17179869184g"])) {
+        if let Ok(bytes) = parse_size(&text) {
+            prop_assert!(text.starts_with(|first: char| first.is_ascii_digit()));
+            prop_assert_eq!(parse_size(&bytes.to_string()), Ok(bytes));
+        }
+    }
+
+    #[test]
+    fn names_of_runs(text in mutated::text(["layered-0123456789abcdef"])) {
+        if let Some(id) = ContainerId::of_earlier_run(text.as_str()) {
+            prop_assert!(!id.as_str().contains(['/', '\n', '\0']) && id.as_str() == text);
+        }
+    }
+}
