@@ -51,6 +51,24 @@ pub enum Cause {
         /// The kept run's directory.
         path: PathBuf,
     },
+    /// The directory of a run, or a part of it that is not its upper, was given as an upper.
+    #[error("{} is the directory of a run, or holds one: give the directory `upper` in it", quoted(path))]
+    RunDirectory {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// A place in the directory of a run, which is removed as a whole.
+    #[error(
+        "{} lies in {}, the directory of a run, which is removed as a whole: choose another place",
+        quoted(path),
+        quoted(run)
+    )]
+    InRunDirectory {
+        /// The place.
+        path: PathBuf,
+        /// The run's directory.
+        run: PathBuf,
+    },
     /// The scratch directory lies in a layer or the base, or is its tree.
     #[error(
         "the scratch directory {} lies in {}, which this run stacks: choose one outside of the layers and the base",
@@ -135,7 +153,11 @@ impl Error {
         match &self.0.cause {
             Cause::Layer(error) => error.path(),
             Cause::Container(error) => error.path(),
-            Cause::Io { path, .. } | Cause::NotKept { path } | Cause::InUse { path } => Some(path),
+            Cause::Io { path, .. }
+            | Cause::NotKept { path }
+            | Cause::InUse { path }
+            | Cause::RunDirectory { path }
+            | Cause::InRunDirectory { path, .. } => Some(path),
             Cause::ScratchInLayer { scratch, .. } => Some(scratch),
             Cause::UpperInLayer { destination, .. } => Some(destination),
             Cause::PrepUpper(_) | Cause::Options(_) => None,

@@ -6,7 +6,7 @@ use layer::{Base, Layer, Plan};
 
 use crate::error::{Cause, Error, Result, io_cause};
 use crate::machine::Machine;
-use crate::rundir::{PREFIX, scratch_dir};
+use crate::rundir::{self, PREFIX, scratch_dir};
 use crate::scratch::Paths;
 use crate::sequence::{in_phase, sequence};
 use crate::stack::Stack;
@@ -67,7 +67,7 @@ pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan
 /// is moved there would change a layer that is in use. Best called before the run.
 ///
 /// # Errors
-/// [`Cause::UpperInLayer`]; [`Cause::Layer`] for what is wrong with the base or a layer; [`Cause::Io`] if the directory that
+/// [`Cause::UpperInLayer`], [`Cause::InRunDirectory`]; [`Cause::Layer`] for what is wrong with the base or a layer; [`Cause::Io`] if the directory that
 /// `destination` is to be made in cannot be looked at.
 pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl AsRef<Path>) -> Result<(), Cause> {
     let destination = destination.as_ref();
@@ -76,5 +76,8 @@ pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl 
         _ => Path::new("."),
     };
     let parent = std::fs::canonicalize(parent).map_err(io_cause("look at", parent))?;
+    if let Some(run) = rundir::around(&parent) {
+        return Err(Cause::InRunDirectory { path: destination.into(), run });
+    }
     Stack::resolve(base, layers)?.refuse_destination(&parent, destination)
 }

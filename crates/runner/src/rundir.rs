@@ -1,11 +1,12 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use container::{Cgroup, ContainerId};
 use layer::display::quoted;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
 
 use crate::error::{Cause, io_cause};
@@ -78,14 +79,20 @@ impl RunDir {
     }
 
     /// Locks the directory of the run whose upper is at `upper`; `None` if the path is not that of a run's upper.
+    ///
+    /// # Errors
+    /// [`Cause::InUse`] if another process has it locked, [`Cause::RunDirectory`] if `upper` is or holds the directory of a run, or is
+    /// another part of one.
     pub(crate) fn lock_around(upper: &Path) -> Result<Option<Self>, Cause> {
-        let Ok(real) = fs::canonicalize(upper) else { return Ok(None) };
-        let Some((dir, "upper")) = real.parent().zip(real.file_name().and_then(OsStr::to_str)) else { return Ok(None) };
-        let name = dir.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        if !is_name(PREFIX, name) && !is_name(KEPT, name) {
-            return Ok(None);
+        let not_an_upper = || Cause::RunDirectory { path: upper.into() };
+        let Some(dir) = around(upper) else {
+            return if holds_runs(upper)? { Err(not_an_upper()) } else { Ok(None) };
+        };
+        let run = Self::lock(&dir)?.ok_or_else(|| Cause::InUse { path: dir.clone() })?;
+        match real(upper) == dir.join("upper") {
+            true => Ok(Some(run)),
+            false => Err(not_an_upper()),
         }
-        Self::lock(dir)?.map(Some).ok_or_else(|| Cause::InUse { path: dir.into() })
     }
 
     /// The directory at `path` that was [kept](Self::keep) of an earlier run, and that run's name.
@@ -131,6 +138,44 @@ impl Drop for RunDir {
 pub(crate) fn is_kept_name(path: &Path) -> bool {
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.into());
     real.file_name().and_then(OsStr::to_str).is_some_and(|name| is_name(KEPT, name))
+}
+
+/// The directory of the run that `path` is or lies in: of one that goes on, was killed or was kept.
+pub(crate) fn around(path: &Path) -> Option<PathBuf> {
+    real(path).ancestors().find(|dir| dir.file_name().is_some_and(is_run_name)).map(Path::to_path_buf)
+}
+
+fn is_run_name(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| is_name(PREFIX, name) || is_name(KEPT, name))
+}
+
+/// Whether the directory `dir` is a scratch directory: whether it has the directory of a run.
+fn holds_runs(dir: &Path) -> Result<bool, Cause> {
+    let read = |errno| io_cause("read", dir)(errno);
+    let opened = match openat(CWD, dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(opened) => opened,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+        Err(errno) => return Err(read(errno)),
+    };
+    for entry in Dir::new(opened).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        if is_run_name(OsStr::from_bytes(entry.file_name().to_bytes())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// `path` as an absolute one, without symbolic links as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let found = path.ancestors().find_map(|above| Some((above, fs::canonicalize(above).ok()?)));
+    match found {
+        // Joined, an empty path would leave a slash.
+        Some((above, real)) if above == path => real,
+        Some((above, real)) => path.strip_prefix(above).map_or(path.clone(), |rest| real.join(rest)),
+        None => path,
+    }
 }
 
 /// Whether `name` is the prefix and 16 hexadecimal digits.

@@ -104,11 +104,21 @@ impl Upper {
         rundir::is_kept_name(dir.as_ref())
     }
 
+    /// Refuses a place in the directory of a run, where nothing stays.
+    ///
+    /// # Errors
+    /// [`Cause::InRunDirectory`].
+    pub fn refuse_destination(destination: impl AsRef<Path>) -> Result<(), Cause> {
+        let path = destination.as_ref();
+        rundir::around(path).map_or(Ok(()), |run| Err(Cause::InRunDirectory { path: path.into(), run }))
+    }
+
     /// Locks the directory of the run that `upper` belongs to, if its path is that of a run's upper, for as long as the result
     /// exists: neither that run nor a sweep touches it then.
     ///
     /// # Errors
-    /// [`Cause::InUse`] if the run is still going on, or another process uses its upper.
+    /// [`Cause::InUse`] if the run is still going on, or another process uses its upper; [`Cause::RunDirectory`] if `upper` is or
+    /// holds the directory of a run.
     pub fn lock_run_of(upper: impl AsRef<Path>) -> Result<Option<RunLock>, Cause> {
         Ok(RunDir::lock_around(upper.as_ref())?.map(RunLock))
     }
@@ -249,9 +259,9 @@ impl Upper {
     }
 
     fn move_to(&self, destination: &Path, access: Option<Access>) -> io::Result<()> {
-        if self.holds(destination) {
-            let why = "it lies in the directory of the run, which is removed; choose another destination";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        if let Some(run) = rundir::around(destination) {
+            let cause = Cause::InRunDirectory { path: destination.into(), run };
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, cause.to_string()));
         }
         let path = std::path::absolute(destination)?;
         if let Some(hold) = &self.hold {
@@ -286,18 +296,6 @@ impl Upper {
         Ok(Some(mode))
     }
 
-    /// Whether `path` is the directory of the run, or would be in it.
-    fn holds(&self, path: &Path) -> bool {
-        let Some(run) = &self.run else { return false };
-        let real = |path: &Path| std::fs::canonicalize(path).ok();
-        let above = |path: &Path| match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => real(parent),
-            _ => real(Path::new(".")),
-        };
-        let place = real(path).or_else(|| above(path));
-        place.is_some_and(|place| place.starts_with(run.path()))
-    }
-
     /// Makes it a layer: [`Capture::into_layer`], with what [`Report::capture`](crate::Report::capture) knows of the run.
     ///
     /// ```no_run
@@ -312,12 +310,10 @@ impl Upper {
     /// # Errors
     /// [`CaptureError`], which gives the upper back.
     pub fn capture(mut self, capture: &Capture, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
-        let captured = match &self.run {
+        let captured = match rundir::around(layer.path()) {
             // It is removed with all that is in it.
-            Some(run) if self.holds(layer.path()) => {
-                Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run.path().into() })
-            }
-            _ => capture.into_layer(&self.path, layer, meta),
+            Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run }),
+            None => capture.into_layer(&self.path, layer, meta),
         };
         match captured {
             Ok(captured) => {

@@ -243,6 +243,20 @@ fn the_upper_of_a_run_that_goes_on_is_not_committed() {
         let said = refusal(commit(&upper, &layer).arg("--base").arg(base.path()));
         assert!(said.contains("is in use"), "{said}");
     }
+    for part in [live.parent().unwrap(), &live.join("../work"), &live.join("../upper/.."), &fixture.scratch()] {
+        let said = refusal(commit(part, &layer).arg("--base").arg(base.path()));
+        assert!(said.contains("is in use") || said.contains("is the directory of a run"), "{}: {said}", part.display());
+    }
+    let own = fixture.path().join("own");
+    fs::create_dir(&own).unwrap();
+    for inside in [live.join("../new"), live.join("new"), live.parent().unwrap().to_path_buf()] {
+        let said = refusal(commit(&own, &inside).arg("--base").arg(base.path()));
+        assert!(said.contains("is removed as a whole"), "{said}");
+    }
+    for inside in [&*live, live.parent().unwrap()] {
+        let said = refusal(fixture.layered_run().arg("--upper").arg(inside.join("x")).args(["--", "true"]));
+        assert!(said.contains("is removed as a whole"), "{said}");
+    }
     assert!(!layer.exists());
     run.stdin.take().unwrap().write_all(b"go on\n").unwrap();
     assert!(run.wait().unwrap().success());

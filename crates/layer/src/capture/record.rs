@@ -102,7 +102,7 @@ impl RunRecord {
     fn of_rest(root: BorrowedFd<'_>, xattrs: XattrNamespace) -> Option<Self> {
         let mut value = [0; 16];
         let length = fgetxattr(root, rest_name(xattrs), &mut value[..]).ok()?;
-        let mode = str::from_utf8(&value[..length]).ok()?.parse().ok()?;
+        let mode = std::str::from_utf8(&value[..length]).ok()?.parse().ok()?;
         Some(Self { root_mode: Some(mode), ..Self::default() })
     }
 

@@ -96,6 +96,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(upper) => upper.capture(&capture, &layer, meta)?,
         None => {
             let _lock = Upper::lock_run_of(&args.upper)?;
+            Upper::refuse_destination(&args.layer)?;
             capture.into_layer(&args.upper, &layer, meta)?
         }
     };
