@@ -147,7 +147,7 @@ fn overlayfs_attributes_are_gone_and_all_else_is_untouched() {
     fs::write(path("one"), "two names").unwrap();
     fs::hard_link(path("one"), path("dir/two")).unwrap();
     let sparse = fs::File::create(path("sparse")).unwrap();
-    sparse.set_len(1 << 30).unwrap();
+    sparse.set_len(1 << 26).unwrap();
     symlink("/nowhere", path("link")).unwrap();
     // CAP_NET_BIND_SERVICE, and an ACL.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
