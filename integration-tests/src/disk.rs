@@ -51,12 +51,25 @@ impl Disk {
         &self.at
     }
 
-    /// Takes all blocks, so that there is none for a new directory either.
+    /// Takes all blocks.
     ///
     /// # Panics
-    /// If a block is left.
+    /// If there is one for a new directory.
     pub fn fill_blocks(&self) {
-        let mut file = File::create(self.at.join("blocks")).unwrap();
+        self.fill_with(File::create(self.at.join("blocks")).unwrap());
+    }
+
+    /// Takes all blocks and all inodes.
+    ///
+    /// # Panics
+    /// As the two.
+    pub fn fill(&self) {
+        let file = File::create(self.at.join("blocks")).unwrap();
+        self.fill_inodes();
+        self.fill_with(file);
+    }
+
+    fn fill_with(&self, mut file: File) {
         let mut size = 1 << 20;
         while size > 0 {
             match file.write(&vec![1; size]) {
