@@ -9,10 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
-use crate::{
-    Bundle, Cgroup, Config, ContainerId, DeviceNodes, Error, Excerpt, Output, Result, Template, Usage, cgroup,
-    mount_private_tmpfs,
-};
+use crate::{Bundle, Cgroup, Config, ContainerId, Error, Excerpt, Output, Result, Usage, cgroup, mount_private_tmpfs};
 
 mod cancel;
 mod child;
@@ -225,39 +222,12 @@ impl Runtime {
     /// console (`c 5:1`) after the template's rules, whatever these say. With the capability the command could make a node of it in
     /// `/dev`. FIFOs and sockets can still be made, and so can whiteouts since Linux 5.8, though on no overlay.
     ///
-    /// `devices` is what [`device_nodes`](Self::device_nodes) returned. crun mounts its root anew and forgets that device nodes are
-    /// inert there, so a hook has mount(8) say it again. Where there is no mount(8), a warning is logged.
-    pub fn prepare_config(&self, config: Config, devices: DeviceNodes) -> Config {
-        if self.is_runc() {
-            return config;
-        }
-        let config = config.without_device_nodes();
-        if !self.is_crun() {
-            return config;
-        }
-        let config = config.with_filter_for_crun();
-        match (devices, program::mount()) {
-            (DeviceNodes::Usable, _) => config,
-            (DeviceNodes::Inert, Some(mount)) => config.with_inert_root(&mount),
-            (DeviceNodes::Inert, None) => {
-                ::log::warn!(
-                    "a device node in a layer can be opened if crun allows it: there is no mount(8) to prevent that"
-                );
-                config
-            }
-        }
-    }
-
-    /// What device nodes in the overlay are good for, if `asked` is what the caller wants.
-    ///
-    /// Under runtimes other than runc they are [inert](DeviceNodes::Inert), unless the template has device rules of its own: a layer
-    /// may hold a node of the host's console, which these runtimes allow. They are not if the template mounts nothing on `/dev`:
-    /// then the runtime makes its own nodes in the overlay.
-    pub fn device_nodes(&self, template: &Template, asked: DeviceNodes) -> DeviceNodes {
-        let has_dev = template.mounts().any(|mount| mount.destination() == Path::new("/dev"));
-        match !self.is_runc() && has_dev && template.denies_devices() {
-            true => DeviceNodes::Inert,
-            false => asked,
+    /// A node of the console that a layer already has can still be opened under these runtimes.
+    pub fn prepare_config(&self, config: Config) -> Config {
+        match (self.is_runc(), self.is_crun()) {
+            (true, _) => config,
+            (false, false) => config.without_device_nodes(),
+            (false, true) => config.without_device_nodes().with_filter_for_crun(),
         }
     }
 
@@ -394,31 +364,6 @@ mod tests {
         let args = Runtime::new("crun").run_args(Path::new("/s"), &id).join(" ".as_ref());
         let expected = format!("--root /s/state --log-format json --log /s/runtime.log run --bundle /s {id}");
         assert_eq!(args.into_string().unwrap(), expected);
-    }
-
-    #[test]
-    fn nodes_in_the_overlay_are_inert_where_a_runtime_allows_more_than_it_makes() {
-        let built = Template::builder(["true"]).build().unwrap();
-        let changed = |change: fn(&mut serde_json::Value)| {
-            let mut value = serde_json::to_value(&built).unwrap();
-            change(&mut value);
-            Template::from_value(value).unwrap()
-        };
-        let own_rules = changed(|value| value["linux"]["resources"]["devices"][0]["allow"] = true.into());
-        let no_dev = changed(|value| value["mounts"] = serde_json::json!([]));
-        use DeviceNodes::{Inert, Usable};
-        for (program, template, expected) in [
-            ("runc", &built, Usable),
-            ("/usr/sbin/runc-1.1", &built, Usable),
-            ("crun", &built, Inert),
-            ("/opt/youki", &built, Inert),
-            ("crun", &own_rules, Usable),
-            ("crun", &no_dev, Usable),
-        ] {
-            let runtime = Runtime::new(program);
-            assert_eq!(runtime.device_nodes(template, Usable), expected, "{program}");
-            assert_eq!(runtime.device_nodes(template, Inert), Inert, "{program}");
-        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use container::{
-    Bundle, Cancel, Cgroup, ContainerId, DeviceNodes, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs,
-    Status, Template, Terminal, copy_root_attributes, in_private_mount_namespace, require_privilege,
+    Bundle, Cancel, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Status,
+    Template, Terminal, copy_root_attributes, in_private_mount_namespace, require_privilege,
 };
 use layer::{Base, Hold, Layer, Made, Merge, Merged, Plan, Rung, XattrNamespace};
 
@@ -68,10 +68,6 @@ impl<'a> Machine<'a> {
             OverlayXattrs::Trusted => XattrNamespace::Trusted,
             OverlayXattrs::User => XattrNamespace::User,
         }
-    }
-
-    fn devices(&self) -> DeviceNodes {
-        self.options.runtime.device_nodes(self.template, self.options.devices)
     }
 
     fn plan_made(&self) -> &Plan {
@@ -186,7 +182,7 @@ impl Host for Machine<'_> {
         let (api, names) = mechanism(plan.rung);
         let mut overlay = Overlay::new(plan.lowers(&scratch.lower()))
             .writable(scratch.upper(), scratch.work())
-            .devices(self.devices())
+            .devices(self.options.devices)
             .xattrs(self.options.xattrs)
             .api(api);
         if plan.rung != Rung::LowerdirPlus {
@@ -219,7 +215,7 @@ impl Host for Machine<'_> {
         // A template from a file may name a group of its own, which is then the runtime's to remove.
         let own = config.cgroups_path().is_none();
         let config = config.with_default_cgroups_path(cgroup.container_path());
-        let config = self.options.runtime.prepare_config(config, self.devices());
+        let config = self.options.runtime.prepare_config(config);
         let bundle = Bundle::create(scratch.bundle(), &config).map_err(container::Error::from)?;
         Ok(Prepared { bundle, cgroup: own.then_some(cgroup) })
     }

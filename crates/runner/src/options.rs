@@ -135,8 +135,8 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Whether device nodes in the layers and the upper can be opened: those that the template's rules and the runtime allow. Under
-    /// runtimes other than runc none can, [unless the template has rules of its own](Runtime::device_nodes).
+    /// Whether device nodes in the layers and the upper can be opened: those that the template's rules and the runtime allow. crun
+    /// mounts its root anew and does not keep [`DeviceNodes::Inert`].
     pub fn devices(mut self, devices: DeviceNodes) -> Self {
         self.devices = devices;
         self

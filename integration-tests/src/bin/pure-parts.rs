@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use container::{ContainerId, DeviceNodes, LowerNames, Mount, Overlay, Runtime, Template};
+use container::{ContainerId, LowerNames, Mount, Overlay, Runtime, Template};
 use layer::{MAX_LOWERS, Plan, Rung, RungLimit};
 
 fn main() -> Result<()> {
@@ -60,7 +60,7 @@ fn filter() -> Box<dyn FnMut() -> Result<()>> {
     Box::new(move || {
         let template = Template::builder(black_box(["make"])).build()?;
         let config = template.instantiate(Path::new("/scratch/layered-0123456789abcdef/bundle/merged"))?;
-        black_box(serde_json::to_vec(&crun.prepare_config(config, DeviceNodes::Inert))?);
+        black_box(serde_json::to_vec(&crun.prepare_config(config))?);
         Ok(())
     })
 }

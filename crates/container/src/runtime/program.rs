@@ -46,12 +46,6 @@ impl Program {
     }
 }
 
-/// The absolute path of mount(8), if the machine has it.
-pub(super) fn mount() -> Option<PathBuf> {
-    let path = find(Path::new("mount"), Some(OsStr::new("/usr/bin:/bin:/usr/sbin:/sbin"))).ok();
-    path.or_else(|| find(Path::new("mount"), env::var_os("PATH").as_deref()).ok().filter(|path| path.is_absolute()))
-}
-
 /// The first file of that name in the directories of `search` that can be executed. Unlike execvp(3) nobody makes a shell read
 /// what is no program.
 fn find(program: &Path, search: Option<&OsStr>) -> io::Result<PathBuf> {

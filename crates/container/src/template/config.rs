@@ -18,14 +18,10 @@ pub struct Config {
     cgroups_path: Option<String>,
     has_filter: bool,
     makes_devices: bool,
-    hook: Option<Value>,
 }
 
 /// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
 const CRUN_FILTER: &str = "run.oci.seccomp_bpf_data";
-
-/// When the container's mounts are made and its root is still reached by its path on the host: config.md, "POSIX-platform Hooks".
-const HOOK: &str = "createContainer";
 
 /// A limit of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,14 +34,7 @@ pub(crate) struct MemoryLimit {
 impl Config {
     /// `template` has been checked.
     pub(super) fn new(template: Template, rootfs: impl Into<String>) -> Config {
-        Config {
-            template,
-            rootfs: rootfs.into(),
-            cgroups_path: None,
-            has_filter: false,
-            makes_devices: true,
-            hook: None,
-        }
+        Config { template, rootfs: rootfs.into(), cgroups_path: None, has_filter: false, makes_devices: true }
     }
 
     /// The configuration in `oci-spec`'s types: a copy, and without the keys that they do not have.
@@ -107,14 +96,6 @@ impl Config {
         self
     }
 
-    /// Has `program`, mount(8) of the host, take the device nodes of the root file system away once the runtime has mounted it anew.
-    pub(crate) fn with_inert_root(mut self, program: &Path) -> Config {
-        let is_read_only = self.template.value.pointer("/root/readonly") == Some(&Value::Bool(true));
-        let options = if is_read_only { "remount,bind,nodev,ro" } else { "remount,bind,nodev" };
-        self.hook = Some(json!({"path": program, "args": ["mount", "-n", "-o", options, self.rootfs]}));
-        self
-    }
-
     /// Names the control group unless the template did.
     #[must_use]
     pub fn with_default_cgroups_path(mut self, path: impl Into<String>) -> Config {
@@ -122,17 +103,6 @@ impl Config {
             self.set_cgroups_path(path);
         }
         self
-    }
-}
-
-impl Config {
-    /// The template's hooks, and behind them this configuration's own.
-    fn hooks(&self, templates: &Value) -> Value {
-        let mut hooks = templates.as_object().cloned().unwrap_or_default();
-        let mut list = hooks.get(HOOK).and_then(Value::as_array).cloned().unwrap_or_default();
-        list.extend(self.hook.clone());
-        hooks.insert(HOOK.into(), list.into());
-        hooks.into()
     }
 }
 
@@ -146,7 +116,6 @@ impl Serialize for Config {
         for (key, value) in template {
             match (key.as_str(), &self.cgroups_path) {
                 ("process", _) if !self.makes_devices => map.serialize_entry(key, &without_mknod(value))?,
-                ("hooks", _) if self.hook.is_some() => map.serialize_entry(key, &self.hooks(value))?,
                 ("root", _) => map.serialize_entry(key, &With { value, key: "path", text: &self.rootfs })?,
                 ("annotations", _) if filter.is_some() => {
                     map.serialize_entry(key, &With { value, key: CRUN_FILTER, text: filter.unwrap_or_default() })?;
@@ -157,9 +126,6 @@ impl Serialize for Config {
         }
         if let (Some(path), false) = (&self.cgroups_path, template.contains_key("linux")) {
             map.serialize_entry("linux", &json!({"cgroupsPath": path}))?;
-        }
-        if self.hook.is_some() && !template.contains_key("hooks") {
-            map.serialize_entry("hooks", &self.hooks(&Value::Null))?;
         }
         if let (Some(filter), false) = (filter, template.contains_key("annotations")) {
             map.serialize_entry("annotations", &json!({CRUN_FILTER: filter}))?;
@@ -257,26 +223,6 @@ mod tests {
         // Nothing to take away.
         let bare = json!({"process": {"args": ["x"]}, "linux": {"resources": {"devices": [deny]}}});
         assert_eq!(serde_json::to_value(config(bare.clone()).without_device_nodes()).unwrap(), bare);
-    }
-
-    #[test]
-    fn a_hook_comes_behind_those_of_the_template() {
-        let theirs = json!({"path": "/theirs"});
-        let own = |options: &str| json!({"path": "/bin/mount", "args": ["mount", "-n", "-o", options, "/run/merged"]});
-        let table = [
-            (json!({}), json!([own("remount,bind,nodev")])),
-            (json!({"hooks": null}), json!([own("remount,bind,nodev")])),
-            (json!({"hooks": {"createContainer": [theirs]}}), json!([theirs, own("remount,bind,nodev")])),
-            (json!({"root": {"readonly": true}}), json!([own("remount,bind,nodev,ro")])),
-        ];
-        for (template, expected) in table {
-            let written =
-                serde_json::to_value(config(template.clone()).with_inert_root(Path::new("/bin/mount"))).unwrap();
-            assert_eq!(written["hooks"]["createContainer"], expected, "{template}");
-        }
-        let others = json!({"hooks": {"poststop": [theirs]}});
-        let written = serde_json::to_value(config(others).with_inert_root(Path::new("/bin/mount"))).unwrap();
-        assert_eq!(written["hooks"]["poststop"], json!([theirs]));
     }
 
     /// On other machines every runtime makes its own.

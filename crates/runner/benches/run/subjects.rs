@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use container::{Bundle, Cgroup, ContainerId, DeviceNodes, Runtime, Template, in_private_mount_namespace};
+use container::{Bundle, Cgroup, ContainerId, Runtime, Template, in_private_mount_namespace};
 use runner::{Cleanup, Options, Report};
 
 use crate::places::Places;
@@ -47,7 +47,7 @@ pub(crate) fn bare(
     let runtime = Runtime::new(runtime);
     let config = match configuration {
         Configuration::Plain => config,
-        Configuration::Prepared => runtime.prepare_config(config, DeviceNodes::Inert),
+        Configuration::Prepared => runtime.prepare_config(config),
     };
     let bundle = Bundle::create(dir.path(), &config)?;
     let time = in_private_mount_namespace(|| {
