@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -110,6 +111,24 @@ fn children(pid: u32) -> Vec<u32> {
     of_each.flat_map(|all| all.split_whitespace().map(|child| child.parse().unwrap()).collect::<Vec<_>>()).collect()
 }
 
+/// Kills a process, unless it ends by itself. One that has ended and was not waited for yet takes every signal, too: so it is
+/// stopped first, which only one that lives can be.
+fn kill_it_alive(pid: u32, pidfd: impl AsFd) -> bool {
+    use rustix::process::Signal;
+    if pidfd_send_signal(&pidfd, Signal::STOP).is_err() {
+        return false;
+    }
+    loop {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Behind the name, which is in parentheses: proc_pid_stat(5).
+        match stat.rsplit(") ").next().and_then(|fields| fields.bytes().next()) {
+            Some(b'T' | b't') => return pidfd_send_signal(&pidfd, Signal::KILL).is_ok(),
+            Some(b'Z' | b'X') | None => return false,
+            Some(_) => std::thread::yield_now(),
+        }
+    }
+}
+
 #[test]
 fn a_runtime_or_a_command_killed_at_any_moment() {
     let fixture = Fixture::new();
@@ -128,9 +147,7 @@ fn a_runtime_or_a_command_killed_at_any_moment() {
             else {
                 continue;
             };
-            if descendants(run.id()).contains(&victim)
-                && pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).is_ok()
-            {
+            if descendants(run.id()).contains(&victim) && kill_it_alive(victim, &pidfd) {
                 break;
             }
         }
