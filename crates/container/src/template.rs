@@ -19,7 +19,8 @@ mod spec;
 mod validate;
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -37,6 +38,9 @@ pub use size::parse_size;
 
 /// What stands in `root.path` of a template, in the place of the root file system.
 pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
+
+/// The largest file that is read. A configuration with Docker's seccomp profile has about 20 KB.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// A container but for its root file system: a valid `config.json` of the [OCI runtime specification] in which `root.path`
 /// is [`ROOTFS_PLACEHOLDER`].
@@ -87,7 +91,13 @@ impl Template {
     /// found when it cannot be used.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Template, TemplateError> {
         let path = path.as_ref();
-        let json = fs::read(path).map_err(TemplateError::io("read", path))?;
+        let mut json = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut json))
+            .map_err(TemplateError::io("read", path))?;
+        if json.len() as u64 > MAX_BYTES {
+            return Err(TemplateError::io("read", path)(io::ErrorKind::FileTooLarge.into()));
+        }
         Template::from_json(&json)
             .map_err(|source| TemplateError::File { path: path.to_owned(), source: Box::new(source) })
     }
@@ -291,6 +301,7 @@ impl<'a> MountEntry<'a> {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
+    use std::fs;
     use std::os::unix::ffi::OsStrExt;
 
     use serde_json::json;
@@ -388,6 +399,9 @@ mod tests {
         assert_eq!(error.to_string(), format!("{} cannot serve as a template", path.display()));
         let TemplateError::File { source, .. } = error else { panic!("{error:?}") };
         assert!(matches!(*source, TemplateError::RootAbsent));
+
+        let error = Template::from_file("/dev/zero").unwrap_err();
+        assert!(matches!(error, TemplateError::Io { operation: "read", .. }), "{error}");
 
         fs::write(&path, foreign().to_string()).unwrap();
         assert_eq!(Template::from_file(&path).unwrap(), Template::from_value(foreign()).unwrap());

@@ -24,6 +24,7 @@
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, from outside
+//! - `contents`: names and files that others have left, in every command
 //! - `doctor`: what is told of this machine, and of broken ones
 //! - `costs`: system calls of a run
 //! - `debian`: real input
@@ -33,6 +34,7 @@ mod capture;
 mod collector;
 mod command;
 mod commit;
+mod contents;
 mod costs;
 mod debian;
 mod doctor;

@@ -42,7 +42,9 @@ fn run(args: &[PathBuf]) -> Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    let real = |path: &Path| fs::canonicalize(path).map_err(|error| format!("cannot find {}: {error}", path.display()));
+    let real = |path: &Path| {
+        fs::canonicalize(path).map_err(|error| format!("cannot find {}: {error}", layer::display::quoted(path)))
+    };
     let links = relative_url(&real(dir)?, &real(store)?);
     // A reader sees the former page until the new one is whole.
     let permissions = fs::Permissions::from_mode(0o644);

@@ -1,4 +1,3 @@
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::access::AccessArgs;
-use crate::stack::LayerArgs;
+use crate::stack::{LayerArgs, read_given};
 use crate::{kept, table};
 
 /// Capture an upper as a layer that is right in any stack.
@@ -153,8 +152,7 @@ fn of_stack(base: &Base, layers: &[Layer]) -> anyhow::Result<CaptureRecord> {
 
 /// Reads a JSON object that the caller has named: from a file, or from a pipe.
 fn read(path: &Path) -> anyhow::Result<Map<String, Value>> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", quoted(path)))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is not a JSON object", quoted(path)))
+    serde_json::from_slice(&read_given(path)?).with_context(|| format!("{} is not a JSON object", quoted(path)))
 }
 
 /// `meta` with some keys of its JSON replaced or added.

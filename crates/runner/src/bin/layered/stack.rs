@@ -1,10 +1,11 @@
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use layer::display::quoted;
 use layer::{Base, Layer, Rung};
 use runner::Options;
@@ -40,7 +41,7 @@ impl LayerArgs {
     pub(crate) fn open(&self) -> anyhow::Result<Vec<Layer>> {
         let mut paths = self.layers.clone();
         if let Some(list) = &self.layers_from {
-            paths.extend(lines(&std::fs::read(list).with_context(|| format!("cannot read {}", quoted(list)))?));
+            paths.extend(lines(&read_given(list)?));
         }
         Ok(paths.into_iter().map(Layer::open).collect::<layer::Result<_>>()?)
     }
@@ -90,6 +91,19 @@ impl StackArgs {
         }
         options
     }
+}
+
+/// The most that is read of a file that the caller has named.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Reads a file that the caller has named, which may be a pipe.
+pub(crate) fn read_given(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut content))
+        .with_context(|| format!("cannot read {}", quoted(path)))?;
+    ensure!(content.len() as u64 <= MAX_BYTES, "{} has more than {MAX_BYTES} bytes: give another file", quoted(path));
+    Ok(content)
 }
 
 /// One path a line, any bytes but the newline.
