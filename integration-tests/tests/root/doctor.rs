@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use container::{Overlay, in_private_mount_namespace};
-use integration_tests::{Fixture, copy_program, layered};
+use integration_tests::{Fixture, copy_program, layered, write_script};
 use serde_json::Value;
 
 fn doctor(scratch: &Path) -> Command {
@@ -64,8 +64,7 @@ fn stock_runtimes_and_open_directories() {
     let dir = fixture.path();
     let fake = |name: &str, output: &str| {
         let path = dir.join(name);
-        fs::write(&path, format!("#!/bin/sh\ncat <<'END'\n{output}\nEND\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&path, &format!("#!/bin/sh\ncat <<'END'\n{output}\nEND\n"));
         path
     };
     let stock = fake("stock", "runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev");
