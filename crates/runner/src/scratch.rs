@@ -111,7 +111,7 @@ impl Scratch {
 
     /// Notes on the upper what the run made in it, beside what earlier runs did.
     pub(crate) fn record(&self, made: &[Made], xattrs: XattrNamespace) -> Result<(), Cause> {
-        let before = RunRecord::read(self.upper(), xattrs)?;
+        let before = if self.is_kept() { RunRecord::read(self.upper(), xattrs)? } else { None };
         let mut record = before.clone().unwrap_or_default();
         record.add(made.iter().cloned());
         if before.as_ref() != Some(&record) {

@@ -420,5 +420,6 @@ fn a_limit_of_the_size_of_files_is_an_error_of_one_line() {
     let script = "cat /bin/busybox > /x; echo $?";
     let output = limited(1000, &format!("{run} --output out -- sh -c"), Some(script));
     let out = fs::read_to_string(fixture.path().join("out")).unwrap();
-    assert_eq!((output.status.code(), out.lines().last()), (Some(0), Some("153")), "{output:?}");
+    // The shell's own word on standard error may come before or after.
+    assert!(output.status.success() && out.lines().any(|line| line == "153"), "{output:?}: {out}");
 }
