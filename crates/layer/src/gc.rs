@@ -27,14 +27,15 @@ const BATCH: usize = 64;
 
 /// Removes the least recently used layers of a store until it keeps to a budget.
 ///
-/// Collected is what has a `layer.json` and stands directly in the store, by [last use](Layer::last_used) or, where a layer
-/// was never used, by the age of its `layer.json`. Never collected are:
-/// - layers that somebody [holds](crate::Hold), as every run does with its own;
+/// Collects the layers that stand directly in the store and have a `layer.json`, by [last use](Layer::last_used) or, where a
+/// layer was never used, by the age of its `layer.json`. Never collects:
+/// - layers that a process or a kept result [holds](crate::Hold), as every run holds its own;
 /// - a layer that the `base_hash` of another [means](Layer::has_hash): it is never marked as used, and all that stand on it would
 ///   be lost;
 /// - a layer that has been used since the collector looked at it;
-/// - a directory without `layer.json`, which somebody may be filling, unless a [`Capture`](crate::Capture) was killed there;
-///   symbolic links, which are only names.
+/// - a directory without `layer.json`, which another program may be filling; if a [`Capture`](crate::Capture) was killed there, it
+///   is completed or its marks are removed;
+/// - symbolic links, which are only names.
 ///
 /// A layer among the `parent_hashes` of another is collected like any. Every layer stands alone on disk, and who stacks it
 /// again needs its parents anyway and marks them as used with it, so that they are as recent as it is.

@@ -96,7 +96,7 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     rows.extend(lines("parents", parents, " "));
     rows.extend([
         row("user, group", format!("{}, {}", meta.uid, meta.gid)),
-        row("size", table::bytes(meta.disk_usage)),
+        row("size", table::bytes(layer.disk_usage(&meta)?)),
         row("made", table::timestamp(meta.created_at)),
         row("last used", used.map_or("never".into(), table::ago)),
     ]);
