@@ -3,21 +3,21 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 use rustix::fs::OFlags;
 
-use crate::template::{Config, MemoryLimit, TemplateError};
+use crate::template::{Config, TemplateError};
 
 /// A directory with the `config.json` of one run in it: what `--bundle` of an OCI runtime names.
+/// [`Runtime::run`](crate::Runtime::run) writes what its runtime needs into that file.
 ///
 /// The directory is the caller's: it is there before, and removing it after the run is the caller's too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Bundle {
     path: PathBuf,
     config_path: PathBuf,
-    memory_limit: Option<MemoryLimit>,
-    has_terminal: bool,
+    config: Config,
 }
 
 impl Bundle {
@@ -30,27 +30,35 @@ impl Bundle {
     /// symbolic link of that name is not followed) or when the file cannot be written, which removes it again. Only if
     /// that fails too is a half-written file left, which [`TemplateError::Leftover`] names.
     pub fn create(dir: impl AsRef<Path>, config: &Config) -> Result<Bundle, TemplateError> {
-        let dir = dir.as_ref();
-        let config_path = dir.join("config.json");
+        // Runtimes work in another directory.
+        let path = absolute(dir.as_ref()).map_err(TemplateError::io("find", dir.as_ref()))?;
+        let config_path = path.join("config.json");
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         write_new(&config_path, |file| file.write_all(&json))?;
-        let (memory_limit, has_terminal) = (config.memory_limit(), config.has_terminal());
-        Ok(Bundle { path: dir.to_owned(), config_path, memory_limit, has_terminal })
+        Ok(Bundle { path, config_path, config: config.clone() })
     }
 
-    /// The directory.
+    /// Writes what a runtime is to read in the place of the configuration.
+    pub(crate) fn write(&self, config: &Config) -> Result<(), TemplateError> {
+        let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
+        let mut options = OpenOptions::new();
+        options.write(true).truncate(true).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+        let written = options.open(&self.config_path).and_then(|mut file| file.write_all(&json));
+        written.map_err(TemplateError::io("write", &self.config_path))
+    }
+
+    /// The directory, as an absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The most memory that the container may have; `None` for no limit.
-    pub(crate) fn memory_limit(&self) -> Option<MemoryLimit> {
-        self.memory_limit
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Whether the command gets a terminal of its own.
     pub(crate) fn has_terminal(&self) -> bool {
-        self.has_terminal
+        self.config.has_terminal()
     }
 
     /// The `config.json` in it.

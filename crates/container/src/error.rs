@@ -108,17 +108,26 @@ pub enum Error {
         message: String,
     },
     /// The command does not exist in the container.
-    #[error("the command does not exist in the container: {}", escaped(message))]
+    #[error("the command does not exist in the container: {}", path.maybe_quote())]
     CommandNotFound {
-        /// The runtime's own message, which names the command.
-        message: String,
+        /// The path in the container; a name that is in no directory of its `PATH`.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
     },
     /// The command exists in the container but cannot be executed.
-    #[error("the command cannot be executed in the container: {}", escaped(message))]
+    #[error("the command cannot be executed in the container: {}{}", path.maybe_quote(), because(reason))]
     CommandNotExecutable {
-        /// The runtime's own message, which names the command.
-        message: String,
+        /// The path in the container.
+        path: PathBuf,
+        /// What the kernel's answer means for this file, and what to do; empty if that is not known.
+        reason: String,
+        /// The kernel's answer.
+        source: io::Error,
     },
+    /// A configuration without a proc file system, through which the container is started.
+    #[error("the template mounts no proc on /proc, which the container is started through: add that mount")]
+    NoProc,
     /// A limit that nothing on this machine holds.
     #[error(
         "the machine has no cgroup controller {controller:?}, which a limit needs: mount or enable it, or run without that limit"
@@ -148,6 +157,10 @@ fn hint(message: &str, advice: &Option<&'static str>) -> String {
     }
 }
 
+fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
+}
+
 fn namespace_advice(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => ": this needs root (CAP_SYS_ADMIN)",
@@ -174,6 +187,7 @@ impl Error {
             Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
             Error::StrayWorkingDirectory { cwd, .. } => Some(cwd),
             Error::RuntimeStart { program, .. } | Error::Runtime { program, .. } => Some(program),
+            Error::CommandNotFound { path, .. } | Error::CommandNotExecutable { path, .. } => Some(path),
             _ => None,
         }
     }
@@ -203,8 +217,10 @@ mod tests {
             source: Errno::INVAL.into(),
         };
         let table = [
-            (Error::CommandNotFound { message: message() }, r#"in the container: exec: "\u{1b}[2J\n""#),
-            (Error::CommandNotExecutable { message: message() }, r#"in the container: exec: "\u{1b}[2J\n""#),
+            (
+                Error::CommandNotFound { path: "/x\u{1b}".into(), source: Errno::NOENT.into() },
+                r#"in the container: $'/x\x1B'"#,
+            ),
             (
                 Error::Runtime { program, ended, message: message() },
                 r#"$'/x\x1B' failed (exit status: 1): exec: "\u{1b}"#,

@@ -46,6 +46,7 @@ mod overlay;
 mod parser_tests;
 mod rootfs;
 mod runtime;
+mod supervise;
 mod template;
 
 pub use bundle::Bundle;
@@ -59,7 +60,8 @@ pub use overlay::{
     DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, OverlayXattrs, copy_root_attributes,
 };
 pub use rootfs::{MountPoint, Rootfs};
-pub use runtime::{Cancel, Finished, Flaw, Input, Invocation, Runtime, RuntimeVersion, Status};
+pub use runtime::{Finished, Flaw, Init, Input, Invocation, Runtime, RuntimeVersion, Status};
+pub use supervise::{Cancel, Signals};
 pub use template::{
     Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Seccomp, Template,
     TemplateBuilder, TemplateError, Terminal, parse_size,

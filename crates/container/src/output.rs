@@ -5,28 +5,77 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 /// Where one of the command's output streams goes.
 ///
-/// Standard output and standard error each have one; the two are never mixed, unless they are given the same file.
+/// Standard output and standard error each have one. If both go to the same file or terminal, they share one pipe, so that it has
+/// their lines in the order in which the command wrote them.
+///
+/// The command never gets a file or a terminal of the caller's: it writes to a pipe, and the thread that waits for the command
+/// copies. A pipe, a socket or `/dev/null` of the caller's it gets as it is.
+///
+/// If a file cannot be written to, since its disk is full, the command goes on, the rest of its output is thrown away, and
+/// [`Finished::output_error`](crate::Finished::output_error) says why.
 #[derive(Default)]
 #[non_exhaustive]
-pub enum Output {
+pub enum Output<'a> {
     /// Nowhere.
     #[default]
     Null,
     /// To where the caller's own stream goes.
     Inherit,
-    /// Into a file, written by the command itself: nothing passes through the caller.
+    /// Into a file, from where it stands.
     File(File),
     /// Into memory, bounded: see [`Excerpt`].
     Capture(CaptureLimit),
     /// To a function, piece by piece, in order, on the thread that waits for the command. A slow one slows the command, and
     /// the deadline is looked at between pieces.
-    Callback(Callback),
+    Callback(Callback<'a>),
+    /// To a function, line by line, each with its newline; the last one may have none. A line of more than
+    /// [`MAX_LINE_BYTES`](Self::MAX_LINE_BYTES) comes in parts. Otherwise as [`Callback`](Self::Callback).
+    Lines(Callback<'a>),
+    /// To all of these at once, in this order. Of several excerpts the first is kept.
+    Tee(Vec<Output<'a>>),
 }
 
 /// Takes an output stream piece by piece.
-pub type Callback = Box<dyn FnMut(&[u8]) + Send>;
+pub type Callback<'a> = Box<dyn FnMut(&[u8]) + Send + 'a>;
 
-impl fmt::Debug for Output {
+impl<'a> Output<'a> {
+    /// The most bytes of a line that [`Lines`](Self::Lines) waits for the end of.
+    pub const MAX_LINE_BYTES: usize = 1 << 20;
+
+    /// [`Callback`](Self::Callback) with this function.
+    pub fn callback(function: impl FnMut(&[u8]) + Send + 'a) -> Self {
+        Output::Callback(Box::new(function))
+    }
+
+    /// [`Lines`](Self::Lines) with this function.
+    ///
+    /// ```
+    /// use container::Output;
+    ///
+    /// let mut warnings = 0;
+    /// let stderr = Output::lines(|line| warnings += usize::from(line.starts_with(b"warning:")));
+    /// # drop(stderr);
+    /// ```
+    pub fn lines(function: impl FnMut(&[u8]) + Send + 'a) -> Self {
+        Output::Lines(Box::new(function))
+    }
+
+    /// [`Tee`](Self::Tee) to these.
+    ///
+    /// ```
+    /// use container::{CaptureLimit, Output};
+    ///
+    /// let log = std::fs::File::create("/dev/null")?;
+    /// let stdout = Output::tee([Output::File(log), Output::Capture(CaptureLimit::default()), Output::Inherit]);
+    /// # drop(stdout);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn tee(outputs: impl IntoIterator<Item = Output<'a>>) -> Self {
+        Output::Tee(outputs.into_iter().collect())
+    }
+}
+
+impl fmt::Debug for Output<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Output::Null => formatter.write_str("Null"),
@@ -34,6 +83,8 @@ impl fmt::Debug for Output {
             Output::File(file) => formatter.debug_tuple("File").field(file).finish(),
             Output::Capture(limit) => formatter.debug_tuple("Capture").field(limit).finish(),
             Output::Callback(_) => formatter.write_str("Callback(..)"),
+            Output::Lines(_) => formatter.write_str("Lines(..)"),
+            Output::Tee(outputs) => formatter.debug_tuple("Tee").field(outputs).finish(),
         }
     }
 }
@@ -69,8 +120,7 @@ impl Excerpt {
         Self { limit, head: Vec::new(), tail: VecDeque::new(), total: 0 }
     }
 
-    /// Of a log on disk, read from its beginning: the way to have both, all of the output in a [file](Output::File), into which
-    /// the command writes by itself, and its ends in memory.
+    /// Of a log on disk, read from its beginning.
     ///
     /// # Errors
     /// The kernel's, if the file cannot be read.

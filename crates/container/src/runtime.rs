@@ -2,28 +2,27 @@ use std::error::Error as _;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde::Serialize;
 
-use crate::{Bundle, Cgroup, Config, ContainerId, Error, Excerpt, Output, Result, Usage, cgroup, mount_private_tmpfs};
+use crate::supervise::{Ended, Facts, Orders, PID_FILE, Program, SOCKET, Supervised, Task, terminal_size};
+use crate::{
+    Bundle, Cancel, Cgroup, Config, ContainerId, Error, Excerpt, Output, Result, Signals, Usage, cgroup,
+    require_privilege,
+};
 
-mod cancel;
-mod child;
 mod flaws;
 mod log;
-mod namespace;
-mod program;
-mod terminal;
 mod version;
 
-pub use cancel::Cancel;
-use child::{Child, Ended};
 pub use flaws::Flaw;
-use program::Program;
 pub use version::RuntimeVersion;
 
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their arguments.
@@ -48,6 +47,18 @@ pub enum Input {
     File(fs::File),
 }
 
+/// What process 1 of the container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Init {
+    /// A small program of this crate's: it starts the command, hands signals on to it, and reaps what the command leaves behind. The
+    /// command can end itself by a signal, as it does elsewhere.
+    #[default]
+    Provided,
+    /// The command: for one that is an init itself. The kernel delivers to process 1 no signal of its own container that it has no
+    /// handler for, and nobody else reaps its orphans: pid_namespaces(7).
+    None,
+}
+
 /// How a command ended.
 ///
 /// As JSON: `{"exited":0}`, `{"signaled":9}`, `"timed_out"`, `"cancelled"`, `"out_of_memory"`, `"output_limit"`.
@@ -57,8 +68,7 @@ pub enum Input {
 pub enum Status {
     /// By itself, with this exit status.
     Exited(i32),
-    /// By this signal. Runtimes tell it as 128 + n, like a shell, so a command that exits with such a status counts as
-    /// signalled too.
+    /// By this signal.
     Signaled(i32),
     /// Its time was over.
     TimedOut,
@@ -85,11 +95,13 @@ pub struct Invocation<'a> {
     id: &'a ContainerId,
     cgroup: Option<&'a Cgroup>,
     stdin: Input,
-    stdout: Output,
-    stderr: Output,
+    stdout: Output<'a>,
+    stderr: Output<'a>,
+    init: Init,
     timeout: Option<Duration>,
     grace: Duration,
     cancel: Option<&'a Cancel>,
+    signals: Option<&'a Signals>,
     output_limit_bytes: Option<u64>,
 }
 
@@ -103,9 +115,11 @@ impl<'a> Invocation<'a> {
             stdin: Input::Null,
             stdout: Output::Null,
             stderr: Output::Null,
+            init: Init::Provided,
             timeout: None,
             grace: Duration::from_secs(5),
             cancel: None,
+            signals: None,
             output_limit_bytes: None,
         }
     }
@@ -124,14 +138,21 @@ impl<'a> Invocation<'a> {
     }
 
     /// Where standard output goes.
-    pub fn stdout(mut self, stdout: Output) -> Self {
+    pub fn stdout(mut self, stdout: Output<'a>) -> Self {
         self.stdout = stdout;
         self
     }
 
-    /// Where standard error goes. A runtime that fails writes why there, too.
-    pub fn stderr(mut self, stderr: Output) -> Self {
+    /// Where standard error goes. A runtime that fails writes why there, too. A command with a terminal writes all to that, which
+    /// is standard output's.
+    pub fn stderr(mut self, stderr: Output<'a>) -> Self {
         self.stderr = stderr;
+        self
+    }
+
+    /// What process 1 of the container is.
+    pub fn init(mut self, init: Init) -> Self {
+        self.init = init;
         self
     }
 
@@ -143,8 +164,7 @@ impl<'a> Invocation<'a> {
     }
 
     /// Ends the command, like a timeout, when its two streams have brought more than `bytes` together. What comes after that is
-    /// thrown away. Only what goes to a file, a callback or an excerpt is counted; a file is then written by the caller's
-    /// process: it should be a regular one, as whoever waits for a pipe to be read cannot look at the time meanwhile.
+    /// thrown away.
     pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
         self.output_limit_bytes = Some(bytes);
         self
@@ -161,6 +181,12 @@ impl<'a> Invocation<'a> {
         self.cancel = Some(cancel);
         self
     }
+
+    /// Hands on to the command the signals that come this way.
+    pub fn signals(mut self, signals: &'a Signals) -> Self {
+        self.signals = Some(signals);
+        self
+    }
 }
 
 /// What came of an [`Invocation`].
@@ -173,6 +199,8 @@ pub struct Finished {
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
     pub stderr: Option<Excerpt>,
+    /// Why a part of the output is not where it should be, if that is so: a full disk, as a rule. The command was not told.
+    pub output_error: Option<io::Error>,
     /// What the container used, if it had a [`Cgroup`].
     pub usage: Usage,
 }
@@ -180,7 +208,7 @@ pub struct Finished {
 impl Finished {
     /// The end of a command that had no output and used nothing, as one that never began.
     pub fn new(status: Status) -> Self {
-        Self { status, stdout: None, stderr: None, usage: Usage::default() }
+        Self { status, stdout: None, stderr: None, output_error: None, usage: Usage::default() }
     }
 }
 
@@ -202,16 +230,31 @@ impl Runtime {
         &self.program
     }
 
-    /// The arguments that run `bundle` as the container `id`, the program itself not among them.
-    pub fn run_args(&self, bundle: &Path, id: &ContainerId) -> Vec<OsString> {
-        // A runtime exits 1 for a command that exits 1 and for its own failure: only its log tells them apart.
-        let mut args: Vec<OsString> = vec!["--root".into(), bundle.join("state").into()];
-        args.extend(["--log-format".into(), "json".into(), "--log".into(), log_path(bundle).into()]);
-        args.extend(["run".into(), "--bundle".into(), bundle.into(), id.as_str().into()]);
+    /// The arguments that start `bundle` as the container `id`, the program itself not among them. The runtime ends when the
+    /// container has begun.
+    pub fn run_args(&self, bundle: &Bundle, id: &ContainerId) -> Vec<OsString> {
+        let mut args: Vec<OsString> = self.global_args(bundle);
+        args.extend(["run", "--detach", "--preserve-fds", "2", "--pid-file"].map(Into::into));
+        args.push(bundle.path().join(PID_FILE).into());
+        if bundle.has_terminal() {
+            args.extend(["--console-socket", SOCKET].map(Into::into));
+        }
+        args.extend(["--bundle".into(), bundle.path().into(), id.as_str().into()]);
         args
     }
 
-    /// The configuration as this runtime does best with it.
+    fn delete_args(&self, bundle: &Bundle, id: &ContainerId) -> Vec<OsString> {
+        let mut args = self.global_args(bundle);
+        args.extend(["delete", "--force", id.as_str()].map(Into::into));
+        args
+    }
+
+    fn global_args(&self, bundle: &Bundle) -> Vec<OsString> {
+        let (state, log) = (bundle.path().join("state"), log_path(bundle.path()));
+        vec!["--root".into(), state.into(), "--log-format".into(), "json".into(), "--log".into(), log.into()]
+    }
+
+    /// The configuration of a run.
     ///
     /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as the program that the kernel takes, in an
     /// annotation of its own: having libseccomp compile the profile takes half of its time. The profile stays beside it, for a crun
@@ -223,12 +266,21 @@ impl Runtime {
     /// `/dev`. FIFOs and sockets can still be made, and so can whiteouts since Linux 5.8, though on no overlay.
     ///
     /// A node of the console that a layer already has can still be opened under these runtimes.
-    pub fn prepare_config(&self, config: Config) -> Config {
+    fn prepare_config(&self, config: &Config, init: Init) -> Config {
+        let config = config.clone().started_by_helper(init, affinity(), terminal_size());
         match (self.is_runc(), self.is_crun()) {
             (true, _) => config,
             (false, false) => config.without_device_nodes(),
             (false, true) => config.without_device_nodes().with_filter_for_crun(),
         }
+    }
+
+    /// The directory that the runtime must not see anything in.
+    ///
+    /// crun takes a machine for one of cgroup v2 when it finds that hierarchy mounted beside the v1 ones, and fails. With a tmpfs in
+    /// its place, it does not.
+    fn hidden_directory(&self) -> Option<&'static Path> {
+        cgroup::hybrid_mount_point().filter(|_| self.is_crun())
     }
 
     fn is_crun(&self) -> bool {
@@ -243,97 +295,121 @@ impl Runtime {
         self.program.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(name))
     }
 
-    /// Makes the calling thread's mount namespace one that this runtime works in. It must be
-    /// [private](crate::in_private_mount_namespace).
-    ///
-    /// crun takes a machine for one of cgroup v2 when it finds that hierarchy mounted beside the v1 ones, and fails. Here it
-    /// finds a tmpfs in its place, which takes what crun writes there and goes with the namespace. Nothing is done for
-    /// other runtimes, nor on other machines.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if the tmpfs cannot be mounted.
-    pub fn prepare_namespace(&self) -> Result<()> {
-        match cgroup::hybrid_mount_point() {
-            Some(unified) if self.is_crun() => mount_private_tmpfs(unified),
-            _ => Ok(()),
-        }
-    }
-
     /// Runs the command in the bundle to its end. When this returns, however it does, the container is gone, and so it is when the
-    /// calling process is killed: the runtime is the first process of a PID namespace, with which everything in it ends, and it
-    /// ends with the thread that started it.
+    /// calling process or thread is killed.
     ///
-    /// A command that exits with something else than 0 is a result. There is one process, the runtime's; none if it is cancelled
-    /// already.
+    /// The runtime starts the container and ends. Two small processes of this crate's look after it: one is process 1 of a PID
+    /// namespace around runtime and container, with which the kernel ends all that is in it, and the other is process 1 of the
+    /// container, unless that is to be [the command](Init::None).
+    ///
+    /// A command that exits with something else than 0 is a result. The command gets every signal with its default action, whatever
+    /// the caller ignores, and the caller's CPU affinity. Nothing is started if the run is cancelled already.
     ///
     /// # Errors
-    /// [`Error::RuntimeStart`], [`Error::Runtime`], [`Error::CommandNotFound`], [`Error::CommandNotExecutable`],
-    /// [`Error::Io`] if the runtime's log cannot be made or the runtime not be watched. The bundle's directory then holds the
-    /// log besides `config.json`.
-    ///
-    /// What runc 1.1 does not log counts as the command's own exit with status 1: an interpreter or a dynamic loader that is
-    /// missing, a file of an unknown format. Its message is on standard error.
+    /// [`Error::Namespace`] without root; [`Error::RuntimeStart`]; [`Error::Runtime`] if the runtime fails, or starts nothing;
+    /// [`Error::CommandNotFound`], [`Error::CommandNotExecutable`]; [`Error::NoProc`]; [`Error::Template`] if `config.json`
+    /// cannot be written; [`Error::Io`] if the runtime's log cannot be made or the container not be watched. The bundle's directory
+    /// then holds the log besides `config.json`.
     pub fn run(&self, invocation: Invocation<'_>) -> Result<Finished> {
-        let Invocation { bundle, id, cgroup, stdin, stdout, stderr, timeout, grace, cancel, output_limit_bytes } =
-            invocation;
+        let Invocation { bundle, id, cgroup, stdin, stdout, stderr, init, .. } = invocation;
+        let Invocation { timeout, grace, cancel, signals, output_limit_bytes: output_limit, .. } = invocation;
         if cancel.is_some_and(Cancel::is_cancelled) {
             return Ok(Finished::new(Status::Cancelled));
         }
+        require_privilege()?;
+        if !bundle.config().mounts_proc() {
+            return Err(Error::NoProc);
+        }
+        bundle.write(&self.prepare_config(bundle.config(), init))?;
         let log = log_path(bundle.path());
         log::create(&log).map_err(Error::io("create", log))?;
-        // Dropped after the child, also by a callback's panic.
+        // Dropped after the container, also by a callback's panic.
         let cgroup = cgroup.map(Removed);
-        let _restored = bundle.has_terminal().then(terminal::Saved::new);
-        let watch = match (&cgroup, bundle.memory_limit()) {
+        let watch = match (&cgroup, bundle.config().memory_limit()) {
             (Some(Removed(cgroup)), Some(limit)) => cgroup.watch_memory(limit),
             _ => None,
         };
-        let mut child = Program::new(&self.program, self.run_args(bundle.path(), id))
-            .and_then(|program| Child::spawn(&program, stdin, stdout, stderr, output_limit_bytes))
-            .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
-        let ended = child.supervise(timeout, grace, cancel);
+        let program = |args| {
+            let start_error = |source| Error::RuntimeStart { program: self.program.clone(), source };
+            Program::new(&self.program, args).map_err(start_error)
+        };
+        let task = Task {
+            start: program(self.run_args(bundle, id))?,
+            // Of a detached container nobody else removes the group.
+            end: cgroup.is_none().then(|| program(self.delete_args(bundle, id))).transpose()?,
+            bundle: bundle.path(),
+            hidden: self.hidden_directory(),
+            has_terminal: bundle.has_terminal(),
+            stdin,
+            stdout,
+            stderr,
+            output_limit,
+        };
+        let watch_error = |source| Error::Io { operation: "look after", path: self.program.clone(), source };
+        let mut container = Supervised::start(task).map_err(watch_error)?;
+        let ended = container.wait(Orders { timeout, grace, cancel, signals }).map_err(watch_error)?;
         // The group stays until the end: it is read once more.
         let mut usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
         usage.out_of_memory = watch.is_some_and(|watch| watch.has_killed());
-        let status = match self.conclude(bundle, &ended)? {
+        let (facts, outputs) = container.finish();
+        let status = match self.conclude(bundle, ended, facts)? {
             Status::Signaled(KILL) if usage.out_of_memory => Status::OutOfMemory,
             status => status,
         };
-        let (stdout, stderr) = child.take_excerpts();
-        Ok(Finished { status, stdout, stderr, usage })
+        Ok(Finished { status, stdout: outputs.stdout, stderr: outputs.stderr, output_error: outputs.failure, usage })
     }
 
-    /// What the end of the runtime says about the command.
-    fn conclude(&self, bundle: &Bundle, ended: &io::Result<(Ended, ExitStatus)>) -> Result<Status> {
-        let (ended, exit) = match ended {
-            Ok(pair) => pair,
-            Err(error) => {
-                let source = io::Error::new(error.kind(), error.to_string());
-                return Err(Error::Io { operation: "wait for", path: self.program.clone(), source });
-            }
-        };
-        match (ended, exit.code()) {
-            (Ended::TimedOut, _) => return Ok(Status::TimedOut),
-            (Ended::Cancelled, _) => return Ok(Status::Cancelled),
-            (Ended::OutputLimit, _) => return Ok(Status::OutputLimit),
-            (Ended::ByItself, Some(0)) => return Ok(Status::Exited(0)),
-            (Ended::ByItself, _) => {}
+    /// What came of the command.
+    fn conclude(&self, bundle: &Bundle, ended: Ended, facts: Facts) -> Result<Status> {
+        match ended {
+            Ended::TimedOut => return Ok(Status::TimedOut),
+            Ended::Cancelled => return Ok(Status::Cancelled),
+            Ended::OutputLimit => return Ok(Status::OutputLimit),
+            Ended::ByItself | Ended::Interrupted => {}
+        }
+        if let Some(failure) = facts.not_executed {
+            return Err(failure.into_error());
+        }
+        // Evidence from inside counts more than what the runtime says. Without an init there is only the container's.
+        let container = facts.container.filter(|_| facts.is_ready);
+        if let Some(status) = facts.command.or(container).map(ExitStatus::from_raw) {
+            return Ok(match (status.code(), status.signal()) {
+                (Some(code), _) => Status::Exited(code),
+                (None, signal) => Status::Signaled(signal.unwrap_or_default()),
+            });
+        }
+        // Interrupted before it began.
+        if ended == Ended::Interrupted {
+            return Ok(Status::Cancelled);
+        }
+        if let Some(errno) = facts.runtime_not_executed {
+            let source = io::Error::from_raw_os_error(errno);
+            return Err(Error::RuntimeStart { program: self.program.clone(), source });
         }
         let text = fs::read(log_path(bundle.path())).unwrap_or_default();
-        match (log::failure(&text), exit.code()) {
-            (None, Some(code @ 129..=192)) => Ok(Status::Signaled(code - 128)),
-            (None, Some(code)) => Ok(Status::Exited(code)),
-            (Some(message), Some(_)) if log::says_not_found(&message) => Err(Error::CommandNotFound { message }),
-            (Some(message), Some(_)) if log::says_not_executable(&message) => {
-                Err(Error::CommandNotExecutable { message })
+        let runtime = facts.runtime.map(ExitStatus::from_raw);
+        let message = log::failure(&text).unwrap_or_else(|| {
+            match (runtime.map(|runtime| (runtime.code(), runtime.success())), facts.container) {
+                (Some((_, true)), Some(_)) => "its container ended before the command began",
+                (Some((_, true)), None) => "it started no container; is it an OCI runtime, as runc and crun are?",
+                (Some((Some(_), false)), _) => "it did not say why",
+                (Some((None, _)) | None, _) => "it was killed",
             }
-            (message, code) => {
-                let unsaid = if code.is_none() { "it was killed" } else { "it did not say why" };
-                let message = message.unwrap_or_else(|| unsaid.into());
-                Err(Error::Runtime { program: self.program.clone(), ended: *exit, message })
-            }
-        }
+            .into()
+        });
+        // Of one that was killed with the keeper nobody knows how it ended.
+        let ended = runtime.unwrap_or(ExitStatus::from_raw(KILL));
+        Err(Error::Runtime { program: self.program.clone(), ended, message })
     }
+}
+
+/// The processors that the calling thread may run on, as a hexadecimal number with a bit for each. Empty if the kernel does not tell.
+fn affinity() -> String {
+    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return String::new() };
+    let is_set = |processor| set.is_set(processor).unwrap_or_default();
+    let digit = |place: usize| (0..4).map(|bit| u32::from(is_set(place * 4 + bit)) << bit).sum::<u32>();
+    let digits = (0..CpuSet::count() / 4).rev().map(digit).skip_while(|digit| *digit == 0);
+    digits.filter_map(|digit| char::from_digit(digit, 16)).collect()
 }
 
 const KILL: i32 = Signal::SIGKILL as i32;
@@ -357,13 +433,26 @@ impl Drop for Removed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Template, Terminal};
 
     #[test]
     fn arguments() {
         let id = ContainerId::random("x").unwrap();
-        let args = Runtime::new("crun").run_args(Path::new("/s"), &id).join(" ".as_ref());
-        let expected = format!("--root /s/state --log-format json --log /s/runtime.log run --bundle /s {id}");
-        assert_eq!(args.into_string().unwrap(), expected);
+        let dir = tempfile::tempdir().unwrap();
+        let template = Template::builder(["true"]).build().unwrap();
+        for (terminal, option) in [(Terminal::None, ""), (Terminal::Attached, " --console-socket console.sock")] {
+            let config = template.clone().with_terminal(terminal).instantiate("/rootfs".as_ref()).unwrap();
+            let path = dir.path().join(option.len().to_string());
+            fs::create_dir(&path).unwrap();
+            let bundle = Bundle::create(&path, &config).unwrap();
+            let args = Runtime::new("crun").run_args(&bundle, &id).join(" ".as_ref());
+            let path = path.display();
+            let expected = format!(
+                "--root {path}/state --log-format json --log {path}/runtime.log run --detach --preserve-fds 2 \
+                 --pid-file {path}/pid{option} --bundle {path} {id}"
+            );
+            assert_eq!(args.into_string().unwrap(), expected);
+        }
     }
 
     #[test]

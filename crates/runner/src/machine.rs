@@ -215,7 +215,6 @@ impl Host for Machine<'_> {
         // A template from a file may name a group of its own, which is then the runtime's to remove.
         let own = config.cgroups_path().is_none();
         let config = config.with_default_cgroups_path(cgroup.container_path());
-        let config = self.options.runtime.prepare_config(config);
         let bundle = Bundle::create(scratch.bundle(), &config).map_err(container::Error::from)?;
         Ok(Prepared { bundle, cgroup: own.then_some(cgroup) })
     }
@@ -223,12 +222,12 @@ impl Host for Machine<'_> {
     fn runtime(&mut self, prepared: Prepared) -> Result<Outcome, Cause> {
         let options = &mut self.options;
         let runtime = &options.runtime;
-        runtime.prepare_namespace()?;
         let id = self.id.as_ref().expect("the scratch directory comes first");
         let mut invocation = Invocation::new(&prepared.bundle, id)
             .stdin(std::mem::take(&mut options.stdin))
             .stdout(std::mem::take(&mut options.stdout))
-            .stderr(std::mem::take(&mut options.stderr));
+            .stderr(std::mem::take(&mut options.stderr))
+            .init(options.init);
         if let Some(cgroup) = &prepared.cgroup {
             invocation = invocation.cgroup(cgroup);
         }
@@ -240,6 +239,9 @@ impl Host for Machine<'_> {
         }
         if let Some(cancel) = &options.cancel {
             invocation = invocation.cancel(cancel);
+        }
+        if let Some(signals) = &options.signals {
+            invocation = invocation.signals(signals);
         }
         if let Some(bytes) = options.output_limit_bytes {
             invocation = invocation.output_limit_bytes(bytes);

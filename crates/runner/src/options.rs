@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use container::{Cancel, DeviceNodes, Input, Output, OverlayXattrs, Runtime};
+use container::{Cancel, DeviceNodes, Init, Input, Output, OverlayXattrs, Runtime, Signals};
 use layer::Rung;
 
 use crate::{BoxError, Upper};
@@ -31,11 +31,13 @@ pub struct Options<'a> {
     pub(crate) over: Option<Upper>,
     pub(crate) cleanup: Cleanup,
     pub(crate) stdin: Input,
-    pub(crate) stdout: Output,
-    pub(crate) stderr: Output,
+    pub(crate) stdout: Output<'a>,
+    pub(crate) stderr: Output<'a>,
+    pub(crate) init: Init,
     pub(crate) timeout: Option<Duration>,
     pub(crate) grace: Option<Duration>,
     pub(crate) cancel: Option<Cancel>,
+    pub(crate) signals: Option<Signals>,
     pub(crate) output_limit_bytes: Option<u64>,
 }
 
@@ -89,9 +91,11 @@ impl<'a> Options<'a> {
             stdin: Input::Null,
             stdout: Output::Null,
             stderr: Output::Null,
+            init: Init::default(),
             timeout: None,
             grace: None,
             cancel: None,
+            signals: None,
             output_limit_bytes: None,
         }
     }
@@ -177,14 +181,20 @@ impl<'a> Options<'a> {
     }
 
     /// Where the command's standard output goes.
-    pub fn stdout(mut self, stdout: Output) -> Self {
+    pub fn stdout(mut self, stdout: Output<'a>) -> Self {
         self.stdout = stdout;
         self
     }
 
     /// Where the command's standard error goes.
-    pub fn stderr(mut self, stderr: Output) -> Self {
+    pub fn stderr(mut self, stderr: Output<'a>) -> Self {
         self.stderr = stderr;
+        self
+    }
+
+    /// What process 1 of the container is.
+    pub fn init(mut self, init: Init) -> Self {
+        self.init = init;
         self
     }
 
@@ -205,6 +215,12 @@ impl<'a> Options<'a> {
     /// [`Invocation::output_limit_bytes`]: container::Invocation::output_limit_bytes
     pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
         self.output_limit_bytes = Some(bytes);
+        self
+    }
+
+    /// Hands on to the command the signals that come this way.
+    pub fn signals(mut self, signals: Signals) -> Self {
+        self.signals = Some(signals);
         self
     }
 

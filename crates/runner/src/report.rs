@@ -38,6 +38,8 @@ pub struct Report {
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
     pub stderr: Option<Excerpt>,
+    /// Why a part of the command's output is not where it should be, if that is so: a full disk, as a rule.
+    pub output_error: Option<std::io::Error>,
     /// What the command used.
     pub usage: Usage,
 }
@@ -118,6 +120,7 @@ impl Report {
                 "upper_bytes": size.map(|size| size.bytes),
                 "upper_entries": size.map(|size| size.entries),
             },
+            "output_error": self.output_error.as_ref().map(|error| chain(error)),
             "capture": self.capture_record(),
         })
     }

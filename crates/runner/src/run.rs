@@ -44,6 +44,7 @@ pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<
         origin: outcome.origin,
         stdout: outcome.finished.stdout,
         stderr: outcome.finished.stderr,
+        output_error: outcome.finished.output_error,
         usage: outcome.finished.usage,
     })
 }

@@ -1,8 +1,9 @@
 use std::fmt;
 use std::process::{Command, Stdio};
 
-use super::{Flaw, Runtime, flaws, namespace};
+use super::{Flaw, Runtime, flaws};
 use crate::display::escaped;
+use crate::supervise::close_descriptors;
 use crate::{Error, Result};
 
 /// What a runtime says of itself when it is asked for its version.
@@ -47,7 +48,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::RuntimeStart`] if it cannot be started, [`Error::Runtime`] if it fails.
     pub fn version(&self) -> Result<Option<RuntimeVersion>> {
-        let output = namespace::close_descriptors(Command::new(&self.program).arg("--version").stdin(Stdio::null()))
+        let output = close_descriptors(Command::new(&self.program).arg("--version").stdin(Stdio::null()))
             .output()
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
         if !output.status.success() {

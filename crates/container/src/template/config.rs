@@ -1,12 +1,16 @@
+use std::borrow::Cow;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
+use rustix::termios::Winsize;
 use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::Template;
 use super::error::TemplateError;
+use crate::Init;
+use crate::supervise::PATH_INSIDE;
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
 ///
@@ -18,6 +22,17 @@ pub struct Config {
     cgroups_path: Option<String>,
     has_filter: bool,
     makes_devices: bool,
+    start: Option<Start>,
+}
+
+/// How the helper starts the command.
+#[derive(Debug, Clone, PartialEq)]
+struct Start {
+    init: Init,
+    /// The mask of the processors that it may run on.
+    affinity: String,
+    /// The columns and the rows of its terminal.
+    size: Option<(u16, u16)>,
 }
 
 /// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
@@ -34,7 +49,14 @@ pub(crate) struct MemoryLimit {
 impl Config {
     /// `template` has been checked.
     pub(super) fn new(template: Template, rootfs: impl Into<String>) -> Config {
-        Config { template, rootfs: rootfs.into(), cgroups_path: None, has_filter: false, makes_devices: true }
+        Config {
+            template,
+            rootfs: rootfs.into(),
+            cgroups_path: None,
+            has_filter: false,
+            makes_devices: true,
+            start: None,
+        }
     }
 
     /// The configuration in `oci-spec`'s types: a copy, and without the keys that they do not have.
@@ -90,6 +112,20 @@ impl Config {
         self
     }
 
+    /// Has the helper start the command: as a child of its own, or in its own place.
+    pub(crate) fn started_by_helper(mut self, init: Init, affinity: String, size: Option<Winsize>) -> Config {
+        let size = size.filter(|_| self.has_terminal()).map(|size| (size.ws_col, size.ws_row));
+        self.start = Some(Start { init, affinity, size });
+        self
+    }
+
+    /// Whether the container has a proc file system where the helper looks for it.
+    pub(crate) fn mounts_proc(&self) -> bool {
+        let at_proc = self.template.mounts().filter(|mount| mount.destination() == Path::new("/proc"));
+        // What a bind mount shows cannot be told from here.
+        at_proc.last().is_some_and(|mount| mount.is_bind() || mount.file_system() == Some("proc"))
+    }
+
     /// Takes CAP_MKNOD away, if the template lets no device be opened but those that the runtime makes.
     pub(crate) fn without_device_nodes(mut self) -> Config {
         self.makes_devices = !self.template.denies_devices();
@@ -115,7 +151,7 @@ impl Serialize for Config {
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in template {
             match (key.as_str(), &self.cgroups_path) {
-                ("process", _) if !self.makes_devices => map.serialize_entry(key, &without_mknod(value))?,
+                ("process", _) => map.serialize_entry(key, &self.process(value))?,
                 ("root", _) => map.serialize_entry(key, &With { value, key: "path", text: &self.rootfs })?,
                 ("annotations", _) if filter.is_some() => {
                     map.serialize_entry(key, &With { value, key: CRUN_FILTER, text: filter.unwrap_or_default() })?;
@@ -134,14 +170,43 @@ impl Serialize for Config {
     }
 }
 
-/// `process` without CAP_MKNOD in any set.
-fn without_mknod(process: &Value) -> Value {
-    let mut process = process.clone();
+impl Config {
+    /// The template's `process` as the runtime is to have it.
+    fn process<'v>(&self, process: &'v Value) -> Cow<'v, Value> {
+        let mut process = Cow::Borrowed(process);
+        if !self.makes_devices {
+            remove_mknod(process.to_mut());
+        }
+        if let Some(start) = &self.start {
+            start.put_into(process.to_mut());
+        }
+        process
+    }
+}
+
+/// Takes CAP_MKNOD out of every set.
+fn remove_mknod(process: &mut Value) {
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
     for set in sets.into_iter().flat_map(Map::values_mut).filter_map(Value::as_array_mut) {
         set.retain(|capability| capability != "CAP_MKNOD");
     }
-    process
+}
+
+impl Start {
+    /// Puts the helper before the command, and the size of the terminal beside it unless the template says one.
+    fn put_into(&self, process: &mut Value) {
+        let role = match self.init {
+            Init::Provided => "init",
+            Init::None => "exec",
+        };
+        let words = [PATH_INSIDE, role, &self.affinity].map(Value::from);
+        if let Some(args) = process.get_mut("args").and_then(Value::as_array_mut) {
+            args.splice(0..0, words);
+        }
+        if let (Some((columns, rows)), Some(process)) = (self.size, process.as_object_mut()) {
+            process.entry("consoleSize").or_insert_with(|| json!({"height": rows, "width": columns}));
+        }
+    }
 }
 
 /// An object, or null, with one value in the place of its own, or at its end if it has none.

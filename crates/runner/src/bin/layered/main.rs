@@ -31,6 +31,7 @@ mod plan;
 mod run;
 mod shell;
 mod show;
+mod signals;
 mod stack;
 mod sweep;
 mod table;
@@ -155,32 +156,9 @@ fn survive_file_size_limit() {
     if getrlimit(Resource::Fsize).current.is_none() {
         return;
     }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    // A signal that the caller ignores, the command ignores, too. One with a handler is the default action for it.
-    if !ignores(&status, SIGXFSZ) {
+    if !signals::is_ignored(SIGXFSZ) {
         let nobody_looks = Arc::new(AtomicBool::new(false));
         // If it fails, the limit ends the process.
         let _ = signal_hook::flag::register(SIGXFSZ, nobody_looks);
-    }
-}
-
-/// Whether a process ignores a signal, by its `/proc/PID/status`.
-fn ignores(status: &str, signal: i32) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask & (1 << (signal - 1)) != 0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ignored_signals_are_read_from_a_mask() {
-        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000001001000\nSigCgt:\t0000000000000440\n";
-        for (signal, ignored) in [(13, true), (25, true), (24, false), (26, false), (64, false)] {
-            assert_eq!(ignores(status, signal), ignored, "{signal}");
-        }
-        assert!(!ignores("", 25) && !ignores("SigIgn:\tx\n", 25));
     }
 }

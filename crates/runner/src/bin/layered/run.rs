@@ -2,23 +2,20 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
+use container::{Init, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
-use runner::{Cause, Options, PersistError, Report, Timings, Upper};
+use runner::{Cause, PersistError, Report, Timings, Upper};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::consts::{SIGKILL, SIGTERM};
 
 use crate::access::AccessArgs;
 use crate::kept::{self, KeptRun};
 use crate::stack::{StackArgs, parent};
-use crate::{complain, table};
+use crate::{complain, signals, table};
 
 /// Run a command in a root file system stacked from layers over a base.
 ///
@@ -101,6 +98,10 @@ pub(crate) struct Args {
     /// Give the command a terminal: for an interactive shell.
     #[arg(long)]
     tty: bool,
+    /// Make the command process 1 of its container, without an init that hands signals on and reaps orphans: for a command that is
+    /// an init itself.
+    #[arg(long)]
+    no_init: bool,
     /// Use this config.json, whose root.path is `<rootfs>`; COMMAND, if given, takes the place of its own.
     #[arg(
         long,
@@ -118,8 +119,9 @@ pub(crate) struct Args {
 const AFTER_HELP: &str = "\
 Exit status: the command's own, or 128+n if signal n ended it (137 if its memory was used up,
 143 after --output-limit); 124 if --timeout did; 125 if layered itself failed; 126 if the command
-cannot be executed; 127 if it is not there. A signal to layered ends the command, a second one
-kills it.
+cannot be executed; 127 if it is not there. The command gets the signals that layered gets (HUP, INT,
+QUIT, TERM, USR1, USR2, ALRM, WINCH). After INT or TERM it has the time of --grace to end, and a second
+one kills it.
 
 Examples:
   layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
@@ -127,6 +129,12 @@ Examples:
       --mount type=bind,source=.,target=/src --upper out/fs -- make install
   layered run --base debian --layer gcc --tty --env TERM=$TERM -- /bin/bash
   layered run --base debian --timeout 10m --memory 2g --json report.json -- ./configure";
+
+impl Args {
+    fn init(&self) -> Init {
+        if self.no_init { Init::None } else { Init::Provided }
+    }
+}
 
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -184,7 +192,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
             (Output::File(file), Output::File(copy))
         }
     };
-    options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr);
+    options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr).init(args.init());
     if let Some(bytes) = args.output_limit {
         options = options.output_limit_bytes(bytes);
     }
@@ -200,13 +208,16 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         // Before the command, which may fill the disk.
         options = options.prep_upper(move |upper, _| Ok(run.write(upper)?));
     }
-    let (options, signal) = cancelled_by_signals(options)?;
+    let (options, signal) = signals::handed_on(options)?;
     let report = runner::run(&base, &layers, &template, options)?;
     let mut status = exit_status(report.status, signal.came());
     match report.status {
         Status::OutOfMemory => complain(format_args!("the command was killed: its memory was used up (--memory)")),
         Status::OutputLimit => complain(format_args!("the command was ended: it wrote too much (--output-limit)")),
         _ => {}
+    }
+    if let Some(error) = &report.output_error {
+        complain(format_args!("a part of the command's output is lost: {error}"));
     }
     // The upper is measured for it, which takes a walk.
     let (ended, keep) = (report.status, args.keep_failed && !report.status.success());
@@ -257,17 +268,22 @@ fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf
 /// What is told of a failure. What the runtime says of its own has been said where the command would have written.
 fn message(error: &anyhow::Error, args: &Args) -> String {
     use container::Error::{CommandNotExecutable, CommandNotFound, Runtime};
-    let failed = error.downcast_ref::<runner::Error>().filter(|_| args.output.is_none());
-    let short = match failed.map(runner::Error::cause) {
-        Some(Cause::Container(CommandNotFound { .. })) => "the command does not exist in the container".into(),
-        Some(Cause::Container(CommandNotExecutable { .. })) => "the command cannot be executed in the container".into(),
-        // One that was killed has said nothing.
-        Some(Cause::Container(Runtime { program, ended, .. })) if ended.code().is_some() => {
-            format!("the runtime {} failed ({ended}); its own words are above", quoted(program))
+    let failed = error.downcast_ref::<runner::Error>();
+    let note = failed.map(runner::Error::left_note).unwrap_or_default();
+    match failed.map(runner::Error::cause) {
+        // A mistake of the user's: the phase says nothing to them. The reason has the errno's text in it already.
+        Some(Cause::Container(error @ (CommandNotFound { .. } | CommandNotExecutable { .. }))) => {
+            let source = std::error::Error::source(error).map(|source| format!(" ({source})")).unwrap_or_default();
+            format!("{error}{source}{note}")
         }
-        _ => return format!("{error:#}"),
-    };
-    short + &failed.map(runner::Error::left_note).unwrap_or_default()
+        // One that has succeeded, or was killed, has said nothing.
+        Some(Cause::Container(Runtime { program, ended, .. }))
+            if args.output.is_none() && ended.code().is_some_and(|code| code != 0) =>
+        {
+            format!("the runtime {} failed ({ended}); its own words are above{note}", quoted(program))
+        }
+        _ => format!("{error:#}"),
+    }
 }
 
 fn template(args: &Args) -> anyhow::Result<Template> {
@@ -314,39 +330,6 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     let privileges = if args.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off };
     let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
     Ok(builder.network(network).seccomp(seccomp).no_new_privileges(privileges).terminal(terminal).build()?)
-}
-
-/// The number of the first signal that came.
-pub(crate) struct FirstSignal(Arc<AtomicI32>);
-
-impl FirstSignal {
-    /// 0 if none has come.
-    pub(crate) fn came(&self) -> i32 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What ends a process from a terminal or a service manager ends the command, and a second one kills it.
-pub(crate) fn cancelled_by_signals(options: Options<'_>) -> anyhow::Result<(Options<'_>, FirstSignal)> {
-    let cancel = Cancel::new()?;
-    let options = options.cancel(cancel.clone());
-    let came = Arc::new(AtomicI32::new(0));
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("cannot wait for signals")?;
-    let kept = Arc::clone(&came);
-    // The thread lives as long as the process.
-    let wait = move || {
-        let mut signals = signals.forever();
-        if let Some(signal) = signals.next() {
-            kept.store(signal, Ordering::Relaxed);
-            cancel.cancel();
-        }
-        signals.for_each(|_| cancel.kill());
-    };
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(wait)
-        .context("cannot start a thread to wait for signals")?;
-    Ok((options, FirstSignal(came)))
 }
 
 /// What the shell sees. `signal` is the one that cancelled.

@@ -6,7 +6,7 @@ use container::{Input, Output, Runtime, Terminal};
 use runner::{EtcFiles, Options};
 
 use crate::kept::{KeptArgs, KeptRun};
-use crate::run;
+use crate::{run, signals};
 
 /// Open a shell in the state in which a run with --keep-failed ended.
 ///
@@ -46,7 +46,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         .stdin(Input::Inherit)
         .stdout(Output::Inherit)
         .stderr(Output::Inherit);
-    let (options, signal) = run::cancelled_by_signals(options)?;
+    let (options, signal) = signals::handed_on(options)?;
     let report = runner::run(&base, &layers, &template, options)?;
     Ok(run::exit_status(report.status, signal.came()).into())
 }

@@ -2,7 +2,7 @@ use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
@@ -13,7 +13,7 @@ const OF_THE_CALLER: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "
 
 /// A program with its arguments and the caller's environment, as execve(2) takes them.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(crate) struct Program {
     path: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
@@ -21,8 +21,9 @@ pub(super) struct Program {
 
 impl Program {
     /// `program` is a path, or a name that is looked for in `PATH`.
-    pub(super) fn new(program: &Path, arguments: impl IntoIterator<Item = OsString>) -> io::Result<Self> {
-        let path = find(program, env::var_os("PATH").as_deref())?;
+    pub(crate) fn new(program: &Path, arguments: impl IntoIterator<Item = OsString>) -> io::Result<Self> {
+        // Absolute: it is started in another directory.
+        let path = absolute(find(program, env::var_os("PATH").as_deref())?)?;
         let all = [program.as_os_str().to_os_string()].into_iter().chain(arguments);
         let environment = env::vars_os().filter(|(name, _)| !OF_THE_CALLER.iter().any(|ours| name == ours));
         Ok(Self {
@@ -32,13 +33,10 @@ impl Program {
         })
     }
 
-    pub(super) fn path(&self) -> &std::ffi::CStr {
-        &self.path
-    }
-
-    /// The program's name is the first.
-    pub(super) fn arguments(&self) -> &[CString] {
-        &self.arguments
+    /// Appends the path and the arguments, the program's name first.
+    pub(super) fn append_to(&self, words: &mut Vec<CString>) {
+        words.push(self.path.clone());
+        words.extend_from_slice(&self.arguments);
     }
 
     pub(super) fn environment(&self) -> &[CString] {
@@ -72,7 +70,7 @@ fn entry(mut name: OsString, value: &OsStr) -> OsString {
     name
 }
 
-fn string(bytes: impl Into<OsString>) -> io::Result<CString> {
+pub(super) fn string(bytes: impl Into<OsString>) -> io::Result<CString> {
     Ok(CString::new(bytes.into().into_vec())?)
 }
 

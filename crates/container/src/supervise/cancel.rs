@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,6 +17,8 @@ pub struct Cancel {
 struct Events {
     cancelled: OwnedFd,
     killed: OwnedFd,
+    /// The signal of an [interrupt](Cancel::interrupt); 0 if it is none.
+    signal: AtomicI32,
 }
 
 impl Cancel {
@@ -26,13 +29,23 @@ impl Cancel {
     pub fn new() -> Result<Self> {
         let event =
             || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::io("create", "an eventfd"));
-        Ok(Self { events: Arc::new(Events { cancelled: event()?, killed: event()? }) })
+        Ok(Self { events: Arc::new(Events { cancelled: event()?, killed: event()?, signal: AtomicI32::new(0) }) })
     }
 
     /// Ends every run that waits with this `Cancel` or one of its clones, and every later one at once: the command gets SIGTERM
     /// and the time of [grace](crate::Invocation::grace).
     pub fn cancel(&self) {
         tell(&self.events.cancelled);
+    }
+
+    /// As [`cancel`](Self::cancel), with a signal of the caller's choice, by its number; and if the command ends by itself within the
+    /// time of grace, the run's status is the command's own. For signals that the caller has got itself: a command that handles
+    /// SIGINT ends as it sees fit.
+    pub fn interrupt(&self, signal: i32) {
+        if !self.is_cancelled() {
+            self.events.signal.store(signal, Ordering::Release);
+        }
+        self.cancel();
     }
 
     /// As [`cancel`](Self::cancel), and without grace, or what is left of it: the container is killed at once.
@@ -45,6 +58,11 @@ impl Cancel {
     pub fn is_cancelled(&self) -> bool {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// The signal of an interrupt.
+    pub(super) fn interrupt_signal(&self) -> Option<i32> {
+        Some(self.events.signal.load(Ordering::Acquire)).filter(|signal| *signal != 0)
     }
 
     /// Readable once there is no grace.

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
@@ -16,34 +16,55 @@ use nix::sched::{CloneFlags, clone};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::OwnedFd;
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
 
-use super::program::Program;
+use super::helper::record::{PROGRAM, REPORT};
 
 /// What the child's own stack holds: the frames of a few system calls. glibc's posix_spawn(3) has as much for the same.
 const STACK_BYTES: usize = 32 << 10;
 
-/// Starts `program` with these streams as the first process of a PID namespace, with the `/proc` of that namespace, which its
-/// PIDs refer to, in a mount namespace of its own.
+/// What the keeper starts with. Each descriptor is above those that it is put in the place of.
+#[derive(Debug)]
+pub(super) struct Start<'a> {
+    /// The helper's program.
+    pub(super) program: BorrowedFd<'a>,
+    /// The keeper's arguments, its name first.
+    pub(super) arguments: &'a [CString],
+    pub(super) environment: &'a [CString],
+    /// What the container has for standard input, output and error.
+    pub(super) streams: [BorrowedFd<'a>; 3],
+    /// Where the helper writes its report.
+    pub(super) report: BorrowedFd<'a>,
+    /// The keeper's working directory.
+    pub(super) directory: &'a CStr,
+    /// A directory that a tmpfs hides from the runtime, if there is one.
+    pub(super) hidden: Option<&'a CStr>,
+}
+
+/// The first number of a descriptor that none of a child's own has.
+pub(super) const FREE: RawFd = PROGRAM + 1;
+
+/// Starts the keeper as the first process of a PID namespace, with the `/proc` of that namespace, which its PIDs refer to, in a
+/// mount namespace of its own.
 ///
-/// It is killed when the calling thread ends, and everything in the namespace with it: pid_namespaces(7),
-/// PR_SET_PDEATHSIG(2const).
+/// The kernel kills it when the calling thread ends, and everything in the namespace with it: pid_namespaces(7),
+/// PR_SET_PDEATHSIG(2const). All signals are blocked in it.
 ///
 /// The child borrows the caller's memory until it is the program, like vfork(2)'s: copying the tables of a caller that has
 /// gigabytes of it would take longer than the rest of a run.
-pub(super) fn spawn(program: &Program, streams: [RawFd; 3]) -> io::Result<Pid> {
+pub(super) fn spawn(start: &Start<'_>) -> io::Result<Pid> {
     let caller = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let arguments = pointers(program.arguments());
-    let environment = pointers(program.environment());
+    let arguments = pointers(start.arguments);
+    let environment = pointers(start.environment);
     let failure = AtomicI32::new(0);
     let mut stack = vec![0; STACK_BYTES];
     // No handler of the caller's may run in the child, with the caller's memory.
     let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let child = Box::new(|| {
-        let errno = match become_program(program.path(), &arguments, &environment, streams, &caller) {
+        let errno = match become_keeper(start, &arguments, &environment, &caller) {
             Ok(never) => match never {},
             Err(errno) => errno,
         };
@@ -71,12 +92,11 @@ pub(super) fn spawn(program: &Program, streams: [RawFd; 3]) -> io::Result<Pid> {
 
 enum Never {}
 
-/// The child, until it is the program.
-fn become_program(
-    path: &CStr,
+/// The child, until it is the keeper.
+fn become_keeper(
+    start: &Start<'_>,
     arguments: &[*const c_char],
     environment: &[*const c_char],
-    streams: [RawFd; 3],
     caller: &OwnedFd,
 ) -> Result<Never, Errno> {
     set_pdeathsig(Signal::SIGKILL).map_err(errno)?;
@@ -88,24 +108,38 @@ fn become_program(
     mount(None::<&str>, c"/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>).map_err(errno)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None::<&str>).map_err(errno)?;
-    for (stream, target) in streams.into_iter().zip(0..) {
-        if stream != target {
-            // SAFETY: two numbers.
-            check(unsafe { libc::dup2(stream, target) })?;
-        }
+    if let Some(hidden) = start.hidden {
+        mount(Some(c"tmpfs"), hidden, Some(c"tmpfs"), flags, Some(c"mode=0700,size=1m")).map_err(errno)?;
     }
-    default_signals()?;
-    close_on_exec(CLOSE_RANGE)?;
-    // SAFETY: three strings of bytes that end with NUL, two of them in lists that end with a null pointer.
-    check(unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) })?;
+    // SAFETY: a string that ends with NUL.
+    check(unsafe { libc::chdir(start.directory.as_ptr()) })?;
+    let [stdin, stdout, stderr] = &start.streams;
+    for (descriptor, target) in
+        [(stdin, 0), (stdout, 1), (stderr, 2), (&start.report, REPORT), (&start.program, PROGRAM)]
+    {
+        // SAFETY: two numbers.
+        check(unsafe { libc::dup2(descriptor.as_raw_fd(), target) })?;
+    }
+    close_on_exec(CLOSE_RANGE, FREE)?;
+    // SAFETY: an empty string and two lists of strings, each with a null pointer at its end.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            PROGRAM,
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    } as libc::c_int)?;
     unreachable!("exec returns with an error only");
 }
 
 /// Closes every descriptor of the caller's but the three streams in a program that `command` starts.
 ///
 /// A runtime that is only asked for its version has no use for them either.
-pub(super) fn close_descriptors(command: &mut Command) -> &mut Command {
-    let close = || Ok(close_on_exec(CLOSE_RANGE)?);
+pub(crate) fn close_descriptors(command: &mut Command) -> &mut Command {
+    let close = || Ok(close_on_exec(CLOSE_RANGE, 3)?);
     // SAFETY: between fork and exec it makes system calls and nothing else: no allocation, no panic, no lock.
     unsafe { command.pre_exec(close) }
 }
@@ -116,7 +150,7 @@ const CLOSE_RANGE: libc::c_long = libc::SYS_close_range;
 /// Room for the names of some hundred descriptors: on a stack that is small.
 const NAMES_BYTES: usize = 4 << 10;
 
-/// Sees that the program which this process becomes has no descriptor but the three streams. Until then they stay open: a failed
+/// Sees that the program which this process becomes has no descriptor from `first` on. Until then they stay open: a failed
 /// exec may have to be reported through one of them.
 ///
 /// A caller's descriptor in a runtime is a way out of the container: a directory of the host's that a link to `/proc/self/fd/9`
@@ -124,16 +158,16 @@ const NAMES_BYTES: usize = 4 << 10;
 ///
 /// `close_range` is the number of [`close_range(2)`](https://man7.org/linux/man-pages/man2/close_range.2.html), whose flag for this
 /// needs Linux 5.11. Where it fails, for whatever reason, `/proc/self/fd` names the descriptors.
-fn close_on_exec(close_range: libc::c_long) -> Result<(), Errno> {
+fn close_on_exec(close_range: libc::c_long, first: RawFd) -> Result<(), Errno> {
     // SAFETY: three numbers.
-    match unsafe { libc::syscall(close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+    match unsafe { libc::syscall(close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
         0 => Ok(()),
-        _ => close_on_exec_one_by_one(),
+        _ => close_on_exec_one_by_one(first),
     }
 }
 
 /// Not up to the limit of open files: that may be a billion, and may have been lowered after a descriptor was opened.
-fn close_on_exec_one_by_one() -> Result<(), Errno> {
+fn close_on_exec_one_by_one(first: RawFd) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty())?;
     let mut names = [MaybeUninit::uninit(); NAMES_BYTES];
@@ -141,7 +175,7 @@ fn close_on_exec_one_by_one() -> Result<(), Errno> {
     while let Some(entry) = entries.next() {
         // `.` and `..` are no numbers.
         let Some(number) = descriptor(entry?.file_name().to_bytes()) else { continue };
-        if number > 2 {
+        if number >= first {
             // SAFETY: two numbers and a constant.
             check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
         }
@@ -154,29 +188,6 @@ fn descriptor(name: &[u8]) -> Option<RawFd> {
         b'0'..=b'9' => number.checked_mul(10)?.checked_add(RawFd::from(byte - b'0')),
         _ => None,
     })
-}
-
-/// Takes the caller's handlers away, and gives a program the signals as it expects them: none blocked, none ignored that Rust's
-/// own start ignores.
-fn default_signals() -> Result<(), Errno> {
-    // SAFETY: the structures are plain data, and the calls read and write nothing else.
-    unsafe {
-        for signal in 1..=libc::SIGRTMAX() {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            // Some numbers are the C library's own; nobody sends those to this process.
-            if libc::sigaction(signal, ptr::null(), &mut action) != 0 {
-                continue;
-            }
-            let handled = action.sa_sigaction != libc::SIG_DFL && action.sa_sigaction != libc::SIG_IGN;
-            if handled || signal == libc::SIGPIPE {
-                action.sa_sigaction = libc::SIG_DFL;
-                check(libc::sigaction(signal, &action, ptr::null_mut()))?;
-            }
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        check(libc::sigemptyset(&mut none))?;
-        check(libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()))
-    }
 }
 
 fn check(result: libc::c_int) -> Result<(), Errno> {
@@ -228,8 +239,8 @@ mod tests {
         // The streams, and the directory that `ls` reads.
         const NONE: usize = 4;
         assert!(open(|| Ok(())) >= NONE + inherited.len());
-        assert_eq!(open(|| Ok(close_on_exec(CLOSE_RANGE)?)), NONE);
-        assert_eq!(open(|| Ok(close_on_exec(NO_CALL)?)), NONE);
+        assert_eq!(open(|| Ok(close_on_exec(CLOSE_RANGE, 3)?)), NONE);
+        assert_eq!(open(|| Ok(close_on_exec(NO_CALL, 3)?)), NONE);
         let output = close_descriptors(Command::new("ls").arg("/proc/self/fd")).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), "0\n1\n2\n3\n");
         // A program that is not there is still told of.

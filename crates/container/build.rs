@@ -1,0 +1,36 @@
+//! Compiles the helper program, which `src/supervise/helper.rs` embeds: a static program without a C library, by the same compiler.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=helper");
+    println!("cargo::rustc-check-cfg=cfg(helper)");
+    let variable = |name: &str| env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"));
+    let target = env::var("TARGET").expect("cargo sets TARGET");
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
+    assert!(
+        ["x86_64", "aarch64"].contains(&&*arch) && env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux"),
+        "container looks after its containers by a program in machine language, which it has for x86_64 and aarch64 Linux, not for {target}"
+    );
+    let mut rustc = Command::new(variable("RUSTC"));
+    rustc.args(["--edition=2024", "--crate-name=helper", "--crate-type=bin", "--cfg=helper", "--target", &target]);
+    rustc.args(["-Copt-level=s", "-Cpanic=abort", "-Cstrip=symbols", "-Cdebuginfo=0", "-Coverflow-checks=off"]);
+    // Nothing is relocated at its start, and nothing comes from the C library.
+    rustc.args(["-Crelocation-model=static", "-Ctarget-feature=+crt-static"]);
+    rustc.args(
+        ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"]
+            .map(|word| format!("-Clink-arg={word}")),
+    );
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        rustc.arg("-C").arg({
+            let mut option = std::ffi::OsString::from("linker=");
+            option.push(linker);
+            option
+        });
+    }
+    rustc.arg("-o").arg(PathBuf::from(variable("OUT_DIR")).join("helper")).arg("helper/main.rs");
+    let status = rustc.status().unwrap_or_else(|error| panic!("cannot start {rustc:?}: {error}"));
+    assert!(status.success(), "cannot compile the helper: {rustc:?}");
+}

@@ -1,0 +1,294 @@
+//! The system calls that the helper makes, and nothing else that depends on the machine.
+
+use core::arch::asm;
+use core::ffi::{CStr, c_char};
+
+use crate::record::{Kind, REPORT};
+
+/// The numbers of the system calls: `arch/x86/entry/syscalls/syscall_64.tbl`.
+#[cfg(target_arch = "x86_64")]
+mod number {
+    pub(super) const READ: usize = 0;
+    pub(super) const WRITE: usize = 1;
+    pub(super) const CLOSE: usize = 3;
+    pub(super) const RT_SIGACTION: usize = 13;
+    pub(super) const RT_SIGPROCMASK: usize = 14;
+    pub(super) const IOCTL: usize = 16;
+    pub(super) const CLONE: usize = 56;
+    pub(super) const EXECVE: usize = 59;
+    pub(super) const WAIT4: usize = 61;
+    pub(super) const KILL: usize = 62;
+    pub(super) const FCNTL: usize = 72;
+    pub(super) const SETSID: usize = 112;
+    pub(super) const RT_SIGTIMEDWAIT: usize = 128;
+    pub(super) const PRCTL: usize = 157;
+    pub(super) const SCHED_SETAFFINITY: usize = 203;
+    pub(super) const EXIT_GROUP: usize = 231;
+    pub(super) const OPENAT: usize = 257;
+    pub(super) const FACCESSAT: usize = 269;
+}
+
+/// The numbers of the system calls: `include/uapi/asm-generic/unistd.h`.
+#[cfg(target_arch = "aarch64")]
+mod number {
+    pub(super) const FCNTL: usize = 25;
+    pub(super) const IOCTL: usize = 29;
+    pub(super) const FACCESSAT: usize = 48;
+    pub(super) const OPENAT: usize = 56;
+    pub(super) const CLOSE: usize = 57;
+    pub(super) const READ: usize = 63;
+    pub(super) const WRITE: usize = 64;
+    pub(super) const EXIT_GROUP: usize = 94;
+    pub(super) const SCHED_SETAFFINITY: usize = 122;
+    pub(super) const KILL: usize = 129;
+    pub(super) const RT_SIGACTION: usize = 134;
+    pub(super) const RT_SIGPROCMASK: usize = 135;
+    pub(super) const RT_SIGTIMEDWAIT: usize = 137;
+    pub(super) const SETSID: usize = 157;
+    pub(super) const PRCTL: usize = 167;
+    pub(super) const CLONE: usize = 220;
+    pub(super) const EXECVE: usize = 221;
+    pub(super) const WAIT4: usize = 260;
+}
+
+/// A process's number.
+pub(crate) type Pid = i32;
+
+pub(crate) const ENOENT: i32 = 2;
+pub(crate) const EINTR: i32 = 4;
+pub(crate) const EACCES: i32 = 13;
+pub(crate) const ENOTDIR: i32 = 20;
+pub(crate) const ENAMETOOLONG: i32 = 36;
+
+const SIGKILL: i32 = 9;
+pub(crate) const SIGCHLD: i32 = 17;
+const SIGSTOP: i32 = 19;
+/// The number of the last signal.
+const SIGNALS: i32 = 64;
+
+/// A set of all signals.
+const ALL: u64 = u64::MAX;
+
+/// # Safety
+/// The kernel must not write to memory by this call but where the caller lets it.
+#[cfg(target_arch = "x86_64")]
+unsafe fn call(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
+    let result;
+    // SAFETY: the x86-64 ABI of the kernel; the rest is the caller's to see to.
+    unsafe {
+        asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+             in("r8") 0, out("rcx") _, out("r11") _, options(nostack));
+    }
+    result
+}
+
+/// # Safety
+/// The kernel must not write to memory by this call but where the caller lets it.
+#[cfg(target_arch = "aarch64")]
+unsafe fn call(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
+    let result;
+    // SAFETY: the arm64 ABI of the kernel; the rest is the caller's to see to.
+    unsafe {
+        asm!("svc 0", in("x8") number, inlateout("x0") a as isize => result, in("x1") b, in("x2") c, in("x3") d, in("x4") 0,
+             options(nostack));
+    }
+    result
+}
+
+fn result(value: isize) -> Result<usize, i32> {
+    match value {
+        -4095..=-1 => Err(-value as i32),
+        _ => Ok(value as usize),
+    }
+}
+
+/// Makes a call that reads and writes no memory.
+fn call_by_value(number: usize, a: usize, b: usize, c: usize) -> Result<usize, i32> {
+    // SAFETY: every caller in this file passes numbers only.
+    result(unsafe { call(number, a, b, c, 0) })
+}
+
+pub(crate) fn exit(status: i32) -> ! {
+    loop {
+        let _ = call_by_value(number::EXIT_GROUP, status as usize, 0, 0);
+    }
+}
+
+pub(crate) fn close(descriptor: i32) {
+    let _ = call_by_value(number::CLOSE, descriptor as usize, 0, 0);
+}
+
+/// Has the kernel close a descriptor at the next execve(2).
+pub(crate) fn close_on_exec(descriptor: i32) {
+    const F_SETFD: usize = 2;
+    const FD_CLOEXEC: usize = 1;
+    let _ = call_by_value(number::FCNTL, descriptor as usize, F_SETFD, FD_CLOEXEC);
+}
+
+/// Reads from the beginning of a file into `buffer`; the number of bytes that are there.
+pub(crate) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, i32> {
+    const AT_FDCWD: usize = -100_isize as usize;
+    // O_NONBLOCK: a FIFO must not keep the caller.
+    const O_NONBLOCK_CLOEXEC: usize = 0o2_004_000;
+    // SAFETY: a string, which the kernel reads.
+    let file = result(unsafe { call(number::OPENAT, AT_FDCWD, path.as_ptr() as usize, O_NONBLOCK_CLOEXEC, 0) })?;
+    // SAFETY: the kernel writes to the buffer, as far as that goes.
+    let read = result(unsafe { call(number::READ, file, buffer.as_mut_ptr() as usize, buffer.len(), 0) });
+    close(file as i32);
+    read
+}
+
+/// Whether there is anything at `path`.
+pub(crate) fn exists(path: &CStr) -> bool {
+    const AT_FDCWD: usize = -100_isize as usize;
+    // SAFETY: a string, which the kernel reads.
+    result(unsafe { call(number::FACCESSAT, AT_FDCWD, path.as_ptr() as usize, 0, 0) }).is_ok()
+}
+
+/// Makes a process that goes on as this one does: its number, and 0 in the new one.
+pub(crate) fn fork() -> Result<Pid, i32> {
+    // SAFETY: without CLONE_VM the new process has memory of its own.
+    result(unsafe { call(number::CLONE, SIGCHLD as usize, 0, 0, 0) }).map(|pid| pid as Pid)
+}
+
+/// Becomes the program at `path`. Returns the errno if it cannot.
+pub(crate) fn execute(path: &CStr, arguments: *const *const c_char, environment: *const *const c_char) -> i32 {
+    // SAFETY: three lists of the kind that execve(2) takes, which the kernel reads.
+    let failed = unsafe { call(number::EXECVE, path.as_ptr() as usize, arguments as usize, environment as usize, 0) };
+    -failed as i32
+}
+
+/// Whether wait4(2) waits for an end, or only looks.
+#[derive(Clone, Copy)]
+pub(crate) enum Wait {
+    Blocks,
+    Looks,
+}
+
+/// A process that this one has to reap has ended: its number and its wait status. `None` if there is none (yet). `pid` is -1 for any.
+pub(crate) fn reap(pid: Pid, wait: Wait) -> Option<(Pid, i32)> {
+    // WNOHANG and __WALL: a process may have been made with another signal for its end.
+    let options: u32 = match wait {
+        Wait::Blocks => 0x4000_0000,
+        Wait::Looks => 0x4000_0001,
+    };
+    let mut status = 0_i32;
+    loop {
+        let pointer = &raw mut status as usize;
+        // SAFETY: the kernel writes the status.
+        match result(unsafe { call(number::WAIT4, pid as usize, pointer, options as usize, 0) }) {
+            Err(EINTR) => {}
+            Err(_) | Ok(0) => return None,
+            Ok(pid) => return Some((pid as Pid, status)),
+        }
+    }
+}
+
+pub(crate) fn kill(pid: Pid, signal: i32) {
+    let _ = call_by_value(number::KILL, pid as usize, signal as usize, 0);
+}
+
+/// A signal that has come.
+pub(crate) struct Signal {
+    pub(crate) number: i32,
+    /// Whether a process has sent it. Otherwise it is the kernel's own: of a terminal, of a child.
+    pub(crate) is_sent: bool,
+}
+
+/// Keeps every signal pending until it is [waited for](next_signal). What this process ignored so far it takes, too.
+pub(crate) fn block_signals() {
+    default_signal(SIGCHLD);
+    set_mask(ALL);
+}
+
+/// Waits for the next signal.
+pub(crate) fn next_signal() -> Signal {
+    // siginfo_t: the number, an errno, the code, and more that nobody asks for.
+    let mut info = [0_i32; 32];
+    let set = ALL;
+    loop {
+        // SAFETY: the kernel reads the set and writes the information. A null pointer stands for no limit of time.
+        let number = result(unsafe {
+            call(number::RT_SIGTIMEDWAIT, &raw const set as usize, info.as_mut_ptr() as usize, 0, size_of::<u64>())
+        });
+        if let Ok(number) = number {
+            // SI_USER is 0, and what else a process may send is below.
+            return Signal { number: number as i32, is_sent: info[2] <= 0 };
+        }
+    }
+}
+
+/// Gives a new program the signals as it expects them: none blocked, none ignored.
+pub(crate) fn default_signals() {
+    for signal in 1..=SIGNALS {
+        if signal != SIGKILL && signal != SIGSTOP {
+            default_signal(signal);
+        }
+    }
+    set_mask(0);
+}
+
+fn default_signal(signal: i32) {
+    // The kernel's struct sigaction: SIG_DFL, no flags, no restorer, an empty mask.
+    let action = [0_u64; 4];
+    // SAFETY: the kernel reads the action. A null pointer says that nobody asks for the old one.
+    let _ = unsafe { call(number::RT_SIGACTION, signal as usize, action.as_ptr() as usize, 0, size_of::<u64>()) };
+}
+
+fn set_mask(set: u64) {
+    const SIG_SETMASK: usize = 2;
+    // SAFETY: the kernel reads the set. A null pointer says that nobody asks for the old one.
+    let _ = unsafe { call(number::RT_SIGPROCMASK, SIG_SETMASK, &raw const set as usize, 0, size_of::<u64>()) };
+}
+
+/// Makes this process the leader of a session of its own, without a terminal.
+pub(crate) fn new_session() {
+    let _ = call_by_value(number::SETSID, 0, 0, 0);
+}
+
+/// Whether descriptor 0 is the terminal of this process's session.
+pub(crate) fn has_terminal() -> bool {
+    const TIOCGPGRP: usize = 0x540f;
+    let mut group = 0_i32;
+    // SAFETY: the kernel writes the group's number.
+    result(unsafe { call(number::IOCTL, 0, TIOCGPGRP, &raw mut group as usize, 0) }).is_ok()
+}
+
+/// Names the process, in at most 15 bytes: the name in ps(1) and `/proc/PID/comm`.
+pub(crate) fn set_name(name: &CStr) {
+    const PR_SET_NAME: usize = 15;
+    // SAFETY: the kernel reads up to the end of the string.
+    let _ = unsafe { call(number::PRCTL, PR_SET_NAME, name.as_ptr() as usize, 0, 0) };
+}
+
+/// Runs on these processors only, from now on: a bit each, as sched_setaffinity(2) takes them.
+pub(crate) fn set_affinity(processors: &[u64]) {
+    // SAFETY: the kernel reads the mask.
+    let _ = unsafe { call(number::SCHED_SETAFFINITY, 0, size_of_val(processors), processors.as_ptr() as usize, 0) };
+}
+
+/// Reports a record.
+pub(crate) fn report(kind: Kind, value: i32) {
+    let [a, b, c, d] = (kind as u32).to_ne_bytes();
+    let [e, f, g, h] = value.to_ne_bytes();
+    write(&[a, b, c, d, e, f, g, h]);
+}
+
+/// Reports a record with the bytes that belong to it.
+pub(crate) fn report_bytes(kind: Kind, bytes: &[u8]) {
+    report(kind, bytes.len() as i32);
+    write(bytes);
+}
+
+fn write(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: the kernel reads the bytes.
+        let written = unsafe { call(number::WRITE, REPORT as usize, bytes.as_ptr() as usize, bytes.len(), 0) };
+        match result(written) {
+            Err(EINTR) => {}
+            // Nobody reads any more.
+            Err(_) => return,
+            Ok(length) => bytes = bytes.get(length..).unwrap_or_default(),
+        }
+    }
+}

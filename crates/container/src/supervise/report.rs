@@ -1,0 +1,176 @@
+//! What the helper has reported of a run, as far as it has.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use super::helper::record::{HEAD_BYTES, Kind};
+
+/// The facts of a run. A process in the container that runs as the command's user can write such records, too: they say no more than
+/// what the command could do anyway, and are taken as words of a stranger.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Why the runtime could not be executed.
+    pub(crate) runtime_not_executed: Option<i32>,
+    /// The wait status of the runtime.
+    pub(crate) runtime: Option<i32>,
+    /// Whether the init takes signals.
+    pub(crate) is_ready: bool,
+    /// Why the command could not be executed: the errno, the path, and the beginning of the file there.
+    pub(crate) not_executed: Option<NotExecuted>,
+    /// The wait status of the command.
+    pub(crate) command: Option<i32>,
+    /// The wait status of the container's first process.
+    pub(crate) container: Option<i32>,
+}
+
+/// What kept a command from being executed.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct NotExecuted {
+    pub(crate) errno: i32,
+    pub(crate) path: Vec<u8>,
+    pub(crate) head: Vec<u8>,
+}
+
+/// Reads the records of one run.
+#[derive(Debug)]
+pub(super) struct Report {
+    /// The reading end, which does not block; `None` after the end.
+    pipe: Option<File>,
+    /// The beginning of a record that has not come as a whole.
+    unread: Vec<u8>,
+    facts: Facts,
+    path: Vec<u8>,
+    head: Vec<u8>,
+}
+
+/// The most bytes behind a record: PATH_MAX of the kernel. Longer ones end the report.
+const MOST_BYTES: usize = if HEAD_BYTES > 4096 { HEAD_BYTES } else { 4096 };
+
+impl Report {
+    pub(super) fn new(pipe: File) -> Self {
+        Self { pipe: Some(pipe), unread: Vec::new(), facts: Facts::default(), path: Vec::new(), head: Vec::new() }
+    }
+
+    pub(super) fn pipe(&self) -> Option<&File> {
+        self.pipe.as_ref()
+    }
+
+    pub(super) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    pub(super) fn into_facts(self) -> Facts {
+        self.facts
+    }
+
+    /// Reads what is there.
+    pub(super) fn read(&mut self) {
+        let mut buffer = [0; 1024];
+        while let Some(pipe) = &mut self.pipe {
+            match pipe.read(&mut buffer) {
+                Ok(length @ 1..) => self.accept(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(0) | Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    fn accept(&mut self, bytes: &[u8]) {
+        self.unread.extend_from_slice(bytes);
+        let mut rest = &*self.unread;
+        while let Some((kind, value, after)) = header(rest) {
+            let length = if [Kind::Path as u32, Kind::Head as u32].contains(&kind) { value as usize } else { 0 };
+            if length > MOST_BYTES {
+                // None of the helper's.
+                self.pipe = None;
+                return;
+            }
+            let Some((bytes, after)) = after.split_at_checked(length) else { break };
+            rest = after;
+            let facts = &mut self.facts;
+            match kind {
+                kind if kind == Kind::RuntimeNotExecuted as u32 => facts.runtime_not_executed = Some(value),
+                kind if kind == Kind::RuntimeEnded as u32 => facts.runtime = Some(value),
+                kind if kind == Kind::Ready as u32 => facts.is_ready = true,
+                kind if kind == Kind::Path as u32 => self.path = bytes.to_vec(),
+                kind if kind == Kind::Head as u32 => self.head = bytes.to_vec(),
+                kind if kind == Kind::NotExecuted as u32 => {
+                    let (path, head) = (std::mem::take(&mut self.path), std::mem::take(&mut self.head));
+                    facts.not_executed = Some(NotExecuted { errno: value, path, head });
+                }
+                kind if kind == Kind::CommandEnded as u32 => facts.command = Some(value),
+                kind if kind == Kind::ContainerEnded as u32 => facts.container = Some(value),
+                _ => {}
+            }
+        }
+        self.unread = rest.to_vec();
+    }
+}
+
+/// The kind and the value at the beginning of `bytes`, and what follows.
+fn header(bytes: &[u8]) -> Option<(u32, i32, &[u8])> {
+    let (kind, rest) = bytes.split_first_chunk()?;
+    let (value, rest) = rest.split_first_chunk()?;
+    Some((u32::from_ne_bytes(*kind), i32::from_ne_bytes(*value), rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mutated;
+
+    fn record(kind: Kind, value: i32) -> Vec<u8> {
+        [(kind as u32).to_ne_bytes(), value.to_ne_bytes()].concat()
+    }
+
+    fn not_executed() -> Vec<u8> {
+        let (path, head) = (b"/x".as_slice(), b"#!/y\n".as_slice());
+        let parts =
+            [record(Kind::Path, 2), path.into(), record(Kind::Head, 5), head.into(), record(Kind::NotExecuted, 2)];
+        parts.concat()
+    }
+
+    fn read(pieces: &[&[u8]]) -> Facts {
+        let mut report = Report { pipe: None, ..Report::new(tempfile::tempfile().unwrap()) };
+        pieces.iter().for_each(|piece| report.accept(piece));
+        report.facts
+    }
+
+    #[test]
+    fn records_are_read_however_the_pieces_fall() {
+        let all = [record(Kind::Ready, 0), not_executed(), record(Kind::CommandEnded, 127 << 8)].concat();
+        let expected = Facts {
+            is_ready: true,
+            not_executed: Some(NotExecuted { errno: 2, path: b"/x".into(), head: b"#!/y\n".into() }),
+            command: Some(127 << 8),
+            ..Facts::default()
+        };
+        for size in 1..all.len() {
+            let pieces: Vec<_> = all.chunks(size).collect();
+            assert_eq!(read(&pieces), expected, "pieces of {size}");
+        }
+        let table = [
+            (record(Kind::RuntimeNotExecuted, 2), Facts { runtime_not_executed: Some(2), ..Facts::default() }),
+            (record(Kind::RuntimeEnded, 256), Facts { runtime: Some(256), ..Facts::default() }),
+            (record(Kind::ContainerEnded, 9), Facts { container: Some(9), ..Facts::default() }),
+            (record(Kind::Path, -1), Facts::default()),
+            ([record(Kind::Head, 4097), record(Kind::Ready, 0)].concat(), Facts::default()),
+        ];
+        for (bytes, facts) in table {
+            assert_eq!(read(&[&bytes]), facts, "{bytes:?}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn reports_of_any_content(bytes in mutated::bytes([not_executed(), record(Kind::Ready, 0)])) {
+            let facts = read(&[&bytes]);
+            prop_assert!(facts.not_executed.is_none_or(|failure| failure.path.len() <= MOST_BYTES));
+        }
+    }
+}

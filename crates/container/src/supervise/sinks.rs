@@ -1,0 +1,275 @@
+//! Where the output of a command goes, once it has passed through the caller's process: files, memory, functions.
+
+use std::io;
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::net::{SendFlags, send};
+
+use super::mask;
+use crate::output::{Callback, Output};
+use crate::{CaptureLimit, Excerpt};
+
+/// One place.
+pub(super) enum Sink<'a> {
+    File(FileSink),
+    Excerpt(Excerpt),
+    Callback(Callback<'a>),
+    Lines { function: Callback<'a>, begun: Vec<u8> },
+}
+
+/// A file, a terminal, a pipe or a socket of the caller's. Nothing blocks but a regular file.
+pub(super) struct FileSink {
+    file: OwnedFd,
+    way: Way,
+    /// What there was no room for.
+    pending: Vec<u8>,
+    /// Nothing more is written after a failure.
+    has_failed: bool,
+}
+
+/// How a file is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It takes all there is; or, if it could not be opened anew, it may block.
+    Whole,
+    /// It takes what it has room for.
+    Room,
+    /// A socket: the same, if one says so each time.
+    Socket,
+}
+
+impl<'a> Sink<'a> {
+    /// The places that `output` names. `inherited` is the caller's own stream.
+    ///
+    /// # Errors
+    /// The kernel's, if there is no descriptor left.
+    pub(super) fn all(output: Output<'a>, inherited: BorrowedFd<'_>) -> io::Result<Vec<Self>> {
+        Ok(match output {
+            Output::Null => Vec::new(),
+            Output::Inherit => vec![Sink::File(FileSink::new(fcntl_dupfd_cloexec(inherited, 3)?)?)],
+            Output::File(file) => vec![Sink::File(FileSink::new(file.into())?)],
+            Output::Capture(limit) => vec![Sink::excerpt(limit)],
+            Output::Callback(function) => vec![Sink::Callback(function)],
+            Output::Lines(function) => vec![Sink::Lines { function, begun: Vec::new() }],
+            Output::Tee(outputs) => {
+                let mut all = Vec::new();
+                for output in outputs {
+                    all.extend(Sink::all(output, inherited)?);
+                }
+                all
+            }
+        })
+    }
+
+    fn excerpt(limit: CaptureLimit) -> Self {
+        Sink::Excerpt(Excerpt::new(limit))
+    }
+
+    /// Takes all of `bytes`: what a file has no room for stays [pending](FileSink::pending).
+    pub(super) fn accept(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Sink::File(file) => return file.accept(bytes),
+            Sink::Excerpt(excerpt) => excerpt.push(bytes),
+            Sink::Callback(function) => function(bytes),
+            Sink::Lines { function, begun } => by_line(function, begun, bytes),
+        }
+        Ok(())
+    }
+
+    /// Hands on what was held back, at the end of the stream.
+    pub(super) fn finish(&mut self) {
+        if let Sink::Lines { function, begun } = self {
+            if !begun.is_empty() {
+                function(&std::mem::take(begun));
+            }
+        }
+    }
+
+    /// The file, if it has not taken all that it was given.
+    pub(super) fn pending(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Sink::File(sink) if !sink.pending.is_empty() => Some(sink.file.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// Tries to write what is pending.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Sink::File(sink) => sink.accept(&[]),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Calls `function` with every line that `bytes` ends; the rest stays in `begun`.
+fn by_line(function: &mut Callback<'_>, begun: &mut Vec<u8>, bytes: &[u8]) {
+    for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+        if begun.is_empty() && part.ends_with(b"\n") {
+            function(part);
+            continue;
+        }
+        begun.extend_from_slice(part);
+        if begun.ends_with(b"\n") || begun.len() >= Output::MAX_LINE_BYTES {
+            function(begun);
+            begun.clear();
+        }
+    }
+}
+
+impl FileSink {
+    fn new(file: OwnedFd) -> io::Result<Self> {
+        let way = |file, way| Ok(Self { file, way, pending: Vec::new(), has_failed: false });
+        match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+            FileType::Socket => way(file, Way::Socket),
+            // Without blocking, though the caller's own, which others may share, goes on to block.
+            FileType::CharacterDevice | FileType::Fifo => match reopened(&file, OFlags::WRONLY) {
+                Ok(own) => way(own, Way::Room),
+                Err(error) => {
+                    log::debug!("the command's output may block: its file cannot be opened again ({error})");
+                    way(file, Way::Whole)
+                }
+            },
+            _ => way(file, Way::Whole),
+        }
+    }
+
+    fn accept(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.has_failed {
+            return Ok(());
+        }
+        let result = match self.pending.is_empty() {
+            true => self.write(bytes).map(|written| self.pending.extend_from_slice(&bytes[written..])),
+            false => {
+                self.pending.extend_from_slice(bytes);
+                let pending = std::mem::take(&mut self.pending);
+                self.write(&pending).map(|written| self.pending.extend_from_slice(&pending[written..]))
+            }
+        };
+        if result.is_err() {
+            self.has_failed = true;
+            self.pending = Vec::new();
+        }
+        result
+    }
+
+    /// Writes what there is room for. Returns how much that is.
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let written = match self.way {
+                Way::Socket => send(&self.file, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+                Way::Whole | Way::Room => mask::write(&self.file, rest),
+            };
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::INTR) => {}
+                // A file of the caller's that does not block: it is asked to be polled.
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(bytes.len() - rest.len())
+    }
+}
+
+/// The same file, opened once more, so that it does not block.
+pub(super) fn reopened(file: &OwnedFd, access: OFlags) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(openat(CWD, path, access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The file that a single sink is, for comparison with another.
+pub(super) fn only_file<'s>(sinks: &'s [Sink<'_>]) -> Option<&'s OwnedFd> {
+    match sinks {
+        [Sink::File(sink)] => Some(&sink.file),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+
+    use rustix::pipe::pipe;
+
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_however_the_pieces_fall() {
+        let text = b"one\n\ntwo\nlast";
+        for size in 1..=text.len() {
+            let mut lines = Vec::new();
+            let output = Output::lines(|line| lines.push(line.to_vec()));
+            let mut sinks = Sink::all(output, std::io::stdout().as_fd()).unwrap();
+            text.chunks(size).for_each(|piece| sinks[0].accept(piece).unwrap());
+            sinks[0].finish();
+            drop(sinks);
+            assert_eq!(lines, [&b"one\n"[..], b"\n", b"two\n", b"last"], "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_end_comes_in_parts() {
+        let mut lengths = Vec::new();
+        let mut sinks = Sink::all(Output::lines(|line| lengths.push(line.len())), std::io::stdout().as_fd()).unwrap();
+        for _ in 0..3 {
+            sinks[0].accept(&vec![b'x'; Output::MAX_LINE_BYTES / 2]).unwrap();
+        }
+        sinks[0].finish();
+        drop(sinks);
+        assert_eq!(lengths, [Output::MAX_LINE_BYTES, Output::MAX_LINE_BYTES / 2]);
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_does_not_block() {
+        let (reader, writer) = pipe().unwrap();
+        let mut sink = Sink::File(FileSink::new(writer).unwrap());
+        let bytes: Vec<u8> = (0..1_000_000_u32).map(|n| n as u8).collect();
+        sink.accept(&bytes).unwrap();
+        assert!(sink.pending().is_some());
+        let mut reader = File::from(reader);
+        let (mut read, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+        while sink.pending().is_some() {
+            let length = reader.read(&mut buffer).unwrap();
+            read.extend_from_slice(&buffer[..length]);
+            sink.flush().unwrap();
+        }
+        drop(sink);
+        reader.read_to_end(&mut read).unwrap();
+        assert!(read == bytes);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_once() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut sink = Sink::File(FileSink::new(full.into()).unwrap());
+        assert_eq!(sink.accept(b"x").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        sink.accept(b"y").unwrap();
+        assert!(sink.pending().is_none());
+    }
+
+    #[test]
+    fn a_tee_has_all_of_them() {
+        let mut log = tempfile::tempfile().unwrap();
+        let mut seen = Vec::new();
+        let outputs = [
+            Output::File(log.try_clone().unwrap()),
+            Output::Null,
+            Output::Tee(vec![Output::callback(|piece| seen.extend_from_slice(piece))]),
+        ];
+        let mut sinks = Sink::all(Output::tee(outputs), std::io::stdout().as_fd()).unwrap();
+        assert_eq!(sinks.len(), 2);
+        sinks.iter_mut().for_each(|sink| sink.accept(b"text").unwrap());
+        drop(sinks);
+        let mut text = String::new();
+        std::io::Seek::rewind(&mut log).unwrap();
+        log.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), &*seen), ("text", &b"text"[..]));
+    }
+}

@@ -1,0 +1,471 @@
+//! The three streams of a container: which files of the caller's it may have, and pipes in the place of the others.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, fstatfs, makedev};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionread};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use rustix::process::getpgrp;
+use rustix::termios::{isatty, tcgetpgrp};
+
+use super::mask;
+use super::sinks::{Sink, only_file, reopened};
+use super::spawn::FREE;
+use crate::{Excerpt, Input, Output};
+
+/// `PIPEFS_MAGIC` in linux/magic.h: pipes that have no name anywhere.
+const PIPEFS_MAGIC: u64 = 0x5049_5045;
+
+/// How much is read at once. Also what the pipes of outputs hold, if the kernel lets them.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// How many pieces are read before anything else is looked at.
+const MOST_PIECES: usize = 8;
+
+/// The container's streams, as far as they pass through the caller's process.
+pub(super) struct Streams<'a> {
+    input: Option<Feed>,
+    outputs: Vec<Drain<'a>>,
+    /// What the outputs may still bring together, in bytes; `None` for no limit.
+    allowance: Option<u64>,
+    buffer: Vec<u8>,
+}
+
+/// What the container gets as its three streams.
+pub(super) type Given = [OwnedFd; 3];
+
+/// An output on its way to the caller's places.
+struct Drain<'a> {
+    /// What it is read from, without blocking; `None` after the end, and before there is a terminal.
+    source: Option<File>,
+    sinks: Vec<Sink<'a>>,
+    stream: Stream,
+    /// Whether more came than was allowed. The surplus is thrown away.
+    surplus: bool,
+    /// The first failure of a sink.
+    failure: Option<io::Error>,
+}
+
+/// Which of the two outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// The input on its way to the container.
+struct Feed {
+    source: Source,
+    /// What it is written to, without blocking; `None` before there is a terminal.
+    sink: Option<OwnedFd>,
+    /// What the container has no room for yet.
+    pending: Vec<u8>,
+    /// The other end of the pipe, when all of a file is in it.
+    rest: Option<OwnedFd>,
+}
+
+struct Source {
+    file: File,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Of what the container does not read, the next process of the caller's has the rest.
+    Regular,
+    /// Read only while the caller is in front of it.
+    Terminal,
+    Other,
+}
+
+impl<'a> Streams<'a> {
+    /// The streams of a container without a terminal. The container gets its own as [`Given`].
+    pub(super) fn new(
+        stdin: Input,
+        stdout: Output<'a>,
+        stderr: Output<'a>,
+        output_limit: Option<u64>,
+    ) -> io::Result<(Self, Given)> {
+        let (input, given_stdin) = match Direct::input(stdin)? {
+            Direct::Given(file) => (None, file),
+            Direct::Through(file) => {
+                let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+                without_blocking(&writer)?;
+                (Some(Feed::new(file, Some(writer))?), above(reader)?)
+            }
+        };
+        let counted = output_limit.is_some();
+        let mut outputs = Vec::new();
+        let given_stdout = match Direct::output(stdout, std::io::stdout().as_fd(), counted)? {
+            Direct::Given(file) => file,
+            Direct::Through(sinks) => {
+                let (drain, given) = Drain::piped(sinks, Stream::Stdout)?;
+                outputs.push(drain);
+                given
+            }
+        };
+        let given_stderr = match Direct::output(stderr, std::io::stderr().as_fd(), counted)? {
+            Direct::Given(file) => file,
+            Direct::Through(sinks) => match outputs.first() {
+                // One pipe keeps the order of what goes to one place.
+                Some(first) if is_same_file(&first.sinks, &sinks) => fcntl_dupfd_cloexec(&given_stdout, FREE)?,
+                _ => {
+                    let (drain, given) = Drain::piped(sinks, Stream::Stderr)?;
+                    outputs.push(drain);
+                    given
+                }
+            },
+        };
+        let streams = Self { input, outputs, allowance: output_limit, buffer: Vec::new() };
+        Ok((streams, [given_stdin, given_stdout, given_stderr]))
+    }
+
+    /// The streams of a container with a terminal, which brings what `stdout` takes. The runtime gets no streams of the caller's.
+    pub(super) fn of_terminal(
+        stdin: Input,
+        stdout: Output<'a>,
+        output_limit: Option<u64>,
+    ) -> io::Result<(Self, Given)> {
+        let source = match stdin {
+            Input::Null => None,
+            Input::Inherit => Some(File::from(fcntl_dupfd_cloexec(std::io::stdin(), 3)?)),
+            Input::File(file) => Some(file),
+        };
+        let input = source.map(|source| Feed::new(source, None)).transpose()?;
+        let sinks = Sink::all(stdout, std::io::stdout().as_fd())?;
+        let outputs = vec![Drain { source: None, sinks, stream: Stream::Stdout, surplus: false, failure: None }];
+        let streams = Self { input, outputs, allowance: output_limit, buffer: Vec::new() };
+        let stderr = fcntl_dupfd_cloexec(std::io::stderr(), FREE).or_else(|_| null())?;
+        Ok((streams, [null()?, null()?, stderr]))
+    }
+
+    /// Connects the streams with the terminal of the container.
+    pub(super) fn attach(&mut self, terminal: OwnedFd) -> io::Result<()> {
+        without_blocking(&terminal)?;
+        if let Some(feed) = &mut self.input {
+            feed.sink = Some(fcntl_dupfd_cloexec(&terminal, 3)?);
+        }
+        for drain in &mut self.outputs {
+            drain.source = Some(fcntl_dupfd_cloexec(&terminal, 3)?.into());
+        }
+        Ok(())
+    }
+
+    /// What is to be waited for.
+    pub(super) fn poll_fds(&self) -> Vec<PollFd<'_>> {
+        let mut fds = Vec::new();
+        for drain in &self.outputs {
+            let before = fds.len();
+            let pending = drain.sinks.iter().filter_map(Sink::pending);
+            fds.extend(pending.map(|file| PollFd::from_borrowed_fd(file, PollFlags::OUT)));
+            if let (Some(source), true) = (&drain.source, fds.len() == before) {
+                fds.push(PollFd::new(source, PollFlags::IN));
+            }
+        }
+        if let Some(feed) = &self.input {
+            feed.poll(&mut fds);
+        }
+        fds
+    }
+
+    /// Whether the terminal that is the input is to be looked at from time to time: no event says that the caller is in front again.
+    pub(super) fn waits_for_foreground(&self) -> bool {
+        self.input.as_ref().is_some_and(|feed| feed.sink.is_some() && !feed.source.is_in_front())
+    }
+
+    /// Hands on what there is.
+    pub(super) fn advance(&mut self) {
+        self.buffer.resize(PIECE_BYTES, 0);
+        for drain in &mut self.outputs {
+            drain.flush();
+            for _ in 0..MOST_PIECES {
+                if !drain.read_once(&mut self.allowance, &mut self.buffer) {
+                    break;
+                }
+            }
+        }
+        if let Some(feed) = &mut self.input {
+            if let Err(error) = feed.advance(&mut self.buffer) {
+                log::debug!("no more input is handed on: {error}");
+                self.input = None;
+            }
+        }
+    }
+
+    /// Hands on what the container has left in the pipes, when it has ended. Returns whether all of it has reached its places: a
+    /// terminal may not take more for now.
+    pub(super) fn drain(&mut self) -> bool {
+        // What was not read is the next one's.
+        self.input = None;
+        self.buffer.resize(PIECE_BYTES, 0);
+        for drain in &mut self.outputs {
+            drain.flush();
+            while drain.read_once(&mut self.allowance, &mut self.buffer) {}
+        }
+        self.outputs.iter().all(|drain| drain.sinks.iter().all(|sink| sink.pending().is_none()))
+    }
+
+    /// Whether there was more output than allowed.
+    pub(super) fn has_surplus(&self) -> bool {
+        self.outputs.iter().any(|drain| drain.surplus)
+    }
+
+    /// What has come of the outputs.
+    pub(super) fn finish(self) -> Outputs {
+        let mut outcome = Outputs::default();
+        for mut drain in self.outputs {
+            for mut sink in drain.sinks {
+                sink.finish();
+                let kept = match drain.stream {
+                    Stream::Stdout => &mut outcome.stdout,
+                    Stream::Stderr => &mut outcome.stderr,
+                };
+                if let (Sink::Excerpt(excerpt), None) = (sink, &kept) {
+                    *kept = Some(excerpt);
+                }
+            }
+            outcome.failure = outcome.failure.or(drain.failure.take());
+        }
+        outcome
+    }
+}
+
+/// What has come of the outputs of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Outputs {
+    pub(crate) stdout: Option<Excerpt>,
+    pub(crate) stderr: Option<Excerpt>,
+    /// Why a part of the output is lost, if that is so.
+    pub(crate) failure: Option<io::Error>,
+}
+
+/// What the container gets itself, and what passes through the caller's process.
+enum Direct<T> {
+    Given(OwnedFd),
+    Through(T),
+}
+
+impl Direct<File> {
+    fn input(input: Input) -> io::Result<Self> {
+        let file = match input {
+            Input::Null => return Ok(Direct::Given(null()?)),
+            Input::Inherit => match fcntl_dupfd_cloexec(std::io::stdin(), FREE) {
+                // A caller that has closed its own.
+                Err(Errno::BADF) => return Ok(Direct::Given(null()?)),
+                file => file?,
+            },
+            Input::File(file) => file.into(),
+        };
+        Ok(if may_be_shared(&file)? { Direct::Given(above(file)?) } else { Direct::Through(file.into()) })
+    }
+}
+
+impl<'a> Direct<Vec<Sink<'a>>> {
+    /// `inherited` is the caller's own stream. What is `counted` has to pass through.
+    fn output(output: Output<'a>, inherited: BorrowedFd<'_>, counted: bool) -> io::Result<Self> {
+        Ok(match output {
+            Output::Null => Direct::Given(null()?),
+            // A caller that has closed its own.
+            Output::Inherit if fstat(inherited).err() == Some(Errno::BADF) => Direct::Given(null()?),
+            Output::Inherit if !counted && may_be_shared(inherited)? => {
+                Direct::Given(fcntl_dupfd_cloexec(inherited, FREE)?)
+            }
+            Output::File(file) if !counted && may_be_shared(&file)? => Direct::Given(above(file.into())?),
+            other => Direct::Through(Sink::all(other, inherited)?),
+        })
+    }
+}
+
+/// Whether the container may have the file as it is: a pipe without a name, a socket, or `/dev/null`. Whoever has a file or a
+/// terminal can open it again by `/proc/self/fd`, with other rights, and some runtimes give it to the command's user.
+fn may_be_shared(file: impl AsFd) -> io::Result<bool> {
+    let stat = fstat(&file)?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => fstatfs(&file)?.f_type as u64 == PIPEFS_MAGIC,
+        FileType::Socket => true,
+        FileType::CharacterDevice => stat.st_rdev == makedev(1, 3),
+        _ => false,
+    })
+}
+
+fn null() -> io::Result<OwnedFd> {
+    above(File::options().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// The same file with a number that is none of a child's own.
+fn above(file: OwnedFd) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    if file.as_raw_fd() >= FREE { Ok(file) } else { Ok(fcntl_dupfd_cloexec(&file, FREE)?) }
+}
+
+/// This end only: the other one is another open file description.
+fn without_blocking(file: &OwnedFd) -> io::Result<()> {
+    Ok(fcntl_setfl(file, fcntl_getfl(file)? | OFlags::NONBLOCK)?)
+}
+
+fn is_same_file(left: &[Sink<'_>], right: &[Sink<'_>]) -> bool {
+    let identity = |stat: Stat| (stat.st_dev, stat.st_ino);
+    match (only_file(left), only_file(right)) {
+        (Some(left), Some(right)) => fstat(left).map(identity).ok() == fstat(right).map(identity).ok(),
+        _ => false,
+    }
+}
+
+impl<'a> Drain<'a> {
+    fn piped(sinks: Vec<Sink<'a>>, stream: Stream) -> io::Result<(Self, OwnedFd)> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        without_blocking(&reader)?;
+        // A user may have only so much; then it holds less.
+        let _ = fcntl_setpipe_size(&reader, PIECE_BYTES);
+        let drain = Self { source: Some(reader.into()), sinks, stream, surplus: false, failure: None };
+        Ok((drain, above(writer)?))
+    }
+
+    fn flush(&mut self) {
+        for sink in &mut self.sinks {
+            note(&mut self.failure, sink.flush());
+        }
+    }
+
+    /// Reads what is there, one piece at most, and hands on what is allowed of it. Nothing is read while a sink has no room.
+    fn read_once(&mut self, allowance: &mut Option<u64>, buffer: &mut [u8]) -> bool {
+        let Some(source) = &mut self.source else { return false };
+        if self.sinks.iter().any(|sink| sink.pending().is_some()) {
+            return false;
+        }
+        match source.read(buffer) {
+            Ok(length @ 1..) => {
+                let allowed = allowance.map_or(length as u64, |left| left.min(length as u64));
+                if let Some(left) = allowance {
+                    *left -= allowed;
+                }
+                let allowed = allowed as usize;
+                self.surplus |= allowed < length;
+                for sink in &mut self.sinks {
+                    note(&mut self.failure, sink.accept(&buffer[..allowed]));
+                }
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            // EIO is the end of a terminal.
+            Ok(0) | Err(_) => {
+                self.source = None;
+                false
+            }
+        }
+    }
+}
+
+/// The first failure counts.
+fn note(first: &mut Option<io::Error>, result: io::Result<()>) {
+    if let (Err(error), None) = (result, &first) {
+        *first = Some(error);
+    }
+}
+
+impl Source {
+    fn new(file: File) -> io::Result<Self> {
+        let file = OwnedFd::from(file);
+        let kind = match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+            FileType::RegularFile => return Ok(Self { file: file.into(), kind: Kind::Regular }),
+            FileType::CharacterDevice if isatty(&file) => Kind::Terminal,
+            _ => Kind::Other,
+        };
+        // Another process may read what poll(2) has told of here.
+        let file = reopened(&file, OFlags::RDONLY).unwrap_or(file);
+        Ok(Self { file: file.into(), kind })
+    }
+
+    /// Whether what comes from it is the caller's to read. Only a terminal asks for that, and only that of the caller's session.
+    fn is_in_front(&self) -> bool {
+        self.kind != Kind::Terminal
+            || match tcgetpgrp(&self.file) {
+                Ok(front) => front == getpgrp(),
+                Err(error) => error == Errno::NOTTY,
+            }
+    }
+}
+
+impl Feed {
+    fn new(file: File, sink: Option<OwnedFd>) -> io::Result<Self> {
+        Ok(Self { source: Source::new(file)?, sink, pending: Vec::new(), rest: None })
+    }
+
+    /// Ends the container's input. It reads what is in the pipe.
+    fn end(&mut self) {
+        self.rest = self.sink.take().filter(|_| self.source.kind == Kind::Regular);
+        self.rest = self.rest.take().and_then(|sink| reopened(&sink, OFlags::RDONLY).ok());
+    }
+
+    fn poll<'f>(&'f self, fds: &mut Vec<PollFd<'f>>) {
+        let Some(sink) = &self.sink else { return };
+        let waits_for_room = !self.pending.is_empty() || self.source.kind == Kind::Regular;
+        // Without anything to write, too: poll(2) tells when the command has closed its input.
+        fds.push(PollFd::new(sink, if waits_for_room { PollFlags::OUT } else { PollFlags::empty() }));
+        if !waits_for_room && self.source.is_in_front() {
+            fds.push(PollFd::new(&self.source.file, PollFlags::IN));
+        }
+    }
+
+    /// Hands on what there is and what there is room for.
+    ///
+    /// # Errors
+    /// When the command has closed its input, or that cannot be read.
+    fn advance(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        let Some(sink) = &self.sink else { return Ok(()) };
+        let ready = |file: &dyn AsFd, flags| {
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), flags)];
+            rustix::event::poll(&mut fds, Some(&now)).map(|_| fds[0].revents())
+        };
+        if ready(sink, PollFlags::OUT)?.intersects(PollFlags::ERR) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if self.pending.is_empty() && self.source.is_in_front() {
+            let readable = self.source.kind == Kind::Regular || !ready(&self.source.file, PollFlags::IN)?.is_empty();
+            if !readable {
+                return Ok(());
+            }
+            match self.source.file.read(buffer) {
+                Ok(0) => {
+                    self.end();
+                    return Ok(());
+                }
+                Ok(length) => self.pending.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+                // In the background, as it is now; or not ready, after all.
+                Err(error)
+                    if error.raw_os_error() == Some(Errno::IO.raw_os_error()) && self.source.kind == Kind::Terminal =>
+                {
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        match mask::write(sink, &self.pending) {
+            Ok(written) => drop(self.pending.drain(..written)),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Feed {
+    /// Puts a file back to where the command has read up to: what follows in a script reads on from there.
+    fn drop(&mut self) {
+        let pipe = self.rest.as_ref().or(self.sink.as_ref()).filter(|_| self.source.kind == Kind::Regular);
+        let Some(pipe) = pipe.filter(|pipe| may_be_shared(pipe).unwrap_or_default()) else { return };
+        let unread = ioctl_fionread(pipe).unwrap_or(0) + self.pending.len() as u64;
+        if let (Ok(back), true) = (i64::try_from(unread), unread > 0) {
+            if let Err(error) = self.source.file.seek(SeekFrom::Current(-back)) {
+                log::debug!("the input is not put back to where the command has read up to: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! A container's terminal: the runtime sends its other end over a socket (`--console-socket`), and the caller's own terminal takes
+//! part in it as it is, byte for byte.
+
+use std::io::{self, IoSliceMut, stdin, stdout};
+use std::mem::MaybeUninit;
+use std::path::Path;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType,
+    accept_with, bind, listen, recvmsg, socket_with,
+};
+use rustix::termios::{OptionalActions, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+
+/// The socket's name in the bundle, which is the runtime's working directory: a longer path may be more than the 107 bytes that
+/// unix(7) has room for.
+pub(crate) const SOCKET: &str = "console.sock";
+
+/// The terminal of a container, before and after the runtime has sent it.
+pub(super) struct Console {
+    listener: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    /// The caller's own settings, once they have been changed.
+    saved: Option<Saved>,
+}
+
+impl Console {
+    /// Makes the socket in `bundle`, in the place of an earlier one.
+    pub(super) fn new(bundle: &Path) -> io::Result<Self> {
+        use std::os::fd::AsRawFd;
+        let directory = openat(CWD, bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        match unlinkat(&directory, SOCKET, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        bind(&listener, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))?)?;
+        listen(&listener, 1)?;
+        Ok(Self { listener: Some(listener), terminal: None, saved: None })
+    }
+
+    /// What is readable when the runtime has something to send, until then.
+    pub(super) fn listener(&self) -> Option<&OwnedFd> {
+        self.listener.as_ref()
+    }
+
+    /// Takes the terminal, if it has been sent, and puts the caller's own into raw mode: the container's does what a terminal does
+    /// to lines.
+    pub(super) fn receive(&mut self) -> io::Result<Option<&OwnedFd>> {
+        let Some(listener) = &self.listener else { return Ok(None) };
+        let connection = match accept_with(listener, SocketFlags::CLOEXEC) {
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(None),
+            connection => connection?,
+        };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        // The name of the terminal, which nobody needs.
+        let mut name = [0; 4096];
+        recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        let files = ancillary.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(files) => Some(files),
+            _ => None,
+        });
+        let Some(terminal) = files.flatten().find(|file| isatty(file)) else { return Ok(None) };
+        self.listener = None;
+        resize(&terminal);
+        self.saved = Saved::make_raw()?;
+        Ok(Some(self.terminal.insert(terminal)))
+    }
+
+    /// Gives the container's terminal the size of the caller's.
+    pub(super) fn resize(&self) {
+        self.terminal.iter().for_each(resize);
+    }
+}
+
+fn resize(terminal: &OwnedFd) {
+    if let Some(size) = size() {
+        if let Err(error) = tcsetwinsize(terminal, size) {
+            log::debug!("the container's terminal does not get the size of the caller's: {error}");
+        }
+    }
+}
+
+/// The size of the caller's terminal, if it has one.
+pub(crate) fn size() -> Option<Winsize> {
+    let sizes = [tcgetwinsize(stdin()), tcgetwinsize(stdout())];
+    sizes.into_iter().flatten().find(|size| size.ws_row > 0 && size.ws_col > 0)
+}
+
+/// The settings of the terminal that is standard input, put back when this is dropped.
+struct Saved(Termios);
+
+impl Saved {
+    fn make_raw() -> io::Result<Option<Self>> {
+        let Ok(saved) = tcgetattr(stdin()) else { return Ok(None) };
+        let mut raw = saved.clone();
+        raw.make_raw();
+        tcsetattr(stdin(), OptionalActions::Now, &raw)?;
+        Ok(Some(Self(saved)))
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        // What the command has written is shown first.
+        if let Err(error) = tcsetattr(stdin(), OptionalActions::Drain, &self.0) {
+            log::warn!("the terminal's settings cannot be put back ({error}): `reset` does it");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The signals that layered gets during a run: the command gets them, too.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use anyhow::Context;
+use container::Cancel;
+use runner::Options;
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::iterator::Signals;
+
+/// Those that ask the command to end: it has the time of grace for that, and the next one kills it.
+const ENDING: [i32; 2] = [SIGINT, SIGTERM];
+
+/// Those that are handed on, and nothing else.
+const OTHERS: [i32; 6] = [SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
+
+/// The number of the first signal that asked the command to end.
+pub(crate) struct FirstSignal(Arc<AtomicI32>);
+
+impl FirstSignal {
+    /// 0 if none has come.
+    pub(crate) fn came(&self) -> i32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Hands on what comes from now on, but for what layered was started to ignore: `nohup`, `trap '' INT`.
+pub(crate) fn handed_on(options: Options<'_>) -> anyhow::Result<(Options<'_>, FirstSignal)> {
+    let (cancel, command) = (Cancel::new()?, container::Signals::new()?);
+    let options = options.cancel(cancel.clone()).signals(command.clone());
+    let came = Arc::new(AtomicI32::new(0));
+    let ignored = ignored_signals();
+    let handled = ENDING.iter().chain(&OTHERS).filter(|signal| !ignores(ignored, **signal));
+    let mut signals = Signals::new(handled).context("cannot wait for signals")?;
+    let first = Arc::clone(&came);
+    // The thread lives as long as the process.
+    let wait = move || {
+        for signal in &mut signals {
+            if !ENDING.contains(&signal) {
+                command.send(signal);
+            } else if first.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                cancel.interrupt(signal);
+            } else {
+                cancel.kill();
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .context("cannot start a thread to wait for signals")?;
+    Ok((options, FirstSignal(came)))
+}
+
+/// Whether the process ignores a signal now.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    ignores(ignored_signals(), signal)
+}
+
+/// The mask of the signals that the process ignores now.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored_by(&status)
+}
+
+/// The mask of the signals that a process ignores, by its `/proc/PID/status`.
+fn ignored_by(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn ignores(mask: u64, signal: i32) -> bool {
+    mask & (1 << (signal - 1)) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_a_mask() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000001001000\nSigCgt:\t0000000000000440\n";
+        for (signal, ignored) in [(13, true), (25, true), (24, false), (26, false), (64, false)] {
+            assert_eq!(ignores(ignored_by(status), signal), ignored, "{signal}");
+        }
+        assert_eq!((ignored_by(""), ignored_by("SigIgn:\tx\n")), (0, 0));
+    }
+}
