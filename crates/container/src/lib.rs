@@ -47,6 +47,7 @@ mod parser_tests;
 mod rootfs;
 mod runtime;
 mod template;
+mod user;
 
 pub use bundle::Bundle;
 pub use cgroup::{Cgroup, CgroupLayout, Usage};
@@ -64,3 +65,4 @@ pub use template::{
     Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Seccomp, Template,
     TemplateBuilder, TemplateError, Terminal, parse_size,
 };
+pub use user::{User, UserSpec};

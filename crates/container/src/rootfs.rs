@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use crate::{Error, Result, Template};
 
+mod users;
 mod working_directory;
 
 use working_directory::{Found, Refusal, View};
