@@ -87,7 +87,8 @@ impl TemplateBuilder {
         }
     }
 
-    /// The command's working directory, absolute inside the container; `/` by default. The runtime makes it if it is missing.
+    /// The command's working directory, absolute inside the container; `/` by default. If it is missing,
+    /// [`Rootfs::mount_points`](crate::Rootfs::mount_points) makes it, and it belongs to the command's [user](Self::user).
     pub fn cwd(mut self, cwd: impl Into<PathBuf>) -> Self {
         self.cwd = cwd.into();
         self
