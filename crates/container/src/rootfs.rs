@@ -197,12 +197,13 @@ impl Rootfs {
         if made.peek().is_none() {
             return Ok(());
         }
-        let user = self.find_user(template)?;
-        // Whoever can make something here is root.
-        if (user.uid(), user.gid()) == (0, 0) {
-            return Ok(());
-        }
-        let owner = (Some(Uid::from_raw(user.uid())), Some(Gid::from_raw(user.gid())));
+        let (uid, gid) = match template.user_spec().ids() {
+            // Whoever can make something here is root.
+            Some((0, 0)) => return Ok(()),
+            Some(ids) => ids,
+            None => self.find_user(template).map(|user| (user.uid(), user.gid()))?,
+        };
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         made.try_for_each(|path| {
             let change = self.resolve(path, DIRECTORY).and_then(|directory| fchown(directory, owner.0, owner.1));
             change.map_err(Error::io("change the owner of", self.outside(path)))

@@ -214,7 +214,8 @@ mod tests {
             assert!(matches!(found, Err(Error::UnknownUser { .. })), "{found:?}");
             assert_eq!(by_number, of_nobody);
         }
-        let makes: [(&dyn Fn(&Path), &str); 4] = [
+        type Make<'a> = &'a dyn Fn(&Path);
+        let makes: [(Make<'_>, &str); 4] = [
             (&|path| mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap(), "it is not a regular file"),
             (&|path| symlink("passwd", path).unwrap(), "Too many levels of symbolic links"),
             (
