@@ -34,6 +34,9 @@ pub struct Fixture {
 /// Nothing that is waited for takes so long: whatever takes longer never happens.
 pub const FOR_EVER: Duration = Duration::from_secs(600);
 
+/// Prints the numbers of the user, the group and the supplementary groups, and `HOME`.
+pub const WHO: &str = "echo $(id -u) $(id -g) $(sed -n 's/^Groups:.//p' /proc/self/status) $HOME";
+
 /// What the base's `/bin` has.
 const APPLETS: [&str; 32] = [
     "cat", "chmod", "cp", "dd", "echo", "env", "false", "find", "grep", "head", "hostname", "id", "kill", "ln", "ls",
@@ -137,6 +140,21 @@ impl Fixture {
         let layer = Layer::open(&dir).unwrap();
         self.made_layers().insert(dir.join("fs"), Snapshot::of_path(&layer.fs()).unwrap());
         layer
+    }
+
+    /// A layer with the users `root` and `opam` (1000:1001), and the groups `opam`, `staff` (50) and `wheel` (10), of which the last
+    /// two list opam.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn layer_with_users(&self) -> Layer {
+        let passwd = "root:x:0:0::/root:/bin/sh\nopam:x:1000:1001::/home/opam:/bin/sh\n";
+        let group = "opam:x:1001:\nstaff:x:50:root,opam\nwheel:x:10:opam\n";
+        self.layer("users", |fs| {
+            fs::create_dir(fs.join("etc")).unwrap();
+            fs::write(fs.join("etc/passwd"), passwd).unwrap();
+            fs::write(fs.join("etc/group"), group).unwrap();
+        })
     }
 
     fn made_layers(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Snapshot>> {

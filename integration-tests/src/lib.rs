@@ -14,7 +14,7 @@ mod traces;
 pub mod tree;
 
 pub use fixture::{
-    FOR_EVER, Fixture, copy_program, find, layered, shell, stderr, stdout, until_it_waits, write_script,
+    FOR_EVER, Fixture, WHO, copy_program, find, layered, shell, stderr, stdout, until_it_waits, write_script,
 };
 pub use known_run::{KnownRun, Told};
 pub use traces::Traces;

@@ -83,6 +83,18 @@ pub enum Error {
         /// What is wrong with that.
         why: &'static str,
     },
+    /// The container's file of users, or of groups, does not have the one that the command is to run as.
+    #[error(
+        "the {kind} {} is not in the container's {}: add a layer that has it, or give its number", name.quote(), file.maybe_quote()
+    )]
+    UnknownUser {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The path of the file in the container: `/etc/passwd` or `/etc/group`.
+        file: PathBuf,
+    },
     /// A private mount namespace could not be made.
     #[error("cannot have mounts of its own{}", namespace_advice(source))]
     Namespace {
@@ -186,6 +198,7 @@ impl Error {
             Error::Io { path, .. } | Error::Leftover { path, .. } | Error::LinkedMountPoint { path } => Some(path),
             Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
             Error::StrayWorkingDirectory { cwd, .. } => Some(cwd),
+            Error::UnknownUser { file, .. } => Some(file),
             Error::RuntimeStart { program, .. } | Error::Runtime { program, .. } => Some(program),
             Error::CommandNotFound { path, .. } | Error::CommandNotExecutable { path, .. } => Some(path),
             _ => None,

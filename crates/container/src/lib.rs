@@ -2,7 +2,8 @@
 //! metadata: any runner with directories of its own can use it.
 //!
 //! - **A root file system**: [`Overlay`] stacks directories and mounts them, in the caller's mount namespace or in
-//!   [one of its own](in_private_mount_namespace); [`Mounted`] is the guard; [`Rootfs`] puts files into it safely.
+//!   [one of its own](in_private_mount_namespace); [`Mounted`] is the guard; [`Rootfs`] puts files into it safely, and
+//!   finds its users.
 //! - **What runs in it**: [`Template`] is a runtime-spec configuration without a root; [`Template::instantiate`] fills it in,
 //!   [`Bundle`] writes it as `config.json`.
 //! - **Running it**: [`Runtime`] is runc, crun, youki or another program with their command line. It tells its own failures
@@ -48,6 +49,7 @@ mod rootfs;
 mod runtime;
 mod supervise;
 mod template;
+mod user;
 
 pub use bundle::Bundle;
 pub use cgroup::{Cgroup, CgroupLayout, Usage};
@@ -66,3 +68,4 @@ pub use template::{
     Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Seccomp, Template,
     TemplateBuilder, TemplateError, Terminal, parse_size,
 };
+pub use user::{User, UserSpec};

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::mutated::{self, config};
-use crate::{ContainerId, Mount, Network, Template, parse_size};
+use crate::{ContainerId, Mount, Network, Template, UserSpec, parse_size};
 
 const MOUNTS: [&str; 4] = [
     "type=bind,source=/srv/sources,target=/src,readonly",
@@ -28,6 +28,7 @@ fn valid_spec() -> Value {
     let mut value = serde_json::to_value(builder.build().unwrap()).unwrap();
     // It is most of the text, and nothing in it is read.
     value["linux"]["seccomp"]["syscalls"].as_array_mut().unwrap().truncate(2);
+    value["process"]["user"]["username"] = json!("opam:staff");
     value["x-unknown"] = json!({"deep": [1.5, null, 18446744073709551615_u64]});
     value
 }
@@ -38,6 +39,8 @@ fn use_up(template: Template) -> Result<(), TestCaseError> {
     let _ = (template.user(), template.network(), template.hostname(), template.cwd(), template.controllers());
     let _ = (config.spec().unwrap(), config.memory_limit(), config.has_terminal(), config.cgroups_path());
     prop_assert_eq!(config.rootfs(), Path::new("/run/merged"));
+    let spec = template.user_spec();
+    prop_assert_eq!(spec.to_string().parse::<UserSpec>().unwrap(), spec);
     for mount in template.mounts() {
         prop_assert!(mount.destination().is_absolute());
         let _ = (mount.source(), mount.mode(), mount.is_bind(), mount.is_recursive(), mount.copies_what_it_covers());

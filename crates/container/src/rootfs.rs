@@ -5,11 +5,12 @@ use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, openat2};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, fchown, openat2};
 use rustix::io::Errno;
 
 use crate::{Error, Result, Template};
 
+mod users;
 mod working_directory;
 
 use working_directory::{Found, Refusal, View};
@@ -139,12 +140,16 @@ impl Rootfs {
     /// [`made`](Self::made). What is below another of the template's mounts is left to the runtime: here it would lie under that
     /// mount.
     ///
+    /// If the working directory is missing, it belongs to the command's [user](Self::find_user), and so does every directory above
+    /// it that had to be made. What is there already keeps its owner.
+    ///
     /// Runtimes go to the working directory before the command runs, some of them with descriptors of the host's still open. So the
     /// path is followed here first, through links, `..` and the template's mounts, as the kernel will follow it inside.
     ///
     /// # Errors
     /// [`Error::Io`] if the source of a bind does not exist, and as for `mount_point`. [`Error::StrayWorkingDirectory`] if the working
-    /// directory leads into `/proc`, or into a mount that has to be made before anyone can look into it.
+    /// directory leads into `/proc`, or into a mount that has to be made before anyone can look into it. If the working directory is
+    /// made, as for `find_user`.
     pub fn mount_points(&mut self, template: &Template) -> Result<()> {
         let mut covered: Vec<&Path> = Vec::new();
         for mount in template.mounts() {
@@ -173,16 +178,36 @@ impl Rootfs {
         let view = View::new(&self.root, template.mounts()).map_err(Error::io("look at", &self.path))?;
         match view.find(cwd) {
             // A file, or a link to one: the runtime knows what to say.
-            Ok(Found::InRoot(path)) => {
-                if let Err(error) = self.directory(&path) {
+            Ok(Found::InRoot(path)) => match self.directory(&path) {
+                Ok(_) => self.give_away(&path, template),
+                Err(error) => {
                     log::debug!("the working directory is left to the runtime: {error}");
+                    Ok(())
                 }
-                Ok(())
-            }
+            },
             Ok(Found::InMount | Found::Nowhere) => Ok(()),
             Err(Refusal::Stray { target, why }) => Err(Error::StrayWorkingDirectory { cwd: cwd.into(), target, why }),
             Err(Refusal::Failed(error)) => Err(Error::io("follow the working directory", self.outside(cwd))(error)),
         }
+    }
+
+    /// Makes the command's user the owner of what was made of `path`, a directory without links on the way.
+    fn give_away(&self, path: &Path, template: &Template) -> Result<()> {
+        let mut made = self.made.iter().filter(|made| path.starts_with(made)).peekable();
+        if made.peek().is_none() {
+            return Ok(());
+        }
+        let (uid, gid) = match template.user_spec().ids() {
+            // Whoever can make something here is root.
+            Some((0, 0)) => return Ok(()),
+            Some(ids) => ids,
+            None => self.find_user(template).map(|user| (user.uid(), user.gid()))?,
+        };
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        made.try_for_each(|path| {
+            let change = self.resolve(path, DIRECTORY).and_then(|directory| fchown(directory, owner.0, owner.1));
+            change.map_err(Error::io("change the owner of", self.outside(path)))
+        })
     }
 
     /// Makes sure that `/dev`, `/proc` and `/sys` are no symbolic links, if they are there. Runtimes look at the places of their

@@ -266,13 +266,14 @@ impl Runtime {
     /// `/dev`. FIFOs and sockets can still be made, and so can whiteouts since Linux 5.8, though on no overlay.
     ///
     /// A node of the console that a layer already has can still be opened under these runtimes.
-    fn prepare_config(&self, config: &Config, init: Init) -> Config {
-        let config = config.clone().started_by_helper(init, affinity(), terminal_size());
-        match (self.is_runc(), self.is_crun()) {
+    fn prepare_config(&self, bundle: &Bundle, init: Init) -> Result<Config> {
+        let config = bundle.config().clone().resolve_user(bundle.path())?;
+        let config = config.started_by_helper(init, affinity(), terminal_size());
+        Ok(match (self.is_runc(), self.is_crun()) {
             (true, _) => config,
             (false, false) => config.without_device_nodes(),
             (false, true) => config.without_device_nodes().with_filter_for_crun(),
-        }
+        })
     }
 
     /// The directory that the runtime must not see anything in.
@@ -320,7 +321,7 @@ impl Runtime {
         if !bundle.config().mounts_proc() {
             return Err(Error::NoProc);
         }
-        bundle.write(&self.prepare_config(bundle.config(), init))?;
+        bundle.write(&self.prepare_config(bundle, init)?)?;
         let log = log_path(bundle.path());
         log::create(&log).map_err(Error::io("create", log))?;
         // Dropped after the container, also by a callback's panic.

@@ -28,6 +28,8 @@ use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
+use crate::UserSpec;
+
 pub use builder::TemplateBuilder;
 pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 pub use config::Config;
@@ -38,6 +40,9 @@ pub use size::parse_size;
 
 /// What stands in `root.path` of a template, in the place of the root file system.
 pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
+
+/// How the environment's entry of that name begins.
+const HOME: &str = "HOME=";
 
 /// The largest file that is read. A configuration with Docker's seccomp profile has about 20 KB.
 const MAX_BYTES: u64 = 16 << 20;
@@ -170,10 +175,33 @@ impl Template {
         self.value.pointer("/process/cwd")?.as_str().map(Path::new)
     }
 
-    /// The user and the group that the command runs as.
+    /// The numbers of the user and the group that the command runs as. They mean nothing while only a name is known, and are
+    /// nobody's (65534) then if the builder has made the template: see [`user_spec`](Self::user_spec).
     pub fn user(&self) -> (u32, u32) {
         let id = |name| self.value.pointer(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         (id("/process/user/uid").unwrap_or_default(), id("/process/user/gid").unwrap_or_default())
+    }
+
+    /// The user and the group that the command runs as, by number or by name.
+    ///
+    /// In the configuration a [`UserSpec`] with a name is the text of `process.user.username`, which decides over `uid` and
+    /// `gid`. Runtimes on Linux do not look at it.
+    pub fn user_spec(&self) -> UserSpec {
+        let name = self.value.pointer("/process/user/username").and_then(Value::as_str);
+        let (uid, gid) = self.user();
+        name.and_then(|name| name.parse().ok()).unwrap_or(UserSpec::of_ids(uid, gid))
+    }
+
+    /// The supplementary groups, by number.
+    pub(crate) fn additional_gids(&self) -> impl Iterator<Item = u32> {
+        let ids = self.array("/process/user/additionalGids").filter_map(Value::as_u64);
+        ids.filter_map(|id| u32::try_from(id).ok())
+    }
+
+    /// The `HOME` in the environment, if there is one.
+    pub(crate) fn home(&self) -> Option<&str> {
+        // Of several variables of one name, runtimes keep the last.
+        self.array("/process/env").filter_map(|entry| entry.as_str()?.strip_prefix(HOME)).last()
     }
 
     /// The container's own hostname, if it has one; otherwise it shows the host's.

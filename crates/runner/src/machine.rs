@@ -27,6 +27,8 @@ pub(crate) struct Machine<'a> {
     plan: Option<Plan>,
     merged: Option<Merged>,
     made: Vec<Made>,
+    /// The numbers of the user and the group. Those of a name are known when the root file system is mounted.
+    user: (u32, u32),
 }
 
 /// What is known when the command has ended.
@@ -41,7 +43,8 @@ pub(crate) struct Outcome {
 impl<'a> Machine<'a> {
     pub(crate) fn new(base: &'a Base, layers: &'a [Layer], template: &'a Template, options: Options<'a>) -> Self {
         let (id, hold, stack, plan) = (None, None, None, None);
-        Self { base, layers, template, options, id, hold, stack, plan, merged: None, made: Vec::new() }
+        let user = template.user();
+        Self { base, layers, template, options, id, hold, stack, plan, merged: None, made: Vec::new(), user }
     }
 
     fn id(&self) -> &ContainerId {
@@ -56,7 +59,7 @@ impl<'a> Machine<'a> {
         let origin = Origin {
             base_hash: self.base.hash().into(),
             parent_hashes: names.map(|dir| Layer::at(dir).hash()).collect(),
-            user: self.template.user(),
+            user: self.user,
             xattrs: self.xattrs(),
         };
         Outcome { finished, plan, origin, merged: self.merged.take(), made: std::mem::take(&mut self.made) }
@@ -205,6 +208,8 @@ impl Host for Machine<'_> {
             }
         }
         rootfs.mount_points(self.template)?;
+        let user = rootfs.find_user(self.template)?;
+        self.user = (user.uid(), user.gid());
         // Where the caller has left a link or a mount in the upper, it is not found and stays the upper's own.
         self.made = Made::look(scratch.upper(), rootfs.made())?;
         // Before the command runs, which may fill the disk.
@@ -214,7 +219,7 @@ impl Host for Machine<'_> {
         let config = self.template.instantiate(mounted.path()).map_err(container::Error::from)?;
         // A template from a file may name a group of its own, which is then the runtime's to remove.
         let own = config.cgroups_path().is_none();
-        let config = config.with_default_cgroups_path(cgroup.container_path());
+        let config = config.with_default_cgroups_path(cgroup.container_path()).with_user(user);
         let bundle = Bundle::create(scratch.bundle(), &config).map_err(container::Error::from)?;
         Ok(Prepared { bundle, cgroup: own.then_some(cgroup) })
     }

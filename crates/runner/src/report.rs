@@ -66,8 +66,8 @@ impl Report {
         }
     }
 
-    /// A `layer.json` for the upper, as far as the run knows: the names of the layers and the hash of the base, the user and the
-    /// group, the timings, and the status as a shell would see it: 128+n for signal n, 124 after the time limit, 137 without
+    /// A `layer.json` for the upper, as far as the run knows: the names of the layers and the hash of the base, the numbers of the
+    /// user and the group, as the stack has them, the timings, and the status as a shell would see it: 128+n for signal n, 124 after the time limit, 137 without
     /// memory, 143 otherwise.
     pub fn meta(&self) -> Meta {
         let exit_status = match self.status {

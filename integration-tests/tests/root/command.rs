@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
-use integration_tests::{Fixture, copy_program, find, layered};
+use integration_tests::{Fixture, WHO, copy_program, find, layered};
 use layer::{Layer, Meta};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -78,6 +78,58 @@ fn system_calls_and_privileges() {
             busybox unshare -U true 2>/dev/null && echo a namespace || echo no namespace";
         assert_eq!(script(&fixture, options, text).1, seen, "{options:?}");
     }
+}
+
+#[test]
+fn users_by_name() {
+    let fixture = Fixture::new();
+    let users = fixture.layer_with_users();
+    let layer = ["--layer", users.path().to_str().unwrap()];
+    for runtime in ["runc", "crun"] {
+        let run = |user| script(&fixture, &[&layer[..], &["--runtime", runtime, "--user", user]].concat(), WHO);
+        for (user, expected) in [
+            ("1000", "1000 1000 /home/opam\n"),
+            ("opam", "1000 1001 10 50 /home/opam\n"),
+            ("opam:staff", "1000 50 /home/opam\n"),
+            ("7:staff", "7 50 /\n"),
+        ] {
+            assert_eq!(run(user), (0, expected.into(), String::new()), "{runtime}");
+        }
+        for (user, kind, name, file) in
+            [("opem", "user", "opem", "/etc/passwd"), ("opam:stuff", "group", "stuff", "/etc/group")]
+        {
+            let (status, stdout, stderr) = run(user);
+            let expected = format!(
+                "layered: config: the {kind} '{name}' is not in the container's {file}: add a layer that has it, or give its number\n"
+            );
+            assert_eq!((status, &*stdout, &*stderr), (125, "", &*expected));
+        }
+    }
+    for user in ["", "opam:", "4294967295", "a:b:c"] {
+        let (status, _, stderr) = script(&fixture, &["--user", user], "true");
+        assert!(status == 125 && stderr.contains(&format!("the user {user:?} ")), "{stderr}");
+    }
+
+    // A kept run has the name, and a specification may have one.
+    let keep = [&layer[..], &["--keep-failed", "--user", "opam", "--cwd", "/home/opam"]].concat();
+    assert_eq!(script(&fixture, &keep, "exit 3").0, 3);
+    let kept = fixture.left().pop().unwrap();
+    let description: Value = serde_json::from_slice(&fs::read(kept.join("run.json")).unwrap()).unwrap();
+    assert_eq!(description["config"]["process"]["user"]["username"], "opam");
+    assert_eq!(
+        (&description["capture"]["meta"]["uid"], &description["capture"]["meta"]["gid"]),
+        (&json!(1000), &json!(1001))
+    );
+    for runtime in ["runc", "crun"] {
+        let mut visit = layered();
+        visit.arg("shell").arg(&kept).args(["--runtime", runtime, "--", "sh", "-c", WHO]);
+        assert_eq!(run(&mut visit), (0, "1000 1001 10 50 /home/opam\n".into(), String::new()), "{runtime}");
+    }
+    let spec = fixture.path().join("config.json");
+    fs::write(&spec, description["config"].to_string()).unwrap();
+    let options = [&layer[..], &["--spec", spec.to_str().unwrap()]].concat();
+    assert_eq!(script(&fixture, &options, WHO), (0, "1000 1001 10 50 /home/opam\n".into(), String::new()));
+    assert!(layered().arg("discard").arg(&kept).status().unwrap().success());
 }
 
 #[test]

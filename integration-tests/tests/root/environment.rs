@@ -1,16 +1,17 @@
 //! What the container finds besides its layers: files in `/etc`, binds, users, limits, namespaces.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use container::{Mount, Network, Output, Template, in_private_mount_namespace};
-use integration_tests::{FOR_EVER, Fixture, find, shell, stderr, stdout, write_script};
+use container::{Mount, Network, Output, Runtime, Template, in_private_mount_namespace};
+use integration_tests::{FOR_EVER, Fixture, WHO, find, shell, stderr, stdout, write_script};
 use layer::Layer;
 use nix::mount::{MsFlags, mount};
-use runner::{EtcFiles, Report};
+use runner::{Cause, EtcFiles, Report};
+use walkdir::WalkDir;
 
 /// What the run put into the upper.
 fn made(report: &Report) -> Vec<PathBuf> {
@@ -124,6 +125,110 @@ fn user_directory_and_variables() {
     let report = run(&fixture, &[], template);
     assert_eq!(stdout(&report), "1000\n100\n/tmp\ngood day\nbox\nmay\n");
     assert!(!report.status.success());
+}
+
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
+#[test]
+fn users_groups_and_home_are_the_stacks_under_every_runtime() {
+    let fixture = Fixture::new();
+    let layers = [fixture.layer_with_users()];
+    for runtime in RUNTIMES {
+        let says = |layers: &[Layer], template: &Template| {
+            let options = fixture.options().runtime(Runtime::new(runtime));
+            let report = runner::run(&fixture.base(), layers, template, options).unwrap();
+            let meta = report.meta();
+            (stdout(&report), (meta.uid, meta.gid))
+        };
+        let table = [
+            ("0", "0 0 /root\n", (0, 0)),
+            ("1000", "1000 1000 /home/opam\n", (1000, 1000)),
+            ("4242:5", "4242 5 /\n", (4242, 5)),
+            ("opam", "1000 1001 10 50 /home/opam\n", (1000, 1001)),
+            ("opam:staff", "1000 50 /home/opam\n", (1000, 50)),
+            ("opam:7", "1000 7 /home/opam\n", (1000, 7)),
+            ("4242:wheel", "4242 10 /\n", (4242, 10)),
+        ];
+        for (user, expected, numbers) in table {
+            let template = shell(WHO).user_spec(user.parse().unwrap()).build().unwrap();
+            assert_eq!(says(&layers, &template), (expected.into(), numbers), "{runtime} {user}");
+            // From a file, and without an environment but for what a shell needs.
+            let mut value = serde_json::to_value(&template).unwrap();
+            let saved = Template::from_value(value.clone()).unwrap();
+            assert_eq!(says(&layers, &saved), (expected.into(), numbers), "{runtime} {user}");
+            value["process"].as_object_mut().unwrap().remove("env");
+            value["process"]["args"] = serde_json::json!(["/bin/busybox", "env"]);
+            let home = expected.trim_end().rsplit(' ').next().unwrap();
+            let (seen, _) = says(&layers, &Template::from_value(value).unwrap());
+            assert!(seen.lines().any(|line| line == format!("HOME={home}")), "{runtime} {user}: {seen}");
+        }
+        // The caller's own is kept, and a base without users has none.
+        let own = shell(WHO).user_spec("opam".parse().unwrap()).env("HOME", "/build").build().unwrap();
+        assert_eq!(says(&layers, &own).0, "1000 1001 10 50 /build\n", "{runtime}");
+        assert_eq!(says(&[], &shell(WHO).user(1000, 1000).build().unwrap()).0, "1000 1000 /\n", "{runtime}");
+    }
+    let template = shell("true").user_spec("opem".parse().unwrap()).build().unwrap();
+    let error = runner::run(&fixture.base(), &layers, &template, fixture.options()).unwrap_err();
+    let Cause::Container(container::Error::UnknownUser { kind, name, file }) = error.cause() else {
+        panic!("{error:?}")
+    };
+    assert_eq!((*kind, &**name, &**file), ("user", "opem", Path::new("/etc/passwd")));
+}
+
+#[test]
+fn a_working_directory_that_is_made_is_the_users() {
+    let fixture = Fixture::new();
+    let layers = [
+        fixture.layer_with_users(),
+        fixture.layer("srv", |fs| {
+            fs::create_dir(fs.join("srv")).unwrap();
+            fs::set_permissions(fs.join("srv"), fs::Permissions::from_mode(0o755)).unwrap();
+        }),
+    ];
+    let sources = fixture.path().join("sources");
+    fs::create_dir(&sources).unwrap();
+    for runtime in RUNTIMES {
+        let run = |script: &str, user: &str, cwd: &str| {
+            let template = shell(script).user_spec(user.parse().unwrap()).cwd(cwd);
+            let template = template.mount(Mount::bind(&sources, "/srv/build/src")).build().unwrap();
+            let options = fixture.options().runtime(Runtime::new(runtime));
+            runner::run(&fixture.base(), &layers, &template, options).unwrap()
+        };
+        let owners = "stat -c '%u:%g %a %n' . .. ../..; pwd; touch mine";
+        let table = [
+            ("opam", "/srv/new/deep", "1000:1001 755 .\n1000:1001 755 ..\n0:0 755 ../..\n/srv/new/deep\n"),
+            ("4242:5", "/srv/new/deep", "4242:5 755 .\n4242:5 755 ..\n0:0 755 ../..\n/srv/new/deep\n"),
+            ("0:5", "/srv/new/deep", "0:5 755 .\n0:5 755 ..\n0:0 755 ../..\n/srv/new/deep\n"),
+            ("0", "/srv/new/deep", "0:0 755 .\n0:0 755 ..\n0:0 755 ../..\n/srv/new/deep\n"),
+            // The bind's mount point is in it.
+            ("opam", "/srv/build", "1000:1001 755 .\n0:0 755 ..\n0:0 755 ../..\n/srv/build\n"),
+        ];
+        for (user, cwd, expected) in table {
+            let report = run(owners, user, cwd);
+            assert_eq!((stdout(&report), report.status.success()), (expected.into(), true), "{runtime} {user} {cwd}");
+            assert!(report.upper.path().join(cwd.trim_start_matches('/')).join("mine").exists());
+        }
+        // What is there already keeps its owner.
+        let report = run(owners, "opam", "/srv");
+        assert_eq!(
+            (stdout(&report), report.status.success()),
+            ("0:0 755 .\n0:0 755 ..\n0:0 755 ../..\n/srv\n".into(), false)
+        );
+
+        // Untouched, it is no part of the layer.
+        for (script, left) in
+            [("true", &[][..]), ("touch mine", &["srv", "srv/new", "srv/new/deep", "srv/new/deep/mine"])]
+        {
+            let report = run(script, "opam", "/srv/new/deep");
+            assert!(made(&report).contains(&PathBuf::from("/srv/new/deep")), "{:?}", made(&report));
+            let (capture, meta) = (report.capture(), report.meta());
+            let layer = Layer::at(fixture.store().join(format!("{runtime}-{}", left.len())));
+            report.upper.capture(&capture, &layer, meta).unwrap();
+            let names: Vec<_> = WalkDir::new(layer.fs()).min_depth(1).sort_by_file_name().into_iter().collect();
+            let names: Vec<_> = names.into_iter().map(|entry| entry.unwrap().into_path()).collect();
+            assert_eq!(names, left.iter().map(|name| layer.fs().join(name)).collect::<Vec<_>>(), "{runtime}");
+        }
+    }
 }
 
 #[test]

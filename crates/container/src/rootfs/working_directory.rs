@@ -124,6 +124,18 @@ impl View {
         })
     }
 
+    /// What is at `path`, an absolute one; `None` if nothing is, or nothing that can be known before the run.
+    pub(super) fn open(&self, path: &Path) -> rustix::io::Result<Option<Rc<OwnedFd>>> {
+        match self.walk(path, Unsafe::Refused) {
+            Ok(steps) => Ok(steps.and_then(|mut steps| steps.pop()).and_then(|last| match last.content {
+                Content::Open(file, _) => Some(file),
+                _ => None,
+            })),
+            Err(Refusal::Stray { .. }) => Ok(None),
+            Err(Refusal::Failed(errno)) => Err(errno),
+        }
+    }
+
     /// The directories on the way to `target`, the root first; `None` if there is something else on the way,
     /// or a directory that this process may not enter.
     fn walk(&self, target: &Path, choice: Unsafe) -> Result<Option<Vec<Step>>, Refusal> {

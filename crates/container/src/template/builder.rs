@@ -9,6 +9,7 @@ use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Termi
 use super::error::TemplateError;
 use super::mount::Mount;
 use super::{Template, defaults, spec, validate};
+use crate::UserSpec;
 
 /// The fields of a [`Template`]. Each setter says what is the case without it.
 ///
@@ -20,8 +21,7 @@ pub struct TemplateBuilder {
     pub(super) args: Vec<String>,
     pub(super) cwd: PathBuf,
     pub(super) env: Vec<(String, String)>,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+    pub(super) user: UserSpec,
     pub(super) additional_gids: Vec<u32>,
     pub(super) terminal: Terminal,
     pub(super) capabilities: Vec<Capability>,
@@ -61,8 +61,7 @@ impl TemplateBuilder {
             args,
             cwd: PathBuf::from("/"),
             env: vec![("PATH".to_owned(), defaults::PATH.to_owned())],
-            uid: 0,
-            gid: 0,
+            user: UserSpec::of_ids(0, 0),
             additional_gids: Vec::new(),
             terminal: Terminal::None,
             capabilities: defaults::CAPABILITIES.to_vec(),
@@ -88,13 +87,15 @@ impl TemplateBuilder {
         }
     }
 
-    /// The command's working directory, absolute inside the container; `/` by default. The runtime makes it if it is missing.
+    /// The command's working directory, absolute inside the container; `/` by default. If it is missing,
+    /// [`Rootfs::mount_points`](crate::Rootfs::mount_points) makes it, and it belongs to the command's [user](Self::user).
     pub fn cwd(mut self, cwd: impl Into<PathBuf>) -> Self {
         self.cwd = cwd.into();
         self
     }
 
-    /// An environment variable. The only one by default is Docker's `PATH` (and `HOME`, which runtimes add).
+    /// An environment variable. The only one by default is Docker's `PATH`, and `HOME` once the user is known: see
+    /// [`Rootfs::find_user`](crate::Rootfs::find_user).
     pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         let (key, value) = (key.into(), value.into());
         match self.env.iter_mut().find(|(known, _)| *known == key) {
@@ -104,13 +105,29 @@ impl TemplateBuilder {
         self
     }
 
-    /// The user and the group that the command runs as; root by default.
-    pub fn user(mut self, uid: u32, gid: u32) -> Self {
-        (self.uid, self.gid) = (uid, gid);
+    /// The user and the group that the command runs as, by number; root by default.
+    pub fn user(self, uid: u32, gid: u32) -> Self {
+        self.user_spec(UserSpec::of_ids(uid, gid))
+    }
+
+    /// The user and the group that the command runs as, by number or by name.
+    ///
+    /// A template belongs to no root file system, so it keeps a name as it is, in `process.user.username`:
+    /// [`Rootfs::find_user`](crate::Rootfs::find_user) looks it up.
+    ///
+    /// ```
+    /// # use container::Template;
+    /// let template = Template::builder(["opam", "install", "dune"]).user_spec("opam".parse()?).build()?;
+    /// assert_eq!(template.user_spec().to_string(), "opam");
+    /// # Ok::<(), container::TemplateError>(())
+    /// ```
+    pub fn user_spec(mut self, user: UserSpec) -> Self {
+        self.user = user;
         self
     }
 
-    /// The groups that the command belongs to besides; none by default.
+    /// The groups that the command belongs to besides; none by default. A user that is given by name alone is in the groups
+    /// that list it, too.
     pub fn additional_groups(mut self, gids: impl IntoIterator<Item = u32>) -> Self {
         self.additional_gids = gids.into_iter().collect();
         self

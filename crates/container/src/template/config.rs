@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::Template;
 use super::error::TemplateError;
-use crate::Init;
+use super::{HOME, Template};
 use crate::supervise::PATH_INSIDE;
+use crate::{Init, Result, Rootfs, User};
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
 ///
@@ -22,6 +22,7 @@ pub struct Config {
     cgroups_path: Option<String>,
     has_filter: bool,
     makes_devices: bool,
+    user: Option<User>,
     start: Option<Start>,
 }
 
@@ -55,6 +56,7 @@ impl Config {
             cgroups_path: None,
             has_filter: false,
             makes_devices: true,
+            user: None,
             start: None,
         }
     }
@@ -72,6 +74,27 @@ impl Config {
     /// The path of the root file system that the container will see as `/`.
     pub fn rootfs(&self) -> &Path {
         Path::new(&self.rootfs)
+    }
+
+    /// Writes the numbers of `user` in the place of the template's, and its home directory into the environment as `HOME`, unless
+    /// the template has one.
+    #[must_use]
+    pub fn with_user(mut self, user: User) -> Config {
+        self.user = Some(user);
+        self
+    }
+
+    /// Looks the template's user up in the root file system, unless a [user](Self::with_user) has been given. `bundle` is the
+    /// directory that a relative root file system is taken from.
+    ///
+    /// # Errors
+    /// As from [`Rootfs::open`] and [`Rootfs::find_user`].
+    pub fn resolve_user(self, bundle: impl AsRef<Path>) -> Result<Config> {
+        if self.user.is_some() {
+            return Ok(self);
+        }
+        let user = Rootfs::open(bundle.as_ref().join(self.rootfs()))?.find_user(&self.template)?;
+        Ok(self.with_user(user))
     }
 
     /// The most memory that the container may have; `None` for no limit.
@@ -177,6 +200,9 @@ impl Config {
         if !self.makes_devices {
             remove_mknod(process.to_mut());
         }
+        if let Some(user) = &self.user {
+            put_user(process.to_mut(), user);
+        }
         if let Some(start) = &self.start {
             start.put_into(process.to_mut());
         }
@@ -184,7 +210,7 @@ impl Config {
     }
 }
 
-/// Takes CAP_MKNOD out of every set.
+/// Takes CAP_MKNOD out of every set of `process`.
 fn remove_mknod(process: &mut Value) {
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
     for set in sets.into_iter().flat_map(Map::values_mut).filter_map(Value::as_array_mut) {
@@ -207,6 +233,34 @@ impl Start {
             process.entry("consoleSize").or_insert_with(|| json!({"height": rows, "width": columns}));
         }
     }
+}
+
+/// Writes `user` into `process`: its numbers in the place of a name, and its home directory unless there is one.
+fn put_user(process: &mut Value, user: &User) {
+    let Some(process) = process.as_object_mut() else { return };
+    if let Value::Object(fields) = or_default(process, "user", json!({})) {
+        fields.insert("uid".into(), user.uid.into());
+        fields.insert("gid".into(), user.gid.into());
+        // Runtimes on Linux do not look at it, and it is not the name of a user alone.
+        fields.shift_remove("username");
+        if !user.additional_gids.is_empty() {
+            fields.insert("additionalGids".into(), user.additional_gids.clone().into());
+        }
+    }
+    if let Value::Array(env) = or_default(process, "env", json!([])) {
+        if !env.iter().any(|entry| entry.as_str().is_some_and(|entry| entry.starts_with(HOME))) {
+            env.push(format!("{HOME}{}", user.home).into());
+        }
+    }
+}
+
+/// The value of `key`, which becomes `default` if it is absent or null.
+fn or_default<'a>(object: &'a mut Map<String, Value>, key: &str, default: Value) -> &'a mut Value {
+    let value = object.entry(key).or_insert(Value::Null);
+    if value.is_null() {
+        *value = default;
+    }
+    value
 }
 
 /// An object, or null, with one value in the place of its own, or at its end if it has none.
@@ -288,6 +342,60 @@ mod tests {
         // Nothing to take away.
         let bare = json!({"process": {"args": ["x"]}, "linux": {"resources": {"devices": [deny]}}});
         assert_eq!(serde_json::to_value(config(bare.clone()).without_device_nodes()).unwrap(), bare);
+    }
+
+    #[test]
+    fn a_user_changes_its_numbers_and_home_alone() {
+        let user = |gids: &[u32]| User { uid: 1000, gid: 5, additional_gids: gids.to_vec(), home: "/home/opam".into() };
+        let (user, in_groups) = (user(&[]), user(&[7, 8]));
+        // (process, user, the same with the user)
+        let table = [
+            (
+                json!({"user": {"uid": 65534, "gid": 65534, "umask": 2, "username": "opam:x"}, "env": ["A=1"], "cwd": "/"}),
+                &user,
+                json!({"user": {"uid": 1000, "gid": 5, "umask": 2}, "env": ["A=1", "HOME=/home/opam"], "cwd": "/"}),
+            ),
+            (
+                json!({"user": {"uid": 1000, "gid": 5, "additionalGids": []}, "env": ["HOME=/mine", "HOMES=1"]}),
+                &user,
+                json!({"user": {"uid": 1000, "gid": 5, "additionalGids": []}, "env": ["HOME=/mine", "HOMES=1"]}),
+            ),
+            (
+                json!({"user": {"uid": 0, "gid": 0, "additionalGids": [7]}, "env": ["HOMES=1", "HOME"]}),
+                &in_groups,
+                json!({"user": {"uid": 1000, "gid": 5, "additionalGids": [7, 8]}, "env": ["HOMES=1", "HOME", "HOME=/home/opam"]}),
+            ),
+            (json!({"env": ["HOME="]}), &user, json!({"env": ["HOME="], "user": {"uid": 1000, "gid": 5}})),
+            (
+                json!({"user": null, "env": null}),
+                &user,
+                json!({"user": {"uid": 1000, "gid": 5}, "env": ["HOME=/home/opam"]}),
+            ),
+            (json!("x"), &user, json!("x")),
+        ];
+        for (process, user, expected) in table {
+            let with =
+                |process: &Value| json!({"ociVersion": "1.1.0", "process": process, "root": {"path": "/run/merged"}});
+            let config = config(with(&process)).with_user(user.clone());
+            assert_eq!(serde_json::to_string(&config).unwrap(), with(&expected).to_string());
+        }
+    }
+
+    #[test]
+    fn a_user_is_looked_up_once_in_a_root_below_the_bundle() {
+        let bundle = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(bundle.path().join("rootfs/etc")).unwrap();
+        std::fs::write(bundle.path().join("rootfs/etc/passwd"), "opam:x:1000:5::/home/opam:\n").unwrap();
+        let template = Template::builder(["true"]).user_spec("opam".parse().unwrap()).build().unwrap();
+        for root in [Path::new("rootfs"), &bundle.path().join("rootfs")] {
+            let config = template.instantiate(root).unwrap().resolve_user(bundle.path()).unwrap();
+            let written = serde_json::to_value(&config).unwrap();
+            assert_eq!(written["process"]["user"], json!({"uid": 1000, "gid": 5}));
+            assert_eq!(written["process"]["env"][1], "HOME=/home/opam");
+            assert_eq!(config.clone().resolve_user("/no/such/directory").unwrap(), config);
+        }
+        let error = template.instantiate(Path::new("none")).unwrap().resolve_user(bundle.path()).unwrap_err();
+        assert_eq!(error.path(), Some(&*bundle.path().join("none")));
     }
 
     /// On other machines every runtime makes its own.

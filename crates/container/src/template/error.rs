@@ -62,6 +62,14 @@ pub enum TemplateError {
         /// The id.
         id: u32,
     },
+    /// A user written as text that cannot be read.
+    #[error("the user {spec:?} {problem}")]
+    User {
+        /// The whole text.
+        spec: String,
+        /// What is wrong with it, and the rule.
+        problem: &'static str,
+    },
     /// A name that the kernel or `/etc/hosts` cannot hold.
     #[error("the hostname {hostname:?} {problem}")]
     Hostname {

@@ -39,6 +39,23 @@ pub(super) fn with_everything() -> TemplateBuilder {
 }
 
 #[test]
+fn a_user_with_a_name_is_nobody_until_it_is_found() {
+    let built = |user: &str| Template::builder(["true"]).user_spec(user.parse().unwrap()).build().unwrap();
+    for (user, expected, numbers) in [
+        ("1000", json!({"uid": 1000, "gid": 1000}), (1000, 1000)),
+        ("1000:5", json!({"uid": 1000, "gid": 5}), (1000, 5)),
+        ("opam", json!({"uid": 65534, "gid": 65534, "username": "opam"}), (65534, 65534)),
+        ("1000:staff", json!({"uid": 65534, "gid": 65534, "username": "1000:staff"}), (65534, 65534)),
+    ] {
+        let template = built(user);
+        assert_eq!(template.value["process"]["user"], expected);
+        assert_eq!((template.user(), template.user_spec()), (numbers, user.parse().unwrap()));
+        // It survives being written.
+        assert_eq!(Template::from_json(serde_json::to_string(&template).unwrap()).unwrap(), template);
+    }
+}
+
+#[test]
 fn every_field_is_where_the_specification_has_it() {
     let defaults = Template::builder(["true"]).build().unwrap().value.as_ref().clone();
     let value = with_everything().build().unwrap().value.as_ref().clone();

@@ -10,6 +10,7 @@ use super::builder::{CpuQuota, Rlimit, TemplateBuilder};
 use super::choices::{Network, NoNewPrivileges, RootAccess, Terminal};
 use super::error::TemplateError;
 use super::{ROOTFS_PLACEHOLDER, defaults, seccomp};
+use crate::user::NOBODY;
 
 /// The configuration with these fields. They are not checked here.
 pub(super) fn to_value(fields: TemplateBuilder) -> Result<Value, TemplateError> {
@@ -48,7 +49,9 @@ fn in_order(value: &mut Value) {
 
 fn process(fields: TemplateBuilder) -> oci::Process {
     let mut user = oci::User::default();
-    user.set_uid(fields.uid).set_gid(fields.gid);
+    let (uid, gid) = fields.user.ids().unwrap_or((NOBODY, NOBODY));
+    user.set_uid(uid).set_gid(gid);
+    user.set_username(fields.user.ids().is_none().then(|| fields.user.to_string()));
     user.set_additional_gids((!fields.additional_gids.is_empty()).then_some(fields.additional_gids));
 
     let mut env: Vec<String> = fields.env.iter().map(|(key, value)| format!("{key}={value}")).collect();

@@ -11,6 +11,7 @@ use super::ROOTFS_PLACEHOLDER;
 use super::builder::{CpuQuota, TemplateBuilder};
 use super::choices::Network;
 use super::error::TemplateError;
+use crate::UserSpec;
 
 /// `HOST_NAME_MAX`, see gethostname(2): what sethostname(2) takes.
 const HOST_NAME_MAX: usize = 64;
@@ -140,9 +141,13 @@ fn environment(entries: &[String]) -> Result<(), TemplateError> {
 fn user(user: &oci::User) -> Result<(), TemplateError> {
     let additional = user.additional_gids().iter().flatten().map(|gid| ("process.user.additionalGids", *gid));
     let ids = [("process.user.uid", user.uid()), ("process.user.gid", user.gid())];
-    match ids.into_iter().chain(additional).find(|(_, id)| *id == u32::MAX) {
-        Some((field, id)) => Err(TemplateError::Id { field, id }),
-        None => Ok(()),
+    if let Some((field, id)) = ids.into_iter().chain(additional).find(|(_, id)| *id == u32::MAX) {
+        return Err(TemplateError::Id { field, id });
+    }
+    match user.username().as_deref() {
+        // An empty string is how programs in Go write an absent one.
+        None | Some("") => Ok(()),
+        Some(name) => name.parse::<UserSpec>().map(drop),
     }
 }
 

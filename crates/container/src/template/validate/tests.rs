@@ -182,6 +182,10 @@ fn a_file_is_held_to_the_same() {
             "process.cwd \"\" is relative: give the absolute path that it has inside the container",
         ),
         (
+            ("/process/user", json!({"uid": 0, "gid": 0, "username": "a:"})),
+            "the user \"a:\" is not a user: write NAME, UID, NAME:GROUP or UID:GID",
+        ),
+        (
             (
                 "/process/rlimits",
                 json!([{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}, {"type": "RLIMIT_CPU", "soft": 2, "hard": 2}]),

@@ -82,6 +82,7 @@ impl KeptRun {
         let meta = Meta {
             exit_status: 1,
             parent_hashes: self.layers.iter().map(Layer::hash).collect(),
+            // A user with a name has its number only when the stack is mounted.
             uid: self.template.user().0,
             gid: self.template.user().1,
             ..Meta::new(self.base.hash(), SystemTime::now())

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use container::{Init, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
+use container::{
+    Init, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal, UserSpec,
+};
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
 use runner::{Cause, PersistError, Report, Timings, Upper};
@@ -35,9 +37,10 @@ pub(crate) struct Args {
     /// The command's working directory [default: /].
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// The command's user and group by number; the group is the user's number if it is not given [default: 0:0].
-    #[arg(long, value_name = "UID[:GID]", value_parser = user)]
-    user: Option<(u32, u32)>,
+    /// The command's user and group: numbers, or names in the stack's /etc/passwd and /etc/group. A number alone is the group's,
+    /// too; a name alone stands for its own group and all groups that list it [default: 0:0].
+    #[arg(long, value_name = "NAME|UID[:GROUP|GID]")]
+    user: Option<UserSpec>,
     /// The container's own name [default: the host's].
     #[arg(long, value_name = "H")]
     hostname: Option<String>,
@@ -140,14 +143,6 @@ fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) => Ok((key.into(), value.into())),
         None => Err("write it as KEY=VALUE".into()),
-    }
-}
-
-fn user(text: &str) -> Result<(u32, u32), String> {
-    let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is no number: write UID or UID:GID"));
-    match text.split_once(':') {
-        Some((user, group)) => Ok((number(user)?, number(group)?)),
-        None => number(text).map(|user| (user, user)),
     }
 }
 
@@ -298,8 +293,8 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     if let Some(cwd) = &args.cwd {
         builder = builder.cwd(cwd);
     }
-    if let Some((user, group)) = args.user {
-        builder = builder.user(user, group);
+    if let Some(user) = &args.user {
+        builder = builder.user_spec(user.clone());
     }
     if let Some(hostname) = &args.hostname {
         builder = builder.hostname(hostname);
@@ -429,11 +424,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn words_of_a_command_line(text in mutated::text(["1000:5", "A=b=c", "4294967295"])) {
-            match user(&text) {
-                Ok((uid, gid)) => prop_assert_eq!(user(&format!("{uid}:{gid}")), Ok((uid, gid))),
-                Err(problem) => prop_assert!(!problem.contains('\n')),
-            }
+        fn words_of_a_command_line(text in mutated::text(["A=b=c", "A=", "=b"])) {
             if let Ok((key, value)) = variable(&text) {
                 prop_assert_eq!(format!("{key}={value}"), text);
             }
@@ -468,10 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn users_and_variables() {
-        assert_eq!(user("1000"), Ok((1000, 1000)));
-        assert_eq!(user("1000:5"), Ok((1000, 5)));
-        assert!(user("opam").is_err() && user("1:").is_err() && user("").is_err());
+    fn variables() {
         assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
         assert!(variable("A").is_err());
     }

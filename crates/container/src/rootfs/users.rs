@@ -1,0 +1,265 @@
+//! Finds the user of a template in the files that its command would find. What their lines mean is decided in `user::accounts`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
+
+use super::Rootfs;
+use super::working_directory::View;
+use crate::user::Account;
+use crate::user::accounts::{self, NO_HOME};
+use crate::{Error, Result, Template, User};
+
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
+
+/// The largest file that is read.
+const MAX_BYTES: u64 = 16 << 20;
+
+impl Rootfs {
+    /// Finds the template's user in the container's `/etc/passwd` and `/etc/group`: its number and those of its groups, and its
+    /// home directory. A file that is bind-mounted over one of these is read in its place.
+    ///
+    /// A user with a name alone has the group of its line in `/etc/passwd`, and every group in `/etc/group` that lists it. With a
+    /// group beside it, it has that one and no others; neither has a user with a number. The template's own
+    /// [groups](crate::TemplateBuilder::additional_groups) are there in any case.
+    ///
+    /// The home directory is that of the template's environment; else that of the first line with the name, or the number, of the
+    /// user; else `/`.
+    ///
+    /// # Errors
+    /// For a name only: [`Error::UnknownUser`] if it is not there; [`Error::Io`] if the file cannot be read, is not a regular one
+    /// or has more than 16 MiB.
+    pub fn find_user(&self, template: &Template) -> Result<User> {
+        let (spec, own_home) = (template.user_spec(), template.home().map(str::to_owned));
+        let mut additional_gids: Vec<u32> = template.additional_gids().collect();
+        let (uid, entry) = match &spec.user {
+            Account::Name(name) => {
+                let entry = accounts::user_named(&self.accounts(PASSWD, template)?, name);
+                let entry = entry.ok_or_else(|| unknown("user", name, PASSWD))?;
+                (entry.uid, Some(entry))
+            }
+            // It is read for nothing else.
+            Account::Id(uid) if own_home.is_some() => (*uid, None),
+            Account::Id(uid) => match self.accounts(PASSWD, template) {
+                Ok(passwd) => (*uid, accounts::user_numbered(&passwd, *uid)),
+                Err(error) => {
+                    let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+                    log::warn!("{error}{}: HOME is /", source.unwrap_or_default());
+                    (*uid, None)
+                }
+            },
+        };
+        let gid = match (&spec.group, &spec.user) {
+            (Some(Account::Id(gid)), _) => *gid,
+            (Some(Account::Name(name)), _) => accounts::group_named(&self.accounts(GROUP, template)?, name)
+                .ok_or_else(|| unknown("group", name, GROUP))?,
+            (None, Account::Name(name)) => {
+                additional_gids.extend(accounts::groups_listing(&self.accounts(GROUP, template)?, name));
+                entry.as_ref().map_or(uid, |entry| entry.gid)
+            }
+            (None, Account::Id(uid)) => *uid,
+        };
+        let mut seen = std::collections::HashSet::new();
+        additional_gids.retain(|gid| seen.insert(*gid));
+        let home = own_home.or(entry.map(|entry| entry.home)).unwrap_or_else(|| NO_HOME.into());
+        Ok(User { uid, gid, additional_gids, home })
+    }
+
+    /// Reads the container's file at `path`; empty if there is none.
+    fn accounts(&self, path: &str, template: &Template) -> Result<Vec<u8>> {
+        let path = Path::new(path);
+        let file = match self.look_up(path, template) {
+            Ok(Some(file)) => file,
+            Ok(None) | Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
+            Err(errno) => return Err(Error::io("open", self.outside(path))(errno)),
+        };
+        read(&file).map_err(Error::io("read", self.outside(path)))
+    }
+
+    /// What the command will see at `path`, opened without any effect on it.
+    fn look_up(&self, path: &Path, template: &Template) -> rustix::io::Result<Option<Rc<OwnedFd>>> {
+        // A bind may stand anywhere, and its destination may have links in it.
+        if template.mounts().any(|mount| mount.is_bind() || path.starts_with(mount.destination())) {
+            return View::new(&self.root, template.mounts())?.open(path);
+        }
+        self.resolve(path, OFlags::PATH).map(|file| Some(Rc::new(file)))
+    }
+}
+
+/// Reads the file that `place` stands for, if it is a regular one: opening anything else may wait, or do something.
+fn read(place: &OwnedFd) -> io::Result<Vec<u8>> {
+    if FileType::from_raw_mode(fstat(place)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(openat(CWD, path, flags, Mode::empty())?);
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > MAX_BYTES {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 16 MiB")),
+        false => Ok(bytes),
+    }
+}
+
+fn unknown(kind: &'static str, name: &str, file: &str) -> Error {
+    Error::UnknownUser { kind, name: name.to_owned(), file: file.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::mknodat;
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::TemplateBuilder;
+
+    /// A root file system with a user and groups.
+    fn root() -> TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        let passwd = "root:x:0:0::/root:\nopam:x:1000:1001::/home/opam:\nbare:x:7:8:::\n";
+        fs::write(root.path().join("etc/passwd"), passwd).unwrap();
+        fs::write(root.path().join("etc/group"), "root:x:0:opam\nopam:x:1001:\nstaff:x:50:opam,bare\n").unwrap();
+        root
+    }
+
+    fn builder(user: &str) -> TemplateBuilder {
+        Template::builder(["true"]).user_spec(user.parse().unwrap())
+    }
+
+    fn find(root: &Path, template: TemplateBuilder) -> Result<User> {
+        Rootfs::open(root)?.find_user(&template.build().unwrap())
+    }
+
+    fn user(uid: u32, gid: u32, additional_gids: &[u32], home: &str) -> User {
+        User { uid, gid, additional_gids: additional_gids.to_vec(), home: home.into() }
+    }
+
+    #[test]
+    fn users_by_number_and_by_name() {
+        let root = root();
+        let table = [
+            ("0", user(0, 0, &[], "/root")),
+            ("1000", user(1000, 1000, &[], "/home/opam")),
+            ("1000:5", user(1000, 5, &[], "/home/opam")),
+            ("1000:staff", user(1000, 50, &[], "/home/opam")),
+            ("4242", user(4242, 4242, &[], "/")),
+            ("7", user(7, 7, &[], "/")),
+            ("opam", user(1000, 1001, &[0, 50], "/home/opam")),
+            ("opam:staff", user(1000, 50, &[], "/home/opam")),
+            ("opam:77", user(1000, 77, &[], "/home/opam")),
+            ("bare", user(7, 8, &[50], "/")),
+        ];
+        for (spec, expected) in table {
+            assert_eq!(find(root.path(), builder(spec)).unwrap(), expected, "{spec}");
+        }
+        // The template's own come first, and none is there twice.
+        let more = builder("opam").additional_groups([9, 50, 9]).env("HOME", "/elsewhere");
+        assert_eq!(find(root.path(), more).unwrap(), user(1000, 1001, &[9, 50, 0], "/elsewhere"));
+    }
+
+    #[test]
+    fn who_is_not_there_is_named_with_the_file_and_what_to_do() {
+        let root = root();
+        let table = [
+            ("opa", "user 'opa'", PASSWD),
+            ("staff", "user 'staff'", PASSWD),
+            ("x:y", "user 'x'", PASSWD),
+            ("opam:stuff", "group 'stuff'", GROUP),
+            ("5:it's", "group \"it's\"", GROUP),
+        ];
+        for (spec, who, file) in table {
+            let error = find(root.path(), builder(spec)).unwrap_err();
+            let expected =
+                format!("the {who} is not in the container's {file}: add a layer that has it, or give its number");
+            assert_eq!((error.to_string(), error.path()), (expected, Some(Path::new(file))));
+        }
+        // Without any file.
+        let empty = tempfile::tempdir().unwrap();
+        assert!(matches!(find(empty.path(), builder("root")), Err(Error::UnknownUser { .. })));
+        assert_eq!(find(empty.path(), builder("1000")).unwrap(), user(1000, 1000, &[], "/"));
+        fs::remove_file(root.path().join("etc/group")).unwrap();
+        assert_eq!(find(root.path(), builder("opam")).unwrap(), user(1000, 1001, &[], "/home/opam"));
+    }
+
+    #[test]
+    fn links_stay_inside_and_what_is_no_regular_file_is_not_opened() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("passwd"), "opam:x:1:1::/outside:\n").unwrap();
+        let root = root();
+        let passwd = root.path().join("etc/passwd");
+        let replace = |make: &dyn Fn(&Path)| {
+            let _ = fs::remove_file(&passwd);
+            make(&passwd);
+            (find(root.path(), builder("opam")), find(root.path(), builder("1")).unwrap())
+        };
+        fs::rename(&passwd, root.path().join("real")).unwrap();
+        let (found, _) = replace(&|path| symlink("/../../real", path).unwrap());
+        assert_eq!(found.unwrap().uid(), 1000);
+
+        let of_nobody = user(1, 1, &[], "/");
+        for target in [&*outside.path().join("passwd"), Path::new("/nowhere")] {
+            let (found, by_number) = replace(&|path| symlink(target, path).unwrap());
+            assert!(matches!(found, Err(Error::UnknownUser { .. })), "{found:?}");
+            assert_eq!(by_number, of_nobody);
+        }
+        type Make<'a> = &'a dyn Fn(&Path);
+        let makes: [(Make<'_>, &str); 4] = [
+            (&|path| mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap(), "it is not a regular file"),
+            (&|path| symlink("passwd", path).unwrap(), "Too many levels of symbolic links"),
+            (
+                &|path| {
+                    File::create(path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+                },
+                "it has more than 16 MiB",
+            ),
+            (&|path| fs::create_dir(path).unwrap(), "it is not a regular file"),
+        ];
+        for (make, problem) in makes {
+            let (found, by_number) = replace(make);
+            let Err(Error::Io { source, path, .. }) = found else { panic!("{found:?}") };
+            assert!(source.to_string().contains(problem), "{source}");
+            assert_eq!((path, by_number), (passwd.clone(), of_nobody.clone()));
+        }
+    }
+
+    #[test]
+    fn a_file_that_a_mount_covers_is_the_mounts() {
+        let (root, source) = (root(), tempfile::tempdir().unwrap());
+        fs::write(source.path().join("passwd"), "opam:x:5:6::/bound:\n").unwrap();
+        symlink("passwd", source.path().join("link")).unwrap();
+        symlink("etc", root.path().join("to-etc")).unwrap();
+        let bind = |name: &str, destination: &str| json!({"destination": destination, "source": source.path().join(name), "options": ["rbind"]});
+        let tmpfs = json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs"});
+        let stack = user(1000, 1001, &[0, 50], "/home/opam");
+        // (mounts, what is found)
+        let table = [
+            (json!([]), Some(stack.clone())),
+            (json!([bind("passwd", "/src")]), Some(stack.clone())),
+            (json!([bind("passwd", "/etc/passwd")]), Some(user(5, 6, &[0, 50], "/bound"))),
+            (json!([bind("link", "/to-etc/passwd")]), Some(user(5, 6, &[0, 50], "/bound"))),
+            (json!([bind("", "/etc")]), Some(user(5, 6, &[], "/bound"))),
+            (json!([bind("none", "/etc/passwd")]), None),
+            (json!([tmpfs]), None),
+            (json!([tmpfs, bind("passwd", "/etc/passwd")]), Some(user(5, 6, &[], "/bound"))),
+            (json!([bind("passwd", "/etc/passwd"), tmpfs]), None),
+        ];
+        for (mounts, expected) in table {
+            let mut value: Value = serde_json::to_value(builder("opam").build().unwrap()).unwrap();
+            value["mounts"] = mounts.clone();
+            let found = Rootfs::open(root.path()).unwrap().find_user(&Template::from_value(value).unwrap());
+            assert_eq!(found.ok(), expected, "{mounts}");
+        }
+    }
+}
