@@ -232,7 +232,7 @@ impl Runtime {
 
     /// The arguments that start `bundle` as the container `id`, the program itself not among them. The runtime ends when the
     /// container has begun.
-    pub fn run_args(&self, bundle: &Bundle, id: &ContainerId) -> Vec<OsString> {
+    fn run_args(&self, bundle: &Bundle, id: &ContainerId) -> Vec<OsString> {
         let mut args: Vec<OsString> = self.global_args(bundle);
         args.extend(["run", "--detach", "--preserve-fds", "2", "--pid-file"].map(Into::into));
         args.push(bundle.path().join(PID_FILE).into());
@@ -254,7 +254,7 @@ impl Runtime {
         vec!["--root".into(), state.into(), "--log-format".into(), "json".into(), "--log".into(), log.into()]
     }
 
-    /// The configuration of a run.
+    /// The configuration as this runtime does best with it: for those who start it by themselves, as [`run`](Self::run) has it anyway.
     ///
     /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as the program that the kernel takes, in an
     /// annotation of its own: having libseccomp compile the profile takes half of its time. The profile stays beside it, for a crun
@@ -266,14 +266,12 @@ impl Runtime {
     /// `/dev`. FIFOs and sockets can still be made, and so can whiteouts since Linux 5.8, though on no overlay.
     ///
     /// A node of the console that a layer already has can still be opened under these runtimes.
-    fn prepare_config(&self, bundle: &Bundle, init: Init) -> Result<Config> {
-        let config = bundle.config().clone().resolve_user(bundle.path())?;
-        let config = config.started_by_helper(init, affinity(), terminal_size());
-        Ok(match (self.is_runc(), self.is_crun()) {
+    pub fn prepare_config(&self, config: Config) -> Config {
+        match (self.is_runc(), self.is_crun()) {
             (true, _) => config,
             (false, false) => config.without_device_nodes(),
             (false, true) => config.without_device_nodes().with_filter_for_crun(),
-        })
+        }
     }
 
     /// The directory that the runtime must not see anything in.
@@ -321,7 +319,9 @@ impl Runtime {
         if !bundle.config().mounts_proc() {
             return Err(Error::NoProc);
         }
-        bundle.write(&self.prepare_config(bundle, init)?)?;
+        let config = bundle.config().clone().resolve_user(bundle.path())?;
+        let config = self.prepare_config(config).started_by_helper(init, affinity(), terminal_size());
+        bundle.write(&config)?;
         let log = log_path(bundle.path());
         log::create(&log).map_err(Error::io("create", log))?;
         // Dropped after the container, also by a callback's panic.

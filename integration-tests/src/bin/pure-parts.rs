@@ -4,19 +4,18 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use container::{ContainerId, LowerNames, Mount, Overlay, Runtime, Template};
+use container::{LowerNames, Mount, Overlay, Runtime, Template};
 use layer::{MAX_LOWERS, Plan, Rung, RungLimit};
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [part, times] = &arguments[..] else { bail!("usage: pure-parts plan|template|filter|argv TIMES") };
+    let [part, times] = &arguments[..] else { bail!("usage: pure-parts plan|template|filter TIMES") };
     let times = times.parse().context("TIMES is a number")?;
     let mut part: Box<dyn FnMut() -> Result<()>> = match &**part {
         "plan" => plan(),
         "template" => template()?,
         "filter" => filter(),
-        "argv" => argv()?,
-        other => bail!("{other} is no part: say plan, template, filter or argv"),
+        other => bail!("{other} is no part: say plan, template or filter"),
     };
     (0..times).try_for_each(|_| part())
 }
@@ -63,13 +62,4 @@ fn filter() -> Box<dyn FnMut() -> Result<()>> {
         black_box(serde_json::to_vec(&crun.prepare_config(config))?);
         Ok(())
     })
-}
-
-/// The runtime's arguments.
-fn argv() -> Result<Box<dyn FnMut() -> Result<()>>> {
-    let (runtime, id) = (Runtime::default(), ContainerId::random("layered")?);
-    Ok(Box::new(move || {
-        black_box(runtime.run_args(black_box(Path::new("/scratch/layered-0123456789abcdef")), &id));
-        Ok(())
-    }))
 }

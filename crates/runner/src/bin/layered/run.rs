@@ -417,6 +417,8 @@ fn print_timings(out: &mut impl Write, timings: &Timings) -> io::Result<()> {
 mod tests {
     use proptest::prelude::*;
 
+    use signal_hook::consts::SIGINT;
+
     use super::*;
     use crate::mutated;
 
