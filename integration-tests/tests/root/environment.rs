@@ -166,6 +166,51 @@ fn limits_hold() {
     assert!(report.status.success(), "{report:?}");
 }
 
+/// The directories of the machine's root, in a directory that is not a mount point.
+fn plain_root(dir: &Path) -> PathBuf {
+    let root = dir.join("plain-root");
+    fs::create_dir(&root).unwrap();
+    for entry in fs::read_dir("/").unwrap().map(Result::unwrap) {
+        let (kind, target) = (entry.file_type().unwrap(), root.join(entry.file_name()));
+        if kind.is_symlink() {
+            symlink(fs::read_link(entry.path()).unwrap(), target).unwrap();
+        } else if kind.is_dir() {
+            fs::create_dir(&target).unwrap();
+            bind_recursively(&entry.path(), &target);
+        }
+    }
+    root
+}
+
+fn bind_recursively(source: &Path, target: &Path) {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>).unwrap();
+}
+
+#[test]
+fn a_chroot_needs_a_root_that_is_a_mount_point() {
+    let fixture = Fixture::new();
+    let (plain, bound) = in_private_mount_namespace(|| {
+        let root = plain_root(fixture.path());
+        let run = || {
+            let run = fixture.layered_run();
+            let mut command = Command::new(find("chroot"));
+            command.arg(&root).arg(run.get_program()).args(run.get_args()).args(["--", "echo", "here"]);
+            command.stdin(Stdio::null()).output().unwrap()
+        };
+        let plain = run();
+        // What the message says.
+        bind_recursively(&root, &root);
+        (plain, run())
+    })
+    .unwrap();
+    let stderr = String::from_utf8(plain.stderr).unwrap();
+    let expected = "layered: overlay_mount: cannot create a private mount namespace: / is not a mount point, as in a plain \
+                    chroot; run `mount --rbind DIR DIR` before `chroot DIR`: Invalid argument (os error 22)\n";
+    assert_eq!((plain.status.code(), &*stderr), (Some(125), expected));
+    assert_eq!(String::from_utf8(bound.stdout).unwrap(), "here\n", "{}", String::from_utf8_lossy(&bound.stderr));
+    fs::remove_dir_all(fixture.path().join("plain-root")).unwrap();
+}
+
 /// `layered run` by a caller whose descriptors 3, 9 and 900 are inherited by every program that it starts.
 fn with_open_descriptors(fixture: &Fixture, around: &[&str], runtime: &Path, command: &[&str]) -> String {
     let run = fixture.layered_run();
