@@ -166,6 +166,32 @@ fn limits_hold() {
     assert!(report.status.success(), "{report:?}");
 }
 
+/// `layered run` with `options` by a caller that has been through the lines of `before`, a shell script.
+fn run_after(fixture: &Fixture, before: &str, options: &[&str], script: &str) -> (i32, String, String) {
+    let run = fixture.layered_run();
+    // Without CAP_SYS_RESOURCE nobody raises a hard limit.
+    let mut command = Command::new(find("setpriv"));
+    command.args(["--bounding-set=-sys_resource", "sh", "-c", &format!("{before}\nexec \"$@\""), "sh"]);
+    command.arg(run.get_program()).args(run.get_args()).args(options).args(["--", "sh", "-c", script]);
+    let output = command.env("RUST_LOG", "container=debug").stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn every_user_may_serve_any_port_of_the_containers_own_network() {
+    let fixture = Fixture::new();
+    for runtime in ["runc", "crun"] {
+        let options = ["--runtime", runtime, "--user", "1000"];
+        let (status, _, stderr) = run_after(&fixture, "", &options, "busybox httpd -p 80 -h /tmp");
+        assert_eq!(status, 0, "{runtime}: {stderr}");
+    }
+    // The host's network keeps its rules.
+    const START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let seen = stdout(&run(&fixture, &[], shell(&format!("cat {START}")).network(Network::Host)));
+    assert_eq!(seen, fs::read_to_string(START).unwrap());
+}
+
 /// The directories of the machine's root, in a directory that is not a mount point.
 fn plain_root(dir: &Path) -> PathBuf {
     let root = dir.join("plain-root");

@@ -5,7 +5,8 @@ use oci_spec::runtime::LinuxSeccomp;
 /// The network that the container sees.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Network {
-    /// A network namespace of its own with nothing but an unconfigured loopback interface.
+    /// A network namespace of its own with nothing but an unconfigured loopback interface. In it every user may serve every port,
+    /// as under Docker.
     #[default]
     None,
     /// The host's network. **The host's abstract Unix sockets are reachable too**, see [`unix(7)`].

@@ -57,6 +57,9 @@ pub(super) const MASKED_PATHS: [&str; 12] = [
 pub(super) const READ_ONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// As Docker sets it in a network of the container's own: a user without CAP_NET_BIND_SERVICE may serve port 80 there, too.
+pub(super) const SYSCTL: [(&str, &str); 1] = [("net.ipv4.ip_unprivileged_port_start", "0")];
+
 /// A mount that the container needs to work.
 #[derive(Debug)]
 pub(super) struct SystemMount {

@@ -70,6 +70,7 @@ fn every_field_is_where_the_specification_has_it() {
     );
     assert_eq!(value["linux"]["cgroupsPath"], "/builds/1");
     assert_eq!(value["linux"]["namespaces"][5], json!({"type": "network", "path": "/run/netns/a"}));
+    assert_eq!(value["linux"].get("sysctl"), None, "the network is not the container's own");
 
     let mut mounts = defaults["mounts"].as_array().unwrap().clone();
     mounts.extend([
@@ -90,7 +91,7 @@ fn every_field_is_where_the_specification_has_it() {
         host["linux"]["namespaces"],
         json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"}])
     );
-    assert_eq!(host["linux"].get("seccomp"), None);
+    assert_eq!((host["linux"].get("seccomp"), host["linux"].get("sysctl")), (None, None));
 }
 
 #[test]
@@ -157,6 +158,7 @@ fn the_default_container() {
             "namespaces": [
                 {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "cgroup"}, {"type": "network"}
             ],
+            "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"},
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
                 "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
