@@ -61,6 +61,6 @@ pub use overlay::{
 pub use rootfs::{MountPoint, Rootfs};
 pub use runtime::{Cancel, Finished, Flaw, Input, Invocation, Runtime, RuntimeVersion, Status};
 pub use template::{
-    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Seccomp, Template,
-    TemplateBuilder, TemplateError, Terminal, parse_size,
+    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RootAccess, Seccomp,
+    Template, TemplateBuilder, TemplateError, Terminal, parse_size,
 };

@@ -11,6 +11,7 @@ mod error;
 mod golden;
 mod mount;
 mod mount_spec;
+mod rlimit;
 mod seccomp;
 #[cfg(test)]
 mod shape;
@@ -34,6 +35,7 @@ pub use config::Config;
 pub(crate) use config::MemoryLimit;
 pub use error::TemplateError;
 pub use mount::Mount;
+pub use rlimit::Rlimit;
 pub use size::parse_size;
 
 /// What stands in `root.path` of a template, in the place of the root file system.
@@ -150,14 +152,17 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON.
+    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON, [`TemplateError::RlimitBeyondCaller`] when the calling
+    /// process may not give the container one of its resource limits.
     pub fn instantiate(&self, rootfs: &Path) -> Result<Config, TemplateError> {
         let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
             field: "root.path",
             path: rootfs.to_owned(),
             remedy: "choose another scratch directory",
         })?;
-        Ok(Config::new(self.clone(), rootfs))
+        let config = Config::new(self.clone(), rootfs);
+        config.check_limits()?;
+        Ok(config)
     }
 
     /// The command: the program and its arguments.

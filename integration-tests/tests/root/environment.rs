@@ -179,6 +179,52 @@ fn run_after(fixture: &Fixture, before: &str, options: &[&str], script: &str) ->
 }
 
 #[test]
+fn open_files_can_be_raised() {
+    let fixture = Fixture::new();
+    let script = "ulimit -Sn; ulimit -Hn; ulimit -Sn $(ulimit -Hn) && ulimit -Sn";
+    for runtime in ["runc", "crun"] {
+        let options = ["--runtime", runtime];
+        let (_, seen, stderr) = run_after(&fixture, "ulimit -n 4096", &options, script);
+        assert_eq!(seen, "1024\n4096\n4096\n", "{runtime}: {stderr}");
+        assert!(stderr.contains("1024 files open, and raise that to 4096, the caller's own hard limit"), "{stderr}");
+        let (_, seen, stderr) = run_after(&fixture, "ulimit -n 256", &options, script);
+        assert_eq!(seen, "256\n256\n256\n", "{runtime}: {stderr}");
+    }
+    // With a caller that has the full limit, or may raise it.
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let seen = stdout(&run(&fixture, &[], shell("ulimit -Sn; ulimit -Hn")));
+    assert_eq!(seen, format!("1024\n{}\n", own.min(524_288)));
+}
+
+#[test]
+fn limits_of_the_callers_choice() {
+    let fixture = Fixture::new();
+    let script = "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht";
+    for runtime in ["runc", "crun"] {
+        let options = ["--runtime", runtime, "--ulimit", "nofile=64:128", "--ulimit", "core=0", "--ulimit", "cpu=-1"];
+        let (_, seen, stderr) = run_after(&fixture, "", &options, script);
+        assert_eq!(seen, "64\n128\n0\n0\nunlimited\nunlimited\n", "{runtime}: {stderr}");
+    }
+    let message = |limit: &str, highest: u64| {
+        format!(
+            "layered: config: the runtime configuration cannot be used: the limit {limit} is above \
+             {highest}, the most that this process may give: ask for at most that, raise the caller's own hard limit, or give it \
+             CAP_SYS_RESOURCE\n"
+        )
+    };
+    for (before, limit, expected) in [
+        ("ulimit -n 256", "nofile=64:257", message("RLIMIT_NOFILE of 257", 256)),
+        ("ulimit -n 256", "nofile=unlimited", message("RLIMIT_NOFILE of unlimited", 256)),
+        ("ulimit -c 0", "core=1", message("RLIMIT_CORE of 1", 0)),
+    ] {
+        let (status, _, stderr) = run_after(&fixture, before, &["--ulimit", limit], "true");
+        assert_eq!((status, stderr.lines().last().map(|line| format!("{line}\n"))), (125, Some(expected)), "{limit}");
+    }
+    let (status, _, stderr) = run_after(&fixture, "", &["--ulimit", "files=1"], "true");
+    assert!(status == 125 && stderr.contains("the limit \"files=1\" has an unknown name \"files\""), "{stderr}");
+}
+
+#[test]
 fn every_user_may_serve_any_port_of_the_containers_own_network() {
     let fixture = Fixture::new();
     for runtime in ["runc", "crun"] {

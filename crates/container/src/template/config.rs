@@ -1,12 +1,15 @@
 use std::path::Path;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{PosixRlimit, Spec};
+use rustix::process::Resource;
 use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::Template;
+use super::defaults::OPEN_FILES;
 use super::error::TemplateError;
+use super::rlimit::{self, Rlimit};
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
 ///
@@ -18,6 +21,7 @@ pub struct Config {
     cgroups_path: Option<String>,
     has_filter: bool,
     makes_devices: bool,
+    open_files: Option<Rlimit>,
 }
 
 /// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
@@ -34,7 +38,14 @@ pub(crate) struct MemoryLimit {
 impl Config {
     /// `template` has been checked.
     pub(super) fn new(template: Template, rootfs: impl Into<String>) -> Config {
-        Config { template, rootfs: rootfs.into(), cgroups_path: None, has_filter: false, makes_devices: true }
+        Config {
+            template,
+            rootfs: rootfs.into(),
+            cgroups_path: None,
+            has_filter: false,
+            makes_devices: true,
+            open_files: None,
+        }
     }
 
     /// The configuration in `oci-spec`'s types: a copy, and without the keys that they do not have.
@@ -96,6 +107,52 @@ impl Config {
         self
     }
 
+    /// Lowers the limit of open files to the hard limit of the calling process, if it is the builder's default and higher.
+    pub(crate) fn with_limits_of_caller(self) -> Config {
+        self.with_open_files_of(rlimit::of_caller(Resource::Nofile))
+    }
+
+    fn with_open_files_of(mut self, of_caller: u64) -> Config {
+        if self.limits().any(|limit| limit == OPEN_FILES) {
+            self.open_files = rlimit::lowered_open_files(of_caller);
+        }
+        if let Some(Rlimit { soft, hard, .. }) = self.open_files {
+            log::debug!(
+                "the command may have {soft} files open, and raise that to {hard}, the caller's own hard limit"
+            );
+        }
+        self
+    }
+
+    /// Refuses limits that the calling process may not give to the container, but for the default that
+    /// [`with_limits_of_caller`](Self::with_limits_of_caller) lowers.
+    pub(crate) fn check_limits(&self) -> Result<(), TemplateError> {
+        self.limits().filter(|limit| *limit != OPEN_FILES).try_for_each(|limit| rlimit::check_for_caller(&limit))
+    }
+
+    fn limits(&self) -> impl Iterator<Item = Rlimit> + '_ {
+        let limits = self.template.array("/process/rlimits").filter_map(|limit| PosixRlimit::deserialize(limit).ok());
+        limits.map(|limit| Rlimit { kind: limit.typ(), soft: limit.soft(), hard: limit.hard() })
+    }
+
+    /// `process` as it differs from the template's.
+    fn process(&self, process: &Value) -> Option<Value> {
+        if self.makes_devices && self.open_files.is_none() {
+            return None;
+        }
+        let mut process = process.clone();
+        if !self.makes_devices {
+            take_mknod(&mut process);
+        }
+        if let Some(Rlimit { soft, hard, .. }) = self.open_files {
+            let limits = process.get_mut("rlimits").and_then(Value::as_array_mut).into_iter().flatten();
+            for limit in limits.filter(|limit| limit["type"] == "RLIMIT_NOFILE") {
+                (limit["soft"], limit["hard"]) = (soft.into(), hard.into());
+            }
+        }
+        Some(process)
+    }
+
     /// Names the control group unless the template did.
     #[must_use]
     pub fn with_default_cgroups_path(mut self, path: impl Into<String>) -> Config {
@@ -114,8 +171,12 @@ impl Serialize for Config {
         let filter = self.has_filter.then(|| self.template.filter()).flatten();
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in template {
+            let changed = match key.as_str() {
+                "process" => self.process(value),
+                _ => None,
+            };
             match (key.as_str(), &self.cgroups_path) {
-                ("process", _) if !self.makes_devices => map.serialize_entry(key, &without_mknod(value))?,
+                _ if changed.is_some() => map.serialize_entry(key, &changed)?,
                 ("root", _) => map.serialize_entry(key, &With { value, key: "path", text: &self.rootfs })?,
                 ("annotations", _) if filter.is_some() => {
                     map.serialize_entry(key, &With { value, key: CRUN_FILTER, text: filter.unwrap_or_default() })?;
@@ -134,14 +195,12 @@ impl Serialize for Config {
     }
 }
 
-/// `process` without CAP_MKNOD in any set.
-fn without_mknod(process: &Value) -> Value {
-    let mut process = process.clone();
+/// Takes CAP_MKNOD out of every set of `process`.
+fn take_mknod(process: &mut Value) {
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
     for set in sets.into_iter().flat_map(Map::values_mut).filter_map(Value::as_array_mut) {
         set.retain(|capability| capability != "CAP_MKNOD");
     }
-    process
 }
 
 /// An object, or null, with one value in the place of its own, or at its end if it has none.
@@ -223,6 +282,27 @@ mod tests {
         // Nothing to take away.
         let bare = json!({"process": {"args": ["x"]}, "linux": {"resources": {"devices": [deny]}}});
         assert_eq!(serde_json::to_value(config(bare.clone()).without_device_nodes()).unwrap(), bare);
+    }
+
+    #[test]
+    fn only_a_default_limit_of_open_files_is_lowered() {
+        let limits = |soft: u64, hard: u64| {
+            json!({"process": {"args": ["x"], "rlimits": [
+                {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+                {"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard, "x": 1}
+            ]}})
+        };
+        let table = [
+            (limits(1024, 524_288), 4096, limits(1024, 4096)),
+            (limits(1024, 524_288), 256, limits(256, 256)),
+            (limits(1024, 524_288), 524_288, limits(1024, 524_288)),
+            (limits(1024, 8192), 256, limits(1024, 8192)),
+            (json!({"process": {"args": ["x"]}}), 256, json!({"process": {"args": ["x"]}})),
+        ];
+        for (template, of_caller, expected) in table {
+            let written = serde_json::to_value(config(template.clone()).with_open_files_of(of_caller)).unwrap();
+            assert_eq!(written, expected, "{template} {of_caller}");
+        }
     }
 
     /// On other machines every runtime makes its own.

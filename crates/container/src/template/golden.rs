@@ -150,7 +150,7 @@ fn the_default_container() {
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             "cwd": "/",
             "capabilities": {"bounding": caps, "effective": caps, "inheritable": [], "permitted": caps, "ambient": []},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 524288, "soft": 1024}],
             "noNewPrivileges": false
         },
         "linux": {

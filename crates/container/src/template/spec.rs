@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use oci_spec::runtime as oci;
 use serde_json::Value;
 
-use super::builder::{CpuQuota, Rlimit, TemplateBuilder};
+use super::builder::{CpuQuota, TemplateBuilder};
 use super::choices::{Network, NoNewPrivileges, RootAccess, Terminal};
 use super::error::TemplateError;
+use super::rlimit::Rlimit;
 use super::{ROOTFS_PLACEHOLDER, defaults, seccomp};
 
 /// The configuration with these fields. They are not checked here.

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use container::{Cancel, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal};
+use container::{
+    Cancel, Input, Mount, Network, NoNewPrivileges, Output, Rlimit, Runtime, Seccomp, Status, Template, Terminal,
+};
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
 use runner::{Cause, Options, PersistError, Report, Timings, Upper};
@@ -71,6 +73,10 @@ pub(crate) struct Args {
     /// The processors it may run on: 0-3,5.
     #[arg(long, value_name = "LIST")]
     cpus: Option<String>,
+    /// A limit of setrlimit(2), by the names of Docker, in the kernel's units or `unlimited`: nofile=4096, nofile=1024:65536, core=0;
+    /// may be repeated. Without HARD, SOFT is both [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    ulimits: Vec<Rlimit>,
     /// End the command after this time: 90s, 2h 30m.
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -106,7 +112,8 @@ pub(crate) struct Args {
         long,
         value_name = "config.json",
         conflicts_with_all = [
-            "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus", "tty"
+            "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus",
+            "ulimits", "tty"
         ]
     )]
     spec: Option<PathBuf>,
@@ -304,6 +311,9 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     }
     if let Some(cpus) = &args.cpus {
         builder = builder.cpus(cpus);
+    }
+    for limit in &args.ulimits {
+        builder = builder.rlimit(limit.kind, limit.soft, limit.hard);
     }
     let network = if args.network == "host" { Network::Host } else { Network::None };
     let seccomp = match args.seccomp.as_str() {
