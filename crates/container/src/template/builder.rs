@@ -229,7 +229,8 @@ impl TemplateBuilder {
         self
     }
 
-    /// What `fsync` and its family do; by default they succeed at once without doing anything.
+    /// What `fsync` and its family do; by default they succeed immediately without doing anything, unless their arguments are
+    /// such that the kernel refuses them.
     pub fn fsync(mut self, fsync: Fsync) -> Self {
         self.fsync = fsync;
         self

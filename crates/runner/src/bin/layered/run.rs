@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use container::{
-    Cancel, Input, Mount, Network, NoNewPrivileges, Output, Rlimit, Runtime, Seccomp, Status, Template, Terminal,
+    Cancel, Fsync, Input, Mount, Network, NoNewPrivileges, Output, Rlimit, Runtime, Seccomp, Status, Template, Terminal,
 };
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
@@ -77,6 +77,10 @@ pub(crate) struct Args {
     /// may be repeated. Without HARD, SOFT is both [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     ulimits: Vec<Rlimit>,
+    /// What fsync, msync and their like do: `fake`, they succeed without waiting for the disk, as the upper is worth nothing after a
+    /// power cut; `real`, they wait.
+    #[arg(long, value_name = "fake|real", value_parser = ["fake", "real"], default_value = "fake")]
+    sync: String,
     /// End the command after this time: 90s, 2h 30m.
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -113,7 +117,7 @@ pub(crate) struct Args {
         value_name = "config.json",
         conflicts_with_all = [
             "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus",
-            "ulimits", "tty"
+            "ulimits", "sync", "tty"
         ]
     )]
     spec: Option<PathBuf>,
@@ -321,9 +325,11 @@ fn template(args: &Args) -> anyhow::Result<Template> {
         "native" => Seccomp::Native,
         _ => Seccomp::Default,
     };
+    let fsync = if args.sync == "real" { Fsync::Real } else { Fsync::Ignored };
     let privileges = if args.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off };
     let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
-    Ok(builder.network(network).seccomp(seccomp).no_new_privileges(privileges).terminal(terminal).build()?)
+    let builder = builder.network(network).seccomp(seccomp).fsync(fsync);
+    Ok(builder.no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
 /// The number of the first signal that came.
