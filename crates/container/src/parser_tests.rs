@@ -46,7 +46,8 @@ fn use_up(template: Template) -> Result<(), TestCaseError> {
         prop_assert!(mount.destination().is_absolute());
         let _ = (mount.source(), mount.mode(), mount.is_bind(), mount.is_recursive(), mount.copies_what_it_covers());
     }
-    let config = config.with_default_cgroups_path("/x").with_filter_for_crun().with_limits_of_caller();
+    let config =
+        config.with_default_cgroups_path("/x").with_filter_for_crun().with_limits_of_caller().with_binds_of_files();
     prop_assert!(serde_json::to_value(&config).unwrap().is_object());
     let other = template.with_terminal(crate::Terminal::Attached).with_args(["true"]).unwrap();
     prop_assert_eq!(other.args().collect::<Vec<_>>(), ["true"]);

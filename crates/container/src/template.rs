@@ -287,6 +287,11 @@ impl<'a> MountEntry<'a> {
         self.has_option("rbind")
     }
 
+    /// Whether a bind mount is read-only with the mounts below its source.
+    pub(crate) fn is_recursively_read_only(&self) -> bool {
+        self.has_option("rro")
+    }
+
     /// Whether a tmpfs is filled with what it covers, as runc and crun do with an option of their own.
     pub(crate) fn copies_what_it_covers(&self) -> bool {
         self.file_system() == Some("tmpfs") && self.has_option("tmpcopyup")

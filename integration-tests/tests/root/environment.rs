@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use container::{Mount, Network, Output, Template, in_private_mount_namespace};
+use container::{Mount, Network, Output, Runtime, Template, in_private_mount_namespace};
 use integration_tests::{FOR_EVER, Fixture, find, shell, stderr, stdout, write_script};
 use layer::Layer;
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use runner::{EtcFiles, Report};
 
 /// What the run put into the upper.
@@ -236,6 +239,39 @@ fn every_user_may_serve_any_port_of_the_containers_own_network() {
     const START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     let seen = stdout(&run(&fixture, &[], shell(&format!("cat {START}")).network(Network::Host)));
     assert_eq!(seen, fs::read_to_string(START).unwrap());
+}
+
+#[test]
+fn read_only_binds_of_what_is_not_a_directory() {
+    let fixture = Fixture::new();
+    let source = |name: &str| fixture.path().join(name);
+    fs::write(source("file"), "content\n").unwrap();
+    symlink("file", source("link")).unwrap();
+    let _socket = UnixListener::bind(source("socket")).unwrap();
+    mkfifo(&source("fifo"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    for runtime in ["runc", "crun"] {
+        let bind = |name: &str| Mount::bind(source(name), format!("/{name}")).read_only();
+        let template = shell(
+            "cat /file /link; touch /file || echo refused
+            for name in file link socket fifo; do
+                stat -c '%n: %F' /$name
+                grep -q \" /$name ro,\" /proc/self/mountinfo || echo writable
+            done",
+        )
+        .mount(bind("file"))
+        .mount(bind("link"))
+        .mount(bind("socket"))
+        .mount(bind("fifo"));
+        let template = template.build().unwrap();
+        // One from a file benefits as well.
+        for template in [Template::from_value(serde_json::to_value(&template).unwrap()).unwrap(), template] {
+            let options = fixture.options().runtime(Runtime::new(find(runtime)));
+            let report = runner::run(&fixture.base(), &[], &template, options).unwrap();
+            let expected =
+                "content\ncontent\nrefused\n/file: regular file\n/link: regular file\n/socket: socket\n/fifo: fifo\n";
+            assert_eq!(stdout(&report), expected, "{runtime}: {}", stderr(&report));
+        }
+    }
 }
 
 /// The directories of the machine's root, in a directory that is not a mount point.

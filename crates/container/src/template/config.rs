@@ -1,3 +1,4 @@
+use std::fs;
 use std::path::Path;
 
 use oci_spec::runtime::{PosixRlimit, Spec};
@@ -6,10 +7,10 @@ use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::Template;
 use super::defaults::OPEN_FILES;
 use super::error::TemplateError;
 use super::rlimit::{self, Rlimit};
+use super::{MountEntry, Template};
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
 ///
@@ -22,6 +23,8 @@ pub struct Config {
     has_filter: bool,
     makes_devices: bool,
     open_files: Option<Rlimit>,
+    /// Where in `mounts` a file is mounted recursively read-only.
+    binds_of_files: Vec<usize>,
 }
 
 /// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
@@ -45,6 +48,7 @@ impl Config {
             has_filter: false,
             makes_devices: true,
             open_files: None,
+            binds_of_files: Vec::new(),
         }
     }
 
@@ -135,6 +139,22 @@ impl Config {
         limits.map(|limit| Rlimit { kind: limit.typ(), soft: limit.soft(), hard: limit.hard() })
     }
 
+    /// Mounts files, sockets and FIFOs read-only without `rro`, which says the same of the mounts below: a file has none, and crun
+    /// before 1.14.4 takes every source with a recursive option for a directory (sockets and FIFOs before 1.16).
+    ///
+    /// A source is looked at now, as it may have been made just before. One that cannot be found stays for the runtime to complain
+    /// about.
+    pub(crate) fn with_binds_of_files(mut self) -> Config {
+        let is_file = |mount: &MountEntry<'_>| {
+            let metadata = mount.source().filter(|_| mount.is_bind()).map(fs::metadata);
+            metadata.is_some_and(|metadata| metadata.is_ok_and(|metadata| !metadata.is_dir()))
+        };
+        let mounts = self.template.mounts().enumerate();
+        let binds = mounts.filter(|(_, mount)| mount.is_recursively_read_only() && is_file(mount));
+        self.binds_of_files = binds.map(|(index, _)| index).collect();
+        self
+    }
+
     /// `process` as it differs from the template's.
     fn process(&self, process: &Value) -> Option<Value> {
         if self.makes_devices && self.open_files.is_none() {
@@ -151,6 +171,21 @@ impl Config {
             }
         }
         Some(process)
+    }
+
+    /// `mounts` as it differs from the template's.
+    fn mounts(&self, mounts: &Value) -> Option<Value> {
+        if self.binds_of_files.is_empty() {
+            return None;
+        }
+        let mut mounts = mounts.clone();
+        for index in &self.binds_of_files {
+            if let Some(options) = mounts[*index]["options"].as_array_mut() {
+                options.retain(|option| option != "ro" && option != "rro");
+                options.push("ro".into());
+            }
+        }
+        Some(mounts)
     }
 
     /// Names the control group unless the template did.
@@ -173,6 +208,7 @@ impl Serialize for Config {
         for (key, value) in template {
             let changed = match key.as_str() {
                 "process" => self.process(value),
+                "mounts" => self.mounts(value),
                 _ => None,
             };
             match (key.as_str(), &self.cgroups_path) {
@@ -303,6 +339,40 @@ mod tests {
             let written = serde_json::to_value(config(template.clone()).with_open_files_of(of_caller)).unwrap();
             assert_eq!(written, expected, "{template} {of_caller}");
         }
+    }
+
+    #[test]
+    fn read_only_binds_of_files_are_not_recursive() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("file"), "").unwrap();
+        fs::create_dir(path("dir")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for (link, target) in [("to-a-file", "file"), ("to-a-dir", "dir"), ("to-nowhere", "missing")] {
+            std::os::unix::fs::symlink(target, path(link)).unwrap();
+        }
+        let mount =
+            |source: &str, options: &[&str]| json!({"destination": "/x", "source": path(source), "options": options});
+        let read_only = ["nodev", "rbind", "ro", "rro"];
+        let plain = ["nodev", "rbind", "ro"];
+        let rows: [(&str, &[&str], &[&str]); 10] = [
+            ("file", &read_only, &plain),
+            ("to-a-file", &read_only, &plain),
+            ("socket", &read_only, &plain),
+            ("fifo", &["bind", "rro"], &["bind", "ro"]),
+            ("file", &["bind", "ro"], &["bind", "ro"]),
+            ("file", &["nodev", "rro"], &["nodev", "rro"]), // not a bind mount
+            ("dir", &read_only, &read_only),
+            ("to-a-dir", &read_only, &read_only),
+            ("missing", &read_only, &read_only),
+            ("to-nowhere", &read_only, &read_only),
+        ];
+        let mounts = |is_written: bool| -> Vec<Value> {
+            rows.iter().map(|(source, before, after)| mount(source, if is_written { after } else { before })).collect()
+        };
+        let written = serde_json::to_value(config(json!({"mounts": mounts(false)})).with_binds_of_files()).unwrap();
+        assert_eq!(written, json!({"mounts": mounts(true)}));
     }
 
     /// On other machines every runtime makes its own.
