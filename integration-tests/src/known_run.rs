@@ -157,7 +157,7 @@ fn is_whole(upper: &Path) -> bool {
 
 /// Whether a line says what failed, on which path; some things have none.
 fn is_clear(line: &str) -> bool {
-    let pathless = ["open .", "runc", "overlay", "mounts of its own", "signals", "eventfd", "random bits"];
+    let pathless = ["open .", "runc", "overlay", "private mount namespace", "signals", "eventfd", "random bits"];
     line.starts_with("layered: ")
         && (line.contains("cannot ") || line.contains(" failed "))
         && (line.contains('/') || pathless.iter().any(|thing| line.contains(thing)))

@@ -96,7 +96,7 @@ pub enum Error {
         file: PathBuf,
     },
     /// A private mount namespace could not be made.
-    #[error("cannot have mounts of its own{}", namespace_advice(source))]
+    #[error("cannot create a private mount namespace{}", namespace_advice(source))]
     Namespace {
         /// The kernel's answer.
         source: io::Error,
@@ -174,8 +174,12 @@ fn because(reason: &str) -> String {
 }
 
 fn namespace_advice(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::PermissionDenied => ": this needs root (CAP_SYS_ADMIN)",
+    match Errno::from_io_error(source) {
+        Some(Errno::PERM | Errno::ACCESS) => ": this needs root (CAP_SYS_ADMIN)",
+        // The kernel's answer to mount(2) that makes `/` a slave. unshare(2) with these flags does not give it.
+        Some(Errno::INVAL) => {
+            ": / is not a mount point, as in a plain chroot; run `mount --rbind DIR DIR` before `chroot DIR`"
+        }
         _ => "",
     }
 }
@@ -253,8 +257,12 @@ mod tests {
             (start(Errno::NOENT), "cannot start the runtime runc: install it, or name another one"),
             (start(Errno::ACCESS), "cannot start the runtime runc: it cannot be executed; name another one"),
             (start(Errno::NOMEM), "cannot start the runtime runc"),
-            (namespace(Errno::PERM), "cannot have mounts of its own: this needs root (CAP_SYS_ADMIN)"),
-            (namespace(Errno::NOSPC), "cannot have mounts of its own"),
+            (namespace(Errno::PERM), "cannot create a private mount namespace: this needs root (CAP_SYS_ADMIN)"),
+            (
+                namespace(Errno::INVAL),
+                "cannot create a private mount namespace: / is not a mount point, as in a plain chroot; run `mount --rbind DIR DIR` before `chroot DIR`",
+            ),
+            (namespace(Errno::NOSPC), "cannot create a private mount namespace"),
         ];
         for (message, expected) in table {
             assert_eq!(message, expected);

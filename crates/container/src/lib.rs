@@ -65,7 +65,7 @@ pub use rootfs::{MountPoint, Rootfs};
 pub use runtime::{Finished, Flaw, Init, Input, Invocation, Runtime, RuntimeVersion, Status};
 pub use supervise::{Cancel, Signals};
 pub use template::{
-    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, RootAccess, Seccomp, Template,
-    TemplateBuilder, TemplateError, Terminal, parse_size,
+    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RootAccess, Seccomp,
+    Template, TemplateBuilder, TemplateError, Terminal, parse_size,
 };
 pub use user::{User, UserSpec};

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::mutated::{self, config};
-use crate::{ContainerId, Mount, Network, Template, UserSpec, parse_size};
+use crate::{ContainerId, Mount, Network, Rlimit, Template, TemplateError, UserSpec, parse_size};
 
 const MOUNTS: [&str; 4] = [
     "type=bind,source=/srv/sources,target=/src,readonly",
@@ -35,7 +35,11 @@ fn valid_spec() -> Value {
 
 /// Asks a template all that a run asks it.
 fn use_up(template: Template) -> Result<(), TestCaseError> {
-    let config = template.instantiate(Path::new("/run/merged")).unwrap();
+    let config = match template.instantiate(Path::new("/run/merged")) {
+        // What this process may not give depends on where the test runs.
+        Err(TemplateError::RlimitBeyondCaller { .. }) => return Ok(()),
+        config => config.unwrap(),
+    };
     let _ = (template.user(), template.network(), template.hostname(), template.cwd(), template.controllers());
     let _ = (config.spec().unwrap(), config.memory_limit(), config.has_terminal(), config.cgroups_path());
     prop_assert_eq!(config.rootfs(), Path::new("/run/merged"));
@@ -45,7 +49,8 @@ fn use_up(template: Template) -> Result<(), TestCaseError> {
         prop_assert!(mount.destination().is_absolute());
         let _ = (mount.source(), mount.mode(), mount.is_bind(), mount.is_recursive(), mount.copies_what_it_covers());
     }
-    let config = config.with_default_cgroups_path("/x").with_filter_for_crun();
+    let config =
+        config.with_default_cgroups_path("/x").with_filter_for_crun().with_limits_of_caller().with_binds_of_files();
     prop_assert!(serde_json::to_value(&config).unwrap().is_object());
     let other = template.with_terminal(crate::Terminal::Attached).with_args(["true"]).unwrap();
     prop_assert_eq!(other.args().collect::<Vec<_>>(), ["true"]);
@@ -96,6 +101,18 @@ proptest! {
         if let Ok(bytes) = parse_size(&text) {
             prop_assert!(text.starts_with(|first: char| first.is_ascii_digit()));
             prop_assert_eq!(parse_size(&bytes.to_string()), Ok(bytes));
+        }
+    }
+
+    #[test]
+    fn resource_limits_of_any_text(text in mutated::text(["nofile=1024:524288", "core=0", "memlock=unlimited", "nice=-1:-1"])) {
+        match text.parse::<Rlimit>() {
+            Ok(limit) => {
+                prop_assert!(limit.soft <= limit.hard);
+                let name = limit.kind.to_string().trim_start_matches("RLIMIT_").to_lowercase();
+                prop_assert_eq!(format!("{name}={}:{}", limit.soft, limit.hard).parse::<Rlimit>().ok(), Some(limit));
+            }
+            Err(error) => prop_assert!(error.to_string().chars().all(|character| !character.is_control()), "{}", error),
         }
     }
 

@@ -267,6 +267,7 @@ impl Runtime {
     ///
     /// A node of the console that a layer already has can still be opened under these runtimes.
     pub fn prepare_config(&self, config: Config) -> Config {
+        let config = config.with_limits_of_caller().with_binds_of_files();
         match (self.is_runc(), self.is_crun()) {
             (true, _) => config,
             (false, false) => config.without_device_nodes(),

@@ -11,6 +11,7 @@ mod error;
 mod golden;
 mod mount;
 mod mount_spec;
+mod rlimit;
 mod seccomp;
 #[cfg(test)]
 mod shape;
@@ -36,6 +37,7 @@ pub use config::Config;
 pub(crate) use config::MemoryLimit;
 pub use error::TemplateError;
 pub use mount::Mount;
+pub use rlimit::Rlimit;
 pub use size::parse_size;
 
 /// What stands in `root.path` of a template, in the place of the root file system.
@@ -155,14 +157,17 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON.
+    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON, [`TemplateError::RlimitBeyondCaller`] when the calling
+    /// process may not give the container one of its resource limits.
     pub fn instantiate(&self, rootfs: &Path) -> Result<Config, TemplateError> {
         let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
             field: "root.path",
             path: rootfs.to_owned(),
             remedy: "choose another scratch directory",
         })?;
-        Ok(Config::new(self.clone(), rootfs))
+        let config = Config::new(self.clone(), rootfs);
+        config.check_limits()?;
+        Ok(config)
     }
 
     /// The command: the program and its arguments.
@@ -308,6 +313,11 @@ impl<'a> MountEntry<'a> {
     /// Whether a bind mount shows the mounts below its source, too.
     pub(crate) fn is_recursive(&self) -> bool {
         self.has_option("rbind")
+    }
+
+    /// Whether a bind mount is read-only with the mounts below its source.
+    pub(crate) fn is_recursively_read_only(&self) -> bool {
+        self.has_option("rro")
     }
 
     /// Whether a tmpfs is filled with what it covers, as runc and crun do with an option of their own.

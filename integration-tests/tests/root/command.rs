@@ -66,6 +66,21 @@ fn system_calls_of_32_bit_programs() {
 }
 
 #[test]
+fn fsync_waits_for_the_disk_only_if_told_so() {
+    let fixture = Fixture::new();
+    fixture.add_probe();
+    // No file has this descriptor: only the kernel finds out.
+    let text = format!("exec probe {} 99", nix::libc::SYS_fsync);
+    for (options, status) in [(&[][..], 0), (&["--sync", "fake"], 0), (&["--sync", "real"], nix::libc::EBADF)] {
+        assert_eq!(script(&fixture, options, &text).0, status, "{options:?}");
+    }
+    for option in [["--sync", "real"], ["--ulimit", "core=0"]] {
+        let (status, _, stderr) = script(&fixture, &["--spec", "config.json", option[0], option[1]], "true");
+        assert!(status == 125 && stderr.contains("cannot be used with"), "{option:?}: {stderr}");
+    }
+}
+
+#[test]
 fn system_calls_and_privileges() {
     let fixture = Fixture::new();
     for (options, seen) in [

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -10,6 +11,8 @@ use container::{Mount, Network, Output, Runtime, Template, in_private_mount_name
 use integration_tests::{FOR_EVER, Fixture, WHO, find, shell, stderr, stdout, write_script};
 use layer::Layer;
 use nix::mount::{MsFlags, mount};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use runner::{Cause, EtcFiles, Report};
 use walkdir::WalkDir;
 
@@ -269,6 +272,156 @@ fn limits_hold() {
     let options = fixture.options().timeout(FOR_EVER);
     let report = runner::run(&fixture.base(), &[], &template, options).unwrap();
     assert!(report.status.success(), "{report:?}");
+}
+
+/// `layered run` with `options` by a caller that has been through the lines of `before`, a shell script.
+fn run_after(fixture: &Fixture, before: &str, options: &[&str], script: &str) -> (i32, String, String) {
+    let run = fixture.layered_run();
+    // Without CAP_SYS_RESOURCE nobody raises a hard limit.
+    let mut command = Command::new(find("setpriv"));
+    command.args(["--bounding-set=-sys_resource", "sh", "-c", &format!("{before}\nexec \"$@\""), "sh"]);
+    command.arg(run.get_program()).args(run.get_args()).args(options).args(["--", "sh", "-c", script]);
+    let output = command.env("RUST_LOG", "container=debug").stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn open_files_can_be_raised() {
+    let fixture = Fixture::new();
+    let script = "ulimit -Sn; ulimit -Hn; ulimit -Sn $(ulimit -Hn) && ulimit -Sn";
+    for runtime in ["runc", "crun"] {
+        let options = ["--runtime", runtime];
+        let (_, seen, stderr) = run_after(&fixture, "ulimit -n 4096", &options, script);
+        assert_eq!(seen, "1024\n4096\n4096\n", "{runtime}: {stderr}");
+        assert!(stderr.contains("1024 files open, and raise that to 4096, the caller's own hard limit"), "{stderr}");
+        let (_, seen, stderr) = run_after(&fixture, "ulimit -n 256", &options, script);
+        assert_eq!(seen, "256\n256\n256\n", "{runtime}: {stderr}");
+    }
+    // With a caller that has the full limit, or may raise it.
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let seen = stdout(&run(&fixture, &[], shell("ulimit -Sn; ulimit -Hn")));
+    assert_eq!(seen, format!("1024\n{}\n", own.min(524_288)));
+}
+
+#[test]
+fn limits_of_the_callers_choice() {
+    let fixture = Fixture::new();
+    let script = "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht";
+    for runtime in ["runc", "crun"] {
+        let options = ["--runtime", runtime, "--ulimit", "nofile=64:128", "--ulimit", "core=0", "--ulimit", "cpu=-1"];
+        let (_, seen, stderr) = run_after(&fixture, "", &options, script);
+        assert_eq!(seen, "64\n128\n0\n0\nunlimited\nunlimited\n", "{runtime}: {stderr}");
+    }
+    let message = |limit: &str, highest: u64| {
+        format!(
+            "layered: config: the runtime configuration cannot be used: the limit {limit} is above \
+             {highest}, the most that this process may give: ask for at most that, raise the caller's own hard limit, or give it \
+             CAP_SYS_RESOURCE\n"
+        )
+    };
+    for (before, limit, expected) in [
+        ("ulimit -n 256", "nofile=64:257", message("RLIMIT_NOFILE of 257", 256)),
+        ("ulimit -n 256", "nofile=unlimited", message("RLIMIT_NOFILE of unlimited", 256)),
+        ("ulimit -c 0", "core=1", message("RLIMIT_CORE of 1", 0)),
+    ] {
+        let (status, _, stderr) = run_after(&fixture, before, &["--ulimit", limit], "true");
+        assert_eq!((status, stderr.lines().last().map(|line| format!("{line}\n"))), (125, Some(expected)), "{limit}");
+    }
+    let (status, _, stderr) = run_after(&fixture, "", &["--ulimit", "files=1"], "true");
+    assert!(status == 125 && stderr.contains("the limit \"files=1\" has an unknown name \"files\""), "{stderr}");
+}
+
+#[test]
+fn every_user_may_serve_any_port_of_the_containers_own_network() {
+    let fixture = Fixture::new();
+    for runtime in ["runc", "crun"] {
+        let options = ["--runtime", runtime, "--user", "1000"];
+        let (status, _, stderr) = run_after(&fixture, "", &options, "busybox httpd -p 80 -h /tmp");
+        assert_eq!(status, 0, "{runtime}: {stderr}");
+    }
+    // The host's network keeps its rules.
+    const START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let seen = stdout(&run(&fixture, &[], shell(&format!("cat {START}")).network(Network::Host)));
+    assert_eq!(seen, fs::read_to_string(START).unwrap());
+}
+
+#[test]
+fn read_only_binds_of_what_is_not_a_directory() {
+    let fixture = Fixture::new();
+    let source = |name: &str| fixture.path().join(name);
+    fs::write(source("file"), "content\n").unwrap();
+    symlink("file", source("link")).unwrap();
+    let _socket = UnixListener::bind(source("socket")).unwrap();
+    mkfifo(&source("fifo"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    for runtime in ["runc", "crun"] {
+        let bind = |name: &str| Mount::bind(source(name), format!("/{name}")).read_only();
+        let template = shell(
+            "cat /file /link; touch /file || echo refused
+            for name in file link socket fifo; do
+                stat -c '%n: %F' /$name
+                grep -q \" /$name ro,\" /proc/self/mountinfo || echo writable
+            done",
+        )
+        .mount(bind("file"))
+        .mount(bind("link"))
+        .mount(bind("socket"))
+        .mount(bind("fifo"));
+        let template = template.build().unwrap();
+        // One from a file benefits as well.
+        for template in [Template::from_value(serde_json::to_value(&template).unwrap()).unwrap(), template] {
+            let options = fixture.options().runtime(Runtime::new(find(runtime)));
+            let report = runner::run(&fixture.base(), &[], &template, options).unwrap();
+            let expected =
+                "content\ncontent\nrefused\n/file: regular file\n/link: regular file\n/socket: socket\n/fifo: fifo\n";
+            assert_eq!(stdout(&report), expected, "{runtime}: {}", stderr(&report));
+        }
+    }
+}
+
+/// The directories of the machine's root, in a directory that is not a mount point.
+fn plain_root(dir: &Path) -> PathBuf {
+    let root = dir.join("plain-root");
+    fs::create_dir(&root).unwrap();
+    for entry in fs::read_dir("/").unwrap().map(Result::unwrap) {
+        let (kind, target) = (entry.file_type().unwrap(), root.join(entry.file_name()));
+        if kind.is_symlink() {
+            symlink(fs::read_link(entry.path()).unwrap(), target).unwrap();
+        } else if kind.is_dir() {
+            fs::create_dir(&target).unwrap();
+            bind_recursively(&entry.path(), &target);
+        }
+    }
+    root
+}
+
+fn bind_recursively(source: &Path, target: &Path) {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>).unwrap();
+}
+
+#[test]
+fn a_chroot_needs_a_root_that_is_a_mount_point() {
+    let fixture = Fixture::new();
+    let (plain, bound) = in_private_mount_namespace(|| {
+        let root = plain_root(fixture.path());
+        let run = || {
+            let run = fixture.layered_run();
+            let mut command = Command::new(find("chroot"));
+            command.arg(&root).arg(run.get_program()).args(run.get_args()).args(["--", "echo", "here"]);
+            command.stdin(Stdio::null()).output().unwrap()
+        };
+        let plain = run();
+        // What the message says.
+        bind_recursively(&root, &root);
+        (plain, run())
+    })
+    .unwrap();
+    let stderr = String::from_utf8(plain.stderr).unwrap();
+    let expected = "layered: overlay_mount: cannot create a private mount namespace: / is not a mount point, as in a plain \
+                    chroot; run `mount --rbind DIR DIR` before `chroot DIR`: Invalid argument (os error 22)\n";
+    assert_eq!((plain.status.code(), &*stderr), (Some(125), expected));
+    assert_eq!(String::from_utf8(bound.stdout).unwrap(), "here\n", "{}", String::from_utf8_lossy(&bound.stderr));
+    fs::remove_dir_all(fixture.path().join("plain-root")).unwrap();
 }
 
 /// `layered run` by a caller whose descriptors 3, 9 and 900 are inherited by every program that it starts.

@@ -1,4 +1,5 @@
-//! The seccomp filter that crun is given ready made, against the one that it has libseccomp make of the same profile.
+//! The seccomp filter that crun is given ready made, against the one that it has libseccomp make of the same profile; and what
+//! every filter answers to the calls that wait for a disk.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -7,8 +8,9 @@ use std::sync::mpsc;
 use container::oci_spec::runtime::Capability;
 use container::{Fsync, Input, Output, Runtime, Seccomp, Template};
 use integration_tests::filter::{Call, Filter};
-use integration_tests::{Fixture, find, shell};
+use integration_tests::{Fixture, find, shell, stdout};
 use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::{Value, json};
 
 /// `AUDIT_ARCH_X86_64`, `AUDIT_ARCH_I386`, `AUDIT_ARCH_AARCH64` in linux/audit.h.
 const CONVENTIONS: [u32; 3] = [0xc000_003e, 0x4000_0003, 0xc000_00b7];
@@ -53,25 +55,35 @@ fn find_program(scratch: &Path) -> PathBuf {
     only(&only(scratch).join("bundle/state")).join("seccomp.bpf")
 }
 
+/// Calls whose first argument counts, on x86_64 and i386: socket, clone and personality; fsync, fdatasync, syncfs,
+/// sync_file_range and msync.
+const BY_ARGUMENT: [[u32; 8]; 2] = [[41, 56, 135, 74, 75, 306, 277, 26], [359, 120, 136, 118, 148, 344, 314, 144]];
+/// msync, whose third argument counts as well.
+const MSYNC: [u32; 2] = [26, 144];
+
 /// Every call of the two conventions, some of x32 and some that are none; those whose arguments count with many.
 fn calls() -> Vec<Call> {
-    // socket, clone and personality, on x86_64 and i386.
-    let by_argument = [(0, [41, 56, 135]), (1, [359, 120, 136])];
     let bits = (0..64).map(|bit| 1 << bit);
     let many: Vec<u64> = (0..64).chain(bits.clone()).chain(bits.map(|bit: u64| bit | 8 | 0x11)).collect();
-    let special = [0x2_0008, 0xffff_ffff, u64::MAX, 0x7e02_0000, 0x3d_0f00, 0x0120_0011];
+    let special = [0x2_0008, 0xffff_ffff, u64::MAX, 0x7e02_0000, 0x3d_0f00, 0x0120_0011, 0xffff_ff9c, 0x7fff_f000];
     let edges = [0x3fff_ffff, 0x7fff_ffff, 0x8000_0000, 0xffff_fffe, 0xffff_ffff];
     let mut calls = Vec::new();
     for (index, convention) in CONVENTIONS.into_iter().enumerate() {
+        let is_in = |number: u32, numbers: Option<&[u32]>| numbers.is_some_and(|numbers| numbers.contains(&number));
         for number in (0..1_100).chain(0x4000_0000..0x4000_0400).chain(edges) {
-            let counts = by_argument.iter().any(|(of, numbers)| *of == index && numbers.contains(&number));
-            let first: Vec<u64> =
-                if counts { many.iter().chain(&special).copied().collect() } else { vec![0, 1, u64::MAX] };
-            calls.extend(first.into_iter().map(|first| Call {
-                convention,
-                number,
-                arguments: [first, 0, 7, 0, u64::MAX, 1],
-            }));
+            let first: Vec<u64> = match is_in(number, BY_ARGUMENT.get(index).map(|numbers| &numbers[..])) {
+                true => many.iter().chain(&special).copied().collect(),
+                false => vec![0, 1, u64::MAX],
+            };
+            let third: &[u64] = match is_in(number, MSYNC.get(index..=index)) {
+                true => &[0, 1, 2, 3, 4, 5, 6, 7, 12, 0x8000_0004, 1 << 32, 1 << 32 | 4, 4 << 32, u64::MAX],
+                false => &[7],
+            };
+            // The kernel extends the 32 bits of an i386 register by zeros.
+            let width = if index == 1 { u64::from(u32::MAX) } else { u64::MAX };
+            calls.extend(first.iter().flat_map(|first| third.iter().map(move |third| [*first, *third])).map(
+                |[first, third]| Call { convention, number, arguments: [first & width, 0, third & width, 0, width, 1] },
+            ));
         }
     }
     calls
@@ -109,5 +121,67 @@ fn it_answers_every_call_as_libseccomp_has_it() {
             assert!(!foreign || ours == KILL_THREAD, "{call:x?}");
         }
         assert!((500..calls.len() / 2).contains(&allowed), "{allowed} of {}", calls.len());
+    }
+}
+
+/// What `probe` gets from the calls that wait for a disk: numbers of errors, 0 for none.
+#[test]
+fn the_fsync_family_succeeds_only_where_the_real_calls_could() {
+    use nix::libc::{SYS_fdatasync, SYS_fsync, SYS_msync, SYS_sync, SYS_sync_file_range, SYS_syncfs};
+    const BAD_DESCRIPTOR: i32 = 9;
+    const NO_MEMORY: i32 = 12;
+    const INVALID: i32 = 22;
+    let fixture = Fixture::new();
+    fixture.add_probe();
+    let page = rustix::param::page_size();
+    // (the call, with the filter's answer, without it): 99 is no open file, nothing is mapped at the second page
+    let mut table = vec![
+        (format!("{SYS_sync}"), 0, 0),
+        (format!("{SYS_fsync} 99"), 0, BAD_DESCRIPTOR),
+        (format!("{SYS_fsync} -1"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
+        (format!("{SYS_fdatasync} 99"), 0, BAD_DESCRIPTOR),
+        (format!("{SYS_fdatasync} -100"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
+        (format!("{SYS_syncfs} 99"), 0, BAD_DESCRIPTOR),
+        (format!("{SYS_syncfs} {}", 1_u64 << 31), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
+        (format!("{SYS_sync_file_range} 99 0 0 0"), 0, BAD_DESCRIPTOR),
+        (format!("{SYS_sync_file_range} -1 0 0 0"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
+        (format!("{SYS_msync} {page} {page} 4"), 0, NO_MEMORY),
+        (format!("{SYS_msync} {page} {page} 1"), NO_MEMORY, NO_MEMORY),
+        (format!("{SYS_msync} {page} {page} 5"), INVALID, INVALID),
+        (format!("{SYS_msync} {page} {page} 12"), INVALID, INVALID),
+        (format!("{SYS_msync} {} {page} 4", page + 1), INVALID, INVALID),
+        (format!("{SYS_msync} {} {page} 4", page + page / 2), INVALID, INVALID),
+    ];
+    if cfg!(target_arch = "x86_64") {
+        // fsync of a 32-bit program, which Native kills.
+        table.extend([("i118 99".into(), 0, BAD_DESCRIPTOR), ("i118 -1".into(), BAD_DESCRIPTOR, BAD_DESCRIPTOR)]);
+    }
+    let dockers = serde_json::to_value(shell("").fsync(Fsync::Real).build().unwrap()).unwrap();
+    let custom = |profile: &Value| Seccomp::Custom(serde_json::from_value(profile.clone()).unwrap());
+    let profiles = [
+        (Seccomp::Default, Fsync::Ignored),
+        (Seccomp::Default, Fsync::Real),
+        (Seccomp::Native, Fsync::Ignored),
+        (Seccomp::Unconfined, Fsync::Ignored),
+        (Seccomp::Unconfined, Fsync::Real),
+        (custom(&dockers["linux"]["seccomp"]), Fsync::Ignored),
+        (custom(&json!({"defaultAction": "SCMP_ACT_LOG"})), Fsync::Ignored),
+    ];
+    for (runtime, (seccomp, fsync)) in
+        ["runc", "crun"].into_iter().flat_map(|name| profiles.clone().map(|row| (name, row)))
+    {
+        // A profile without a list of conventions is for the machine's own.
+        let has_i386 = !matches!(&seccomp, Seccomp::Native)
+            && !matches!(&seccomp, Seccomp::Custom(profile) if profile.architectures().is_none());
+        let rows: Vec<_> = table.iter().filter(|(call, ..)| has_i386 || !call.starts_with('i')).collect();
+        let script: String = rows.iter().map(|(call, ..)| format!("probe {call}; echo \"{call}: $?\"\n")).collect();
+        let expected: String = rows
+            .iter()
+            .map(|(call, ignored, real)| format!("{call}: {}\n", if fsync == Fsync::Real { real } else { ignored }))
+            .collect();
+        let template = shell(&script).seccomp(seccomp.clone()).fsync(fsync).build().unwrap();
+        let options = fixture.options().runtime(Runtime::new(find(runtime)));
+        let report = runner::run(&fixture.base(), &[], &template, options).unwrap();
+        assert_eq!(stdout(&report), expected, "{runtime} {seccomp:?} {fsync:?}");
     }
 }

@@ -138,12 +138,11 @@ pub(super) const FLAWS: &[Flaw] = &[
     },
     Flaw {
         name: "crun",
-        affected: &[(ANY, version(1, 14, 4))],
+        affected: &[(version(1, 8, 7), line(1, 21))],
         fixed_builds: &[],
-        // Measured with 1.8.1: "open mount target: Not a directory".
-        effect: "a run fails if it binds a single file read-only",
-        remedy: "take crun 1.14.4 or later, or bind the directory that the file is in",
-        source: "https://github.com/containers/crun/blob/main/NEWS",
+        effect: "a run without a terminal ends with status 0 when crun gets SIGWINCH, as when the caller's terminal is resized",
+        remedy: "take crun 1.21 or later",
+        source: "https://github.com/containers/crun/pull/1683",
     },
     Flaw {
         name: "crun",
@@ -186,7 +185,7 @@ mod tests {
         const CWD: &str = "GHSA-xr7r-f8xq-vfvv";
         const ESCAPES: &str = "GHSA-9493-h29p-rfm2";
         const MKDIR: &str = "GHSA-jfvp-7x6p-h2pv";
-        let table: [(&str, Number, &[&str]); 19] = [
+        let table: [(&str, Number, &[&str]); 23] = [
             ("runc", version(1, 1, 5), &[CWD, ESCAPES, MKDIR, "3916", "utils_unix.go"]),
             ("runc", version(1, 1, 8), &[CWD, ESCAPES, MKDIR, "3952", "utils_unix.go"]),
             ("runc", candidate(1, 0, 0, 92), &[ESCAPES, MKDIR, "3916"]),
@@ -203,8 +202,12 @@ mod tests {
             ("runc", candidate(1, 4, 0, 2), &[ESCAPES, "5208"]),
             ("runc", version(1, 4, 1), &["5208"]),
             ("runc", version(1, 5, 0), &[]),
-            ("crun", version(1, 8, 1), &["NEWS"]),
-            ("crun", version(1, 14, 4), &[]),
+            ("crun", version(1, 8, 1), &[]),
+            ("crun", version(1, 8, 7), &["1683"]),
+            ("crun", version(1, 11, 1), &["1683", "NEWS"]),
+            ("crun", version(1, 18, 0), &["1683", "NEWS"]),
+            ("crun", version(1, 20, 0), &["1683"]),
+            ("crun", version(1, 21, 0), &[]),
             ("youki", version(0, 5, 6), &["GHSA-4g74-7cff-xcv8"]),
         ];
         for (name, number, expected) in table {

@@ -8,6 +8,7 @@ use oci_spec::runtime::{Capability, PosixRlimitType};
 use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 use super::error::TemplateError;
 use super::mount::Mount;
+use super::rlimit::Rlimit;
 use super::{Template, defaults, spec, validate};
 use crate::UserSpec;
 
@@ -43,13 +44,6 @@ pub struct TemplateBuilder {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rlimit {
-    pub(super) kind: PosixRlimitType,
-    pub(super) soft: u64,
-    pub(super) hard: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
 pub(super) struct CpuQuota {
     pub(super) quota: Duration,
     pub(super) period: Duration,
@@ -66,11 +60,7 @@ impl TemplateBuilder {
             terminal: Terminal::None,
             capabilities: defaults::CAPABILITIES.to_vec(),
             no_new_privileges: NoNewPrivileges::Off,
-            rlimits: vec![Rlimit {
-                kind: PosixRlimitType::RlimitNofile,
-                soft: defaults::OPEN_FILES,
-                hard: defaults::OPEN_FILES,
-            }],
+            rlimits: vec![defaults::OPEN_FILES],
             root_access: RootAccess::ReadWrite,
             hostname: None,
             mounts: Vec::new(),
@@ -155,12 +145,16 @@ impl TemplateBuilder {
         self
     }
 
-    /// How many files each process may have open, soft and hard; 1,024 by default.
+    /// How many files each process may have open, soft and hard.
+    ///
+    /// By default 1,024, which a process may raise to 524,288. A run lowers this default to the hard limit of the calling process
+    /// where that is lower.
     pub fn open_files_limit(self, limit: u64) -> Self {
         self.rlimit(PosixRlimitType::RlimitNofile, limit, limit)
     }
 
-    /// A limit of [`setrlimit(2)`], in the unit that it has there. Those not set are the runtime's own.
+    /// A limit of [`setrlimit(2)`], in the unit that it has there; [`Rlimit`] reads one from text. Those not set are the
+    /// runtime's own.
     ///
     /// [`setrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
     pub fn rlimit(mut self, kind: PosixRlimitType, soft: u64, hard: u64) -> Self {
@@ -252,7 +246,8 @@ impl TemplateBuilder {
         self
     }
 
-    /// What `fsync` and its family do; by default they succeed at once without doing anything.
+    /// What `fsync` and its family do; by default they succeed immediately without doing anything, unless their arguments are
+    /// such that the kernel refuses them.
     pub fn fsync(mut self, fsync: Fsync) -> Self {
         self.fsync = fsync;
         self

@@ -5,7 +5,8 @@ use oci_spec::runtime::LinuxSeccomp;
 /// The network that the container sees.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Network {
-    /// A network namespace of its own with nothing but an unconfigured loopback interface.
+    /// A network namespace of its own with nothing but an unconfigured loopback interface. In it every user may serve every port,
+    /// as under Docker.
     #[default]
     None,
     /// The host's network. **The host's abstract Unix sockets are reachable too**, see [`unix(7)`].
@@ -32,8 +33,12 @@ pub enum Terminal {
 /// nothing; package managers, which do that for every file, spend most of their time so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fsync {
-    /// `fsync`, `fdatasync`, `msync`, `sync`, `syncfs`, `sync_file_range` and `sync_file_range2` succeed at once without
-    /// doing anything. Files opened with `O_SYNC` and flushes asked for through `io_uring` are not affected.
+    /// `fsync`, `fdatasync`, `msync`, `sync`, `syncfs`, `sync_file_range` and `sync_file_range2` succeed immediately without
+    /// doing anything.
+    ///
+    /// A negative descriptor still is `EBADF`, and `msync` of an address within a page or with unknown flags `EINVAL`. A filter
+    /// cannot see other errors, such as that of a descriptor that is not open: these are lost. `msync` with flags other than
+    /// exactly `MS_SYNC` does what it says, and so do files opened with `O_SYNC` and flushes by `io_uring`.
     #[default]
     Ignored,
     /// They do what they say.

@@ -1,14 +1,18 @@
 use std::borrow::Cow;
+use std::fs;
 use std::path::Path;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{PosixRlimit, Spec};
+use rustix::process::Resource;
 use rustix::termios::Winsize;
 use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
+use super::defaults::OPEN_FILES;
 use super::error::TemplateError;
-use super::{HOME, Template};
+use super::rlimit::{self, Rlimit};
+use super::{HOME, MountEntry, Template};
 use crate::supervise::PATH_INSIDE;
 use crate::{Init, Result, Rootfs, User};
 
@@ -24,6 +28,9 @@ pub struct Config {
     makes_devices: bool,
     user: Option<User>,
     start: Option<Start>,
+    open_files: Option<Rlimit>,
+    /// Where in `mounts` a file is mounted recursively read-only.
+    binds_of_files: Vec<usize>,
 }
 
 /// How the helper starts the command.
@@ -56,6 +63,8 @@ impl Config {
             cgroups_path: None,
             has_filter: false,
             makes_devices: true,
+            open_files: None,
+            binds_of_files: Vec::new(),
             user: None,
             start: None,
         }
@@ -155,6 +164,95 @@ impl Config {
         self
     }
 
+    /// Lowers the limit of open files to the hard limit of the calling process, if it is the builder's default and higher.
+    pub(crate) fn with_limits_of_caller(self) -> Config {
+        self.with_open_files_of(rlimit::of_caller(Resource::Nofile))
+    }
+
+    fn with_open_files_of(mut self, of_caller: u64) -> Config {
+        if self.limits().any(|limit| limit == OPEN_FILES) {
+            self.open_files = rlimit::lowered_open_files(of_caller);
+        }
+        if let Some(Rlimit { soft, hard, .. }) = self.open_files {
+            log::debug!(
+                "the command may have {soft} files open, and raise that to {hard}, the caller's own hard limit"
+            );
+        }
+        self
+    }
+
+    /// Refuses limits that the calling process may not give to the container, but for the default that
+    /// [`with_limits_of_caller`](Self::with_limits_of_caller) lowers.
+    pub(crate) fn check_limits(&self) -> Result<(), TemplateError> {
+        self.limits().filter(|limit| *limit != OPEN_FILES).try_for_each(|limit| rlimit::check_for_caller(&limit))
+    }
+
+    fn limits(&self) -> impl Iterator<Item = Rlimit> + '_ {
+        let limits = self.template.array("/process/rlimits").filter_map(|limit| PosixRlimit::deserialize(limit).ok());
+        limits.map(|limit| Rlimit { kind: limit.typ(), soft: limit.soft(), hard: limit.hard() })
+    }
+
+    /// Mounts files, sockets and FIFOs read-only without `rro`, which says the same of the mounts below: a file has none, and crun
+    /// before 1.14.4 takes every source with a recursive option for a directory (sockets and FIFOs before 1.16).
+    ///
+    /// A source is looked at now, as it may have been made just before. One that cannot be found stays for the runtime to complain
+    /// about.
+    pub(crate) fn with_binds_of_files(mut self) -> Config {
+        let is_file = |mount: &MountEntry<'_>| {
+            let metadata = mount.source().filter(|_| mount.is_bind()).map(fs::metadata);
+            metadata.is_some_and(|metadata| metadata.is_ok_and(|metadata| !metadata.is_dir()))
+        };
+        let mounts = self.template.mounts().enumerate();
+        let binds = mounts.filter(|(_, mount)| mount.is_recursively_read_only() && is_file(mount));
+        self.binds_of_files = binds.map(|(index, _)| index).collect();
+        self
+    }
+
+    /// `process` as it differs from the template's.
+    fn process(&self, process: &Value) -> Option<Value> {
+        let mut process = Cow::Borrowed(process);
+        if !self.makes_devices {
+            remove_mknod(process.to_mut());
+        }
+        if let Some(limit) = &self.open_files {
+            put_open_files(process.to_mut(), limit);
+        }
+        if let Some(user) = &self.user {
+            put_user(process.to_mut(), user);
+        }
+        if let Some(start) = &self.start {
+            start.put_into(process.to_mut());
+        }
+        match process {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(changed) => Some(changed),
+        }
+    }
+
+    /// `resources` as it differs from the template's in `linux`: the init takes none of the processes that the command may have.
+    fn resources(&self, linux: &Value) -> Option<Value> {
+        self.start.as_ref().filter(|start| start.init == Init::Provided)?;
+        let limit = linux.pointer("/resources/pids/limit")?.as_i64().filter(|limit| *limit > 0)?;
+        let mut resources = linux["resources"].clone();
+        resources["pids"]["limit"] = limit.saturating_add(1).into();
+        Some(resources)
+    }
+
+    /// `mounts` as it differs from the template's.
+    fn mounts(&self, mounts: &Value) -> Option<Value> {
+        if self.binds_of_files.is_empty() {
+            return None;
+        }
+        let mut mounts = mounts.clone();
+        for index in &self.binds_of_files {
+            if let Some(options) = mounts[*index]["options"].as_array_mut() {
+                options.retain(|option| option != "ro" && option != "rro");
+                options.push("ro".into());
+            }
+        }
+        Some(mounts)
+    }
+
     /// Names the control group unless the template did.
     #[must_use]
     pub fn with_default_cgroups_path(mut self, path: impl Into<String>) -> Config {
@@ -173,13 +271,23 @@ impl Serialize for Config {
         let filter = self.has_filter.then(|| self.template.filter()).flatten();
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in template {
+            let changed = match key.as_str() {
+                "process" => self.process(value),
+                "mounts" => self.mounts(value),
+                _ => None,
+            };
             match (key.as_str(), &self.cgroups_path) {
-                ("process", _) => map.serialize_entry(key, &self.process(value))?,
-                ("root", _) => map.serialize_entry(key, &With { value, key: "path", text: &self.rootfs })?,
-                ("annotations", _) if filter.is_some() => {
-                    map.serialize_entry(key, &With { value, key: CRUN_FILTER, text: filter.unwrap_or_default() })?;
+                _ if changed.is_some() => map.serialize_entry(key, &changed)?,
+                ("root", _) => {
+                    map.serialize_entry(key, &With { value, changes: [("path", Some(self.rootfs.as_str().into()))] })?
                 }
-                ("linux", Some(path)) => map.serialize_entry(key, &With { value, key: "cgroupsPath", text: path })?,
+                ("annotations", _) if filter.is_some() => {
+                    map.serialize_entry(key, &With { value, changes: [(CRUN_FILTER, filter.map(Value::from))] })?;
+                }
+                ("linux", path) => {
+                    let path = ("cgroupsPath", path.as_deref().map(Value::from));
+                    map.serialize_entry(key, &With { value, changes: [path, ("resources", self.resources(value))] })?;
+                }
                 _ => map.serialize_entry(key, value)?,
             }
         }
@@ -193,20 +301,11 @@ impl Serialize for Config {
     }
 }
 
-impl Config {
-    /// The template's `process` as the runtime is to have it.
-    fn process<'v>(&self, process: &'v Value) -> Cow<'v, Value> {
-        let mut process = Cow::Borrowed(process);
-        if !self.makes_devices {
-            remove_mknod(process.to_mut());
-        }
-        if let Some(user) = &self.user {
-            put_user(process.to_mut(), user);
-        }
-        if let Some(start) = &self.start {
-            start.put_into(process.to_mut());
-        }
-        process
+/// Sets the limit of open files in `process`, if that has one.
+fn put_open_files(process: &mut Value, limit: &Rlimit) {
+    let limits = process.get_mut("rlimits").and_then(Value::as_array_mut).into_iter().flatten();
+    for entry in limits.filter(|entry| entry["type"] == "RLIMIT_NOFILE") {
+        (entry["soft"], entry["hard"]) = (limit.soft.into(), limit.hard.into());
     }
 }
 
@@ -263,26 +362,24 @@ fn or_default<'a>(object: &'a mut Map<String, Value>, key: &str, default: Value)
     value
 }
 
-/// An object, or null, with one value in the place of its own, or at its end if it has none.
-struct With<'a> {
+/// An object, or null, with values in the places of its own, or at its end if it has none.
+struct With<'a, const N: usize> {
     value: &'a Value,
-    key: &'static str,
-    text: &'a str,
+    changes: [(&'static str, Option<Value>); N],
 }
 
-impl Serialize for With<'_> {
+impl<const N: usize> Serialize for With<'_, N> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let none = Map::new();
         let fields = self.value.as_object().unwrap_or(&none);
+        let changes = || self.changes.iter().filter_map(|(key, value)| Some((*key, value.as_ref()?)));
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in fields {
-            match key == self.key {
-                true => map.serialize_entry(key, self.text)?,
-                false => map.serialize_entry(key, value)?,
-            }
+            let changed = changes().find(|(changed, _)| key == changed).map(|(_, value)| value);
+            map.serialize_entry(key, changed.unwrap_or(value))?;
         }
-        if !fields.contains_key(self.key) {
-            map.serialize_entry(self.key, self.text)?;
+        for (key, value) in changes().filter(|(key, _)| !fields.contains_key(*key)) {
+            map.serialize_entry(key, value)?;
         }
         map.end()
     }
@@ -382,6 +479,27 @@ mod tests {
     }
 
     #[test]
+    fn only_a_default_limit_of_open_files_is_lowered() {
+        let limits = |soft: u64, hard: u64| {
+            json!({"process": {"args": ["x"], "rlimits": [
+                {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+                {"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard, "x": 1}
+            ]}})
+        };
+        let table = [
+            (limits(1024, 524_288), 4096, limits(1024, 4096)),
+            (limits(1024, 524_288), 256, limits(256, 256)),
+            (limits(1024, 524_288), 524_288, limits(1024, 524_288)),
+            (limits(1024, 8192), 256, limits(1024, 8192)),
+            (json!({"process": {"args": ["x"]}}), 256, json!({"process": {"args": ["x"]}})),
+        ];
+        for (template, of_caller, expected) in table {
+            let written = serde_json::to_value(config(template.clone()).with_open_files_of(of_caller)).unwrap();
+            assert_eq!(written, expected, "{template} {of_caller}");
+        }
+    }
+
+    #[test]
     fn a_user_is_looked_up_once_in_a_root_below_the_bundle() {
         let bundle = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(bundle.path().join("rootfs/etc")).unwrap();
@@ -396,6 +514,40 @@ mod tests {
         }
         let error = template.instantiate(Path::new("none")).unwrap().resolve_user(bundle.path()).unwrap_err();
         assert_eq!(error.path(), Some(&*bundle.path().join("none")));
+    }
+
+    #[test]
+    fn read_only_binds_of_files_are_not_recursive() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("file"), "").unwrap();
+        fs::create_dir(path("dir")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for (link, target) in [("to-a-file", "file"), ("to-a-dir", "dir"), ("to-nowhere", "missing")] {
+            std::os::unix::fs::symlink(target, path(link)).unwrap();
+        }
+        let mount =
+            |source: &str, options: &[&str]| json!({"destination": "/x", "source": path(source), "options": options});
+        let read_only = ["nodev", "rbind", "ro", "rro"];
+        let plain = ["nodev", "rbind", "ro"];
+        let rows: [(&str, &[&str], &[&str]); 10] = [
+            ("file", &read_only, &plain),
+            ("to-a-file", &read_only, &plain),
+            ("socket", &read_only, &plain),
+            ("fifo", &["bind", "rro"], &["bind", "ro"]),
+            ("file", &["bind", "ro"], &["bind", "ro"]),
+            ("file", &["nodev", "rro"], &["nodev", "rro"]), // not a bind mount
+            ("dir", &read_only, &read_only),
+            ("to-a-dir", &read_only, &read_only),
+            ("missing", &read_only, &read_only),
+            ("to-nowhere", &read_only, &read_only),
+        ];
+        let mounts = |is_written: bool| -> Vec<Value> {
+            rows.iter().map(|(source, before, after)| mount(source, if is_written { after } else { before })).collect()
+        };
+        let written = serde_json::to_value(config(json!({"mounts": mounts(false)})).with_binds_of_files()).unwrap();
+        assert_eq!(written, json!({"mounts": mounts(true)}));
     }
 
     /// On other machines every runtime makes its own.
@@ -421,6 +573,26 @@ mod tests {
             serde_json::to_value(unknown.clone().with_filter_for_crun()).unwrap(),
             serde_json::to_value(unknown).unwrap()
         );
+    }
+
+    #[test]
+    fn the_helper_starts_the_command_and_takes_nothing_of_its_limits() {
+        let template = json!({
+            "process": {"args": ["make", "all"], "terminal": true},
+            "linux": {"resources": {"pids": {"limit": 7}, "x": 1}, "y": 2}
+        });
+        let size = Winsize { ws_row: 40, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
+        for (init, role, limit) in [(Init::Provided, "init", 8), (Init::None, "exec", 7)] {
+            let config = config(template.clone()).started_by_helper(init, "ff".into(), Some(size));
+            let mut expected = template.clone();
+            expected["process"]["args"] = json!(["/proc/self/fd/4", role, "ff", "make", "all"]);
+            expected["process"]["consoleSize"] = json!({"height": 40, "width": 101});
+            expected["linux"]["resources"]["pids"]["limit"] = json!(limit);
+            assert_eq!(serde_json::to_value(config).unwrap(), expected);
+        }
+        let sized = json!({"process": {"args": ["x"], "terminal": true, "consoleSize": {"height": 1, "width": 2}}});
+        let config = config(sized.clone()).started_by_helper(Init::Provided, String::new(), Some(size));
+        assert_eq!(serde_json::to_value(config).unwrap()["process"]["consoleSize"], sized["process"]["consoleSize"]);
     }
 
     #[test]

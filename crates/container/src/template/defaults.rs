@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{self as oci, Capability};
+use oci_spec::runtime::{self as oci, Capability, PosixRlimitType};
+
+use super::rlimit::Rlimit;
 
 /// The version of the specification that a built configuration keeps to: `errnoRet` and `rro` came with 1.1.0.
 pub(super) const OCI_VERSION: &str = "1.1.0";
@@ -13,9 +15,10 @@ pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 /// Docker's, in a terminal.
 pub(super) const TERM: &str = "xterm";
 
-/// The kernel's own soft limit (`INR_OPEN_CUR`, include/uapi/linux/fs.h). Programs that close every descriptor up to the
-/// limit one by one take seconds under the millions that a service manager may have given to its children.
-pub(super) const OPEN_FILES: u64 = 1024;
+/// The soft limit is the kernel's own (`INR_OPEN_CUR`, include/uapi/linux/fs.h): programs that close every descriptor up to it
+/// one by one take seconds under the millions that a service manager may have given to its children. The hard limit is systemd's,
+/// and what moby/moby#45534 recommends: programs that need more files raise the soft limit by themselves.
+pub(super) const OPEN_FILES: Rlimit = Rlimit { kind: PosixRlimitType::RlimitNofile, soft: 1024, hard: 524_288 };
 
 /// What Docker leaves to root in a container (moby, daemon/pkg/oci/caps/defaults.go): enough for package managers and
 /// services, nothing that reaches the host.
@@ -56,6 +59,9 @@ pub(super) const MASKED_PATHS: [&str; 12] = [
 /// What Docker lets nobody write to: switches of the host's kernel.
 pub(super) const READ_ONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// As Docker sets it in a network of the container's own: a user without CAP_NET_BIND_SERVICE may serve port 80 there, too.
+pub(super) const SYSCTL: [(&str, &str); 1] = [("net.ipv4.ip_unprivileged_port_start", "0")];
 
 /// A mount that the container needs to work.
 #[derive(Debug)]

@@ -5,6 +5,8 @@ use std::time::Duration;
 use oci_spec::runtime::PosixRlimitType;
 use os_display::Quotable;
 
+use super::rlimit::Shown;
+
 /// What is wrong with a template, a mount or a bundle: the field, the value that was found and what to do about it.
 ///
 /// Everything but [`Io`](Self::Io) and [`Leftover`](Self::Leftover) is found before anything on disk is touched. The
@@ -151,7 +153,7 @@ pub enum TemplateError {
         remedy: &'static str,
     },
     /// A resource limit of the process that the kernel refuses.
-    #[error("the limit {kind} of {soft} (soft) and {hard} (hard) {problem}")]
+    #[error("the limit {kind} of {} (soft) and {} (hard) {problem}", Shown(*soft), Shown(*hard))]
     Rlimit {
         /// Which limit.
         kind: PosixRlimitType,
@@ -161,6 +163,26 @@ pub enum TemplateError {
         hard: u64,
         /// What is wrong, and the rule.
         problem: &'static str,
+    },
+    /// A resource limit that the process which runs the container may not give to it.
+    #[error("the limit {kind} of {} is above {highest}, the most that this process may give: {remedy}", Shown(*hard))]
+    RlimitBeyondCaller {
+        /// Which limit.
+        kind: PosixRlimitType,
+        /// The hard limit that was asked for.
+        hard: u64,
+        /// The highest one that is possible.
+        highest: u64,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A resource limit written as text that cannot be read.
+    #[error("the limit {spec:?} {problem}")]
+    RlimitSpec {
+        /// The whole text.
+        spec: String,
+        /// What is wrong with it, and the rule.
+        problem: String,
     },
     /// A configuration without a root file system to fill in.
     #[error("root.path is absent: write {:?} there, the place of the root file system", super::ROOTFS_PLACEHOLDER)]

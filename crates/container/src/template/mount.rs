@@ -71,7 +71,7 @@ impl Mount {
     /// Nothing below the destination can be written to.
     ///
     /// For a bind mount that includes the mounts below its source (`rro`, Linux 5.12 and later): a plain `ro` would leave
-    /// those writable.
+    /// those writable. A run leaves `rro` out where the source is not a directory.
     #[must_use]
     pub fn read_only(mut self) -> Mount {
         self.access = Access::ReadOnly;

@@ -75,13 +75,15 @@ const SPECIFICATION: &[(&str, Kind, Presence)] = &[
     ("hostname", Text, Optional),
     ("annotations", Object, Optional),
     ("annotations.*", Text, Optional),
-    // config-linux.md: "Namespaces", "Control groups", "Seccomp", "Masked Paths", "Readonly Paths"
+    // config-linux.md: "Namespaces", "Control groups", "Sysctl", "Seccomp", "Masked Paths", "Readonly Paths"
     ("linux", Object, Optional),
     ("linux.namespaces", Array, Optional),
     ("linux.namespaces[]", Object, Optional),
     ("linux.namespaces[].type", OneOf(&["pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"]), Required),
     ("linux.namespaces[].path", Text, Optional),
     ("linux.cgroupsPath", Text, Optional),
+    ("linux.sysctl", Object, Optional),
+    ("linux.sysctl.*", Text, Optional),
     ("linux.resources", Object, Optional),
     ("linux.resources.devices", Array, Optional),
     ("linux.resources.devices[]", Object, Optional),

@@ -1,14 +1,15 @@
 //! From checked fields to the specification's types, and from there to JSON that is the same for the same fields.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use oci_spec::runtime as oci;
 use serde_json::Value;
 
-use super::builder::{CpuQuota, Rlimit, TemplateBuilder};
+use super::builder::{CpuQuota, TemplateBuilder};
 use super::choices::{Network, NoNewPrivileges, RootAccess, Terminal};
 use super::error::TemplateError;
+use super::rlimit::Rlimit;
 use super::{ROOTFS_PLACEHOLDER, defaults, seccomp};
 use crate::user::NOBODY;
 
@@ -96,6 +97,7 @@ fn linux(fields: &TemplateBuilder) -> oci::Linux {
         .set_resources(Some(resources(fields)))
         .set_cgroups_path(fields.cgroups_path.clone())
         .set_namespaces(Some(namespaces(&fields.network)))
+        .set_sysctl(sysctl(&fields.network))
         .set_masked_paths(Some(defaults::MASKED_PATHS.map(String::from).to_vec()))
         .set_readonly_paths(Some(defaults::READ_ONLY_PATHS.map(String::from).to_vec()))
         .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, &fields.capabilities));
@@ -118,6 +120,12 @@ fn namespaces(network: &Network) -> Vec<oci::LinuxNamespace> {
     // Without one of its own a container sees the names of the host's control groups, on cgroup v2 all of them with their
     // usage, and its own name, another one in each run, in /proc/self/cgroup.
     [Pid, Ipc, Uts, Mount, Cgroup].map(|kind| namespace(kind, None)).into_iter().chain(network).collect()
+}
+
+/// Switches of the kernel: only of what is the container's own.
+fn sysctl(network: &Network) -> Option<HashMap<String, String>> {
+    let settings = defaults::SYSCTL.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    (*network == Network::None).then(|| settings.into())
 }
 
 fn resources(fields: &TemplateBuilder) -> oci::LinuxResources {

@@ -8,11 +8,9 @@
 //!
 //! A name that an architecture lacks, or that libseccomp does not know yet, is passed over by the runtimes.
 
-use oci_spec::runtime::{
-    Arch, Capability, LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder,
-    LinuxSeccompOperator as Operator, LinuxSyscall,
-};
+use oci_spec::runtime::{Arch, Capability, LinuxSeccomp, LinuxSeccompAction as Action};
 
+use super::rule::{allow, answer, masked};
 use super::{architectures, set_architectures};
 
 const EPERM: u32 = 1;
@@ -127,24 +125,23 @@ const NAMESPACES: u64 = 0x7e02_0000;
 pub(super) fn default(arch: &str, capabilities: &[Capability]) -> LinuxSeccomp {
     let has_one = |of: &[Capability]| of.iter().any(|capability| capabilities.contains(capability));
     let with_capability = |allowed: bool| ALLOWED_WITH.iter().filter(move |(of, _)| has_one(of) == allowed);
-    let words = |lists: &[&str]| lists.iter().flat_map(|list| list.split_whitespace()).map(String::from).collect();
 
     let here = ALLOWED_ON.iter().filter(|(on, _)| *on == arch).map(|(_, names)| *names);
-    let allowed: Vec<_> = [ALLOWED].into_iter().chain(here).chain(with_capability(true).map(|row| row.1)).collect();
-    let denied: Vec<_> = with_capability(false).map(|row| row.1).collect();
-    let mut rules = vec![rule(words(&allowed), Action::ScmpActAllow, None)];
+    let allowed = [ALLOWED].into_iter().chain(here).chain(with_capability(true).map(|row| row.1));
+    let denied: Vec<_> = with_capability(false).flat_map(|row| row.1.split_whitespace()).collect();
+    let mut rules = vec![allow(allowed.flat_map(str::split_whitespace), &[])];
     if !denied.is_empty() {
-        rules.push(rule(words(&denied), Action::ScmpActErrno, Some(EPERM)));
+        rules.push(answer(denied, &[], EPERM));
     }
-    rules.extend(FAMILIES.iter().map(|(first, count)| allow_if("socket", masked(0, LOW & !(count - 1), *first))));
-    rules.push(allow_if("personality", masked(0, LOW & !PERSONALITIES, 0)));
-    rules.push(allow_if("personality", masked(0, LOW, PERSONALITY_QUERY)));
+    rules.extend(FAMILIES.iter().map(|(first, count)| allow(["socket"], &[masked(0, LOW & !(count - 1), *first)])));
+    rules.push(allow(["personality"], &[masked(0, LOW & !PERSONALITIES, 0)]));
+    rules.push(allow(["personality"], &[masked(0, LOW, PERSONALITY_QUERY)]));
     if capabilities.contains(&Capability::SysAdmin) {
-        rules.push(rule(vec!["clone".into(), "clone3".into()], Action::ScmpActAllow, None));
+        rules.push(allow(["clone", "clone3"], &[]));
     } else {
         // clone(2), "C library/kernel differences": there the flags come second.
         let flags = if arch == "s390x" { 1 } else { 0 };
-        rules.push(allow_if("clone", masked(flags, NAMESPACES, 0)));
+        rules.push(allow(["clone"], &[masked(flags, NAMESPACES, 0)]));
     }
 
     let mut profile = LinuxSeccomp::default();
@@ -157,29 +154,14 @@ pub(super) fn default(arch: &str, capabilities: &[Capability]) -> LinuxSeccomp {
     profile
 }
 
-fn rule(names: Vec<String>, action: Action, errno: Option<u32>) -> LinuxSyscall {
-    let mut rule = LinuxSyscall::default();
-    rule.set_names(names).set_action(action).set_errno_ret(errno);
-    rule
-}
-
-fn allow_if(name: &str, argument: LinuxSeccompArg) -> LinuxSyscall {
-    let mut rule = rule(vec![name.to_owned()], Action::ScmpActAllow, None);
-    rule.set_args(Some(vec![argument]));
-    rule
-}
-
 /// The arguments compared here are of 32 bits: what the rest of the register holds the kernel does not look at.
 const LOW: u64 = 0xffff_ffff;
-
-fn masked(index: usize, mask: u64, value: u64) -> LinuxSeccompArg {
-    let builder = LinuxSeccompArgBuilder::default().index(index).op(Operator::ScmpCmpMaskedEq);
-    builder.value(mask).value_two(value).build().expect("every field has a default")
-}
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator as Operator, LinuxSyscall};
 
     use super::*;
     use crate::template::defaults::CAPABILITIES;

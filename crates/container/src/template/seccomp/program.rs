@@ -12,6 +12,8 @@ use oci_spec::runtime::{
 };
 use syscalls::{x86, x86_64};
 
+use super::sync::SYNC_CALLS;
+
 /// An instruction, `struct sock_filter` in linux/filter.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Instruction {
@@ -29,7 +31,7 @@ const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
 const JUMP: u16 = 0x05;
 const RETURN: u16 = 0x06;
 
-/// Where things are in `struct seccomp_data`; of an argument the lower half, on a little-endian machine.
+/// Where things are in `struct seccomp_data`. An argument has its lower half first, on a little-endian machine.
 const NUMBER: u32 = 0;
 const CONVENTION: u32 = 4;
 const ARGUMENTS: u32 = 16;
@@ -79,23 +81,26 @@ struct Convention {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     Always(u32),
-    /// The first test that holds decides; if none does, the last number.
-    ByArgument(Vec<(Test, u32)>, u32),
+    /// The first number whose tests all hold; if there is none, the last number.
+    ByArguments(Vec<(Vec<Test>, u32)>, u32),
 }
 
-/// Whether an argument, as far as the mask looks at it, has a value.
+/// Whether those bits of an argument that the mask has are equal to a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Test {
     argument: u32,
-    mask: u32,
-    value: u32,
+    mask: u64,
+    value: u64,
+    /// What the comparison must come to.
+    equal: bool,
 }
 
 /// The program of `profile` as bytes, for a machine like this one; `None` for what only libseccomp knows: other architectures,
-/// other actions than to allow and to answer with an error, other tests than of the lower half of one argument under a mask.
+/// other actions than to allow and to answer with an error, other tests of an argument than for equality.
 ///
-/// What has no rule must be an error, and a test may only allow: then no call is let through that has no rule that says so, not
-/// those that i386 makes through socketcall(2) and ipc(2) either, which libseccomp knows of and this does not.
+/// What has no rule must be an error, and a rule with tests may only allow, but for the calls that wait for a disk: then no call
+/// is let through that has no rule that says so, not those that i386 makes through socketcall(2) and ipc(2) either, which
+/// libseccomp knows of and this does not.
 pub(super) fn compile(profile: &LinuxSeccomp) -> Option<Vec<u8>> {
     if !cfg!(target_arch = "x86_64") {
         return None;
@@ -135,23 +140,20 @@ fn verdicts(profile: &LinuxSeccomp, otherwise: u32) -> Option<HashMap<&str, Verd
     let mut verdicts = HashMap::new();
     for rule in profile.syscalls().iter().flatten() {
         let action = result(rule.action(), rule.errno_ret())?;
-        let test = match rule.args().as_deref().unwrap_or_default() {
-            [] => None,
-            [argument] if rule.action() == Action::ScmpActAllow => Some(test(argument)?),
-            _ => return None,
-        };
+        let tests = tests(rule.args().as_deref().unwrap_or_default())?;
         for name in rule.names() {
-            match (verdicts.entry(name.as_str()), test) {
-                (Entry::Vacant(entry), None) => drop(entry.insert(Verdict::Always(action))),
-                (Entry::Vacant(entry), Some(test)) => {
-                    entry.insert(Verdict::ByArgument(vec![(test, action)], otherwise));
+            let may_have_tests = rule.action() == Action::ScmpActAllow || SYNC_CALLS.contains(&name.as_str());
+            match verdicts.entry(name.as_str()) {
+                Entry::Vacant(entry) if tests.is_empty() => drop(entry.insert(Verdict::Always(action))),
+                Entry::Vacant(entry) if may_have_tests => {
+                    entry.insert(Verdict::ByArguments(vec![(tests.clone(), action)], otherwise));
                 }
-                (Entry::Occupied(mut entry), Some(test)) => match entry.get_mut() {
-                    Verdict::ByArgument(tests, _) => tests.push((test, action)),
+                Entry::Occupied(mut entry) if may_have_tests && !tests.is_empty() => match entry.get_mut() {
+                    Verdict::ByArguments(rules, _) => rules.push((tests.clone(), action)),
                     Verdict::Always(_) => return None,
                 },
-                // Two rules for one call: libseccomp's versions differ.
-                (Entry::Occupied(_), None) => return None,
+                // Such a test, or two rules for one call: libseccomp's versions differ.
+                Entry::Vacant(_) | Entry::Occupied(_) => return None,
             }
         }
     }
@@ -190,14 +192,11 @@ fn ranges(verdicts: &HashMap<&str, Verdict>, otherwise: u32, convention: &Conven
 fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
     match ranges {
         [(_, Verdict::Always(result))] => program.push(ret(*result)),
-        [(_, Verdict::ByArgument(tests, otherwise))] => {
-            for (Test { argument, mask, value }, result) in tests {
-                program.extend([
-                    load(ARGUMENTS + 8 * argument),
-                    Instruction { code: AND, if_true: 0, if_false: 0, k: *mask },
-                    Instruction { code: JUMP_EQUAL, if_true: 0, if_false: 1, k: *value },
-                    ret(*result),
-                ]);
+        [(_, Verdict::ByArguments(rules, otherwise))] => {
+            for (tests, result) in rules {
+                let mut rule = vec![ret(*result)];
+                tests.iter().rev().for_each(|test| test.prepend_to(&mut rule));
+                program.extend(rule);
             }
             program.push(ret(*otherwise));
         }
@@ -222,6 +221,31 @@ fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
     }
 }
 
+impl Test {
+    /// Jumps over `rule` if the test does not hold.
+    fn prepend_to(self, rule: &mut Vec<Instruction>) {
+        let over = u8::try_from(rule.len()).expect("a call has six arguments");
+        let (if_equal, if_different) = if self.equal { (0, over) } else { (over, 0) };
+        let mut code = vec![load(ARGUMENTS + 8 * self.argument)];
+        code.extend(and(self.mask as u32));
+        code.push(Instruction { code: JUMP_EQUAL, if_true: if_equal, if_false: if_different, k: self.value as u32 });
+        if let (mask @ 1.., value) = ((self.mask >> 32) as u32, (self.value >> 32) as u32) {
+            // If the upper halves differ, the lower ones do not matter.
+            let over_the_lower = code.len() as u8 + if_different;
+            let mut upper = vec![load(ARGUMENTS + 8 * self.argument + 4)];
+            upper.extend(and(mask));
+            upper.push(Instruction { code: JUMP_EQUAL, if_true: 0, if_false: over_the_lower, k: value });
+            code.splice(..0, upper);
+        }
+        rule.splice(..0, code);
+    }
+}
+
+/// What leaves only those bits of the loaded word that `mask` has.
+fn and(mask: u32) -> Option<Instruction> {
+    (mask != u32::MAX).then_some(Instruction { code: AND, if_true: 0, if_false: 0, k: mask })
+}
+
 fn load(k: u32) -> Instruction {
     Instruction { code: LOAD, if_true: 0, if_false: 0, k }
 }
@@ -238,13 +262,22 @@ fn result(action: Action, errno: Option<u32>) -> Option<u32> {
     }
 }
 
+/// The tests of one rule. The runtimes take two tests of one argument for alternatives.
+fn tests(arguments: &[LinuxSeccompArg]) -> Option<Vec<Test>> {
+    let tests: Vec<Test> = arguments.iter().map(test).collect::<Option<_>>()?;
+    let is_ambiguous = |(at, test): (usize, &Test)| tests[..at].iter().any(|other| other.argument == test.argument);
+    (!tests.iter().enumerate().any(is_ambiguous)).then_some(tests)
+}
+
 fn test(argument: &LinuxSeccompArg) -> Option<Test> {
-    if argument.op() != Operator::ScmpCmpMaskedEq || argument.index() > 5 {
-        return None;
-    }
-    let low = |half: u64| u32::try_from(half).ok();
-    let (mask, value) = (low(argument.value())?, low(argument.value_two()?)?);
-    (value & !mask == 0).then_some(Test { argument: argument.index() as u32, mask, value })
+    let (mask, value, equal) = match argument.op() {
+        Operator::ScmpCmpEq => (u64::MAX, argument.value(), true),
+        Operator::ScmpCmpNe => (u64::MAX, argument.value(), false),
+        Operator::ScmpCmpMaskedEq => (argument.value(), argument.value_two()?, true),
+        _ => return None,
+    };
+    let is_possible = argument.index() < 6 && value & !mask == 0;
+    is_possible.then_some(Test { argument: argument.index() as u32, mask, value, equal })
 }
 
 fn x86_64_calls() -> Vec<(u32, &'static str)> {
@@ -315,6 +348,28 @@ mod tests {
         assert_eq!(compiled(|_| {}), Some(expected));
     }
 
+    #[test]
+    fn a_test_of_a_whole_argument_looks_at_both_halves() {
+        let jump = |if_true, if_false, k| Instruction { code: JUMP_EQUAL, if_true, if_false, k };
+        let (lower, upper) = (ARGUMENTS + 16, ARGUMENTS + 20);
+        let and = |k| Instruction { code: AND, if_true: 0, if_false: 0, k };
+        let equal = Test { argument: 2, mask: u64::MAX, value: 7 << 32 | 4, equal: true };
+        let table = [
+            (equal, vec![load(upper), jump(0, 3, 7), load(lower), jump(0, 1, 4), ret(ALLOW)]),
+            (Test { equal: false, ..equal }, vec![load(upper), jump(0, 2, 7), load(lower), jump(1, 0, 4), ret(ALLOW)]),
+            (
+                Test { mask: 0xf_ffff_fff0, value: 1 << 32, ..equal },
+                vec![load(upper), and(0xf), jump(0, 4, 1), load(lower), and(0xffff_fff0), jump(0, 1, 0), ret(ALLOW)],
+            ),
+            (Test { mask: 0xffff_ffff, value: 4, ..equal }, vec![load(lower), jump(0, 1, 4), ret(ALLOW)]),
+        ];
+        for (test, expected) in table {
+            let mut rule = vec![ret(ALLOW)];
+            test.prepend_to(&mut rule);
+            assert_eq!(rule, expected, "{test:?}");
+        }
+    }
+
     /// A name that the tables lack would be passed over in silence.
     #[test]
     fn every_name_of_the_profile_has_a_number() {
@@ -328,28 +383,30 @@ mod tests {
 
     #[test]
     fn what_is_not_known_exactly_is_left_to_the_runtime() {
-        let table: [(&str, Value); 13] = [
+        let masked = |index| json!({"index": index, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"});
+        let error = |name| json!({"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": 0, "args": [masked(0)]});
+        let table: &[(&str, Value)] = &[
             ("/architectures/0", json!("SCMP_ARCH_X32")),
             ("/architectures", Value::Null),
             ("/defaultAction", json!("SCMP_ACT_NOTIFY")),
             ("/defaultAction", json!("SCMP_ACT_ALLOW")),
-            ("/syscalls/1/action", json!("SCMP_ACT_ERRNO")),
+            ("/syscalls/1", error("connect")),
             ("/syscalls/1/args/0/valueTwo", json!(4)),
             ("/flags", json!(["SECCOMP_FILTER_FLAG_LOG"])),
             ("/defaultErrnoRet", Value::Null),
             ("/syscalls/0/action", json!("SCMP_ACT_KILL")),
             ("/syscalls/0/names/0", json!("open")),
-            ("/syscalls/1/args/0/op", json!("SCMP_CMP_EQ")),
-            ("/syscalls/1/args/0/value", json!(1_u64 << 32)),
-            (
-                "/syscalls/1/args",
-                json!([{"index": 0, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"},
-                {"index": 1, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]),
-            ),
+            ("/syscalls/1/args/0/op", json!("SCMP_CMP_GT")),
+            ("/syscalls/1/args", json!([masked(1), masked(1)])),
         ];
+        let change = |field: &str, value: &Value| {
+            let value = value.clone();
+            compiled(|profile: &mut Value| *profile.pointer_mut(field).unwrap() = value)
+        };
         for (field, value) in table {
-            let change = |profile: &mut Value| *profile.pointer_mut(field).unwrap() = value.clone();
-            assert_eq!(compiled(change), None, "{field}: {value}");
+            assert_eq!(change(field, value), None, "{field}: {value}");
         }
+        assert!(change("/syscalls/1", &error("fsync")).is_some());
+        assert!(change("/syscalls/1/args", &json!([masked(0), masked(1)])).is_some());
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use container::{
-    Init, Input, Mount, Network, NoNewPrivileges, Output, Runtime, Seccomp, Status, Template, Terminal, UserSpec,
+    Fsync, Init, Input, Mount, Network, NoNewPrivileges, Output, Rlimit, Runtime, Seccomp, Status, Template, Terminal,
+    UserSpec,
 };
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
@@ -71,6 +72,14 @@ pub(crate) struct Args {
     /// The processors it may run on: 0-3,5.
     #[arg(long, value_name = "LIST")]
     cpus: Option<String>,
+    /// A limit of setrlimit(2), by the names of Docker, in the kernel's units or `unlimited`: nofile=4096, nofile=1024:65536, core=0;
+    /// may be repeated. Without HARD, SOFT is both [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    ulimits: Vec<Rlimit>,
+    /// What fsync, msync and their like do: `fake`, they succeed without waiting for the disk, as the upper is worth nothing after a
+    /// power cut; `real`, they wait.
+    #[arg(long, value_name = "fake|real", value_parser = ["fake", "real"], default_value = "fake")]
+    sync: String,
     /// End the command after this time: 90s, 2h 30m.
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -110,7 +119,8 @@ pub(crate) struct Args {
         long,
         value_name = "config.json",
         conflicts_with_all = [
-            "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus", "tty"
+            "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus",
+            "ulimits", "sync", "tty"
         ]
     )]
     spec: Option<PathBuf>,
@@ -316,15 +326,20 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     if let Some(cpus) = &args.cpus {
         builder = builder.cpus(cpus);
     }
+    for limit in &args.ulimits {
+        builder = builder.rlimit(limit.kind, limit.soft, limit.hard);
+    }
     let network = if args.network == "host" { Network::Host } else { Network::None };
     let seccomp = match args.seccomp.as_str() {
         "unconfined" => Seccomp::Unconfined,
         "native" => Seccomp::Native,
         _ => Seccomp::Default,
     };
+    let fsync = if args.sync == "real" { Fsync::Real } else { Fsync::Ignored };
     let privileges = if args.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off };
     let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
-    Ok(builder.network(network).seccomp(seccomp).no_new_privileges(privileges).terminal(terminal).build()?)
+    let builder = builder.network(network).seccomp(seccomp).fsync(fsync);
+    Ok(builder.no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
 /// What the shell sees. `signal` is the one that cancelled.

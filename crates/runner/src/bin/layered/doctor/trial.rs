@@ -133,8 +133,7 @@ fn is_about_the_program(error: &runner::Error) -> bool {
 
 fn template(limits: Limits) -> anyhow::Result<Template> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
-    // Not read-only: crun before 1.14.4 fails with a file that is.
-    let mut builder = Template::builder([PROGRAM, "--version"]).mount(Mount::bind(program, PROGRAM));
+    let mut builder = Template::builder([PROGRAM, "--version"]).mount(Mount::bind(program, PROGRAM).read_only());
     for dir in HOSTS.into_iter().filter(|dir| Path::new(dir).is_dir()) {
         builder = builder.mount(Mount::bind(dir, dir).read_only());
     }

@@ -1,0 +1,58 @@
+//! The rules that a profile is made of, and their conditions.
+
+use oci_spec::runtime::{
+    LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator as Operator,
+    LinuxSyscall,
+};
+
+/// Lets a call through if every condition holds.
+pub(super) fn allow(
+    names: impl IntoIterator<Item = impl Into<String>>,
+    conditions: &[LinuxSeccompArg],
+) -> LinuxSyscall {
+    rule(names, conditions, Action::ScmpActAllow, None)
+}
+
+/// Skips a call if every condition holds, and answers with `errno`. 0 is not an error: then the call returns 0.
+pub(super) fn answer(
+    names: impl IntoIterator<Item = impl Into<String>>,
+    conditions: &[LinuxSeccompArg],
+    errno: u32,
+) -> LinuxSyscall {
+    rule(names, conditions, Action::ScmpActErrno, Some(errno))
+}
+
+fn rule(
+    names: impl IntoIterator<Item = impl Into<String>>,
+    conditions: &[LinuxSeccompArg],
+    action: Action,
+    errno: Option<u32>,
+) -> LinuxSyscall {
+    let mut rule = LinuxSyscall::default();
+    rule.set_names(names.into_iter().map(Into::into).collect()).set_action(action).set_errno_ret(errno);
+    rule.set_args((!conditions.is_empty()).then(|| conditions.to_vec()));
+    rule
+}
+
+/// The argument is `value`.
+pub(super) fn equal(index: usize, value: u64) -> LinuxSeccompArg {
+    condition(index, Operator::ScmpCmpEq, value, None)
+}
+
+/// The argument is not `value`.
+pub(super) fn not_equal(index: usize, value: u64) -> LinuxSeccompArg {
+    condition(index, Operator::ScmpCmpNe, value, None)
+}
+
+/// Those bits of the argument that `mask` has are `value`.
+pub(super) fn masked(index: usize, mask: u64, value: u64) -> LinuxSeccompArg {
+    condition(index, Operator::ScmpCmpMaskedEq, mask, Some(value))
+}
+
+fn condition(index: usize, op: Operator, value: u64, value_two: Option<u64>) -> LinuxSeccompArg {
+    let mut builder = LinuxSeccompArgBuilder::default().index(index).op(op).value(value);
+    if let Some(value_two) = value_two {
+        builder = builder.value_two(value_two);
+    }
+    builder.build().expect("every required field is given")
+}

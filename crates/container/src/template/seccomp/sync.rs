@@ -1,0 +1,104 @@
+//! The calls that only wait for a disk, and the rules that answer them without waiting.
+
+use oci_spec::runtime::{LinuxSeccomp, LinuxSyscall};
+
+use super::rule::{allow, answer, equal, masked, not_equal};
+
+/// The calls that [`Fsync::Ignored`](super::Fsync::Ignored) answers. The runtimes ignore a name that an architecture does not
+/// have.
+pub(super) const SYNC_CALLS: [&str; 7] =
+    ["fdatasync", "fsync", "msync", "sync", "sync_file_range", "sync_file_range2", "syncfs"];
+
+/// Those of them whose first argument is a descriptor, on every architecture.
+const OF_A_DESCRIPTOR: [&str; 5] = ["fdatasync", "fsync", "sync_file_range", "sync_file_range2", "syncfs"];
+
+/// The sign of a descriptor: it is an `int`, and the kernel ignores the upper half of the register.
+const SIGN: u64 = 1 << 31;
+
+/// The flag with which msync(2) waits for the disk: `MS_SYNC` in linux/mman.h.
+const MS_SYNC: u64 = 4;
+
+/// Makes the calls that wait for a disk succeed immediately, whatever `profile` says about them.
+///
+/// They succeed only where the real call could. The kernel still gets what it refuses: a negative descriptor, and for msync(2)
+/// an address within a page or flags other than `MS_SYNC`. Programs test for these errors.
+pub(super) fn ignore_sync(profile: &mut LinuxSeccomp) {
+    // Of two rules for one call libseccomp keeps the first or refuses the second, depending on its version: leave only ours.
+    let mut rules: Vec<LinuxSyscall> = profile.syscalls().clone().unwrap_or_default();
+    for rule in &mut rules {
+        let names = rule.names().iter().filter(|name| !SYNC_CALLS.contains(&name.as_str())).cloned().collect();
+        rule.set_names(names);
+    }
+    rules.retain(|rule| !rule.names().is_empty());
+    rules.extend(self::rules(rustix::param::page_size() as u64));
+    profile.set_syscalls(Some(rules));
+}
+
+/// One of the rules for a call always holds, because the profile's default action may be an error. No two rules with different
+/// actions hold for one call, because libseccomp does not say which of them wins.
+fn rules(page_size: u64) -> Vec<LinuxSyscall> {
+    let is_aligned = masked(0, page_size - 1, 0);
+    let mut rules = vec![
+        answer(["sync"], &[], 0),
+        answer(OF_A_DESCRIPTOR, &[masked(0, SIGN, 0)], 0),
+        allow(OF_A_DESCRIPTOR, &[masked(0, SIGN, SIGN)]),
+        answer(["msync"], &[is_aligned, equal(2, MS_SYNC)], 0),
+        allow(["msync"], &[is_aligned, not_equal(2, MS_SYNC)]),
+    ];
+    // There is no operator for "not equal under a mask": an address within a page has at least one of the lower bits.
+    let lower_bits = (0..page_size.trailing_zeros()).map(|bit| 1 << bit);
+    rules.extend(lower_bits.map(|bit| allow(["msync"], &[masked(0, bit, bit)])));
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_sync_calls_have_only_these_rules_whatever_a_profile_says() {
+        let mut profile: LinuxSeccomp = serde_json::from_value(json!({
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "architectures": ["SCMP_ARCH_RISCV64"],
+            "syscalls": [
+                {"names": ["read", "fsync", "write"], "action": "SCMP_ACT_ALLOW"},
+                {"names": ["sync", "syncfs"], "action": "SCMP_ACT_TRAP"}
+            ]
+        }))
+        .unwrap();
+        let mut expected = profile.clone();
+        let kept = serde_json::from_value(json!({"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"})).unwrap();
+        let ours = rules(rustix::param::page_size() as u64);
+        expected.set_syscalls(Some([kept].into_iter().chain(ours).collect()));
+        ignore_sync(&mut profile);
+        assert_eq!(profile, expected);
+    }
+
+    #[test]
+    fn a_call_is_answered_where_the_real_one_could_succeed() {
+        let of_a_descriptor = ["fdatasync", "fsync", "sync_file_range", "sync_file_range2", "syncfs"];
+        let when = |index: usize, op: &str, value: u64, value_two: Option<u64>| match value_two {
+            None => json!({"index": index, "op": op, "value": value}),
+            Some(value_two) => json!({"index": index, "op": op, "value": value, "valueTwo": value_two}),
+        };
+        let masked = |mask, value| when(0, "SCMP_CMP_MASKED_EQ", mask, Some(value));
+        let lower_bit = |bit: u64| json!({"names": ["msync"], "action": "SCMP_ACT_ALLOW", "args": [masked(bit, bit)]});
+        let expected = json!([
+            {"names": ["sync"], "action": "SCMP_ACT_ERRNO", "errnoRet": 0},
+            {"names": of_a_descriptor, "action": "SCMP_ACT_ERRNO", "errnoRet": 0, "args": [masked(SIGN, 0)]},
+            {"names": of_a_descriptor, "action": "SCMP_ACT_ALLOW", "args": [masked(SIGN, SIGN)]},
+            {
+                "names": ["msync"], "action": "SCMP_ACT_ERRNO", "errnoRet": 0,
+                "args": [masked(7, 0), when(2, "SCMP_CMP_EQ", MS_SYNC, None)]
+            },
+            {
+                "names": ["msync"], "action": "SCMP_ACT_ALLOW",
+                "args": [masked(7, 0), when(2, "SCMP_CMP_NE", MS_SYNC, None)]
+            },
+            lower_bit(1), lower_bit(2), lower_bit(4)
+        ]);
+        assert_eq!(serde_json::to_value(rules(8)).unwrap(), expected);
+    }
+}
