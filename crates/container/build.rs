@@ -1,6 +1,7 @@
 //! Compiles the helper program, which `src/supervise/helper.rs` embeds: a static program without a C library, by the same compiler.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -23,13 +24,18 @@ fn main() {
         ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none"]
             .map(|word| format!("-Clink-arg={word}")),
     );
-    if let Some(linker) = env::var_os("RUSTC_LINKER") {
-        rustc.arg("-C").arg({
-            let mut option = std::ffi::OsString::from("linker=");
-            option.push(linker);
-            option
-        });
+    if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "musl") {
+        // Its start files come with the compiler.
+        rustc.arg("-Clink-self-contained=no");
     }
+    if let Some(linker) = env::var_os("RUSTC_LINKER") {
+        let mut option = OsString::from("-Clinker=");
+        option.push(linker);
+        rustc.arg(option);
+    }
+    // Of the caller's flags only where the core library is: those that tune or instrument a program are not for this one.
+    let flags = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    rustc.args(flags.split('\x1f').filter(|flag| flag.starts_with("--sysroot=")));
     rustc.arg("-o").arg(PathBuf::from(variable("OUT_DIR")).join("helper")).arg("helper/main.rs");
     let status = rustc.status().unwrap_or_else(|error| panic!("cannot start {rustc:?}: {error}"));
     assert!(status.success(), "cannot compile the helper: {rustc:?}");
