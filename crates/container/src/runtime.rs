@@ -34,16 +34,17 @@ pub struct Runtime {
     program: PathBuf,
 }
 
-/// Where the command reads its standard input from.
+/// Where the command reads its standard input from. What is said of a file holds for the caller's own standard input, too.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub enum Input {
     /// Nowhere: the end of the file at once.
     #[default]
     Null,
-    /// From the caller's own.
+    /// From the caller's own. A terminal is read only while the caller is in front of it.
     Inherit,
-    /// From a file.
+    /// From a file, from where it stands. The command gets a pipe, unless the file is one, or a socket, or `/dev/null`. Afterwards a
+    /// regular file stands where the command has read up to.
     File(fs::File),
 }
 

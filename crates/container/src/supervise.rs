@@ -40,7 +40,7 @@ use spawn::Start;
 pub(crate) use spawn::close_descriptors;
 pub(crate) use streams::Outputs;
 use streams::Streams;
-use terminal::Console;
+use terminal::{Console, Keyboard};
 pub(crate) use terminal::{SOCKET, size as terminal_size};
 
 /// Nobody looks at a terminal in the background more often. No event says that the caller is in front of it again.
@@ -121,11 +121,12 @@ impl<'a> Supervised<'a> {
     /// Starts the keeper, which starts the container. Everything ends with the calling thread.
     pub(crate) fn start(task: Task<'a>) -> io::Result<Self> {
         let masked = Masked::new()?;
+        let keyboard = if matches!(task.stdin, Input::Inherit) { Keyboard::Callers } else { Keyboard::Other };
         let (streams, given) = match task.has_terminal {
             true => Streams::of_terminal(task.stdin, task.stdout, task.output_limit)?,
             false => Streams::new(task.stdin, task.stdout, task.stderr, task.output_limit)?,
         };
-        let console = task.has_terminal.then(|| Console::new(task.bundle)).transpose()?;
+        let console = task.has_terminal.then(|| Console::new(task.bundle, keyboard)).transpose()?;
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&reader, fcntl_getfl(&reader)? | OFlags::NONBLOCK)?;
         let (writer, program) =

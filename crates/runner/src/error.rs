@@ -93,9 +93,6 @@ pub enum Cause {
         /// The tree of the layer or of the base.
         tree: PathBuf,
     },
-    /// Options that cannot go together.
-    #[error("{0}")]
-    Options(&'static str),
     /// The scratch directory.
     #[error("cannot {operation} {}", quoted(path))]
     Io {
@@ -160,7 +157,7 @@ impl Error {
             | Cause::InRunDirectory { path, .. } => Some(path),
             Cause::ScratchInLayer { scratch, .. } => Some(scratch),
             Cause::UpperInLayer { destination, .. } => Some(destination),
-            Cause::PrepUpper(_) | Cause::Options(_) => None,
+            Cause::PrepUpper(_) => None,
         }
     }
 

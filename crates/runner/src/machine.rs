@@ -2,7 +2,7 @@ use std::path::Path;
 
 use container::{
     Bundle, Cancel, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Status,
-    Template, Terminal, copy_root_attributes, in_private_mount_namespace, require_privilege,
+    Template, copy_root_attributes, in_private_mount_namespace, require_privilege,
 };
 use layer::{Base, Hold, Layer, Made, Merge, Merged, Plan, Rung, XattrNamespace};
 
@@ -89,16 +89,6 @@ impl Host for Machine<'_> {
         // From the beginning: it stays, whatever fails.
         if let Some(upper) = self.options.over.take() {
             self.options.over = Some(upper.into_kept()?);
-        }
-        use container::{Input, Output};
-        let piped = !matches!(
-            (&self.options.stdin, &self.options.stdout, &self.options.stderr),
-            (Input::Inherit, Output::Inherit, Output::Inherit)
-        );
-        if self.template.terminal() == Terminal::Attached && piped {
-            return Err(Cause::Options(
-                "process.terminal is true, which needs standard input, output and error to be the caller's own: turn off one or the other",
-            ));
         }
         require_privilege()?;
         Cgroup::require(self.template.controllers())?;

@@ -20,7 +20,7 @@ use crate::{Options, Phase, Report, Timings};
 /// the overlay is mounted, in a mount namespace of the run's own · the template is filled in · the runtime runs · the overlay
 /// is unmounted · everything but the upper is removed, [behind](crate::Cleanup::Behind) the caller's back where that is asked for.
 ///
-/// No process is started but the runtime's. The layers are only read, but for their `last_used`; no `layer.json` and no sidecar
+/// The only processes are the runtime and the helper that looks after the container. The layers are only read, but for their `last_used`; no `layer.json` and no sidecar
 /// is read or written. They are [held](layer::Hold) until the overlay is unmounted: no collector takes one meanwhile, and if
 /// this process is killed nobody has to let go of them.
 ///

@@ -122,7 +122,7 @@ mod tests {
         fn call<T>(&self, name: &'static str, value: T) -> Result<T, Cause> {
             self.calls.lock().unwrap().push(name);
             match self.failing.contains(&name) {
-                true => Err(Cause::Options(name)),
+                true => Err(Cause::NotKept { path: name.into() }),
                 false => Ok(value),
             }
         }

@@ -21,14 +21,24 @@ pub(crate) const SOCKET: &str = "console.sock";
 /// The terminal of a container, before and after the runtime has sent it.
 pub(super) struct Console {
     listener: Option<OwnedFd>,
+    keyboard: Keyboard,
     terminal: Option<OwnedFd>,
     /// The caller's own settings, once they have been changed.
     saved: Option<Saved>,
 }
 
+/// Where a terminal's input comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keyboard {
+    /// The caller's standard input, which may be a terminal itself.
+    Callers,
+    /// Something else, or nothing.
+    Other,
+}
+
 impl Console {
     /// Makes the socket in `bundle`, in the place of an earlier one.
-    pub(super) fn new(bundle: &Path) -> io::Result<Self> {
+    pub(super) fn new(bundle: &Path, keyboard: Keyboard) -> io::Result<Self> {
         use std::os::fd::AsRawFd;
         let directory = openat(CWD, bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         match unlinkat(&directory, SOCKET, rustix::fs::AtFlags::empty()) {
@@ -39,7 +49,7 @@ impl Console {
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))?)?;
         listen(&listener, 1)?;
-        Ok(Self { listener: Some(listener), terminal: None, saved: None })
+        Ok(Self { listener: Some(listener), keyboard, terminal: None, saved: None })
     }
 
     /// What is readable when the runtime has something to send, until then.
@@ -67,7 +77,9 @@ impl Console {
         let Some(terminal) = files.flatten().find(|file| isatty(file)) else { return Ok(None) };
         self.listener = None;
         resize(&terminal);
-        self.saved = Saved::make_raw()?;
+        if self.keyboard == Keyboard::Callers {
+            self.saved = Saved::make_raw()?;
+        }
         Ok(Some(self.terminal.insert(terminal)))
     }
 

@@ -20,10 +20,12 @@ pub enum Network {
 /// Whether the command gets a terminal of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Terminal {
-    /// Standard input, output and error are what the runtime was given.
+    /// Standard input, output and error are pipes.
     #[default]
     None,
-    /// A pseudoterminal, which the runtime attaches to its own standard streams; `TERM=xterm` unless set otherwise.
+    /// A pseudoterminal; `TERM=xterm` unless set otherwise. What is typed comes from the run's standard input, and what the command
+    /// writes goes to the run's standard output. If the caller's own standard input is a terminal, that is in raw mode for as long as
+    /// the container lives, and the command's terminal has its size.
     Attached,
 }
 
