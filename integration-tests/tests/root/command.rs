@@ -70,7 +70,7 @@ fn fsync_waits_for_the_disk_only_if_told_so() {
     let fixture = Fixture::new();
     fixture.add_probe();
     // No file has this descriptor: only the kernel finds out.
-    let text = format!("exec probe {} 99", nix::libc::SYS_fsync);
+    let text = format!("exec probe {} 99", nix::libc::SYS_sync_file_range);
     for (options, status) in [(&[][..], 0), (&["--sync", "fake"], 0), (&["--sync", "real"], nix::libc::EBADF)] {
         assert_eq!(script(&fixture, options, &text).0, status, "{options:?}");
     }

@@ -137,11 +137,11 @@ fn the_fsync_family_succeeds_only_where_the_real_calls_could() {
     // (the call, with the filter's answer, without it): 99 is no open file, nothing is mapped at the second page
     let mut table = vec![
         (format!("{SYS_sync}"), 0, 0),
-        (format!("{SYS_fsync} 99"), 0, BAD_DESCRIPTOR),
+        (format!("{SYS_fsync} 99"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
         (format!("{SYS_fsync} -1"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
-        (format!("{SYS_fdatasync} 99"), 0, BAD_DESCRIPTOR),
+        (format!("{SYS_fdatasync} 99"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
         (format!("{SYS_fdatasync} -100"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
-        (format!("{SYS_syncfs} 99"), 0, BAD_DESCRIPTOR),
+        (format!("{SYS_syncfs} 99"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
         (format!("{SYS_syncfs} {}", 1_u64 << 31), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
         (format!("{SYS_sync_file_range} 99 0 0 0"), 0, BAD_DESCRIPTOR),
         (format!("{SYS_sync_file_range} -1 0 0 0"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
@@ -153,8 +153,8 @@ fn the_fsync_family_succeeds_only_where_the_real_calls_could() {
         (format!("{SYS_msync} {} {page} 4", page + page / 2), INVALID, INVALID),
     ];
     if cfg!(target_arch = "x86_64") {
-        // fsync of a 32-bit program, which Native kills.
-        table.extend([("i118 99".into(), 0, BAD_DESCRIPTOR), ("i118 -1".into(), BAD_DESCRIPTOR, BAD_DESCRIPTOR)]);
+        // sync_file_range of a 32-bit program, which Native kills.
+        table.extend([("i314 99".into(), 0, BAD_DESCRIPTOR), ("i314 -1".into(), BAD_DESCRIPTOR, BAD_DESCRIPTOR)]);
     }
     let dockers = serde_json::to_value(shell("").fsync(Fsync::Real).build().unwrap()).unwrap();
     let custom = |profile: &Value| Seccomp::Custom(serde_json::from_value(profile.clone()).unwrap());

@@ -246,8 +246,7 @@ impl TemplateBuilder {
         self
     }
 
-    /// What `fsync` and its family do; by default they succeed immediately without doing anything, unless their arguments are
-    /// such that the kernel refuses them.
+    /// What `fsync` and its family do; by default they do not wait for the disk of the root file system.
     pub fn fsync(mut self, fsync: Fsync) -> Self {
         self.fsync = fsync;
         self

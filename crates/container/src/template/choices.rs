@@ -35,12 +35,11 @@ pub enum Terminal {
 /// nothing; package managers, which do that for every file, spend most of their time so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fsync {
-    /// `fsync`, `fdatasync`, `msync`, `sync`, `syncfs`, `sync_file_range` and `sync_file_range2` succeed immediately without
-    /// doing anything.
+    /// `sync`, `msync` and `sync_file_range` succeed immediately without doing anything. `fsync`, `fdatasync` and `syncfs` do not
+    /// wait for the root file system either, since its overlay is volatile (Linux 5.10). On bind mounts they do what they say.
     ///
-    /// A negative descriptor still is `EBADF`, and `msync` of an address within a page or with unknown flags `EINVAL`. A filter
-    /// cannot see other errors, such as that of a descriptor that is not open: these are lost. `msync` with flags other than
-    /// exactly `MS_SYNC` does what it says, and so do files opened with `O_SYNC` and flushes by `io_uring`.
+    /// A negative descriptor still is `EBADF`, and `msync` of an address within a page or with unknown flags `EINVAL`. `msync` with
+    /// flags other than exactly `MS_SYNC` does what it says, and so do files opened with `O_SYNC` and flushes by `io_uring`.
     #[default]
     Ignored,
     /// They do what they say.

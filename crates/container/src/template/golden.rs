@@ -214,7 +214,7 @@ fn seccomp_and_fsync_go_together() {
         let profile = built(seccomp, Fsync::Ignored).unwrap();
         assert_eq!(profile["defaultAction"], action);
         // A descriptor that can be one, and one that cannot.
-        assert_eq!(named(&profile, "fsync"), [zero.clone(), allow.clone()], "{action}");
+        assert_eq!(named(&profile, "sync_file_range"), [zero.clone(), allow.clone()], "{action}");
         assert_eq!(named(&profile, "mount"), mount, "by the template's own capabilities");
     }
     assert_eq!(named(&built(Seccomp::Default, Fsync::Real).unwrap(), "fsync"), [allow]);

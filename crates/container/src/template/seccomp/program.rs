@@ -406,7 +406,7 @@ mod tests {
         for (field, value) in table {
             assert_eq!(change(field, value), None, "{field}: {value}");
         }
-        assert!(change("/syscalls/1", &error("fsync")).is_some());
+        assert!(change("/syscalls/1", &error("msync")).is_some());
         assert!(change("/syscalls/1/args", &json!([masked(0), masked(1)])).is_some());
     }
 }

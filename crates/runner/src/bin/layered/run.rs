@@ -76,8 +76,8 @@ pub(crate) struct Args {
     /// may be repeated. Without HARD, SOFT is both [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     ulimits: Vec<Rlimit>,
-    /// What fsync, msync and their like do: `fake`, they succeed without waiting for the disk, as the upper is worth nothing after a
-    /// power cut; `real`, they wait.
+    /// What sync, msync and sync_file_range do: `fake`, they succeed without waiting for the disk, as the upper is worth nothing
+    /// after a power cut; `real`, they wait. fsync never waits for the upper.
     #[arg(long, value_name = "fake|real", value_parser = ["fake", "real"], default_value = "fake")]
     sync: String,
     /// End the command after this time: 90s, 2h 30m.
