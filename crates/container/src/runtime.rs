@@ -308,8 +308,8 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Error::Namespace`] without root; [`Error::RuntimeStart`]; [`Error::Runtime`] if the runtime fails, or starts nothing;
-    /// [`Error::CommandNotFound`], [`Error::CommandNotExecutable`]; [`Error::NoProc`]; [`Error::Template`] if `config.json`
-    /// cannot be written; [`Error::Io`] if the runtime's log cannot be made or the container not be watched. The bundle's directory
+    /// [`Error::CommandNotFound`], [`Error::CommandNotExecutable`]; [`Error::NoProc`]; [`Error::UnknownUser`]; [`Error::Template`] if
+    /// `config.json` cannot be written, or with [`TemplateError::RlimitBeyondCaller`](crate::TemplateError::RlimitBeyondCaller); [`Error::Io`] if the runtime's log cannot be made or the container not be watched. The bundle's directory
     /// then holds the log besides `config.json`.
     pub fn run(&self, invocation: Invocation<'_>) -> Result<Finished> {
         let Invocation { bundle, id, cgroup, stdin, stdout, stderr, init, .. } = invocation;
@@ -318,6 +318,7 @@ impl Runtime {
             return Ok(Finished::new(Status::Cancelled));
         }
         require_privilege()?;
+        bundle.config().check_limits()?;
         if !bundle.config().mounts_proc() {
             return Err(Error::NoProc);
         }

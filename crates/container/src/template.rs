@@ -157,17 +157,14 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON, [`TemplateError::RlimitBeyondCaller`] when the calling
-    /// process may not give the container one of its resource limits.
+    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON.
     pub fn instantiate(&self, rootfs: &Path) -> Result<Config, TemplateError> {
         let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
             field: "root.path",
             path: rootfs.to_owned(),
             remedy: "choose another scratch directory",
         })?;
-        let config = Config::new(self.clone(), rootfs);
-        config.check_limits()?;
-        Ok(config)
+        Ok(Config::new(self.clone(), rootfs))
     }
 
     /// The command: the program and its arguments.
