@@ -4,10 +4,11 @@ use anyhow::Result;
 use container::{Seccomp, Template};
 use serde_json::Value;
 
+use crate::bare::{Configuration, bare};
 use crate::markdown::{cells, table};
 use crate::places::Places;
 use crate::sample::Sample;
-use crate::subjects::{Configuration, RUNTIMES, bare, is_installed};
+use crate::subjects::{RUNTIMES, is_installed};
 
 pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let templates = [
@@ -23,10 +24,10 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     for round in 0..rounds {
         for (runtime, samples) in runtimes.iter().zip(&mut samples) {
             // As in `costs`: the first after a pause waits.
-            bare(places, runtime, &templates[0].1, Configuration::Plain)?;
+            bare(places, runtime, &templates[0].1, Configuration::Same)?;
             for index in 0..templates.len() {
                 let index = (round + index) % templates.len();
-                samples[index].push(bare(places, runtime, &templates[index].1, Configuration::Plain)?);
+                samples[index].push(bare(places, runtime, &templates[index].1, Configuration::Same)?);
             }
         }
     }

@@ -5,25 +5,23 @@ use std::time::Duration;
 use anyhow::Result;
 use runner::{Cleanup, Phase, Report};
 
+use crate::bare::{Configuration, bare};
 use crate::chart::Bar;
-use crate::markdown::{cells, table};
+use crate::markdown::{cells, explained_table};
 use crate::places::Places;
 use crate::sample::Sample;
-use crate::subjects::{
-    Configuration, RUNTIMES, bare, command, in_process, is_installed, replaced_sequence, run, template,
-};
+use crate::subjects::{RUNTIMES, command, in_process, is_installed, replaced_sequence, run, template};
 use crate::{LAYERS, Missing};
 
 /// What one runtime took over so many layers, round by round.
 #[derive(Default)]
 struct Samples {
     bare: Sample,
-    /// With the configuration as a run prepares it.
-    prepared: Sample,
+    /// As `RUNTIME spec` writes it.
+    spec: Sample,
     own: Sample,
     whole: Sample,
-    own_behind: Sample,
-    whole_behind: Sample,
+    behind: Sample,
     process: Sample,
     replaced: Option<Sample>,
     phases: [Sample; Phase::TIMED.len()],
@@ -33,24 +31,35 @@ struct Samples {
 #[derive(Clone, Copy)]
 enum Subject {
     Bare,
-    Prepared,
+    Spec,
     Run,
     RunBehind,
     Process,
 }
 
-const SUBJECTS: [Subject; 5] = [Subject::Bare, Subject::Run, Subject::Prepared, Subject::RunBehind, Subject::Process];
+const SUBJECTS: [Subject; 5] = [Subject::Bare, Subject::Run, Subject::Spec, Subject::RunBehind, Subject::Process];
+
+/// What the columns are about.
+const EXPLANATION: &str = "\
+`/bin/true`. Bare is `RUNTIME run --bundle …` in the foreground, on a prepared directory, with the configuration that `run` gives the same
+runtime: the same mounts, limits, capabilities, `HOME`, control group and seccomp profile, and for crun the same filter, compiled
+beforehand. Only the init of a run is missing. \"As `spec` writes it\" is the bare runtime with what `runc spec` or `crun spec` writes,
+without a seccomp profile. Own time is `run` without the phase of the runtime.
+
+";
 
 pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) -> Result<(String, Vec<Bar>)> {
     let head = [
         "runtime",
         "layers",
-        "bare runtime",
+        "bare",
         "own time / bare",
         "`run` / bare",
-        "own time / bare, cleanup behind",
-        "`run` / bare, cleanup behind",
+        "`run`, cleanup behind / bare",
         "`layered run` / bare",
+        "`layered run` − `run`, of bare",
+        "bare, as `spec` writes it / bare",
+        "`run` / bare, as `spec` writes it",
         "replaced sequence / `run`",
     ];
     let (mut rows, mut bars) = (vec![cells(head)], Vec::new());
@@ -61,10 +70,7 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
         }
         for layers in LAYERS {
             let samples = sampled(places, runtime, layers, rounds, missing)?;
-            rows.push(row(runtime, layers, &samples, &samples.bare));
-            if runtime == "crun" {
-                rows.push(row("crun, given the filter ready made", layers, &samples, &samples.prepared));
-            }
+            rows.push(row(runtime, layers, &samples));
             let parts = Phase::TIMED.iter().zip(&samples.phases).map(|(phase, sample)| (phase.name(), sample.median()));
             bars.push(Bar {
                 label: format!("{runtime}, {layers} layer{}", if layers == 1 { "" } else { "s" }),
@@ -72,16 +78,24 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
             });
         }
     }
-    Ok((table("A trivial command", &rows), bars))
+    Ok((explained_table("A trivial command", EXPLANATION, &rows), bars))
 }
 
-fn row(name: &str, layers: usize, samples: &Samples, bare: &Sample) -> Vec<String> {
-    let replaced = samples.replaced.as_ref().map_or_else(|| "–".into(), |sample| sample.ratio(&samples.whole));
-    let ratios = [&samples.own, &samples.whole, &samples.own_behind, &samples.whole_behind, &samples.process];
-    let mut row = vec![name.into(), layers.to_string(), bare.milliseconds()];
-    row.extend(ratios.map(|sample| sample.ratio(bare)));
-    row.push(replaced);
-    row
+fn row(runtime: &str, layers: usize, samples: &Samples) -> Vec<String> {
+    let Samples { bare, spec, own, whole, behind, process, replaced, .. } = samples;
+    vec![
+        runtime.into(),
+        layers.to_string(),
+        bare.milliseconds(),
+        own.ratio(bare),
+        whole.ratio(bare),
+        behind.ratio(bare),
+        process.ratio(bare),
+        process.difference(whole, bare),
+        spec.ratio(bare),
+        whole.ratio(spec),
+        replaced.as_ref().map_or_else(|| "–".into(), |replaced| replaced.ratio(whole)),
+    ]
 }
 
 fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing: &mut Missing) -> Result<Samples> {
@@ -92,15 +106,13 @@ fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing
     let run_with = |cleanup| in_process(places, runtime, layers, &template, cleanup);
     for round in 0..rounds {
         // The kernel lets the first process after a pause wait before it changes its control group: that is for none of them.
-        bare(places, runtime, &template, Configuration::Plain)?;
+        bare(places, runtime, &template, Configuration::Same)?;
         // Over the rounds each comes after each of the others: what one leaves to the next is for all of them. Their number is prime.
         let step = 1 + round % (SUBJECTS.len() - 1);
         for index in 0..SUBJECTS.len() {
             match SUBJECTS[(round + index * step) % SUBJECTS.len()] {
-                Subject::Bare => samples.bare.push(bare(places, runtime, &template, Configuration::Plain)?),
-                Subject::Prepared => {
-                    samples.prepared.push(bare(places, runtime, &template, Configuration::Prepared)?);
-                }
+                Subject::Bare => samples.bare.push(bare(places, runtime, &template, Configuration::Same)?),
+                Subject::Spec => samples.spec.push(bare(places, runtime, &template, Configuration::Spec)?),
                 Subject::Run => {
                     let report = samples.whole.time(|| run_with(Cleanup::Awaited))?;
                     samples.own.push(own_time(&report));
@@ -110,9 +122,7 @@ fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing
                     report.upper.close()?;
                 }
                 Subject::RunBehind => {
-                    let report = samples.whole_behind.time(|| run_with(Cleanup::Behind))?;
-                    samples.own_behind.push(own_time(&report));
-                    drop(report);
+                    samples.behind.time(|| run_with(Cleanup::Behind))?.upper.close()?;
                 }
                 Subject::Process => {
                     samples.process.time(|| run(&mut command(places, runtime, layers, &["/bin/true"])))?;

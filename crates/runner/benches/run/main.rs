@@ -7,6 +7,7 @@
 // What a benchmark is for.
 #![allow(clippy::print_stdout)]
 
+mod bare;
 mod chart;
 mod configuration;
 mod costs;

@@ -2,7 +2,12 @@
 
 /// A table with a heading; the first row is the head.
 pub(crate) fn table(heading: &str, rows: &[Vec<String>]) -> String {
-    let mut text = format!("## {heading}\n\n");
+    explained_table(heading, "", rows)
+}
+
+/// The same, with paragraphs between the heading and the table.
+pub(crate) fn explained_table(heading: &str, explanation: &str, rows: &[Vec<String>]) -> String {
+    let mut text = format!("## {heading}\n\n{explanation}");
     for (index, row) in rows.iter().enumerate() {
         text.push_str(&format!("| {} |\n", row.join(" | ")));
         if index == 0 {

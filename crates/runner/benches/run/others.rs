@@ -2,10 +2,11 @@
 
 use anyhow::Result;
 
+use crate::bare::{Configuration, bare};
 use crate::markdown::{cells, table};
 use crate::places::Places;
 use crate::sample::Sample;
-use crate::subjects::{Configuration, bare, peers, quiet, run, template};
+use crate::subjects::{peers, quiet, run, template};
 use crate::{LAYERS, Missing};
 
 pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) -> Result<String> {
@@ -20,9 +21,9 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
         }
         let [mut theirs, mut alone] = [Sample::default(), Sample::default()];
         for _ in 0..rounds {
-            bare(places, "runc", &template, Configuration::Plain)?;
+            bare(places, "runc", &template, Configuration::Same)?;
             theirs.time(once)?;
-            alone.push(bare(places, "runc", &template, Configuration::Plain)?);
+            alone.push(bare(places, "runc", &template, Configuration::Same)?);
         }
         rows.push(vec![name.into(), layers.to_string(), theirs.milliseconds(), theirs.ratio(&alone)]);
     }

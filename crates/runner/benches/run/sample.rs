@@ -40,4 +40,10 @@ impl Sample {
     pub(crate) fn ratio(&self, other: &Self) -> String {
         format!("{:.2} ({:.2})", self.median() / other.median(), self.minimum() / other.minimum())
     }
+
+    /// How much longer than `other` it took, as a part of `whole`: `0.10 (0.12)`.
+    pub(crate) fn difference(&self, other: &Self, whole: &Self) -> String {
+        let of = |time: fn(&Self) -> f64| (time(self) - time(other)) / time(whole);
+        format!("{:.2} ({:.2})", of(Self::median), of(Self::minimum))
+    }
 }

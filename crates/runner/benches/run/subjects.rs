@@ -5,24 +5,14 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use container::{Bundle, Cgroup, ContainerId, Runtime, Template, in_private_mount_namespace};
+use container::{Bundle, ContainerId, Runtime, Template};
 use runner::{Cleanup, Options, Report};
 
 use crate::places::Places;
 
 pub(crate) const RUNTIMES: [&str; 2] = ["runc", "crun"];
-
-/// What a bare runtime gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Configuration {
-    /// Just what the specification says.
-    Plain,
-    /// What a run makes of it for this runtime: crun is given its seccomp filter ready made.
-    Prepared,
-}
 
 pub(crate) fn is_installed(program: &str) -> bool {
     quiet(program).arg("--version").status().is_ok_and(|status| status.success())
@@ -30,35 +20,6 @@ pub(crate) fn is_installed(program: &str) -> bool {
 
 pub(crate) fn template(command: &[&str]) -> Result<Template> {
     Ok(Template::builder(command.iter().copied()).build()?)
-}
-
-/// `runc run` or `crun run` on a prepared root, with just the configuration that a run would have, in the time from its start to
-/// its end.
-pub(crate) fn bare(
-    places: &Places,
-    runtime: &str,
-    template: &Template,
-    configuration: Configuration,
-) -> Result<Duration> {
-    let dir = places.new_dir()?;
-    let id = ContainerId::random("layered")?;
-    let cgroup = Cgroup::new(id.as_str())?;
-    let config = template.instantiate(&places.root())?.with_default_cgroups_path(cgroup.container_path());
-    let runtime = Runtime::new(runtime);
-    let config = match configuration {
-        Configuration::Plain => config,
-        Configuration::Prepared => runtime.prepare_config(config),
-    };
-    let bundle = Bundle::create(dir.path(), &config)?;
-    let time = in_private_mount_namespace(|| {
-        // What crun needs on a machine with both versions of cgroups is no part of its time.
-        runtime.prepare_namespace()?;
-        let start = Instant::now();
-        run(quiet(runtime.program()).args(runtime.run_args(bundle.path(), &id)))?;
-        Ok::<_, anyhow::Error>(start.elapsed())
-    })??;
-    cgroup.remove()?;
-    Ok(time)
 }
 
 /// `runner::run`, in this process.

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use runner::Cleanup;
 
+use crate::bare::{Configuration, bare};
 use crate::markdown::{cells, table};
 use crate::places::Places;
 use crate::sample::Sample;
-use crate::subjects::{Configuration, RUNTIMES, bare, in_process, is_installed, template};
+use crate::subjects::{RUNTIMES, in_process, is_installed, template};
 
 pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let template = template(&["/bin/true"])?;
@@ -17,25 +18,16 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     for runtime in RUNTIMES.into_iter().filter(|runtime| is_installed(runtime)) {
         for workers in [1, 2, 4, 16] {
             let count = workers.max(4) * 10;
-            let [mut plain, mut prepared, mut ours] = [const { Sample(Vec::new()) }; 3];
+            let [mut alone, mut ours] = [const { Sample(Vec::new()) }; 2];
             for _ in 0..rounds.min(7) {
-                let bare = |how| all(workers, count, || bare(places, runtime, &template, how).map(drop));
-                plain.push(bare(Configuration::Plain)?);
-                if runtime == "crun" {
-                    prepared.push(bare(Configuration::Prepared)?);
-                }
+                let once = || bare(places, runtime, &template, Configuration::Same).map(drop);
+                alone.push(all(workers, count, once)?);
                 ours.push(all(workers, count, || {
                     Ok(in_process(places, runtime, 30, &template, Cleanup::Awaited)?.upper.close()?)
                 })?);
             }
             let rate = |sample: &Sample| format!("{:.0}", count as f64 / sample.median());
-            let mut row = |name: &str, bare: &Sample| {
-                rows.push(vec![name.into(), workers.to_string(), rate(bare), rate(&ours), bare.ratio(&ours)]);
-            };
-            row(runtime, &plain);
-            if runtime == "crun" {
-                row("crun, given the filter ready made", &prepared);
-            }
+            rows.push(vec![runtime.into(), workers.to_string(), rate(&alone), rate(&ours), alone.ratio(&ours)]);
         }
     }
     Ok(table("Throughput", &rows))

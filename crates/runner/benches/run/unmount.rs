@@ -9,10 +9,11 @@ use nix::mount::{MsFlags, mount, umount};
 use runner::{Cleanup, Phase};
 
 use crate::LAYERS;
+use crate::bare::{Configuration, bare};
 use crate::markdown::{cells, table};
 use crate::places::Places;
 use crate::sample::Sample;
-use crate::subjects::{Configuration, RUNTIMES, bare, in_process, is_installed, template};
+use crate::subjects::{RUNTIMES, in_process, is_installed, template};
 
 pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let write = template(&["/bin/dd", "if=/dev/zero", "of=/large", "bs=1M", "count=100"])?;
@@ -22,7 +23,7 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
         for layers in LAYERS {
             let [mut ours, mut flushed, mut whole, mut alone] = [const { Sample(Vec::new()) }; 4];
             for _ in 0..rounds.min(5) {
-                alone.push(bare(places, runtime, &write, Configuration::Plain)?);
+                alone.push(bare(places, runtime, &write, Configuration::Same)?);
                 // What the bare runtime has written is its root's own.
                 fs::remove_file(places.root().join("large"))?;
                 let report = whole.time(|| in_process(places, runtime, layers, &write, Cleanup::Awaited))?;
