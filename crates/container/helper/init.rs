@@ -7,7 +7,7 @@
 use core::ffi::CStr;
 
 use crate::record::{HEAD_BYTES, Kind, PROGRAM, REPORT};
-use crate::sys::{self, EACCES, ENAMETOOLONG, ENOENT, ENOTDIR, Pid, SIGCHLD, Wait};
+use crate::sys::{self, EACCES, ENAMETOOLONG, ENOENT, ENOTDIR, Origin, Pid, SIGCHLD, Wait};
 use crate::{USAGE, Words};
 
 /// What becomes of the command.
@@ -30,7 +30,7 @@ const NOT_EXECUTED: i32 = 127;
 pub(crate) fn run(words: Words, mode: Mode) -> ! {
     let (Some(affinity), Some(command)) = (words.argument(AFFINITY), words.argument(COMMAND)) else { sys::exit(USAGE) };
     if mode == Mode::Child {
-        sys::block_signals();
+        sys::block_signals().unwrap_or_else(|errno| fail(command, errno));
     }
     set_affinity(affinity.to_bytes());
     sys::close(PROGRAM);
@@ -55,7 +55,8 @@ pub(crate) fn run(words: Words, mode: Mode) -> ! {
             for stream in if has_terminal { 1..3 } else { 0..3 } {
                 sys::close(stream);
             }
-            let status = supervise(pid);
+            // Without its status the command has no result.
+            let Ok(status) = supervise(pid, has_terminal) else { sys::exit(USAGE) };
             sys::report(Kind::CommandEnded, status);
             // As a shell has it: the status, or 128 and the number of the signal.
             sys::exit(if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) })
@@ -65,18 +66,26 @@ pub(crate) fn run(words: Words, mode: Mode) -> ! {
     }
 }
 
-/// Hands on signals and reaps until the command has ended. Returns its wait status.
-fn supervise(command: Pid) -> i32 {
+/// Hands on signals and reaps until the command has ended. Returns its wait status, or the errno if the command cannot be waited for.
+fn supervise(command: Pid, has_terminal: bool) -> Result<i32, i32> {
     loop {
         let signal = sys::next_signal();
         if signal.number == SIGCHLD {
-            while let Some((pid, status)) = sys::reap(-1, Wait::Looks) {
+            while let Some((pid, status)) = sys::reap(-1, Wait::Looks)? {
                 if pid == command {
-                    return status;
+                    return Ok(status);
                 }
             }
-        } else if signal.is_sent {
+            continue;
+        }
+        let is_for_command = match signal.origin {
             // What a terminal sends the command gets itself.
+            Origin::Kernel => false,
+            Origin::Outside => true,
+            // With a terminal it is in the process group of the command, which gets itself what is sent to that (`kill 0`).
+            Origin::Inside => !has_terminal,
+        };
+        if is_for_command {
             sys::kill(command, signal.number);
         }
     }
@@ -99,7 +108,7 @@ fn hide_arguments(words: Words) {
 
 /// Becomes the command; reports what keeps it from that.
 fn become_command(words: Words, command: &CStr) -> ! {
-    sys::default_signals();
+    sys::default_signals().unwrap_or_else(|errno| fail(command, errno));
     let arguments = words.arguments_from(COMMAND);
     let name = command.to_bytes();
     if name.contains(&b'/') {
@@ -107,6 +116,7 @@ fn become_command(words: Words, command: &CStr) -> ! {
     }
     // As execvp(3) has it, but that no shell reads what is no program.
     let mut failure = ENOENT;
+    let mut denied = None;
     let search = path_of(words).unwrap_or(b"/bin:/usr/bin");
     let mut buffer = [0_u8; PATH_BYTES];
     for directory in search.split(|byte| *byte == b':').filter(|_| !name.is_empty()) {
@@ -116,11 +126,16 @@ fn become_command(words: Words, command: &CStr) -> ! {
         };
         match sys::execute(path, arguments, words.environment) {
             ENOENT | ENOTDIR if !sys::exists(path) => {}
-            EACCES => failure = EACCES,
+            EACCES => denied = Some(directory),
             errno => fail(path, errno),
         }
     }
-    fail(command, failure)
+    if let Some(path) = denied.and_then(|directory| join(&mut buffer, directory, name)) {
+        fail(path, EACCES);
+    }
+    // There is no file whose beginning would say more: one of that name in the working directory is another.
+    sys::report_not_executed(name, b"", failure);
+    sys::exit(NOT_EXECUTED)
 }
 
 /// PATH_MAX of the kernel, a NUL included.
@@ -153,10 +168,7 @@ fn path_of(words: Words) -> Option<&'static [u8]> {
 fn fail(path: &CStr, errno: i32) -> ! {
     let mut head = [0; HEAD_BYTES];
     let length = sys::read_file(path, &mut head).unwrap_or(0);
-    sys::report_bytes(Kind::Path, path.to_bytes());
-    sys::report_bytes(Kind::Head, head.get(..length).unwrap_or_default());
-    // Last: with it the report is complete.
-    sys::report(Kind::NotExecuted, errno);
+    sys::report_not_executed(path.to_bytes(), head.get(..length).unwrap_or_default(), errno);
     sys::exit(NOT_EXECUTED)
 }
 

@@ -8,7 +8,7 @@ use core::ffi::{CStr, c_char};
 use core::ptr;
 
 use crate::record::{Kind, PROGRAM};
-use crate::sys::{self, Pid, SIGCHLD, Wait};
+use crate::sys::{self, Origin, Pid, SIGCHLD, Wait};
 use crate::{USAGE, Words};
 
 /// The index of the file in which the runtime leaves the number of the container's first process.
@@ -16,8 +16,14 @@ const PID_FILE: usize = 2;
 /// The index of the runtime's path.
 const RUNTIME: usize = 3;
 
+/// What a process of the keeper's exits with that cannot do its work. It has reported why.
+const FAILED: i32 = 1;
+
 pub(crate) fn run(words: Words) -> ! {
-    sys::block_signals();
+    if let Err(errno) = sys::block_signals() {
+        sys::report(Kind::RuntimeNotExecuted, errno);
+        sys::exit(FAILED);
+    }
     sys::set_name(c"layered-keeper");
     // The caller's terminal sends its signals to the caller, who hands them on.
     sys::new_session();
@@ -33,7 +39,7 @@ pub(crate) fn run(words: Words) -> ! {
     }
     if let Some(index) = last {
         let program = start(words, index);
-        sys::reap(program, Wait::Blocks);
+        let _ = sys::reap(program, Wait::Blocks);
     }
     sys::exit(0)
 }
@@ -58,21 +64,22 @@ fn start(words: Words, index: usize) -> Pid {
     let Some(program) = words.argument(index) else { sys::exit(USAGE) };
     match sys::fork() {
         Ok(0) => {
-            sys::default_signals();
-            let errno = sys::execute(program, words.arguments_from(index + 1), words.environment);
+            let execute = |()| sys::execute(program, words.arguments_from(index + 1), words.environment);
+            let errno = sys::default_signals().map_or_else(|errno| errno, execute);
             sys::report(Kind::RuntimeNotExecuted, errno);
-            sys::exit(127)
+            sys::exit(FAILED)
         }
         Ok(pid) => pid,
         Err(errno) => {
             sys::report(Kind::RuntimeNotExecuted, errno);
-            sys::exit(1)
+            sys::exit(FAILED)
         }
     }
 }
 
 /// Waits for the runtime and then for the container, and hands on signals: those that come before the container is there are kept
-/// for it. Returns the wait status of the container's first process, or `None` if the runtime has started none.
+/// for it. Returns the wait status of the container's first process, or `None` if the runtime has started none, or its end can
+/// not be waited for.
 fn supervise(runtime: Pid, pid_file: &CStr) -> Option<i32> {
     let mut pending = 0_u64;
     let mut container = None;
@@ -80,14 +87,16 @@ fn supervise(runtime: Pid, pid_file: &CStr) -> Option<i32> {
         let signal = sys::next_signal();
         if signal.number != SIGCHLD {
             match container {
-                _ if !signal.is_sent => {}
-                Some(pid) => sys::kill(pid, signal.number),
+                _ if signal.origin == Origin::Kernel => {}
+                Some(pid) => {
+                    sys::kill(pid, signal.number);
+                }
                 None => pending |= 1 << (signal.number - 1),
             }
             continue;
         }
         // The runtime alone, until it has ended: then its file says who the container is.
-        while let Some((pid, status)) = sys::reap(container.map_or(runtime, |_| -1), Wait::Looks) {
+        while let Some((pid, status)) = sys::reap(container.map_or(runtime, |_| -1), Wait::Looks).ok()? {
             if Some(pid) == container {
                 return Some(status);
             }
@@ -104,6 +113,11 @@ fn supervise(runtime: Pid, pid_file: &CStr) -> Option<i32> {
                 sys::kill(pid, pending.trailing_zeros() as i32 + 1);
                 pending &= pending - 1;
             }
+        }
+        // A number that means nothing here. The container is not a child of this process at first: crun has a process in between,
+        // which ends after the one that was started, and tells of that by another SIGCHLD.
+        if container.is_some_and(|pid| !sys::is_process(pid)) {
+            return None;
         }
     }
 }

@@ -9,6 +9,10 @@ pub(crate) const REPORT: i32 = 3;
 /// The descriptor of the helper's own program, by which the container starts it.
 pub(crate) const PROGRAM: i32 = 4;
 
+/// The most bytes of a path that are reported. With the head they fit into PIPE_BUF: what the helper writes by one call stays
+/// together in the pipe, whatever another process writes to it.
+pub(crate) const PATH_BYTES: usize = 2048;
+
 /// The most bytes of a program that are reported if the kernel does not execute it.
 pub(crate) const HEAD_BYTES: usize = 1024;
 

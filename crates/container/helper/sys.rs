@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::ffi::{CStr, c_char};
 
-use crate::record::{Kind, REPORT};
+use crate::record::{HEAD_BYTES, Kind, PATH_BYTES, REPORT};
 
 /// The numbers of the system calls: `arch/x86/entry/syscalls/syscall_64.tbl`.
 #[cfg(target_arch = "x86_64")]
@@ -165,8 +165,10 @@ pub(crate) enum Wait {
     Looks,
 }
 
-/// A process that this one has to reap has ended: its number and its wait status. `None` if there is none (yet). `pid` is -1 for any.
-pub(crate) fn reap(pid: Pid, wait: Wait) -> Option<(Pid, i32)> {
+/// Reaps a child that has ended: its number and its wait status. `None` if none has ended yet. `pid` is -1 for any.
+///
+/// The errno is ECHILD if there is no such child.
+pub(crate) fn reap(pid: Pid, wait: Wait) -> Result<Option<(Pid, i32)>, i32> {
     // WNOHANG and __WALL: a process may have been made with another signal for its end.
     let options: u32 = match wait {
         Wait::Blocks => 0x4000_0000,
@@ -178,32 +180,50 @@ pub(crate) fn reap(pid: Pid, wait: Wait) -> Option<(Pid, i32)> {
         // SAFETY: the kernel writes the status.
         match result(unsafe { call(number::WAIT4, pid as usize, pointer, options as usize, 0) }) {
             Err(EINTR) => {}
-            Err(_) | Ok(0) => return None,
-            Ok(pid) => return Some((pid as Pid, status)),
+            Err(errno) => return Err(errno),
+            Ok(0) => return Ok(None),
+            Ok(pid) => return Ok(Some((pid as Pid, status))),
         }
     }
 }
 
-pub(crate) fn kill(pid: Pid, signal: i32) {
-    let _ = call_by_value(number::KILL, pid as usize, signal as usize, 0);
+/// Sends a signal. Returns whether there is such a process.
+pub(crate) fn kill(pid: Pid, signal: i32) -> bool {
+    call_by_value(number::KILL, pid as usize, signal as usize, 0).is_ok()
+}
+
+/// Whether there is such a process, one that has ended and was not reaped included.
+pub(crate) fn is_process(pid: Pid) -> bool {
+    kill(pid, 0)
 }
 
 /// A signal that has come.
 pub(crate) struct Signal {
     pub(crate) number: i32,
-    /// Whether a process has sent it. Otherwise it is the kernel's own: of a terminal, of a child.
-    pub(crate) is_sent: bool,
+    /// Where it is from.
+    pub(crate) origin: Origin,
+}
+
+/// Who has sent a signal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The kernel itself, for a terminal or a child.
+    Kernel,
+    /// A process outside of this PID namespace.
+    Outside,
+    /// A process of this PID namespace.
+    Inside,
 }
 
 /// Keeps every signal pending until it is [waited for](next_signal). What this process ignored so far it takes, too.
-pub(crate) fn block_signals() {
-    default_signal(SIGCHLD);
-    set_mask(ALL);
+pub(crate) fn block_signals() -> Result<(), i32> {
+    default_signal(SIGCHLD)?;
+    set_mask(ALL)
 }
 
 /// Waits for the next signal.
 pub(crate) fn next_signal() -> Signal {
-    // siginfo_t: the number, an errno, the code, and more that nobody asks for.
+    // siginfo_t: the number, an errno, the code, padding, and the sender's number, which is 0 for one that has none here.
     let mut info = [0_i32; 32];
     let set = ALL;
     loop {
@@ -213,32 +233,37 @@ pub(crate) fn next_signal() -> Signal {
         });
         if let Ok(number) = number {
             // SI_USER is 0, and what else a process may send is below.
-            return Signal { number: number as i32, is_sent: info[2] <= 0 };
+            let origin = match (info[2], info[4]) {
+                (1.., _) => Origin::Kernel,
+                (_, 0) => Origin::Outside,
+                _ => Origin::Inside,
+            };
+            return Signal { number: number as i32, origin };
         }
     }
 }
 
 /// Gives a new program the signals as it expects them: none blocked, none ignored.
-pub(crate) fn default_signals() {
+pub(crate) fn default_signals() -> Result<(), i32> {
     for signal in 1..=SIGNALS {
         if signal != SIGKILL && signal != SIGSTOP {
-            default_signal(signal);
+            default_signal(signal)?;
         }
     }
-    set_mask(0);
+    set_mask(0)
 }
 
-fn default_signal(signal: i32) {
+fn default_signal(signal: i32) -> Result<(), i32> {
     // The kernel's struct sigaction: SIG_DFL, no flags, no restorer, an empty mask.
     let action = [0_u64; 4];
     // SAFETY: the kernel reads the action. A null pointer says that nobody asks for the old one.
-    let _ = unsafe { call(number::RT_SIGACTION, signal as usize, action.as_ptr() as usize, 0, size_of::<u64>()) };
+    result(unsafe { call(number::RT_SIGACTION, signal as usize, action.as_ptr() as usize, 0, size_of::<u64>()) }).map(drop)
 }
 
-fn set_mask(set: u64) {
+fn set_mask(set: u64) -> Result<(), i32> {
     const SIG_SETMASK: usize = 2;
     // SAFETY: the kernel reads the set. A null pointer says that nobody asks for the old one.
-    let _ = unsafe { call(number::RT_SIGPROCMASK, SIG_SETMASK, &raw const set as usize, 0, size_of::<u64>()) };
+    result(unsafe { call(number::RT_SIGPROCMASK, SIG_SETMASK, &raw const set as usize, 0, size_of::<u64>()) }).map(drop)
 }
 
 /// Makes this process the leader of a session of its own, without a terminal.
@@ -267,17 +292,34 @@ pub(crate) fn set_affinity(processors: &[u64]) {
     let _ = unsafe { call(number::SCHED_SETAFFINITY, 0, size_of_val(processors), processors.as_ptr() as usize, 0) };
 }
 
-/// Reports a record.
-pub(crate) fn report(kind: Kind, value: i32) {
+/// The bytes of a record.
+const RECORD_BYTES: usize = 8;
+
+fn record(kind: Kind, value: i32) -> [u8; RECORD_BYTES] {
     let [a, b, c, d] = (kind as u32).to_ne_bytes();
     let [e, f, g, h] = value.to_ne_bytes();
-    write(&[a, b, c, d, e, f, g, h]);
+    [a, b, c, d, e, f, g, h]
 }
 
-/// Reports a record with the bytes that belong to it.
-pub(crate) fn report_bytes(kind: Kind, bytes: &[u8]) {
-    report(kind, bytes.len() as i32);
-    write(bytes);
+/// Reports a record.
+pub(crate) fn report(kind: Kind, value: i32) {
+    write(&record(kind, value));
+}
+
+/// Reports that the program at `path`, which begins with `head`, is not executed.
+pub(crate) fn report_not_executed(path: &[u8], head: &[u8], errno: i32) {
+    let path = path.get(..PATH_BYTES).unwrap_or(path);
+    let head = head.get(..HEAD_BYTES).unwrap_or(head);
+    let headers = [(Kind::Path, path.len() as i32), (Kind::Head, head.len() as i32), (Kind::NotExecuted, errno)];
+    let [before_path, before_head, last] = headers.map(|(kind, value)| record(kind, value));
+    let parts: [&[u8]; 5] = [&before_path, path, &before_head, head, &last];
+    let mut bytes = [0; 3 * RECORD_BYTES + PATH_BYTES + HEAD_BYTES];
+    let mut length = 0;
+    for (place, byte) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+        *place = *byte;
+        length += 1;
+    }
+    write(bytes.get(..length).unwrap_or_default());
 }
 
 fn write(mut bytes: &[u8]) {

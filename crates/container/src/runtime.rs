@@ -356,7 +356,7 @@ impl Runtime {
         let mut usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
         usage.out_of_memory = watch.is_some_and(|watch| watch.has_killed());
         let (facts, outputs) = container.finish();
-        let status = match self.conclude(bundle, ended, facts)? {
+        let status = match self.conclude(bundle, init, ended, facts)? {
             Status::Signaled(KILL) if usage.out_of_memory => Status::OutOfMemory,
             status => status,
         };
@@ -364,7 +364,7 @@ impl Runtime {
     }
 
     /// What came of the command.
-    fn conclude(&self, bundle: &Bundle, ended: Ended, facts: Facts) -> Result<Status> {
+    fn conclude(&self, bundle: &Bundle, init: Init, ended: Ended, facts: Facts) -> Result<Status> {
         match ended {
             Ended::TimedOut => return Ok(Status::TimedOut),
             Ended::Cancelled => return Ok(Status::Cancelled),
@@ -374,9 +374,11 @@ impl Runtime {
         if let Some(failure) = facts.not_executed {
             return Err(failure.into_error());
         }
-        // Evidence from inside counts more than what the runtime says. Without an init there is only the container's.
-        let container = facts.container.filter(|_| facts.is_ready);
-        if let Some(status) = facts.command.or(container).map(ExitStatus::from_raw) {
+        // Evidence from inside counts more than what the runtime says. The end of the container's first process is the command's if
+        // that is the command; an init that was killed took the command with it.
+        let container = facts.container.map(ExitStatus::from_raw).filter(|_| facts.is_ready);
+        let container = container.filter(|container| init == Init::None || container.signal().is_some());
+        if let Some(status) = facts.command.map(ExitStatus::from_raw).or(container) {
             return Ok(match (status.code(), status.signal()) {
                 (Some(code), _) => Status::Exited(code),
                 (None, signal) => Status::Signaled(signal.unwrap_or_default()),
@@ -391,9 +393,12 @@ impl Runtime {
             return Err(Error::RuntimeStart { program: self.program.clone(), source });
         }
         let text = fs::read(log_path(bundle.path())).unwrap_or_default();
-        let runtime = facts.runtime.map(ExitStatus::from_raw);
+        // Who kills the keeper kills all that looks after the container, and the container.
+        let is_lost = facts.is_ready && facts.container.is_none();
+        let runtime = facts.runtime.map(ExitStatus::from_raw).filter(|runtime| !(is_lost && runtime.success()));
         let message = log::failure(&text).unwrap_or_else(|| {
             match (runtime.map(|runtime| (runtime.code(), runtime.success())), facts.container) {
+                (Some((_, true)), Some(_)) if facts.is_ready => "the init of its container failed",
                 (Some((_, true)), Some(_)) => "its container ended before the command began",
                 (Some((_, true)), None) => "it started no container; is it an OCI runtime, as runc and crun are?",
                 (Some((Some(_), false)), _) => "it did not say why",

@@ -201,30 +201,57 @@ impl<'a> Supervised<'a> {
         };
         // The kernel tells the end of a namespace's first process when all others in it have ended.
         let exit = self.keeper.wait_for_end();
-        self.report.read();
-        // Nobody writes any more; what is in the pipes is all there is.
-        let is_forced = !matches!(stage, Stage::Running(_));
-        while !self.streams.drain() {
-            if !self.wait_for_room(is_forced.then_some(orders.grace), orders.cancel)? {
-                log::warn!("the last of the command's output is lost: nobody takes it");
-                break;
-            }
-        }
-        result.and(exit)?;
+        self.report.read_to_end();
+        let handed_on = self.hand_on_the_last(&stage, orders);
+        result.and(exit.map(drop)).and(handed_on)?;
         Ok(match stage.why() {
             Ended::ByItself if self.streams.has_surplus() => Ended::OutputLimit,
             why => why,
         })
     }
 
-    /// Waits until a terminal or the like takes more. Returns false if it takes too long, or nobody waits any more.
-    fn wait_for_room(&self, patience: Option<Duration>, cancel: Option<&Cancel>) -> io::Result<bool> {
-        let timeout = patience.map(timespec);
+    /// Hands on what is in the pipes, to which nobody writes any more. A terminal or the like that takes no more has as long for it
+    /// as the command had, and the time of grace.
+    fn hand_on_the_last(&mut self, stage: &Stage, orders: Orders<'_>) -> io::Result<()> {
+        let after_grace = |from: Instant| from.checked_add(orders.grace);
+        let (mut until, mut order) = match stage {
+            Stage::Running(until) => (until.and_then(after_grace), orders.cancel.map(Cancel::as_fd)),
+            Stage::Asked(..) => (after_grace(Instant::now()), orders.cancel.map(Cancel::killed)),
+            Stage::Killed(_) => (after_grace(Instant::now()), None),
+        };
+        let mut is_asked = !matches!(stage, Stage::Running(_));
+        while !self.streams.drain() {
+            match self.wait_for_room(until, order)? {
+                Room::Made => {}
+                Room::Ordered if !is_asked => {
+                    is_asked = true;
+                    until = until.into_iter().chain(after_grace(Instant::now())).min();
+                    order = orders.cancel.map(Cancel::killed);
+                }
+                Room::Ordered | Room::None => {
+                    self.streams.give_up();
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a terminal or the like takes more, or `order` is readable, or it is too late.
+    fn wait_for_room(&self, until: Option<Instant>, order: Option<BorrowedFd<'_>>) -> io::Result<Room> {
+        let timeout = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
         let mut fds = self.streams.poll_fds();
         let rooms = fds.len();
-        fds.extend(cancel.map(|cancel| PollFd::from_borrowed_fd(cancel.killed(), PollFlags::IN)));
-        let ready = retry_on_intr(|| poll(&mut fds, timeout.as_ref()))?;
-        Ok(ready > 0 && fds[rooms..].iter().all(|fd| fd.revents().is_empty()))
+        fds.extend(order.map(|order| PollFd::from_borrowed_fd(order, PollFlags::IN)));
+        let ready = match poll(&mut fds, timeout.as_ref()) {
+            Err(Errno::INTR) => return Ok(Room::Made),
+            ready => ready?,
+        };
+        Ok(match (ready, fds[rooms..].iter().all(|fd| fd.revents().is_empty())) {
+            (0, _) => Room::None,
+            (_, true) => Room::Made,
+            (_, false) => Room::Ordered,
+        })
     }
 
     fn ask(&mut self, why: Ended, signal: Signal, grace: Duration) -> Stage {
@@ -360,6 +387,16 @@ impl Drop for Keeper {
         self.kill();
         let _ = self.wait_for_end();
     }
+}
+
+/// Whether the places that the output goes to take more of it.
+enum Room {
+    /// They may.
+    Made,
+    /// They do not, and the time is over.
+    None,
+    /// Somebody says that nobody waits any more.
+    Ordered,
 }
 
 enum Event {

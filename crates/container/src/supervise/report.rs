@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use super::helper::record::{HEAD_BYTES, Kind};
+use super::helper::record::{HEAD_BYTES, Kind, PATH_BYTES};
 
 /// The facts of a run. A process in the container that runs as the command's user can write such records, too: they say no more than
 /// what the command could do anyway, and are taken as words of a stranger.
@@ -43,8 +43,8 @@ pub(super) struct Report {
     head: Vec<u8>,
 }
 
-/// The most bytes behind a record: PATH_MAX of the kernel. Longer ones end the report.
-const MOST_BYTES: usize = if HEAD_BYTES > 4096 { HEAD_BYTES } else { 4096 };
+/// The most bytes behind a record. Longer ones end the report.
+const MOST_BYTES: usize = if HEAD_BYTES > PATH_BYTES { HEAD_BYTES } else { PATH_BYTES };
 
 impl Report {
     pub(super) fn new(pipe: File) -> Self {
@@ -63,17 +63,23 @@ impl Report {
         self.facts
     }
 
-    /// Reads what is there.
-    pub(super) fn read(&mut self) {
-        let mut buffer = [0; 1024];
-        while let Some(pipe) = &mut self.pipe {
-            match pipe.read(&mut buffer) {
-                Ok(length @ 1..) => self.accept(&buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Ok(0) | Err(_) => self.pipe = None,
-            }
+    /// Reads a piece of what is there. Returns whether there may be more: a process in the container may write faster than this
+    /// reads.
+    pub(super) fn read(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        let Some(pipe) = &mut self.pipe else { return false };
+        match pipe.read(&mut buffer) {
+            Ok(length @ 1..) => self.accept(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Ok(0) | Err(_) => self.pipe = None,
         }
+        self.pipe.is_some()
+    }
+
+    /// Reads all that is there, once nobody writes any more.
+    pub(super) fn read_to_end(&mut self) {
+        while self.read() {}
     }
 
     fn accept(&mut self, bytes: &[u8]) {
@@ -157,7 +163,7 @@ mod tests {
             (record(Kind::RuntimeEnded, 256), Facts { runtime: Some(256), ..Facts::default() }),
             (record(Kind::ContainerEnded, 9), Facts { container: Some(9), ..Facts::default() }),
             (record(Kind::Path, -1), Facts::default()),
-            ([record(Kind::Head, 4097), record(Kind::Ready, 0)].concat(), Facts::default()),
+            ([record(Kind::Head, MOST_BYTES as i32 + 1), record(Kind::Ready, 0)].concat(), Facts::default()),
         ];
         for (bytes, facts) in table {
             assert_eq!(read(&[&bytes]), facts, "{bytes:?}");

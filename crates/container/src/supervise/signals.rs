@@ -36,10 +36,11 @@ impl Signals {
         Ok(Self { ends: Arc::new(Ends { reader, writer }) })
     }
 
-    /// Sends a signal, by its number: `SIGHUP` is 1. A number that no signal has is passed over, and so is SIGKILL: see
-    /// [`Cancel::kill`](crate::Cancel::kill).
+    /// Sends a signal, by its number: `SIGHUP` is 1. Passed over are numbers of no standard signal, SIGCHLD, which says something of
+    /// the sender's own children, SIGSTOP, and SIGKILL: see [`Cancel::kill`](crate::Cancel::kill).
     pub fn send(&self, signal: i32) {
-        let is_one = (1..=64).contains(&signal) && signal != Signal::SIGKILL as i32 && signal != Signal::SIGSTOP as i32;
+        const NONE_OF_THE_COMMANDS: [Signal; 3] = [Signal::SIGCHLD, Signal::SIGSTOP, Signal::SIGKILL];
+        let is_one = Signal::try_from(signal).is_ok_and(|signal| !NONE_OF_THE_COMMANDS.contains(&signal));
         if let (Ok(byte), true) = (u8::try_from(signal), is_one) {
             // A pipe that is full of signals loses one more, as the kernel does.
             let _ = rustix::io::write(&self.ends.writer, &[byte]);

@@ -6,6 +6,8 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{SendFlags, send};
+use rustix::pty::ptsname;
+use rustix::termios::isatty;
 
 use super::mask;
 use crate::output::{Callback, Output};
@@ -26,7 +28,7 @@ pub(super) struct FileSink {
     /// What there was no room for.
     pending: Vec<u8>,
     /// Nothing more is written after a failure.
-    has_failed: bool,
+    failure: Option<io::ErrorKind>,
 }
 
 /// How a file is written to.
@@ -95,6 +97,18 @@ impl<'a> Sink<'a> {
         }
     }
 
+    /// Whether it is a pipe, or the like, that nobody reads any more.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self, Sink::File(FileSink { failure: Some(io::ErrorKind::BrokenPipe), .. }))
+    }
+
+    /// Throws away what is pending, and all that follows.
+    pub(super) fn give_up(&mut self) {
+        if let Sink::File(sink) = self {
+            sink.fail(io::ErrorKind::TimedOut);
+        }
+    }
+
     /// Tries to write what is pending.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
@@ -121,11 +135,11 @@ fn by_line(function: &mut Callback<'_>, begun: &mut Vec<u8>, bytes: &[u8]) {
 
 impl FileSink {
     fn new(file: OwnedFd) -> io::Result<Self> {
-        let way = |file, way| Ok(Self { file, way, pending: Vec::new(), has_failed: false });
+        let way = |file, way| Ok(Self { file, way, pending: Vec::new(), failure: None });
         match FileType::from_raw_mode(fstat(&file)?.st_mode) {
             FileType::Socket => way(file, Way::Socket),
             // Without blocking, though the caller's own, which others may share, goes on to block.
-            FileType::CharacterDevice | FileType::Fifo => match reopened(&file, OFlags::WRONLY) {
+            kind if can_be_reopened(&file, kind) => match reopened(&file, OFlags::WRONLY) {
                 Ok(own) => way(own, Way::Room),
                 Err(error) => {
                     log::debug!("the command's output may block: its file cannot be opened again ({error})");
@@ -137,7 +151,7 @@ impl FileSink {
     }
 
     fn accept(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.has_failed {
+        if self.failure.is_some() {
             return Ok(());
         }
         let result = match self.pending.is_empty() {
@@ -148,11 +162,12 @@ impl FileSink {
                 self.write(&pending).map(|written| self.pending.extend_from_slice(&pending[written..]))
             }
         };
-        if result.is_err() {
-            self.has_failed = true;
-            self.pending = Vec::new();
-        }
-        result
+        result.inspect_err(|error| self.fail(error.kind()))
+    }
+
+    fn fail(&mut self, failure: io::ErrorKind) {
+        self.failure = Some(failure);
+        self.pending = Vec::new();
     }
 
     /// Writes what there is room for. Returns how much that is.
@@ -173,6 +188,16 @@ impl FileSink {
             }
         }
         Ok(bytes.len() - rest.len())
+    }
+}
+
+/// Whether opening the file once more gives the same one: a FIFO, or a terminal, but not the side of a pseudoterminal that makes a
+/// new one whenever it is opened. Of other devices nobody knows.
+pub(super) fn can_be_reopened(file: &OwnedFd, kind: FileType) -> bool {
+    match kind {
+        FileType::Fifo => true,
+        FileType::CharacterDevice => isatty(file) && ptsname(file, Vec::new()).is_err(),
+        _ => false,
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::process::getpgrp;
 use rustix::termios::{isatty, tcgetpgrp};
 
 use super::mask;
-use super::sinks::{Sink, only_file, reopened};
+use super::sinks::{Sink, can_be_reopened, only_file, reopened};
 use super::spawn::FREE;
 use crate::{Excerpt, Input, Output};
 
@@ -43,6 +43,8 @@ struct Drain<'a> {
     source: Option<File>,
     sinks: Vec<Sink<'a>>,
     stream: Stream,
+    /// Whether it is a pipe, whose other end the container has.
+    is_pipe: bool,
     /// Whether more came than was allowed. The surplus is thrown away.
     surplus: bool,
     /// The first failure of a sink.
@@ -136,7 +138,8 @@ impl<'a> Streams<'a> {
         };
         let input = source.map(|source| Feed::new(source, None)).transpose()?;
         let sinks = Sink::all(stdout, std::io::stdout().as_fd())?;
-        let outputs = vec![Drain { source: None, sinks, stream: Stream::Stdout, surplus: false, failure: None }];
+        let outputs =
+            vec![Drain { source: None, sinks, stream: Stream::Stdout, is_pipe: false, surplus: false, failure: None }];
         let streams = Self { input, outputs, allowance: output_limit, buffer: Vec::new() };
         let stderr = fcntl_dupfd_cloexec(std::io::stderr(), FREE).or_else(|_| null())?;
         Ok((streams, [null()?, null()?, stderr]))
@@ -206,6 +209,18 @@ impl<'a> Streams<'a> {
             while drain.read_once(&mut self.allowance, &mut self.buffer) {}
         }
         self.outputs.iter().all(|drain| drain.sinks.iter().all(|sink| sink.pending().is_none()))
+    }
+
+    /// Throws away what its places have not taken.
+    pub(super) fn give_up(&mut self) {
+        for drain in &mut self.outputs {
+            for sink in drain.sinks.iter_mut().filter(|sink| sink.pending().is_some()) {
+                sink.give_up();
+                let lost = io::Error::new(io::ErrorKind::TimedOut, "nobody takes it");
+                note(&mut drain.failure, Err(lost));
+            }
+            drain.source = None;
+        }
     }
 
     /// Whether there was more output than allowed.
@@ -320,13 +335,21 @@ impl<'a> Drain<'a> {
         without_blocking(&reader)?;
         // A user may have only so much; then it holds less.
         let _ = fcntl_setpipe_size(&reader, PIECE_BYTES);
-        let drain = Self { source: Some(reader.into()), sinks, stream, surplus: false, failure: None };
+        let drain = Self { source: Some(reader.into()), sinks, stream, is_pipe: true, surplus: false, failure: None };
         Ok((drain, above(writer)?))
     }
 
     fn flush(&mut self) {
         for sink in &mut self.sinks {
             note(&mut self.failure, sink.flush());
+        }
+        self.close_with_its_reader();
+    }
+
+    /// When nobody reads any more, nobody does so in the place of that either: the command gets SIGPIPE.
+    fn close_with_its_reader(&mut self) {
+        if self.is_pipe && !self.sinks.is_empty() && self.sinks.iter().all(Sink::is_closed) {
+            self.source = None;
         }
     }
 
@@ -347,6 +370,7 @@ impl<'a> Drain<'a> {
                 for sink in &mut self.sinks {
                     note(&mut self.failure, sink.accept(&buffer[..allowed]));
                 }
+                self.close_with_its_reader();
                 true
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
@@ -370,14 +394,15 @@ fn note(first: &mut Option<io::Error>, result: io::Result<()>) {
 impl Source {
     fn new(file: File) -> io::Result<Self> {
         let file = OwnedFd::from(file);
-        let kind = match FileType::from_raw_mode(fstat(&file)?.st_mode) {
-            FileType::RegularFile => return Ok(Self { file: file.into(), kind: Kind::Regular }),
+        let file_type = FileType::from_raw_mode(fstat(&file)?.st_mode);
+        let kind = match file_type {
+            FileType::RegularFile => Kind::Regular,
             FileType::CharacterDevice if isatty(&file) => Kind::Terminal,
             _ => Kind::Other,
         };
         // Another process may read what poll(2) has told of here.
-        let file = reopened(&file, OFlags::RDONLY).unwrap_or(file);
-        Ok(Self { file: file.into(), kind })
+        let own = can_be_reopened(&file, file_type).then(|| reopened(&file, OFlags::RDONLY).ok()).flatten();
+        Ok(Self { file: own.unwrap_or(file).into(), kind })
     }
 
     /// Whether what comes from it is the caller's to read. Only a terminal asks for that, and only that of the caller's session.
@@ -385,7 +410,8 @@ impl Source {
         self.kind != Kind::Terminal
             || match tcgetpgrp(&self.file) {
                 Ok(front) => front == getpgrp(),
-                Err(error) => error == Errno::NOTTY,
+                // One of another session; and one that has been hung up, which is at its end.
+                Err(error) => [Errno::NOTTY, Errno::IO].contains(&error),
             }
     }
 }

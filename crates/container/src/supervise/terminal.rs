@@ -118,8 +118,8 @@ impl Saved {
 
 impl Drop for Saved {
     fn drop(&mut self) {
-        // What the command has written is shown first.
-        if let Err(error) = tcsetattr(stdin(), OptionalActions::Drain, &self.0) {
+        // It waits for nothing: a terminal whose output is stopped would keep the caller.
+        if let Err(error) = tcsetattr(stdin(), OptionalActions::Now, &self.0) {
             log::warn!("the terminal's settings cannot be put back ({error}): `reset` does it");
         }
     }
