@@ -274,6 +274,26 @@ fn limits_hold() {
     assert!(report.status.success(), "{report:?}");
 }
 
+/// crun from 1.22 on gives the command all processors.
+#[test]
+fn the_processors_of_the_caller_are_kept() {
+    let fixture = Fixture::new();
+    // The last one that this process may use.
+    let mine = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+    let last = (0..nix::sched::CpuSet::count()).rev().find(|processor| mine.is_set(*processor).unwrap()).unwrap();
+    for runtime in RUNTIMES {
+        for init in [&[][..], &["--no-init"]] {
+            let run = fixture.layered_run();
+            let mut pinned = Command::new(find("taskset"));
+            pinned.args(["-c", &last.to_string()]).arg(run.get_program()).args(run.get_args());
+            pinned.args(["--runtime", runtime]).args(init).args(["--", "grep", "Cpus_allowed_list", "/proc/self/status"]);
+            let output = pinned.stdin(Stdio::null()).output().unwrap();
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            assert_eq!(stdout, format!("Cpus_allowed_list:\t{last}\n"), "{runtime} {init:?}");
+        }
+    }
+}
+
 /// `layered run` with `options` by a caller that has been through the lines of `before`, a shell script.
 fn run_after(fixture: &Fixture, before: &str, options: &[&str], script: &str) -> (i32, String, String) {
     let run = fixture.layered_run();

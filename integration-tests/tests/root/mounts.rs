@@ -212,18 +212,26 @@ fn inert_device_nodes_cannot_be_opened() {
     .unwrap();
 }
 
+/// On a thread without a mount namespace of its own, and by a path that is relative, as in the README.
 #[test]
 fn a_container_over_a_directory_of_ones_own() {
-    let fixture = Fixture::new();
-    let template = shell("echo hello > /made").build().unwrap();
-    let bundle = Bundle::create(fixture.scratch(), &template.instantiate(&fixture.base().fs()).unwrap()).unwrap();
-    let id = ContainerId::random("layered-test").unwrap();
-    fixture.add_run(id.as_str());
-    let invocation = Invocation::new(&bundle, &id).stderr(Output::Inherit);
-    let finished = Runtime::default().run(invocation).unwrap();
-    assert!(finished.status.success());
-    assert_eq!(fs::read(fixture.base().fs().join("made")).unwrap(), b"hello\n");
-    fs::remove_file(bundle.config_path()).unwrap();
-    fs::remove_file(fixture.scratch().join("runtime.log")).unwrap();
-    fs::remove_dir_all(fixture.scratch().join("state")).unwrap();
+    for runtime in ["runc", "crun"] {
+        let fixture = Fixture::new();
+        let template = shell("echo $HOME > /made").build().unwrap();
+        let up = "../".repeat(std::env::current_dir().unwrap().components().count() - 1);
+        let dir = PathBuf::from(up).join(fixture.scratch().strip_prefix("/").unwrap());
+        assert!(dir.is_relative());
+        let bundle = Bundle::create(&dir, &template.instantiate(&fixture.base().fs()).unwrap()).unwrap();
+        let id = ContainerId::random("layered-test").unwrap();
+        fixture.add_run(id.as_str());
+        let invocation = Invocation::new(&bundle, &id).stderr(Output::Inherit);
+        let finished = Runtime::new(runtime).run(invocation).unwrap();
+        assert!(finished.status.success(), "{runtime}: {finished:?}");
+        assert_eq!(fs::read(fixture.base().fs().join("made")).unwrap(), b"/\n", "{runtime}");
+        for file in ["config.json", "runtime.log", "pid"] {
+            fs::remove_file(fixture.scratch().join(file)).unwrap();
+        }
+        // What the runtime knew of the container went with it.
+        fs::remove_dir(fixture.scratch().join("state")).unwrap();
+    }
 }
