@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::UserSpec;
+use crate::user::NOBODY;
 
 pub use builder::TemplateBuilder;
 pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
@@ -186,11 +187,12 @@ impl Template {
 
     /// The user and the group that the command runs as, by number or by name.
     ///
-    /// In the configuration a [`UserSpec`] with a name is the text of `process.user.username`, which decides over `uid` and
-    /// `gid`. Runtimes on Linux do not look at it.
+    /// In the configuration a [`UserSpec`] with a name is the text of `process.user.username`, which runtimes on Linux do not look
+    /// at. It counts only beside the numbers of nobody (65534): with others, a file's own numbers decide.
     pub fn user_spec(&self) -> UserSpec {
         let name = self.value.pointer("/process/user/username").and_then(Value::as_str);
         let (uid, gid) = self.user();
+        let name = name.filter(|_| (uid, gid) == (NOBODY, NOBODY));
         name.and_then(|name| name.parse().ok()).unwrap_or(UserSpec::of_ids(uid, gid))
     }
 

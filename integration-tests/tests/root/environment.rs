@@ -286,7 +286,12 @@ fn the_processors_of_the_caller_are_kept() {
             let run = fixture.layered_run();
             let mut pinned = Command::new(find("taskset"));
             pinned.args(["-c", &last.to_string()]).arg(run.get_program()).args(run.get_args());
-            pinned.args(["--runtime", runtime]).args(init).args(["--", "grep", "Cpus_allowed_list", "/proc/self/status"]);
+            pinned.args(["--runtime", runtime]).args(init).args([
+                "--",
+                "grep",
+                "Cpus_allowed_list",
+                "/proc/self/status",
+            ]);
             let output = pinned.stdin(Stdio::null()).output().unwrap();
             let stdout = String::from_utf8_lossy(&output.stdout);
             assert_eq!(stdout, format!("Cpus_allowed_list:\t{last}\n"), "{runtime} {init:?}");

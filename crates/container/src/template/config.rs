@@ -14,6 +14,7 @@ use super::error::TemplateError;
 use super::rlimit::{self, Rlimit};
 use super::{HOME, MountEntry, Template};
 use crate::supervise::PATH_INSIDE;
+use crate::user::NOBODY;
 use crate::{Init, Result, Rootfs, User};
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
@@ -338,10 +339,10 @@ impl Start {
 fn put_user(process: &mut Value, user: &User) {
     let Some(process) = process.as_object_mut() else { return };
     if let Value::Object(fields) = or_default(process, "user", json!({})) {
-        fields.insert("uid".into(), user.uid.into());
-        fields.insert("gid".into(), user.gid.into());
-        // Runtimes on Linux do not look at it, and it is not the name of a user alone.
-        fields.shift_remove("username");
+        let numbers = [("uid", user.uid), ("gid", user.gid)].map(|(key, id)| fields.insert(key.into(), id.into()));
+        if numbers.iter().all(|number| number.as_ref().is_some_and(|number| *number == NOBODY)) {
+            fields.shift_remove("username");
+        }
         if !user.additional_gids.is_empty() {
             fields.insert("additionalGids".into(), user.additional_gids.clone().into());
         }
@@ -453,9 +454,9 @@ mod tests {
                 json!({"user": {"uid": 1000, "gid": 5, "umask": 2}, "env": ["A=1", "HOME=/home/opam"], "cwd": "/"}),
             ),
             (
-                json!({"user": {"uid": 1000, "gid": 5, "additionalGids": []}, "env": ["HOME=/mine", "HOMES=1"]}),
+                json!({"user": {"uid": 1000, "gid": 5, "username": "x", "additionalGids": []}, "env": ["HOME=/mine", "HOMES=1"]}),
                 &user,
-                json!({"user": {"uid": 1000, "gid": 5, "additionalGids": []}, "env": ["HOME=/mine", "HOMES=1"]}),
+                json!({"user": {"uid": 1000, "gid": 5, "username": "x", "additionalGids": []}, "env": ["HOME=/mine", "HOMES=1"]}),
             ),
             (
                 json!({"user": {"uid": 0, "gid": 0, "additionalGids": [7]}, "env": ["HOMES=1", "HOME"]}),

@@ -12,6 +12,7 @@ use super::builder::{CpuQuota, TemplateBuilder};
 use super::choices::Network;
 use super::error::TemplateError;
 use crate::UserSpec;
+use crate::user::NOBODY;
 
 /// `HOST_NAME_MAX`, see gethostname(2): what sethostname(2) takes.
 const HOST_NAME_MAX: usize = 64;
@@ -147,6 +148,7 @@ fn user(user: &oci::User) -> Result<(), TemplateError> {
     match user.username().as_deref() {
         // An empty string is how programs in Go write an absent one.
         None | Some("") => Ok(()),
+        Some(_) if (user.uid(), user.gid()) != (NOBODY, NOBODY) => Ok(()),
         Some(name) => name.parse::<UserSpec>().map(drop),
     }
 }

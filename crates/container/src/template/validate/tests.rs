@@ -182,7 +182,7 @@ fn a_file_is_held_to_the_same() {
             "process.cwd \"\" is relative: give the absolute path that it has inside the container",
         ),
         (
-            ("/process/user", json!({"uid": 0, "gid": 0, "username": "a:"})),
+            ("/process/user", json!({"uid": 65534, "gid": 65534, "username": "a:"})),
             "the user \"a:\" is not a user: write NAME, UID, NAME:GROUP or UID:GID",
         ),
         (
