@@ -340,7 +340,7 @@ fn limits_of_the_callers_choice() {
     }
     let message = |limit: &str, highest: u64| {
         format!(
-            "layered: config: the runtime configuration cannot be used: the limit {limit} is above \
+            "layered: runc_run: the runtime configuration cannot be used: the limit {limit} is above \
              {highest}, the most that this process may give: ask for at most that, raise the caller's own hard limit, or give it \
              CAP_SYS_RESOURCE\n"
         )
