@@ -43,6 +43,9 @@ pub struct Usage {
     pub out_of_memory: bool,
 }
 
+/// The name of the container's own group in that of the run.
+const CONTAINER: &str = "container";
+
 /// A mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
@@ -81,7 +84,7 @@ impl Cgroup {
 
     /// What `linux.cgroupsPath` of the container has to be.
     pub fn container_path(&self) -> String {
-        format!("/{}/container", self.name)
+        format!("/{}/{CONTAINER}", self.name)
     }
 
     /// What has been used until now, by what is gone too.
@@ -143,11 +146,10 @@ impl Cgroup {
         let mut first = Ok(());
         for hierarchy in self.hierarchies {
             let group = hierarchy.group(&self.name);
-            // The usual case: empty, and the runtime's own is gone already.
-            match fs::remove_dir(&group) {
-                Ok(()) => {}
-                Err(error) if is_gone(&error) => {}
-                Err(_) => first = first.and(clear(&group)),
+            // The usual case: both are empty, or gone. Only what is not takes a walk.
+            let result = remove_empty(&group.join(CONTAINER)).and_then(|()| remove_empty(&group));
+            if result.is_err() {
+                first = first.and(clear(&group));
             }
         }
         first
@@ -211,6 +213,14 @@ pub(crate) fn hybrid_mount_point() -> Option<&'static Path> {
 
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` in linux/magic.h.
 const MAGIC: [u64; 2] = [0x0027_e0eb, 0x6367_7270];
+
+/// Removes a group in which nothing is, if there is one.
+fn remove_empty(group: &Path) -> io::Result<()> {
+    match fs::remove_dir(group) {
+        Err(error) if !is_gone(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
 
 /// Kills and removes what is in `group`, and the group, deepest first.
 fn clear(group: &Path) -> Result<()> {

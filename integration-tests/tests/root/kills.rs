@@ -115,10 +115,12 @@ fn children(pid: u32) -> Vec<u32> {
 /// stopped first, which only one that lives can be.
 fn kill_it_alive(pid: u32, pidfd: impl AsFd) -> bool {
     use rustix::process::Signal;
-    if pidfd_send_signal(&pidfd, Signal::STOP).is_err() {
-        return false;
-    }
     loop {
+        // Again each time: the kernel drops the stop of a process of several threads, as runc's are, when one of them
+        // executes a program.
+        if pidfd_send_signal(&pidfd, Signal::STOP).is_err() {
+            return false;
+        }
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // Behind the name, which is in parentheses: proc_pid_stat(5).
         match stat.rsplit(") ").next().and_then(|fields| fields.bytes().next()) {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use container::{
     Bundle, Cgroup, CgroupLayout, ContainerId, Runtime, Template, in_private_mount_namespace, mount_private_tmpfs,
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::places::Places;
 use crate::subjects::{quiet, run};
@@ -23,7 +25,49 @@ pub(crate) enum Configuration {
     Spec,
 }
 
-/// Starts the runtime on the prepared root, waits for its end, and returns the time between the two.
+/// A bundle that a bare runtime can be started with, once.
+pub(crate) struct Bare {
+    runtime: String,
+    dir: TempDir,
+    id: ContainerId,
+    cgroup: Cgroup,
+}
+
+impl Bare {
+    pub(crate) fn prepare(
+        places: &Places,
+        runtime: &str,
+        template: &Template,
+        configuration: Configuration,
+    ) -> Result<Self> {
+        let dir = places.new_dir()?;
+        let id = ContainerId::random("layered")?;
+        let cgroup = Cgroup::new(id.as_str())?;
+        match configuration {
+            Configuration::Same => {
+                let config = template.instantiate(&places.root())?.with_default_cgroups_path(cgroup.container_path());
+                let config = Runtime::new(runtime).prepare_config(config.resolve_user(dir.path())?);
+                Bundle::create(dir.path(), &config)?;
+            }
+            Configuration::Spec => write_spec(runtime, dir.path(), &places.root(), template)?,
+        }
+        Ok(Self { runtime: runtime.into(), dir, id, cgroup })
+    }
+
+    /// Starts it without any streams, in a [private](privately) namespace.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = quiet(&self.runtime);
+        command.args(["run", "--bundle"]).arg(self.dir.path()).arg(self.id.as_str());
+        command
+    }
+
+    /// Removes what a runtime leaves.
+    pub(crate) fn close(self) -> Result<()> {
+        Ok(self.cgroup.remove()?)
+    }
+}
+
+/// The time that the runtime takes from its start to its end, on the prepared root.
 ///
 /// Everything that layered arranges and a user would not is outside of that time.
 pub(crate) fn bare(
@@ -32,25 +76,22 @@ pub(crate) fn bare(
     template: &Template,
     configuration: Configuration,
 ) -> Result<Duration> {
-    let dir = places.new_dir()?;
-    let id = ContainerId::random("layered")?;
-    let cgroup = Cgroup::new(id.as_str())?;
-    match configuration {
-        Configuration::Same => {
-            let config = template.instantiate(&places.root())?.with_default_cgroups_path(cgroup.container_path());
-            let config = Runtime::new(runtime).prepare_config(config.resolve_user(dir.path())?);
-            Bundle::create(dir.path(), &config)?;
-        }
-        Configuration::Spec => write_spec(runtime, dir.path(), &places.root(), template)?,
-    }
-    let time = in_private_mount_namespace(|| {
-        hide_unified_hierarchy(runtime)?;
+    let bare = Bare::prepare(places, runtime, template, configuration)?;
+    let time = privately(runtime, || {
         let start = Instant::now();
-        run(quiet(runtime).args(["run", "--bundle"]).arg(dir.path()).arg(id.as_str()))?;
-        Ok::<_, anyhow::Error>(start.elapsed())
-    })??;
-    cgroup.remove()?;
+        run(&mut bare.command())?;
+        Ok(start.elapsed())
+    })?;
+    bare.close()?;
     Ok(time)
+}
+
+/// Calls `work` in a mount namespace of its own, with what the runtime needs on this machine.
+pub(crate) fn privately<T: Send>(runtime: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    in_private_mount_namespace(|| {
+        hide_unified_hierarchy(runtime)?;
+        work()
+    })?
 }
 
 /// Has the runtime write a `config.json`, and puts root and command into it.

@@ -1,8 +1,9 @@
 //! What a run costs, against the bare runtime and against what people use else: `scripts/bench`.
 //!
 //! Every subject is run in turn, round by round, since times drift by half from minute to minute; what counts are the ratios of the
-//! medians of one call. What this machine cannot do is said to be missing. Arguments: how many rounds (30 if none is given), and
-//! the directory that `results.md` and `phases.svg` are written to.
+//! medians of one call. What this machine cannot do is said to be missing. Arguments: how many rounds (30 if none is given), the
+//! directory that `results.md` and `phases.svg` are written to (`-` for none), and the parts to measure, if not all: `costs memory output
+//! others unmount throughput configuration caller steady`.
 
 // What a benchmark is for.
 #![allow(clippy::print_stdout)]
@@ -15,6 +16,7 @@ mod machine;
 mod markdown;
 mod memory;
 mod others;
+mod output;
 mod places;
 mod sample;
 mod subjects;
@@ -34,7 +36,8 @@ const LAYERS: [usize; 4] = [1, 30, 100, 400];
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let rounds = arguments.first().map_or(Ok(30), |rounds| rounds.parse()).context("ROUNDS is a number")?;
-    let destination = arguments.get(1).map(PathBuf::from);
+    let destination = arguments.get(1).filter(|dir| *dir != "-").map(PathBuf::from);
+    let parts = arguments.get(2..).unwrap_or_default();
     let places = Places::new(LAYERS[LAYERS.len() - 1])?;
 
     let mut text = format!("{}\n", machine::description(rounds));
@@ -44,17 +47,39 @@ fn main() -> Result<()> {
         text.push('\n');
     };
     let mut missing = Missing::default();
-    let (costs, phases) = costs::measured(&places, rounds, &mut missing)?;
-    add(costs);
-    add(others::measured(&places, rounds, &mut missing)?);
-    add(unmount::measured(&places, rounds)?);
-    add(throughput::measured(&places, rounds)?);
-    add(configuration::measured(&places, rounds)?);
+    let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
+    let mut phases = Vec::new();
+    if is_wanted("costs") {
+        let (costs, bars) = costs::measured(&places, rounds, &mut missing)?;
+        add(costs);
+        phases = bars;
+    }
+    if is_wanted("memory") {
+        add(memory::in_flight(&places)?);
+    }
+    if is_wanted("output") {
+        add(output::measured(&places, rounds)?);
+    }
+    if is_wanted("others") {
+        add(others::measured(&places, rounds, &mut missing)?);
+    }
+    if is_wanted("unmount") {
+        add(unmount::measured(&places, rounds)?);
+    }
+    if is_wanted("throughput") {
+        add(throughput::measured(&places, rounds)?);
+    }
+    if is_wanted("configuration") {
+        add(configuration::measured(&places, rounds)?);
+    }
     // The quickest that is there: it is not about the runtime.
     let runtime = if subjects::is_installed("crun") { "crun" } else { "runc" };
-    add(memory::large_caller(&places, runtime, rounds)?);
-    add(memory::peak(&places)?);
-    add(memory::steady(&places, runtime)?);
+    if is_wanted("caller") {
+        add(memory::large_caller(&places, runtime, rounds)?);
+    }
+    if is_wanted("steady") {
+        add(memory::steady(&places, runtime)?);
+    }
     add(missing.lines());
     if let Some(dir) = destination {
         fs::create_dir_all(&dir)?;

@@ -2,19 +2,21 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use runner::Cleanup;
 
 use crate::LAYERS;
-use crate::markdown::{cells, table};
+use crate::bare::{Bare, Configuration, privately};
+use crate::markdown::{cells, explained_table, table};
 use crate::places::Places;
 use crate::sample::Sample;
-use crate::subjects::{command, in_process, template};
+use crate::subjects::{RUNTIMES, command, in_process, is_installed, template};
 
 /// How many runs there are before what is there is looked at, and again.
-const RUNS: [usize; 2] = [100, 10_000];
+const RUNS: [usize; 2] = [100, 2_000];
 
 /// What a process has, as proc(5) tells.
 struct Had {
@@ -23,18 +25,131 @@ struct Had {
     resident_kilobytes: usize,
 }
 
-/// While a command runs over 400 layers.
-pub(crate) fn peak(places: &Places) -> Result<String> {
-    let layers = LAYERS[LAYERS.len() - 1];
-    let mut waiting = command(places, "runc", layers, &["/bin/sh", "-c", "echo; read line"]);
-    let mut child = waiting.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    BufReader::new(child.stdout.take().context("a pipe")?).read_line(&mut String::new())?;
-    let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
-    drop(child.stdin.take());
-    // `read` fails at the end of the file.
-    ensure!(child.wait()?.code() == Some(1), "the command has not ended as it should");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(format!("## Memory\n\nPeak of `layered run` with {layers} layers: {}\n", peak.trim()))
+/// How many runs there are at a time, where it is asked what one of several takes.
+const SEVERAL: usize = 10;
+
+/// The command: it says that it runs, and waits for the end of its input.
+const WAITS: [&str; 3] = ["/bin/sh", "-c", "echo; read line"];
+
+const EXPLANATION: &str = "\
+While the command waits, all processes of a run but the command: resident memory (`VmRSS`) and the proportional share of it (`Pss`), in which
+a page that several processes map counts in parts. With ten runs at a time a program's own pages, which are those of the page
+cache, are shared by ten.
+
+";
+
+/// What `layered run` and the bare runtime have resident while a command runs.
+pub(crate) fn in_flight(places: &Places) -> Result<String> {
+    let mut rows = vec![cells(["", "layers", "processes", "RSS", "PSS", "RSS of each of ten", "PSS of each of ten"])];
+    let mut peak = 0;
+    for runtime in RUNTIMES.into_iter().filter(|runtime| is_installed(runtime)) {
+        for layers in [30, LAYERS[LAYERS.len() - 1]] {
+            let commands = (0..SEVERAL).map(|_| command(places, runtime, layers, &WAITS));
+            let resident = Resident::of_one_and_of_several(commands)?;
+            peak = peak.max(resident.peak);
+            rows.push(resident.row(&format!("`layered run`, {runtime}"), &layers.to_string()));
+        }
+        let bundles = (0..SEVERAL).map(|_| Bare::prepare(places, runtime, &template(&WAITS)?, Configuration::Same));
+        let bundles = bundles.collect::<Result<Vec<_>>>()?;
+        let resident = privately(runtime, || Resident::of_one_and_of_several(bundles.iter().map(Bare::command)))?;
+        bundles.into_iter().try_for_each(Bare::close)?;
+        rows.push(resident.row(&format!("bare {runtime}"), "–"));
+    }
+    let text = explained_table("Memory", EXPLANATION, &rows);
+    Ok(format!("{text}\nPeak of the process `layered run`: {peak} kB\n"))
+}
+
+/// What is in memory of a run, in kilobytes.
+struct Resident {
+    processes: Vec<String>,
+    one: Kilobytes,
+    /// Of each of several, on average.
+    of_several: Kilobytes,
+    peak: usize,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Kilobytes {
+    resident: usize,
+    proportional: usize,
+}
+
+impl Resident {
+    /// Starts the first of `commands` and looks, then the others and looks again.
+    fn of_one_and_of_several(commands: impl Iterator<Item = Command>) -> Result<Self> {
+        let (mut running, mut first) = (Vec::new(), None);
+        for mut command in commands {
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            BufReader::new(child.stdout.take().context("a pipe")?).read_line(&mut String::new())?;
+            running.push(child);
+            if first.is_none() {
+                // What starts a container may go on for a moment.
+                std::thread::sleep(Duration::from_millis(500));
+                first = Some(resident(&running[0])?);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let all = running.iter().map(|child| Ok(resident(child)?.1)).collect::<Result<Vec<_>>>()?;
+        for mut child in running {
+            drop(child.stdin.take());
+            // `read` fails at the end of the file.
+            ensure!(child.wait()?.code() == Some(1), "the command has not ended as it should");
+        }
+        let (processes, one, peak) = first.context("one command at least")?;
+        let mean = |of: fn(&Kilobytes) -> usize| all.iter().map(of).sum::<usize>() / all.len();
+        let of_several = Kilobytes { resident: mean(|kb| kb.resident), proportional: mean(|kb| kb.proportional) };
+        Ok(Self { processes, one, of_several, peak })
+    }
+
+    fn row(&self, name: &str, layers: &str) -> Vec<String> {
+        let figures =
+            [self.one.resident, self.one.proportional, self.of_several.resident, self.of_several.proportional];
+        let mut row = vec![name.into(), layers.into(), self.processes.join(", ")];
+        row.extend(figures.map(|kilobytes| format!("{:.2} MB", kilobytes as f64 / 1024.0)));
+        row
+    }
+}
+
+/// What a process and all that have come of it have in memory, but for the command, which is `sh`; and the peak of the first.
+fn resident(child: &Child) -> Result<(Vec<String>, Kilobytes, usize)> {
+    let (mut processes, mut sum, mut peak) = (Vec::new(), Kilobytes::default(), 0);
+    let mut family = vec![child.id()];
+    while let Some(pid) = family.pop() {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let name = status.lines().next().and_then(|line| line.split('\t').nth(1)).context("no name")?;
+        if name == "sh" {
+            continue;
+        }
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        sum.resident += number(&status, "VmRSS:")?;
+        sum.proportional += number(&rollup, "Pss:")?;
+        if pid == child.id() {
+            peak = number(&status, "VmHWM:")?;
+        }
+        processes.push(format!("{name} {:.2}", number(&status, "VmRSS:")? as f64 / 1024.0));
+        family.extend(children(pid)?);
+    }
+    Ok((processes, sum, peak))
+}
+
+/// Not every kernel has a list of them in `/proc/PID/task`.
+fn children(parent: u32) -> Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that has ended meanwhile is no child.
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        if number(&status, "PPid:").is_ok_and(|ppid| ppid == parent as usize) {
+            children.push(pid);
+        }
+    }
+    Ok(children)
+}
+
+/// The number behind `name`, as proc(5) has it.
+fn number(text: &str, name: &str) -> Result<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// In this process, after some runs and after many: nothing may grow.
@@ -65,12 +180,8 @@ pub(crate) fn steady(places: &Places, runtime: &str) -> Result<String> {
 impl Had {
     fn now() -> Result<Self> {
         let status = fs::read_to_string("/proc/self/status")?;
-        let number = |name: &str| -> Result<usize> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
-            Ok(line.trim().trim_end_matches(" kB").parse()?)
-        };
         let descriptors = fs::read_dir("/proc/self/fd")?.count();
-        Ok(Self { threads: number("Threads:")?, descriptors, resident_kilobytes: number("VmRSS:")? })
+        Ok(Self { threads: number(&status, "Threads:")?, descriptors, resident_kilobytes: number(&status, "VmRSS:")? })
     }
 }
 
