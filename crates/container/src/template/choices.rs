@@ -65,7 +65,8 @@ pub enum Seccomp {
     Native,
     /// All of them, which leaves the kernel's own checks.
     Unconfined,
-    /// Those of this profile.
+    /// Those of this profile. It holds for the container's init, too, which needs `clone`, `close`, `execve`, `exit_group`, `fcntl`,
+    /// `ioctl`, `kill`, `prctl`, `rt_sigaction`, `rt_sigprocmask`, `rt_sigtimedwait`, `sched_setaffinity`, `setsid`, `wait4` and `write`.
     Custom(LinuxSeccomp),
 }
 
