@@ -24,8 +24,9 @@ pub(super) fn create(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The runtime's own failure in its log (`--log-format json`, a line an entry): the last entry of a level that is one.
-/// Warnings are none. A line that is no JSON is taken as it stands.
+/// Finds the runtime's own failure in its log (`--log-format json`): the last entry of a level that is one, which a warning is not.
+///
+/// An entry is a JSON object on a line of its own, or on several (crun 1.28). A line that is not JSON is a failure as it stands.
 pub(super) fn failure(log: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Entry {
@@ -33,16 +34,23 @@ pub(super) fn failure(log: &[u8]) -> Option<String> {
         msg: String,
     }
     let text = String::from_utf8_lossy(log);
-    let failures = text.lines().rev().filter(|line| !line.trim().is_empty());
-    failures
-        .filter_map(|line| match serde_json::from_str::<Entry>(line) {
-            Ok(entry) => {
-                let grave = ["error", "fatal", "panic"].contains(&&*entry.level.to_ascii_lowercase());
-                grave.then(|| entry.msg.trim().to_string())
+    let (mut rest, mut last) = (text.trim_start(), None);
+    while !rest.is_empty() {
+        let mut entries = serde_json::Deserializer::from_str(rest).into_iter::<Entry>();
+        let (failure, length) = match entries.next() {
+            Some(Ok(Entry { level, msg })) => {
+                let is_grave = ["error", "fatal", "panic"].contains(&&*level.to_ascii_lowercase());
+                (is_grave.then_some(msg), entries.byte_offset())
             }
-            Err(_) => Some(line.trim().to_string()),
-        })
-        .next()
+            _ => {
+                let line = rest.lines().next().unwrap_or_default();
+                (Some(line.to_owned()), line.len())
+            }
+        };
+        last = failure.map(|message| message.trim().to_owned()).or(last);
+        rest = rest[length..].trim_start();
+    }
+    last
 }
 
 #[cfg(test)]
@@ -84,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_last_grave_entry_counts() {
-        let table: [(&str, Option<&str>); 6] = [
+        let table: [(&str, Option<&str>); 8] = [
             ("", None),
             (r#"{"level":"warning","msg":"unable to x","time":"t"}"#, None),
             (r#"{"level":"error","msg":"runc run failed: y","time":"t"}"#, Some("runc run failed: y")),
@@ -94,6 +102,8 @@ mod tests {
             ),
             ("{\"level\":\"ERROR\",\"msg\":\"youki\"}\n", Some("youki")),
             ("panic: out of words\n", Some("panic: out of words")),
+            ("{\n  \"msg\": \"a\",\n  \"level\": \"error\"\n}\n{\"level\":\"debug\",\"msg\":\"b\"}\n", Some("a")),
+            ("{\"level\":\"error\",\"msg\":\"cut off", Some("{\"level\":\"error\",\"msg\":\"cut off")),
         ];
         for (log, expected) in table {
             assert_eq!(failure(log.as_bytes()).as_deref(), expected, "{log}");
