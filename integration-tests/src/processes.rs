@@ -103,6 +103,11 @@ impl Running {
         self.child.stdin.take().expect("a pipe")
     }
 
+    /// Reads no more of what it writes to a pipe.
+    pub fn close_output(&mut self) {
+        self.said = None;
+    }
+
     /// Whether it still runs.
     ///
     /// # Panics

@@ -7,6 +7,7 @@
 //! - `results`: how a command ends, what comes back, where its output goes
 //! - `init`: process 1 of a container, and commands and runtimes that do not begin
 //! - `signals`: those that layered gets, which the command gets, too
+//! - `streams`: files, pipes and terminals of the caller as input and output
 //! - `breakout`: attempts to get out of a container, each really made, and made again where it can succeed
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
@@ -60,3 +61,4 @@ mod signals;
 mod space;
 mod stacking;
 mod store;
+mod streams;
