@@ -31,6 +31,9 @@ pub struct Fixture {
     layers: Mutex<BTreeMap<PathBuf, Snapshot>>,
 }
 
+/// The runtimes that everything is to work with.
+pub const RUNTIMES: [&str; 2] = ["runc", "crun"];
+
 /// Nothing that is waited for takes so long: whatever takes longer never happens.
 pub const FOR_EVER: Duration = Duration::from_secs(600);
 
@@ -202,6 +205,13 @@ impl Fixture {
     pub fn layered_run(&self) -> Command {
         let mut command = layered();
         command.args(["run", "--base"]).arg(self.base().path()).arg("--scratch").arg(self.scratch());
+        command
+    }
+
+    /// `layered run` of a shell script over the base, with further options.
+    pub fn layered_script(&self, options: &[&str], script: &str) -> Command {
+        let mut command = self.layered_run();
+        command.args(options).args(["--", "sh", "-c", script]);
         command
     }
 

@@ -1,5 +1,6 @@
 /* Makes the system call whose number is the first argument, with the rest as its arguments: numbers, or strings, whose
- * address it is. A number that begins with an i is of a call as 32-bit programs make it, on x86_64. The exit status is the error, 0 if there was none. Without a C library, so that no static one is needed. */
+ * address it is. Behind a comma comes another call. A number that begins with an i is of a call as 32-bit programs make it, on x86_64. The exit status is
+ * the error of the last call, 0 if there was none. Without a C library, so that no static one is needed. */
 
 static long call(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -46,16 +47,19 @@ static long value(const char *text)
 __attribute__((used)) void start(long *stack)
 {
 	const char **argv = (const char **)(stack + 1);
-	long args[7] = {0};
-	for (long i = 0; i < 7 && i + 1 < *stack; i++)
-		args[i] = value(argv[i + 1]);
 #if defined(__x86_64__)
 	if (*stack > 1 && *argv[1] == 'i') {
-		long answer = call_of_i386(value(argv[1] + 1), args[1]);
+		long answer = call_of_i386(value(argv[1] + 1), *stack > 2 ? value(argv[2]) : 0);
 		call(EXIT, answer < 0 ? -answer : 0, 0, 0, 0, 0, 0);
 	}
 #endif
-	long result = call(args[0], args[1], args[2], args[3], args[4], args[5], args[6]);
+	long result = 0;
+	for (long next = 1; next < *stack; next++) {
+		long args[7] = {0};
+		for (long i = 0; i < 7 && next < *stack && *argv[next] != ','; i++)
+			args[i] = value(argv[next++]);
+		result = call(args[0], args[1], args[2], args[3], args[4], args[5], args[6]);
+	}
 	/* The kernel's range of errors. */
 	call(EXIT, result < 0 && result > -4096 ? -result : 0, 0, 0, 0, 0, 0);
 }

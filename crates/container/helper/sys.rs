@@ -182,6 +182,8 @@ pub(crate) fn reap(pid: Pid, wait: Wait) -> Result<Option<(Pid, i32)>, i32> {
             Err(EINTR) => {}
             Err(errno) => return Err(errno),
             Ok(0) => return Ok(None),
+            // WIFSTOPPED: of a child that has made this process its tracer, the kernel tells that it has stopped, too.
+            Ok(_) if status & 0xff == 0x7f => {}
             Ok(pid) => return Ok(Some((pid as Pid, status))),
         }
     }

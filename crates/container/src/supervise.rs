@@ -330,6 +330,10 @@ impl<'a> Supervised<'a> {
         if has_stream || looks {
             self.streams.advance();
         }
+        if self.streams.have_lost_their_terminal() {
+            self.streams.hang_up();
+            self.console.iter_mut().for_each(Console::hang_up);
+        }
         Ok(match (has_ended, is_ordered) {
             (true, _) => Event::End,
             (false, true) => Event::Order,

@@ -5,6 +5,9 @@
 //! - `fixture`: what runs leave behind is found, and only what they leave themselves
 //! - `stacking`: what a command sees of its layers, on every rung, at any number of them
 //! - `results`: how a command ends, what comes back, where its output goes
+//! - `init`: process 1 of a container, and commands and runtimes that do not begin
+//! - `signals`: those that layered gets, which the command gets, too
+//! - `streams`: files, pipes and terminals of the caller as input and output
 //! - `breakout`: attempts to get out of a container, each really made, and made again where it can succeed
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
@@ -42,6 +45,7 @@ mod environment;
 mod faults;
 mod filter;
 mod fixture;
+mod init;
 mod inputs;
 mod kept;
 mod kills;
@@ -53,6 +57,8 @@ mod mounts;
 mod places;
 mod remove;
 mod results;
+mod signals;
 mod space;
 mod stacking;
 mod store;
+mod streams;

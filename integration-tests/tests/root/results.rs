@@ -22,9 +22,9 @@ fn a_failing_command_is_a_result_with_its_upper() {
 #[test]
 fn a_command_killed_by_a_signal() {
     let fixture = Fixture::new();
-    // The kernel shields the first process of a container from its own signals, but not from a limit on processor time.
-    let report = fixture.run(&[], "ulimit -t 1; while :; do :; done");
-    assert_eq!(report.status, Status::Signaled(9));
+    for (script, signal) in [("kill -KILL $$", 9), ("kill -TERM $$", 15), ("ulimit -t 1; while :; do :; done", 9)] {
+        assert_eq!(fixture.run(&[], script).status, Status::Signaled(signal), "{script}");
+    }
 }
 
 #[test]
@@ -231,8 +231,9 @@ fn input_from_a_file_or_nowhere() {
 #[test]
 fn the_deadline_ends_the_whole_container() {
     let fixture = Fixture::new();
-    // The first process of a container does not hear SIGTERM unless it asks for it: this one has to be killed.
-    let report = timed_out(&fixture, "echo begun > /begun; sleep 1000 & sleep 1000", Duration::from_millis(50));
+    // It does not hear SIGTERM, and has to be killed.
+    let deaf = "trap '' TERM; echo begun > /begun; sleep 1000 & sleep 1000";
+    let report = timed_out(&fixture, deaf, Duration::from_millis(50));
     drop(report);
     fixture.assert_clean();
 
@@ -368,6 +369,8 @@ fn the_end_of_memory_is_told_from_other_kills() {
         let report = run("dd if=/dev/zero of=/dev/null bs=100M count=1; exit 3");
         assert_eq!((report.status, report.usage.out_of_memory), (Status::Exited(3), true), "{runtime:?}");
         let report = run("sleep 1000 & kill -9 $!; wait $!; exit 137");
+        assert_eq!((report.status, report.usage.out_of_memory), (Status::Exited(137), false), "{runtime:?}");
+        let report = run("kill -9 $$");
         assert_eq!((report.status, report.usage.out_of_memory), (Status::Signaled(9), false), "{runtime:?}");
     }
 }

@@ -67,6 +67,8 @@ struct Feed {
     pending: Vec<u8>,
     /// The other end of the pipe, when all of a file is in it.
     rest: Option<OwnedFd>,
+    /// Whether all of it has been read.
+    has_ended: bool,
 }
 
 struct Source {
@@ -209,6 +211,18 @@ impl<'a> Streams<'a> {
             while drain.read_once(&mut self.allowance, &mut self.buffer) {}
         }
         self.outputs.iter().all(|drain| drain.sinks.iter().all(|sink| sink.pending().is_none()))
+    }
+
+    /// Whether the caller's terminal, whose part the container's takes, has been hung up. In raw mode it has no other end.
+    pub(super) fn have_lost_their_terminal(&self) -> bool {
+        let has_terminal = self.outputs.iter().any(|drain| !drain.is_pipe);
+        has_terminal && self.input.as_ref().is_some_and(|feed| feed.source.kind == Kind::Terminal && feed.has_ended)
+    }
+
+    /// Lets go of the container's terminal.
+    pub(super) fn hang_up(&mut self) {
+        self.input = None;
+        self.outputs.iter_mut().for_each(|drain| drain.source = None);
     }
 
     /// Throws away what its places have not taken.
@@ -418,11 +432,12 @@ impl Source {
 
 impl Feed {
     fn new(file: File, sink: Option<OwnedFd>) -> io::Result<Self> {
-        Ok(Self { source: Source::new(file)?, sink, pending: Vec::new(), rest: None })
+        Ok(Self { source: Source::new(file)?, sink, pending: Vec::new(), rest: None, has_ended: false })
     }
 
     /// Ends the container's input. It reads what is in the pipe.
     fn end(&mut self) {
+        self.has_ended = true;
         self.rest = self.sink.take().filter(|_| self.source.kind == Kind::Regular);
         self.rest = self.rest.take().and_then(|sink| reopened(&sink, OFlags::RDONLY).ok());
     }

@@ -83,6 +83,11 @@ impl Console {
         Ok(Some(self.terminal.insert(terminal)))
     }
 
+    /// Lets go of the container's terminal, which hangs it up once the [streams](super::Streams) do so, too.
+    pub(super) fn hang_up(&mut self) {
+        self.terminal = None;
+    }
+
     /// Gives the container's terminal the size of the caller's.
     pub(super) fn resize(&self) {
         self.terminal.iter().for_each(resize);
@@ -119,8 +124,10 @@ impl Saved {
 impl Drop for Saved {
     fn drop(&mut self) {
         // It waits for nothing: a terminal whose output is stopped would keep the caller.
-        if let Err(error) = tcsetattr(stdin(), OptionalActions::Now, &self.0) {
-            log::warn!("the terminal's settings cannot be put back ({error}): `reset` does it");
+        match tcsetattr(stdin(), OptionalActions::Now, &self.0) {
+            // One that has been hung up has none.
+            Ok(()) | Err(Errno::IO) => {}
+            Err(error) => log::warn!("the terminal's settings cannot be put back ({error}): `reset` does it"),
         }
     }
 }

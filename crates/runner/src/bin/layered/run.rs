@@ -12,6 +12,8 @@ use container::{
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
 use runner::{Cause, PersistError, Report, Timings, Upper};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::AsFd;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGKILL, SIGTERM};
 
@@ -222,7 +224,10 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         _ => {}
     }
     if let Some(error) = &report.output_error {
-        complain(format_args!("a part of the command's output is lost: {error}"));
+        // A terminal that takes no output takes no complaint about that either, and would keep the result.
+        if error.kind() != io::ErrorKind::TimedOut || has_room(&io::stderr()) {
+            complain(format_args!("a part of the command's output is lost: {error}"));
+        }
     }
     // The upper is measured for it, which takes a walk.
     let (ended, keep) = (report.status, args.keep_failed && !report.status.success());
@@ -254,6 +259,12 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         let _ = print_timings(&mut io::stderr().lock(), &timings);
     }
     Ok((json, status))
+}
+
+/// Whether something can be written to it without waiting.
+fn has_room(file: &impl AsFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// Moves the upper to where it is wanted, or keeps it. Returns where it is, and whether it has been moved.
