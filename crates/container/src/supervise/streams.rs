@@ -20,7 +20,7 @@ use crate::{Excerpt, Input, Output};
 const PIPEFS_MAGIC: u64 = 0x5049_5045;
 
 /// How much is read at once. Also what the pipes of outputs hold, if the kernel lets them.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 512 << 10;
 
 /// How many pieces are read before anything else is looked at.
 const MOST_PIECES: usize = 8;
