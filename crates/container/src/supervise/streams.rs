@@ -20,7 +20,7 @@ use crate::{Excerpt, Input, Output};
 const PIPEFS_MAGIC: u64 = 0x5049_5045;
 
 /// How much is read at once. Also what the pipes of outputs hold, if the kernel lets them.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 512 << 10;
 
 /// How many pieces are read before anything else is looked at.
 const MOST_PIECES: usize = 8;
@@ -181,9 +181,16 @@ impl<'a> Streams<'a> {
         self.input.as_ref().is_some_and(|feed| feed.sink.is_some() && !feed.source.is_in_front())
     }
 
+    /// Before the first piece. The kernel gives the pages when they are written to: a line of output takes one.
+    fn make_buffer(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; PIECE_BYTES];
+        }
+    }
+
     /// Hands on what there is.
     pub(super) fn advance(&mut self) {
-        self.buffer.resize(PIECE_BYTES, 0);
+        self.make_buffer();
         for drain in &mut self.outputs {
             drain.flush();
             for _ in 0..MOST_PIECES {
@@ -205,7 +212,10 @@ impl<'a> Streams<'a> {
     pub(super) fn drain(&mut self) -> bool {
         // What was not read is the next one's.
         self.input = None;
-        self.buffer.resize(PIECE_BYTES, 0);
+        if self.outputs.is_empty() {
+            return true;
+        }
+        self.make_buffer();
         for drain in &mut self.outputs {
             drain.flush();
             while drain.read_once(&mut self.allowance, &mut self.buffer) {}

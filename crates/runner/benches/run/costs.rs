@@ -7,7 +7,7 @@ use runner::{Cleanup, Phase, Report};
 
 use crate::bare::{Configuration, bare};
 use crate::chart::Bar;
-use crate::markdown::{cells, explained_table};
+use crate::markdown::{cells, explained_table, table};
 use crate::places::Places;
 use crate::sample::Sample;
 use crate::subjects::{RUNTIMES, command, in_process, is_installed, replaced_sequence, run, template};
@@ -39,6 +39,9 @@ enum Subject {
 
 const SUBJECTS: [Subject; 5] = [Subject::Bare, Subject::Run, Subject::Spec, Subject::RunBehind, Subject::Process];
 
+/// The rounds in which the replaced sequence is measured, too.
+const MOST_REPLACED: usize = 7;
+
 /// What the columns are about.
 const EXPLANATION: &str = "\
 `/bin/true`. Bare is `RUNTIME run --bundle …` in the foreground, on a prepared directory, with the configuration that `run` gives the same
@@ -63,6 +66,8 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
         "replaced sequence / `run`",
     ];
     let (mut rows, mut bars) = (vec![cells(head)], Vec::new());
+    let mut phases = vec![vec!["runtime".into(), "layers".into()]];
+    phases[0].extend(Phase::TIMED.map(|phase| phase.name().into()));
     for runtime in RUNTIMES {
         if !is_installed(runtime) {
             missing.add(runtime, "not installed");
@@ -71,6 +76,8 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
         for layers in LAYERS {
             let samples = sampled(places, runtime, layers, rounds, missing)?;
             rows.push(row(runtime, layers, &samples));
+            let times = samples.phases.iter().map(Sample::milliseconds);
+            phases.push([runtime.into(), layers.to_string()].into_iter().chain(times).collect());
             let parts = Phase::TIMED.iter().zip(&samples.phases).map(|(phase, sample)| (phase.name(), sample.median()));
             bars.push(Bar {
                 label: format!("{runtime}, {layers} layer{}", if layers == 1 { "" } else { "s" }),
@@ -78,7 +85,8 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
             });
         }
     }
-    Ok((explained_table("A trivial command", EXPLANATION, &rows), bars))
+    let costs = explained_table("A trivial command", EXPLANATION, &rows);
+    Ok((format!("{costs}\n{}", table("The phases of `run`", &phases)), bars))
 }
 
 fn row(runtime: &str, layers: usize, samples: &Samples) -> Vec<String> {
@@ -129,7 +137,8 @@ fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing
                 }
             }
         }
-        if let Some(replaced) = &mut samples.replaced {
+        // It takes seconds over many layers, and its ratio is none that a few rounds could miss.
+        if let Some(replaced) = samples.replaced.as_mut().filter(|_| round < MOST_REPLACED) {
             if let Err(error) = replaced.time(|| replaced_sequence(places, runtime, layers, &template)) {
                 missing.add(&format!("the replaced sequence, {runtime}, {layers} layers"), &format!("{error:#}"));
                 samples.replaced = None;
