@@ -224,7 +224,7 @@ fn remove_empty(group: &Path) -> io::Result<()> {
 
 /// Kills and removes what is in `group`, and the group, deepest first.
 fn clear(group: &Path) -> Result<()> {
-    // What is not in a cgroup file system is no group: see `Runtime::prepare_namespace`.
+    // What is not in a cgroup file system is no group: see `Runtime::run`, which hides one from crun.
     let magic = rustix::fs::statfs(group).map(|statfs| statfs.f_type as u64);
     if !magic.is_ok_and(|magic| MAGIC.contains(&magic)) {
         return Ok(());
