@@ -9,22 +9,18 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use os_display::Quotable;
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 
-use crate::template::MemoryLimit;
 use crate::{Error, Result};
 
 mod layout;
-mod memory;
 
 pub use layout::CgroupLayout;
-use memory::MemoryWatch;
 
 /// One run's control group, in every hierarchy of the machine (v1, v2, or both side by side).
 ///
-/// The runtime makes its own group below this one (`linux.cgroupsPath` is [`container_path`](Self::container_path)) and removes
-/// it when the container ends. This one stays until [`remove`](Self::remove): it holds what the container has used in all.
+/// It is the container's own: the runtime creates it (`linux.cgroupsPath` is [`container_path`](Self::container_path)) and, having
+/// started the container, does not remove it. It stays until [`remove`](Self::remove), with what the container has used in all.
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     name: String,
@@ -43,9 +39,6 @@ pub struct Usage {
     pub out_of_memory: bool,
 }
 
-/// The name of the container's own group in that of the run.
-const CONTAINER: &str = "container";
-
 /// A mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
@@ -61,7 +54,7 @@ enum Version {
 }
 
 impl Cgroup {
-    /// The group `/<name>` of the machine. Nothing is made: the runtime makes it on the way to its own.
+    /// The group `/<name>` of the machine. Nothing is made: the runtime makes it.
     ///
     /// # Errors
     /// [`Error::Io`] if the mount table cannot be read.
@@ -84,16 +77,16 @@ impl Cgroup {
 
     /// What `linux.cgroupsPath` of the container has to be.
     pub fn container_path(&self) -> String {
-        format!("/{}/{CONTAINER}", self.name)
+        format!("/{}", self.name)
     }
 
-    /// What has been used until now, by what is gone too.
+    /// What has been used until now, by processes that have ended, too.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::default();
         for hierarchy in self.hierarchies {
-            let number = |file: &str| -> Option<u64> {
-                fs::read_to_string(hierarchy.group(&self.name).join(file)).ok()?.trim().parse().ok()
-            };
+            let group = hierarchy.group(&self.name);
+            let text = |file: &str| fs::read_to_string(group.join(file)).unwrap_or_default();
+            let number = |file: &str| -> Option<u64> { text(file).trim().parse().ok() };
             match &hierarchy.version {
                 Version::V1(controllers) => {
                     let has = |name: &str| controllers.iter().any(|controller| controller == name);
@@ -102,39 +95,19 @@ impl Cgroup {
                     }
                     if has("memory") {
                         usage.peak_memory_bytes = number("memory.max_usage_in_bytes").or(usage.peak_memory_bytes);
+                        usage.out_of_memory |=
+                            field(&text("memory.oom_control"), "oom_kill").is_some_and(|kills| kills > 0);
                     }
                 }
                 Version::V2 => {
-                    let microseconds = || -> Option<u64> {
-                        let stat = fs::read_to_string(hierarchy.group(&self.name).join("cpu.stat")).ok()?;
-                        stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())
-                    };
+                    let microseconds = || field(&text("cpu.stat"), "usage_usec");
                     usage.cpu_time = usage.cpu_time.or_else(|| microseconds().map(Duration::from_micros));
                     usage.peak_memory_bytes = usage.peak_memory_bytes.or_else(|| number("memory.peak"));
+                    usage.out_of_memory |= field(&text("memory.events"), "oom_kill").is_some_and(|kills| kills > 0);
                 }
             }
         }
         usage
-    }
-
-    /// Finds out from now on whether the kernel kills for want of memory in the container, which is to have this limit. `None`
-    /// where the machine does not tell, or telling would change what the limit is.
-    pub(crate) fn watch_memory(&self, limit: MemoryLimit) -> Option<MemoryWatch> {
-        let hierarchy = self.hierarchies.iter().find(|hierarchy| hierarchy.has("memory"))?;
-        let group = hierarchy.group(&self.name);
-        match &hierarchy.version {
-            Version::V1(_) if limit.is_plain => {
-                let watch = MemoryWatch::v1(&group, limit.bytes);
-                watch
-                    .inspect_err(|error| {
-                        log::debug!("{}: the kernel does not report a kill: {error}", group.maybe_quote())
-                    })
-                    .ok()
-            }
-            Version::V1(_) => None,
-            // It counts for what is below, too, and stays until this group goes.
-            Version::V2 => Some(MemoryWatch::V2(group.join("memory.events"))),
-        }
     }
 
     /// Kills every process in the group and removes it, with what is below it, from every hierarchy. A group that was never
@@ -146,9 +119,8 @@ impl Cgroup {
         let mut first = Ok(());
         for hierarchy in self.hierarchies {
             let group = hierarchy.group(&self.name);
-            // The usual case: both are empty, or gone. Only what is not takes a walk.
-            let result = remove_empty(&group.join(CONTAINER)).and_then(|()| remove_empty(&group));
-            if result.is_err() {
+            // The usual case: it is empty, or gone. Only what is not takes a walk.
+            if remove_empty(&group).is_err() {
                 first = first.and(clear(&group));
             }
         }
@@ -170,6 +142,12 @@ impl Hierarchy {
     fn group(&self, name: &str) -> PathBuf {
         self.mount_point.join(name)
     }
+}
+
+/// The number behind a name in a file of lines with a name and a number each.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    lines.find(|(key, _)| *key == name)?.1.trim().parse().ok()
 }
 
 /// The hierarchies of this machine, which do not change while it runs.
@@ -312,28 +290,6 @@ mod tests {
     }
 
     #[test]
-    fn the_hierarchy_that_has_memory_is_watched() {
-        let dir = tempfile::tempdir().unwrap();
-        let [bare, unified, legacy] = ["bare", "unified", "legacy"].map(|name| dir.path().join(name));
-        for (path, controllers) in [(&bare, ""), (&unified, "cpu memory\n")] {
-            fs::create_dir(path).unwrap();
-            fs::write(path.join("cgroup.controllers"), controllers).unwrap();
-        }
-        let v2 = |path: &PathBuf| Hierarchy { mount_point: path.clone(), version: Version::V2 };
-        let v1 = Hierarchy { mount_point: legacy, version: Version::V1(vec!["memory".into()]) };
-        let watch = |hierarchies: &[Hierarchy], is_plain| {
-            let hierarchies = Box::leak(hierarchies.to_vec().into_boxed_slice());
-            Cgroup { name: "x".into(), hierarchies }.watch_memory(MemoryLimit { bytes: 1 << 30, is_plain })
-        };
-        assert!(
-            matches!(watch(&[v2(&bare), v2(&unified)], false), Some(MemoryWatch::V2(path)) if path == unified.join("x/memory.events"))
-        );
-        // Swap that the limit leaves, or no killer: not for this to change.
-        assert!(watch(&[v2(&bare), v1], false).is_none());
-        assert!(watch(&[v2(&bare)], true).is_none());
-    }
-
-    #[test]
     fn groups_are_directories() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["b", "a"] {
@@ -347,16 +303,38 @@ mod tests {
     }
 
     #[test]
-    fn kills_are_counted_in_the_events_of_version_2() {
+    fn what_was_used_is_read_from_both_versions() {
         let dir = tempfile::tempdir().unwrap();
-        let events = dir.path().join("memory.events");
-        for (text, killed) in [
-            ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 0\noom_group_kill 0\n", false),
-            ("low 0\nhigh 0\nmax 12\noom 1\noom_kill 2\noom_group_kill 0\n", true),
-            ("", false),
+        let group = |version: &str| {
+            let group = dir.path().join(version).join("run");
+            fs::create_dir_all(&group).unwrap();
+            group
+        };
+        let (v1, v2) = (group("v1"), group("v2"));
+        let names = ["cpuacct", "memory"].map(String::from).to_vec();
+        let hierarchies = [("v1", Version::V1(names)), ("v2", Version::V2)];
+        let hierarchies = hierarchies.map(|(name, version)| Hierarchy { mount_point: dir.path().join(name), version });
+        let cgroup = Cgroup { name: "run".into(), hierarchies: Box::leak(Box::new(hierarchies)) };
+        assert_eq!(cgroup.usage(), Usage::default());
+        fs::write(v2.join("cpu.stat"), "usage_usec 7\nuser_usec 4\n").unwrap();
+        fs::write(v2.join("memory.peak"), "4096\n").unwrap();
+        let of_v2 =
+            Usage { cpu_time: Some(Duration::from_micros(7)), peak_memory_bytes: Some(4096), out_of_memory: false };
+        assert_eq!(cgroup.usage(), of_v2);
+        fs::write(v1.join("cpuacct.usage"), "5000\n").unwrap();
+        fs::write(v1.join("memory.max_usage_in_bytes"), "8192\n").unwrap();
+        let usage =
+            Usage { cpu_time: Some(Duration::from_micros(5)), peak_memory_bytes: Some(8192), out_of_memory: false };
+        assert_eq!(cgroup.usage(), usage);
+        for (file, text, killed) in [
+            (v1.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n", false),
+            (v1.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", true),
+            (v1.join("memory.oom_control"), "oom_kill_disable 1\n", false),
+            (v2.join("memory.events"), "max 12\noom 1\noom_kill 0\noom_group_kill 0\n", false),
+            (v2.join("memory.events"), "max 12\noom 1\noom_kill 2\noom_group_kill 0\n", true),
         ] {
-            fs::write(&events, text).unwrap();
-            assert_eq!(MemoryWatch::V2(events.clone()).has_killed(), killed, "{text}");
+            fs::write(&file, text).unwrap();
+            assert_eq!(cgroup.usage(), Usage { out_of_memory: killed, ..usage }, "{text}");
         }
     }
 

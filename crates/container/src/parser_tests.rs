@@ -37,7 +37,7 @@ fn valid_spec() -> Value {
 fn use_up(template: Template) -> Result<(), TestCaseError> {
     let config = template.instantiate(Path::new("/run/merged")).unwrap();
     let _ = (template.user(), template.network(), template.hostname(), template.cwd(), template.controllers());
-    let _ = (config.spec().unwrap(), config.memory_limit(), config.has_terminal(), config.cgroups_path());
+    let _ = (config.spec().unwrap(), config.has_terminal(), config.cgroups_path());
     prop_assert_eq!(config.rootfs(), Path::new("/run/merged"));
     let spec = template.user_spec();
     prop_assert_eq!(spec.to_string().parse::<UserSpec>().unwrap(), spec);

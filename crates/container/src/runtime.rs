@@ -329,10 +329,6 @@ impl Runtime {
         log::create(&log).map_err(Error::io("create", log))?;
         // Dropped after the container, also by a callback's panic.
         let cgroup = cgroup.map(Removed);
-        let watch = match (&cgroup, bundle.config().memory_limit()) {
-            (Some(Removed(cgroup)), Some(limit)) => cgroup.watch_memory(limit),
-            _ => None,
-        };
         let program = |args| {
             let start_error = |source| Error::RuntimeStart { program: self.program.clone(), source };
             Program::new(&self.program, args).map_err(start_error)
@@ -353,8 +349,7 @@ impl Runtime {
         let mut container = Supervised::start(task).map_err(watch_error)?;
         let ended = container.wait(Orders { timeout, grace, cancel, signals }).map_err(watch_error)?;
         // The group stays until the end: it is read once more.
-        let mut usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
-        usage.out_of_memory = watch.is_some_and(|watch| watch.has_killed());
+        let usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
         let (facts, outputs) = container.finish();
         let status = match self.conclude(bundle, init, ended, facts)? {
             Status::Signaled(KILL) if usage.out_of_memory => Status::OutOfMemory,

@@ -35,7 +35,6 @@ use crate::user::NOBODY;
 pub use builder::TemplateBuilder;
 pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 pub use config::Config;
-pub(crate) use config::MemoryLimit;
 pub use error::TemplateError;
 pub use mount::Mount;
 pub use rlimit::Rlimit;

@@ -47,14 +47,6 @@ struct Start {
 /// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
 const CRUN_FILTER: &str = "run.oci.seccomp_bpf_data";
 
-/// A limit of memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MemoryLimit {
-    pub(crate) bytes: u64,
-    /// Whether it is one of memory and swap together, at which the kernel kills: what the builder makes.
-    pub(crate) is_plain: bool,
-}
-
 impl Config {
     /// `template` has been checked.
     pub(super) fn new(template: Template, rootfs: impl Into<String>) -> Config {
@@ -105,16 +97,6 @@ impl Config {
         }
         let user = Rootfs::open(bundle.as_ref().join(self.rootfs()))?.find_user(&self.template)?;
         Ok(self.with_user(user))
-    }
-
-    /// The most memory that the container may have; `None` for no limit.
-    pub(crate) fn memory_limit(&self) -> Option<MemoryLimit> {
-        let memory = self.template.value.pointer("/linux/resources/memory")?;
-        // -1 is no limit.
-        let bytes = memory.get("limit").and_then(Value::as_u64)?;
-        let with_swap = memory.get("swap").and_then(Value::as_u64) == Some(bytes);
-        let kills = memory.get("disableOOMKiller").and_then(Value::as_bool) != Some(true);
-        Some(MemoryLimit { bytes, is_plain: with_swap && kills })
     }
 
     /// Whether the command gets a terminal of its own.
