@@ -106,7 +106,7 @@ fn a_runtime_that_is_missing_or_is_none() {
     let (status, stdout, _) = run(doctor(&fixture.scratch()).args(["--runtime", "/bin/true"]));
     let (line, conclusion) = failure(&stdout);
     assert_eq!((status, conclusion), (1, "No run can work here: a run."));
-    assert!(line.contains("instead of telling the version"), "{line}");
+    assert!(line.contains("it started no container"), "{line}");
 }
 
 #[test]
