@@ -7,7 +7,7 @@
 use core::ffi::CStr;
 
 use crate::record::{HEAD_BYTES, Kind, PROGRAM, REPORT};
-use crate::sys::{self, EACCES, ENAMETOOLONG, ENOENT, ENOTDIR, Origin, Pid, SIGCHLD, Wait};
+use crate::sys::{self, EACCES, ENAMETOOLONG, ENOENT, ENOTDIR, Origin, Pid, SIGCHLD, SIGHUP, Wait};
 use crate::{USAGE, Words};
 
 /// What becomes of the command.
@@ -79,8 +79,8 @@ fn supervise(command: Pid, has_terminal: bool) -> Result<i32, i32> {
             continue;
         }
         let is_for_command = match signal.origin {
-            // What a terminal sends the command gets itself.
-            Origin::Kernel => false,
+            // What a terminal sends the command gets itself, but for the end of that: the kernel tells the session's leader alone.
+            Origin::Kernel => signal.number == SIGHUP,
             Origin::Outside => true,
             // With a terminal it is in the process group of the command, which gets itself what is sent to that (`kill 0`).
             Origin::Inside => !has_terminal,

@@ -60,6 +60,7 @@ pub(crate) const EACCES: i32 = 13;
 pub(crate) const ENOTDIR: i32 = 20;
 pub(crate) const ENAMETOOLONG: i32 = 36;
 
+pub(crate) const SIGHUP: i32 = 1;
 const SIGKILL: i32 = 9;
 pub(crate) const SIGCHLD: i32 = 17;
 const SIGSTOP: i32 = 19;

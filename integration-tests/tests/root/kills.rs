@@ -1,14 +1,16 @@
 //! What is left of a run whose process is killed: nothing that lives, nothing that is mounted, and after a sweep nothing at all.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use integration_tests::processes::{children, descendants, name, state};
 use integration_tests::strace::Disturbance;
-use integration_tests::{Fixture, KnownRun, Told, stdout};
+use integration_tests::{Fixture, KnownRun, RUNTIMES, Told, stdout};
 use layer::Layer;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,22 +25,27 @@ fn count() -> u32 {
 }
 
 fn start(fixture: &Fixture, layers: &[Layer], script: &str) -> Child {
+    command(fixture, RUNTIMES[0], layers, script).spawn().unwrap()
+}
+
+fn command(fixture: &Fixture, runtime: &str, layers: &[Layer], script: &str) -> Command {
     let mut command = fixture.layered_run();
+    command.args(["--runtime", runtime]);
     for layer in layers {
         command.arg("--layer").arg(layer.path());
     }
     command.args(["--", "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    command.spawn().unwrap()
+    command
 }
 
-/// Waits for the n-th moment: once the runtime is there, or, every fourth time, the command, which says so.
+/// Waits for the n-th moment: once the keeper is there, or, every fourth time, the command, which says so.
 fn until_moment(run: &mut Child, n: u32) {
     if n % 4 == 0 {
         BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
         return;
     }
     while descendants(run.id()).is_empty() {
-        assert_eq!(run.try_wait().unwrap(), None, "it ended without a runtime");
+        assert_eq!(run.try_wait().unwrap(), None, "it ended without a keeper");
         std::thread::yield_now();
     }
     std::thread::sleep(SPAN * n / count());
@@ -93,24 +100,6 @@ fn a_run_killed_at_its_own_system_calls() {
     }
 }
 
-/// The processes that `pid` has started, and those that they have, each after its parent.
-fn descendants(pid: u32) -> Vec<u32> {
-    let mut found = vec![pid];
-    let mut next = 0;
-    while let Some(pid) = found.get(next) {
-        found.extend(children(*pid));
-        next += 1;
-    }
-    found.split_off(1)
-}
-
-/// The processes that the threads of `pid` have started. A process that has ended has none.
-fn children(pid: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let of_each = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
-    of_each.flat_map(|all| all.split_whitespace().map(|child| child.parse().unwrap()).collect::<Vec<_>>()).collect()
-}
-
 /// Kills a process, unless it ends by itself. One that has ended and was not waited for yet takes every signal, too: so it is
 /// stopped first, which only one that lives can be.
 fn kill_it_alive(pid: u32, pidfd: impl AsFd) -> bool {
@@ -121,59 +110,71 @@ fn kill_it_alive(pid: u32, pidfd: impl AsFd) -> bool {
         if pidfd_send_signal(&pidfd, Signal::STOP).is_err() {
             return false;
         }
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // Behind the name, which is in parentheses: proc_pid_stat(5).
-        match stat.rsplit(") ").next().and_then(|fields| fields.bytes().next()) {
-            Some(b'T' | b't') => return pidfd_send_signal(&pidfd, Signal::KILL).is_ok(),
-            Some(b'Z' | b'X') | None => return false,
+        match state(pid) {
+            Some('T' | 't') => return pidfd_send_signal(&pidfd, Signal::KILL).is_ok(),
+            Some('Z' | 'X') | None => return false,
             Some(_) => std::thread::yield_now(),
         }
     }
 }
 
+/// Kills one of the processes that look after a run, and the command, one after the other, at any moment.
 #[test]
-fn a_runtime_or_a_command_killed_at_any_moment() {
+fn any_process_of_a_run_killed_at_any_moment() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(3);
+    let mut killed = BTreeMap::new();
     for n in 0..count() {
-        let mut run = start(&fixture, &layers, "echo begun; sleep 1000");
+        let runtime = RUNTIMES[n as usize % RUNTIMES.len()];
+        let script = "(setsid sleep 1000 &); sleep 1000 & echo begun; cat; exit 0";
+        let mut run = command(&fixture, runtime, &layers, script).stdin(Stdio::piped()).spawn().unwrap();
         until_moment(&mut run, n);
-        let runtime_alone = n % 8 < 4;
-        loop {
+        let name = loop {
             let processes = descendants(run.id());
             assert!(!processes.is_empty(), "it ended by itself");
-            // The last one that the runtime has started is half of itself, or the command.
-            let victim = if runtime_alone { processes[0] } else { processes[processes.len() - 1] };
-            // A half may have ended by itself, and its number be another's. What is still there when it is open is meant.
+            // In every order: each of them, and what they are at that moment.
+            let victim = processes[(n / 4) as usize % processes.len()];
+            // One may have ended by itself, and its number be another's. What is still there when it is open is meant.
             let Ok(pidfd) = pidfd_open(rustix::process::Pid::from_raw(victim as i32).unwrap(), PidfdFlags::empty())
             else {
                 continue;
             };
+            let name = name(victim);
             if descendants(run.id()).contains(&victim) && kill_it_alive(victim, &pidfd) {
-                break;
+                break name;
             }
-        }
-        let statuses = if runtime_alone { &[125][..] } else { &[125, 137] };
+        };
+        *killed.entry(name.clone()).or_insert(0) += 1;
+        // Without the keeper there is no result, nor without the init. Another process may have done its part.
+        let statuses = match &*name {
+            "layered-keeper" => &[125][..],
+            "layered-init" => &[125, 137],
+            _ => &[0, 125, 137],
+        };
+        // The end of its input lets the command end, if it goes on.
+        let input = run.stdin.take().filter(|_| !statuses.contains(&0));
         let status = run.wait().unwrap();
-        assert!(status.code().is_some_and(|code| statuses.contains(&code)), "kill {n}: {status}");
+        assert!(status.code().is_some_and(|code| statuses.contains(&code)), "kill {n} of {name}: {status}");
+        drop(input);
         // At once, without a sweep.
-        assert_eq!(fixture.difference(), "", "kill {n}");
+        assert_eq!(fixture.difference(), "", "kill {n} of {name}");
     }
+    eprintln!("killed: {killed:?}");
 }
 
 #[test]
-fn a_killed_runtime_takes_its_container_with_it() {
+fn a_killed_keeper_takes_its_container_with_it() {
     let fixture = Fixture::new();
-    // The children of this process are those of other tests, too: the runtime is the one whose bundle lies in this directory.
+    // The children of this process are those of other tests, too: the keeper is the one whose bundle lies in this directory.
     let bundles = fixture.scratch().canonicalize().unwrap();
     let options = fixture.options().stdout(container::Output::Callback(Box::new(move |_| {
-        let is_runtime = |pid: &&u32| {
+        let is_keeper = |pid: &&u32| {
             let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             String::from_utf8_lossy(&arguments).contains(&format!("--bundle\0{}/", bundles.display()))
         };
         let children = children(std::process::id());
-        let runtime = children.iter().find(is_runtime).expect("it runs the command");
-        kill(Pid::from_raw(*runtime as i32), Signal::SIGKILL).unwrap();
+        let keeper = children.iter().find(is_keeper).expect("it runs the command");
+        kill(Pid::from_raw(*keeper as i32), Signal::SIGKILL).unwrap();
     })));
     let template = integration_tests::shell("(setsid sleep 1000 &); echo begun; sleep 1000").build().unwrap();
     let error = runner::run(&fixture.base(), &[], &template, options).unwrap_err();

@@ -8,6 +8,7 @@
 //! - `init`: process 1 of a container, and commands and runtimes that do not begin
 //! - `signals`: those that layered gets, which the command gets, too
 //! - `streams`: files, pipes and terminals of the caller as input and output
+//! - `terminal`: a terminal of the command's own, and runs at one of the caller's
 //! - `breakout`: attempts to get out of a container, each really made, and made again where it can succeed
 //! - `inputs`: what is refused, and that nothing is left then
 //! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
@@ -62,3 +63,4 @@ mod space;
 mod stacking;
 mod store;
 mod streams;
+mod terminal;
