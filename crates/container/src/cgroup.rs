@@ -14,6 +14,7 @@ use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 use crate::{Error, Result};
 
 mod layout;
+mod moves;
 
 pub use layout::CgroupLayout;
 

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use container::{ContainerId, Template};
+use container::{Cgroup, ContainerId, Template};
 use layer::{Base, Layer, Plan};
 
 use crate::error::{Cause, Error, Result, io_cause};
@@ -30,6 +30,8 @@ use crate::{Options, Phase, Report, Timings};
 /// is no error.
 pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<'_>) -> Result<Report> {
     let started = Instant::now();
+    // Until the runtime starts there is time for that.
+    Cgroup::prepare_moves();
     let mut timings = Timings::new();
     let (outcome, (upper, removal)) = sequence(Machine::new(base, layers, template, options), &mut timings)?;
     timings.set_total(started.elapsed());
