@@ -95,6 +95,16 @@ impl Running {
         line.trim_end_matches('\n').into()
     }
 
+    /// The rest of what it writes to a pipe.
+    ///
+    /// # Panics
+    /// If it does not write to one.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        self.said.as_mut().expect("a pipe").read_to_end(&mut rest).unwrap();
+        rest
+    }
+
     /// What it reads from.
     ///
     /// # Panics

@@ -186,17 +186,30 @@ fn calls(log: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
+/// Every point in a log of strace's, in order, those of the language and its libraries included.
+pub fn all_points(log: &str) -> Vec<Point> {
+    points(log, HashMap::new(), |_| true)
+}
+
 /// The points in `log`, which goes on after `before`.
 fn parse(before: &str, log: &str) -> Vec<Point> {
     let mut counts: HashMap<(&str, &str), u32> = HashMap::new();
-    let mut seen = BTreeSet::new();
     calls(before).for_each(|call| *counts.entry(call).or_default() += 1);
+    points(log, counts, |name| !OF_THE_LIBRARIES.contains(&name))
+}
+
+fn points<'a>(
+    log: &'a str,
+    mut counts: HashMap<(&'a str, &'a str), u32>,
+    is_meant: impl Fn(&str) -> bool,
+) -> Vec<Point> {
+    let mut seen = BTreeSet::new();
     calls(log)
         .filter_map(|(thread, name)| {
             let nth = counts.entry((thread, name)).or_default();
             *nth += 1;
             let point = Point { call: name.into(), nth: *nth };
-            (!OF_THE_LIBRARIES.contains(&name) && seen.insert(point.clone())).then_some(point)
+            (is_meant(name) && seen.insert(point.clone())).then_some(point)
         })
         .collect()
 }

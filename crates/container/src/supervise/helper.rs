@@ -44,3 +44,175 @@ fn create() -> io::Result<OwnedFd> {
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::ExitStatusExt;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
+    use std::sync::OnceLock;
+
+    use rustix::process::{Pid, Signal, kill_process};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::supervise::report::{Facts, NotExecuted, facts_of};
+
+    /// The program in a file, written by another process: the kernel executes no file that a process may write to, and another
+    /// test's child may have this process's descriptors for a moment.
+    fn helper() -> &'static Path {
+        static FILE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+        let (_, path) = FILE.get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let [source, path] = ["source", "helper"].map(|name| dir.path().join(name));
+            fs::write(&source, PROGRAM).unwrap();
+            fs::set_permissions(&source, Permissions::from_mode(0o755)).unwrap();
+            assert!(Command::new("cp").arg(&source).arg(&path).status().unwrap().success());
+            (dir, path)
+        });
+        path
+    }
+
+    /// The helper with its report in the pipe that is standard output; what the command prints goes to standard error.
+    fn started(words: &[&str]) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec 3>&1 1>&2; exec \"$@\"", "sh"]).arg(helper()).args(words);
+        command.stdin(Stdio::null()).env("PATH", "/usr/sbin:/usr/bin:/bin");
+        command
+    }
+
+    /// Its exit status, and what it has reported.
+    fn run(words: &[&str]) -> (Option<i32>, Facts) {
+        let output = started(words).output().unwrap();
+        (output.status.code(), facts_of(&output.stdout))
+    }
+
+    #[test]
+    fn an_init_reports_how_the_command_ended() {
+        let table = [
+            ("exit 0", 0, 0),
+            ("exit 7", 7 << 8, 7),
+            ("exit 137", 137 << 8, 137),
+            ("kill -TERM $$", 15, 143),
+            ("kill -KILL $$", 9, 137),
+            // The signals as a program expects them, whatever this process ignores, as Rust's do SIGPIPE.
+            ("kill -PIPE $$", 13, 141),
+            // Orphans are no commands.
+            ("sh -c 'exit 3 & exit 4 &' & wait; exit 5", 5 << 8, 5),
+        ];
+        for (script, status, code) in table {
+            let expected = Facts { is_ready: true, command: Some(status), ..Facts::default() };
+            assert_eq!(run(&["init", "", "sh", "-c", script]), (Some(code), expected), "{script}");
+        }
+        // In its own place nobody reports it.
+        let expected = Facts { is_ready: true, ..Facts::default() };
+        assert_eq!(run(&["exec", "", "sh", "-c", "exit 7"]), (Some(7), expected));
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_executed_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        for (name, mode, content) in [("script", 0o755, "#!/no/sh\n"), ("denied", 0o644, "text"), ("empty", 0o755, "")]
+        {
+            fs::write(path(name), content).unwrap();
+            fs::set_permissions(path(name), Permissions::from_mode(mode)).unwrap();
+        }
+        let long = format!("/{}", "x/".repeat(5000));
+        let table = [
+            ("/no/such".to_owned(), Errno::NOENT, "/no/such".to_owned(), ""),
+            ("no-such".to_owned(), Errno::NOENT, "no-such".to_owned(), ""),
+            (String::new(), Errno::NOENT, String::new(), ""),
+            (path("script"), Errno::NOENT, path("script"), "#!/no/sh\n"),
+            (path("empty"), Errno::NOEXEC, path("empty"), ""),
+            (path("denied"), Errno::ACCESS, path("denied"), "text"),
+            (path("script/below"), Errno::NOTDIR, path("script/below"), ""),
+            (long.clone(), Errno::NAMETOOLONG, long[..record::PATH_BYTES].to_owned(), ""),
+        ];
+        for (command, errno, path, head) in table {
+            let not_executed = Some(NotExecuted { errno: errno.raw_os_error(), path: path.into(), head: head.into() });
+            for (mode, ended) in [("init", Some(127 << 8)), ("exec", None)] {
+                let expected =
+                    Facts { is_ready: true, not_executed: not_executed.clone(), command: ended, ..Facts::default() };
+                assert_eq!(run(&[mode, "", &command]), (Some(127), expected), "{mode} {command}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_init_hands_signals_on() {
+        for (signal, number) in [(Signal::HUP, 1), (Signal::USR1, 10), (Signal::TERM, 15)] {
+            let script = format!("trap 'exit 7' {number}; echo begun; while :; do sleep 0.01; done");
+            let mut command = started(&["init", "", "sh", "-c", &script]);
+            let mut init = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            BufReader::new(init.stderr.take().unwrap()).read_line(&mut String::new()).unwrap();
+            kill_process(Pid::from_child(&init), signal).unwrap();
+            let output = init.wait_with_output().unwrap();
+            let expected = Facts { is_ready: true, command: Some(7 << 8), ..Facts::default() };
+            assert_eq!((output.status.code(), facts_of(&output.stdout)), (Some(7), expected), "{signal:?}");
+        }
+    }
+
+    #[test]
+    fn an_init_keeps_to_a_mask_of_processors() {
+        let allowed = |mask: &str| {
+            let output = started(&["init", mask, "grep", "Cpus_allowed_list:", "/proc/self/status"]).output().unwrap();
+            assert!(output.status.success(), "{mask}: {output:?}");
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let all = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
+        let first = (0..128_u32).find(|processor| all.is_set(*processor as usize).unwrap()).unwrap();
+        assert_eq!(allowed(&format!("{:x}", 1_u128 << first)), format!("Cpus_allowed_list:\t{first}\n"));
+        // None of the machine's, or no mask: it stays as it is.
+        for mask in ["0", "x", &format!("1{}", "0".repeat(3000))] {
+            assert_eq!(allowed(mask), allowed(""), "{mask}");
+        }
+    }
+
+    #[test]
+    fn a_keeper_reports_the_runtime() {
+        let dir = tempfile::tempdir().unwrap();
+        let [pid_file, ended] = ["pid", "ended"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+        let runtime = |status: i32| Facts { runtime: Some(status), ..Facts::default() };
+        let enoent = Some(Errno::NOENT.raw_os_error());
+        let not_executed = Facts { runtime_not_executed: enoent, runtime: Some(1 << 8), ..Facts::default() };
+        // (what the file has, what the runtime does, what is reported)
+        let table = [
+            (None, "exit 0", runtime(0)),
+            (Some(""), "exit 0", runtime(0)),
+            (Some("1"), "exit 0", runtime(0)),
+            (Some("-7"), "exit 0", runtime(0)),
+            (Some("99999999999"), "exit 0", runtime(0)),
+            // Of a process that is there, but none of its own; and of none.
+            (Some("2"), "exit 0", runtime(0)),
+            (Some("4194304"), "exit 0", runtime(0)),
+            (Some("2"), "exit 3", runtime(3 << 8)),
+            (Some("2"), "kill -9 $$", runtime(9)),
+        ];
+        for (content, script, expected) in table {
+            let _none = fs::remove_file(&pid_file);
+            if let Some(content) = content {
+                fs::write(&pid_file, content).unwrap();
+            }
+            let last = ["", "/bin/sh", "sh", "-c", "echo > \"$0\"", &ended];
+            let words = [&["keeper", &pid_file, "/bin/sh", "sh", "-c", script][..], &last].concat();
+            assert_eq!(run(&words), (Some(0), expected), "{content:?} {script}");
+            fs::remove_file(&ended).expect("the second program has run");
+        }
+        assert_eq!(run(&["keeper", &pid_file, "/no/such", "such"]), (Some(0), not_executed));
+    }
+
+    #[test]
+    fn words_that_nobody_says() {
+        let table: [&[&str]; 7] =
+            [&[], &["other"], &["init"], &["init", ""], &["exec"], &["keeper"], &["keeper", "/pid"]];
+        for words in table {
+            let output = started(words).output().unwrap();
+            assert_eq!((output.status.code(), &*output.stdout), (Some(125), &b""[..]), "{words:?}");
+            assert_eq!(output.status.signal(), None);
+        }
+    }
+}

@@ -121,6 +121,14 @@ fn header(bytes: &[u8]) -> Option<(u32, i32, &[u8])> {
     Some((u32::from_ne_bytes(*kind), i32::from_ne_bytes(*value), rest))
 }
 
+/// What a whole report says.
+#[cfg(test)]
+pub(super) fn facts_of(report: &[u8]) -> Facts {
+    let mut read = Report { pipe: None, ..Report::new(tempfile::tempfile().unwrap()) };
+    read.accept(report);
+    read.facts
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
