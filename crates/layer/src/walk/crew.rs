@@ -11,12 +11,12 @@ use std::thread;
 
 use crate::{Error, Result};
 
-/// Waiting jobs from which on another thread is worth its start, some 50 µs.
+/// Waiting jobs for which another thread is worth its start, some 50 µs.
 const BACKLOG: usize = 4;
 
 /// Does `first` and all that comes of it, and returns what the workers have gathered.
 ///
-/// The caller's thread works; up to `threads - 1` more join once jobs are waiting. `hire` makes a thread's own state,
+/// The caller's thread works; up to `threads - 1` more join, one for every few jobs that are waiting. `hire` makes a thread's own state,
 /// on that thread; `step` does one job and pushes the jobs that it found.
 ///
 /// # Errors
@@ -43,7 +43,7 @@ pub(crate) fn run<J: Send, W: Send>(
         let mut wanted = threads.get() - 1;
         let mut worker = hire();
         desk.work(0, &mut worker, &step, |backlog| {
-            while wanted > 0 && backlog >= BACKLOG {
+            while wanted > 0 && backlog >= BACKLOG * (helpers.len() + 1) {
                 wanted -= 1;
                 let seat = desk.seat();
                 let (desk, hire, step) = (&desk, &hire, &step);
