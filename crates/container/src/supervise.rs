@@ -287,13 +287,13 @@ impl<'a> Supervised<'a> {
             (left, false) => left,
         };
         let timeout = timeout.map(timespec);
-        let listener = self.console.as_ref().and_then(Console::listener);
+        let console = self.console.as_ref().and_then(Console::socket);
         let readable = [
             Some(self.keeper.pidfd().as_fd()),
             order,
             self.report.pipe().map(AsFd::as_fd),
             signals.map(Signals::as_fd),
-            listener.map(AsFd::as_fd),
+            console.map(AsFd::as_fd),
         ];
         let mut fds: Vec<PollFd<'_>> =
             readable.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();

@@ -21,6 +21,8 @@ pub(crate) const SOCKET: &str = "console.sock";
 /// The terminal of a container, before and after the runtime has sent it.
 pub(super) struct Console {
     listener: Option<OwnedFd>,
+    /// What the runtime sends it over.
+    connection: Option<OwnedFd>,
     keyboard: Keyboard,
     terminal: Option<OwnedFd>,
     /// The caller's own settings, once they have been changed.
@@ -49,27 +51,37 @@ impl Console {
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))?)?;
         listen(&listener, 1)?;
-        Ok(Self { listener: Some(listener), keyboard, terminal: None, saved: None })
+        Ok(Self { listener: Some(listener), connection: None, keyboard, terminal: None, saved: None })
     }
 
     /// What is readable when the runtime has something to send, until then.
-    pub(super) fn listener(&self) -> Option<&OwnedFd> {
-        self.listener.as_ref()
+    pub(super) fn socket(&self) -> Option<&OwnedFd> {
+        self.connection.as_ref().or(self.listener.as_ref())
     }
 
     /// Takes the terminal, if it has been sent, and puts the caller's own into raw mode: the container's does what a terminal does
     /// to lines.
     pub(super) fn receive(&mut self) -> io::Result<Option<&OwnedFd>> {
         let Some(listener) = &self.listener else { return Ok(None) };
-        let connection = match accept_with(listener, SocketFlags::CLOEXEC) {
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(None),
-            connection => connection?,
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(None),
+                connection => connection?,
+            },
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         // The name of the terminal, which nobody needs.
         let mut name = [0; 4096];
-        recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        match recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::AGAIN | Errno::INTR) => {
+                drop(ancillary);
+                self.connection = Some(connection);
+                return Ok(None);
+            }
+            received => received?,
+        };
         let files = ancillary.drain().filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(files) => Some(files),
             _ => None,
@@ -129,5 +141,46 @@ impl Drop for Saved {
             Ok(()) | Err(Errno::IO) => {}
             Err(error) => log::warn!("the terminal's settings cannot be put back ({error}): `reset` does it"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::fd::AsFd;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use rustix::pty::{OpenptFlags, openpt};
+
+    use super::*;
+
+    fn send(connection: &UnixStream, file: &OwnedFd) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let files = [file.as_fd()];
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&files)));
+        sendmsg(connection, &[IoSlice::new(b"name")], &mut ancillary, SendFlags::empty()).unwrap();
+    }
+
+    #[test]
+    fn a_runtime_that_has_not_sent_its_terminal_keeps_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut console = Console::new(dir.path(), Keyboard::Other).unwrap();
+        assert!(console.receive().unwrap().is_none());
+        // One says nothing and goes, the next one sends what is no terminal.
+        let connect = || UnixStream::connect(dir.path().join(SOCKET)).unwrap();
+        let silent = connect();
+        assert!(console.receive().unwrap().is_none() && console.receive().unwrap().is_none());
+        drop(silent);
+        assert!(console.receive().unwrap().is_none());
+        let other = connect();
+        assert!(console.receive().unwrap().is_none());
+        send(&other, &std::fs::File::open("/dev/null").unwrap().into());
+        assert!(console.receive().unwrap().is_none());
+        let last = connect();
+        assert!(console.receive().unwrap().is_none() && console.socket().is_some());
+        send(&last, &openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap());
+        assert!(console.receive().unwrap().is_some() && console.socket().is_none());
     }
 }
