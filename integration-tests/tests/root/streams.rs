@@ -392,16 +392,23 @@ fn a_terminal_that_takes_nothing_keeps_nobody() {
     let fifo = fifo(&fixture);
     let upper = fixture.path().join("upper");
     for runtime in RUNTIMES {
-        // The command goes on to write; or it has ended, and what it wrote last is not taken.
-        for (script, status) in [("exec busybox yes", 124), ("seq 10000; exit 7", 7)] {
+        let run = |timeout: &str, script: &str| {
             // Nobody reads from it.
             let terminal = Terminal::new();
-            let options =
-                ["--runtime", runtime, "--timeout", "1s", "--grace", "10ms", "--upper", upper.to_str().unwrap()];
+            let options = ["--runtime", runtime, "--timeout", timeout, "--grace", "10ms"];
+            let options = [&options[..], &["--upper", upper.to_str().unwrap()]].concat();
             let mut run = terminal.start(&fixture.layered_script(&options, script));
-            assert_eq!(run.end().code(), Some(status), "{runtime} {script}");
+            let status = run.end().code();
             fs::remove_dir_all(&upper).unwrap();
-        }
+            status
+        };
+        // The command goes on to write.
+        assert_eq!(run("500ms", "exec busybox yes"), Some(124), "{runtime}");
+        // It has ended, and what it wrote last is not taken: with more and more time, until it has ended before that was over.
+        let timeouts = ["500ms", "5s", "50s", "500s"];
+        let statuses = timeouts.iter().map(|timeout| run(timeout, "seq 10000; exit 7"));
+        let statuses: Vec<_> = statuses.skip_while(|status| *status == Some(124)).take(1).collect();
+        assert_eq!(statuses, [Some(7)], "{runtime}");
         // A signal does it, too.
         let terminal = Terminal::new();
         let json = fixture.path().join("json");
