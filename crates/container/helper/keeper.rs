@@ -7,7 +7,7 @@
 use core::ffi::{CStr, c_char};
 use core::ptr;
 
-use crate::record::{Kind, PROGRAM};
+use crate::record::{self, Kind, PROGRAM};
 use crate::sys::{self, Origin, Pid, SIGCHLD, Wait};
 use crate::{USAGE, Words};
 
@@ -64,6 +64,8 @@ fn start(words: Words, index: usize) -> Pid {
     let Some(program) = words.argument(index) else { sys::exit(USAGE) };
     match sys::fork() {
         Ok(0) => {
+            // Executed by its path in /proc, it is of no use to the runtime any more.
+            sys::close_on_exec(record::RUNTIME);
             let execute = |()| sys::execute(program, words.arguments_from(index + 1), words.environment);
             let errno = sys::default_signals().map_or_else(|errno| errno, execute);
             sys::report(Kind::RuntimeNotExecuted, errno);

@@ -13,6 +13,9 @@ pub(crate) const PROGRAM: i32 = 4;
 /// together in the pipe, whatever another process writes to it.
 pub(crate) const PATH_BYTES: usize = 2048;
 
+/// The descriptor of a copy of the runtime, by which the keeper starts it, if there is one.
+pub(crate) const RUNTIME: i32 = 5;
+
 /// The most bytes of a program that are reported if the kernel does not execute it.
 pub(crate) const HEAD_BYTES: usize = 1024;
 

@@ -260,7 +260,8 @@ fn default_signal(signal: i32) -> Result<(), i32> {
     // The kernel's struct sigaction: SIG_DFL, no flags, no restorer, an empty mask.
     let action = [0_u64; 4];
     // SAFETY: the kernel reads the action. A null pointer says that nobody asks for the old one.
-    result(unsafe { call(number::RT_SIGACTION, signal as usize, action.as_ptr() as usize, 0, size_of::<u64>()) }).map(drop)
+    result(unsafe { call(number::RT_SIGACTION, signal as usize, action.as_ptr() as usize, 0, size_of::<u64>()) })
+        .map(drop)
 }
 
 fn set_mask(set: u64) -> Result<(), i32> {

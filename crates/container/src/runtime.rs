@@ -331,7 +331,8 @@ impl Runtime {
         let cgroup = cgroup.map(Removed);
         let program = |args| {
             let start_error = |source| Error::RuntimeStart { program: self.program.clone(), source };
-            Program::new(&self.program, args).map_err(start_error)
+            let program = Program::new(&self.program, args).map_err(start_error)?;
+            Ok::<_, Error>(if self.is_crun() { program.executed_from_a_copy() } else { program })
         };
         let task = Task {
             start: program(self.run_args(bundle, id))?,

@@ -23,6 +23,7 @@ mod mask;
 mod not_executed;
 mod program;
 mod report;
+mod sealed;
 mod signals;
 mod sinks;
 mod spawn;
@@ -140,6 +141,7 @@ impl<'a> Supervised<'a> {
         }
         let directory = program::string(task.bundle)?;
         let hidden = task.hidden.map(program::string).transpose()?;
+        let runtime = task.start.copy().map(|copy| fcntl_dupfd_cloexec(copy, spawn::FREE)).transpose()?;
         let [stdin, stdout, stderr] = &given;
         let pid = spawn::spawn(&Start {
             program: program.as_fd(),
@@ -147,6 +149,7 @@ impl<'a> Supervised<'a> {
             environment: task.start.environment(),
             streams: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
             report: writer.as_fd(),
+            runtime: runtime.as_ref().map(AsFd::as_fd),
             directory: &directory,
             hidden: hidden.as_deref(),
         })?;

@@ -1,6 +1,7 @@
 //! The helper program, which is embedded in this crate: the keeper outside of the container and the init inside. Its source is in
 //! `helper/`, beside `src/`.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -25,21 +26,22 @@ pub(super) fn program() -> io::Result<BorrowedFd<'static>> {
     if let Some(file) = FILE.get() {
         return Ok(file.as_fd());
     }
-    let file = create()?;
+    let file = sealed_memfd(c"layered", PROGRAM)?;
     // Of two threads that have made one, the first has it.
     Ok(FILE.get_or_init(|| file).as_fd())
 }
 
-fn create() -> io::Result<OwnedFd> {
+/// A file in memory with this content, which can be executed and which nobody can change.
+pub(super) fn sealed_memfd(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Linux 6.3 has a flag to say that it is to be executed, and a switch of the machine's that asks for it
     // (`vm.memfd_noexec`, see memfd_create(2)).
-    let file = match memfd_create(c"layered", flags | MemfdFlags::EXEC) {
-        Err(Errno::INVAL) => memfd_create(c"layered", flags)?,
+    let file = match memfd_create(name, flags | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => memfd_create(name, flags)?,
         result => result?,
     };
     let mut file = File::from(file);
-    file.write_all(PROGRAM)?;
+    file.write_all(content)?;
     let file = OwnedFd::from(file);
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)

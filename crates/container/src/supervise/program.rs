@@ -1,20 +1,29 @@
 use std::env;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf, absolute};
+use std::sync::Arc;
 
+use rustix::fd::OwnedFd;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
+
+use super::sealed;
 
 /// What these say is for the caller alone: a runtime hands it on, and runc would wait for the command to report to the service
 /// manager, as the caller has to.
 const OF_THE_CALLER: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
+/// The path of a copy in the keeper: descriptor [`RUNTIME`](super::helper::record::RUNTIME).
+const COPY: &CStr = c"/proc/self/fd/5";
+
 /// A program with its arguments and the caller's environment, as execve(2) takes them.
 #[derive(Debug)]
 pub(crate) struct Program {
     path: CString,
+    /// The program itself, if it is executed from a copy.
+    copy: Option<Arc<OwnedFd>>,
     arguments: Vec<CString>,
     environment: Vec<CString>,
 }
@@ -28,9 +37,26 @@ impl Program {
         let environment = env::vars_os().filter(|(name, _)| !OF_THE_CALLER.iter().any(|ours| name == ours));
         Ok(Self {
             path: string(path)?,
+            copy: None,
             arguments: all.map(string).collect::<io::Result<_>>()?,
             environment: environment.map(|(name, value)| string(entry(name, &value))).collect::<io::Result<_>>()?,
         })
+    }
+
+    /// The same program, executed from a copy of it if that can be done.
+    pub(crate) fn executed_from_a_copy(mut self) -> Self {
+        let path = Path::new(OsStr::from_bytes(self.path.to_bytes()));
+        match sealed::copy_of(path) {
+            Ok(Some(copy)) => (self.path, self.copy) = (COPY.to_owned(), Some(copy)),
+            Ok(None) => {}
+            Err(error) => log::debug!("the runtime is not executed from a copy: {error}"),
+        }
+        self
+    }
+
+    /// The copy.
+    pub(super) fn copy(&self) -> Option<&OwnedFd> {
+        self.copy.as_deref()
     }
 
     /// Appends the path and the arguments, the program's name first.

@@ -21,7 +21,7 @@ use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
 
-use super::helper::record::{PROGRAM, REPORT};
+use super::helper::record::{PROGRAM, REPORT, RUNTIME};
 
 /// What the child's own stack holds: the frames of a few system calls. glibc's posix_spawn(3) has as much for the same.
 const STACK_BYTES: usize = 32 << 10;
@@ -38,6 +38,8 @@ pub(super) struct Start<'a> {
     pub(super) streams: [BorrowedFd<'a>; 3],
     /// Where the helper writes its report.
     pub(super) report: BorrowedFd<'a>,
+    /// A copy of the runtime, if it is executed from one.
+    pub(super) runtime: Option<BorrowedFd<'a>>,
     /// The keeper's working directory.
     pub(super) directory: &'a CStr,
     /// A directory that a tmpfs hides from the runtime, if there is one.
@@ -45,7 +47,7 @@ pub(super) struct Start<'a> {
 }
 
 /// The first number of a descriptor that none of a child's own has.
-pub(super) const FREE: RawFd = PROGRAM + 1;
+pub(super) const FREE: RawFd = RUNTIME + 1;
 
 /// Starts the keeper as the first process of a PID namespace, with the `/proc` of that namespace, which its PIDs refer to, in a
 /// mount namespace of its own.
@@ -113,14 +115,15 @@ fn become_keeper(
     }
     // SAFETY: a string that ends with NUL.
     check(unsafe { libc::chdir(start.directory.as_ptr()) })?;
-    let [stdin, stdout, stderr] = &start.streams;
-    for (descriptor, target) in
-        [(stdin, 0), (stdout, 1), (stderr, 2), (&start.report, REPORT), (&start.program, PROGRAM)]
-    {
+    let [stdin, stdout, stderr] = start.streams;
+    let own = [(stdin, 0), (stdout, 1), (stderr, 2), (start.report, REPORT), (start.program, PROGRAM)];
+    for (descriptor, target) in own.into_iter().chain(start.runtime.map(|runtime| (runtime, RUNTIME))) {
         // SAFETY: two numbers.
         check(unsafe { libc::dup2(descriptor.as_raw_fd(), target) })?;
     }
-    close_on_exec(CLOSE_RANGE, FREE)?;
+    // Without a copy of the runtime there is nothing of the caller's in its place.
+    let first = if start.runtime.is_some() { FREE } else { RUNTIME };
+    close_on_exec(CLOSE_RANGE, first)?;
     // SAFETY: an empty string and two lists of strings, each with a null pointer at its end.
     check(unsafe {
         libc::syscall(
