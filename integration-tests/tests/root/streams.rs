@@ -81,7 +81,7 @@ fn a_fifo_is_read_and_written_and_not_stolen_from() {
         // What another one has written into it before the command begins.
         let mut both = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
         both.write_all(b"secret\n").unwrap();
-        let script = "echo written; busybox timeout 0.2 cat < /proc/self/fd/1 > /stolen; cat /stolen >&2";
+        let script = "busybox timeout 0.1 cat < /proc/self/fd/1 > /stolen; cat /stolen >&2; echo written";
         let mut command = fixture.layered_script(&["--runtime", runtime], script);
         let output = command.stdin(Stdio::null()).stdout(both.try_clone().unwrap()).output().unwrap();
         assert!(!String::from_utf8_lossy(&output.stderr).contains("secret"), "{runtime}: {output:?}");
