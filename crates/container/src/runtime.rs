@@ -28,8 +28,8 @@ pub use version::RuntimeVersion;
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their
 /// arguments.
 ///
-/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, and, while it runs,
-/// `state/`. With runc and crun they are a few kilobytes of text.
+/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/` and, with a
+/// terminal, a socket. With runc and crun they are a few kilobytes. They stay there after the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,
