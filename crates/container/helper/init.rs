@@ -144,7 +144,7 @@ fn become_command(words: Words, command: &CStr) -> ! {
     if let Some(path) = denied.and_then(|directory| join(&mut buffer, directory, name)) {
         fail(path, EACCES);
     }
-    // `PATH` led to no file, so there is no file head to report. A file of that name in the working
+    // The search found no file, so the head stays empty. A file of that name in the working
     // directory would be unrelated.
     sys::report_not_executed(name, b"", failure);
     sys::exit(NOT_EXECUTED)

@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn an_excerpt_keeps_both_ends_however_the_pieces_fall() {
         let text: Vec<u8> = (b'a'..=b'z').collect();
-        // (head, tail, what is kept)
+        // (head, tail, the kept bytes)
         let table = [
             (0, 0, ""),
             (3, 0, "abc"),

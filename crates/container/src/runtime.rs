@@ -212,7 +212,7 @@ pub struct Finished {
     /// Why a part of the output is lost, if it is: usually a full disk. The command did not get an
     /// error.
     pub output_error: Option<io::Error>,
-    /// What the container used, if it had a [`Cgroup`].
+    /// The resources that the container used, if it had a [`Cgroup`].
     pub usage: Usage,
 }
 
@@ -268,6 +268,10 @@ impl Runtime {
 
     /// Returns the configuration adapted to this runtime. [`run`](Self::run) does this itself; call
     /// it only to start the runtime without `run`.
+    ///
+    /// For every runtime, it lowers the default limit of open files to the caller's hard limit. It
+    /// also mounts read-only files, sockets and FIFOs without the recursive option, which some
+    /// versions of crun apply only to directories. It inspects the sources of bind mounts now.
     ///
     /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as a compiled
     /// BPF program, in an annotation that crun defines. Compiling the profile with libseccomp takes
@@ -336,10 +340,11 @@ impl Runtime {
     /// - [`Error::Template`] if `config.json` cannot be written, or with
     ///   [`TemplateError::RlimitBeyondCaller`](crate::TemplateError::RlimitBeyondCaller) if a limit
     ///   exceeds the caller's.
-    /// - [`Error::Io`] if the runtime's log cannot be created, or the container cannot be watched.
+    /// - [`Error::Io`] if the root file system or its account files cannot be read, the runtime's log
+    ///   cannot be created, or the container cannot be watched.
     ///
-    /// The caller's directory of the bundle then holds `config.json` and whatever the runtime has
-    /// left there: `runtime.log`, `pid` and `state/`.
+    /// The bundle's directory then holds `config.json`. If the runtime was started, it may also hold
+    /// the runtime's `runtime.log`, `pid` and `state/`.
     pub fn run(&self, invocation: Invocation<'_>) -> Result<Finished> {
         let Invocation { bundle, id, cgroup, stdin, stdout, stderr, init, .. } = invocation;
         let Invocation { timeout, grace, cancel, signals, output_limit_bytes: output_limit, .. } = invocation;
@@ -400,7 +405,7 @@ impl Runtime {
         if let Some(failure) = facts.not_executed {
             return Err(failure.into_error());
         }
-        // What the helper reported from inside counts more than the runtime's status. If the
+        // The helper's report from inside counts more than the runtime's status. If the
         // command is process 1, its end is the end of the container's first process. If the init
         // was killed by a signal, the command was killed with it.
         let container = facts.container.map(ExitStatus::from_raw).filter(|_| facts.is_ready);

@@ -77,7 +77,7 @@ impl Default for Options<'_> {
 
 impl<'a> Options<'a> {
     /// Returns the defaults: the scratch directory is the system's temporary directory, the runtime
-    /// is runc, there is no input and no time limit, and output is discarded.
+    /// is runc, the command has no input and no time limit, and output is discarded.
     pub fn new() -> Self {
         Self {
             scratch: std::env::temp_dir(),

@@ -17,7 +17,7 @@ pub struct Cancel {
 struct Events {
     cancelled: OwnedFd,
     killed: OwnedFd,
-    /// The signal of an [interrupt](Cancel::interrupt), or 0 if there was none.
+    /// The signal of an [interrupt](Cancel::interrupt), or 0 without one.
     signal: AtomicI32,
 }
 

@@ -36,7 +36,7 @@ pub(super) struct FileSink {
 /// How a file is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Accepts everything at once. If it could not be opened again, it may block.
+    /// Accepts everything that is written. It may block if it could not be opened again.
     Whole,
     /// Accepts as much as it has room for.
     Room,

@@ -79,7 +79,7 @@ struct Source {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A regular file. What the container leaves unread, the caller's next process can read.
+    /// A regular file. The caller's next process can read what the container has left unread.
     Regular,
     /// A terminal. It is read only while the caller is in the foreground.
     Terminal,

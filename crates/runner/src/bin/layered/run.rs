@@ -173,7 +173,8 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    // Before anything runs: afterwards it would be too late to find out that it cannot be written.
+    // Created before anything runs: after the run it would be too late to find out that it cannot be
+    // written.
     let mut json = args.json.as_deref().map(JsonFile::create).transpose()?;
     let (report, status) = attempt(&args, json.as_mut()).unwrap_or_else(|error| {
         complain(format_args!("{}", message(&error, &args)));
@@ -185,7 +186,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The report as JSON, and the status that the shell is to see.
+/// Returns the report as JSON and the exit status for the shell.
 fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<(Value, u8)> {
     let (base, layers, template) = (args.stack.base()?, args.stack.layers()?, template(args)?);
     let access = args.access.get()?;
@@ -196,9 +197,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         file.reserve(&layers)?;
     }
     if template.terminal() == Terminal::Attached && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-        bail!(
-            "a terminal was asked for (--tty, or process.terminal in --spec), but standard input and output are none"
-        );
+        bail!("--tty and process.terminal in --spec need a terminal as standard input and standard output");
     }
     if let Some(upper) = &args.upper {
         args.stack.check_destination(upper)?;
@@ -226,7 +225,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     let kept_run =
         args.keep_failed.then(|| KeptRun { base: base.clone(), layers: layers.clone(), template: template.clone() });
     if let Some(run) = kept_run {
-        // Before the command, which may fill the disk.
+        // Written before the command starts, because the command may fill the disk.
         options = options.prep_upper(move |upper, _| Ok(run.write(upper)?));
     }
     let (options, signal) = signals::handed_on(options)?;
@@ -238,17 +237,17 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         _ => {}
     }
     if let Some(error) = &report.output_error {
-        // A terminal that takes no output takes no complaint about that either, and would keep the result.
+        // A terminal that accepts no output accepts no error message either, and writing one would block.
         if error.kind() != io::ErrorKind::TimedOut || has_room(&io::stderr()) {
             complain(format_args!("a part of the command's output is lost: {error}"));
         }
     }
-    // The upper is measured for it, which takes a walk.
+    // The JSON report includes the size of the upper, which takes a walk to measure.
     let (ended, keep) = (report.status, args.keep_failed && !report.status.success());
     let mut json = if args.json.is_some() { report.to_json() } else { json!({}) };
     let record = keep.then(|| report.capture_record());
     let Report { upper, timings, .. } = report;
-    // The result first: a failed message must not cost it.
+    // Saves the result before anything else is printed: a failed write must not lose it.
     json["upper"] = if let Some(record) = record {
         let kept = upper.keep();
         let dir = parent(&kept);
@@ -269,19 +268,20 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         Value::Null
     };
     if args.timings {
-        // If nobody reads it, nobody misses it.
+        // It does not matter if the reader of standard error has closed it.
         let _ = print_timings(&mut io::stderr().lock(), &timings);
     }
     Ok((json, status))
 }
 
-/// Whether something can be written to it without waiting.
+/// Returns whether `file` can be written to without waiting.
 fn has_room(file: &impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// Moves the upper to where it is wanted, or keeps it. Returns where it is, and whether it has been moved.
+/// Moves the upper to `destination`. Keeps it where it is if that fails. Returns its path, and whether
+/// it was moved.
 fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf, bool) {
     match upper.persist_with(destination, access) {
         Ok(path) => (path, true),
@@ -295,18 +295,19 @@ fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf
     }
 }
 
-/// What is told of a failure. What the runtime says of its own has been said where the command would have written.
+/// Returns the message about a failure. The runtime has already written its own messages to the
+/// command's standard error.
 fn message(error: &anyhow::Error, args: &Args) -> String {
     use container::Error::{CommandNotExecutable, CommandNotFound, Runtime};
     let failed = error.downcast_ref::<runner::Error>();
     let note = failed.map(runner::Error::left_note).unwrap_or_default();
     match failed.map(runner::Error::cause) {
-        // A mistake of the user's: the phase says nothing to them. The reason has the errno's text in it already.
+        // This is the user's mistake, so the message does not name the phase of the run.
         Some(Cause::Container(error @ (CommandNotFound { .. } | CommandNotExecutable { .. }))) => {
             let source = std::error::Error::source(error).map(|source| format!(" ({source})")).unwrap_or_default();
             format!("{error}{source}{note}")
         }
-        // One that has succeeded, or was killed, has said nothing.
+        // A runtime that succeeded or was killed has written no message.
         Some(Cause::Container(Runtime { program, ended, .. }))
             if args.output.is_none() && ended.code().is_some_and(|code| code != 0) =>
         {
@@ -367,7 +368,7 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     Ok(builder.no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
-/// What the shell sees. `signal` is the one that cancelled.
+/// Returns the exit status for the shell. `signal` is the signal that cancelled the run.
 pub(crate) fn exit_status(status: Status, signal: i32) -> u8 {
     let status = match status {
         Status::Exited(code) => code,
@@ -377,11 +378,11 @@ pub(crate) fn exit_status(status: Status, signal: i32) -> u8 {
         Status::OutputLimit => 128 + SIGTERM,
         _ => 128 + signal,
     };
-    // An exit status has eight bits, and so has the runtime's.
+    // An exit status has eight bits.
     (status & 0xff) as u8
 }
 
-/// What the shell sees of a failure of layered's own.
+/// Returns the exit status for the shell if the run itself failed.
 fn failure_status(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<runner::Error>().map(runner::Error::cause) {
         Some(Cause::Container(container::Error::CommandNotFound { .. })) => 127,
@@ -390,7 +391,7 @@ fn failure_status(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The report of a run that came to no result.
+/// Returns the report of a run without a result.
 fn failure_json(error: &anyhow::Error) -> Value {
     let failed = error.downcast_ref::<runner::Error>();
     json!({
@@ -419,7 +420,7 @@ impl<'a> JsonFile<'a> {
     /// Reserves room for the report of a run over `layers`, so that it can be written when the command has filled the disk.
     fn reserve(&mut self, layers: &[Layer]) -> anyhow::Result<()> {
         let paths: usize = layers.iter().map(|layer| layer.path().as_os_str().len() + layer.name().len()).sum();
-        // A path that is not UTF-8 takes four characters a byte.
+        // A path that is not UTF-8 takes four characters per byte.
         let bytes = (64 << 10) + 4 * paths as u64;
         kept::reserve(&self.file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(&self.path)))
     }
@@ -427,7 +428,7 @@ impl<'a> JsonFile<'a> {
     fn write(&mut self, value: &Value) -> anyhow::Result<()> {
         let text = format!("{}\n", escaped_json(value));
         let written = self.file.write_all(text.as_bytes()).and_then(|()| match self.file.metadata()?.is_file() {
-            // The rest of what was reserved.
+            // Removes the unused part of the reservation.
             true => self.file.set_len(text.len() as u64),
             false => Ok(()),
         });
