@@ -322,7 +322,12 @@ impl<'a> Supervised<'a> {
         let has_stream = fds[streams..].iter().any(is_ready);
         drop(fds);
         if has_report {
+            let was_ready = self.report.facts().is_ready;
             self.report.read();
+            // crun sets the size that the terminal had when the configuration was written, at some moment before this.
+            if self.report.facts().is_ready && !was_ready {
+                self.console.iter().for_each(Console::resize);
+            }
         }
         if has_console {
             if let Some(terminal) = self.console.as_mut().map(Console::receive).transpose()?.flatten() {
