@@ -13,6 +13,7 @@ use integration_tests::processes::{Running, descendants};
 use integration_tests::terminal::Terminal;
 use integration_tests::{Fixture, RUNTIMES, find, shell, stdout};
 use rustix::fs::{Stat, fstat};
+use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
 fn fifo(fixture: &Fixture) -> PathBuf {
@@ -138,9 +139,12 @@ fn output_to_one_place_keeps_its_order() {
         assert_eq!(fs::read_to_string(&log).unwrap(), expected.repeat(2), "{runtime}");
 
         // A pipe, a socket, a terminal.
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let mut piped = Running::start(run(&[]).stdout(writer.try_clone().unwrap()).stderr(writer));
-        assert_eq!((std::io::read_to_string(reader).unwrap(), piped.end().code()), (expected.clone(), Some(0)));
+        assert_eq!(
+            (std::io::read_to_string(File::from(reader)).unwrap(), piped.end().code()),
+            (expected.clone(), Some(0))
+        );
         let (mut reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
         let [out, err] = [writer.try_clone().unwrap(), writer].map(OwnedFd::from);
         let mut socket = Running::start(run(&[]).stdout(out).stderr(err));
