@@ -41,6 +41,9 @@ pub(crate) fn run(words: Words) -> ! {
         sys::report(Kind::ContainerEnded, container);
     }
     if let Some(index) = last {
+        // It has no streams of the run's, but it expects to have some.
+        sys::open_null_streams();
+        sys::close_on_exec(record::REPORT);
         let program = start(words, index);
         let _ = sys::reap(program, Wait::Blocks);
     }

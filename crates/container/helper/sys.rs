@@ -139,6 +139,16 @@ pub(crate) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, i32> {
     read
 }
 
+/// Opens `/dev/null` three times: as the standard streams, if those are closed.
+pub(crate) fn open_null_streams() {
+    const AT_FDCWD: usize = -100_isize as usize;
+    const O_RDWR: usize = 2;
+    for _ in 0..3 {
+        // SAFETY: a string, which the kernel reads.
+        let _ = unsafe { call(number::OPENAT, AT_FDCWD, c"/dev/null".as_ptr() as usize, O_RDWR, 0) };
+    }
+}
+
 /// Returns whether `path` exists.
 pub(crate) fn exists(path: &CStr) -> bool {
     const AT_FDCWD: usize = -100_isize as usize;

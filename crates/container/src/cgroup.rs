@@ -115,10 +115,18 @@ impl Cgroup {
         usage
     }
 
+    /// Removes the group where it is empty.
+    pub(crate) fn remove_if_empty(&self) {
+        for hierarchy in self.hierarchies {
+            let _ = remove_empty(&hierarchy.group(&self.name));
+        }
+    }
+
     /// Kills every process in the group. Then removes the group and all groups below it from every
     /// hierarchy. It is not an error if the group was never created.
     ///
-    /// # Errors [`Error::Leftover`] for the first hierarchy in which the group still exists after
+    /// # Errors
+    /// [`Error::Leftover`] for the first hierarchy in which the group still exists after
     /// one second. The group is removed from the other hierarchies all the same.
     pub fn remove(&self) -> Result<()> {
         let mut first = Ok(());

@@ -363,6 +363,7 @@ impl Runtime {
         log::create(&log).map_err(Error::io("create", log))?;
         // Dropped after the container, even if a callback panics.
         let cgroup = cgroup.map(Removed);
+        let _named = if cgroup.is_none() { RemovedIfEmpty::new(bundle.config())? } else { None };
         let program = |args| {
             let start_error = |source| Error::RuntimeStart { program: self.program.clone(), source };
             let program = Program::new(&self.program, args).map_err(start_error)?;
@@ -470,6 +471,24 @@ impl Drop for Removed<'_> {
             let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
             ::log::warn!("{error}{source}");
         }
+    }
+}
+
+/// Removes the group that a template names, when dropped, if it is empty. The runtime's `delete` does
+/// so, but it does not run if the container had to be killed.
+struct RemovedIfEmpty(Cgroup);
+
+impl RemovedIfEmpty {
+    /// `None` if the runtime chooses the group: only an absolute path says where that is.
+    fn new(config: &Config) -> Result<Option<Self>> {
+        let path = config.cgroups_path().and_then(|path| path.strip_prefix('/')).filter(|path| !path.is_empty());
+        path.map(|path| Ok(Self(Cgroup::new(path)?))).transpose()
+    }
+}
+
+impl Drop for RemovedIfEmpty {
+    fn drop(&mut self) {
+        self.0.remove_if_empty();
     }
 }
 

@@ -4,9 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -116,8 +114,8 @@ enum Stage {
 struct Keeper {
     pid: Pid,
     pidfd: Option<OwnedFd>,
-    /// The keeper's exit status, once it has been reaped.
-    exit: Option<ExitStatus>,
+    /// Whether it has been waited for.
+    has_ended: bool,
 }
 
 impl<'a> Supervised<'a> {
@@ -133,8 +131,7 @@ impl<'a> Supervised<'a> {
         let console = task.has_terminal.then(|| Console::new(task.bundle, keyboard)).transpose()?;
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&reader, fcntl_getfl(&reader)? | OFlags::NONBLOCK)?;
-        let (writer, program) =
-            (fcntl_dupfd_cloexec(&writer, spawn::FREE)?, fcntl_dupfd_cloexec(helper::program()?, spawn::FREE)?);
+        let (writer, program) = (fcntl_dupfd_cloexec(&writer, spawn::FREE)?, helper::program()?);
         let mut arguments =
             vec![c"layered-keeper".to_owned(), c"keeper".to_owned(), program::string(task.bundle.join(PID_FILE))?];
         task.start.append_to(&mut arguments);
@@ -157,7 +154,7 @@ impl<'a> Supervised<'a> {
             hidden: hidden.as_deref(),
         })?;
         // From here on, dropping the keeper kills it.
-        let mut keeper = Keeper { pid, pidfd: None, exit: None };
+        let mut keeper = Keeper { pid, pidfd: None, has_ended: false };
         keeper.pidfd = Some(pidfd_open(pid, PidfdFlags::empty())?);
         let report = Report::new(File::from(reader));
         // Returning drops the container's ends of the pipes. While this process holds them, the
@@ -212,7 +209,7 @@ impl<'a> Supervised<'a> {
         let exit = self.keeper.wait_for_end();
         self.report.read_to_end();
         let handed_on = self.hand_on_the_last(&stage, orders);
-        result.and(exit.map(drop)).and(handed_on)?;
+        result.and(exit).and(handed_on)?;
         Ok(match stage.why() {
             Ended::ByItself if self.streams.has_surplus() => Ended::OutputLimit,
             why => why,
@@ -382,19 +379,30 @@ impl Keeper {
     /// Kills the keeper, unless it has been reaped: its PID may now belong to another process.
     fn kill(&self) {
         let _ = match &self.pidfd {
-            _ if self.exit.is_some() => return,
+            _ if self.has_ended => return,
             Some(pidfd) => pidfd_send_signal(pidfd, Signal::KILL),
             None => kill_process(self.pid, Signal::KILL),
         };
     }
 
-    fn wait_for_end(&mut self) -> io::Result<ExitStatus> {
-        if let Some(exit) = self.exit {
-            return Ok(exit);
+    /// Waits until it has ended, and with it all that is in its namespaces.
+    fn wait_for_end(&mut self) -> io::Result<()> {
+        if self.has_ended {
+            return Ok(());
         }
-        let ended = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))?;
-        let (_, status) = ended.expect("without WNOHANG there is one");
-        Ok(*self.exit.insert(ExitStatus::from_raw(status.as_raw())))
+        match retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty())) {
+            Ok(_) => {}
+            // A caller that ignores SIGCHLD, or another thread of its, has reaped it.
+            Err(Errno::CHILD) => {
+                if let Some(pidfd) = &self.pidfd {
+                    let mut end = [PollFd::new(pidfd, PollFlags::IN)];
+                    retry_on_intr(|| poll(&mut end, None))?;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.has_ended = true;
+        Ok(())
     }
 
     fn pidfd(&self) -> &OwnedFd {

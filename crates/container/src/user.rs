@@ -68,7 +68,8 @@ impl UserSpec {
 impl FromStr for UserSpec {
     type Err = TemplateError;
 
-    /// # Errors [`TemplateError::User`] if `text` does not have one of these forms or a number is
+    /// # Errors
+    /// [`TemplateError::User`] if `text` does not have one of these forms or a number is
     /// too large.
     fn from_str(text: &str) -> Result<Self, TemplateError> {
         let refused = |problem| TemplateError::User { spec: text.to_owned(), problem };

@@ -24,7 +24,8 @@ struct Events {
 impl Cancel {
     /// Creates a `Cancel` that has not been used.
     ///
-    /// # Errors [`Error::Io`] if the process cannot open another descriptor.
+    /// # Errors
+    /// [`Error::Io`] if the process cannot open another descriptor.
     pub fn new() -> Result<Self> {
         let event =
             || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(Error::io("create", "an eventfd"));

@@ -4,11 +4,12 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::OnceLock;
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
+
+use super::streams::above;
 
 /// The format of the helper's report, and the descriptors it uses. The helper compiles the same
 /// file.
@@ -22,16 +23,12 @@ static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/helper"));
 /// replace it.
 pub(crate) const PATH_INSIDE: &str = "/proc/self/fd/4";
 
-/// Returns the helper in a sealed file in memory, which no process can write to. Each process
-/// creates it once.
-pub(super) fn program() -> io::Result<BorrowedFd<'static>> {
-    static FILE: OnceLock<OwnedFd> = OnceLock::new();
-    if let Some(file) = FILE.get() {
-        return Ok(file.as_fd());
-    }
-    let file = sealed_memfd(c"layered", PROGRAM)?;
-    // If two threads create a file concurrently, both use the first one.
-    Ok(FILE.get_or_init(|| file).as_fd())
+/// Returns the helper in a sealed file in memory, which no process can write to.
+///
+/// Each run has its own: root in a container can change the mode of the file of `/proc/1/exe`, and
+/// another run could not execute it then.
+pub(super) fn program() -> io::Result<OwnedFd> {
+    sealed_memfd(c"layered", PROGRAM)
 }
 
 /// Creates an executable file in memory with this content and seals it, so that no process can
@@ -46,7 +43,8 @@ pub(super) fn sealed_memfd(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
     };
     let mut file = File::from(file);
     file.write_all(content)?;
-    let file = OwnedFd::from(file);
+    // A caller may have closed its standard streams: their numbers are left to them.
+    let file = above(file.into())?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
 }

@@ -30,7 +30,8 @@ struct Ends {
 impl Signals {
     /// Creates the signals of one run.
     ///
-    /// # Errors [`Error::Io`] if the process cannot open another descriptor.
+    /// # Errors
+    /// [`Error::Io`] if the process cannot open another descriptor.
     pub fn new() -> Result<Self> {
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(Error::io("create", "a pipe for signals"))?;

@@ -70,10 +70,15 @@ struct Feed {
     rest: Option<OwnedFd>,
     /// Whether the source has been read to its end.
     has_ended: bool,
+    /// The number of bytes that have been read from the source.
+    taken: u64,
 }
 
 struct Source {
     file: File,
+    /// The caller's own open file, if `file` is the same one opened again. Only this one reports that
+    /// the writers of a FIFO have gone if they had gone before.
+    callers: Option<OwnedFd>,
     kind: Kind,
 }
 
@@ -343,7 +348,7 @@ fn null() -> io::Result<OwnedFd> {
 }
 
 /// Returns the same file with a descriptor number that the keeper does not use itself.
-fn above(file: OwnedFd) -> io::Result<OwnedFd> {
+pub(super) fn above(file: OwnedFd) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     if file.as_raw_fd() >= FREE { Ok(file) } else { Ok(fcntl_dupfd_cloexec(&file, FREE)?) }
 }
@@ -438,7 +443,15 @@ impl Source {
         // Opened again without blocking: another process may read the input that poll(2) has
         // announced here.
         let own = can_be_reopened(&file, file_type).then(|| reopened(&file, OFlags::RDONLY).ok()).flatten();
-        Ok(Self { file: own.unwrap_or(file).into(), kind })
+        Ok(match own {
+            Some(own) => Self { file: own.into(), callers: Some(file), kind },
+            None => Self { file: file.into(), callers: None, kind },
+        })
+    }
+
+    /// Returns what poll(2) waits for.
+    fn polled(&self) -> BorrowedFd<'_> {
+        self.callers.as_ref().map_or(self.file.as_fd(), AsFd::as_fd)
     }
 
     /// Returns whether the caller may read the source now. Only the terminal of the caller's own
@@ -456,7 +469,7 @@ impl Source {
 
 impl Feed {
     fn new(file: File, sink: Option<OwnedFd>) -> io::Result<Self> {
-        Ok(Self { source: Source::new(file)?, sink, pending: Vec::new(), rest: None, has_ended: false })
+        Ok(Self { source: Source::new(file)?, sink, pending: Vec::new(), rest: None, has_ended: false, taken: 0 })
     }
 
     /// Ends the container's input. The container can still read what is in the pipe.
@@ -473,13 +486,14 @@ impl Feed {
         // closed its input.
         fds.push(PollFd::new(sink, if waits_for_room { PollFlags::OUT } else { PollFlags::empty() }));
         if !waits_for_room && self.source.is_in_front() {
-            fds.push(PollFd::new(&self.source.file, PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(self.source.polled(), PollFlags::IN));
         }
     }
 
     /// Copies as much input as is available and as the container has room for.
     ///
-    /// # Errors [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the command has closed its input; else
+    /// # Errors
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the command has closed its input; else
     /// the kernel's, if the input cannot be read or written.
     fn advance(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let Some(sink) = &self.sink else { return Ok(()) };
@@ -492,7 +506,8 @@ impl Feed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         if self.pending.is_empty() && self.source.is_in_front() {
-            let readable = self.source.kind == Kind::Regular || !ready(&self.source.file, PollFlags::IN)?.is_empty();
+            let readable =
+                self.source.kind == Kind::Regular || !ready(&self.source.polled(), PollFlags::IN)?.is_empty();
             if !readable {
                 return Ok(());
             }
@@ -501,7 +516,10 @@ impl Feed {
                     self.end();
                     return Ok(());
                 }
-                Ok(length) => self.pending.extend_from_slice(&buffer[..length]),
+                Ok(length) => {
+                    self.taken += length as u64;
+                    self.pending.extend_from_slice(&buffer[..length]);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
                 // The caller has moved to the background, or the source was not ready after all.
                 Err(error)
@@ -528,7 +546,8 @@ impl Drop for Feed {
     fn drop(&mut self) {
         let pipe = self.rest.as_ref().or(self.sink.as_ref()).filter(|_| self.source.kind == Kind::Regular);
         let Some(pipe) = pipe.filter(|pipe| may_be_shared(pipe).unwrap_or_default()) else { return };
-        let unread = ioctl_fionread(pipe).unwrap_or(0) + self.pending.len() as u64;
+        // The command can write to its own standard input, too: no more goes back than was taken.
+        let unread = (ioctl_fionread(pipe).unwrap_or(0) + self.pending.len() as u64).min(self.taken);
         if let (Ok(back), true) = (i64::try_from(unread), unread > 0) {
             if let Err(error) = self.source.file.seek(SeekFrom::Current(-back)) {
                 log::debug!("the input is not put back to where the command has read up to: {error}");

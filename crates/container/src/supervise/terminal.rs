@@ -12,6 +12,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType,
     accept_with, bind, listen, recvmsg, socket_with,
 };
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rustix::termios::{OptionalActions, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
 /// The name of the socket in the bundle. The runtime gets this relative path, because the bundle is
@@ -25,6 +26,8 @@ pub(super) struct Console {
     connection: Option<OwnedFd>,
     keyboard: Keyboard,
     terminal: Option<OwnedFd>,
+    /// The container's side of it.
+    peer: Option<OwnedFd>,
     /// The caller's own terminal settings, if they have been changed.
     saved: Option<Saved>,
 }
@@ -51,7 +54,7 @@ impl Console {
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))?)?;
         listen(&listener, 1)?;
-        Ok(Self { listener: Some(listener), connection: None, keyboard, terminal: None, saved: None })
+        Ok(Self { listener: Some(listener), connection: None, keyboard, terminal: None, peer: None, saved: None })
     }
 
     /// Returns the socket that becomes readable when the runtime sends something, or `None` once
@@ -89,6 +92,12 @@ impl Console {
         });
         let Some(terminal) = files.flatten().find(|file| isatty(file)) else { return Ok(None) };
         self.listener = None;
+        // While a process has it open, it is not at its end: a command may close its terminal and open
+        // it again. The init has it open, but a command without one may not.
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        self.peer = ioctl_tiocgptpeer(&terminal, flags)
+            .inspect_err(|error| log::debug!("the container's terminal may end early: {error}"))
+            .ok();
         resize(&terminal);
         if self.keyboard == Keyboard::Callers {
             self.saved = Saved::make_raw()?;
@@ -99,7 +108,7 @@ impl Console {
     /// Closes the container's terminal. The kernel hangs it up once the [streams](super::Streams)
     /// have closed it, too.
     pub(super) fn hang_up(&mut self) {
-        self.terminal = None;
+        (self.terminal, self.peer) = (None, None);
     }
 
     /// Sets the size of the container's terminal to that of the caller's.
