@@ -8,16 +8,18 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::Signal;
 
 use crate::{Input, Output};
 
 mod cancel;
+mod feed;
 mod helper;
+mod keeper;
 mod mask;
 mod not_executed;
 mod program;
@@ -31,6 +33,7 @@ mod terminal;
 
 pub use cancel::Cancel;
 pub(crate) use helper::PATH_INSIDE;
+use keeper::Keeper;
 use mask::Masked;
 pub(crate) use program::Program;
 pub(crate) use report::Facts;
@@ -110,14 +113,6 @@ enum Stage {
     Killed(Ended),
 }
 
-/// The process whose end makes the kernel kill everything else in the run.
-struct Keeper {
-    pid: Pid,
-    pidfd: Option<OwnedFd>,
-    /// Whether it has been waited for.
-    has_ended: bool,
-}
-
 impl<'a> Supervised<'a> {
     /// Starts the keeper, which starts the container. The kernel kills all of it when the calling
     /// thread ends.
@@ -153,9 +148,8 @@ impl<'a> Supervised<'a> {
             directory: &directory,
             hidden: hidden.as_deref(),
         })?;
-        // From here on, dropping the keeper kills it.
-        let mut keeper = Keeper { pid, pidfd: None, has_ended: false };
-        keeper.pidfd = Some(pidfd_open(pid, PidfdFlags::empty())?);
+        // From here on, dropping it kills the container.
+        let keeper = Keeper::new(pid)?;
         let report = Report::new(File::from(reader));
         // Returning drops the container's ends of the pipes. While this process holds them, the
         // readers do not see the end of the streams.
@@ -297,7 +291,7 @@ impl<'a> Supervised<'a> {
         let timeout = timeout.map(timespec);
         let console = self.console.as_ref().and_then(Console::socket);
         let readable = [
-            Some(self.keeper.pidfd().as_fd()),
+            Some(self.keeper.as_fd()),
             order,
             self.report.pipe().map(AsFd::as_fd),
             signals.map(Signals::as_fd),
@@ -366,57 +360,6 @@ impl<'a> Supervised<'a> {
 
 fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() }
-}
-
-impl Keeper {
-    /// Sends the keeper a signal to forward. It is not an error if the keeper has ended.
-    fn send(&self, signal: i32) {
-        if let Some(signal) = Signal::from_named_raw(signal) {
-            let _ = pidfd_send_signal(self.pidfd(), signal);
-        }
-    }
-
-    /// Kills the keeper, unless it has been reaped: its PID may now belong to another process.
-    fn kill(&self) {
-        let _ = match &self.pidfd {
-            _ if self.has_ended => return,
-            Some(pidfd) => pidfd_send_signal(pidfd, Signal::KILL),
-            None => kill_process(self.pid, Signal::KILL),
-        };
-    }
-
-    /// Waits until it has ended, and with it all that is in its namespaces.
-    fn wait_for_end(&mut self) -> io::Result<()> {
-        if self.has_ended {
-            return Ok(());
-        }
-        match retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty())) {
-            Ok(_) => {}
-            // A caller that ignores SIGCHLD, or another thread of its, has reaped it.
-            Err(Errno::CHILD) => {
-                if let Some(pidfd) = &self.pidfd {
-                    let mut end = [PollFd::new(pidfd, PollFlags::IN)];
-                    retry_on_intr(|| poll(&mut end, None))?;
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
-        self.has_ended = true;
-        Ok(())
-    }
-
-    fn pidfd(&self) -> &OwnedFd {
-        self.pidfd.as_ref().expect("a child that was started has one")
-    }
-}
-
-impl Drop for Keeper {
-    /// Kills and reaps the keeper if [`Supervised::wait`] has not: for example, because a callback
-    /// panicked.
-    fn drop(&mut self) {
-        self.kill();
-        let _ = self.wait_for_end();
-    }
 }
 
 /// Whether the destinations of the output accept more.
