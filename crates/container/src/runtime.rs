@@ -377,6 +377,7 @@ impl Runtime {
             bundle: bundle.path(),
             hidden: self.hidden_directory(),
             has_terminal: bundle.has_terminal(),
+            init,
             stdin,
             stdout,
             stderr,

@@ -14,7 +14,7 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 
-use crate::{Input, Output};
+use crate::{Init, Input, Output};
 
 mod cancel;
 mod feed;
@@ -63,6 +63,7 @@ pub(crate) struct Task<'a> {
     /// A directory that must appear empty to the runtime.
     pub(crate) hidden: Option<&'a Path>,
     pub(crate) has_terminal: bool,
+    pub(crate) init: Init,
     pub(crate) stdin: Input,
     pub(crate) stdout: Output<'a>,
     pub(crate) stderr: Output<'a>,
@@ -123,7 +124,7 @@ impl<'a> Supervised<'a> {
             true => Streams::of_terminal(task.stdin, task.stdout, task.output_limit)?,
             false => Streams::new(task.stdin, task.stdout, task.stderr, task.output_limit)?,
         };
-        let console = task.has_terminal.then(|| Console::new(task.bundle, keyboard)).transpose()?;
+        let console = task.has_terminal.then(|| Console::new(task.bundle, keyboard, task.init)).transpose()?;
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&reader, fcntl_getfl(&reader)? | OFlags::NONBLOCK)?;
         let (writer, program) = (fcntl_dupfd_cloexec(&writer, spawn::FREE)?, helper::program()?);

@@ -15,6 +15,8 @@ use rustix::net::{
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rustix::termios::{OptionalActions, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
+use crate::Init;
+
 /// The name of the socket in the bundle. The runtime gets this relative path, because the bundle is
 /// its working directory: an absolute path may exceed the 107 bytes that unix(7) allows.
 pub(crate) const SOCKET: &str = "console.sock";
@@ -25,6 +27,7 @@ pub(super) struct Console {
     /// The connection over which the runtime sends the terminal.
     connection: Option<OwnedFd>,
     keyboard: Keyboard,
+    init: Init,
     terminal: Option<OwnedFd>,
     /// The container's side of it.
     peer: Option<OwnedFd>,
@@ -43,7 +46,7 @@ pub(super) enum Keyboard {
 
 impl Console {
     /// Creates the socket in `bundle`. Replaces an earlier socket there.
-    pub(super) fn new(bundle: &Path, keyboard: Keyboard) -> io::Result<Self> {
+    pub(super) fn new(bundle: &Path, keyboard: Keyboard, init: Init) -> io::Result<Self> {
         use std::os::fd::AsRawFd;
         let directory = openat(CWD, bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         match unlinkat(&directory, SOCKET, rustix::fs::AtFlags::empty()) {
@@ -54,7 +57,7 @@ impl Console {
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))?)?;
         listen(&listener, 1)?;
-        Ok(Self { listener: Some(listener), connection: None, keyboard, terminal: None, peer: None, saved: None })
+        Ok(Self { listener: Some(listener), connection: None, keyboard, init, terminal: None, peer: None, saved: None })
     }
 
     /// Returns the socket that becomes readable when the runtime sends something, or `None` once
@@ -93,11 +96,13 @@ impl Console {
         let Some(terminal) = files.flatten().find(|file| isatty(file)) else { return Ok(None) };
         self.listener = None;
         // While a process has it open, it is not at its end: a command may close its terminal and open
-        // it again. The init has it open, but a command without one may not.
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        self.peer = ioctl_tiocgptpeer(&terminal, flags)
-            .inspect_err(|error| log::debug!("the container's terminal may end early: {error}"))
-            .ok();
+        // it again. The init keeps it open.
+        if self.init == Init::None {
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            self.peer = ioctl_tiocgptpeer(&terminal, flags)
+                .inspect_err(|error| log::debug!("the container's terminal may end early: {error}"))
+                .ok();
+        }
         resize(&terminal);
         if self.keyboard == Keyboard::Callers {
             self.saved = Saved::make_raw()?;
@@ -178,7 +183,7 @@ mod tests {
     #[test]
     fn a_runtime_that_has_not_sent_its_terminal_keeps_nobody() {
         let dir = tempfile::tempdir().unwrap();
-        let mut console = Console::new(dir.path(), Keyboard::Other).unwrap();
+        let mut console = Console::new(dir.path(), Keyboard::Other, Init::Provided).unwrap();
         assert!(console.receive().unwrap().is_none());
         // The first connection closes without sending anything. The second one sends a file that is
         // not a terminal.
