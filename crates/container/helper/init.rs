@@ -1,8 +1,10 @@
-//! The init: process 1 inside the container. It starts the command as its child, hands signals on to it, reaps what the command
-//! leaves behind, and reports how it ended. It can also become the command, for one that is an init itself.
+//! The init: process 1 inside the container. It starts the command as its child, forwards signals
+//! to it, reaps the processes that the command leaves behind, and reports how the command ended. It
+//! can also execute the command in its own place, for a command that is itself an init.
 //!
-//! `PROGRAM init|exec AFFINITY COMMAND ARGUMENT…`: AFFINITY is the mask of processors as a hexadecimal number, of any length; empty
-//! for all. The kernel kills everything else in the container when this process ends.
+//! Usage: `PROGRAM init|exec AFFINITY COMMAND ARGUMENT…`. AFFINITY is a mask of processors as a
+//! hexadecimal number of any length. An empty mask allows all processors. When this process ends,
+//! the kernel kills every other process in the container.
 
 use core::ffi::CStr;
 
@@ -10,21 +12,21 @@ use crate::record::{HEAD_BYTES, Kind, PROGRAM, REPORT};
 use crate::sys::{self, EACCES, ENAMETOOLONG, ENOENT, ENOTDIR, Origin, Pid, SIGCHLD, SIGHUP, Wait};
 use crate::{USAGE, Words};
 
-/// What becomes of the command.
+/// How the init starts the command.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It is a child of this process.
+    /// The command is a child of this process.
     Child,
-    /// It takes the place of this process.
+    /// The command replaces this process.
     First,
 }
 
-/// The index of the mask of processors.
+/// The index of the processor mask among the arguments.
 const AFFINITY: usize = 2;
-/// The index of the command's name.
+/// The index of the command's name among the arguments.
 const COMMAND: usize = 3;
 
-/// The status of a process that could not become the command, as a shell has it.
+/// The exit status of a process that cannot execute the command, as in a shell.
 const NOT_EXECUTED: i32 = 127;
 
 pub(crate) fn run(words: Words, mode: Mode) -> ! {
@@ -42,7 +44,8 @@ pub(crate) fn run(words: Words, mode: Mode) -> ! {
     let has_terminal = sys::has_terminal();
     match sys::fork() {
         Ok(0) => {
-            // With a terminal it stays in this session, which the terminal belongs to, and in its foreground.
+            // The container's terminal belongs to this session. The command stays in the session,
+            // and so in the foreground of the terminal.
             if !has_terminal {
                 sys::new_session();
             }
@@ -51,22 +54,25 @@ pub(crate) fn run(words: Words, mode: Mode) -> ! {
         Ok(pid) => {
             sys::set_name(c"layered-init");
             hide_arguments(words);
-            // A reader sees the end of a stream when the command closes it. A terminal without anybody is closed for good.
+            // Otherwise a reader would not see the end of a stream when the command closes it. With
+            // a terminal, standard input stays open: the caller would take a terminal that no
+            // process has open for ended.
             for stream in if has_terminal { 1..3 } else { 0..3 } {
                 sys::close(stream);
             }
-            // Without its status the command has no result.
+            // Without the command's status, the run has no result.
             let Ok(status) = supervise(pid, has_terminal) else { sys::exit(USAGE) };
             sys::report(Kind::CommandEnded, status);
-            // As a shell has it: the status, or 128 and the number of the signal.
+            // As in a shell: the exit status, or 128 plus the number of the signal.
             sys::exit(if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) })
         }
-        // Of processes, there may be a limit.
+        // A limit on processes can make fork(2) fail.
         Err(errno) => fail(command, errno),
     }
 }
 
-/// Hands on signals and reaps until the command has ended. Returns its wait status, or the errno if the command cannot be waited for.
+/// Forwards signals and reaps children until the command has ended. Returns the command's wait
+/// status, or the errno if it cannot be waited for.
 fn supervise(command: Pid, has_terminal: bool) -> Result<i32, i32> {
     loop {
         let signal = sys::next_signal();
@@ -79,10 +85,13 @@ fn supervise(command: Pid, has_terminal: bool) -> Result<i32, i32> {
             continue;
         }
         let is_for_command = match signal.origin {
-            // What a terminal sends the command gets itself, but for the end of that: the kernel tells the session's leader alone.
+            // The kernel sends the terminal's signals to the command as well. The exception is
+            // SIGHUP at a hang-up: the kernel sends it only to the session leader, which is this
+            // process.
             Origin::Kernel => signal.number == SIGHUP,
             Origin::Outside => true,
-            // With a terminal it is in the process group of the command, which gets itself what is sent to that (`kill 0`).
+            // With a terminal, this process is in the command's process group, so the command
+            // already gets signals that are sent to the group (`kill 0`).
             Origin::Inside => !has_terminal,
         };
         if is_for_command {
@@ -91,7 +100,8 @@ fn supervise(command: Pid, has_terminal: bool) -> Result<i32, i32> {
     }
 }
 
-/// Overwrites the arguments, for those who read the command line: `pkill -f NAME` means the command, and not this process, too.
+/// Overwrites the arguments that other processes see as the command line. `pkill -f NAME` then
+/// matches the command and not this process.
 fn hide_arguments(words: Words) {
     const NAME: &[u8] = b"layered-init";
     let mut name = NAME.iter();
@@ -99,14 +109,15 @@ fn hide_arguments(words: Words) {
     while let Some(word) = words.argument(index) {
         let length = word.to_bytes().len();
         for place in 0..length {
-            // SAFETY: the word is a string in this process's own memory, and nothing reads it as such any more.
+            // SAFETY: the word is a string in this process's own memory, and nothing reads it as a
+            // string from here on.
             unsafe { word.as_ptr().cast_mut().add(place).write(name.next().map_or(0, |byte| *byte as _)) };
         }
         index += 1;
     }
 }
 
-/// Becomes the command; reports what keeps it from that.
+/// Executes the command in this process. Reports the reason if that fails.
 fn become_command(words: Words, command: &CStr) -> ! {
     sys::default_signals().unwrap_or_else(|errno| fail(command, errno));
     let arguments = words.arguments_from(COMMAND);
@@ -114,7 +125,7 @@ fn become_command(words: Words, command: &CStr) -> ! {
     if name.contains(&b'/') {
         fail(command, sys::execute(command, arguments, words.environment));
     }
-    // As execvp(3) has it, but that no shell reads what is no program.
+    // Like execvp(3), but without running a file of unknown format by a shell.
     let mut failure = ENOENT;
     let mut denied = None;
     let search = path_of(words).unwrap_or(b"/bin:/usr/bin");
@@ -133,15 +144,17 @@ fn become_command(words: Words, command: &CStr) -> ! {
     if let Some(path) = denied.and_then(|directory| join(&mut buffer, directory, name)) {
         fail(path, EACCES);
     }
-    // There is no file whose beginning would say more: one of that name in the working directory is another.
+    // The search found no file, so the head stays empty. A file of that name in the working
+    // directory would be unrelated.
     sys::report_not_executed(name, b"", failure);
     sys::exit(NOT_EXECUTED)
 }
 
-/// PATH_MAX of the kernel, a NUL included.
+/// `PATH_MAX` of the kernel, including the NUL.
 const PATH_BYTES: usize = 4096;
 
-/// The path of `name` in `directory`, the working directory if that is empty.
+/// Returns the path of `name` in `directory`. An empty `directory` stands for the working
+/// directory.
 fn join<'b>(buffer: &'b mut [u8; PATH_BYTES], directory: &[u8], name: &[u8]) -> Option<&'b CStr> {
     let directory = if directory.is_empty() { b"." } else { directory };
     let mut path = buffer.iter_mut();
@@ -151,7 +164,7 @@ fn join<'b>(buffer: &'b mut [u8; PATH_BYTES], directory: &[u8], name: &[u8]) -> 
     CStr::from_bytes_until_nul(buffer).ok()
 }
 
-/// The value of `PATH` in the environment.
+/// Returns the value of `PATH` in the environment.
 fn path_of(words: Words) -> Option<&'static [u8]> {
     let environment = Words { arguments: words.environment, ..words };
     let mut index = 0;
@@ -164,7 +177,8 @@ fn path_of(words: Words) -> Option<&'static [u8]> {
     None
 }
 
-/// Reports that the command at `path` cannot be executed, and what its file begins with, by which the reason may be known.
+/// Reports that the command at `path` cannot be executed, along with the first bytes of its file.
+/// The caller derives the reason from those bytes.
 fn fail(path: &CStr, errno: i32) -> ! {
     let mut head = [0; HEAD_BYTES];
     let length = sys::read_file(path, &mut head).unwrap_or(0);
@@ -172,9 +186,10 @@ fn fail(path: &CStr, errno: i32) -> ! {
     sys::exit(NOT_EXECUTED)
 }
 
-/// Runs on the processors of the mask only. The control group may allow fewer; then the kernel takes those of both.
+/// Restricts this process to the processors in the mask. The control group may allow fewer; the
+/// kernel then uses the intersection.
 fn set_affinity(mask: &[u8]) {
-    // As many processors as the kernel can be built for (CONFIG_NR_CPUS).
+    // The largest number of processors that the kernel can be built for (CONFIG_NR_CPUS): 8,192.
     let mut processors = [0_u64; 128];
     for (place, digit) in mask.iter().rev().enumerate() {
         let digit = match digit {

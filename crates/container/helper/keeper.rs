@@ -1,8 +1,9 @@
-//! The keeper: process 1 of a run's outer PID namespace. It starts the runtime, which starts the container and ends, and waits for
-//! the end of the container. When the keeper ends, however that happens, the kernel kills all that is left in the namespace.
+//! The keeper: process 1 of a run's outer PID namespace. It starts the runtime, which starts the
+//! container and exits. The keeper then waits for the container to end. When the keeper ends, for
+//! whatever reason, the kernel kills every process left in the namespace.
 //!
-//! `keeper PID-FILE PROGRAM NAME ARGUMENT… ["" PROGRAM NAME ARGUMENT…]`: the first command starts the container, the second one, if
-//! there is one, runs when the container has ended.
+//! Usage: `keeper PID-FILE PROGRAM NAME ARGUMENT… ["" PROGRAM NAME ARGUMENT…]`. The first command
+//! starts the container. The second one is optional and runs after the container has ended.
 
 use core::ffi::{CStr, c_char};
 use core::ptr;
@@ -11,12 +12,12 @@ use crate::record::{self, Kind, PROGRAM};
 use crate::sys::{self, Origin, Pid, SIGCHLD, Wait};
 use crate::{USAGE, Words};
 
-/// The index of the file in which the runtime leaves the number of the container's first process.
+/// The index of the PID file, where the runtime writes the PID of the container's first process.
 const PID_FILE: usize = 2;
 /// The index of the runtime's path.
 const RUNTIME: usize = 3;
 
-/// What a process of the keeper's exits with that cannot do its work. It has reported why.
+/// The exit status of a process that could not do its work and has reported why.
 const FAILED: i32 = 1;
 
 pub(crate) fn run(words: Words) -> ! {
@@ -25,12 +26,14 @@ pub(crate) fn run(words: Words) -> ! {
         sys::exit(FAILED);
     }
     sys::set_name(c"layered-keeper");
-    // The caller's terminal sends its signals to the caller, who hands them on.
+    // In its own session, the keeper does not get signals from the caller's terminal. The caller
+    // gets them and forwards them.
     sys::new_session();
     let Some(pid_file) = words.argument(PID_FILE) else { sys::exit(USAGE) };
     let last = split(words);
     let runtime = start(words, RUNTIME);
-    // They are the container's alone: a reader sees the end of a stream when the command closes it.
+    // Only the container may hold these open. Otherwise a reader would not see the end of a stream
+    // when the command closes it.
     for descriptor in [0, 1, 2, PROGRAM] {
         sys::close(descriptor);
     }
@@ -38,18 +41,22 @@ pub(crate) fn run(words: Words) -> ! {
         sys::report(Kind::ContainerEnded, container);
     }
     if let Some(index) = last {
+        // It has no streams of the run's, but it expects to have some.
+        sys::open_null_streams();
+        sys::close_on_exec(record::REPORT);
         let program = start(words, index);
         let _ = sys::reap(program, Wait::Blocks);
     }
     sys::exit(0)
 }
 
-/// Ends the first command at the empty word, and returns the index of the second one.
+/// Ends the first command at the empty word and returns the index of the second command.
 fn split(words: Words) -> Option<usize> {
     let mut index = RUNTIME;
     while let Some(word) = words.argument(index) {
         if word.is_empty() {
-            // SAFETY: it is one of the pointers of the list, which is this process's own to change.
+            // SAFETY: this is an element of the argument list, which is in this process's own
+            // memory.
             unsafe { words.arguments.cast_mut().add(index).write(ptr::null::<c_char>()) };
             return Some(index + 1);
         }
@@ -58,13 +65,14 @@ fn split(words: Words) -> Option<usize> {
     None
 }
 
-/// Starts the program whose path is the argument `index`, with the arguments behind that. A program that cannot be started is
-/// reported, and counts as one that has ended.
+/// Starts the program whose path is the argument at `index`, with the arguments after it. If the
+/// program cannot be executed, the child reports that and exits with [`FAILED`].
 fn start(words: Words, index: usize) -> Pid {
     let Some(program) = words.argument(index) else { sys::exit(USAGE) };
     match sys::fork() {
         Ok(0) => {
-            // Executed by its path in /proc, it is of no use to the runtime any more.
+            // The kernel executes the copy by its path in /proc, so the runtime itself does not
+            // need the descriptor.
             sys::close_on_exec(record::RUNTIME);
             let execute = |()| sys::execute(program, words.arguments_from(index + 1), words.environment);
             let errno = sys::default_signals().map_or_else(|errno| errno, execute);
@@ -79,9 +87,10 @@ fn start(words: Words, index: usize) -> Pid {
     }
 }
 
-/// Waits for the runtime and then for the container, and hands on signals: those that come before the container is there are kept
-/// for it. Returns the wait status of the container's first process, or `None` if the runtime has started none, or its end can
-/// not be waited for.
+/// Waits for the runtime and then for the container, and forwards signals. Signals that arrive
+/// before the container exists are kept and forwarded later. Returns the wait status of the
+/// container's first process. Returns `None` if the runtime started no container, or if the
+/// container's end cannot be waited for.
 fn supervise(runtime: Pid, pid_file: &CStr) -> Option<i32> {
     let mut pending = 0_u64;
     let mut container = None;
@@ -97,7 +106,8 @@ fn supervise(runtime: Pid, pid_file: &CStr) -> Option<i32> {
             }
             continue;
         }
-        // The runtime alone, until it has ended: then its file says who the container is.
+        // Waits for the runtime alone until it has ended. Only then does the PID file name the
+        // container.
         while let Some((pid, status)) = sys::reap(container.map_or(runtime, |_| -1), Wait::Looks).ok()? {
             if Some(pid) == container {
                 return Some(status);
@@ -116,15 +126,16 @@ fn supervise(runtime: Pid, pid_file: &CStr) -> Option<i32> {
                 pending &= pending - 1;
             }
         }
-        // A number that means nothing here. The container is not a child of this process at first: crun has a process in between,
-        // which ends after the one that was started, and tells of that by another SIGCHLD.
+        // The PID in the file names no process here. The check must not look only at children: crun
+        // starts the container through an intermediate process, which ends later than the runtime.
+        // Its end makes the container a child of this process and causes another SIGCHLD.
         if container.is_some_and(|pid| !sys::is_process(pid)) {
             return None;
         }
     }
 }
 
-/// The number in the file, which must be more than 1: 1 is this process.
+/// Reads the PID in the file. It must be greater than 1, which is this process.
 fn read_pid(path: &CStr) -> Option<Pid> {
     let mut buffer = [0; 16];
     let length = sys::read_file(path, &mut buffer).ok()?;

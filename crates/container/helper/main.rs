@@ -1,7 +1,9 @@
-//! The helper program that looks after a container, in two places: as the [`keeper`] outside of it, and as the [`init`] inside.
+//! The helper program that looks after a container. It runs in two roles: the [`keeper`] outside
+//! the container, and the [`init`] inside it.
 //!
-//! It is linked statically, without a C library: it must run in any root file system. It allocates nothing, and what it reports
-//! is defined in `record.rs`. `build.rs` compiles it; `supervise/helper.rs` holds the result and starts it.
+//! The program is linked statically and without a C library, because it must run in any root file
+//! system. It allocates no memory. `record.rs` defines what it reports. `build.rs` compiles it;
+//! `supervise/helper.rs` embeds and starts it.
 #![no_std]
 #![no_main]
 
@@ -26,10 +28,11 @@ core::arch::global_asm!(
 #[cfg(target_arch = "aarch64")]
 core::arch::global_asm!(".globl _start", "_start:", "mov x29, xzr", "mov x0, sp", "bl start", "brk 1");
 
-/// What the process exits with if it is not called as this crate calls it.
+/// The exit status if the arguments are not those that this crate passes.
 const USAGE: i32 = 125;
 
-/// The words that a program gets from execve(2): the arguments and the environment, each a list that ends with a null pointer.
+/// The arguments and the environment of a program. Each is a list that ends with a null pointer, as
+/// in execve(2).
 #[derive(Clone, Copy)]
 struct Words {
     arguments: *const *const c_char,
@@ -37,27 +40,28 @@ struct Words {
 }
 
 impl Words {
-    /// The argument `index`, or `None` behind the last one.
+    /// Returns the argument at `index`, or `None` after the last one.
     fn argument(self, index: usize) -> Option<&'static CStr> {
-        // SAFETY: the list ends with a null pointer, and no caller asks for more than one word behind it. Each word is a string that
-        // stays for as long as the process does.
+        // SAFETY: the list ends with a null pointer, and no caller reads past that pointer. Each
+        // word is a string that lives as long as the process.
         unsafe {
             let word = *self.arguments.add(index);
             (!word.is_null()).then(|| CStr::from_ptr(word))
         }
     }
 
-    /// The arguments from `index` on, as execve(2) takes them.
+    /// Returns the arguments from `index` on, as execve(2) takes them.
     fn arguments_from(self, index: usize) -> *const *const c_char {
-        // SAFETY: no caller asks for more than one word behind the last one.
+        // SAFETY: no caller passes an index past the null pointer at the end.
         unsafe { self.arguments.add(index) }
     }
 }
 
-/// Called by `_start` with the stack as the kernel has made it: the number of arguments, the arguments, null, the environment, null.
+/// Is called by `_start` with the initial stack: the number of arguments, the arguments, null, the
+/// environment, null.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn start(stack: *const usize) -> ! {
-    // SAFETY: that is the ABI of a program's start.
+    // SAFETY: the kernel's ABI defines this layout of the initial stack.
     let words = unsafe {
         let arguments = stack.add(1).cast();
         Words { arguments, environment: stack.add(*stack + 2).cast() }

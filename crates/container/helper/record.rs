@@ -1,25 +1,28 @@
-//! What the helper reports, a record at a time: a [`Kind`] and a value, each four bytes in the machine's own order. Behind the
-//! value of a [`Kind::Path`] and a [`Kind::Head`] stand as many bytes as it says.
+//! The format of the helper's report: a sequence of records. A record is a [`Kind`] and a value of
+//! four bytes each, in native byte order. For [`Kind::Path`] and [`Kind::Head`], the value is a
+//! length, and that number of bytes follows.
 //!
 //! The helper and the crate both compile this file.
 
 /// The descriptor that the helper reports on.
 pub(crate) const REPORT: i32 = 3;
 
-/// The descriptor of the helper's own program, by which the container starts it.
+/// The descriptor of the helper's own program. The runtime executes the init through it.
 pub(crate) const PROGRAM: i32 = 4;
 
-/// The most bytes of a path that are reported. With the head they fit into PIPE_BUF: what the helper writes by one call stays
-/// together in the pipe, whatever another process writes to it.
+/// The longest path that the helper reports, in bytes; it cuts off the rest. A path and a head fit
+/// into PIPE_BUF together, so the helper's single write stays in one piece even if other processes
+/// write to the same pipe.
 pub(crate) const PATH_BYTES: usize = 2048;
 
-/// The descriptor of a copy of the runtime, by which the keeper starts it, if there is one.
+/// The descriptor of the copy of the runtime, if there is one. The keeper executes the runtime
+/// through it.
 pub(crate) const RUNTIME: i32 = 5;
 
-/// The most bytes of a program that are reported if the kernel does not execute it.
+/// The most bytes that the helper reports of a file that the kernel refuses to execute.
 pub(crate) const HEAD_BYTES: usize = 1024;
 
-/// What a record is about.
+/// The kind of a record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(helper), derive(Debug))]
 #[repr(u32)]
@@ -28,13 +31,14 @@ pub(crate) enum Kind {
     RuntimeNotExecuted = 1,
     /// The runtime has ended. The value is its wait status.
     RuntimeEnded = 2,
-    /// The init is ready: it takes signals from now on.
+    /// The init is ready and accepts signals.
     Ready = 3,
     /// The command cannot be executed. The value is the errno.
     NotExecuted = 4,
-    /// The path that the errno is about.
+    /// The path that the errno is about. The value is its length in bytes.
     Path = 5,
-    /// The first bytes of the file at that path, if there is one that the command's user may read.
+    /// The first bytes of the file at that path, if the file exists and the command's user may read
+    /// it. The value is their length.
     Head = 6,
     /// The command has ended. The value is its wait status.
     CommandEnded = 7,

@@ -1,4 +1,4 @@
-//! The system calls that the helper makes, and nothing else that depends on the machine.
+//! The system calls that the helper makes, and everything else that depends on the architecture.
 
 use core::arch::asm;
 use core::ffi::{CStr, c_char};
@@ -51,7 +51,7 @@ mod number {
     pub(super) const WAIT4: usize = 260;
 }
 
-/// A process's number.
+/// The number of a process.
 pub(crate) type Pid = i32;
 
 pub(crate) const ENOENT: i32 = 2;
@@ -71,11 +71,11 @@ const SIGNALS: i32 = 64;
 const ALL: u64 = u64::MAX;
 
 /// # Safety
-/// The kernel must not write to memory by this call but where the caller lets it.
+/// The arguments must let the kernel write only to memory that the caller owns.
 #[cfg(target_arch = "x86_64")]
 unsafe fn call(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
     let result;
-    // SAFETY: the x86-64 ABI of the kernel; the rest is the caller's to see to.
+    // SAFETY: this is the kernel's x86-64 ABI; the caller is responsible for the rest.
     unsafe {
         asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
              in("r8") 0, out("rcx") _, out("r11") _, options(nostack));
@@ -84,11 +84,11 @@ unsafe fn call(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
 }
 
 /// # Safety
-/// The kernel must not write to memory by this call but where the caller lets it.
+/// The arguments must let the kernel write only to memory that the caller owns.
 #[cfg(target_arch = "aarch64")]
 unsafe fn call(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
     let result;
-    // SAFETY: the arm64 ABI of the kernel; the rest is the caller's to see to.
+    // SAFETY: this is the kernel's arm64 ABI; the caller is responsible for the rest.
     unsafe {
         asm!("svc 0", in("x8") number, inlateout("x0") a as isize => result, in("x1") b, in("x2") c, in("x3") d, in("x4") 0,
              options(nostack));
@@ -103,9 +103,9 @@ fn result(value: isize) -> Result<usize, i32> {
     }
 }
 
-/// Makes a call that reads and writes no memory.
+/// Makes a system call that neither reads nor writes memory.
 fn call_by_value(number: usize, a: usize, b: usize, c: usize) -> Result<usize, i32> {
-    // SAFETY: every caller in this file passes numbers only.
+    // SAFETY: every caller in this file passes only numbers.
     result(unsafe { call(number, a, b, c, 0) })
 }
 
@@ -119,58 +119,70 @@ pub(crate) fn close(descriptor: i32) {
     let _ = call_by_value(number::CLOSE, descriptor as usize, 0, 0);
 }
 
-/// Has the kernel close a descriptor at the next execve(2).
+/// Marks a descriptor so that the kernel closes it at the next execve(2).
 pub(crate) fn close_on_exec(descriptor: i32) {
     const F_SETFD: usize = 2;
     const FD_CLOEXEC: usize = 1;
     let _ = call_by_value(number::FCNTL, descriptor as usize, F_SETFD, FD_CLOEXEC);
 }
 
-/// Reads from the beginning of a file into `buffer`; the number of bytes that are there.
+/// Reads the beginning of a file into `buffer` with one read(2). Returns the number of bytes read.
 pub(crate) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, i32> {
     const AT_FDCWD: usize = -100_isize as usize;
-    // O_NONBLOCK: a FIFO must not keep the caller.
+    // O_NONBLOCK: opening a FIFO must not block the caller.
     const O_NONBLOCK_CLOEXEC: usize = 0o2_004_000;
-    // SAFETY: a string, which the kernel reads.
+    // SAFETY: the kernel only reads the string.
     let file = result(unsafe { call(number::OPENAT, AT_FDCWD, path.as_ptr() as usize, O_NONBLOCK_CLOEXEC, 0) })?;
-    // SAFETY: the kernel writes to the buffer, as far as that goes.
+    // SAFETY: the kernel writes at most the length of the buffer.
     let read = result(unsafe { call(number::READ, file, buffer.as_mut_ptr() as usize, buffer.len(), 0) });
     close(file as i32);
     read
 }
 
-/// Whether there is anything at `path`.
+/// Opens `/dev/null` three times: as the standard streams, if those are closed.
+pub(crate) fn open_null_streams() {
+    const AT_FDCWD: usize = -100_isize as usize;
+    const O_RDWR: usize = 2;
+    for _ in 0..3 {
+        // SAFETY: a string, which the kernel reads.
+        let _ = unsafe { call(number::OPENAT, AT_FDCWD, c"/dev/null".as_ptr() as usize, O_RDWR, 0) };
+    }
+}
+
+/// Returns whether `path` exists.
 pub(crate) fn exists(path: &CStr) -> bool {
     const AT_FDCWD: usize = -100_isize as usize;
-    // SAFETY: a string, which the kernel reads.
+    // SAFETY: the kernel only reads the string.
     result(unsafe { call(number::FACCESSAT, AT_FDCWD, path.as_ptr() as usize, 0, 0) }).is_ok()
 }
 
-/// Makes a process that goes on as this one does: its number, and 0 in the new one.
+/// Forks this process. Returns the PID of the child in the parent, and 0 in the child.
 pub(crate) fn fork() -> Result<Pid, i32> {
-    // SAFETY: without CLONE_VM the new process has memory of its own.
+    // SAFETY: without CLONE_VM, the child gets its own copy of the memory.
     result(unsafe { call(number::CLONE, SIGCHLD as usize, 0, 0, 0) }).map(|pid| pid as Pid)
 }
 
-/// Becomes the program at `path`. Returns the errno if it cannot.
+/// Executes the program at `path` in this process. Returns only if that fails, with the errno.
 pub(crate) fn execute(path: &CStr, arguments: *const *const c_char, environment: *const *const c_char) -> i32 {
-    // SAFETY: three lists of the kind that execve(2) takes, which the kernel reads.
+    // SAFETY: the kernel only reads the path and the two lists, which have the form that execve(2)
+    // requires.
     let failed = unsafe { call(number::EXECVE, path.as_ptr() as usize, arguments as usize, environment as usize, 0) };
     -failed as i32
 }
 
-/// Whether wait4(2) waits for an end, or only looks.
+/// Whether wait4(2) blocks until a child ends or returns immediately.
 #[derive(Clone, Copy)]
 pub(crate) enum Wait {
     Blocks,
     Looks,
 }
 
-/// Reaps a child that has ended: its number and its wait status. `None` if none has ended yet. `pid` is -1 for any.
+/// Reaps a child that has ended. Returns its PID and its wait status, or `None` if no child has
+/// ended yet. A `pid` of -1 stands for any child.
 ///
-/// The errno is ECHILD if there is no such child.
+/// Fails with ECHILD if there is no such child.
 pub(crate) fn reap(pid: Pid, wait: Wait) -> Result<Option<(Pid, i32)>, i32> {
-    // WNOHANG and __WALL: a process may have been made with another signal for its end.
+    // WNOHANG, and __WALL: a child may have been created with a signal other than SIGCHLD.
     let options: u32 = match wait {
         Wait::Blocks => 0x4000_0000,
         Wait::Looks => 0x4000_0001,
@@ -178,47 +190,50 @@ pub(crate) fn reap(pid: Pid, wait: Wait) -> Result<Option<(Pid, i32)>, i32> {
     let mut status = 0_i32;
     loop {
         let pointer = &raw mut status as usize;
-        // SAFETY: the kernel writes the status.
+        // SAFETY: the kernel writes only the status.
         match result(unsafe { call(number::WAIT4, pid as usize, pointer, options as usize, 0) }) {
             Err(EINTR) => {}
             Err(errno) => return Err(errno),
             Ok(0) => return Ok(None),
-            // WIFSTOPPED: of a child that has made this process its tracer, the kernel tells that it has stopped, too.
+            // WIFSTOPPED: if a child has made this process its tracer, wait4(2) also reports its
+            // stops.
             Ok(_) if status & 0xff == 0x7f => {}
             Ok(pid) => return Ok(Some((pid as Pid, status))),
         }
     }
 }
 
-/// Sends a signal. Returns whether there is such a process.
+/// Sends a signal. Returns whether the kernel accepted it.
 pub(crate) fn kill(pid: Pid, signal: i32) -> bool {
     call_by_value(number::KILL, pid as usize, signal as usize, 0).is_ok()
 }
 
-/// Whether there is such a process, one that has ended and was not reaped included.
+/// Returns whether there is a process with that PID. A zombie counts.
 pub(crate) fn is_process(pid: Pid) -> bool {
     kill(pid, 0)
 }
 
-/// A signal that has come.
+/// A signal that has arrived.
 pub(crate) struct Signal {
     pub(crate) number: i32,
-    /// Where it is from.
+    /// The sender.
     pub(crate) origin: Origin,
 }
 
-/// Who has sent a signal.
+/// The sender of a signal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// The kernel itself, for a terminal or a child.
+    /// The kernel itself, on behalf of a terminal or a child.
     Kernel,
-    /// A process outside of this PID namespace.
+    /// A process outside this PID namespace.
     Outside,
-    /// A process of this PID namespace.
+    /// A process in this PID namespace.
     Inside,
 }
 
-/// Keeps every signal pending until it is [waited for](next_signal). What this process ignored so far it takes, too.
+/// Blocks every signal, so that it stays pending until [`next_signal`] takes it. The kernel keeps a
+/// blocked signal pending even if the process ignores it. Also resets SIGCHLD to its default
+/// action: while a process ignores it, the kernel reaps its children.
 pub(crate) fn block_signals() -> Result<(), i32> {
     default_signal(SIGCHLD)?;
     set_mask(ALL)
@@ -226,16 +241,19 @@ pub(crate) fn block_signals() -> Result<(), i32> {
 
 /// Waits for the next signal.
 pub(crate) fn next_signal() -> Signal {
-    // siginfo_t: the number, an errno, the code, padding, and the sender's number, which is 0 for one that has none here.
+    // siginfo_t: the signal number, an errno, the code, padding, and the sender's PID. The PID is 0
+    // if the sender has none in this namespace.
     let mut info = [0_i32; 32];
     let set = ALL;
     loop {
-        // SAFETY: the kernel reads the set and writes the information. A null pointer stands for no limit of time.
+        // SAFETY: the kernel reads the set and writes the siginfo_t. A null pointer means no
+        // timeout.
         let number = result(unsafe {
             call(number::RT_SIGTIMEDWAIT, &raw const set as usize, info.as_mut_ptr() as usize, 0, size_of::<u64>())
         });
         if let Ok(number) = number {
-            // SI_USER is 0, and what else a process may send is below.
+            // A positive code comes from the kernel. SI_USER is 0, and the other codes that a
+            // process can send are negative.
             let origin = match (info[2], info[4]) {
                 (1.., _) => Origin::Kernel,
                 (_, 0) => Origin::Outside,
@@ -246,7 +264,7 @@ pub(crate) fn next_signal() -> Signal {
     }
 }
 
-/// Gives a new program the signals as it expects them: none blocked, none ignored.
+/// Resets all signals for a new program: none blocked, none ignored.
 pub(crate) fn default_signals() -> Result<(), i32> {
     for signal in 1..=SIGNALS {
         if signal != SIGKILL && signal != SIGSTOP {
@@ -259,44 +277,46 @@ pub(crate) fn default_signals() -> Result<(), i32> {
 fn default_signal(signal: i32) -> Result<(), i32> {
     // The kernel's struct sigaction: SIG_DFL, no flags, no restorer, an empty mask.
     let action = [0_u64; 4];
-    // SAFETY: the kernel reads the action. A null pointer says that nobody asks for the old one.
+    // SAFETY: the kernel reads the action. The null pointer means that it does not return the old
+    // one.
     result(unsafe { call(number::RT_SIGACTION, signal as usize, action.as_ptr() as usize, 0, size_of::<u64>()) })
         .map(drop)
 }
 
 fn set_mask(set: u64) -> Result<(), i32> {
     const SIG_SETMASK: usize = 2;
-    // SAFETY: the kernel reads the set. A null pointer says that nobody asks for the old one.
+    // SAFETY: the kernel reads the set. The null pointer means that it does not return the old one.
     result(unsafe { call(number::RT_SIGPROCMASK, SIG_SETMASK, &raw const set as usize, 0, size_of::<u64>()) }).map(drop)
 }
 
-/// Makes this process the leader of a session of its own, without a terminal.
+/// Makes this process the leader of a new session, which has no terminal.
 pub(crate) fn new_session() {
     let _ = call_by_value(number::SETSID, 0, 0, 0);
 }
 
-/// Whether descriptor 0 is the terminal of this process's session.
+/// Returns whether descriptor 0 is the controlling terminal of this process's session.
 pub(crate) fn has_terminal() -> bool {
     const TIOCGPGRP: usize = 0x540f;
     let mut group = 0_i32;
-    // SAFETY: the kernel writes the group's number.
+    // SAFETY: the kernel writes only the number of the process group.
     result(unsafe { call(number::IOCTL, 0, TIOCGPGRP, &raw mut group as usize, 0) }).is_ok()
 }
 
-/// Names the process, in at most 15 bytes: the name in ps(1) and `/proc/PID/comm`.
+/// Sets the name of the process, at most 15 bytes, that ps(1) and `/proc/PID/comm` show.
 pub(crate) fn set_name(name: &CStr) {
     const PR_SET_NAME: usize = 15;
     // SAFETY: the kernel reads up to the end of the string.
     let _ = unsafe { call(number::PRCTL, PR_SET_NAME, name.as_ptr() as usize, 0, 0) };
 }
 
-/// Runs on these processors only, from now on: a bit each, as sched_setaffinity(2) takes them.
+/// Restricts this process to the given processors: one bit each, as sched_setaffinity(2) takes
+/// them.
 pub(crate) fn set_affinity(processors: &[u64]) {
     // SAFETY: the kernel reads the mask.
     let _ = unsafe { call(number::SCHED_SETAFFINITY, 0, size_of_val(processors), processors.as_ptr() as usize, 0) };
 }
 
-/// The bytes of a record.
+/// The length of a record in bytes, without a path or a head.
 const RECORD_BYTES: usize = 8;
 
 fn record(kind: Kind, value: i32) -> [u8; RECORD_BYTES] {
@@ -305,12 +325,12 @@ fn record(kind: Kind, value: i32) -> [u8; RECORD_BYTES] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// Reports a record.
+/// Reports one record.
 pub(crate) fn report(kind: Kind, value: i32) {
     write(&record(kind, value));
 }
 
-/// Reports that the program at `path`, which begins with `head`, is not executed.
+/// Reports that the program at `path` cannot be executed. `head` is the beginning of its file.
 pub(crate) fn report_not_executed(path: &[u8], head: &[u8], errno: i32) {
     let path = path.get(..PATH_BYTES).unwrap_or(path);
     let head = head.get(..HEAD_BYTES).unwrap_or(head);
@@ -328,11 +348,11 @@ pub(crate) fn report_not_executed(path: &[u8], head: &[u8], errno: i32) {
 
 fn write(mut bytes: &[u8]) {
     while !bytes.is_empty() {
-        // SAFETY: the kernel reads the bytes.
+        // SAFETY: the kernel only reads the bytes.
         let written = unsafe { call(number::WRITE, REPORT as usize, bytes.as_ptr() as usize, bytes.len(), 0) };
         match result(written) {
             Err(EINTR) => {}
-            // Nobody reads any more.
+            // The caller no longer reads the report.
             Err(_) => return,
             Ok(length) => bytes = bytes.get(length..).unwrap_or_default(),
         }

@@ -1,4 +1,4 @@
-//! The directory that a runtime is pointed to.
+//! The bundle: the directory that an OCI runtime starts a container from.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,10 +9,11 @@ use rustix::fs::OFlags;
 
 use crate::template::{Config, TemplateError};
 
-/// A directory with the `config.json` of one run in it: what `--bundle` of an OCI runtime names.
-/// [`Runtime::run`](crate::Runtime::run) writes what its runtime needs into that file.
+/// A directory with the `config.json` of one run, which an OCI runtime takes as `--bundle`.
+/// [`Runtime::run`](crate::Runtime::run) writes its runtime's own version of the configuration into
+/// that file.
 ///
-/// The directory is the caller's: it is there before, and removing it after the run is the caller's too.
+/// The directory belongs to the caller, who creates it before the run and removes it afterwards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bundle {
     path: PathBuf,
@@ -21,16 +22,18 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Writes `config` to `config.json` in the existing directory `dir`, readable by the owner alone, as the environment
-    /// may hold secrets. It is not flushed to the disk: it is of no use after the run.
+    /// Writes `config` to `config.json` in the existing directory `dir`. Only the owner can read
+    /// the file, because the environment may hold secrets. The file is not flushed to the disk,
+    /// because it is useless after the run.
     ///
     /// # Errors
     ///
-    /// [`TemplateError::Io`] when `dir` is no directory, when it has a `config.json` already (which is left as it is; a
-    /// symbolic link of that name is not followed) or when the file cannot be written, which removes it again. Only if
-    /// that fails too is a half-written file left, which [`TemplateError::Leftover`] names.
+    /// [`TemplateError::Io`] if `dir` is not a directory, if it already has a `config.json`, or if
+    /// the file cannot be written. An existing `config.json` stays as it is; a symbolic link of
+    /// that name is not followed. A partly written file is removed. If that fails too,
+    /// [`TemplateError::Leftover`] names the file that is left.
     pub fn create(dir: impl AsRef<Path>, config: &Config) -> Result<Bundle, TemplateError> {
-        // Runtimes work in another directory.
+        // The runtime has another working directory.
         let path = absolute(dir.as_ref()).map_err(TemplateError::io("find", dir.as_ref()))?;
         let config_path = path.join("config.json");
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
@@ -38,7 +41,7 @@ impl Bundle {
         Ok(Bundle { path, config_path, config: config.clone() })
     }
 
-    /// Writes what a runtime is to read in the place of the configuration.
+    /// Overwrites `config.json` with the configuration for a runtime.
     pub(crate) fn write(&self, config: &Config) -> Result<(), TemplateError> {
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         let mut options = OpenOptions::new();
@@ -47,7 +50,7 @@ impl Bundle {
         written.map_err(TemplateError::io("write", &self.config_path))
     }
 
-    /// The directory, as an absolute path.
+    /// Returns the directory as an absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -56,18 +59,18 @@ impl Bundle {
         &self.config
     }
 
-    /// Whether the command gets a terminal of its own.
+    /// Returns whether the command gets a terminal.
     pub(crate) fn has_terminal(&self) -> bool {
         self.config.has_terminal()
     }
 
-    /// The `config.json` in it.
+    /// Returns the path of the `config.json`.
     pub fn config_path(&self) -> &Path {
         &self.config_path
     }
 }
 
-/// Makes the file at `path` with what `content` writes, or leaves none there.
+/// Creates the file at `path` and fills it with `content`. Removes the file if that fails.
 fn write_new(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), TemplateError> {
     let mut file = OpenOptions::new()
         .write(true)
@@ -77,7 +80,7 @@ fn write_new(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> 
         .open(path)
         .map_err(TemplateError::io("create", path))?;
     let Err(failure) = content(&mut file).map_err(TemplateError::io("write", path)) else { return Ok(()) };
-    // It is ours to remove: it was created exclusively.
+    // This process may remove the file, because it has created it exclusively.
     match fs::remove_file(path) {
         Ok(()) => Err(failure),
         Err(cleanup) => Err(TemplateError::Leftover { left: path.to_owned(), failure: Box::new(failure), cleanup }),
@@ -144,7 +147,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         let error = write_new(&path, |_| {
-            // A directory in the file's place: unlink(2) refuses it to root, too.
+            // unlink(2) fails on a directory, even for root.
             fs::remove_file(&path)?;
             fs::create_dir(&path)?;
             Err(io::ErrorKind::StorageFull.into())

@@ -18,25 +18,27 @@ mod moves;
 
 pub use layout::CgroupLayout;
 
-/// One run's control group, in every hierarchy of the machine (v1, v2, or both side by side).
+/// One run's control group, in every hierarchy of the machine: v1, v2, or both side by side.
 ///
-/// It is the container's own: the runtime creates it (`linux.cgroupsPath` is [`container_path`](Self::container_path)) and, having
-/// started the container, does not remove it. It stays until [`remove`](Self::remove), with what the container has used in all.
+/// The group belongs to one container. The runtime creates it, because `linux.cgroupsPath` is
+/// [`container_path`](Self::container_path). After a detached start, the runtime does not remove
+/// it. The group and its usage counters remain until [`remove`](Self::remove).
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     name: String,
     hierarchies: &'static [Hierarchy],
 }
 
-/// What a container has used, as far as the machine's controllers tell.
+/// The resources that a container has used, as far as the machine's controllers report them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
     /// Processor time of all its processes, in user and in kernel mode.
     pub cpu_time: Option<Duration>,
-    /// The most memory at one moment, in bytes, page cache included.
+    /// The peak memory use in bytes, including the page cache.
     pub peak_memory_bytes: Option<u64>,
-    /// Whether the kernel had to kill a process of the container, since its memory limit was reached.
+    /// Whether the kernel killed a process of the container because the container had reached its
+    /// memory limit.
     pub out_of_memory: bool,
 }
 
@@ -49,13 +51,13 @@ struct Hierarchy {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Version {
-    /// With the controllers that it is mounted with.
+    /// The controllers that the hierarchy is mounted with.
     V1(Vec<String>),
     V2,
 }
 
 impl Cgroup {
-    /// The group `/<name>` of the machine. Nothing is made: the runtime makes it.
+    /// Returns the group `/<name>`, without creating it: the runtime does that.
     ///
     /// # Errors
     /// [`Error::Io`] if the mount table cannot be read.
@@ -63,10 +65,12 @@ impl Cgroup {
         Ok(Self { name: name.into(), hierarchies: mounted()? })
     }
 
-    /// Makes sure that the machine has these controllers. Runtimes pass over some limits that they find nobody for.
+    /// Checks that the machine has these controllers. Runtimes silently ignore some limits whose
+    /// controller is missing.
     ///
     /// # Errors
-    /// [`Error::NoController`] for the first one that is missing, [`Error::Io`] if the mount table cannot be read.
+    /// [`Error::NoController`] for the first missing controller; [`Error::Io`] if the mount table
+    /// cannot be read.
     pub fn require(controllers: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
         for controller in controllers.into_iter().map(Into::into) {
             if !mounted()?.iter().any(|hierarchy| hierarchy.has(&controller)) {
@@ -76,12 +80,12 @@ impl Cgroup {
         Ok(())
     }
 
-    /// What `linux.cgroupsPath` of the container has to be.
+    /// Returns the value that the container's `linux.cgroupsPath` must have.
     pub fn container_path(&self) -> String {
         format!("/{}", self.name)
     }
 
-    /// What has been used until now, by processes that have ended, too.
+    /// Returns the usage so far, including that of processes that have ended.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::default();
         for hierarchy in self.hierarchies {
@@ -111,16 +115,25 @@ impl Cgroup {
         usage
     }
 
-    /// Kills every process in the group and removes it, with what is below it, from every hierarchy. A group that was never
-    /// made is none too many.
+    /// Removes the group where it is empty.
+    pub(crate) fn remove_if_empty(&self) {
+        for hierarchy in self.hierarchies {
+            let _ = remove_empty(&hierarchy.group(&self.name));
+        }
+    }
+
+    /// Kills every process in the group. Then removes the group and all groups below it from every
+    /// hierarchy. It is not an error if the group was never created.
     ///
     /// # Errors
-    /// [`Error::Leftover`] for the first group that is still there after a second; the others are removed all the same.
+    /// [`Error::Leftover`] for the first hierarchy in which the group still exists after
+    /// one second. The group is removed from the other hierarchies all the same.
     pub fn remove(&self) -> Result<()> {
         let mut first = Ok(());
         for hierarchy in self.hierarchies {
             let group = hierarchy.group(&self.name);
-            // The usual case: it is empty, or gone. Only what is not takes a walk.
+            // In the usual case, the group is empty or does not exist. Only other groups need a
+            // walk.
             if remove_empty(&group).is_err() {
                 first = first.and(clear(&group));
             }
@@ -132,7 +145,7 @@ impl Cgroup {
 impl Hierarchy {
     fn has(&self, controller: &str) -> bool {
         match &self.version {
-            // v1 calls it so.
+            // The name of this controller in v1.
             Version::V1(controllers) if controller == "io" => controllers.iter().any(|name| name == "blkio"),
             Version::V1(controllers) => controllers.iter().any(|name| name == controller),
             Version::V2 => fs::read_to_string(self.mount_point.join("cgroup.controllers"))
@@ -145,13 +158,13 @@ impl Hierarchy {
     }
 }
 
-/// The number behind a name in a file of lines with a name and a number each.
+/// Returns the number after `name` in a file whose lines each hold a name and a number.
 fn field(text: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
     lines.find(|(key, _)| *key == name)?.1.trim().parse().ok()
 }
 
-/// The hierarchies of this machine, which do not change while it runs.
+/// Returns the hierarchies of this machine. They do not change while the machine runs.
 fn mounted() -> Result<&'static [Hierarchy]> {
     static MOUNTED: OnceLock<Vec<Hierarchy>> = OnceLock::new();
     if let Some(hierarchies) = MOUNTED.get() {
@@ -162,7 +175,8 @@ fn mounted() -> Result<&'static [Hierarchy]> {
     Ok(MOUNTED.get_or_init(|| hierarchies(&String::from_utf8_lossy(&table))))
 }
 
-/// The v1 and v2 hierarchies in a mount table, as in proc_pid_mountinfo(5); one that is mounted twice once.
+/// Returns the v1 and v2 hierarchies of a mount table in the format of proc_pid_mountinfo(5). Lists
+/// a hierarchy once, even if it is mounted twice.
 fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mountinfo.lines() {
@@ -182,7 +196,7 @@ fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
     found
 }
 
-/// Whether the cgroup tree mixes versions: the v2 hierarchy's mount point beside v1 hierarchies.
+/// Returns the mount point of the v2 hierarchy if the machine has v1 hierarchies beside it.
 pub(crate) fn hybrid_mount_point() -> Option<&'static Path> {
     let hierarchies = mounted().ok()?;
     let v1 = hierarchies.iter().any(|hierarchy| matches!(hierarchy.version, Version::V1(_)));
@@ -193,7 +207,7 @@ pub(crate) fn hybrid_mount_point() -> Option<&'static Path> {
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` in linux/magic.h.
 const MAGIC: [u64; 2] = [0x0027_e0eb, 0x6367_7270];
 
-/// Removes a group in which nothing is, if there is one.
+/// Removes an empty group. It is not an error if the group does not exist.
 fn remove_empty(group: &Path) -> io::Result<()> {
     match fs::remove_dir(group) {
         Err(error) if !is_gone(&error) => Err(error),
@@ -201,14 +215,16 @@ fn remove_empty(group: &Path) -> io::Result<()> {
     }
 }
 
-/// Kills and removes what is in `group`, and the group, deepest first.
+/// Kills the processes in `group` and below, and removes the groups, deepest first.
 fn clear(group: &Path) -> Result<()> {
-    // What is not in a cgroup file system is no group: see `Runtime::run`, which hides one from crun.
+    // A directory that is not in a cgroup file system is not a group: `Runtime::run` hides the v2
+    // hierarchy from crun under a tmpfs.
     let magic = rustix::fs::statfs(group).map(|statfs| statfs.f_type as u64);
     if !magic.is_ok_and(|magic| MAGIC.contains(&magic)) {
         return Ok(());
     }
-    // A killed process leaves its group when it is reaped, which no event tells on v1: the waits double from one millisecond.
+    // A killed process leaves its group only when it is reaped. v1 reports no event for that, so
+    // the loop polls: it waits 1 ms first and doubles the wait each time.
     let deadline = Instant::now() + Duration::from_secs(1);
     let mut wait = Duration::from_millis(1);
     loop {
@@ -230,7 +246,8 @@ fn clear_once(group: &Path) -> io::Result<()> {
         clear_once(&group.join(name))?;
     }
     let processes = fs::read_to_string(group.join("cgroup.procs"))?;
-    // 0 is a process of another PID namespace: not ours, and kill(2) would take it for the caller's own process group.
+    // 0 stands for a process of another PID namespace. It does not belong to this run, and kill(2)
+    // would take 0 for the caller's own process group.
     for pid in processes.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0) {
         match kill(Pid::from_raw(pid), Signal::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
@@ -240,7 +257,8 @@ fn clear_once(group: &Path) -> io::Result<()> {
     fs::remove_dir(group)
 }
 
-/// The names of the groups directly in `group`. std's `read_dir` panics where the directory cannot be closed.
+/// Returns the names of the groups directly in `group`. Does not use std's `read_dir`, which panics
+/// if it cannot close the directory.
 fn groups_in(group: &Path) -> io::Result<Vec<OsString>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut names = Vec::new();
@@ -254,7 +272,7 @@ fn groups_in(group: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// ENODEV is what a cgroup file answers while its group goes away.
+/// A cgroup file returns ENODEV while its group is being removed.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
 }

@@ -3,51 +3,56 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
-/// Where one of the command's output streams goes.
+/// The destination of one of the command's output streams.
 ///
-/// Standard output and standard error each have one. If both go to the same file or terminal, they share one pipe, so that it has
-/// their lines in the order in which the command wrote them.
+/// Standard output and standard error each have their own destination. If both are the same file or
+/// terminal, they share one pipe, so that their lines keep the order in which the command wrote
+/// them.
 ///
-/// The command never gets a file or a terminal of the caller's: it writes to a pipe, and the thread that waits for the command
-/// copies. A pipe, a socket or `/dev/null` of the caller's it gets as it is.
+/// The command never gets a file or a terminal of the caller's. It writes to a pipe, and the thread
+/// that waits for the command copies from there. A pipe without a name, a socket or `/dev/null` of
+/// the caller's is passed on as it is.
 ///
-/// If a file cannot be written to, since its disk is full, the command goes on, the rest of its output is thrown away, and
-/// [`Finished::output_error`](crate::Finished::output_error) says why.
+/// If a file cannot be written to, for example because its disk is full, the command keeps running.
+/// The rest of its output to that file is discarded, and
+/// [`Finished::output_error`](crate::Finished::output_error) holds the reason.
 #[derive(Default)]
 #[non_exhaustive]
 pub enum Output<'a> {
-    /// Nowhere.
+    /// Discards the output.
     #[default]
     Null,
-    /// To where the caller's own stream goes.
+    /// Writes to the caller's own stream.
     Inherit,
-    /// Into a file, from where it stands.
+    /// Writes to a file, starting at its current offset.
     File(File),
-    /// Into memory, bounded: see [`Excerpt`].
+    /// Keeps a bounded part of the output in memory: see [`Excerpt`].
     Capture(CaptureLimit),
-    /// To a function, piece by piece, in order, on the thread that waits for the command. A slow one slows the command, and
-    /// the deadline is looked at between pieces.
+    /// Calls a function with each piece of the output, in order, on the thread that waits for the
+    /// command. A slow function slows the command down. The timeout is checked only between pieces.
     Callback(Callback<'a>),
-    /// To a function, line by line, each with its newline; the last one may have none. A line of more than
-    /// [`MAX_LINE_BYTES`](Self::MAX_LINE_BYTES) comes in parts. Otherwise as [`Callback`](Self::Callback).
+    /// Calls a function with each line, including its newline. The last line may have none. A line
+    /// longer than [`MAX_LINE_BYTES`](Self::MAX_LINE_BYTES) is delivered in parts. Otherwise like
+    /// [`Callback`](Self::Callback).
     Lines(Callback<'a>),
-    /// To all of these at once, in this order. Of several excerpts the first is kept.
+    /// Sends the output to each of these, in this order. If several of them are excerpts, the first
+    /// is returned.
     Tee(Vec<Output<'a>>),
 }
 
-/// Takes an output stream piece by piece.
+/// A function that receives an output stream in pieces.
 pub type Callback<'a> = Box<dyn FnMut(&[u8]) + Send + 'a>;
 
 impl<'a> Output<'a> {
-    /// The most bytes of a line that [`Lines`](Self::Lines) waits for the end of.
+    /// The longest line, in bytes, that [`Lines`](Self::Lines) delivers in one part.
     pub const MAX_LINE_BYTES: usize = 1 << 20;
 
-    /// [`Callback`](Self::Callback) with this function.
+    /// Returns [`Callback`](Self::Callback) with this function.
     pub fn callback(function: impl FnMut(&[u8]) + Send + 'a) -> Self {
         Output::Callback(Box::new(function))
     }
 
-    /// [`Lines`](Self::Lines) with this function.
+    /// Returns [`Lines`](Self::Lines) with this function.
     ///
     /// ```
     /// use container::Output;
@@ -60,7 +65,7 @@ impl<'a> Output<'a> {
         Output::Lines(Box::new(function))
     }
 
-    /// [`Tee`](Self::Tee) to these.
+    /// Returns [`Tee`](Self::Tee) with these destinations.
     ///
     /// ```
     /// use container::{CaptureLimit, Output};
@@ -89,17 +94,17 @@ impl fmt::Debug for Output<'_> {
     }
 }
 
-/// How much of an output stream is held in memory: its first bytes and its last ones.
+/// How much of an output stream is kept in memory: its first and its last bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CaptureLimit {
-    /// Bytes of the beginning.
+    /// The number of bytes kept from the beginning.
     pub head_bytes: usize,
-    /// Bytes of the end.
+    /// The number of bytes kept from the end.
     pub tail_bytes: usize,
 }
 
 impl Default for CaptureLimit {
-    /// 64 KiB of either.
+    /// 64 KiB from the beginning and 64 KiB from the end.
     fn default() -> Self {
         Self { head_bytes: 64 << 10, tail_bytes: 64 << 10 }
     }
@@ -115,15 +120,15 @@ pub struct Excerpt {
 }
 
 impl Excerpt {
-    /// An empty one that will hold no more than `limit`.
+    /// Creates an empty excerpt that will hold no more than `limit`.
     pub fn new(limit: CaptureLimit) -> Self {
         Self { limit, head: Vec::new(), tail: VecDeque::new(), total: 0 }
     }
 
-    /// Of a log on disk, read from its beginning.
+    /// Reads an excerpt of a log on disk, from the beginning of the file. Changes the offset of the
+    /// file.
     ///
-    /// # Errors
-    /// The kernel's, if the file cannot be read.
+    /// # Errors The kernel's, if the file cannot be read.
     pub fn of_file(mut log: &File, limit: CaptureLimit) -> io::Result<Self> {
         let mut excerpt = Self::new(limit);
         excerpt.total = log.seek(SeekFrom::End(0))?;
@@ -147,18 +152,18 @@ impl Excerpt {
         self.tail.extend(rest);
     }
 
-    /// How many bytes there were in all.
+    /// Returns the number of bytes of the whole stream.
     pub fn total_bytes(&self) -> u64 {
         self.total
     }
 
-    /// How many bytes between the beginning and the end were not kept.
+    /// Returns the number of bytes between the beginning and the end that were not kept.
     pub fn omitted_bytes(&self) -> u64 {
         self.total - self.head.len() as u64 - self.tail.len() as u64
     }
 
-    /// What was kept: the beginning and, right behind it, the end. It is all there was if nothing was
-    /// [omitted](Self::omitted_bytes).
+    /// Returns the kept bytes: the beginning, immediately followed by the end. They are the whole
+    /// stream if [`omitted_bytes`](Self::omitted_bytes) is 0.
     pub fn to_bytes(&self) -> Vec<u8> {
         let (front, back) = self.tail.as_slices();
         [&self.head, front, back].concat()
@@ -166,7 +171,7 @@ impl Excerpt {
 }
 
 impl fmt::Display for Excerpt {
-    /// The text, with a line in the middle that says how much was omitted.
+    /// Formats the text. If bytes were omitted, a line in the middle says how many.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.omitted_bytes() == 0 {
             return formatter.write_str(&String::from_utf8_lossy(&self.to_bytes()));
@@ -187,7 +192,7 @@ mod tests {
     #[test]
     fn an_excerpt_keeps_both_ends_however_the_pieces_fall() {
         let text: Vec<u8> = (b'a'..=b'z').collect();
-        // (head, tail, what is kept)
+        // (head, tail, the kept bytes)
         let table = [
             (0, 0, ""),
             (3, 0, "abc"),

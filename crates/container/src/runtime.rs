@@ -25,38 +25,44 @@ mod version;
 pub use flaws::Flaw;
 pub use version::RuntimeVersion;
 
-/// An OCI runtime's command line: runc, crun, youki, or any other program that takes their arguments.
+/// An OCI runtime's command line: runc, crun, youki, or any other program that takes their
+/// arguments.
 ///
-/// Its own files go into the bundle's directory: `runtime.log`, and `state/` while it runs: with runc and crun
-/// some kilobytes of text.
+/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/` and, with a
+/// terminal, a socket. With runc and crun they are a few kilobytes. They stay there after the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,
 }
 
-/// Where the command reads its standard input from. What is said of a file holds for the caller's own standard input, too.
+/// The source of the command's standard input. What applies to a file also applies to the caller's
+/// own standard input.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub enum Input {
-    /// Nowhere: the end of the file at once.
+    /// Empty: the command reads end-of-file immediately.
     #[default]
     Null,
-    /// From the caller's own. A terminal is read only while the caller is in front of it.
+    /// Reads the caller's standard input. A terminal is read only while the caller is in its
+    /// foreground.
     Inherit,
-    /// From a file, from where it stands. The command gets a pipe, unless the file is one, or a socket, or `/dev/null`. Afterwards a
-    /// regular file stands where the command has read up to.
+    /// Reads a file, starting at its current offset. The command gets a pipe, unless the file is
+    /// itself a pipe without a name, a socket or `/dev/null`. After the run, the offset of a
+    /// regular file is where the command stopped reading.
     File(fs::File),
 }
 
-/// What process 1 of the container is.
+/// The program that is process 1 of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Init {
-    /// A small program of this crate's: it starts the command, hands signals on to it, and reaps what the command leaves behind. The
-    /// command can end itself by a signal, as it does elsewhere.
+    /// A small init of this crate. It starts the command, forwards signals to it, and reaps the
+    /// processes that the command leaves behind. The command can end itself by a signal, as it can
+    /// outside a container.
     #[default]
     Provided,
-    /// The command: for one that is an init itself. The kernel delivers to process 1 no signal of its own container that it has no
-    /// handler for, and nobody else reaps its orphans: pid_namespaces(7).
+    /// The command itself, for a command that is an init. The kernel does not deliver signals from
+    /// inside the container to process 1 unless it has a handler for them, and the command must
+    /// reap its orphans itself: pid_namespaces(7).
     None,
 }
 
@@ -67,29 +73,30 @@ pub enum Init {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Status {
-    /// By itself, with this exit status.
+    /// It exited with this status.
     Exited(i32),
-    /// By this signal.
+    /// This signal ended it.
     Signaled(i32),
-    /// Its time was over.
+    /// It exceeded its [timeout](Invocation::timeout).
     TimedOut,
     /// It was [cancelled](Cancel).
     Cancelled,
-    /// The kernel killed it, since the container had used up its memory. (If the kernel has killed another process of the
-    /// container and the command ended by itself, that is how it ended: see [`Usage::out_of_memory`].)
+    /// The kernel killed it because the container had reached its memory limit. (If the kernel
+    /// killed another process of the container and the command ended by itself, the status is that
+    /// of the command; see [`Usage::out_of_memory`].)
     OutOfMemory,
     /// It wrote more than the [output limit](Invocation::output_limit_bytes).
     OutputLimit,
 }
 
 impl Status {
-    /// Whether the command exited with 0.
+    /// Returns whether the command exited with status 0.
     pub fn success(self) -> bool {
         self == Status::Exited(0)
     }
 }
 
-/// One run of a bundle: what the runtime is asked for.
+/// One run of a bundle: the streams, the limits and the signals of the command.
 #[derive(Debug)]
 pub struct Invocation<'a> {
     bundle: &'a Bundle,
@@ -107,7 +114,8 @@ pub struct Invocation<'a> {
 }
 
 impl<'a> Invocation<'a> {
-    /// Runs `bundle` as the container `id`, with no input, its output thrown away, for as long as it takes.
+    /// Runs `bundle` as the container `id`. By default the command has no input and no time limit,
+    /// and its output is discarded.
     pub fn new(bundle: &'a Bundle, id: &'a ContainerId) -> Self {
         Self {
             bundle,
@@ -125,72 +133,73 @@ impl<'a> Invocation<'a> {
         }
     }
 
-    /// The control group whose [`container_path`](Cgroup::container_path) the bundle names. Its usage is read and it is removed
-    /// when the container has ended.
+    /// Sets the control group, whose [`container_path`](Cgroup::container_path) the bundle must
+    /// name. When the container has ended, the run reads the group's usage and removes the group.
     pub fn cgroup(mut self, cgroup: &'a Cgroup) -> Self {
         self.cgroup = Some(cgroup);
         self
     }
 
-    /// Where standard input comes from.
+    /// Sets the source of standard input.
     pub fn stdin(mut self, stdin: Input) -> Self {
         self.stdin = stdin;
         self
     }
 
-    /// Where standard output goes.
+    /// Sets the destination of standard output.
     pub fn stdout(mut self, stdout: Output<'a>) -> Self {
         self.stdout = stdout;
         self
     }
 
-    /// Where standard error goes. A runtime that fails writes why there, too. A command with a terminal writes all to that, which
-    /// is standard output's.
+    /// Sets the destination of standard error. A runtime that fails also writes its reason there. A
+    /// command with a terminal writes everything to the terminal, whose output goes to standard
+    /// output's destination.
     pub fn stderr(mut self, stderr: Output<'a>) -> Self {
         self.stderr = stderr;
         self
     }
 
-    /// What process 1 of the container is.
+    /// Sets the program that is process 1 of the container.
     pub fn init(mut self, init: Init) -> Self {
         self.init = init;
         self
     }
 
-    /// Ends the command when it has taken this long: SIGTERM first, and after the [grace](Self::grace) the whole container is
-    /// killed.
+    /// Limits how long the command may run. After this time it gets SIGTERM, and after the [grace
+    /// period](Self::grace) the whole container is killed.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Ends the command, like a timeout, when its two streams have brought more than `bytes` together. What comes after that is
-    /// thrown away.
+    /// Ends the command, like a timeout, when its two streams together have exceeded `bytes`.
+    /// Output beyond that is discarded.
     pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
         self.output_limit_bytes = Some(bytes);
         self
     }
 
-    /// How long a command may go on after SIGTERM, 5 s unless told otherwise.
+    /// Sets how long the command may keep running after it was asked to end. The default is 5 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// Ends the command, like a timeout, when `cancel` says so.
+    /// Ends the command, like a timeout, when another thread uses `cancel`.
     pub fn cancel(mut self, cancel: &'a Cancel) -> Self {
         self.cancel = Some(cancel);
         self
     }
 
-    /// Hands on to the command the signals that come this way.
+    /// Forwards to the command the signals that are sent through `signals`.
     pub fn signals(mut self, signals: &'a Signals) -> Self {
         self.signals = Some(signals);
         self
     }
 }
 
-/// What came of an [`Invocation`].
+/// The result of an [`Invocation`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Finished {
@@ -200,14 +209,16 @@ pub struct Finished {
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
     pub stderr: Option<Excerpt>,
-    /// Why a part of the output is not where it should be, if that is so: a full disk, as a rule. The command was not told.
+    /// Why a part of the output is lost, if it is: usually a full disk. The command did not get an
+    /// error.
     pub output_error: Option<io::Error>,
-    /// What the container used, if it had a [`Cgroup`].
+    /// The resources that the container used, if it had a [`Cgroup`].
     pub usage: Usage,
 }
 
 impl Finished {
-    /// The end of a command that had no output and used nothing, as one that never began.
+    /// Returns the result of a command that wrote nothing and used nothing, such as one that never
+    /// started.
     pub fn new(status: Status) -> Self {
         Self { status, stdout: None, stderr: None, output_error: None, usage: Usage::default() }
     }
@@ -221,18 +232,18 @@ impl Default for Runtime {
 }
 
 impl Runtime {
-    /// The runtime `program`, a name to be found in `PATH` or a path.
+    /// Creates a runtime from `program`, which is a path or a name to look up in `PATH`.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self { program: program.into() }
     }
 
-    /// The name or path it was made with.
+    /// Returns the name or path that the runtime was created with.
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// The arguments that start `bundle` as the container `id`, the program itself not among them. The runtime ends when the
-    /// container has begun.
+    /// Returns the arguments, without the program itself, that start `bundle` as the container
+    /// `id`. The runtime exits once the container has started.
     fn run_args(&self, bundle: &Bundle, id: &ContainerId) -> Vec<OsString> {
         let mut args: Vec<OsString> = self.global_args(bundle);
         args.extend(["run", "--detach", "--preserve-fds", "2", "--pid-file"].map(Into::into));
@@ -255,18 +266,27 @@ impl Runtime {
         vec!["--root".into(), state.into(), "--log-format".into(), "json".into(), "--log".into(), log.into()]
     }
 
-    /// The configuration as this runtime does best with it: for those who start it by themselves, as [`run`](Self::run) has it anyway.
+    /// Returns the configuration adapted to this runtime. [`run`](Self::run) does this itself; call
+    /// it only to start the runtime without `run`.
     ///
-    /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as the program that the kernel takes, in an
-    /// annotation of its own: having libseccomp compile the profile takes half of its time. The profile stays beside it, for a crun
-    /// that does not know the annotation. Where this crate does not compile it, on machines other than x86_64 and for a
-    /// profile of the caller's, crun does.
+    /// For every runtime, it lowers the default limit of open files to the caller's hard limit. It
+    /// also mounts read-only files, sockets and FIFOs without the recursive option, which some
+    /// versions of crun apply only to directories. It inspects the sources of bind mounts now.
     ///
-    /// Runtimes other than runc lose CAP_MKNOD, unless the template has device rules of its own. crun and youki allow the host's
-    /// console (`c 5:1`) after the template's rules, whatever these say. With the capability the command could make a node of it in
-    /// `/dev`. FIFOs and sockets can still be made, and so can whiteouts since Linux 5.8, though on no overlay.
+    /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as a compiled
+    /// BPF program, in an annotation that crun defines. Compiling the profile with libseccomp takes
+    /// half of crun's time. The profile stays in the configuration for versions of crun that do not
+    /// know the annotation. On machines other than x86_64, and for a profile of the caller's, crun
+    /// compiles the profile.
     ///
-    /// A node of the console that a layer already has can still be opened under these runtimes.
+    /// Runtimes other than runc lose CAP_MKNOD, unless the template has its own device rules. The
+    /// reason is that crun and youki allow the host's console (`c 5:1`) after the template's rules,
+    /// whatever those say. With the capability, the command could create a device node for the
+    /// console in `/dev`. Without it, the command can still create FIFOs and sockets. Since Linux
+    /// 5.8 it can also create whiteouts, though not on an overlay.
+    ///
+    /// Under these runtimes, a device node for the console that a layer already contains can still
+    /// be opened.
     pub fn prepare_config(&self, config: Config) -> Config {
         let config = config.with_limits_of_caller().with_binds_of_files();
         match (self.is_runc(), self.is_crun()) {
@@ -276,10 +296,10 @@ impl Runtime {
         }
     }
 
-    /// The directory that the runtime must not see anything in.
+    /// Returns the directory that must appear empty to the runtime.
     ///
-    /// crun takes a machine for one of cgroup v2 when it finds that hierarchy mounted beside the v1 ones, and fails. With a tmpfs in
-    /// its place, it does not.
+    /// crun takes a machine for one of cgroup v2 if it finds that hierarchy mounted beside the v1
+    /// ones, and then fails. It does not if a tmpfs covers the v2 hierarchy.
     fn hidden_directory(&self) -> Option<&'static Path> {
         cgroup::hybrid_mount_point().filter(|_| self.is_crun())
     }
@@ -296,21 +316,35 @@ impl Runtime {
         self.program.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(name))
     }
 
-    /// Runs the command in the bundle to its end. When this returns, however it does, the container is gone, and so it is when the
-    /// calling process or thread is killed.
+    /// Runs the command in the bundle and waits for its end. The container never outlives this
+    /// call, whether it succeeds or fails, nor the calling thread or process, even if that is
+    /// killed.
     ///
-    /// The runtime starts the container and ends. Two small processes of this crate's look after it: one is process 1 of a PID
-    /// namespace around runtime and container, with which the kernel ends all that is in it, and the other is process 1 of the
-    /// container, unless that is to be [the command](Init::None).
+    /// The runtime only starts the container. Two small processes of this crate look after it. One
+    /// is process 1 of a PID namespace around the runtime and the container; when it ends, the
+    /// kernel kills everything in that namespace. The other is process 1 of the container, unless
+    /// that is the command itself ([`Init::None`]).
     ///
-    /// A command that exits with something else than 0 is a result. The command gets every signal with its default action, whatever
-    /// the caller ignores, and the caller's CPU affinity. Nothing is started if the run is cancelled already.
+    /// A command that exits with a status other than 0 is a result, not an error. The command
+    /// starts with the default action for every signal, whatever the caller ignores, and with the
+    /// caller's CPU affinity. If the run is already cancelled, nothing is started.
     ///
     /// # Errors
-    /// [`Error::Namespace`] without root; [`Error::RuntimeStart`]; [`Error::Runtime`] if the runtime fails, or starts nothing;
-    /// [`Error::CommandNotFound`], [`Error::CommandNotExecutable`]; [`Error::NoProc`]; [`Error::UnknownUser`]; [`Error::Template`] if
-    /// `config.json` cannot be written, or with [`TemplateError::RlimitBeyondCaller`](crate::TemplateError::RlimitBeyondCaller); [`Error::Io`] if the runtime's log cannot be made or the container not be watched. The bundle's directory
-    /// then holds the log besides `config.json`.
+    /// - [`Error::Namespace`] without root.
+    /// - [`Error::RuntimeStart`] if the runtime cannot be executed.
+    /// - [`Error::Runtime`] if the runtime fails or starts no container.
+    /// - [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command cannot be
+    ///   executed.
+    /// - [`Error::NoProc`] if the configuration does not mount `/proc`.
+    /// - [`Error::UnknownUser`] if the container has no user or group of the given name.
+    /// - [`Error::Template`] if `config.json` cannot be written, or with
+    ///   [`TemplateError::RlimitBeyondCaller`](crate::TemplateError::RlimitBeyondCaller) if a limit
+    ///   exceeds the caller's.
+    /// - [`Error::Io`] if the root file system or its account files cannot be read, the runtime's log
+    ///   cannot be created, or the container cannot be watched.
+    ///
+    /// The bundle's directory then holds `config.json`. If the runtime was started, it may also hold
+    /// the runtime's `runtime.log`, `pid` and `state/`.
     pub fn run(&self, invocation: Invocation<'_>) -> Result<Finished> {
         let Invocation { bundle, id, cgroup, stdin, stdout, stderr, init, .. } = invocation;
         let Invocation { timeout, grace, cancel, signals, output_limit_bytes: output_limit, .. } = invocation;
@@ -327,8 +361,9 @@ impl Runtime {
         bundle.write(&config)?;
         let log = log_path(bundle.path());
         log::create(&log).map_err(Error::io("create", log))?;
-        // Dropped after the container, also by a callback's panic.
+        // Dropped after the container, even if a callback panics.
         let cgroup = cgroup.map(Removed);
+        let _named = if cgroup.is_none() { RemovedIfEmpty::new(bundle.config())? } else { None };
         let program = |args| {
             let start_error = |source| Error::RuntimeStart { program: self.program.clone(), source };
             let program = Program::new(&self.program, args).map_err(start_error)?;
@@ -336,7 +371,8 @@ impl Runtime {
         };
         let task = Task {
             start: program(self.run_args(bundle, id))?,
-            // Of a detached container nobody else removes the group.
+            // After a detached start, the runtime removes the group only if it is asked to delete
+            // the container.
             end: cgroup.is_none().then(|| program(self.delete_args(bundle, id))).transpose()?,
             bundle: bundle.path(),
             hidden: self.hidden_directory(),
@@ -349,7 +385,7 @@ impl Runtime {
         let watch_error = |source| Error::Io { operation: "look after", path: self.program.clone(), source };
         let mut container = Supervised::start(task).map_err(watch_error)?;
         let ended = container.wait(Orders { timeout, grace, cancel, signals }).map_err(watch_error)?;
-        // The group stays until the end: it is read once more.
+        // The group still exists here, so its counters are complete.
         let usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
         let (facts, outputs) = container.finish();
         let status = match self.conclude(bundle, init, ended, facts)? {
@@ -359,7 +395,7 @@ impl Runtime {
         Ok(Finished { status, stdout: outputs.stdout, stderr: outputs.stderr, output_error: outputs.failure, usage })
     }
 
-    /// What came of the command.
+    /// Derives the command's status, or the error, from the facts.
     fn conclude(&self, bundle: &Bundle, init: Init, ended: Ended, facts: Facts) -> Result<Status> {
         match ended {
             Ended::TimedOut => return Ok(Status::TimedOut),
@@ -370,8 +406,9 @@ impl Runtime {
         if let Some(failure) = facts.not_executed {
             return Err(failure.into_error());
         }
-        // Evidence from inside counts more than what the runtime says. The end of the container's first process is the command's if
-        // that is the command; an init that was killed took the command with it.
+        // The helper's report from inside counts more than the runtime's status. If the
+        // command is process 1, its end is the end of the container's first process. If the init
+        // was killed by a signal, the command was killed with it.
         let container = facts.container.map(ExitStatus::from_raw).filter(|_| facts.is_ready);
         let container = container.filter(|container| init == Init::None || container.signal().is_some());
         if let Some(status) = facts.command.map(ExitStatus::from_raw).or(container) {
@@ -380,7 +417,7 @@ impl Runtime {
                 (None, signal) => Status::Signaled(signal.unwrap_or_default()),
             });
         }
-        // Interrupted before it began.
+        // The run was interrupted before the command started.
         if ended == Ended::Interrupted {
             return Ok(Status::Cancelled);
         }
@@ -389,7 +426,7 @@ impl Runtime {
             return Err(Error::RuntimeStart { program: self.program.clone(), source });
         }
         let text = fs::read(log_path(bundle.path())).unwrap_or_default();
-        // Who kills the keeper kills all that looks after the container, and the container.
+        // The keeper was killed, and with it the container and the processes that look after it.
         let is_lost = facts.is_ready && facts.container.is_none();
         let runtime = facts.runtime.map(ExitStatus::from_raw).filter(|runtime| !(is_lost && runtime.success()));
         let message = log::failure(&text).unwrap_or_else(|| {
@@ -402,13 +439,14 @@ impl Runtime {
             }
             .into()
         });
-        // Of one that was killed with the keeper nobody knows how it ended.
+        // If the runtime was killed together with the keeper, its own status is unknown.
         let ended = runtime.unwrap_or(ExitStatus::from_raw(KILL));
         Err(Error::Runtime { program: self.program.clone(), ended, message })
     }
 }
 
-/// The processors that the calling thread may run on, as a hexadecimal number with a bit for each. Empty if the kernel does not tell.
+/// Returns the processors that the calling thread may run on, as a hexadecimal number with one bit
+/// per processor. Returns an empty string if the kernel does not report them.
 fn affinity() -> String {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return String::new() };
     let is_set = |processor| set.is_set(processor).unwrap_or_default();
@@ -423,7 +461,8 @@ fn log_path(bundle: &Path) -> PathBuf {
     bundle.join("runtime.log")
 }
 
-/// A group that is removed when this is dropped. An empty one that stays does no harm; the result of the run is worth more.
+/// Removes the group when dropped. A failure is only logged: an empty group does no harm, and the
+/// result of the run matters more.
 struct Removed<'a>(&'a Cgroup);
 
 impl Drop for Removed<'_> {
@@ -432,6 +471,24 @@ impl Drop for Removed<'_> {
             let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
             ::log::warn!("{error}{source}");
         }
+    }
+}
+
+/// Removes the group that a template names, when dropped, if it is empty. The runtime's `delete` does
+/// so, but it does not run if the container had to be killed.
+struct RemovedIfEmpty(Cgroup);
+
+impl RemovedIfEmpty {
+    /// `None` if the runtime chooses the group: only an absolute path says where that is.
+    fn new(config: &Config) -> Result<Option<Self>> {
+        let path = config.cgroups_path().and_then(|path| path.strip_prefix('/')).filter(|path| !path.is_empty());
+        path.map(|path| Ok(Self(Cgroup::new(path)?))).transpose()
+    }
+}
+
+impl Drop for RemovedIfEmpty {
+    fn drop(&mut self) {
+        self.0.remove_if_empty();
     }
 }
 

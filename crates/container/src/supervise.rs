@@ -1,24 +1,25 @@
-//! Looks after a container from its start to its end: its streams, its terminal, the signals it gets, the time it may take.
+//! Looks after a container from its start to its end: its streams, its terminal, the signals it
+//! gets, and its time limit.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::Signal;
 
 use crate::{Input, Output};
 
 mod cancel;
+mod feed;
 mod helper;
+mod keeper;
 mod mask;
 mod not_executed;
 mod program;
@@ -32,6 +33,7 @@ mod terminal;
 
 pub use cancel::Cancel;
 pub(crate) use helper::PATH_INSIDE;
+use keeper::Keeper;
 use mask::Masked;
 pub(crate) use program::Program;
 pub(crate) use report::Facts;
@@ -44,20 +46,21 @@ use streams::Streams;
 use terminal::{Console, Keyboard};
 pub(crate) use terminal::{SOCKET, size as terminal_size};
 
-/// Nobody looks at a terminal in the background more often. No event says that the caller is in front of it again.
+/// How often a run checks whether the caller is in the foreground of its terminal again. The kernel
+/// reports no event for that.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What is started, and with what.
+/// A container to start, and the files and streams that it gets.
 #[derive(Debug)]
 pub(crate) struct Task<'a> {
-    /// What starts the container and ends.
+    /// The program that starts the container and then exits.
     pub(crate) start: Program,
-    /// What runs when the container has ended.
+    /// The program that runs after the container has ended.
     pub(crate) end: Option<Program>,
-    /// The directory that the runtime works in, where it leaves the number of the container's first process in
-    /// [`PID_FILE`].
+    /// The runtime's working directory. The runtime writes the PID of the container's first process
+    /// to [`PID_FILE`] in it.
     pub(crate) bundle: &'a Path,
-    /// A directory that the runtime must find empty.
+    /// A directory that must appear empty to the runtime.
     pub(crate) hidden: Option<&'a Path>,
     pub(crate) has_terminal: bool,
     pub(crate) stdin: Input,
@@ -66,7 +69,7 @@ pub(crate) struct Task<'a> {
     pub(crate) output_limit: Option<u64>,
 }
 
-/// What may end a command before it ends by itself, and what it gets told.
+/// The limits and requests that can end a command early, and the signals to forward to it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Orders<'a> {
     pub(crate) timeout: Option<Duration>,
@@ -75,7 +78,7 @@ pub(crate) struct Orders<'a> {
     pub(crate) signals: Option<&'a Signals>,
 }
 
-/// The file in the bundle that the runtime writes.
+/// The PID file that the runtime writes in the bundle.
 pub(crate) const PID_FILE: &str = "pid";
 
 /// A container that has been started.
@@ -84,7 +87,7 @@ pub(crate) struct Supervised<'a> {
     streams: Streams<'a>,
     report: Report,
     console: Option<Console>,
-    /// The signals that wait for the init.
+    /// Signals that are kept until the init can take them.
     unsent: Vec<i32>,
     _masked: Masked,
 }
@@ -95,31 +98,24 @@ pub(crate) enum Ended {
     ByItself,
     TimedOut,
     Cancelled,
-    /// By itself, after a signal that asked for it.
+    /// The command ended by itself after a signal that asked it to.
     Interrupted,
     OutputLimit,
 }
 
-/// What comes next if the command does not end.
+/// How far the end of the command has got.
 enum Stage {
-    /// It may run until here.
+    /// The command may run until this time.
     Running(Option<Instant>),
-    /// It has been asked to end, and may take until here.
+    /// The command has been asked to end and may take until this time.
     Asked(Ended, Option<Instant>),
-    /// It has been killed.
+    /// The container has been killed.
     Killed(Ended),
 }
 
-/// The process that everything else ends with.
-struct Keeper {
-    pid: Pid,
-    pidfd: Option<OwnedFd>,
-    /// How it ended, once it has been waited for.
-    exit: Option<ExitStatus>,
-}
-
 impl<'a> Supervised<'a> {
-    /// Starts the keeper, which starts the container. Everything ends with the calling thread.
+    /// Starts the keeper, which starts the container. The kernel kills all of it when the calling
+    /// thread ends.
     pub(crate) fn start(task: Task<'a>) -> io::Result<Self> {
         let masked = Masked::new()?;
         let keyboard = if matches!(task.stdin, Input::Inherit) { Keyboard::Callers } else { Keyboard::Other };
@@ -130,8 +126,7 @@ impl<'a> Supervised<'a> {
         let console = task.has_terminal.then(|| Console::new(task.bundle, keyboard)).transpose()?;
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&reader, fcntl_getfl(&reader)? | OFlags::NONBLOCK)?;
-        let (writer, program) =
-            (fcntl_dupfd_cloexec(&writer, spawn::FREE)?, fcntl_dupfd_cloexec(helper::program()?, spawn::FREE)?);
+        let (writer, program) = (fcntl_dupfd_cloexec(&writer, spawn::FREE)?, helper::program()?);
         let mut arguments =
             vec![c"layered-keeper".to_owned(), c"keeper".to_owned(), program::string(task.bundle.join(PID_FILE))?];
         task.start.append_to(&mut arguments);
@@ -153,16 +148,17 @@ impl<'a> Supervised<'a> {
             directory: &directory,
             hidden: hidden.as_deref(),
         })?;
-        // From here on dropping kills.
-        let mut keeper = Keeper { pid, pidfd: None, exit: None };
-        keeper.pidfd = Some(pidfd_open(pid, PidfdFlags::empty())?);
+        // From here on, dropping it kills the container.
+        let keeper = Keeper::new(pid)?;
         let report = Report::new(File::from(reader));
-        // The writing ends go here: without them the readers see the end of the streams.
+        // Returning drops the container's ends of the pipes. While this process holds them, the
+        // readers do not see the end of the streams.
         Ok(Self { keeper, streams, report, console, unsent: Vec::new(), _masked: masked })
     }
 
-    /// Waits for the end and hands on output meanwhile. When the time is over, there is too much output or `orders` say so, the
-    /// command gets SIGTERM, and after the time of grace it is killed with all it has started.
+    /// Copies the streams until the container has ended. If the timeout expires, the output exceeds
+    /// its limit, or `orders` request it, the command gets SIGTERM. After the grace period, the
+    /// container is killed.
     pub(crate) fn wait(&mut self, orders: Orders<'_>) -> io::Result<Ended> {
         let mut stage = Stage::Running(orders.timeout.and_then(|timeout| Instant::now().checked_add(timeout)));
         let result = loop {
@@ -196,25 +192,27 @@ impl<'a> Supervised<'a> {
                     });
                 }
                 (Err(error), _) => {
-                    // What cannot be watched must not go on.
+                    // A container that cannot be watched must not keep running.
                     self.keeper.kill();
                     break Err(error);
                 }
             }
         };
-        // The kernel tells the end of a namespace's first process when all others in it have ended.
+        // The kernel reports the end of a PID namespace's first process only after all other
+        // processes in it have ended.
         let exit = self.keeper.wait_for_end();
         self.report.read_to_end();
         let handed_on = self.hand_on_the_last(&stage, orders);
-        result.and(exit.map(drop)).and(handed_on)?;
+        result.and(exit).and(handed_on)?;
         Ok(match stage.why() {
             Ended::ByItself if self.streams.has_surplus() => Ended::OutputLimit,
             why => why,
         })
     }
 
-    /// Hands on what is in the pipes, to which nobody writes any more. A terminal or the like that takes no more has as long for it
-    /// as the command had, and the time of grace.
+    /// Copies what is left in the pipes, after all their writers have ended. If a destination such
+    /// as a terminal accepts no more, it gets as much time as the command had left, plus the grace
+    /// period.
     fn hand_on_the_last(&mut self, stage: &Stage, orders: Orders<'_>) -> io::Result<()> {
         let after_grace = |from: Instant| from.checked_add(orders.grace);
         let (mut until, mut order) = match stage {
@@ -240,7 +238,7 @@ impl<'a> Supervised<'a> {
         Ok(())
     }
 
-    /// Waits until a terminal or the like takes more, or `order` is readable, or it is too late.
+    /// Waits until a destination accepts more, `order` becomes readable, or `until` has passed.
     fn wait_for_room(&self, until: Option<Instant>, order: Option<BorrowedFd<'_>>) -> io::Result<Room> {
         let timeout = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
         let mut fds = self.streams.poll_fds();
@@ -262,7 +260,7 @@ impl<'a> Supervised<'a> {
         Stage::Asked(why, Instant::now().checked_add(grace))
     }
 
-    /// Sends a signal to the command, once there is an init to hand it on.
+    /// Sends a signal to the command. Keeps it until the init is ready to forward it.
     fn send(&mut self, signal: i32) {
         match &self.console {
             Some(console) if signal == Signal::WINCH.as_raw() => console.resize(),
@@ -275,7 +273,8 @@ impl<'a> Supervised<'a> {
         }
     }
 
-    /// Waits for one event; `order` is readable if there is one to follow. Output is read before an end is told.
+    /// Waits for one event. `order` becomes readable if there is a request to follow. Reads output
+    /// before it reports the container's end.
     fn wait_for_event(
         &mut self,
         until: Option<Instant>,
@@ -292,7 +291,7 @@ impl<'a> Supervised<'a> {
         let timeout = timeout.map(timespec);
         let console = self.console.as_ref().and_then(Console::socket);
         let readable = [
-            Some(self.keeper.pidfd().as_fd()),
+            Some(self.keeper.as_fd()),
             order,
             self.report.pipe().map(AsFd::as_fd),
             signals.map(Signals::as_fd),
@@ -345,14 +344,15 @@ impl<'a> Supervised<'a> {
         Ok(match (has_ended, is_ordered) {
             (true, _) => Event::End,
             (false, true) => Event::Order,
-            // A process that never stops writing does not put off its own end.
+            // Checked even while there is progress: a command that never stops writing must not
+            // delay its own timeout.
             (false, false) if until.is_some_and(|until| Instant::now() >= until) => Event::Timeout,
             (false, false) if self.streams.has_surplus() => Event::Surplus,
             (false, false) => Event::Progress,
         })
     }
 
-    /// What came of it.
+    /// Returns what the helper reported and what became of the outputs.
     pub(crate) fn finish(self) -> (Facts, Outputs) {
         (self.report.into_facts(), self.streams.finish())
     }
@@ -362,61 +362,22 @@ fn timespec(time: Duration) -> Timespec {
     Timespec { tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() }
 }
 
-impl Keeper {
-    /// Sends it a signal to hand on. One that has ended needs none.
-    fn send(&self, signal: i32) {
-        if let Some(signal) = Signal::from_named_raw(signal) {
-            let _ = pidfd_send_signal(self.pidfd(), signal);
-        }
-    }
-
-    /// One that has been waited for is left alone: its number may be another's.
-    fn kill(&self) {
-        let _ = match &self.pidfd {
-            _ if self.exit.is_some() => return,
-            Some(pidfd) => pidfd_send_signal(pidfd, Signal::KILL),
-            None => kill_process(self.pid, Signal::KILL),
-        };
-    }
-
-    fn wait_for_end(&mut self) -> io::Result<ExitStatus> {
-        if let Some(exit) = self.exit {
-            return Ok(exit);
-        }
-        let ended = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))?;
-        let (_, status) = ended.expect("without WNOHANG there is one");
-        Ok(*self.exit.insert(ExitStatus::from_raw(status.as_raw())))
-    }
-
-    fn pidfd(&self) -> &OwnedFd {
-        self.pidfd.as_ref().expect("a child that was started has one")
-    }
-}
-
-impl Drop for Keeper {
-    /// One that has been waited for is left alone; otherwise a callback panicked.
-    fn drop(&mut self) {
-        self.kill();
-        let _ = self.wait_for_end();
-    }
-}
-
-/// Whether the places that the output goes to take more of it.
+/// Whether the destinations of the output accept more.
 enum Room {
-    /// They may.
+    /// They may accept more.
     Made,
-    /// They do not, and the time is over.
+    /// They accept no more, and the time has run out.
     None,
-    /// Somebody says that nobody waits any more.
+    /// The caller has requested that the run ends.
     Ordered,
 }
 
 enum Event {
     Progress,
-    /// More output than was allowed.
+    /// The command wrote more output than allowed.
     Surplus,
     End,
-    /// From outside, to end or to be killed.
+    /// The caller requests that the command ends or is killed.
     Order,
     Timeout,
 }

@@ -1,5 +1,5 @@
-//! Who a command runs as: as the caller names it, and in numbers. The lines that names are looked up in are read in `accounts`;
-//! where their files are is decided in `rootfs::users`.
+//! The user that a command runs as: the caller's specification and the resolved numbers. `accounts`
+//! parses the lines of the account files. `rootfs::users` locates those files.
 
 pub(crate) mod accounts;
 
@@ -9,8 +9,9 @@ use std::str::FromStr;
 
 use crate::TemplateError;
 
-/// The number that stands in a `config.json` for a user or a group of which only the name is known: nobody's. A program that
-/// runs such a configuration without looking the name up gives no privileges away.
+/// The number that a `config.json` holds while only the name of a user or group is known: that of
+/// nobody. A program that runs such a configuration without looking up the name does not grant any
+/// privileges.
 pub(crate) const NOBODY: u32 = 65534;
 
 /// A user, and perhaps a group, by number or by name: `UID[:GID]`, `NAME[:GROUP]`, `NAME:GID` or `UID:GROUP`.
@@ -38,7 +39,7 @@ pub(crate) const NOBODY: u32 = 65534;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserSpec {
     pub(crate) user: Account,
-    /// `None` for the group that `/etc/passwd` gives a user with a name.
+    /// `None` stands for the group that `/etc/passwd` gives a named user.
     pub(crate) group: Option<Account>,
 }
 
@@ -50,12 +51,12 @@ pub(crate) enum Account {
 }
 
 impl UserSpec {
-    /// The user and the group with these numbers.
+    /// Creates a specification from numbers.
     pub fn of_ids(uid: u32, gid: u32) -> Self {
         Self { user: Account::Id(uid), group: Some(Account::Id(gid)) }
     }
 
-    /// The numbers of the user and the group, if both are given by number.
+    /// Returns the numbers of the user and the group, if both are given as numbers.
     pub fn ids(&self) -> Option<(u32, u32)> {
         match (&self.user, &self.group) {
             (Account::Id(uid), Some(Account::Id(gid))) => Some((*uid, *gid)),
@@ -68,7 +69,8 @@ impl FromStr for UserSpec {
     type Err = TemplateError;
 
     /// # Errors
-    /// [`TemplateError::User`].
+    /// [`TemplateError::User`] if `text` does not have one of these forms or a number is
+    /// too large.
     fn from_str(text: &str) -> Result<Self, TemplateError> {
         let refused = |problem| TemplateError::User { spec: text.to_owned(), problem };
         let (user, group) = match text.split_once(':') {
@@ -100,7 +102,7 @@ impl Account {
 }
 
 impl fmt::Display for UserSpec {
-    /// As it is parsed: `1000:1000`, `opam`, `opam:staff`.
+    /// Formats the specification so that it can be parsed again: `1000:1000`, `opam`, `opam:staff`.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.group {
             Some(group) => write!(formatter, "{}:{group}", self.user),
@@ -118,33 +120,35 @@ impl fmt::Display for Account {
     }
 }
 
-/// The user of a container in numbers, as [`Rootfs::find_user`](crate::Rootfs::find_user) has found it.
+/// The user of a container in numbers, as returned by
+/// [`Rootfs::find_user`](crate::Rootfs::find_user).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) additional_gids: Vec<u32>,
-    /// A path of the container. Neither JSON nor an environment could carry another one.
+    /// A path in the container. It is a string, because JSON and the environment hold only UTF-8.
     pub(crate) home: String,
 }
 
 impl User {
-    /// The user's number.
+    /// Returns the user's number.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// The number of the group.
+    /// Returns the number of the primary group.
     pub fn gid(&self) -> u32 {
         self.gid
     }
 
-    /// The numbers of the supplementary groups: the template's own first, none twice.
+    /// Returns the numbers of the supplementary groups without duplicates, the template's own
+    /// first.
     pub fn additional_gids(&self) -> &[u32] {
         &self.additional_gids
     }
 
-    /// The command's `HOME`.
+    /// Returns the command's `HOME`.
     pub fn home(&self) -> &Path {
         Path::new(&self.home)
     }

@@ -7,7 +7,7 @@ use layer::Rung;
 
 use crate::{BoxError, Upper};
 
-/// How a run is made; everything has a default.
+/// The options of a run. Each has a default.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -43,15 +43,16 @@ pub struct Options<'a> {
 
 pub(crate) type PrepUpper<'a> = Box<dyn FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a>;
 
-/// When a run removes what is left but for the upper: the work directory, what was merged.
+/// When a run removes its leftovers: the work directory and merged layers, but not the upper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Cleanup {
-    /// Before [`run`](crate::run) returns.
+    /// Removes them before [`run`](crate::run) returns.
     #[default]
     Awaited,
-    /// On a thread of its own, while the caller goes on with the result: see [`Report::removal`](crate::Report::removal). Removing
-    /// waits for the disk, most of all where that is busy, and a merge has as many entries as its layers.
+    /// Removes them on a separate thread, while the caller works with the result: see
+    /// [`Report::removal`](crate::Report::removal). Removing waits for the disk, for longer if it
+    /// is busy. A merged tree has as many entries as its layers together.
     Behind,
 }
 
@@ -59,11 +60,12 @@ pub enum Cleanup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum EtcFiles {
-    /// With an own network: an `/etc/hosts` with `localhost` and the hostname. With the host's network: copies of the host's
-    /// two files. A file that `prep_upper` has made or that a mount covers is left alone.
+    /// Without the host's network: an `/etc/hosts` with `localhost` and the hostname. With the
+    /// host's network: copies of the host's two files. Leaves a file alone if `prep_upper` has
+    /// created it or a mount covers it.
     #[default]
     Provided,
-    /// The stack's own files stay.
+    /// Leaves the stack's own files in place.
     FromLayers,
 }
 
@@ -74,7 +76,8 @@ impl Default for Options<'_> {
 }
 
 impl<'a> Options<'a> {
-    /// The defaults: scratch in the system's temporary directory, runc, no input, output thrown away, no time limit.
+    /// Returns the defaults: the scratch directory is the system's temporary directory, the runtime
+    /// is runc, the command has no input and no time limit, and output is discarded.
     pub fn new() -> Self {
         Self {
             scratch: std::env::temp_dir(),
@@ -100,117 +103,126 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Where the run's own directory is made. On the file system of the layers, merging links files instead of copying them
-    /// and the upper can be moved beside them. overlayfs itself cannot hold it.
+    /// Sets the directory in which the run creates its own directory. If it is on the file system
+    /// of the layers, merging links files instead of copying them, and the upper can be renamed to
+    /// a place beside them. It cannot be on overlayfs.
     pub fn scratch(mut self, dir: impl Into<PathBuf>) -> Self {
         self.scratch = dir.into();
         self
     }
 
-    /// The runtime. Its own files are in memory, in the run's mount namespace: 64 MiB at most, and nothing there can be executed.
+    /// Sets the runtime. Its own files are in memory, in the run's mount namespace. They may use at
+    /// most 64 MiB, and none of them can be executed.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
         self
     }
 
-    /// Mounts on `rung`, whether the kernel has a better one or not.
+    /// Mounts on `rung`, even if the kernel offers a better one.
     pub fn rung(mut self, rung: Rung) -> Self {
         self.rung = Some(rung);
         self
     }
 
-    /// Stacks at most so many directories, the base and the merged one included, and merges the rest. The kernel's own limit
-    /// holds in any case.
+    /// Stacks at most `lowers` directories, including the base and the merged one, and merges the
+    /// rest. The kernel's own limit still applies.
     pub fn max_lowers(mut self, lowers: usize) -> Self {
         self.max_lowers = lowers.min(container::MAX_LOWERS);
         self
     }
 
-    /// Uses at most so many bytes for the options of mount(2), where it is used. The kernel's own limit holds in any case.
+    /// Uses at most `bytes` bytes for the options of mount(2), if the run uses mount(2). The
+    /// kernel's own limit still applies.
     pub fn max_option_bytes(mut self, bytes: usize) -> Self {
         self.max_option_bytes = bytes.min(container::MAX_OPTION_BYTES);
         self
     }
 
-    /// Is called before the overlay is mounted, to put into the upper what the command is to find: with the upper and the
-    /// lowers in the order of the mount, topmost first, the base last. The upper's root has the attributes that it will show.
+    /// Sets a function that fills the upper before the overlay is mounted, with what the command
+    /// should find there. It gets the upper and the lowers in mount order: the topmost first, the
+    /// base last. The upper's root already has the attributes that the merged root will show.
     pub fn prep_upper(mut self, prepare: impl FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a) -> Self {
         self.prep_upper = Some(Box::new(prepare));
         self
     }
 
-    /// Whether device nodes in the layers and the upper can be opened: those that the template's rules and the runtime allow. crun
-    /// mounts its root anew and does not keep [`DeviceNodes::Inert`].
+    /// Sets whether device nodes in the layers and the upper can be opened, if the template's rules
+    /// and the runtime allow it. crun remounts its root and does not keep [`DeviceNodes::Inert`].
     pub fn devices(mut self, devices: DeviceNodes) -> Self {
         self.devices = devices;
         self
     }
 
-    /// Where overlayfs's notes are, in the layers and in the upper: [`OverlayXattrs::User`] for layers that unprivileged mounts
-    /// have made.
+    /// Sets the namespace of the overlay xattrs in the layers and the upper. Use
+    /// [`OverlayXattrs::User`] for layers that unprivileged mounts have created.
     pub fn xattrs(mut self, xattrs: OverlayXattrs) -> Self {
         self.xattrs = xattrs;
         self
     }
 
-    /// Where `/etc/hosts` and `/etc/resolv.conf` come from.
+    /// Sets the source of `/etc/hosts` and `/etc/resolv.conf`.
     pub fn etc_files(mut self, etc: EtcFiles) -> Self {
         self.etc = etc;
         self
     }
 
-    /// Runs over an upper of an earlier run, mostly one that was kept and is [opened again](Upper::reopen): the command finds it
-    /// as it was left, and writes to it. The run's directory is the one it was kept in, whatever [`scratch`](Self::scratch) says,
-    /// and in the end the upper is still kept there, also if the run fails. What the earlier run [made](crate::Report::made) is in
-    /// that one's report, not in this one's.
+    /// Runs over the upper of an earlier run, usually one that was kept and is [opened
+    /// again](Upper::reopen). The command finds the upper as the earlier run left it, and writes to
+    /// it.
+    ///
+    /// The run uses the directory in which the upper was kept, whatever [`scratch`](Self::scratch)
+    /// says. After the run the upper is still kept there, even if the run fails. This run's report
+    /// does not list what the earlier run [made](crate::Report::made); the earlier run's report
+    /// does.
     pub fn over(mut self, upper: Upper) -> Self {
         self.over = Some(upper);
         self
     }
 
-    /// When what is left is removed.
+    /// Sets when the run removes its leftovers.
     pub fn cleanup(mut self, cleanup: Cleanup) -> Self {
         self.cleanup = cleanup;
         self
     }
 
-    /// Where the command's standard input comes from.
+    /// Sets the source of the command's standard input.
     pub fn stdin(mut self, stdin: Input) -> Self {
         self.stdin = stdin;
         self
     }
 
-    /// Where the command's standard output goes.
+    /// Sets the destination of the command's standard output.
     pub fn stdout(mut self, stdout: Output<'a>) -> Self {
         self.stdout = stdout;
         self
     }
 
-    /// Where the command's standard error goes.
+    /// Sets the destination of the command's standard error.
     pub fn stderr(mut self, stderr: Output<'a>) -> Self {
         self.stderr = stderr;
         self
     }
 
-    /// What process 1 of the container is.
+    /// Sets the program that is process 1 of the container.
     pub fn init(mut self, init: Init) -> Self {
         self.init = init;
         self
     }
 
-    /// Ends the command when the runtime has run this long.
+    /// Limits how long the command may run, counted from the start of the runtime.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// How long the command may go on after it was asked to end.
+    /// Sets how long the command may keep running after it was asked to end. The default is 5 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self
     }
 
-    /// Ends the command when its streams have brought more than `bytes`: [`Invocation::output_limit_bytes`].
+    /// Ends the command when its streams together have exceeded `bytes`: see
+    /// [`Invocation::output_limit_bytes`].
     ///
     /// [`Invocation::output_limit_bytes`]: container::Invocation::output_limit_bytes
     pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
@@ -218,13 +230,14 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Hands on to the command the signals that come this way.
+    /// Forwards to the command the signals that are sent through `signals`.
     pub fn signals(mut self, signals: Signals) -> Self {
         self.signals = Some(signals);
         self
     }
 
-    /// Ends the command when `cancel` says so; before it has begun, a merge that is under way and the run.
+    /// Ends the command when another thread uses `cancel`. Before the command has started, this
+    /// ends the run, including a merge that is in progress.
     pub fn cancel(mut self, cancel: Cancel) -> Self {
         self.cancel = Some(cancel);
         self

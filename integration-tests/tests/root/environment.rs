@@ -492,3 +492,19 @@ fn a_configuration_from_a_file() {
     let report = runner::run(&fixture.base(), &[], &template, fixture.options()).unwrap();
     assert_eq!(stdout(&report), "a file\n");
 }
+
+#[test]
+fn a_control_group_that_a_configuration_names_is_removed_after_a_kill_too() {
+    let fixture = Fixture::new();
+    let name = container::ContainerId::random("layered-test").unwrap();
+    fixture.add_run(name.as_str());
+    let stubborn = shell("trap '' TERM; while :; do :; done").cgroups_path(format!("/{name}")).build().unwrap();
+    for runtime in RUNTIMES {
+        let options = fixture.options().runtime(Runtime::new(find(runtime)));
+        let options = options.timeout(Duration::from_millis(500)).grace(Duration::from_millis(10));
+        let report = runner::run(&fixture.base(), &[], &stubborn, options).unwrap();
+        assert_eq!(report.status, container::Status::TimedOut, "{runtime}");
+        drop(report);
+        fixture.assert_clean();
+    }
+}

@@ -13,6 +13,7 @@ use integration_tests::processes::{Running, descendants};
 use integration_tests::terminal::Terminal;
 use integration_tests::{Fixture, RUNTIMES, find, shell, stdout};
 use rustix::fs::{Stat, fstat};
+use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
 fn fifo(fixture: &Fixture) -> PathBuf {
@@ -138,9 +139,12 @@ fn output_to_one_place_keeps_its_order() {
         assert_eq!(fs::read_to_string(&log).unwrap(), expected.repeat(2), "{runtime}");
 
         // A pipe, a socket, a terminal.
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let mut piped = Running::start(run(&[]).stdout(writer.try_clone().unwrap()).stderr(writer));
-        assert_eq!((std::io::read_to_string(reader).unwrap(), piped.end().code()), (expected.clone(), Some(0)));
+        assert_eq!(
+            (std::io::read_to_string(File::from(reader)).unwrap(), piped.end().code()),
+            (expected.clone(), Some(0))
+        );
         let (mut reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
         let [out, err] = [writer.try_clone().unwrap(), writer].map(OwnedFd::from);
         let mut socket = Running::start(run(&[]).stdout(out).stderr(err));
@@ -536,5 +540,57 @@ fn a_file_that_is_not_opened_again() {
         let mut line = [0; 6];
         File::from(program).read_exact(&mut line).unwrap();
         assert_eq!(&line, b"typed\n", "{runtime}");
+    }
+}
+
+/// A command can write to its own standard input, which is a pipe.
+#[test]
+fn a_command_does_not_move_the_callers_input_to_before_where_it_began() {
+    let fixture = Fixture::new();
+    let path = fixture.path().join("input");
+    fs::write(&path, [b'x'; 4000]).unwrap();
+    for runtime in RUNTIMES {
+        // Less than the file has before the caller's place, and more.
+        for bytes in ["1500", "60000"] {
+            let mut input = File::open(&path).unwrap();
+            input.seek(std::io::SeekFrom::Start(2000)).unwrap();
+            let script = format!("dd if=/dev/zero of=/proc/self/fd/0 bs={bytes} count=1 2>/dev/null");
+            let mut command = fixture.layered_script(&["--runtime", runtime], &script);
+            assert!(command.stdin(input.try_clone().unwrap()).status().unwrap().success());
+            assert_eq!(input.stream_position().unwrap(), 2000, "{runtime} {bytes}");
+        }
+    }
+}
+
+/// Opened again, a FIFO does not tell that those who wrote to it have gone before.
+#[test]
+fn a_fifo_whose_writer_has_gone_is_at_its_end() {
+    let fixture = Fixture::new();
+    let fifo = fifo(&fixture);
+    for runtime in RUNTIMES {
+        let mut both = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+        let reader = File::open(&fifo).unwrap();
+        both.write_all(b"line\n").unwrap();
+        drop(both);
+        let mut command = fixture.layered_script(&["--runtime", runtime], "cat; echo end");
+        let output = command.stdin(reader).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "line\nend\n", "{runtime}");
+    }
+}
+
+/// The kernel reaps the children of a caller that ignores their ends.
+#[test]
+fn a_caller_that_ignores_sigchld_gets_the_result() {
+    let fixture = Fixture::new();
+    let upper = fixture.path().join("upper");
+    for runtime in RUNTIMES {
+        let run =
+            fixture.layered_script(&["--runtime", runtime, "--upper", upper.to_str().unwrap()], "echo > /made; exit 5");
+        // busybox sh would not pass it on.
+        let mut command = Command::new(find("env"));
+        command.arg("--ignore-signal=CHLD").arg(run.get_program()).args(run.get_args());
+        assert_eq!(command.stdin(Stdio::null()).status().unwrap().code(), Some(5), "{runtime}");
+        assert!(upper.join("made").exists(), "{runtime}");
+        fs::remove_dir_all(&upper).unwrap();
     }
 }

@@ -346,3 +346,19 @@ fn a_run_that_is_suspended_goes_on_later() {
         fs::remove_file(go.join("on")).unwrap();
     }
 }
+
+/// Without an init the command alone has its terminal open, which is not at its end when it is closed.
+#[test]
+fn a_terminal_that_the_command_closes_can_be_opened_again() {
+    let fixture = Fixture::new();
+    // While it is closed, the run has time to look.
+    let script = "echo first; exec </dev/null >/dev/null 2>&1
+        n=0; while [ $n -lt 20000 ]; do n=$((n + 1)); done; echo later >/dev/tty";
+    for runtime in RUNTIMES {
+        for options in [&[][..], &["--no-init"]] {
+            let mut terminal = Terminal::new();
+            let mut run = terminal.start(&with_terminal(&fixture, runtime, options, script));
+            assert_eq!((&*terminal.rest(), run.end().code()), ("first\nlater\n", Some(0)), "{runtime} {options:?}");
+        }
+    }
+}

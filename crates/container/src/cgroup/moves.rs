@@ -1,4 +1,4 @@
-//! The first move of a process between control groups, which the kernel makes wait.
+//! Moves between control groups: the kernel delays the first one, so this module causes it early.
 
 use std::fs;
 use std::io::{self, Write};
@@ -9,15 +9,18 @@ use rustix::thread::gettid;
 use super::{Cgroup, Hierarchy, Version, mounted};
 
 impl Cgroup {
-    /// Has the kernel get ready, in the background, for processes that are moved between control groups. Call it as early as possible
-    /// before [`Runtime::run`](crate::Runtime::run).
+    /// Prepares the kernel, in the background, for moving processes between control groups. Call it
+    /// as early as possible before [`Runtime::run`](crate::Runtime::run).
     ///
-    /// A runtime moves the container's first process into its group. Before the first such move the kernel waits until no processor
-    /// can be in a part of fork(2) or exit(2) that relies on groups staying as they are: an RCU grace period, 5 to 15 ms. For a
-    /// while after a move it does not have to wait again (`cgroup_threadgroup_rwsem` in kernel/cgroup/cgroup.c; see rcu_sync). So
-    /// a thread moves itself into the group that it is in already, and ends. What the caller does meanwhile costs no time.
+    /// A runtime moves the container's first process into its group. Before the first such move,
+    /// the kernel waits for an RCU grace period of 5 to 15 ms. After that, no processor can still
+    /// be in a part of fork(2) or exit(2) that relies on groups not changing. For a while after a
+    /// move, the kernel does not have to wait again (`cgroup_threadgroup_rwsem` in
+    /// kernel/cgroup/cgroup.c; see rcu_sync).
     ///
-    /// Where the thread cannot be moved, nothing happens, and the runtime waits.
+    /// Therefore this function starts a thread that moves itself into the group that it is already
+    /// in, and then ends. The kernel's wait overlaps with the caller's other work. If the thread
+    /// cannot be moved, it logs that, and the runtime's own move has to wait.
     pub fn prepare_moves() {
         let spawned = std::thread::Builder::new().name("cgroup".into()).spawn(|| {
             if let Err(error) = move_to_own_group() {
@@ -30,18 +33,19 @@ impl Cgroup {
     }
 }
 
-/// Moves the calling thread into the group that it is in.
+/// Moves the calling thread into the group that it is already in.
 fn move_to_own_group() -> io::Result<()> {
     let groups = fs::read_to_string("/proc/thread-self/cgroup")?;
     let hierarchies = mounted().map_err(io::Error::other)?;
-    // One is enough: the lock is that of all hierarchies.
+    // One hierarchy is enough, because all hierarchies share the lock.
     let tasks = hierarchies.iter().find_map(|hierarchy| tasks_file(hierarchy, &groups));
     let mut tasks = fs::File::options().write(true).open(tasks.ok_or(io::ErrorKind::NotFound)?)?;
     tasks.write_all(gettid().as_raw_nonzero().to_string().as_bytes())
 }
 
-/// The file that lists the threads of the group in this hierarchy, by the lines of `/proc/PID/cgroup` (cgroups(7)):
-/// `NUMBER:CONTROLLERS:PATH`, with number 0 and without controllers for version 2.
+/// Returns the file that lists the threads of the group in this hierarchy. `groups` is the content
+/// of `/proc/PID/cgroup` (cgroups(7)), with lines of the form `NUMBER:CONTROLLERS:PATH`. In the
+/// line of version 2, the number is 0 and the controllers are empty.
 fn tasks_file(hierarchy: &Hierarchy, groups: &str) -> Option<PathBuf> {
     let group = groups.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
@@ -52,7 +56,7 @@ fn tasks_file(hierarchy: &Hierarchy, groups: &str) -> Option<PathBuf> {
         };
         is_its.then_some(path)
     })?;
-    // A group outside of the caller's cgroup namespace.
+    // The group lies outside the caller's cgroup namespace.
     if group.split('/').any(|name| name == "..") {
         return None;
     }

@@ -1,4 +1,5 @@
-//! Finds the user of a template in the files that its command would find. What their lines mean is decided in `user::accounts`.
+//! Finds the user of a template in the files that its command would see. `user::accounts` parses
+//! their lines.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,23 +19,25 @@ use crate::{Error, Result, Template, User};
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
-/// The largest file that is read.
+/// The largest file that is read, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
 
 impl Rootfs {
-    /// Finds the template's user in the container's `/etc/passwd` and `/etc/group`: its number and those of its groups, and its
-    /// home directory. A file that is bind-mounted over one of these is read in its place.
+    /// Looks up the template's user in the container's `/etc/passwd` and `/etc/group`. Returns the
+    /// numbers of the user and its groups, and the home directory. If a file is bind-mounted over
+    /// one of these, that file is read instead.
     ///
-    /// A user with a name alone has the group of its line in `/etc/passwd`, and every group in `/etc/group` that lists it. With a
-    /// group beside it, it has that one and no others; neither has a user with a number. The template's own
-    /// [groups](crate::TemplateBuilder::additional_groups) are there in any case.
+    /// A user given only by name gets the group of its line in `/etc/passwd`, and every group in
+    /// `/etc/group` that lists it. A user given with a group gets only that group. A user given
+    /// only by number gets the group of the same number. The template's own
+    /// [groups](crate::TemplateBuilder::additional_groups) are always added.
     ///
-    /// The home directory is that of the template's environment; else that of the first line with the name, or the number, of the
-    /// user; else `/`.
+    /// The home directory is the `HOME` of the template's environment. Without one, it is that of
+    /// the first line in `/etc/passwd` with the user's name or number. Without such a line, it is
+    /// `/`.
     ///
-    /// # Errors
-    /// For a name only: [`Error::UnknownUser`] if it is not there; [`Error::Io`] if the file cannot be read, is not a regular one
-    /// or has more than 16 MiB.
+    /// # Errors Only for a name: [`Error::UnknownUser`] if the container does not have it;
+    /// [`Error::Io`] if the file cannot be read, is not a regular file or has more than 16 MiB.
     pub fn find_user(&self, template: &Template) -> Result<User> {
         let (spec, own_home) = (template.user_spec(), template.home().map(str::to_owned));
         let mut additional_gids: Vec<u32> = template.additional_gids().collect();
@@ -44,7 +47,7 @@ impl Rootfs {
                 let entry = entry.ok_or_else(|| unknown("user", name, PASSWD))?;
                 (entry.uid, Some(entry))
             }
-            // It is read for nothing else.
+            // The file would be read only for the home directory.
             Account::Id(uid) if own_home.is_some() => (*uid, None),
             Account::Id(uid) => match self.accounts(PASSWD, template) {
                 Ok(passwd) => (*uid, accounts::user_numbered(&passwd, *uid)),
@@ -71,7 +74,7 @@ impl Rootfs {
         Ok(User { uid, gid, additional_gids, home })
     }
 
-    /// Reads the container's file at `path`; empty if there is none.
+    /// Reads the container's file at `path`. Returns no bytes if the file does not exist.
     fn accounts(&self, path: &str, template: &Template) -> Result<Vec<u8>> {
         let path = Path::new(path);
         let file = match self.look_up(path, template) {
@@ -82,9 +85,9 @@ impl Rootfs {
         read(&file).map_err(Error::io("read", self.outside(path)))
     }
 
-    /// What the command will see at `path`, opened without any effect on it.
+    /// Opens what the command will see at `path`, without any effect on it.
     fn look_up(&self, path: &Path, template: &Template) -> rustix::io::Result<Option<Rc<OwnedFd>>> {
-        // A bind may stand anywhere, and its destination may have links in it.
+        // A bind mount can be anywhere, and its destination can contain links.
         if template.mounts().any(|mount| mount.is_bind() || path.starts_with(mount.destination())) {
             return View::new(&self.root, template.mounts())?.open(path);
         }
@@ -92,7 +95,8 @@ impl Rootfs {
     }
 }
 
-/// Reads the file that `place` stands for, if it is a regular one: opening anything else may wait, or do something.
+/// Reads the file that `place` refers to, if it is a regular file. Opening any other kind of file
+/// may block or have side effects.
 fn read(place: &OwnedFd) -> io::Result<Vec<u8>> {
     if FileType::from_raw_mode(fstat(place)?.st_mode) != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
@@ -164,7 +168,7 @@ mod tests {
         for (spec, expected) in table {
             assert_eq!(find(root.path(), builder(spec)).unwrap(), expected, "{spec}");
         }
-        // The template's own come first, and none is there twice.
+        // The template's own groups come first, and each group occurs once.
         let more = builder("opam").additional_groups([9, 50, 9]).env("HOME", "/elsewhere");
         assert_eq!(find(root.path(), more).unwrap(), user(1000, 1001, &[9, 50, 0], "/elsewhere"));
     }
@@ -185,7 +189,7 @@ mod tests {
                 format!("the {who} is not in the container's {file}: add a layer that has it, or give its number");
             assert_eq!((error.to_string(), error.path()), (expected, Some(Path::new(file))));
         }
-        // Without any file.
+        // The container has neither file.
         let empty = tempfile::tempdir().unwrap();
         assert!(matches!(find(empty.path(), builder("root")), Err(Error::UnknownUser { .. })));
         assert_eq!(find(empty.path(), builder("1000")).unwrap(), user(1000, 1000, &[], "/"));
@@ -243,7 +247,7 @@ mod tests {
         let bind = |name: &str, destination: &str| json!({"destination": destination, "source": source.path().join(name), "options": ["rbind"]});
         let tmpfs = json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs"});
         let stack = user(1000, 1001, &[0, 50], "/home/opam");
-        // (mounts, what is found)
+        // (mounts, the user found)
         let table = [
             (json!([]), Some(stack.clone())),
             (json!([bind("passwd", "/src")]), Some(stack.clone())),

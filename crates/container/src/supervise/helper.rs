@@ -1,48 +1,50 @@
-//! The helper program, which is embedded in this crate: the keeper outside of the container and the init inside. Its source is in
-//! `helper/`, beside `src/`.
+//! The helper program, embedded in this crate: the keeper outside the container and the init inside
+//! it. Its source is in `helper/`, beside `src/`.
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::OnceLock;
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 
-/// What the helper reports, and where. The helper compiles the same file.
+use super::streams::above;
+
+/// The format of the helper's report, and the descriptors it uses. The helper compiles the same
+/// file.
 #[path = "../../helper/record.rs"]
 pub(super) mod record;
 
 static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/helper"));
 
-/// The path by which the container executes the helper: the descriptor that the runtime hands on. It needs no file in the
-/// container, and nobody there can change it.
+/// The path by which the runtime executes the helper inside the container: the descriptor that the
+/// runtime passes on. So the helper needs no file in the container, and no process there can
+/// replace it.
 pub(crate) const PATH_INSIDE: &str = "/proc/self/fd/4";
 
-/// The helper in a file of memory that nobody can write to, made once in a process.
-pub(super) fn program() -> io::Result<BorrowedFd<'static>> {
-    static FILE: OnceLock<OwnedFd> = OnceLock::new();
-    if let Some(file) = FILE.get() {
-        return Ok(file.as_fd());
-    }
-    let file = sealed_memfd(c"layered", PROGRAM)?;
-    // Of two threads that have made one, the first has it.
-    Ok(FILE.get_or_init(|| file).as_fd())
+/// Returns the helper in a sealed file in memory, which no process can write to.
+///
+/// Each run has its own: root in a container can change the mode of the file of `/proc/1/exe`, and
+/// another run could not execute it then.
+pub(super) fn program() -> io::Result<OwnedFd> {
+    sealed_memfd(c"layered", PROGRAM)
 }
 
-/// A file in memory with this content, which can be executed and which nobody can change.
+/// Creates an executable file in memory with this content and seals it, so that no process can
+/// change it.
 pub(super) fn sealed_memfd(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Linux 6.3 has a flag to say that it is to be executed, and a switch of the machine's that asks for it
-    // (`vm.memfd_noexec`, see memfd_create(2)).
+    // Linux 6.3 added MFD_EXEC, which marks the file as executable, and the sysctl
+    // `vm.memfd_noexec`, which can require that flag: see memfd_create(2).
     let file = match memfd_create(name, flags | MemfdFlags::EXEC) {
         Err(Errno::INVAL) => memfd_create(name, flags)?,
         result => result?,
     };
     let mut file = File::from(file);
     file.write_all(content)?;
-    let file = OwnedFd::from(file);
+    // A caller may have closed its standard streams: their numbers are left to them.
+    let file = above(file.into())?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
 }
@@ -63,8 +65,9 @@ mod tests {
     use super::*;
     use crate::supervise::report::{Facts, NotExecuted, facts_of};
 
-    /// The program in a file, written by another process: the kernel executes no file that a process may write to, and another
-    /// test's child may have this process's descriptors for a moment.
+    /// The helper in a file that another process has written. The kernel executes no file that a
+    /// process has open for writing, and a child of another test may briefly inherit this process's
+    /// descriptors.
     fn helper() -> &'static Path {
         static FILE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
         let (_, path) = FILE.get_or_init(|| {
@@ -78,7 +81,8 @@ mod tests {
         path
     }
 
-    /// The helper with its report in the pipe that is standard output; what the command prints goes to standard error.
+    /// The helper, with its report on the pipe that is standard output. The command's output goes
+    /// to standard error.
     fn started(words: &[&str]) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", "exec 3>&1 1>&2; exec \"$@\"", "sh"]).arg(helper()).args(words);
@@ -86,7 +90,7 @@ mod tests {
         command
     }
 
-    /// Its exit status, and what it has reported.
+    /// Returns the helper's exit status and its report.
     fn run(words: &[&str]) -> (Option<i32>, Facts) {
         let output = started(words).output().unwrap();
         (output.status.code(), facts_of(&output.stdout))
@@ -100,16 +104,16 @@ mod tests {
             ("exit 137", 137 << 8, 137),
             ("kill -TERM $$", 15, 143),
             ("kill -KILL $$", 9, 137),
-            // The signals as a program expects them, whatever this process ignores, as Rust's do SIGPIPE.
+            // The init resets the signals. This process ignores SIGPIPE, as Rust programs do.
             ("kill -PIPE $$", 13, 141),
-            // Orphans are no commands.
+            // The init must not take the status of an orphan for the command's.
             ("sh -c 'exit 3 & exit 4 &' & wait; exit 5", 5 << 8, 5),
         ];
         for (script, status, code) in table {
             let expected = Facts { is_ready: true, command: Some(status), ..Facts::default() };
             assert_eq!(run(&["init", "", "sh", "-c", script]), (Some(code), expected), "{script}");
         }
-        // In its own place nobody reports it.
+        // The command has replaced the init, so no process reports its end.
         let expected = Facts { is_ready: true, ..Facts::default() };
         assert_eq!(run(&["exec", "", "sh", "-c", "exit 7"]), (Some(7), expected));
     }
@@ -168,7 +172,7 @@ mod tests {
         let all = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
         let first = (0..128_u32).find(|processor| all.is_set(*processor as usize).unwrap()).unwrap();
         assert_eq!(allowed(&format!("{:x}", 1_u128 << first)), format!("Cpus_allowed_list:\t{first}\n"));
-        // None of the machine's, or no mask: it stays as it is.
+        // Masks with no processor of this machine, invalid masks, and too long ones change nothing.
         for mask in ["0", "x", &format!("1{}", "0".repeat(3000))] {
             assert_eq!(allowed(mask), allowed(""), "{mask}");
         }
@@ -181,14 +185,14 @@ mod tests {
         let runtime = |status: i32| Facts { runtime: Some(status), ..Facts::default() };
         let enoent = Some(Errno::NOENT.raw_os_error());
         let not_executed = Facts { runtime_not_executed: enoent, runtime: Some(1 << 8), ..Facts::default() };
-        // (what the file has, what the runtime does, what is reported)
+        // (content of the PID file, the runtime's script, the report)
         let table = [
             (None, "exit 0", runtime(0)),
             (Some(""), "exit 0", runtime(0)),
             (Some("1"), "exit 0", runtime(0)),
             (Some("-7"), "exit 0", runtime(0)),
             (Some("99999999999"), "exit 0", runtime(0)),
-            // Of a process that is there, but none of its own; and of none.
+            // The PID of a process that is not a child of the keeper, and a PID without a process.
             (Some("2"), "exit 0", runtime(0)),
             (Some("4194304"), "exit 0", runtime(0)),
             (Some("2"), "exit 3", runtime(3 << 8)),

@@ -9,8 +9,8 @@ use rustix::io::Errno;
 
 /// Blocks SIGTTIN and SIGPIPE in the calling thread until it is dropped.
 ///
-/// With SIGTTIN blocked, reading from a terminal that another process group is in front of is an error (EIO) and does not stop the
-/// process.
+/// While SIGTTIN is blocked, a read from a terminal fails with EIO if another process group is in
+/// the foreground. Otherwise the kernel would stop the whole process.
 #[must_use = "the signals are blocked until it is dropped"]
 pub(super) struct Masked(SigSet);
 
@@ -29,7 +29,7 @@ impl Drop for Masked {
     }
 }
 
-/// write(2), after which no SIGPIPE is pending. The thread must be [`Masked`].
+/// Calls write(2) and discards the SIGPIPE that it may cause. The thread must be [`Masked`].
 pub(super) fn write(file: impl AsFd, bytes: &[u8]) -> rustix::io::Result<usize> {
     let result = rustix::io::write(file, bytes);
     if result == Err(Errno::PIPE) {

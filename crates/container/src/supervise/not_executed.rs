@@ -1,4 +1,5 @@
-//! Why the kernel does not execute a command: what an errno means, once the beginning of the file is known.
+//! Explains why the kernel does not execute a command: interprets the errno with the help of the
+//! first bytes of the file.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use crate::Error;
 use crate::display::escaped;
 
 impl NotExecuted {
-    /// The error that names the path, the reason, and what to do about it.
+    /// Returns an error that names the path, the reason, and the remedy.
     pub(crate) fn into_error(self) -> Error {
         use std::os::unix::ffi::OsStringExt;
         let source = Errno::from_raw_os_error(self.errno);
@@ -25,11 +26,11 @@ impl NotExecuted {
     }
 }
 
-/// What the beginning of the file says about the errno; `None` if it says nothing.
+/// Returns the reason that the first bytes of the file reveal, or `None` if they reveal nothing.
 fn reason(errno: Errno, head: &[u8]) -> Option<String> {
     let interpreter = interpreter(head);
     match (errno, interpreter) {
-        // The kernel answers so for the file itself, and for the program that it names.
+        // The kernel uses the same errno for a missing file and for a missing interpreter.
         (Errno::NOENT | Errno::NOTDIR, Some(Interpreter::Of(name))) if name.ends_with(b"\r") => Some(format!(
             "its first line names the interpreter {}: end its lines as Unix does, without a carriage return",
             quoted(&name)
@@ -59,12 +60,12 @@ fn quoted(name: &[u8]) -> String {
     format!("\"{}\"", escaped(&String::from_utf8_lossy(name)))
 }
 
-/// The program that a file names to be executed in its place.
+/// The program that the kernel executes to run a file.
 #[derive(Debug, PartialEq, Eq)]
 enum Interpreter {
-    /// Of a script: execve(2), "Interpreter scripts".
+    /// The interpreter of a script: execve(2), "Interpreter scripts".
     Of(Vec<u8>),
-    /// Of an ELF program: `PT_INTERP` in elf(5).
+    /// The dynamic loader of an ELF program: `PT_INTERP` in elf(5).
     Loader(Vec<u8>),
 }
 
@@ -79,7 +80,8 @@ fn interpreter(head: &[u8]) -> Option<Interpreter> {
     loader(head).map(|name| Interpreter::Loader(name.into()))
 }
 
-/// As far as it stands in the beginning of the file, where linkers put it. Little-endian, of 64 and of 32 bits.
+/// Returns the dynamic loader that an ELF program names, if the name is within `head`; linkers put
+/// it at the beginning of the file. Handles little-endian files of 64 and 32 bits.
 fn loader(head: &[u8]) -> Option<&[u8]> {
     const PT_INTERP: u64 = 3;
     if !head.starts_with(ELF) || head.get(5) != Some(&1) {
@@ -89,8 +91,9 @@ fn loader(head: &[u8]) -> Option<&[u8]> {
         let bytes = head.get(at..at.checked_add(bytes)?)?;
         Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
     };
-    // Where in the header stand: the program headers' place and its width, their size and their number; and in one of them, the
-    // place and the size of what it is about.
+    // Offsets in the ELF header: the position of the program header table and the width of that
+    // field, the size of an entry, and the number of entries. Then the offsets in an entry: the
+    // position and the size of its segment.
     let (table, width, size, count, place, length) = match head.get(4)? {
         2 => (32, 8, 54, 56, 8, 32),
         1 => (28, 4, 42, 44, 4, 16),
@@ -116,7 +119,7 @@ mod tests {
     use super::*;
     use crate::mutated;
 
-    /// An ELF header of 64 bits with one program header, which names a loader.
+    /// A 64-bit ELF header with one program header, which names a dynamic loader.
     fn elf() -> Vec<u8> {
         let mut head = vec![0; 120];
         head[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -133,7 +136,7 @@ mod tests {
     #[test]
     fn the_errno_and_the_file_give_the_reason() {
         let elf = elf();
-        // (errno, the beginning of the file, whether the command is missing, a part of what is said)
+        // (errno, first bytes of the file, whether the command is missing, part of the message)
         let table: [(Errno, &[u8], bool, &str); 12] = [
             (Errno::NOENT, b"", true, "does not exist in the container: /x"),
             (Errno::NOTDIR, b"", true, "does not exist in the container: /x"),

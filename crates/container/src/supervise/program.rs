@@ -11,27 +11,27 @@ use rustix::io::Errno;
 
 use super::sealed;
 
-/// What these say is for the caller alone: a runtime hands it on, and runc would wait for the command to report to the service
-/// manager, as the caller has to.
+/// Variables that the service manager sets for the caller alone. A runtime passes them on to the
+/// container, and runc would wait for the command to notify the service manager.
 const OF_THE_CALLER: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
-/// The path of a copy in the keeper: descriptor [`RUNTIME`](super::helper::record::RUNTIME).
+/// The path of the copy in the keeper: descriptor [`RUNTIME`](super::helper::record::RUNTIME).
 const COPY: &CStr = c"/proc/self/fd/5";
 
 /// A program with its arguments and the caller's environment, as execve(2) takes them.
 #[derive(Debug)]
 pub(crate) struct Program {
     path: CString,
-    /// The program itself, if it is executed from a copy.
+    /// A copy of the program, if it is executed from one.
     copy: Option<Arc<OwnedFd>>,
     arguments: Vec<CString>,
     environment: Vec<CString>,
 }
 
 impl Program {
-    /// `program` is a path, or a name that is looked for in `PATH`.
+    /// Resolves `program`, which is a path or a name to look up in `PATH`.
     pub(crate) fn new(program: &Path, arguments: impl IntoIterator<Item = OsString>) -> io::Result<Self> {
-        // Absolute: it is started in another directory.
+        // The keeper executes it in another working directory.
         let path = absolute(find(program, env::var_os("PATH").as_deref())?)?;
         let all = [program.as_os_str().to_os_string()].into_iter().chain(arguments);
         let environment = env::vars_os().filter(|(name, _)| !OF_THE_CALLER.iter().any(|ours| name == ours));
@@ -43,7 +43,7 @@ impl Program {
         })
     }
 
-    /// The same program, executed from a copy of it if that can be done.
+    /// Returns the same program, set up to be executed from a sealed copy if that is possible.
     pub(crate) fn executed_from_a_copy(mut self) -> Self {
         let path = Path::new(OsStr::from_bytes(self.path.to_bytes()));
         match sealed::copy_of(path) {
@@ -54,12 +54,12 @@ impl Program {
         self
     }
 
-    /// The copy.
+    /// Returns the sealed copy, if there is one.
     pub(super) fn copy(&self) -> Option<&OwnedFd> {
         self.copy.as_deref()
     }
 
-    /// Appends the path and the arguments, the program's name first.
+    /// Appends the path and then the arguments, of which the first is the program's name.
     pub(super) fn append_to(&self, words: &mut Vec<CString>) {
         words.push(self.path.clone());
         words.extend_from_slice(&self.arguments);
@@ -70,8 +70,8 @@ impl Program {
     }
 }
 
-/// The first file of that name in the directories of `search` that can be executed. Unlike execvp(3) nobody makes a shell read
-/// what is no program.
+/// Returns the first file named `program` in the directories of `search` that is executable. Unlike
+/// execvp(3), it never runs a file of unknown format by a shell.
 fn find(program: &Path, search: Option<&OsStr>) -> io::Result<PathBuf> {
     if program.as_os_str().as_bytes().contains(&b'/') {
         return Ok(program.into());
@@ -120,7 +120,8 @@ mod tests {
         let search = |dirs: &[&PathBuf]| env::join_paths(dirs).unwrap();
         let found = |dirs: &[&PathBuf]| find(Path::new("runtime"), Some(&search(dirs))).map_err(|error| error.kind());
         assert_eq!(found(&[&a, &b, &c]), Ok(c.join("runtime")));
-        // A directory, a file that cannot be executed: something is there.
+        // A directory or a file without permission to execute: the error says that the name was
+        // found.
         assert_eq!(found(&[&a]), Err(io::ErrorKind::PermissionDenied));
         assert_eq!(found(&[&b]), Err(io::ErrorKind::PermissionDenied));
         assert_eq!(found(&[&dir.path().join("none")]), Err(io::ErrorKind::NotFound));

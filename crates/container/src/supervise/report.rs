@@ -1,21 +1,22 @@
-//! What the helper has reported of a run, as far as it has.
+//! The helper's report of a run, as far as it has arrived.
 
 use std::fs::File;
 use std::io::{self, Read};
 
 use super::helper::record::{HEAD_BYTES, Kind, PATH_BYTES};
 
-/// The facts of a run. A process in the container that runs as the command's user can write such records, too: they say no more than
-/// what the command could do anyway, and are taken as words of a stranger.
+/// The facts of a run. A process in the container that runs as the command's user can write to the
+/// same pipe, so these facts are untrusted input. A forged record can claim nothing that the
+/// command could not have caused anyway.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Why the runtime could not be executed.
     pub(crate) runtime_not_executed: Option<i32>,
     /// The wait status of the runtime.
     pub(crate) runtime: Option<i32>,
-    /// Whether the init takes signals.
+    /// Whether the init accepts signals.
     pub(crate) is_ready: bool,
-    /// Why the command could not be executed: the errno, the path, and the beginning of the file there.
+    /// Why the command could not be executed: the errno, the path, and the first bytes of the file.
     pub(crate) not_executed: Option<NotExecuted>,
     /// The wait status of the command.
     pub(crate) command: Option<i32>,
@@ -23,7 +24,7 @@ pub(crate) struct Facts {
     pub(crate) container: Option<i32>,
 }
 
-/// What kept a command from being executed.
+/// The errno of a failed execve(2), the path, and the first bytes of the file.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct NotExecuted {
     pub(crate) errno: i32,
@@ -34,16 +35,16 @@ pub(crate) struct NotExecuted {
 /// Reads the records of one run.
 #[derive(Debug)]
 pub(super) struct Report {
-    /// The reading end, which does not block; `None` after the end.
+    /// The read end of the pipe, which does not block; `None` after the end of the report.
     pipe: Option<File>,
-    /// The beginning of a record that has not come as a whole.
+    /// The beginning of a record that has not arrived completely.
     unread: Vec<u8>,
     facts: Facts,
     path: Vec<u8>,
     head: Vec<u8>,
 }
 
-/// The most bytes behind a record. Longer ones end the report.
+/// The most bytes that may follow a record. A record that announces more ends the report.
 const MOST_BYTES: usize = if HEAD_BYTES > PATH_BYTES { HEAD_BYTES } else { PATH_BYTES };
 
 impl Report {
@@ -63,7 +64,8 @@ impl Report {
         self.facts
     }
 
-    /// Reads a piece of what is there. Returns whether there may be more: a process in the container may write faster than this
+    /// Reads the available bytes, at most one buffer. Returns whether there may be more. The caller
+    /// must not loop on that while the container runs: a process in it may write faster than this
     /// reads.
     pub(super) fn read(&mut self) -> bool {
         let mut buffer = [0; 4096];
@@ -77,7 +79,7 @@ impl Report {
         self.pipe.is_some()
     }
 
-    /// Reads all that is there, once nobody writes any more.
+    /// Reads everything that is left. Call it only after all writers have ended.
     pub(super) fn read_to_end(&mut self) {
         while self.read() {}
     }
@@ -88,7 +90,7 @@ impl Report {
         while let Some((kind, value, after)) = header(rest) {
             let length = if [Kind::Path as u32, Kind::Head as u32].contains(&kind) { value as usize } else { 0 };
             if length > MOST_BYTES {
-                // None of the helper's.
+                // The helper writes no such record.
                 self.pipe = None;
                 return;
             }
@@ -114,14 +116,14 @@ impl Report {
     }
 }
 
-/// The kind and the value at the beginning of `bytes`, and what follows.
+/// Splits `bytes` into the kind, the value and the rest.
 fn header(bytes: &[u8]) -> Option<(u32, i32, &[u8])> {
     let (kind, rest) = bytes.split_first_chunk()?;
     let (value, rest) = rest.split_first_chunk()?;
     Some((u32::from_ne_bytes(*kind), i32::from_ne_bytes(*value), rest))
 }
 
-/// What a whole report says.
+/// Returns the facts of a complete report.
 #[cfg(test)]
 pub(super) fn facts_of(report: &[u8]) -> Facts {
     let mut read = Report { pipe: None, ..Report::new(tempfile::tempfile().unwrap()) };

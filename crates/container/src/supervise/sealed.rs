@@ -1,4 +1,4 @@
-//! A copy of a runtime in memory that nobody can change.
+//! A copy of the runtime in sealed memory, which no process can change.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -10,20 +10,26 @@ use rustix::fd::OwnedFd;
 
 use super::helper::sealed_memfd;
 
-/// What tells one version of a file from another: device, inode, size, and the times of its last change in nanoseconds.
+/// Identifies one version of a file: device, inode, size, and the times of its last modification
+/// and status change in seconds and nanoseconds.
 type Identity = (u64, u64, u64, [i64; 4]);
 
-/// The largest program that is copied. crun has half a megabyte, or four if it is linked statically.
+/// The largest program that is copied, in bytes. crun has half a megabyte, or four megabytes if it
+/// is linked statically.
 const MAX_BYTES: u64 = 8 << 20;
 
 /// The set-user-ID and the set-group-ID bit of a file.
 const SET_ID: u32 = 0o6000;
 
-/// A sealed copy of the program at `path`; `None` if it cannot be executed from one.
+/// Returns a sealed copy of the program at `path`, or `None` if the program cannot be executed from
+/// a copy.
 ///
-/// crun protects itself from its container: it executes itself once more from a copy that cannot be written to, unless it was
-/// executed from one (CVE-2019-5736; `cloned_binary.c`). Executing it from a copy in the first place saves that, some 1.5 ms. A
-/// process keeps the copy of the last runtime, and makes another when the file has changed.
+/// crun protects itself from its container: it executes itself again from a copy that cannot be
+/// written to, unless it already runs from one (CVE-2019-5736; `cloned_binary.c`). Executing crun
+/// from a copy in the first place saves about 1.5 ms. A process keeps the copy of the last runtime
+/// and replaces it when the file has changed.
+///
+/// # Errors The kernel's, if the file cannot be read or the copy cannot be created.
 pub(super) fn copy_of(path: &Path) -> io::Result<Option<Arc<OwnedFd>>> {
     static LAST: Mutex<Option<(Identity, Arc<OwnedFd>)>> = Mutex::new(None);
     let metadata = fs::metadata(path)?;
@@ -38,7 +44,8 @@ pub(super) fn copy_of(path: &Path) -> io::Result<Option<Arc<OwnedFd>>> {
     let mut program = Vec::new();
     let mut file = File::open(path)?;
     file.read_to_end(&mut program)?;
-    // It may have been replaced in between; then it is not what it was looked up as.
+    // Another file may have replaced it since the lookup. `wanted` would then identify the wrong
+    // content.
     if identity(&file.metadata()?) != wanted || !can_be_copied(&program) {
         return Ok(None);
     }
@@ -51,7 +58,8 @@ fn identity(file: &Metadata) -> Identity {
     (file.dev(), file.ino(), file.len(), [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()])
 }
 
-/// Whether a program works in another place: no script, and none that looks for its libraries beside itself (ld.so(8)).
+/// Returns whether a program works from another path. Scripts do not, nor do programs that look for
+/// libraries relative to their own path (`$ORIGIN` in ld.so(8)).
 fn can_be_copied(program: &[u8]) -> bool {
     const ORIGINS: [&[u8]; 2] = [b"$ORIGIN", b"${ORIGIN}"];
     program.starts_with(b"\x7fELF")

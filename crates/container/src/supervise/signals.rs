@@ -6,14 +6,16 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::{Error, Result};
 
-/// Sends signals to the command of one run from other threads. Clones share it.
+/// Sends signals to the command of one run from other threads. Clones send to the same command.
 ///
-/// The command gets a signal as if a process on its own machine had sent it: a handler of its runs, and without one the signal does
-/// what it does by default. With a [terminal](crate::Terminal), SIGWINCH gives it the size of the caller's instead, whereupon the
-/// kernel tells the command.
+/// The command gets a signal as if another process on its machine had sent it: its handler runs, or
+/// the signal has its default action. With a [terminal](crate::Terminal), SIGWINCH instead sets the
+/// size of the command's terminal to that of the caller's, and the kernel then notifies the
+/// command.
 ///
-/// A signal that is sent before the command has begun waits for it. Nothing ends a command that goes on: see
-/// [`Cancel::interrupt`](crate::Cancel::interrupt).
+/// A signal that is sent before the command has started is delivered once it has. Signals sent this
+/// way never make the run kill a command that keeps running: use
+/// [`Cancel::interrupt`](crate::Cancel::interrupt) for that.
 #[derive(Debug, Clone)]
 pub struct Signals {
     ends: Arc<Ends>,
@@ -26,33 +28,35 @@ struct Ends {
 }
 
 impl Signals {
-    /// One for one run.
+    /// Creates the signals of one run.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is no descriptor left.
+    /// [`Error::Io`] if the process cannot open another descriptor.
     pub fn new() -> Result<Self> {
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(Error::io("create", "a pipe for signals"))?;
         Ok(Self { ends: Arc::new(Ends { reader, writer }) })
     }
 
-    /// Sends a signal, by its number: `SIGHUP` is 1. Passed over are numbers of no standard signal, SIGCHLD, which says something of
-    /// the sender's own children, SIGSTOP, and SIGKILL: see [`Cancel::kill`](crate::Cancel::kill).
+    /// Sends the signal with this number: `SIGHUP` is 1.
+    ///
+    /// Ignores numbers that are not a standard signal, as well as SIGCHLD (which concerns the
+    /// sender's own children), SIGSTOP, and SIGKILL (use [`Cancel::kill`](crate::Cancel::kill)).
     pub fn send(&self, signal: i32) {
         const NONE_OF_THE_COMMANDS: [Signal; 3] = [Signal::SIGCHLD, Signal::SIGSTOP, Signal::SIGKILL];
         let is_one = Signal::try_from(signal).is_ok_and(|signal| !NONE_OF_THE_COMMANDS.contains(&signal));
         if let (Ok(byte), true) = (u8::try_from(signal), is_one) {
-            // A pipe that is full of signals loses one more, as the kernel does.
+            // If the pipe is full, the signal is lost, as the kernel also merges pending signals.
             let _ = rustix::io::write(&self.ends.writer, &[byte]);
         }
     }
 
-    /// Readable when there are any.
+    /// Becomes readable when signals have been sent.
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.ends.reader.as_fd()
     }
 
-    /// Those that have been sent since.
+    /// Takes the signals that have been sent since the last call.
     pub(super) fn take(&self) -> Vec<i32> {
         let mut bytes = [0; 64];
         let length = rustix::io::read(&self.ends.reader, &mut bytes).unwrap_or(0);

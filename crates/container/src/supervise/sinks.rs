@@ -1,4 +1,5 @@
-//! Where the output of a command goes, once it has passed through the caller's process: files, memory, functions.
+//! The destinations of a command's output after it has passed through the caller's process: files,
+//! memory, and functions.
 
 use std::io;
 
@@ -13,7 +14,7 @@ use super::mask;
 use crate::output::{Callback, Output};
 use crate::{CaptureLimit, Excerpt};
 
-/// One place.
+/// One destination.
 pub(super) enum Sink<'a> {
     File(FileSink),
     Excerpt(Excerpt),
@@ -21,32 +22,32 @@ pub(super) enum Sink<'a> {
     Lines { function: Callback<'a>, begun: Vec<u8> },
 }
 
-/// A file, a terminal, a pipe or a socket of the caller's. Nothing blocks but a regular file.
+/// A file, a terminal, a pipe or a socket of the caller's. Of these, only a regular file blocks the
+/// writer.
 pub(super) struct FileSink {
     file: OwnedFd,
     way: Way,
-    /// What there was no room for.
+    /// Output that the file has not accepted yet.
     pending: Vec<u8>,
-    /// Nothing more is written after a failure.
+    /// The first failure. After it, nothing more is written.
     failure: Option<io::ErrorKind>,
 }
 
 /// How a file is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// It takes all there is; or, if it could not be opened anew, it may block.
+    /// Accepts everything that is written. It may block if it could not be opened again.
     Whole,
-    /// It takes what it has room for.
+    /// Accepts as much as it has room for.
     Room,
-    /// A socket: the same, if one says so each time.
+    /// A socket: like `Room`, but needs MSG_DONTWAIT on every call.
     Socket,
 }
 
 impl<'a> Sink<'a> {
-    /// The places that `output` names. `inherited` is the caller's own stream.
+    /// Returns the destinations that `output` names. `inherited` is the caller's own stream.
     ///
-    /// # Errors
-    /// The kernel's, if there is no descriptor left.
+    /// # Errors The kernel's, if the process cannot open another descriptor.
     pub(super) fn all(output: Output<'a>, inherited: BorrowedFd<'_>) -> io::Result<Vec<Self>> {
         Ok(match output {
             Output::Null => Vec::new(),
@@ -69,7 +70,8 @@ impl<'a> Sink<'a> {
         Sink::Excerpt(Excerpt::new(limit))
     }
 
-    /// Takes all of `bytes`: what a file has no room for stays [pending](FileSink::pending).
+    /// Takes all of `bytes`. The part that a file has no room for stays
+    /// [pending](FileSink::pending).
     pub(super) fn accept(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Sink::File(file) => return file.accept(bytes),
@@ -80,7 +82,7 @@ impl<'a> Sink<'a> {
         Ok(())
     }
 
-    /// Hands on what was held back, at the end of the stream.
+    /// Delivers an incomplete last line at the end of the stream.
     pub(super) fn finish(&mut self) {
         if let Sink::Lines { function, begun } = self {
             if !begun.is_empty() {
@@ -89,7 +91,7 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// The file, if it has not taken all that it was given.
+    /// Returns the file if some output is still pending for it.
     pub(super) fn pending(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Sink::File(sink) if !sink.pending.is_empty() => Some(sink.file.as_fd()),
@@ -97,19 +99,19 @@ impl<'a> Sink<'a> {
         }
     }
 
-    /// Whether it is a pipe, or the like, that nobody reads any more.
+    /// Returns whether the reader of a pipe or socket has closed it.
     pub(super) fn is_closed(&self) -> bool {
         matches!(self, Sink::File(FileSink { failure: Some(io::ErrorKind::BrokenPipe), .. }))
     }
 
-    /// Throws away what is pending, and all that follows.
+    /// Discards pending output and all output that follows.
     pub(super) fn give_up(&mut self) {
         if let Sink::File(sink) = self {
             sink.fail(io::ErrorKind::TimedOut);
         }
     }
 
-    /// Tries to write what is pending.
+    /// Tries to write the pending output.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
             Sink::File(sink) => sink.accept(&[]),
@@ -118,7 +120,7 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// Calls `function` with every line that `bytes` ends; the rest stays in `begun`.
+/// Calls `function` with each line that `bytes` completes. Keeps the rest in `begun`.
 fn by_line(function: &mut Callback<'_>, begun: &mut Vec<u8>, bytes: &[u8]) {
     for part in bytes.split_inclusive(|byte| *byte == b'\n') {
         if begun.is_empty() && part.ends_with(b"\n") {
@@ -138,7 +140,8 @@ impl FileSink {
         let way = |file, way| Ok(Self { file, way, pending: Vec::new(), failure: None });
         match FileType::from_raw_mode(fstat(&file)?.st_mode) {
             FileType::Socket => way(file, Way::Socket),
-            // Without blocking, though the caller's own, which others may share, goes on to block.
+            // The sink opens the file again so that only its own descriptor is non-blocking. Other
+            // processes may share the caller's descriptor and expect it to block.
             kind if can_be_reopened(&file, kind) => match reopened(&file, OFlags::WRONLY) {
                 Ok(own) => way(own, Way::Room),
                 Err(error) => {
@@ -170,7 +173,7 @@ impl FileSink {
         self.pending = Vec::new();
     }
 
-    /// Writes what there is room for. Returns how much that is.
+    /// Writes as much as there is room for. Returns the number of bytes written.
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -182,7 +185,8 @@ impl FileSink {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => rest = &rest[written..],
                 Err(Errno::INTR) => {}
-                // A file of the caller's that does not block: it is asked to be polled.
+                // The caller's file is itself non-blocking. The rest stays pending until poll(2)
+                // reports room.
                 Err(Errno::AGAIN) => break,
                 Err(error) => return Err(error.into()),
             }
@@ -191,8 +195,9 @@ impl FileSink {
     }
 }
 
-/// Whether opening the file once more gives the same one: a FIFO, or a terminal, but not the side of a pseudoterminal that makes a
-/// new one whenever it is opened. Of other devices nobody knows.
+/// Returns whether opening the file again yields the same file. That holds for FIFOs and terminals.
+/// It does not hold for the master of a pseudoterminal, because each open creates a new pair. Of
+/// other devices it is unknown, so the answer is no.
 pub(super) fn can_be_reopened(file: &OwnedFd, kind: FileType) -> bool {
     match kind {
         FileType::Fifo => true,
@@ -201,14 +206,14 @@ pub(super) fn can_be_reopened(file: &OwnedFd, kind: FileType) -> bool {
     }
 }
 
-/// The same file, opened once more, so that it does not block.
+/// Opens the same file again with a non-blocking descriptor.
 pub(super) fn reopened(file: &OwnedFd, access: OFlags) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(openat(CWD, path, access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// The file that a single sink is, for comparison with another.
+/// Returns the file if it is the only destination, for comparison with another one.
 pub(super) fn only_file<'s>(sinks: &'s [Sink<'_>]) -> Option<&'s OwnedFd> {
     match sinks {
         [Sink::File(sink)] => Some(&sink.file),

@@ -1,4 +1,5 @@
-//! The one place with code between clone and exec: what a child has to do before it is the runtime, no other can do for it.
+//! Starts the keeper. This is the only module with code between clone and exec: some steps can only
+//! be done by the child itself, before it becomes the keeper.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
@@ -23,10 +24,12 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, kill_process, pidfd_
 
 use super::helper::record::{PROGRAM, REPORT, RUNTIME};
 
-/// What the child's own stack holds: the frames of a few system calls. glibc's posix_spawn(3) has as much for the same.
+/// The size of the child's stack. It holds the frames of a few system calls. glibc's posix_spawn(3)
+/// uses a stack of the same size for the same purpose.
 const STACK_BYTES: usize = 32 << 10;
 
-/// What the keeper starts with. Each descriptor is above those that it is put in the place of.
+/// The keeper's program, arguments and descriptors. Each descriptor number must be at least
+/// [`FREE`], so that no dup2(2) to a lower number overwrites a descriptor that is still needed.
 #[derive(Debug)]
 pub(super) struct Start<'a> {
     /// The helper's program.
@@ -34,36 +37,37 @@ pub(super) struct Start<'a> {
     /// The keeper's arguments, its name first.
     pub(super) arguments: &'a [CString],
     pub(super) environment: &'a [CString],
-    /// What the container has for standard input, output and error.
+    /// The container's standard input, output and error.
     pub(super) streams: [BorrowedFd<'a>; 3],
-    /// Where the helper writes its report.
+    /// The pipe to which the helper writes its report.
     pub(super) report: BorrowedFd<'a>,
-    /// A copy of the runtime, if it is executed from one.
+    /// The sealed copy of the runtime, if the runtime is executed from one.
     pub(super) runtime: Option<BorrowedFd<'a>>,
     /// The keeper's working directory.
     pub(super) directory: &'a CStr,
-    /// A directory that a tmpfs hides from the runtime, if there is one.
+    /// A directory to hide from the runtime under a tmpfs.
     pub(super) hidden: Option<&'a CStr>,
 }
 
-/// The first number of a descriptor that none of a child's own has.
+/// The first descriptor number that the keeper does not use itself.
 pub(super) const FREE: RawFd = RUNTIME + 1;
 
-/// Starts the keeper as the first process of a PID namespace, with the `/proc` of that namespace, which its PIDs refer to, in a
-/// mount namespace of its own.
+/// Starts the keeper as the first process of a new PID namespace. It also gets a private mount
+/// namespace with a `/proc` of the new PID namespace.
 ///
-/// The kernel kills it when the calling thread ends, and everything in the namespace with it: pid_namespaces(7),
-/// PR_SET_PDEATHSIG(2const). All signals are blocked in it.
+/// The kernel kills the keeper when the calling thread ends, and with it every process in the
+/// namespace: pid_namespaces(7), PR_SET_PDEATHSIG(2const). All signals are blocked in the keeper.
 ///
-/// The child borrows the caller's memory until it is the program, like vfork(2)'s: copying the tables of a caller that has
-/// gigabytes of it would take longer than the rest of a run.
+/// The child shares the caller's memory until it executes the program, as with vfork(2). If the
+/// caller has gigabytes of memory, copying its page tables would take longer than the rest of a
+/// run.
 pub(super) fn spawn(start: &Start<'_>) -> io::Result<Pid> {
     let caller = pidfd_open(getpid(), PidfdFlags::empty())?;
     let arguments = pointers(start.arguments);
     let environment = pointers(start.environment);
     let failure = AtomicI32::new(0);
     let mut stack = vec![0; STACK_BYTES];
-    // No handler of the caller's may run in the child, with the caller's memory.
+    // No signal handler of the caller may run in the child: it would change the caller's memory.
     let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let child = Box::new(|| {
         let errno = match become_keeper(start, &arguments, &environment, &caller) {
@@ -74,16 +78,18 @@ pub(super) fn spawn(start: &Start<'_>) -> io::Result<Pid> {
         127
     });
     let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
-    // SAFETY: this thread goes on when the child has executed the program or ended, so all that the child has borrowed is there
-    // until then. The child makes system calls on what is there already, and nothing else: no allocation, no panic, and no lock but
-    // the C library's own for an action of SIGABRT, which no thread holds for long.
+    // SAFETY: this thread continues only after the child has executed the program or ended, so
+    // everything that the child borrows outlives its use. The child only makes system calls on
+    // existing data: no allocation and no panic. It takes no lock except the C library's own for
+    // the action of SIGABRT, which no thread holds for long.
     let started = unsafe { clone(child, &mut stack, flags, Some(libc::SIGCHLD)) };
     let unmasked = mask.thread_set_mask();
     let pid = Pid::from_raw(started?.as_raw()).expect("the PID of a child");
     match (failure.load(Ordering::Relaxed), unmasked) {
         (0, Ok(())) => Ok(pid),
         (failure, unmasked) => {
-            // It has ended, or does so now; whoever else has waited for it is welcome.
+            // The child has ended or will end now. It is not an error if another thread has already
+            // reaped it.
             let _ = kill_process(pid, rustix::process::Signal::KILL);
             let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
             unmasked?;
@@ -94,7 +100,7 @@ pub(super) fn spawn(start: &Start<'_>) -> io::Result<Pid> {
 
 enum Never {}
 
-/// The child, until it is the keeper.
+/// Turns the child into the keeper.
 fn become_keeper(
     start: &Start<'_>,
     arguments: &[*const c_char],
@@ -102,7 +108,8 @@ fn become_keeper(
     caller: &OwnedFd,
 ) -> Result<Never, Errno> {
     set_pdeathsig(Signal::SIGKILL).map_err(errno)?;
-    // Whoever ended before that line will not be told of again. The parent's PID says nothing: seen from here it is 0.
+    // If the calling thread's process ended before the previous line, the kernel will not send the
+    // signal. Checking getppid(2) does not help: it returns 0 in the new PID namespace.
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     if poll(&mut [PollFd::new(caller, PollFlags::IN)], Some(&now))? > 0 {
         return Err(Errno::SRCH);
@@ -113,18 +120,19 @@ fn become_keeper(
     if let Some(hidden) = start.hidden {
         mount(Some(c"tmpfs"), hidden, Some(c"tmpfs"), flags, Some(c"mode=0700,size=1m")).map_err(errno)?;
     }
-    // SAFETY: a string that ends with NUL.
+    // SAFETY: the string ends with a NUL.
     check(unsafe { libc::chdir(start.directory.as_ptr()) })?;
     let [stdin, stdout, stderr] = start.streams;
     let own = [(stdin, 0), (stdout, 1), (stderr, 2), (start.report, REPORT), (start.program, PROGRAM)];
     for (descriptor, target) in own.into_iter().chain(start.runtime.map(|runtime| (runtime, RUNTIME))) {
-        // SAFETY: two numbers.
+        // SAFETY: the call takes only two numbers.
         check(unsafe { libc::dup2(descriptor.as_raw_fd(), target) })?;
     }
-    // Without a copy of the runtime there is nothing of the caller's in its place.
+    // Without a copy of the runtime, descriptor 5 may be one of the caller's, so closing starts
+    // there.
     let first = if start.runtime.is_some() { FREE } else { RUNTIME };
     close_on_exec(CLOSE_RANGE, first)?;
-    // SAFETY: an empty string and two lists of strings, each with a null pointer at its end.
+    // SAFETY: an empty string and two lists of strings, each of which ends with a null pointer.
     check(unsafe {
         libc::syscall(
             libc::SYS_execveat,
@@ -138,48 +146,55 @@ fn become_keeper(
     unreachable!("exec returns with an error only");
 }
 
-/// Closes every descriptor of the caller's but the three streams in a program that `command` starts.
+/// Closes every descriptor of the caller's except the three streams in the program that `command`
+/// starts.
 ///
-/// A runtime that is only asked for its version has no use for them either.
+/// This is also used for a runtime that is only asked for its version: it needs none of those
+/// descriptors.
 pub(crate) fn close_descriptors(command: &mut Command) -> &mut Command {
     let close = || Ok(close_on_exec(CLOSE_RANGE, 3)?);
-    // SAFETY: between fork and exec it makes system calls and nothing else: no allocation, no panic, no lock.
+    // SAFETY: between fork and exec, the closure only makes system calls: no allocation, no panic,
+    // no lock.
     unsafe { command.pre_exec(close) }
 }
 
-/// The number of close_range(2), which older C libraries do not have as a function.
+/// The number of close_range(2). Older C libraries have no function for it.
 const CLOSE_RANGE: libc::c_long = libc::SYS_close_range;
 
-/// Room for the names of some hundred descriptors: on a stack that is small.
+/// The buffer for directory entries, in bytes. It holds the names of a few hundred descriptors and
+/// fits on the child's small stack.
 const NAMES_BYTES: usize = 4 << 10;
 
-/// Sees that the program which this process becomes has no descriptor from `first` on. Until then they stay open: a failed
-/// exec may have to be reported through one of them.
+/// Marks every descriptor from `first` on to be closed when this process executes another program.
+/// They stay open until then, because one of them may be needed to report a failed exec.
 ///
-/// A caller's descriptor in a runtime is a way out of the container: a directory of the host's that a link to `/proc/self/fd/9`
-/// leads to.
+/// A caller's descriptor inside the runtime is a way out of the container: for example, a link to
+/// `/proc/self/fd/9` could lead to a directory of the host.
 ///
-/// `close_range` is the number of [`close_range(2)`](https://man7.org/linux/man-pages/man2/close_range.2.html), whose flag for this
-/// needs Linux 5.11. Where it fails, for whatever reason, `/proc/self/fd` names the descriptors.
+/// `close_range` is the number of
+/// [`close_range(2)`](https://man7.org/linux/man-pages/man2/close_range.2.html). The flag used here
+/// needs Linux 5.11. If the call fails for any reason, the descriptors are listed from
+/// `/proc/self/fd` instead.
 fn close_on_exec(close_range: libc::c_long, first: RawFd) -> Result<(), Errno> {
-    // SAFETY: three numbers.
+    // SAFETY: the call takes only numbers.
     match unsafe { libc::syscall(close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
         0 => Ok(()),
         _ => close_on_exec_one_by_one(first),
     }
 }
 
-/// Not up to the limit of open files: that may be a billion, and may have been lowered after a descriptor was opened.
+/// Does not simply count up to the limit of open files: it may be a billion, and it may have been
+/// lowered after a descriptor was opened.
 fn close_on_exec_one_by_one(first: RawFd) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty())?;
     let mut names = [MaybeUninit::uninit(); NAMES_BYTES];
     let mut entries = RawDir::new(&directory, &mut names);
     while let Some(entry) = entries.next() {
-        // `.` and `..` are no numbers.
+        // Skips `.` and `..`.
         let Some(number) = descriptor(entry?.file_name().to_bytes()) else { continue };
         if number >= first {
-            // SAFETY: two numbers and a constant.
+            // SAFETY: the call takes two numbers and a constant.
             check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
         }
     }
@@ -204,7 +219,7 @@ fn errno(errno: nix::errno::Errno) -> Errno {
     Errno::from_raw_os_error(errno as i32)
 }
 
-/// The list as execve(2) takes it.
+/// Returns the list in the form that execve(2) takes.
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
@@ -218,12 +233,14 @@ mod tests {
 
     use super::*;
 
-    /// No system call has it: the kernel answers ENOSYS, as one before 5.9 does.
+    /// The number of no system call. The kernel returns ENOSYS, as kernels before 5.9 do for
+    /// close_range(2).
     const NO_CALL: libc::c_long = 1 << 20;
 
     #[test]
     fn a_program_gets_no_descriptor_but_the_streams() {
-        // A caller that has many open, beyond one buffer of names, and what a program that it starts inherits.
+        // The caller has more descriptors open than one buffer of names can hold, and a child
+        // inherits them.
         let inherited: Vec<OwnedFd> = (0..300)
             .map(|n| {
                 let file = File::open(if n % 2 == 0 { "/" } else { "/dev/null" }).unwrap();
@@ -235,7 +252,7 @@ mod tests {
         let open = |close: fn() -> io::Result<()>| {
             let mut command = Command::new("ls");
             command.arg("/proc/self/fd").stdin(Stdio::null());
-            // SAFETY: system calls and nothing else.
+            // SAFETY: the closure only makes system calls.
             let output = unsafe { command.pre_exec(close) }.output().unwrap();
             String::from_utf8(output.stdout).unwrap().lines().count()
         };
@@ -246,7 +263,7 @@ mod tests {
         assert_eq!(open(|| Ok(close_on_exec(NO_CALL, 3)?)), NONE);
         let output = close_descriptors(Command::new("ls").arg("/proc/self/fd")).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), "0\n1\n2\n3\n");
-        // A program that is not there is still told of.
+        // A missing program is still reported.
         let error = close_descriptors(&mut Command::new("/no/such/program")).output().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

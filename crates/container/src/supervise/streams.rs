@@ -1,92 +1,65 @@
-//! The three streams of a container: which files of the caller's it may have, and pipes in the place of the others.
+//! The three streams of a container. Decides which of the caller's files the container may have,
+//! and puts pipes in the place of the others.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, fstatfs, makedev};
-use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionread};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
-use rustix::process::getpgrp;
-use rustix::termios::{isatty, tcgetpgrp};
 
-use super::mask;
-use super::sinks::{Sink, can_be_reopened, only_file, reopened};
+use super::feed::Feed;
+use super::sinks::{Sink, only_file};
 use super::spawn::FREE;
 use crate::{Excerpt, Input, Output};
 
-/// `PIPEFS_MAGIC` in linux/magic.h: pipes that have no name anywhere.
+/// `PIPEFS_MAGIC` in linux/magic.h: the file system of pipes without a name.
 const PIPEFS_MAGIC: u64 = 0x5049_5045;
 
-/// How much is read at once. Also what the pipes of outputs hold, if the kernel lets them.
+/// The most bytes that one read takes. Also the requested size of the pipes of the outputs.
 const PIECE_BYTES: usize = 512 << 10;
 
-/// How many pieces are read before anything else is looked at.
+/// The most pieces that are read before the run checks for other events.
 const MOST_PIECES: usize = 8;
 
-/// The container's streams, as far as they pass through the caller's process.
+/// The container's streams, if they pass through the caller's process.
 pub(super) struct Streams<'a> {
     input: Option<Feed>,
     outputs: Vec<Drain<'a>>,
-    /// What the outputs may still bring together, in bytes; `None` for no limit.
+    /// The bytes that the outputs may still write together; `None` for no limit.
     allowance: Option<u64>,
     buffer: Vec<u8>,
 }
 
-/// What the container gets as its three streams.
+/// The files that the container gets as its three streams.
 pub(super) type Given = [OwnedFd; 3];
 
-/// An output on its way to the caller's places.
+/// An output on its way to the caller's destinations.
 struct Drain<'a> {
-    /// What it is read from, without blocking; `None` after the end, and before there is a terminal.
+    /// The non-blocking read end; `None` after the end, and before the terminal has arrived.
     source: Option<File>,
     sinks: Vec<Sink<'a>>,
     stream: Stream,
-    /// Whether it is a pipe, whose other end the container has.
+    /// Whether the source is a pipe whose write end the container has.
     is_pipe: bool,
-    /// Whether more came than was allowed. The surplus is thrown away.
+    /// Whether the outputs exceeded the limit. The surplus is discarded.
     surplus: bool,
     /// The first failure of a sink.
     failure: Option<io::Error>,
 }
 
-/// Which of the two outputs.
+/// One of the two outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stream {
     Stdout,
     Stderr,
 }
 
-/// The input on its way to the container.
-struct Feed {
-    source: Source,
-    /// What it is written to, without blocking; `None` before there is a terminal.
-    sink: Option<OwnedFd>,
-    /// What the container has no room for yet.
-    pending: Vec<u8>,
-    /// The other end of the pipe, when all of a file is in it.
-    rest: Option<OwnedFd>,
-    /// Whether all of it has been read.
-    has_ended: bool,
-}
-
-struct Source {
-    file: File,
-    kind: Kind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Of what the container does not read, the next process of the caller's has the rest.
-    Regular,
-    /// Read only while the caller is in front of it.
-    Terminal,
-    Other,
-}
-
 impl<'a> Streams<'a> {
-    /// The streams of a container without a terminal. The container gets its own as [`Given`].
+    /// Creates the streams of a container without a terminal. Returns the container's own ends as
+    /// [`Given`].
     pub(super) fn new(
         stdin: Input,
         stdout: Output<'a>,
@@ -114,7 +87,7 @@ impl<'a> Streams<'a> {
         let given_stderr = match Direct::output(stderr, std::io::stderr().as_fd(), counted)? {
             Direct::Given(file) => file,
             Direct::Through(sinks) => match outputs.first() {
-                // One pipe keeps the order of what goes to one place.
+                // If both streams go to the same file, one pipe keeps the order of their output.
                 Some(first) if is_same_file(&first.sinks, &sinks) => fcntl_dupfd_cloexec(&given_stdout, FREE)?,
                 _ => {
                     let (drain, given) = Drain::piped(sinks, Stream::Stderr)?;
@@ -127,7 +100,8 @@ impl<'a> Streams<'a> {
         Ok((streams, [given_stdin, given_stdout, given_stderr]))
     }
 
-    /// The streams of a container with a terminal, which brings what `stdout` takes. The runtime gets no streams of the caller's.
+    /// Creates the streams of a container with a terminal, whose output goes to `stdout`. The
+    /// container gets none of the caller's streams; the runtime gets the caller's standard error.
     pub(super) fn of_terminal(
         stdin: Input,
         stdout: Output<'a>,
@@ -147,11 +121,11 @@ impl<'a> Streams<'a> {
         Ok((streams, [null()?, null()?, stderr]))
     }
 
-    /// Connects the streams with the terminal of the container.
+    /// Connects the streams to the container's terminal.
     pub(super) fn attach(&mut self, terminal: OwnedFd) -> io::Result<()> {
         without_blocking(&terminal)?;
         if let Some(feed) = &mut self.input {
-            feed.sink = Some(fcntl_dupfd_cloexec(&terminal, 3)?);
+            feed.attach(fcntl_dupfd_cloexec(&terminal, 3)?);
         }
         for drain in &mut self.outputs {
             drain.source = Some(fcntl_dupfd_cloexec(&terminal, 3)?.into());
@@ -159,7 +133,7 @@ impl<'a> Streams<'a> {
         Ok(())
     }
 
-    /// What is to be waited for.
+    /// Returns the descriptors to poll.
     pub(super) fn poll_fds(&self) -> Vec<PollFd<'_>> {
         let mut fds = Vec::new();
         for drain in &self.outputs {
@@ -176,19 +150,21 @@ impl<'a> Streams<'a> {
         fds
     }
 
-    /// Whether the terminal that is the input is to be looked at from time to time: no event says that the caller is in front again.
+    /// Returns whether the caller's terminal must be checked periodically: no event reports that
+    /// the caller is in the foreground again.
     pub(super) fn waits_for_foreground(&self) -> bool {
-        self.input.as_ref().is_some_and(|feed| feed.sink.is_some() && !feed.source.is_in_front())
+        self.input.as_ref().is_some_and(Feed::waits_for_foreground)
     }
 
-    /// Before the first piece. The kernel gives the pages when they are written to: a line of output takes one.
+    /// Allocates the buffer before the first piece. The kernel provides its pages only when they
+    /// are written to: a line of output takes one.
     fn make_buffer(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = vec![0; PIECE_BYTES];
         }
     }
 
-    /// Hands on what there is.
+    /// Copies what is available in both directions.
     pub(super) fn advance(&mut self) {
         self.make_buffer();
         for drain in &mut self.outputs {
@@ -207,10 +183,10 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// Hands on what the container has left in the pipes, when it has ended. Returns whether all of it has reached its places: a
-    /// terminal may not take more for now.
+    /// Copies what is left in the pipes after the container has ended. Returns whether all of it
+    /// has reached its destinations: a terminal may not accept more for now.
     pub(super) fn drain(&mut self) -> bool {
-        // What was not read is the next one's.
+        // Dropping the input leaves the unread part to the caller's next process.
         self.input = None;
         if self.outputs.is_empty() {
             return true;
@@ -223,19 +199,20 @@ impl<'a> Streams<'a> {
         self.outputs.iter().all(|drain| drain.sinks.iter().all(|sink| sink.pending().is_none()))
     }
 
-    /// Whether the caller's terminal, whose part the container's takes, has been hung up. In raw mode it has no other end.
+    /// Returns whether the caller's terminal has been hung up while the container has a terminal.
+    /// In raw mode, the container's terminal would not notice.
     pub(super) fn have_lost_their_terminal(&self) -> bool {
         let has_terminal = self.outputs.iter().any(|drain| !drain.is_pipe);
-        has_terminal && self.input.as_ref().is_some_and(|feed| feed.source.kind == Kind::Terminal && feed.has_ended)
+        has_terminal && self.input.as_ref().is_some_and(Feed::is_terminal_at_its_end)
     }
 
-    /// Lets go of the container's terminal.
+    /// Closes the container's terminal.
     pub(super) fn hang_up(&mut self) {
         self.input = None;
         self.outputs.iter_mut().for_each(|drain| drain.source = None);
     }
 
-    /// Throws away what its places have not taken.
+    /// Discards the output that its destinations have not accepted.
     pub(super) fn give_up(&mut self) {
         for drain in &mut self.outputs {
             for sink in drain.sinks.iter_mut().filter(|sink| sink.pending().is_some()) {
@@ -247,12 +224,12 @@ impl<'a> Streams<'a> {
         }
     }
 
-    /// Whether there was more output than allowed.
+    /// Returns whether the command wrote more than allowed.
     pub(super) fn has_surplus(&self) -> bool {
         self.outputs.iter().any(|drain| drain.surplus)
     }
 
-    /// What has come of the outputs.
+    /// Returns the excerpts and the first failure.
     pub(super) fn finish(self) -> Outputs {
         let mut outcome = Outputs::default();
         for mut drain in self.outputs {
@@ -272,16 +249,16 @@ impl<'a> Streams<'a> {
     }
 }
 
-/// What has come of the outputs of a run.
+/// The result of a run's outputs.
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
     pub(crate) stdout: Option<Excerpt>,
     pub(crate) stderr: Option<Excerpt>,
-    /// Why a part of the output is lost, if that is so.
+    /// Why a part of the output is lost, if it is.
     pub(crate) failure: Option<io::Error>,
 }
 
-/// What the container gets itself, and what passes through the caller's process.
+/// A stream that the container gets directly, or one that passes through the caller's process.
 enum Direct<T> {
     Given(OwnedFd),
     Through(T),
@@ -292,7 +269,7 @@ impl Direct<File> {
         let file = match input {
             Input::Null => return Ok(Direct::Given(null()?)),
             Input::Inherit => match fcntl_dupfd_cloexec(std::io::stdin(), FREE) {
-                // A caller that has closed its own.
+                // The caller has closed its standard input.
                 Err(Errno::BADF) => return Ok(Direct::Given(null()?)),
                 file => file?,
             },
@@ -303,11 +280,12 @@ impl Direct<File> {
 }
 
 impl<'a> Direct<Vec<Sink<'a>>> {
-    /// `inherited` is the caller's own stream. What is `counted` has to pass through.
+    /// `inherited` is the caller's own stream. If `counted`, the output passes through the caller's
+    /// process, which counts its bytes.
     fn output(output: Output<'a>, inherited: BorrowedFd<'_>, counted: bool) -> io::Result<Self> {
         Ok(match output {
             Output::Null => Direct::Given(null()?),
-            // A caller that has closed its own.
+            // The caller has closed its own stream.
             Output::Inherit if fstat(inherited).err() == Some(Errno::BADF) => Direct::Given(null()?),
             Output::Inherit if !counted && may_be_shared(inherited)? => {
                 Direct::Given(fcntl_dupfd_cloexec(inherited, FREE)?)
@@ -318,9 +296,10 @@ impl<'a> Direct<Vec<Sink<'a>>> {
     }
 }
 
-/// Whether the container may have the file as it is: a pipe without a name, a socket, or `/dev/null`. Whoever has a file or a
-/// terminal can open it again by `/proc/self/fd`, with other rights, and some runtimes give it to the command's user.
-fn may_be_shared(file: impl AsFd) -> io::Result<bool> {
+/// Returns whether the container may have the file as it is: a pipe without a name, a socket, or
+/// `/dev/null`. A process with a file or a terminal can open it again through `/proc/self/fd` with
+/// other rights, and some runtimes make the command's user its owner.
+pub(super) fn may_be_shared(file: impl AsFd) -> io::Result<bool> {
     let stat = fstat(&file)?;
     Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::Fifo => fstatfs(&file)?.f_type as u64 == PIPEFS_MAGIC,
@@ -334,13 +313,13 @@ fn null() -> io::Result<OwnedFd> {
     above(File::options().read(true).write(true).open("/dev/null")?.into())
 }
 
-/// The same file with a number that is none of a child's own.
-fn above(file: OwnedFd) -> io::Result<OwnedFd> {
+/// Returns the same file with a descriptor number that the keeper does not use itself.
+pub(super) fn above(file: OwnedFd) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     if file.as_raw_fd() >= FREE { Ok(file) } else { Ok(fcntl_dupfd_cloexec(&file, FREE)?) }
 }
 
-/// This end only: the other one is another open file description.
+/// Affects only this end of the pipe: the other end is a separate open file description.
 fn without_blocking(file: &OwnedFd) -> io::Result<()> {
     Ok(fcntl_setfl(file, fcntl_getfl(file)? | OFlags::NONBLOCK)?)
 }
@@ -357,7 +336,8 @@ impl<'a> Drain<'a> {
     fn piped(sinks: Vec<Sink<'a>>, stream: Stream) -> io::Result<(Self, OwnedFd)> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         without_blocking(&reader)?;
-        // A user may have only so much; then it holds less.
+        // The kernel limits the total size of a user's pipes. Beyond that limit, the pipe keeps its
+        // default size.
         let _ = fcntl_setpipe_size(&reader, PIECE_BYTES);
         let drain = Self { source: Some(reader.into()), sinks, stream, is_pipe: true, surplus: false, failure: None };
         Ok((drain, above(writer)?))
@@ -370,14 +350,16 @@ impl<'a> Drain<'a> {
         self.close_with_its_reader();
     }
 
-    /// When nobody reads any more, nobody does so in the place of that either: the command gets SIGPIPE.
+    /// Closes the pipe if the readers of all destinations have closed theirs. The command then gets
+    /// SIGPIPE, as if it wrote to them directly.
     fn close_with_its_reader(&mut self) {
         if self.is_pipe && !self.sinks.is_empty() && self.sinks.iter().all(Sink::is_closed) {
             self.source = None;
         }
     }
 
-    /// Reads what is there, one piece at most, and hands on what is allowed of it. Nothing is read while a sink has no room.
+    /// Reads at most one piece and passes on the allowed part of it. Reads nothing while a
+    /// destination has no room. Returns whether there may be more.
     fn read_once(&mut self, allowance: &mut Option<u64>, buffer: &mut [u8]) -> bool {
         let Some(source) = &mut self.source else { return false };
         if self.sinks.iter().any(|sink| sink.pending().is_some()) {
@@ -408,115 +390,9 @@ impl<'a> Drain<'a> {
     }
 }
 
-/// The first failure counts.
+/// Keeps only the first failure.
 fn note(first: &mut Option<io::Error>, result: io::Result<()>) {
     if let (Err(error), None) = (result, &first) {
         *first = Some(error);
-    }
-}
-
-impl Source {
-    fn new(file: File) -> io::Result<Self> {
-        let file = OwnedFd::from(file);
-        let file_type = FileType::from_raw_mode(fstat(&file)?.st_mode);
-        let kind = match file_type {
-            FileType::RegularFile => Kind::Regular,
-            FileType::CharacterDevice if isatty(&file) => Kind::Terminal,
-            _ => Kind::Other,
-        };
-        // Another process may read what poll(2) has told of here.
-        let own = can_be_reopened(&file, file_type).then(|| reopened(&file, OFlags::RDONLY).ok()).flatten();
-        Ok(Self { file: own.unwrap_or(file).into(), kind })
-    }
-
-    /// Whether what comes from it is the caller's to read. Only a terminal asks for that, and only that of the caller's session.
-    fn is_in_front(&self) -> bool {
-        self.kind != Kind::Terminal
-            || match tcgetpgrp(&self.file) {
-                Ok(front) => front == getpgrp(),
-                // One of another session; and one that has been hung up, which is at its end.
-                Err(error) => [Errno::NOTTY, Errno::IO].contains(&error),
-            }
-    }
-}
-
-impl Feed {
-    fn new(file: File, sink: Option<OwnedFd>) -> io::Result<Self> {
-        Ok(Self { source: Source::new(file)?, sink, pending: Vec::new(), rest: None, has_ended: false })
-    }
-
-    /// Ends the container's input. It reads what is in the pipe.
-    fn end(&mut self) {
-        self.has_ended = true;
-        self.rest = self.sink.take().filter(|_| self.source.kind == Kind::Regular);
-        self.rest = self.rest.take().and_then(|sink| reopened(&sink, OFlags::RDONLY).ok());
-    }
-
-    fn poll<'f>(&'f self, fds: &mut Vec<PollFd<'f>>) {
-        let Some(sink) = &self.sink else { return };
-        let waits_for_room = !self.pending.is_empty() || self.source.kind == Kind::Regular;
-        // Without anything to write, too: poll(2) tells when the command has closed its input.
-        fds.push(PollFd::new(sink, if waits_for_room { PollFlags::OUT } else { PollFlags::empty() }));
-        if !waits_for_room && self.source.is_in_front() {
-            fds.push(PollFd::new(&self.source.file, PollFlags::IN));
-        }
-    }
-
-    /// Hands on what there is and what there is room for.
-    ///
-    /// # Errors
-    /// When the command has closed its input, or that cannot be read.
-    fn advance(&mut self, buffer: &mut [u8]) -> io::Result<()> {
-        let Some(sink) = &self.sink else { return Ok(()) };
-        let ready = |file: &dyn AsFd, flags| {
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-            let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), flags)];
-            rustix::event::poll(&mut fds, Some(&now)).map(|_| fds[0].revents())
-        };
-        if ready(sink, PollFlags::OUT)?.intersects(PollFlags::ERR) {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        if self.pending.is_empty() && self.source.is_in_front() {
-            let readable = self.source.kind == Kind::Regular || !ready(&self.source.file, PollFlags::IN)?.is_empty();
-            if !readable {
-                return Ok(());
-            }
-            match self.source.file.read(buffer) {
-                Ok(0) => {
-                    self.end();
-                    return Ok(());
-                }
-                Ok(length) => self.pending.extend_from_slice(&buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
-                // In the background, as it is now; or not ready, after all.
-                Err(error)
-                    if error.raw_os_error() == Some(Errno::IO.raw_os_error()) && self.source.kind == Kind::Terminal =>
-                {
-                    return Ok(());
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        match mask::write(sink, &self.pending) {
-            Ok(written) => drop(self.pending.drain(..written)),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Feed {
-    /// Puts a file back to where the command has read up to: what follows in a script reads on from there.
-    fn drop(&mut self) {
-        let pipe = self.rest.as_ref().or(self.sink.as_ref()).filter(|_| self.source.kind == Kind::Regular);
-        let Some(pipe) = pipe.filter(|pipe| may_be_shared(pipe).unwrap_or_default()) else { return };
-        let unread = ioctl_fionread(pipe).unwrap_or(0) + self.pending.len() as u64;
-        if let (Ok(back), true) = (i64::try_from(unread), unread > 0) {
-            if let Err(error) = self.source.file.seek(SeekFrom::Current(-back)) {
-                log::debug!("the input is not put back to where the command has read up to: {error}");
-            }
-        }
     }
 }

@@ -1,5 +1,5 @@
-//! A container's terminal: the runtime sends its other end over a socket (`--console-socket`), and the caller's own terminal takes
-//! part in it as it is, byte for byte.
+//! The container's terminal. The runtime sends its master side over a socket (`--console-socket`).
+//! The run then copies between the master and the caller's own terminal, byte for byte.
 
 use std::io::{self, IoSliceMut, stdin, stdout};
 use std::mem::MaybeUninit;
@@ -12,34 +12,37 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType,
     accept_with, bind, listen, recvmsg, socket_with,
 };
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rustix::termios::{OptionalActions, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
-/// The socket's name in the bundle, which is the runtime's working directory: a longer path may be more than the 107 bytes that
-/// unix(7) has room for.
+/// The name of the socket in the bundle. The runtime gets this relative path, because the bundle is
+/// its working directory: an absolute path may exceed the 107 bytes that unix(7) allows.
 pub(crate) const SOCKET: &str = "console.sock";
 
-/// The terminal of a container, before and after the runtime has sent it.
+/// The container's terminal, both before and after the runtime has sent it.
 pub(super) struct Console {
     listener: Option<OwnedFd>,
-    /// What the runtime sends it over.
+    /// The connection over which the runtime sends the terminal.
     connection: Option<OwnedFd>,
     keyboard: Keyboard,
     terminal: Option<OwnedFd>,
-    /// The caller's own settings, once they have been changed.
+    /// The container's side of it.
+    peer: Option<OwnedFd>,
+    /// The caller's own terminal settings, if they have been changed.
     saved: Option<Saved>,
 }
 
-/// Where a terminal's input comes from.
+/// The source of a terminal's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keyboard {
     /// The caller's standard input, which may be a terminal itself.
     Callers,
-    /// Something else, or nothing.
+    /// Another source, or none.
     Other,
 }
 
 impl Console {
-    /// Makes the socket in `bundle`, in the place of an earlier one.
+    /// Creates the socket in `bundle`. Replaces an earlier socket there.
     pub(super) fn new(bundle: &Path, keyboard: Keyboard) -> io::Result<Self> {
         use std::os::fd::AsRawFd;
         let directory = openat(CWD, bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -51,16 +54,17 @@ impl Console {
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))?)?;
         listen(&listener, 1)?;
-        Ok(Self { listener: Some(listener), connection: None, keyboard, terminal: None, saved: None })
+        Ok(Self { listener: Some(listener), connection: None, keyboard, terminal: None, peer: None, saved: None })
     }
 
-    /// What is readable when the runtime has something to send, until then.
+    /// Returns the socket that becomes readable when the runtime sends something, or `None` once
+    /// the terminal has arrived.
     pub(super) fn socket(&self) -> Option<&OwnedFd> {
         self.connection.as_ref().or(self.listener.as_ref())
     }
 
-    /// Takes the terminal, if it has been sent, and puts the caller's own into raw mode: the container's does what a terminal does
-    /// to lines.
+    /// Receives the terminal if the runtime has sent it. Then puts the caller's own terminal into
+    /// raw mode, so that only the container's terminal processes lines.
     pub(super) fn receive(&mut self) -> io::Result<Option<&OwnedFd>> {
         let Some(listener) = &self.listener else { return Ok(None) };
         let connection = match self.connection.take() {
@@ -72,7 +76,7 @@ impl Console {
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        // The name of the terminal, which nobody needs.
+        // The runtime also sends the name of the terminal. The run does not need it.
         let mut name = [0; 4096];
         match recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::AGAIN | Errno::INTR) => {
@@ -88,6 +92,12 @@ impl Console {
         });
         let Some(terminal) = files.flatten().find(|file| isatty(file)) else { return Ok(None) };
         self.listener = None;
+        // While a process has it open, it is not at its end: a command may close its terminal and open
+        // it again. The init has it open, but a command without one may not.
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        self.peer = ioctl_tiocgptpeer(&terminal, flags)
+            .inspect_err(|error| log::debug!("the container's terminal may end early: {error}"))
+            .ok();
         resize(&terminal);
         if self.keyboard == Keyboard::Callers {
             self.saved = Saved::make_raw()?;
@@ -95,12 +105,13 @@ impl Console {
         Ok(Some(self.terminal.insert(terminal)))
     }
 
-    /// Lets go of the container's terminal, which hangs it up once the [streams](super::Streams) do so, too.
+    /// Closes the container's terminal. The kernel hangs it up once the [streams](super::Streams)
+    /// have closed it, too.
     pub(super) fn hang_up(&mut self) {
-        self.terminal = None;
+        (self.terminal, self.peer) = (None, None);
     }
 
-    /// Gives the container's terminal the size of the caller's.
+    /// Sets the size of the container's terminal to that of the caller's.
     pub(super) fn resize(&self) {
         self.terminal.iter().for_each(resize);
     }
@@ -114,13 +125,13 @@ fn resize(terminal: &OwnedFd) {
     }
 }
 
-/// The size of the caller's terminal, if it has one.
+/// Returns the size of the caller's terminal, if it has one.
 pub(crate) fn size() -> Option<Winsize> {
     let sizes = [tcgetwinsize(stdin()), tcgetwinsize(stdout())];
     sizes.into_iter().flatten().find(|size| size.ws_row > 0 && size.ws_col > 0)
 }
 
-/// The settings of the terminal that is standard input, put back when this is dropped.
+/// The settings of the terminal that is standard input. Dropping this restores them.
 struct Saved(Termios);
 
 impl Saved {
@@ -135,9 +146,10 @@ impl Saved {
 
 impl Drop for Saved {
     fn drop(&mut self) {
-        // It waits for nothing: a terminal whose output is stopped would keep the caller.
+        // Does not wait for pending output: if the terminal's output is stopped, that would block
+        // the caller.
         match tcsetattr(stdin(), OptionalActions::Now, &self.0) {
-            // One that has been hung up has none.
+            // A terminal that has been hung up has no settings to restore.
             Ok(()) | Err(Errno::IO) => {}
             Err(error) => log::warn!("the terminal's settings cannot be put back ({error}): `reset` does it"),
         }
@@ -168,7 +180,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut console = Console::new(dir.path(), Keyboard::Other).unwrap();
         assert!(console.receive().unwrap().is_none());
-        // One says nothing and goes, the next one sends what is no terminal.
+        // The first connection closes without sending anything. The second one sends a file that is
+        // not a terminal.
         let connect = || UnixStream::connect(dir.path().join(SOCKET)).unwrap();
         let silent = connect();
         assert!(console.receive().unwrap().is_none() && console.receive().unwrap().is_none());

@@ -24,8 +24,9 @@ use crate::{complain, signals, table};
 
 /// Run a command in a root file system stacked from layers over a base.
 ///
-/// What the command writes goes to an upper directory, which is deleted in the end or, with --upper, kept. The layers are only
-/// read. Standard input is the command's: in a loop that reads a list from it, give `</dev/null`.
+/// The command writes to an upper directory. It is deleted after the run, or kept with --upper. The
+/// layers are only read. The command gets layered's standard input: in a shell loop that reads a
+/// list from it, add `</dev/null`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -34,24 +35,27 @@ pub(crate) struct Args {
     /// The OCI runtime: runc, crun, youki, or the path of one.
     #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
     runtime: PathBuf,
-    /// A variable of the command's environment; may be repeated.
+    /// Set a variable in the command's environment; may be repeated.
     #[arg(long, value_name = "K=V", value_parser = variable)]
     env: Vec<(String, String)>,
     /// The command's working directory [default: /].
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// The command's user and group: numbers, or names in the stack's /etc/passwd and /etc/group. A number alone is the group's,
-    /// too; a name alone stands for its own group and all groups that list it [default: 0:0].
+    /// The command's user and group: numbers, or names in the stack's /etc/passwd and /etc/group. A
+    /// number alone is also the group's number. A name alone gets its own group and all groups that
+    /// list it [default: 0:0].
     #[arg(long, value_name = "NAME|UID[:GROUP|GID]")]
     user: Option<UserSpec>,
-    /// The container's own name [default: the host's].
+    /// The container's hostname [default: the host's].
     #[arg(long, value_name = "H")]
     hostname: Option<String>,
-    /// `none`: a loopback interface and nothing else. `host`: the host's network, with its /etc/hosts and /etc/resolv.conf.
+    /// The network: `none` has only a loopback interface; `host` is the host's network, with its
+    /// /etc/hosts and /etc/resolv.conf.
     #[arg(long, value_name = "none|host", value_parser = ["none", "host"], default_value = "none")]
     network: String,
-    /// The system calls that the command may make: those of Docker's `default` profile, with which it can make no namespaces
-    /// of its own; `native`, the same without 32-bit programs, with which runc starts faster; or, `unconfined`, all.
+    /// The system calls that the command may make. `default` is Docker's default profile, under
+    /// which the command cannot create namespaces. `native` is the same without 32-bit programs,
+    /// which makes runc start faster. `unconfined` allows all system calls.
     #[arg(
         long,
         value_name = "default|native|unconfined",
@@ -59,48 +63,56 @@ pub(crate) struct Args {
         default_value = "default"
     )]
     seccomp: String,
-    /// Nothing in the container can gain privileges: set-user-ID programs (su, sudo) run as the one who calls them.
+    /// Prevent the command from gaining privileges: set-user-ID programs (su, sudo) run as their
+    /// caller.
     #[arg(long)]
     no_new_privileges: bool,
-    /// A mount: type=bind,source=/a,target=/b, with ,readonly if so, or type=tmpfs,target=/c,size=64m; may be repeated.
+    /// Add a mount: type=bind,source=/a,target=/b (append ,readonly to make it read-only) or
+    /// type=tmpfs,target=/c,size=64m; may be repeated.
     #[arg(long = "mount", value_name = "SPEC")]
     mounts: Vec<Mount>,
-    /// The most memory, swap included: bytes, or with k, m, g, t.
+    /// The most memory that the container may use, including swap: bytes, or with k, m, g, t.
     #[arg(long, value_name = "SIZE", value_parser = container::parse_size)]
     memory: Option<u64>,
-    /// The most processes and threads.
+    /// The most processes and threads that the container may have.
     #[arg(long, value_name = "N")]
     pids: Option<u64>,
-    /// The processors it may run on: 0-3,5.
+    /// The processors that the container may use: 0-3,5.
     #[arg(long, value_name = "LIST")]
     cpus: Option<String>,
-    /// A limit of setrlimit(2), by the names of Docker, in the kernel's units or `unlimited`: nofile=4096, nofile=1024:65536, core=0;
-    /// may be repeated. Without HARD, SOFT is both [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
+    /// Set a limit of setrlimit(2), with Docker's name and in the kernel's units or `unlimited`:
+    /// nofile=4096, nofile=1024:65536, core=0; may be repeated. Without HARD, SOFT is both
+    /// [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     ulimits: Vec<Rlimit>,
-    /// What sync, msync and sync_file_range do: `fake`, they succeed without waiting for the disk, as the upper is worth nothing
-    /// after a power cut; `real`, they wait. fsync never waits for the upper.
+    /// What sync, msync and sync_file_range do. `fake`: they succeed without waiting for the disk,
+    /// since the upper is useless after a power cut. `real`: they wait. fsync never waits for the
+    /// upper.
     #[arg(long, value_name = "fake|real", value_parser = ["fake", "real"], default_value = "fake")]
     sync: String,
     /// End the command after this time: 90s, 2h 30m.
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
-    /// How long the command may take to end after --timeout or a signal asked it to [default: 5s].
+    /// How long the command may take to end after --timeout or a signal has asked it to [default:
+    /// 5s].
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     grace: Option<Duration>,
-    /// Keep the upper at DIR, which must not exist; after a failure --keep-failed comes first. The scratch is made beside it unless --scratch says otherwise.
+    /// Keep the upper at DIR, which must not exist. If the command fails, --keep-failed takes
+    /// precedence. The scratch directory is created beside DIR unless --scratch is given.
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
     #[command(flatten)]
     access: AccessArgs,
-    /// If the command fails, keep what it wrote in the scratch directory, with a description of the stack: `layered shell` opens it,
-    /// `layered commit` makes it a layer, `layered discard` deletes it. No collector removes its layers until then.
+    /// If the command fails, keep what it wrote in the scratch directory, with a description of the
+    /// stack: `layered shell` opens it, `layered commit` makes it a layer, `layered discard`
+    /// deletes it. Until then, no collector removes its layers.
     #[arg(long)]
     keep_failed: bool,
     /// Write the command's standard output and standard error to FILE.
     #[arg(long, value_name = "FILE", conflicts_with = "tty")]
     output: Option<PathBuf>,
-    /// End the command when it has written more than this to --output's file, which then holds no more: bytes, or with k, m, g.
+    /// End the command when it has written more than SIZE to the file of --output; the file holds
+    /// no more than that: bytes, or with k, m, g.
     #[arg(long, value_name = "SIZE", value_parser = container::parse_size, requires = "output")]
     output_limit: Option<u64>,
     /// Write the report to FILE, as JSON.
@@ -112,11 +124,12 @@ pub(crate) struct Args {
     /// Give the command a terminal: for an interactive shell.
     #[arg(long)]
     tty: bool,
-    /// Make the command process 1 of its container, without an init that hands signals on and reaps orphans: for a command that is
-    /// an init itself.
+    /// Make the command process 1 of its container, without an init that forwards signals and reaps
+    /// orphans: for a command that is itself an init.
     #[arg(long)]
     no_init: bool,
-    /// Use this config.json, whose root.path is `<rootfs>`; COMMAND, if given, takes the place of its own.
+    /// Use this config.json, whose root.path is `<rootfs>`; COMMAND, if given, replaces its
+    /// command.
     #[arg(
         long,
         value_name = "config.json",
@@ -132,11 +145,12 @@ pub(crate) struct Args {
 }
 
 const AFTER_HELP: &str = "\
-Exit status: the command's own, or 128+n if signal n ended it (137 if its memory was used up,
-143 after --output-limit); 124 if --timeout did; 125 if layered itself failed; 126 if the command
-cannot be executed; 127 if it is not there. The command gets the signals that layered gets (HUP, INT,
-QUIT, TERM, USR1, USR2, ALRM, WINCH). After INT or TERM it has the time of --grace to end, and a second
-one kills it.
+Exit status: the command's own, or 128+n if signal n ended it. 137 also means that its memory was
+used up, and 143 that it exceeded --output-limit. 124: --timeout ended it. 125: layered itself failed.
+126: the command cannot be executed. 127: the command does not exist.
+
+Signals: layered forwards HUP, INT, QUIT, TERM, USR1, USR2, ALRM and WINCH to the command. After INT or
+TERM the command has the time of --grace to end. A second INT or TERM kills it.
 
 Examples:
   layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
@@ -159,7 +173,8 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    // Before anything runs: afterwards it would be too late to find out that it cannot be written.
+    // Created before anything runs: after the run it would be too late to find out that it cannot be
+    // written.
     let mut json = args.json.as_deref().map(JsonFile::create).transpose()?;
     let (report, status) = attempt(&args, json.as_mut()).unwrap_or_else(|error| {
         complain(format_args!("{}", message(&error, &args)));
@@ -171,7 +186,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The report as JSON, and the status that the shell is to see.
+/// Returns the report as JSON and the exit status for the shell.
 fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<(Value, u8)> {
     let (base, layers, template) = (args.stack.base()?, args.stack.layers()?, template(args)?);
     let access = args.access.get()?;
@@ -182,9 +197,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         file.reserve(&layers)?;
     }
     if template.terminal() == Terminal::Attached && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-        bail!(
-            "a terminal was asked for (--tty, or process.terminal in --spec), but standard input and output are none"
-        );
+        bail!("--tty and process.terminal in --spec need a terminal as standard input and standard output");
     }
     if let Some(upper) = &args.upper {
         args.stack.check_destination(upper)?;
@@ -212,7 +225,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     let kept_run =
         args.keep_failed.then(|| KeptRun { base: base.clone(), layers: layers.clone(), template: template.clone() });
     if let Some(run) = kept_run {
-        // Before the command, which may fill the disk.
+        // Written before the command starts, because the command may fill the disk.
         options = options.prep_upper(move |upper, _| Ok(run.write(upper)?));
     }
     let (options, signal) = signals::handed_on(options)?;
@@ -224,17 +237,17 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         _ => {}
     }
     if let Some(error) = &report.output_error {
-        // A terminal that takes no output takes no complaint about that either, and would keep the result.
+        // A terminal that accepts no output accepts no error message either, and writing one would block.
         if error.kind() != io::ErrorKind::TimedOut || has_room(&io::stderr()) {
             complain(format_args!("a part of the command's output is lost: {error}"));
         }
     }
-    // The upper is measured for it, which takes a walk.
+    // The JSON report includes the size of the upper, which takes a walk to measure.
     let (ended, keep) = (report.status, args.keep_failed && !report.status.success());
     let mut json = if args.json.is_some() { report.to_json() } else { json!({}) };
     let record = keep.then(|| report.capture_record());
     let Report { upper, timings, .. } = report;
-    // The result first: a failed message must not cost it.
+    // Saves the result before anything else is printed: a failed write must not lose it.
     json["upper"] = if let Some(record) = record {
         let kept = upper.keep();
         let dir = parent(&kept);
@@ -255,19 +268,20 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         Value::Null
     };
     if args.timings {
-        // If nobody reads it, nobody misses it.
+        // It does not matter if the reader of standard error has closed it.
         let _ = print_timings(&mut io::stderr().lock(), &timings);
     }
     Ok((json, status))
 }
 
-/// Whether something can be written to it without waiting.
+/// Returns whether `file` can be written to without waiting.
 fn has_room(file: &impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// Moves the upper to where it is wanted, or keeps it. Returns where it is, and whether it has been moved.
+/// Moves the upper to `destination`. Keeps it where it is if that fails. Returns its path, and whether
+/// it was moved.
 fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf, bool) {
     match upper.persist_with(destination, access) {
         Ok(path) => (path, true),
@@ -281,18 +295,19 @@ fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf
     }
 }
 
-/// What is told of a failure. What the runtime says of its own has been said where the command would have written.
+/// Returns the message about a failure. The runtime has already written its own messages to the
+/// command's standard error.
 fn message(error: &anyhow::Error, args: &Args) -> String {
     use container::Error::{CommandNotExecutable, CommandNotFound, Runtime};
     let failed = error.downcast_ref::<runner::Error>();
     let note = failed.map(runner::Error::left_note).unwrap_or_default();
     match failed.map(runner::Error::cause) {
-        // A mistake of the user's: the phase says nothing to them. The reason has the errno's text in it already.
+        // This is the user's mistake, so the message does not name the phase of the run.
         Some(Cause::Container(error @ (CommandNotFound { .. } | CommandNotExecutable { .. }))) => {
             let source = std::error::Error::source(error).map(|source| format!(" ({source})")).unwrap_or_default();
             format!("{error}{source}{note}")
         }
-        // One that has succeeded, or was killed, has said nothing.
+        // A runtime that succeeded or was killed has written no message.
         Some(Cause::Container(Runtime { program, ended, .. }))
             if args.output.is_none() && ended.code().is_some_and(|code| code != 0) =>
         {
@@ -353,7 +368,7 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     Ok(builder.no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
-/// What the shell sees. `signal` is the one that cancelled.
+/// Returns the exit status for the shell. `signal` is the signal that cancelled the run.
 pub(crate) fn exit_status(status: Status, signal: i32) -> u8 {
     let status = match status {
         Status::Exited(code) => code,
@@ -363,11 +378,11 @@ pub(crate) fn exit_status(status: Status, signal: i32) -> u8 {
         Status::OutputLimit => 128 + SIGTERM,
         _ => 128 + signal,
     };
-    // An exit status has eight bits, and so has the runtime's.
+    // An exit status has eight bits.
     (status & 0xff) as u8
 }
 
-/// What the shell sees of a failure of layered's own.
+/// Returns the exit status for the shell if the run itself failed.
 fn failure_status(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<runner::Error>().map(runner::Error::cause) {
         Some(Cause::Container(container::Error::CommandNotFound { .. })) => 127,
@@ -376,7 +391,7 @@ fn failure_status(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The report of a run that came to no result.
+/// Returns the report of a run without a result.
 fn failure_json(error: &anyhow::Error) -> Value {
     let failed = error.downcast_ref::<runner::Error>();
     json!({
@@ -405,7 +420,7 @@ impl<'a> JsonFile<'a> {
     /// Reserves room for the report of a run over `layers`, so that it can be written when the command has filled the disk.
     fn reserve(&mut self, layers: &[Layer]) -> anyhow::Result<()> {
         let paths: usize = layers.iter().map(|layer| layer.path().as_os_str().len() + layer.name().len()).sum();
-        // A path that is not UTF-8 takes four characters a byte.
+        // A path that is not UTF-8 takes four characters per byte.
         let bytes = (64 << 10) + 4 * paths as u64;
         kept::reserve(&self.file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(&self.path)))
     }
@@ -413,7 +428,7 @@ impl<'a> JsonFile<'a> {
     fn write(&mut self, value: &Value) -> anyhow::Result<()> {
         let text = format!("{}\n", escaped_json(value));
         let written = self.file.write_all(text.as_bytes()).and_then(|()| match self.file.metadata()?.is_file() {
-            // The rest of what was reserved.
+            // Removes the unused part of the reservation.
             true => self.file.set_len(text.len() as u64),
             false => Ok(()),
         });

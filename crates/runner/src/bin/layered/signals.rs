@@ -1,4 +1,4 @@
-//! The signals that layered gets during a run: the command gets them, too.
+//! Forwards the signals that layered gets during a run to the command.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -9,23 +9,25 @@ use runner::Options;
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-/// Those that ask the command to end: it has the time of grace for that, and the next one kills it.
+/// Signals that ask the command to end. The first one starts the grace period, and the next one
+/// kills the command.
 const ENDING: [i32; 2] = [SIGINT, SIGTERM];
 
-/// Those that are handed on, and nothing else.
+/// Signals that are only forwarded.
 const OTHERS: [i32; 6] = [SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
 
 /// The number of the first signal that asked the command to end.
 pub(crate) struct FirstSignal(Arc<AtomicI32>);
 
 impl FirstSignal {
-    /// 0 if none has come.
+    /// Returns the number, or 0 if no such signal has arrived.
     pub(crate) fn came(&self) -> i32 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Hands on what comes from now on, but for what layered was started to ignore: `nohup`, `trap '' INT`.
+/// Forwards signals from now on, except those that layered was started to ignore (`nohup`, `trap ''
+/// INT`).
 pub(crate) fn handed_on(options: Options<'_>) -> anyhow::Result<(Options<'_>, FirstSignal)> {
     let (cancel, command) = (Cancel::new()?, container::Signals::new()?);
     let options = options.cancel(cancel.clone()).signals(command.clone());
@@ -53,18 +55,18 @@ pub(crate) fn handed_on(options: Options<'_>) -> anyhow::Result<(Options<'_>, Fi
     Ok((options, FirstSignal(came)))
 }
 
-/// Whether the process ignores a signal now.
+/// Returns whether this process ignores the signal.
 pub(crate) fn is_ignored(signal: i32) -> bool {
     ignores(ignored_signals(), signal)
 }
 
-/// The mask of the signals that the process ignores now.
+/// Returns the mask of the signals that this process ignores.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     ignored_by(&status)
 }
 
-/// The mask of the signals that a process ignores, by its `/proc/PID/status`.
+/// Returns the mask of ignored signals from the text of a `/proc/PID/status`.
 fn ignored_by(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)

@@ -1,0 +1,80 @@
+//! The keeper's process, as its parent sees it. What it does is in `helper/keeper.rs`.
+
+use std::io;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
+
+/// The process whose end makes the kernel kill everything else in the run. Dropping this value kills
+/// and reaps it.
+pub(super) struct Keeper {
+    pid: Pid,
+    pidfd: OwnedFd,
+    /// Whether it has been reaped.
+    has_ended: bool,
+}
+
+impl Keeper {
+    /// Takes charge of the child `pid`.
+    ///
+    /// # Errors
+    /// The kernel's, if the process cannot open another descriptor. The child has been killed then.
+    pub(super) fn new(pid: Pid) -> io::Result<Self> {
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self { pid, pidfd, has_ended: false }),
+            Err(error) => {
+                let _ = kill_process(pid, Signal::KILL);
+                let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Sends the keeper a signal to forward. It is not an error if the keeper has ended.
+    pub(super) fn send(&self, signal: i32) {
+        if let Some(signal) = Signal::from_named_raw(signal) {
+            let _ = pidfd_send_signal(&self.pidfd, signal);
+        }
+    }
+
+    /// Kills the keeper and with it the container.
+    pub(super) fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Waits until the keeper and all other processes in its namespace have ended.
+    pub(super) fn wait_for_end(&mut self) -> io::Result<()> {
+        if self.has_ended {
+            return Ok(());
+        }
+        match retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty())) {
+            Ok(_) => {}
+            // The caller ignores SIGCHLD, or another of its threads reaps every child.
+            Err(Errno::CHILD) => {
+                let mut end = [PollFd::new(&self.pidfd, PollFlags::IN)];
+                retry_on_intr(|| poll(&mut end, None))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.has_ended = true;
+        Ok(())
+    }
+}
+
+impl AsFd for Keeper {
+    /// Readable when the keeper has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.kill();
+            let _ = self.wait_for_end();
+        }
+    }
+}
