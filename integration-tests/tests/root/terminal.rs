@@ -163,6 +163,8 @@ fn a_shell_inside_controls_its_jobs() {
             terminal.until("prompt> ");
             terminal.press("echo in $((40 + 2)) front; fg\n");
             terminal.until("in 42 front");
+            // What `fg` prints before it waits: a line that is typed earlier would stand before that.
+            terminal.until("cat\r\n");
             terminal.press("another\n");
             terminal.until("another\r\nanother");
             terminal.press(INTERRUPT);
