@@ -17,6 +17,7 @@ mod layout;
 mod moves;
 
 pub use layout::CgroupLayout;
+pub use moves::PreparedMoves;
 
 /// One run's control group, in every hierarchy of the machine: v1, v2, or both side by side.
 ///

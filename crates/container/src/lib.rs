@@ -52,7 +52,7 @@ mod template;
 mod user;
 
 pub use bundle::Bundle;
-pub use cgroup::{Cgroup, CgroupLayout, Usage};
+pub use cgroup::{Cgroup, CgroupLayout, PreparedMoves, Usage};
 pub use error::{Error, Result};
 pub use id::ContainerId;
 pub use mounted::Mounted;

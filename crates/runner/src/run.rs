@@ -31,7 +31,7 @@ use crate::{Options, Phase, Report, Timings};
 pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<'_>) -> Result<Report> {
     let started = Instant::now();
     // Until the runtime starts there is time for that.
-    Cgroup::prepare_moves();
+    let _prepared = Cgroup::prepare_moves();
     let mut timings = Timings::new();
     let (outcome, (upper, removal)) = sequence(Machine::new(base, layers, template, options), &mut timings)?;
     timings.set_total(started.elapsed());

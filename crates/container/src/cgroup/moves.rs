@@ -21,15 +21,33 @@ impl Cgroup {
     /// Therefore this function starts a thread that moves itself into the group that it is already
     /// in, and then ends. The kernel's wait overlaps with the caller's other work. If the thread
     /// cannot be moved, it logs that, and the runtime's own move has to wait.
-    pub fn prepare_moves() {
+    ///
+    /// Dropping the value waits for the thread.
+    pub fn prepare_moves() -> PreparedMoves {
         let spawned = std::thread::Builder::new().name("cgroup".into()).spawn(|| {
             if let Err(error) = move_to_own_group() {
                 log::debug!("the kernel does not get ready to move processes between control groups: {error}");
             }
         });
-        if let Err(error) = spawned {
-            log::debug!("no thread gets the kernel ready to move processes between control groups: {error}");
-        }
+        PreparedMoves(
+            spawned
+                .inspect_err(|error| {
+                    log::debug!("no thread gets the kernel ready to move processes between control groups: {error}");
+                })
+                .ok(),
+        )
+    }
+}
+
+/// The thread of [`Cgroup::prepare_moves`].
+#[derive(Debug)]
+#[must_use = "dropping it waits for the thread, which should have time"]
+pub struct PreparedMoves(Option<std::thread::JoinHandle<()>>);
+
+impl Drop for PreparedMoves {
+    fn drop(&mut self) {
+        // It does not panic.
+        let _ = self.0.take().map(std::thread::JoinHandle::join);
     }
 }
 
