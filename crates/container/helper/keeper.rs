@@ -14,8 +14,8 @@ use crate::{USAGE, Words};
 
 /// The index of the PID file, where the runtime writes the PID of the container's first process.
 const PID_FILE: usize = 2;
-/// The index of the runtime's path.
-const RUNTIME: usize = 3;
+/// The index of the first command, which starts with the runtime's path.
+const START: usize = 3;
 
 /// The exit status of a process that could not do its work and has reported why.
 const FAILED: i32 = 1;
@@ -31,7 +31,7 @@ pub(crate) fn run(words: Words) -> ! {
     sys::new_session();
     let Some(pid_file) = words.argument(PID_FILE) else { sys::exit(USAGE) };
     let last = split(words);
-    let runtime = start(words, RUNTIME);
+    let runtime = start(words, START);
     // Only the container may hold these open. Otherwise a reader would not see the end of a stream
     // when the command closes it.
     for descriptor in [0, 1, 2, PROGRAM] {
@@ -52,7 +52,7 @@ pub(crate) fn run(words: Words) -> ! {
 
 /// Ends the first command at the empty word and returns the index of the second command.
 fn split(words: Words) -> Option<usize> {
-    let mut index = RUNTIME;
+    let mut index = START;
     while let Some(word) = words.argument(index) {
         if word.is_empty() {
             // SAFETY: this is an element of the argument list, which is in this process's own

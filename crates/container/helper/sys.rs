@@ -60,6 +60,9 @@ pub(crate) const EACCES: i32 = 13;
 pub(crate) const ENOTDIR: i32 = 20;
 pub(crate) const ENAMETOOLONG: i32 = 36;
 
+/// Relative paths start at the working directory.
+const AT_FDCWD: usize = -100_isize as usize;
+
 pub(crate) const SIGHUP: i32 = 1;
 const SIGKILL: i32 = 9;
 pub(crate) const SIGCHLD: i32 = 17;
@@ -128,7 +131,6 @@ pub(crate) fn close_on_exec(descriptor: i32) {
 
 /// Reads the beginning of a file into `buffer` with one read(2). Returns the number of bytes read.
 pub(crate) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, i32> {
-    const AT_FDCWD: usize = -100_isize as usize;
     // O_NONBLOCK: opening a FIFO must not block the caller.
     const O_NONBLOCK_CLOEXEC: usize = 0o2_004_000;
     // SAFETY: the kernel only reads the string.
@@ -141,7 +143,6 @@ pub(crate) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, i32> {
 
 /// Opens `/dev/null` three times: as the standard streams, if those are closed.
 pub(crate) fn open_null_streams() {
-    const AT_FDCWD: usize = -100_isize as usize;
     const O_RDWR: usize = 2;
     for _ in 0..3 {
         // SAFETY: a string, which the kernel reads.
@@ -151,7 +152,6 @@ pub(crate) fn open_null_streams() {
 
 /// Returns whether `path` exists.
 pub(crate) fn exists(path: &CStr) -> bool {
-    const AT_FDCWD: usize = -100_isize as usize;
     // SAFETY: the kernel only reads the string.
     result(unsafe { call(number::FACCESSAT, AT_FDCWD, path.as_ptr() as usize, 0, 0) }).is_ok()
 }

@@ -1,7 +1,7 @@
 //! The bundle: the directory that an OCI runtime starts a container from.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf, absolute};
 
@@ -10,8 +10,6 @@ use rustix::fs::OFlags;
 use crate::template::{Config, TemplateError};
 
 /// A directory with the `config.json` of one run, which an OCI runtime takes as `--bundle`.
-/// [`Runtime::run`](crate::Runtime::run) writes its runtime's own version of the configuration into
-/// that file.
 ///
 /// The directory belongs to the caller, who creates it before the run and removes it afterwards.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,27 +20,34 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Writes `config` to `config.json` in the existing directory `dir`. Only the owner can read
-    /// the file, because the environment may hold secrets. The file is not flushed to the disk,
-    /// because it is useless after the run.
+    /// Creates an empty `config.json` in the existing directory `dir`. Only the owner can read the
+    /// file, because the environment may hold secrets. [`Runtime::run`](crate::Runtime::run) fills
+    /// it with `config`, adapted to the runtime. To start a runtime without `run`, call
+    /// [`write`](Self::write).
     ///
     /// # Errors
     ///
     /// [`TemplateError::Io`] if `dir` is not a directory, if it already has a `config.json`, or if
-    /// the file cannot be written. An existing `config.json` stays as it is; a symbolic link of
-    /// that name is not followed. A partly written file is removed. If that fails too,
-    /// [`TemplateError::Leftover`] names the file that is left.
-    pub fn create(dir: impl AsRef<Path>, config: &Config) -> Result<Bundle, TemplateError> {
+    /// the file cannot be created. An existing `config.json` stays as it is; a symbolic link of
+    /// that name is not followed.
+    pub fn create(dir: impl AsRef<Path>, config: Config) -> Result<Bundle, TemplateError> {
         // The runtime has another working directory.
         let path = absolute(dir.as_ref()).map_err(TemplateError::io("find", dir.as_ref()))?;
         let config_path = path.join("config.json");
-        let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
-        write_new(&config_path, |file| file.write_all(&json))?;
-        Ok(Bundle { path, config_path, config: config.clone() })
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600);
+        options.open(&config_path).map_err(TemplateError::io("create", &config_path))?;
+        Ok(Bundle { path, config_path, config })
     }
 
-    /// Overwrites `config.json` with the configuration for a runtime.
-    pub(crate) fn write(&self, config: &Config) -> Result<(), TemplateError> {
+    /// Writes `config`, which may be adapted to a runtime, to `config.json`. The file is not flushed
+    /// to the disk, because it is useless after the run.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::Io`] if the file cannot be written, or if a symbolic link has replaced it.
+    /// A partly written file stays in the bundle.
+    pub fn write(&self, config: &Config) -> Result<(), TemplateError> {
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         let mut options = OpenOptions::new();
         options.write(true).truncate(true).custom_flags(OFlags::NOFOLLOW.bits() as i32);
@@ -70,25 +75,10 @@ impl Bundle {
     }
 }
 
-/// Creates the file at `path` and fills it with `content`. Removes the file if that fails.
-fn write_new(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), TemplateError> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
-        .open(path)
-        .map_err(TemplateError::io("create", path))?;
-    let Err(failure) = content(&mut file).map_err(TemplateError::io("write", path)) else { return Ok(()) };
-    // This process may remove the file, because it has created it exclusively.
-    match fs::remove_file(path) {
-        Ok(()) => Err(failure),
-        Err(cleanup) => Err(TemplateError::Leftover { left: path.to_owned(), failure: Box::new(failure), cleanup }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io;
     use std::os::unix::fs::{MetadataExt, symlink};
 
     use serde_json::Value;
@@ -103,7 +93,9 @@ mod tests {
     #[test]
     fn writes_the_whole_configuration_for_its_owner_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let bundle = Bundle::create(dir.path(), &config()).unwrap();
+        let bundle = Bundle::create(dir.path(), config()).unwrap();
+        assert_eq!(fs::read(bundle.config_path()).unwrap(), b"");
+        bundle.write(bundle.config()).unwrap();
         assert_eq!((bundle.path(), bundle.config_path()), (dir.path(), dir.path().join("config.json").as_path()));
         assert_eq!(fs::metadata(bundle.config_path()).unwrap().mode() & 0o7777, 0o600);
         let read: Value = serde_json::from_slice(&fs::read(bundle.config_path()).unwrap()).unwrap();
@@ -115,46 +107,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let elsewhere = dir.path().join("elsewhere");
         symlink(&elsewhere, dir.path().join("config.json")).unwrap();
-        let error = Bundle::create(dir.path(), &config()).unwrap_err();
+        let error = Bundle::create(dir.path(), config()).unwrap_err();
         let TemplateError::Io { operation: "create", source, .. } = error else { panic!("{error:?}") };
         assert_eq!(source.kind(), io::ErrorKind::AlreadyExists);
         assert!(!elsewhere.exists());
     }
 
     #[test]
+    fn writes_through_no_link_that_has_replaced_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = Bundle::create(dir.path(), config()).unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, "theirs").unwrap();
+        fs::remove_file(bundle.config_path()).unwrap();
+        symlink(&elsewhere, bundle.config_path()).unwrap();
+        let error = bundle.write(bundle.config()).unwrap_err();
+        assert!(matches!(error, TemplateError::Io { operation: "write", .. }), "{error:?}");
+        assert_eq!(fs::read_to_string(elsewhere).unwrap(), "theirs");
+    }
+
+    #[test]
     fn names_a_directory_that_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
-        let error = Bundle::create(&missing, &config()).unwrap_err();
+        let error = Bundle::create(&missing, config()).unwrap_err();
         assert_eq!(error.to_string(), format!("cannot create {}/config.json", missing.display()));
-    }
-
-    #[test]
-    fn leaves_no_half_of_a_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("config.json");
-        let error = write_new(&path, |file| {
-            file.write_all(b"{")?;
-            Err(io::ErrorKind::StorageFull.into())
-        })
-        .unwrap_err();
-        assert!(matches!(error, TemplateError::Io { operation: "write", .. }), "{error:?}");
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn names_the_half_that_cannot_be_removed_beside_the_failure() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("config.json");
-        let error = write_new(&path, |_| {
-            // unlink(2) fails on a directory, even for root.
-            fs::remove_file(&path)?;
-            fs::create_dir(&path)?;
-            Err(io::ErrorKind::StorageFull.into())
-        })
-        .unwrap_err();
-        let TemplateError::Leftover { left, failure, .. } = error else { panic!("{error:?}") };
-        assert_eq!(left, path);
-        assert!(matches!(*failure, TemplateError::Io { operation: "write", .. }));
     }
 }

@@ -18,7 +18,7 @@
 //! let template = Template::builder(["cc", "-c", "hello.c"]).cwd("/src").build()?;
 //! let status = in_private_mount_namespace(|| {
 //!     let mounted = Overlay::new(["/srv/gcc", "/srv/debian"]).writable("run/upper", "run/work").mount("run/merged")?;
-//!     let bundle = Bundle::create("run", &template.instantiate(mounted.path())?)?;
+//!     let bundle = Bundle::create("run", template.instantiate(mounted.path())?)?;
 //!     let id = ContainerId::random("example")?;
 //!     let finished = Runtime::default().run(Invocation::new(&bundle, &id).stderr(Output::Inherit))?;
 //!     mounted.unmount()?;

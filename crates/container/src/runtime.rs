@@ -507,7 +507,7 @@ mod tests {
             let config = template.clone().with_terminal(terminal).instantiate("/rootfs".as_ref()).unwrap();
             let path = dir.path().join(option.len().to_string());
             fs::create_dir(&path).unwrap();
-            let bundle = Bundle::create(&path, &config).unwrap();
+            let bundle = Bundle::create(&path, config).unwrap();
             let args = Runtime::new("crun").run_args(&bundle, &id).join(" ".as_ref());
             let path = path.display();
             let expected = format!(

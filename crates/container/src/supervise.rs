@@ -267,6 +267,11 @@ impl<'a> Supervised<'a> {
             Some(console) if signal == Signal::WINCH.as_raw() => console.resize(),
             _ => self.unsent.push(signal),
         }
+        self.send_the_unsent();
+    }
+
+    /// Sends the kept signals if the init is ready.
+    fn send_the_unsent(&mut self) {
         if self.report.facts().is_ready {
             for signal in self.unsent.drain(..) {
                 self.keeper.send(signal);
@@ -316,7 +321,8 @@ impl<'a> Supervised<'a> {
         if has_report {
             let was_ready = self.report.facts().is_ready;
             self.report.read();
-            // crun sets the size that the terminal had when the configuration was written, at some moment before this.
+            // crun has set the size that the terminal had when the configuration was written. The
+            // terminal may have been resized since.
             if self.report.facts().is_ready && !was_ready {
                 self.console.iter().for_each(Console::resize);
             }
@@ -330,10 +336,8 @@ impl<'a> Supervised<'a> {
         for signal in if has_signals { signals.map(Signals::take).unwrap_or_default() } else { Vec::new() } {
             self.send(signal);
         }
-        if has_report && self.report.facts().is_ready {
-            for signal in self.unsent.drain(..) {
-                self.keeper.send(signal);
-            }
+        if has_report {
+            self.send_the_unsent();
         }
         if has_stream || looks {
             self.streams.advance();

@@ -221,7 +221,7 @@ fn a_container_over_a_directory_of_ones_own() {
         let up = "../".repeat(std::env::current_dir().unwrap().components().count() - 1);
         let dir = PathBuf::from(up).join(fixture.scratch().strip_prefix("/").unwrap());
         assert!(dir.is_relative());
-        let bundle = Bundle::create(&dir, &template.instantiate(&fixture.base().fs()).unwrap()).unwrap();
+        let bundle = Bundle::create(&dir, template.instantiate(&fixture.base().fs()).unwrap()).unwrap();
         let id = ContainerId::random("layered-test").unwrap();
         fixture.add_run(id.as_str());
         let invocation = Invocation::new(&bundle, &id).stderr(Output::Inherit);

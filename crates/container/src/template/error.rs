@@ -9,8 +9,7 @@ use super::rlimit::Shown;
 
 /// What is wrong with a template, a mount or a bundle: the field, the value that was found and what to do about it.
 ///
-/// Everything but [`Io`](Self::Io) and [`Leftover`](Self::Leftover) is found before anything on disk is touched. The
-/// message never repeats its [source](std::error::Error::source): print the chain to see the reason below it.
+/// Everything but [`Io`](Self::Io) is found before anything on disk is touched. The message never repeats its [source](std::error::Error::source): print the chain to see the reason below it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
@@ -225,17 +224,6 @@ pub enum TemplateError {
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
-    },
-    /// A `config.json` could not be written whole, and its half could not be removed either.
-    #[error("a half-written {} could not be removed ({cleanup}): remove it by hand", left.maybe_quote())]
-    Leftover {
-        /// What is left on disk.
-        left: PathBuf,
-        /// The first failure.
-        #[source]
-        failure: Box<TemplateError>,
-        /// Why it could not be removed.
-        cleanup: io::Error,
     },
 }
 

@@ -47,7 +47,7 @@ impl Bare {
             Configuration::Same => {
                 let config = template.instantiate(&places.root())?.with_default_cgroups_path(cgroup.container_path());
                 let config = Runtime::new(runtime).prepare_config(config.resolve_user(dir.path())?);
-                Bundle::create(dir.path(), &config)?;
+                Bundle::create(dir.path(), config.clone())?.write(&config)?;
             }
             Configuration::Spec => write_spec(runtime, dir.path(), &places.root(), template)?,
         }

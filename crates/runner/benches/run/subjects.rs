@@ -70,7 +70,9 @@ pub(crate) fn replaced_sequence(places: &Places, runtime: &str, layers: usize, t
     let lowers: Vec<_> = lowers.iter().map(|path| path.display().to_string()).collect();
     let options = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), upper.display(), work.display());
     run(quiet("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged))?;
-    let bundle = Bundle::create(dir.path(), &template.instantiate(&merged)?)?;
+    let config = template.instantiate(&merged)?;
+    let bundle = Bundle::create(dir.path(), config.clone())?;
+    bundle.write(&config)?;
     let id = ContainerId::random("replaced")?;
     let delete = || quiet(runtime).args(["delete", "-f", id.as_str()]).status();
     // It fails for want of such a container: whatever it says counts as success there.
