@@ -1,4 +1,4 @@
-//! The `layered` command, from outside: what scripts rely on.
+//! The `layered` command as scripts use it.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -23,7 +23,7 @@ fn run(command: &mut Command) -> (i32, String, String) {
     (status.code().unwrap(), text(&stdout), text(&stderr))
 }
 
-/// `layered run` over the fixture's base.
+/// Returns `layered run` over the base of the fixture.
 fn layered_run(fixture: &Fixture) -> Command {
     fixture.layered_run()
 }
@@ -33,7 +33,7 @@ fn script(fixture: &Fixture, options: &[&str], script: &str) -> (i32, String, St
 }
 
 #[test]
-fn exit_statuses() {
+fn exit_statuses_are_those_of_the_command_or_layereds_own() {
     let fixture = Fixture::new();
     for (options, text, status) in [
         (&[][..], "true", 0),
@@ -51,10 +51,11 @@ fn exit_statuses() {
     assert_eq!(run(layered_run(&fixture).args(["--", "no-such-command"])).0, 127);
 }
 
-/// `getpid`, which is number 20 there. Without 32-bit programs it is the end: SIGSYS.
+/// The system call is `getpid`, number 20 for 32-bit programs. Without 32-bit programs the kernel
+/// kills the caller with SIGSYS.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn system_calls_of_32_bit_programs() {
+fn system_calls_of_32_bit_programs_depend_on_the_profile() {
     let fixture = Fixture::new();
     fixture.add_probe();
     for runtime in ["runc", "crun"] {
@@ -66,10 +67,10 @@ fn system_calls_of_32_bit_programs() {
 }
 
 #[test]
-fn fsync_waits_for_the_disk_only_if_told_so() {
+fn fsync_waits_for_the_disk_only_if_asked() {
     let fixture = Fixture::new();
     fixture.add_probe();
-    // No file has this descriptor: only the kernel finds out.
+    // No file has this descriptor, and only the kernel checks that.
     let text = format!("exec probe {} 99", nix::libc::SYS_sync_file_range);
     for (options, status) in [(&[][..], 0), (&["--sync", "fake"], 0), (&["--sync", "real"], nix::libc::EBADF)] {
         assert_eq!(script(&fixture, options, &text).0, status, "{options:?}");
@@ -81,7 +82,7 @@ fn fsync_waits_for_the_disk_only_if_told_so() {
 }
 
 #[test]
-fn system_calls_and_privileges() {
+fn privileges_and_the_profile_are_set() {
     let fixture = Fixture::new();
     for (options, seen) in [
         (&[][..], "0\nno namespace\n"),
@@ -96,7 +97,7 @@ fn system_calls_and_privileges() {
 }
 
 #[test]
-fn users_by_name() {
+fn users_are_given_by_name_or_number() {
     let fixture = Fixture::new();
     let users = fixture.layer_with_users();
     let layer = ["--layer", users.path().to_str().unwrap()];
@@ -125,7 +126,7 @@ fn users_by_name() {
         assert!(status == 125 && stderr.contains(&format!("the user {user:?} ")), "{stderr}");
     }
 
-    // A kept run has the name, and a specification may have one.
+    // A kept run has the user's name, and a specification may have one.
     let keep = [&layer[..], &["--keep-failed", "--user", "opam", "--cwd", "/home/opam"]].concat();
     assert_eq!(script(&fixture, &keep, "exit 3").0, 3);
     let kept = fixture.left().pop().unwrap();
@@ -154,7 +155,7 @@ fn a_failure_is_one_line_that_names_the_path() {
     assert_eq!((status, &*stdout), (125, ""));
     assert_eq!(stderr, "layered: /no/such/layer is not a directory: give the path of a layer\n");
 
-    // The runtime's own words are not told twice.
+    // The runtime's own message is printed once.
     let spec = fixture.path().join("config.json");
     let mut value = serde_json::to_value(integration_tests::shell("true").build().unwrap()).unwrap();
     let mount = json!({"destination": "/x", "type": "nosuchfs", "source": "x"});
@@ -169,7 +170,7 @@ fn a_failure_is_one_line_that_names_the_path() {
         assert!(stderr.ends_with(&last), "{stderr}");
     }
 
-    // What cannot be written is found out before the command runs.
+    // A file that cannot be written is an error before the command runs.
     for option in ["--json", "--output", "--upper"] {
         let (status, stdout, stderr) = script(&fixture, &[option, "/no/such/dir/file"], "echo ran");
         assert_eq!((status, &*stdout, stderr.lines().count()), (125, "", 1), "{stderr}");
@@ -190,7 +191,7 @@ fn output_passes_through_and_streams_stay_apart() {
 }
 
 #[test]
-fn the_report_as_json() {
+fn the_report_is_written_as_json() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(3);
     let (file, upper) = (fixture.path().join("report.json"), fixture.path().join("upper"));
@@ -219,7 +220,7 @@ fn the_report_as_json() {
     assert_eq!(report["usage"]["upper_entries"], entries);
     assert_eq!(fs::read(upper.join("x")).unwrap(), b"x\n");
 
-    // One that came to nothing.
+    // A run that failed.
     let (status, ..) = run(layered_run(&fixture).arg("--json").arg(&file).args(["--", "/no/such/command"]));
     assert_eq!(status, 127);
     let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -228,10 +229,10 @@ fn the_report_as_json() {
 }
 
 #[test]
-fn an_upper_that_cannot_be_moved_is_kept_and_told() {
+fn an_upper_that_cannot_be_moved_is_kept_and_reported() {
     let fixture = Fixture::new();
     let (upper, json) = (fixture.path().join("upper"), fixture.path().join("json"));
-    // It is free when the run begins, and taken when the run ends.
+    // The path is free when the run begins, and taken when the run ends.
     let mount = format!("type=bind,source={},target=/outside", fixture.path().display());
     let options = ["--upper", upper.to_str().unwrap(), "--json", json.to_str().unwrap(), "--mount", &mount];
     let (status, _, stderr) = script(&fixture, &options, "echo hours > /x; mkdir -p /outside/upper/taken");
@@ -244,7 +245,7 @@ fn an_upper_that_cannot_be_moved_is_kept_and_told() {
     assert_eq!(fs::read(kept.join("x")).unwrap(), b"hours\n");
     fs::remove_dir_all(kept.parent().unwrap()).unwrap();
 
-    // What can be known before is told before.
+    // A different file system is an error before the command runs.
     let other = tempfile::tempdir_in("/dev/shm").unwrap();
     let elsewhere = other.path().join("upper");
     let (status, stdout, stderr) = script(&fixture, &["--upper", elsewhere.to_str().unwrap()], "echo ran");
@@ -253,7 +254,7 @@ fn an_upper_that_cannot_be_moved_is_kept_and_told() {
 }
 
 #[test]
-fn the_result_does_not_depend_on_who_reads_what_is_told() {
+fn a_full_standard_error_does_not_change_the_result() {
     let fixture = Fixture::new();
     let upper = fixture.path().join("upper");
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
@@ -268,7 +269,7 @@ fn the_result_does_not_depend_on_who_reads_what_is_told() {
 }
 
 #[test]
-fn a_scratch_directory_behind_a_link() {
+fn a_scratch_directory_behind_a_link_works() {
     let fixture = Fixture::new();
     let link = fixture.path().join("link");
     std::os::unix::fs::symlink(fixture.scratch(), &link).unwrap();
@@ -278,9 +279,9 @@ fn a_scratch_directory_behind_a_link() {
 }
 
 #[test]
-fn nothing_of_a_service_manager_is_handed_on() {
+fn variables_of_a_service_manager_are_not_inherited() {
     let fixture = Fixture::new();
-    // A socket that is not there would keep runc from starting, one that is would keep it waiting.
+    // A missing socket would keep runc from starting. An existing one would keep it waiting.
     let socket = fixture.path().join("notify");
     let _listening = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
     let mut command = layered_run(&fixture);
@@ -291,7 +292,7 @@ fn nothing_of_a_service_manager_is_handed_on() {
 }
 
 #[test]
-fn an_upper_that_is_there_already_is_not_replaced() {
+fn an_existing_upper_is_not_replaced() {
     let fixture = Fixture::new();
     let upper = fixture.path().join("upper");
     fs::create_dir(&upper).unwrap();
@@ -302,7 +303,7 @@ fn an_upper_that_is_there_already_is_not_replaced() {
 }
 
 #[test]
-fn the_scratch_is_made_beside_the_upper() {
+fn the_scratch_directory_is_beside_the_upper() {
     let fixture = Fixture::new();
     let beside = fixture.path().join("beside");
     fs::create_dir(&beside).unwrap();
@@ -323,7 +324,7 @@ fn phases_are_printed_as_a_table() {
     let lines: Vec<_> = stderr.lines().collect();
     assert_eq!(lines.len(), 11, "{stderr}");
     assert!(lines[0].starts_with("PHASE") && lines[7].starts_with("runc_run"), "{stderr}");
-    // Which one takes how long depends on the machine. One of nine takes at least a ninth.
+    // The slowest phase depends on the machine. One of nine phases takes at least a ninth.
     assert!(lines[1..10].iter().any(|line| line.contains('█')), "{stderr}");
     assert!(lines[10].starts_with("total") && lines[10].contains("100.0 %"), "{stderr}");
 }
@@ -353,7 +354,7 @@ fn options_reach_the_container() {
     ];
     let text = "echo $A; pwd; id -u; id -g; hostname; cat /bound; grep Cpus_allowed_list /proc/self/status";
     let mut command = layered_run(&fixture);
-    // A relative source is one in the working directory.
+    // A relative source starts at the working directory.
     command.current_dir(fixture.path()).args(options).args(["--", "sh", "-c", text]);
     let (status, stdout, stderr) = run(&mut command);
     assert_eq!((status, &*stderr), (0, ""));
@@ -361,7 +362,7 @@ fn options_reach_the_container() {
 }
 
 #[test]
-fn layers_from_a_file() {
+fn layers_come_from_options_and_a_file() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(3);
     let list = fixture.path().join("list");
@@ -374,7 +375,7 @@ fn layers_from_a_file() {
 }
 
 #[test]
-fn a_configuration_from_a_file() {
+fn a_configuration_from_a_file_is_used() {
     let fixture = Fixture::new();
     let path = fixture.path().join("config.json");
     let template = integration_tests::shell("echo from the file").build().unwrap();
@@ -406,7 +407,7 @@ fn a_signal_ends_the_command_and_leaves_nothing() {
 }
 
 #[test]
-fn a_second_signal_kills_at_once() {
+fn a_second_signal_kills_immediately() {
     let fixture = Fixture::new();
     let stubborn = "trap 'echo no' TERM; echo begun; while :; do sleep 0.01; done";
     let mut child = layered_run(&fixture)
@@ -425,7 +426,7 @@ fn a_second_signal_kills_at_once() {
 }
 
 #[test]
-fn what_ended_the_command_is_told() {
+fn the_cause_of_the_end_is_reported() {
     let fixture = Fixture::new();
     let (log, json) = (fixture.path().join("log"), fixture.path().join("report.json"));
     let paths = ["--output", log.to_str().unwrap(), "--json", json.to_str().unwrap()];
@@ -440,7 +441,7 @@ fn what_ended_the_command_is_told() {
         let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
         assert_eq!(report["status"], ending);
     }
-    // More and more time, until the command has begun before it is over.
+    // The timeouts increase until the command begins before one.
     let upper = fixture.path().join("upper");
     let paths = [&paths[..], &["--upper", upper.to_str().unwrap(), "--grace", "50ms"]].concat();
     for timeout in ["500ms", "5s", "50s", "500s"] {
@@ -455,12 +456,12 @@ fn what_ended_the_command_is_told() {
         }
         fs::remove_dir_all(&upper).unwrap();
     }
-    panic!("it never begins");
+    panic!("the command never begins");
 }
 
-/// Under script(1), which has a terminal for it.
+/// script(1) provides the terminal.
 #[test]
-fn a_terminal_is_the_commands_and_is_put_back_afterwards() {
+fn the_terminal_is_passed_to_the_command_and_restored() {
     let fixture = Fixture::new();
     find("script");
     let run = format!(
@@ -485,7 +486,7 @@ fn a_terminal_is_the_commands_and_is_put_back_afterwards() {
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &session, "/dev/null"]);
     let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    // Nobody types, and nobody says that they will not: script would type an end of file.
+    // The keyboard stays open without input. At its end, script(1) would type an end of file.
     let _keyboard = script.stdin.take();
     let output = script.wait_with_output().unwrap();
     let stdout = text(&output.stdout);
@@ -495,10 +496,10 @@ fn a_terminal_is_the_commands_and_is_put_back_afterwards() {
 }
 
 #[test]
-fn without_root_it_says_so() {
+fn a_missing_privilege_is_reported() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(2);
-    // A copy that anybody can reach.
+    // Any user can execute this copy.
     let copy = fixture.path().join("layered");
     copy_program(Path::new(layered().get_program()), &copy);
     for command in ["run", "plan"] {
@@ -518,7 +519,7 @@ fn without_root_it_says_so() {
 }
 
 #[test]
-fn a_terminal_needs_one() {
+fn tty_needs_a_terminal() {
     let fixture = Fixture::new();
     let (status, _, stderr) = script(&fixture, &["--tty"], "true");
     assert_eq!(status, 125);
@@ -526,7 +527,7 @@ fn a_terminal_needs_one() {
 }
 
 #[test]
-fn plan_tells_what_would_be_done_and_does_nothing() {
+fn plan_prints_the_plan_and_changes_nothing() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(200);
     let mut command = layered();
@@ -541,7 +542,7 @@ fn plan_tells_what_would_be_done_and_does_nothing() {
 }
 
 #[test]
-fn merge_makes_what_a_run_would() {
+fn merge_makes_the_directory_of_a_run() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(3);
     let target = fixture.path().join("merged");
@@ -554,7 +555,7 @@ fn merge_makes_what_a_run_would() {
 }
 
 #[test]
-fn what_a_program_reads_is_json() {
+fn json_is_one_line_per_command() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(2);
     let json = |command: &mut Command| -> Value {
@@ -580,7 +581,7 @@ fn what_a_program_reads_is_json() {
     assert_eq!(swept, json!({"removed": [dead], "live": 0, "failed": []}));
 }
 
-/// A layer with a `layer.json` and a sidecar.
+/// Makes a layer with a `layer.json` and a sidecar.
 fn finished_layer(fixture: &Fixture, name: &str, exit_status: i64) -> Layer {
     let layer = fixture.layer(name, |_| {});
     let meta = Meta { exit_status, disk_usage: 3 << 20, ..Meta::new("base", SystemTime::now()) };
@@ -590,7 +591,7 @@ fn finished_layer(fixture: &Fixture, name: &str, exit_status: i64) -> Layer {
 }
 
 #[test]
-fn ls_and_show_tell_what_is_there() {
+fn ls_and_show_print_layers() {
     let fixture = Fixture::new();
     let layer = finished_layer(&fixture, "good", 0);
     finished_layer(&fixture, "bad", 2);
@@ -631,16 +632,17 @@ fn ls_and_show_tell_what_is_there() {
 }
 
 #[test]
-fn help_teaches_by_example() {
+fn help_contains_an_example() {
     for command in ["run", "plan", "merge", "ls", "show", "gc"] {
         let (status, stdout, stderr) = run(layered().args([command, "--help"]));
         assert_eq!((status, &*stderr), (0, ""));
         assert!(stdout.contains(&format!("layered {command} ")) && stdout.contains("Example"), "{stdout}");
-        assert!(!stdout.contains('\u{1b}'), "colour without a terminal");
+        assert!(!stdout.contains('\u{1b}'), "the help is coloured without a terminal");
     }
 }
 
-/// `layered commit` with these arguments, and the layer's `layer.json` after it.
+/// Runs `layered commit` with these arguments. Also returns the content of the layer's
+/// `layer.json`.
 fn commit(arguments: &[&str], layer: &Path) -> (i32, String, String, Option<Value>) {
     let (status, stdout, stderr) = run(layered().arg("commit").args(arguments).env_remove("SOURCE_DATE_EPOCH"));
     let json = fs::read(layer.join("layer.json")).ok().map(|text| serde_json::from_slice(&text).unwrap());
@@ -664,7 +666,7 @@ fn an_upper_becomes_a_layer() {
     let arguments = [&[&*upper, &layer], &run_and_meta[..], &["--source-date-epoch=1000000000"]].concat();
     let (status, stdout, stderr, json) = commit(&arguments, Path::new(&layer));
     assert_eq!((status, &*stderr), (0, ""));
-    // The number of blocks is the file system's.
+    // The number of blocks depends on the file system.
     let size = stdout.strip_prefix(&format!("{layer}: ")).unwrap();
     assert!(size.ends_with(" KiB in 4 entries; 4 that the run had made were removed\n"), "{stdout}");
     let json = json.unwrap();
@@ -683,7 +685,7 @@ fn an_upper_becomes_a_layer() {
         );
     }
 
-    // In a stack it was not made over: its own, and what a sibling has.
+    // In another stack, the layer shows its own files and those of a sibling.
     let third = fixture.layer("third", |fs| {
         fs::create_dir(fs.join("deps")).and_then(|()| fs::write(fs.join("deps/third"), "")).unwrap()
     });
@@ -691,7 +693,7 @@ fn an_upper_becomes_a_layer() {
         ["--layer", &layer, "--layer", third.path().to_str().unwrap(), layers[0], layers[1], layers[2], layers[3]];
     assert_eq!(script(&fixture, &stack, "ls /deps"), (0, "new\nthird\n".into(), String::new()));
 
-    // The second time nothing is done, and what is wrong is one line.
+    // A second commit changes nothing and prints one line.
     assert_eq!(write("0:0").0, 3);
     let (status, _, stderr, _) = commit(&[&upper, &layer, "--run", &report], Path::new(&layer));
     assert_eq!(status, 125);
@@ -701,7 +703,7 @@ fn an_upper_becomes_a_layer() {
     );
     assert!(Path::new(&upper).is_dir());
 
-    // Where it stands, without a report.
+    // A tree is committed in place, without a report.
     let other = path("other");
     fs::create_dir(&other).unwrap();
     fs::rename(&upper, format!("{other}/fs")).unwrap();
