@@ -1,4 +1,5 @@
-//! A small ext4 in a file, which can be filled, copied and mounted again. Needs loop devices and mkfs.ext4.
+//! A small ext4 file system in a file, which a test can fill, copy and mount again. Needs loop
+//! devices and mkfs.ext4.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -8,27 +9,28 @@ use std::process::Command;
 use rustix::fs::{CWD, FileType, Mode, mkdirat, mknodat};
 use rustix::io::Errno;
 
-/// A mounted file system, unmounted when it is dropped. Mount it in a [mount namespace](crate::stack::private_mounts) of the
-/// thread's own.
+/// A mounted file system that is unmounted when the value is dropped. The calling thread should
+/// have a [private mount namespace](crate::stack::private_mounts).
 #[derive(Debug)]
 pub struct Disk {
     at: PathBuf,
 }
 
-/// Runs a program to its end.
+/// Runs a program and waits for it.
 ///
 /// # Panics
-/// If it fails.
+/// If the program fails.
 pub fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 impl Disk {
-    /// Makes the file `image` a file system of `bytes` bytes, with further `options` of mkfs.ext4(8).
+    /// Formats the file `image` as an ext4 file system of `bytes` bytes, with further `options` of
+    /// mkfs.ext4(8).
     ///
     /// # Panics
-    /// If that fails.
+    /// If mkfs.ext4 fails.
     pub fn format(image: &Path, bytes: u64, options: &str) {
         File::create(image).unwrap().set_len(bytes).unwrap();
         // mkfs.ext4 is not in every user's PATH.
@@ -36,33 +38,33 @@ impl Disk {
         run("sh", &["-c", &script, "sh", image.to_str().unwrap()]);
     }
 
-    /// Mounts the image on `at`, which is made if it is missing.
+    /// Mounts the image on `at` and creates that directory if it is missing.
     ///
     /// # Panics
-    /// If that fails.
+    /// If the mount fails.
     pub fn mount(image: &Path, at: PathBuf) -> Self {
         fs::create_dir_all(&at).unwrap();
         run("mount", &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()]);
         Self { at }
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub fn path(&self) -> &Path {
         &self.at
     }
 
-    /// Takes all blocks.
+    /// Allocates all free blocks.
     ///
     /// # Panics
-    /// If there is one for a new directory.
+    /// If a new directory still gets a block.
     pub fn fill_blocks(&self) {
         self.fill_with(File::create(self.at.join("blocks")).unwrap());
     }
 
-    /// Takes all blocks and all inodes.
+    /// Allocates all free blocks and inodes.
     ///
     /// # Panics
-    /// As the two.
+    /// If a new file or directory still fits.
     pub fn fill(&self) {
         let file = File::create(self.at.join("blocks")).unwrap();
         self.fill_inodes();
@@ -78,13 +80,13 @@ impl Disk {
                 Err(error) => panic!("{error}"),
             }
         }
-        // Blocks may have been reserved for more than it took.
+        // The kernel may have reserved more blocks than the file needed.
         file.sync_all().unwrap();
         let full = (0..).find_map(|n| mkdirat(CWD, self.at.join(format!("directory-{n}")), Mode::RWXU).err());
         assert_eq!(full, Some(Errno::NOSPC));
     }
 
-    /// Takes all inodes.
+    /// Allocates all free inodes.
     ///
     /// # Panics
     /// If an inode is left.
@@ -98,8 +100,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // For a moment, a process that another test starts may have a descriptor of a file on it: it is unmounted for this thread
-        // all the same.
+        // A process that another test starts may briefly have a descriptor of a file on this disk.
+        // The lazy unmount succeeds for this thread nevertheless.
         run("umount", &["--lazy", self.at.to_str().unwrap()]);
     }
 }

@@ -1,25 +1,26 @@
-//! Seccomp filters, as programs: what the kernel would make of a call.
+//! Evaluates seccomp filters as the kernel would. The tests of module `filter` compare filters with
+//! it.
 
-/// A program of classic BPF over `struct seccomp_data` (seccomp(2)).
+/// A classic BPF program over `struct seccomp_data` (seccomp(2)).
 #[derive(Debug, Clone)]
 pub struct Filter(Vec<(u16, u8, u8, u32)>);
 
-/// A system call: how it is made, by number, with what.
+/// A system call: its ABI, number and arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
-    /// The convention: `AUDIT_ARCH_…` in linux/audit.h.
-    pub convention: u32,
-    /// Its number.
+    /// The ABI: an `AUDIT_ARCH_…` constant of linux/audit.h.
+    pub abi: u32,
+    /// The number of the call.
     pub number: u32,
-    /// Its arguments.
+    /// The arguments of the call.
     pub arguments: [u64; 6],
 }
 
 impl Filter {
-    /// The program in these bytes, `struct sock_filter` after `struct sock_filter`.
+    /// Reads a filter from a sequence of `struct sock_filter`.
     ///
     /// # Panics
-    /// If there is half an instruction.
+    /// If the bytes are empty or end within an instruction.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         assert!(!bytes.is_empty() && bytes.len() % 8 == 0);
         let instruction = |bytes: &[u8]| {
@@ -29,19 +30,20 @@ impl Filter {
         Self(bytes.chunks(8).map(instruction).collect())
     }
 
-    /// How many instructions it has.
+    /// Returns the number of instructions.
     pub fn length(&self) -> usize {
         self.0.len()
     }
 
-    /// What it returns: `SECCOMP_RET_…` in linux/seccomp.h, and the error beside `SECCOMP_RET_ERRNO`.
+    /// Returns the filter's result for a call: a `SECCOMP_RET_…` constant of linux/seccomp.h, with
+    /// the error in the low bits of `SECCOMP_RET_ERRNO`.
     ///
     /// # Panics
-    /// If the program is none that ends, or has an instruction that filters are not known to have.
+    /// If the filter does not end with a return, or has an instruction that no known filter uses.
     pub fn answer(&self, call: &Call) -> u32 {
         let mut data = [0; 64];
         data[..4].copy_from_slice(&call.number.to_ne_bytes());
-        data[4..8].copy_from_slice(&call.convention.to_ne_bytes());
+        data[4..8].copy_from_slice(&call.abi.to_ne_bytes());
         for (place, argument) in data[16..].chunks_mut(8).zip(call.arguments) {
             place.copy_from_slice(&argument.to_ne_bytes());
         }
@@ -49,7 +51,7 @@ impl Filter {
         loop {
             let (code, if_true, if_false, k) = self.0[at];
             let jump = |holds: bool| usize::from(if holds { if_true } else { if_false });
-            // linux/bpf_common.h
+            // The instruction codes are from linux/bpf_common.h.
             at += 1 + match code {
                 0x20 => {
                     accumulator = u32::from_ne_bytes(data[k as usize..][..4].try_into().unwrap());

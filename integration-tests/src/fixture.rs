@@ -1,3 +1,6 @@
+//! The fixture of every test: a base, a store and a scratch directory, and the check that the runs
+//! left nothing behind. `traces` finds mounts, cgroups and processes.
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -19,9 +22,10 @@ use crate::tree::Snapshot;
 
 /// A base with busybox, a store for layers and a scratch directory, all in one temporary directory.
 ///
-/// When it is dropped, it checks that its runs have left nothing, and that its layers are as they were made. Runs of other
-/// fixtures and of other programs may go on beside it: it looks at those runs only that have their directories in its own
-/// directory. See [`watch`](Self::watch) for others.
+/// When the fixture is dropped, it checks that its runs have left nothing and that its layers are
+/// unchanged. It considers only runs whose directories are in its own directory; see
+/// [`watch`](Self::watch) for other directories. So runs of other fixtures and of other programs do
+/// not disturb it.
 #[derive(Debug)]
 pub struct Fixture {
     dir: TempDir,
@@ -31,16 +35,20 @@ pub struct Fixture {
     layers: Mutex<BTreeMap<PathBuf, Snapshot>>,
 }
 
-/// The runtimes that everything is to work with.
+/// The runtimes with which every feature must work.
 pub const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
-/// Nothing that is waited for takes so long: whatever takes longer never happens.
+/// A limit for waiting. Every expected event happens much sooner, so a test that reaches the limit
+/// has failed.
 pub const FOR_EVER: Duration = Duration::from_secs(600);
 
 /// Prints the numbers of the user, the group and the supplementary groups, and `HOME`.
 pub const WHO: &str = "echo $(id -u) $(id -g) $(sed -n 's/^Groups:.//p' /proc/self/status) $HOME";
 
-/// What the base's `/bin` has.
+/// Prints a line and waits for signals. The shell runs its traps between two `wait`s.
+pub const WAITS: &str = "echo begun; sleep 1000 & while :; do wait; done";
+
+/// The applets in the base's `/bin`.
 const APPLETS: [&str; 32] = [
     "cat", "chmod", "cp", "dd", "echo", "env", "false", "find", "grep", "head", "hostname", "id", "kill", "ln", "ls",
     "mkdir", "mknod", "mount", "mv", "pwd", "rm", "sed", "seq", "setsid", "sh", "sleep", "stat", "stty", "touch",
@@ -48,13 +56,16 @@ const APPLETS: [&str; 32] = [
 ];
 
 impl Fixture {
+    /// Makes the base, the store and the scratch directory.
+    ///
     /// # Panics
-    /// If this is not root, or runc or a static busybox is missing: a test that cannot run fails.
+    /// If the process is not root, or if runc or a static busybox is missing: a test that cannot
+    /// run fails.
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests mount overlays and run containers: run them as root");
         find("runc");
         let dir = tempfile::tempdir().unwrap();
-        // The run's own directories are private; the layers are as they are elsewhere.
+        // Only the run's own directories are private; layers are usually readable by others.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let root = dir.path().join("base/fs");
         for (path, mode) in [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777)] {
@@ -66,7 +77,7 @@ impl Fixture {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
         let runs = RunNames::default();
-        // A run over an upper of its own has its directory beside it.
+        // The directory of a run with an `--upper` is beside that upper.
         runs.watch(dir.path());
         for path in ["scratch", "store"] {
             fs::create_dir(dir.path().join(path)).unwrap();
@@ -75,9 +86,10 @@ impl Fixture {
         Self { real: fs::canonicalize(dir.path()).unwrap(), dir, runs, layers: Mutex::default() }
     }
 
-    /// Finds the cgroups of runs, too, that have their directories in `dir`, as the calling thread sees it. Needed for any
-    /// scratch directory other than the fixture's own directory, [`scratch`](Self::scratch) and [`store`](Self::store): mounts
-    /// and processes are found by their paths, but cgroups by the names of the runs.
+    /// Also finds the cgroups of runs whose directories are in `dir`, as the calling thread sees
+    /// that path. A test needs this for any scratch directory other than the fixture's own
+    /// directory, [`scratch`](Self::scratch) and [`store`](Self::store). Mounts and processes are
+    /// found by their paths, but cgroups are found by the names of the runs.
     ///
     /// # Panics
     /// If `dir` is not a directory.
@@ -85,12 +97,12 @@ impl Fixture {
         self.runs.watch(dir);
     }
 
-    /// Finds the cgroups of a container that has no run's directory.
+    /// Also finds the cgroups of a container that has no run's directory.
     pub fn add_run(&self, name: &str) {
         self.runs.add(name);
     }
 
-    /// The traces of its runs.
+    /// Returns the traces of the fixture's runs.
     ///
     /// # Panics
     /// If they cannot be read.
@@ -98,7 +110,8 @@ impl Fixture {
         Traces::of(&self.real, &self.runs.until_now())
     }
 
-    /// Puts `/bin/probe` into the base, which makes any system call: `probe NUMBER ARGUMENTS…`, with the error as its status.
+    /// Puts `/bin/probe` into the base. `probe NUMBER ARGUMENTS…` makes any system call, and its
+    /// exit status is the error.
     ///
     /// # Panics
     /// If there is no C compiler.
@@ -115,27 +128,40 @@ impl Fixture {
         assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     }
 
-    /// A directory of the test's own.
+    /// Makes a runtime that starts a container only when a line was written into a FIFO. Returns
+    /// the paths of the runtime and of the FIFO.
+    ///
+    /// # Panics
+    /// If the runtime is not installed.
+    pub fn runtime_that_waits(&self, runtime: &str) -> (PathBuf, PathBuf) {
+        let [waiting, fifo] = ["that-waits", "fifo"].map(|name| self.path().join(format!("{runtime}-{name}")));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let wait = format!("case \" $* \" in *' run '*) read line < {} ;; esac", fifo.display());
+        write_script(&waiting, &format!("#!/bin/sh\n{wait}\nexec {} \"$@\"\n", find(runtime).display()));
+        (waiting, fifo)
+    }
+
+    /// The fixture's own directory, for whatever the test needs.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Where layers are made.
+    /// The directory of the layers.
     pub fn store(&self) -> PathBuf {
         self.dir.path().join("store")
     }
 
-    /// Where runs have their directories.
+    /// The scratch directory, in which runs create their directories.
     pub fn scratch(&self) -> PathBuf {
         self.dir.path().join("scratch")
     }
 
-    /// The base.
+    /// Opens the base.
     pub fn base(&self) -> Base {
         Base::open(self.dir.path().join("base")).unwrap()
     }
 
-    /// A new layer whose tree `fill` makes. Nobody is to change it from then on.
+    /// Makes a layer whose tree `fill` creates. No test may change the tree afterwards.
     pub fn layer(&self, name: impl AsRef<Path>, fill: impl FnOnce(&Path)) -> Layer {
         let dir = self.store().join(name);
         fs::create_dir_all(dir.join("fs")).unwrap();
@@ -145,8 +171,8 @@ impl Fixture {
         layer
     }
 
-    /// A layer with the users `root` and `opam` (1000:1001), and the groups `opam`, `staff` (50) and `wheel` (10), of which the last
-    /// two list opam.
+    /// Makes a layer with the users `root` and `opam` (1000:1001) and the groups `opam`, `staff`
+    /// (50) and `wheel` (10). `opam` is a member of `staff` and `wheel`.
     ///
     /// # Panics
     /// If it cannot be made.
@@ -164,7 +190,7 @@ impl Fixture {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many layers; the n-th has the file `/deps/<n>`, which says n, and the file `/top`, which says so too.
+    /// Makes `count` layers. Layer n has the files `/deps/<n>` and `/top`, and both contain n.
     pub fn numbered_layers(&self, count: usize) -> Vec<Layer> {
         let fill = |n: usize| {
             move |fs: &Path| {
@@ -176,7 +202,7 @@ impl Fixture {
         (0..count).map(|n| self.layer(format!("numbered-{n:04}"), fill(n))).collect()
     }
 
-    /// Runs in the fixture's scratch directory with runc.
+    /// Options for a run in the fixture's scratch directory with runc. Both outputs are captured.
     pub fn options(&self) -> Options<'static> {
         Options::new()
             .scratch(self.scratch())
@@ -188,7 +214,7 @@ impl Fixture {
     /// Runs a shell script over `layers` with the fixture's options.
     ///
     /// # Panics
-    /// If the run comes to no result.
+    /// If the run returns an error.
     pub fn run(&self, layers: &[Layer], script: &str) -> Report {
         self.run_with(layers, script, self.options())
     }
@@ -196,26 +222,26 @@ impl Fixture {
     /// Runs a shell script over `layers`.
     ///
     /// # Panics
-    /// If the run comes to no result.
+    /// If the run returns an error.
     pub fn run_with(&self, layers: &[Layer], script: &str, options: Options<'_>) -> Report {
         runner::run(&self.base(), layers, &shell(script).build().unwrap(), options).unwrap()
     }
 
-    /// `layered run` over the base, with the scratch directory.
+    /// Returns the command `layered run` with the fixture's base and scratch directory.
     pub fn layered_run(&self) -> Command {
         let mut command = layered();
         command.args(["run", "--base"]).arg(self.base().path()).arg("--scratch").arg(self.scratch());
         command
     }
 
-    /// `layered run` of a shell script over the base, with further options.
+    /// Returns the command `layered run` for a shell script over the base, with further options.
     pub fn layered_script(&self, options: &[&str], script: &str) -> Command {
         let mut command = self.layered_run();
         command.args(options).args(["--", "sh", "-c", script]);
         command
     }
 
-    /// What `layered sweep` says of the scratch directory.
+    /// Runs `layered sweep` on the scratch directory. Returns its output.
     ///
     /// # Panics
     /// If it fails.
@@ -225,12 +251,13 @@ impl Fixture {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What is in the scratch directory.
+    /// Lists the scratch directory.
     pub fn left(&self) -> Vec<PathBuf> {
         fs::read_dir(self.scratch()).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
 
-    /// What a run has left, a mount, a container, a cgroup, a process or a file, or has changed in a layer: empty if nothing.
+    /// Describes what a run has left behind: a mount, a container, a cgroup, a process, a file, or
+    /// a change in a layer. Empty if there is nothing.
     pub fn difference(&self) -> String {
         let mut difference = String::new();
         let traces = self.traces();
@@ -249,6 +276,8 @@ impl Fixture {
         difference
     }
 
+    /// Checks that the runs have left nothing.
+    ///
     /// # Panics
     /// If there is a [difference](Self::difference).
     pub fn assert_clean(&self) {
@@ -256,7 +285,7 @@ impl Fixture {
         assert!(difference.is_empty(), "{difference}");
     }
 
-    /// Waits until every process of its runs has ended and nothing of them is mounted.
+    /// Waits until every process of the fixture's runs has ended and all their mounts are gone.
     ///
     /// # Panics
     /// If that never happens.
@@ -267,16 +296,17 @@ impl Fixture {
             if !(traces.lives() || traces.mounts()) {
                 return;
             }
-            // A mount that no process has for itself is the machine's, and stays.
+            // If no process is left, the mount is in the machine's own namespace and never goes
+            // away.
             assert!(traces.lives() && Instant::now() < deadline, "{traces:?}");
             traces.processes().for_each(|pid| until_it_ends(pid, deadline));
         }
     }
 }
 
-/// Waits until a process has ended, whose child it is does not matter, or `deadline` is over.
+/// Waits until a process has ended or `deadline` has passed. The process need not be a child.
 fn until_it_ends(pid: i32, deadline: Instant) {
-    // One that has ended, or is a thread of another process.
+    // This fails if the process has ended, and if it is a thread of another process.
     let Ok(pidfd) = pidfd_open(Pid::from_raw(pid).expect("a PID"), PidfdFlags::empty()) else { return };
     let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).unwrap();
     let _interrupted = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left));
@@ -301,7 +331,7 @@ pub fn shell(script: &str) -> TemplateBuilder {
     Template::builder(["/bin/sh", "-c", script])
 }
 
-/// The command's standard output as text.
+/// Returns the command's standard output as text.
 ///
 /// # Panics
 /// If it was not captured.
@@ -309,7 +339,7 @@ pub fn stdout(report: &Report) -> String {
     report.stdout.as_ref().expect("standard output is captured").to_string()
 }
 
-/// The command's standard error as text.
+/// Returns the command's standard error as text.
 ///
 /// # Panics
 /// If it was not captured.
@@ -317,13 +347,13 @@ pub fn stderr(report: &Report) -> String {
     report.stderr.as_ref().expect("standard error is captured").to_string()
 }
 
-/// Returns when a thread of this process waits for a time to pass, as one does that has found a mount busy.
+/// Waits until a thread of this process sleeps, as a thread does that has found a mount busy.
 ///
 /// # Panics
-/// If there is no such thread.
+/// If the thread does not exist.
 pub fn until_it_waits(thread: rustix::thread::Pid) {
     let path = format!("/proc/self/task/{}/syscall", thread.as_raw_nonzero());
-    // The number of the call, or `running`.
+    // The file contains the number of the system call, or `running`.
     while !fs::read_to_string(&path).unwrap().starts_with(&format!("{} ", nix::libc::SYS_clock_nanosleep)) {
         std::thread::yield_now();
     }
@@ -331,9 +361,10 @@ pub fn until_it_waits(thread: rustix::thread::Pid) {
 
 /// Copies a program.
 ///
-/// `cp` does it, so that this process never has the copy open for writing. A child that another thread starts at that moment
-/// would have the descriptor, too, until it executes its own program, and the kernel executes no file that any process may write
-/// to (ETXTBSY).
+/// `cp` writes the copy, so this process never has it open for writing. Otherwise a child that
+/// another thread starts at that moment would inherit the descriptor and keep it until it executes
+/// its own program. The kernel refuses to execute a file that any process has open for writing
+/// (ETXTBSY).
 ///
 /// # Panics
 /// If it cannot be copied.
@@ -341,7 +372,7 @@ pub fn copy_program(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success(), "cannot copy {}", from.display());
 }
 
-/// Writes a script that can be executed, as [`copy_program`] does.
+/// Writes an executable script. A shell writes it, for the reason given at [`copy_program`].
 ///
 /// # Panics
 /// If it cannot be written.
@@ -351,7 +382,7 @@ pub fn write_script(path: &Path, text: &str) {
     assert!(status.success(), "cannot write {}", path.display());
 }
 
-/// The path of a program.
+/// Returns the path of a program.
 ///
 /// # Panics
 /// If it is not in `PATH`.
@@ -361,7 +392,7 @@ pub fn find(program: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{program} is not installed: scripts/install-deps installs what the tests need"))
 }
 
-/// The `layered` command of this very source tree.
+/// Returns the `layered` command, built from this source tree.
 ///
 /// # Panics
 /// If it does not build.
@@ -374,7 +405,7 @@ pub fn layered() -> Command {
             ["build", "--profile", profile, "--quiet", "--package", "runner", "--features", "cli", "--bin", "layered"];
         let status = Command::new(cargo).args(build).current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
         assert!(status.success(), "layered does not build");
-        // Beside the directory in which cargo puts test programs.
+        // The binary is beside the directory in which cargo puts test programs.
         let test = std::env::current_exe().unwrap();
         let binary = test.ancestors().nth(2).unwrap().join("layered");
         assert!(binary.is_file(), "{} is not there", binary.display());

@@ -1,4 +1,4 @@
-//! A run of the `layered` command of which it is known what it comes to.
+//! A run of the `layered` command with a known result. `faults` and `kills` disturb it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,47 +11,47 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use crate::Fixture;
 use crate::strace::Program;
 
-/// `layered run` over a few layers, whose command reads, writes and deletes.
+/// A `layered run` over a few layers, whose command reads, writes and deletes.
 #[derive(Debug)]
 pub struct KnownRun {
-    /// Where it runs.
+    /// The directories of the run.
     pub fixture: Fixture,
-    /// A line a layer.
+    /// The paths of the layers, one per line.
     list: String,
     options: &'static [&'static str],
-    /// Where the upper goes.
+    /// The path of the upper.
     pub upper: PathBuf,
 }
 
-/// Whether a failure can always be told.
+/// Whether the disturbance leaves `layered` able to report the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
-    /// Yes.
+pub enum Reported {
+    /// The failure is always reported.
     Always,
-    /// No: the line itself may not come through.
+    /// The report itself may be lost.
     IfPossible,
 }
 
-/// Layers of a run.
+/// The number of layers.
 const LAYERS: usize = 6;
 
-/// What the command reads, of the first and of the last layer.
+/// The output of the command, from the first and the last layer.
 const READ: &str = "0\n5\n";
 
 impl KnownRun {
-    /// One that stacks its layers.
+    /// A run that stacks all its layers.
     pub fn stacking() -> Self {
         Self::new(Path::new(""), &[])
     }
 
-    /// One that merges most of them first.
+    /// A run that merges most of its layers first.
     pub fn merging() -> Self {
-        // So deep that a page of options holds the paths of two.
+        // The paths are so long that a page of mount options holds only two of them.
         let deep: PathBuf = std::iter::repeat_n("d".repeat(250), 5).collect();
         Self::new(&deep, &["--rung", "mount-paths"])
     }
 
-    /// Over layers in the directory `below` in the store.
+    /// A run over layers that are in the directory `below` of the store.
     fn new(below: &Path, options: &'static [&'static str]) -> Self {
         let fixture = Fixture::new();
         let mut list = String::new();
@@ -73,18 +73,18 @@ impl KnownRun {
         Self { fixture, list, options, upper }
     }
 
-    /// The run.
+    /// Returns the command.
     pub fn command(&self) -> Command {
         self.reading("list")
     }
 
-    /// The run, which reads its layers from a fifo.
+    /// Returns the command with a FIFO as the list of its layers.
     pub fn program(&self) -> Program<'_> {
         Program { command: self.reading("fifo"), fifo: self.fixture.path().join("fifo"), text: &self.list }
     }
 
     fn reading(&self, list: &str) -> Command {
-        // It makes the same system calls every time.
+        // Without `last_used` files, the run makes the same system calls every time.
         for layer in self.list.lines() {
             let _never_used = fs::remove_file(Layer::at(layer).last_used_path());
         }
@@ -95,35 +95,35 @@ impl KnownRun {
         command
     }
 
-    /// Whether the upper is there.
+    /// Whether the upper exists.
     ///
     /// # Panics
-    /// If only a part of it is.
+    /// If the upper exists but lacks a part.
     pub fn has_upper(&self) -> bool {
         let is_there = self.upper.exists();
-        assert!(!is_there || is_whole(&self.upper), "half an upper");
+        assert!(!is_there || is_whole(&self.upper), "the upper is incomplete");
         is_there
     }
 
-    /// Removes the upper, if it is there.
+    /// Removes the upper if it exists.
     pub fn remove_upper(&self) {
         if self.has_upper() {
             fs::remove_dir_all(&self.upper).unwrap();
         }
     }
 
-    /// What is wrong with what came of it. Nothing of it is there afterwards.
-    pub fn wrong(&self, output: &Output, told: Told) -> Vec<String> {
+    /// Lists what is wrong with the result of a run. Removes the result.
+    pub fn wrong(&self, output: &Output, reported: Reported) -> Vec<String> {
         let mut wrong = Vec::new();
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        // The runtime may speak before.
+        // The runtime may have printed messages of its own before.
         let quoted = stderr.contains("its own words are above");
         let counts = |line: &&str| !line.starts_with("layered: warn: ") && (line.starts_with("layered: ") || !quoted);
         let said: Vec<_> = stderr.lines().filter(counts).collect();
         match (output.status.code(), &said[..]) {
             (Some(0), []) if stdout == READ && self.has_upper() => {}
             (Some(125), [line]) if is_clear(line) && !self.has_upper() => {}
-            (Some(125), [] | ["layered: "]) if told == Told::IfPossible && !self.has_upper() => {}
+            (Some(125), [] | ["layered: "]) if reported == Reported::IfPossible && !self.has_upper() => {}
             (code, _) => wrong.push(format!("{code:?}, {stdout:?}, {stderr}")),
         }
         let left = self.fixture.left();
@@ -150,12 +150,12 @@ impl KnownRun {
     }
 }
 
-/// Whether an upper has what the command did.
+/// Whether an upper contains everything that the command did.
 fn is_whole(upper: &Path) -> bool {
     fs::read(upper.join("deps/new")).is_ok_and(|new| new == b"new\n") && upper.join("top").symlink_metadata().is_ok()
 }
 
-/// Whether a line says what failed, on which path; some things have none.
+/// Whether a line says what failed and on which path. Some failures have no path.
 fn is_clear(line: &str) -> bool {
     let pathless = ["open .", "runc", "overlay", "private mount namespace", "signals", "eventfd", "random bits"];
     line.starts_with("layered: ")

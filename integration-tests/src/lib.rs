@@ -1,5 +1,5 @@
-//! What the integration tests share: a fixture that finds what its runs leave behind, layers, a look at trees, and one at system
-//! calls and at seccomp filters, small disks, terminals, processes.
+//! Shared parts of the integration tests: the fixture, makers of layers and disks, views of trees,
+//! system calls, seccomp filters, terminals and processes. The tests are in `tests/root`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,12 +16,13 @@ mod traces;
 pub mod tree;
 
 pub use fixture::{
-    FOR_EVER, Fixture, RUNTIMES, WHO, copy_program, find, layered, shell, stderr, stdout, until_it_waits, write_script,
+    FOR_EVER, Fixture, RUNTIMES, WAITS, WHO, copy_program, find, layered, shell, stderr, stdout, until_it_waits,
+    write_script,
 };
-pub use known_run::{KnownRun, Told};
+pub use known_run::{KnownRun, Reported};
 pub use traces::Traces;
 
-/// Sees that what it is dropped by, a panic too, ends the others.
+/// Sets the flag when it is dropped, also by a panic, so that the other threads stop.
 #[derive(Debug)]
 pub struct Done<'a>(pub &'a AtomicBool);
 

@@ -1,19 +1,19 @@
-//! Input that is nearly valid, for the parsers of all crates: a parser gets further with it than with noise.
+//! Nearly valid input for the parsers of all crates. A parser gets further with it than with noise.
 //!
-//! The unit tests of each crate include this file, since the parsers are private.
+//! The unit tests of each crate include this file, because the parsers are private.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 
-/// `PROPTEST_CASES` says how many cases there are, 256 if that is not set. A case that fails is printed, and not written into
-/// the source tree.
+/// The configuration of the tests. `PROPTEST_CASES` sets the number of cases, 256 by default. A
+/// failing case is printed and not written into the source tree.
 pub(crate) fn config() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// What parsers stumble over.
+/// Text that is difficult for parsers.
 const PARTS: [&[u8]; 32] = [
     b"",
     b"\0",
@@ -54,9 +54,9 @@ enum Change {
     Byte(Index, u8),
     Insert(Index, &'static [u8]),
     Remove(Index, Index),
-    /// A part of it again, elsewhere.
+    /// Inserts a copy of a part elsewhere.
     Copy(Index, Index, Index),
-    /// A part of it many times.
+    /// Repeats a part many times.
     Repeat(Index, Index, u16),
     Nest(Index, u16),
 }
@@ -105,7 +105,7 @@ impl Change {
     }
 }
 
-/// One of the `valid` texts with up to four changes.
+/// Returns one of the `valid` texts with up to four changes.
 pub(crate) fn bytes<T: AsRef<[u8]>>(valid: impl IntoIterator<Item = T>) -> impl Strategy<Value = Vec<u8>> {
     let valid: Vec<Vec<u8>> = valid.into_iter().map(|text| text.as_ref().to_vec()).collect();
     (select(valid), vec(change(), 0..5)).prop_map(|(mut text, changes)| {
@@ -114,13 +114,14 @@ pub(crate) fn bytes<T: AsRef<[u8]>>(valid: impl IntoIterator<Item = T>) -> impl 
     })
 }
 
-/// The same, as far as it is UTF-8.
+/// As [`bytes`], with invalid UTF-8 replaced.
 #[allow(dead_code, reason = "not every crate has a parser of text")]
 pub(crate) fn text<T: AsRef<[u8]>>(valid: impl IntoIterator<Item = T>) -> impl Strategy<Value = String> {
     bytes(valid).prop_map(|text| String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The `valid` value with up to four of the values in it replaced by others or removed: still JSON, but of another shape.
+/// Returns the `valid` value with up to four of its values replaced or removed. The result is still
+/// JSON, but of another shape.
 pub(crate) fn value(valid: Value) -> impl Strategy<Value = Value> {
     let others = vec![
         json!(null),
@@ -152,7 +153,7 @@ pub(crate) fn value(valid: Value) -> impl Strategy<Value = Value> {
     })
 }
 
-/// How many values there are in `value`, itself included.
+/// Counts the values in `value`, including itself.
 fn count(value: &Value) -> usize {
     1 + match value {
         Value::Array(items) => items.iter().map(count).sum(),
@@ -161,7 +162,7 @@ fn count(value: &Value) -> usize {
     }
 }
 
-/// Replaces the value that `at` others come before, or removes it. True if that is done.
+/// Replaces or removes the value that follows `at` others. Returns whether it was found.
 fn replace(value: &mut Value, at: &mut usize, other: &Option<Value>) -> bool {
     if *at == 0 {
         *value = other.clone().unwrap_or_default();

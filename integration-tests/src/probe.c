@@ -1,6 +1,11 @@
-/* Makes the system call whose number is the first argument, with the rest as its arguments: numbers, or strings, whose
- * address it is. Behind a comma comes another call. A number that begins with an i is of a call as 32-bit programs make it, on x86_64. The exit status is
- * the error of the last call, 0 if there was none. Without a C library, so that no static one is needed. */
+/* Makes any system call, for the tests that check what a container may do. Fixture::add_probe compiles it.
+ *
+ * probe NUMBER ARGUMENT... [, NUMBER ARGUMENT...]
+ *
+ * NUMBER is the number of the system call. An ARGUMENT is a number, or a string whose address is passed.
+ * A comma separates several calls. On x86_64, `probe iNUMBER [ARGUMENT]` makes a call as 32-bit programs
+ * do. The exit status is the error of the last call, or 0. The program uses no C library, so that no
+ * static one is needed. */
 
 static long call(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -14,7 +19,7 @@ static long call(long n, long a, long b, long c, long d, long e, long f)
 	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
 	return x0;
 #else
-#error how is a system call made here?
+#error unknown way to make a system call on this architecture
 #endif
 }
 
@@ -60,6 +65,6 @@ __attribute__((used)) void start(long *stack)
 			args[i] = value(argv[next++]);
 		result = call(args[0], args[1], args[2], args[3], args[4], args[5], args[6]);
 	}
-	/* The kernel's range of errors. */
+	/* The kernel returns errors as -4095 to -1. */
 	call(EXIT, result < 0 && result > -4096 ? -result : 0, 0, 0, 0, 0, 0);
 }

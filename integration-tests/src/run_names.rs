@@ -1,8 +1,10 @@
-//! The names of all runs that ever had a directory in one of the directories that are watched.
+//! Records the names of all runs that ever had a directory in one of the watched directories.
+//! `traces` uses them.
 //!
-//! A run's name is that of its cgroups, which can outlive its directory, and nothing on the machine tells whose such a cgroup is.
-//! The kernel records the name: inotify(7) queues an event when the run's directory is created. All fixtures of this process share
-//! one queue, since a user may have 128 of them only.
+//! A run's cgroups have the name of the run and can outlive its directory. Nothing on the machine
+//! shows which fixture such a cgroup belongs to. So the names come from inotify(7), which queues an
+//! event when a run's directory is created. All fixtures of this process share one queue, because a
+//! user may have only 128 queues.
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem::MaybeUninit;
@@ -22,7 +24,7 @@ pub(crate) struct RunNames {
 
 struct Queue {
     inotify: OwnedFd,
-    /// What each watch has recorded.
+    /// The names that each watch has recorded.
     names: Mutex<HashMap<i32, BTreeSet<String>>>,
 }
 
@@ -32,7 +34,7 @@ static QUEUE: LazyLock<Queue> = LazyLock::new(|| Queue {
 });
 
 impl RunNames {
-    /// Records from now on the runs that have their directories in `dir`.
+    /// Records the runs that create their directories in `dir` from now on.
     pub(crate) fn watch(&self, dir: &Path) {
         let mut names = lock(&QUEUE.names);
         let flags = WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
@@ -41,12 +43,12 @@ impl RunNames {
         lock(&self.watches).insert(watch);
     }
 
-    /// Adds a run whose directory is in none of those.
+    /// Adds a run whose directory is in no watched directory.
     pub(crate) fn add(&self, name: &str) {
         lock(&self.given).insert(name.into());
     }
 
-    /// Returns the names of all runs until now.
+    /// Returns the names of all runs so far.
     pub(crate) fn until_now(&self) -> BTreeSet<String> {
         let mut names = lock(&QUEUE.names);
         QUEUE.drain(&mut names);
@@ -59,7 +61,7 @@ impl Drop for RunNames {
     fn drop(&mut self) {
         let mut names = lock(&QUEUE.names);
         for watch in lock(&self.watches).iter() {
-            // The kernel removes it with its directory.
+            // The kernel may have removed the watch with its directory.
             let _gone_already = remove_watch(&QUEUE.inotify, *watch);
             names.remove(watch);
         }
@@ -78,7 +80,7 @@ impl Queue {
                 Err(error) => panic!("cannot read what inotify has recorded: {error}"),
             };
             assert!(!event.events().contains(ReadFlags::QUEUE_OVERFLOW), "more runs began than inotify can record");
-            // A watch that a fixture had and has no longer is in no entry.
+            // Events of watches that were removed before have no entry.
             if let (Some(name), Some(recorded)) = (event.file_name(), names.get_mut(&event.wd())) {
                 recorded.extend(run_name(&name.to_string_lossy()));
             }
@@ -86,13 +88,13 @@ impl Queue {
     }
 }
 
-/// The name of the run whose directory is called so: a kept run has the name that it had before.
+/// Returns the name of the run that owns `directory`. A kept run keeps its name.
 fn run_name(directory: &str) -> Option<String> {
     let id = directory.strip_prefix("layered-").or_else(|| directory.strip_prefix("kept-"))?;
     Some(format!("layered-{id}"))
 }
 
-/// A test that has failed does not make others fail.
+/// Locks a mutex. A failed test does not make others fail.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

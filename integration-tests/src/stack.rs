@@ -1,4 +1,5 @@
-//! Layers made from a plain description, and the kernel's own view of a stack of them.
+//! Makes layers from a plain description, and mounts the kernel's own view of a stack of them.
+//! `tree` compares the views.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -20,20 +21,20 @@ use rustix::mount::{
 
 use crate::tree::through_proc;
 
-/// A number that no driver has, so that no test opens a real device (`Documentation/admin-guide/devices.txt`: 240-254
-/// are for local use).
+/// A major number that no driver has, so no test opens a real device.
+/// `Documentation/admin-guide/devices.txt` reserves 240-254 for local use.
 const LOCAL_MAJOR: u32 = 240;
 
-/// What any file carries. The default is root's, 0755, of the year 2001.
+/// Metadata that any file has. The default is owner root, mode 0755, a time in the year 2001.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
-    /// Permission bits, setuid, setgid and sticky included. A symbolic link has none.
+    /// Permission bits, including setuid, setgid and sticky. Ignored for a symbolic link.
     pub mode: u32,
-    /// User and group.
+    /// User and group id.
     pub owner: (u32, u32),
     /// Seconds and nanoseconds.
     pub modified: (i64, i64),
-    /// Name and value; see [`acl`] for that of an ACL.
+    /// Names and values. [`acl`] makes the value for an ACL.
     pub xattrs: Vec<(String, Vec<u8>)>,
 }
 
@@ -46,32 +47,35 @@ impl Default for Attributes {
 /// A directory of a layer, or the layer itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dir {
-    /// What it carries.
+    /// The metadata of the directory.
     pub attributes: Attributes,
-    /// Whether it hides the directory of this name in the layers below.
+    /// Whether the directory hides the directories of this name in the layers below.
     pub opaque: bool,
-    /// What is in it.
+    /// The entries of the directory.
     pub items: BTreeMap<OsString, Item>,
 }
 
-/// Something in a directory.
+/// An entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
     /// A directory.
     Dir(Dir),
-    /// A regular file of this content.
+    /// A regular file with this content.
     File(Attributes, Vec<u8>),
-    /// One of the names of a file, which is known by its number in the whole layer.
+    /// One of the names of a file with several names. The number identifies the file within the
+    /// layer.
     Name(u8),
-    /// A regular file of this size that is nearly all hole.
+    /// A regular file of this size that is almost entirely a hole.
     Sparse(Attributes, u64),
-    /// A symbolic link to this.
+    /// A symbolic link to this target.
     Symlink(Attributes, OsString),
-    /// A fifo, a socket, a character or a block device; the number is the device's minor one.
+    /// A FIFO, a socket, a character device or a block device. The number is the device's minor
+    /// number.
     Special(Attributes, FileType, u32),
-    /// What a deletion leaves: a character device 0:0.
+    /// A whiteout: the character device 0:0 that records a deletion.
     Whiteout,
-    /// The same as an empty regular file with an attribute, in a directory that is marked for it.
+    /// A whiteout in its other form: an empty regular file with an xattr, in a directory that is
+    /// marked for it.
     XattrWhiteout,
 }
 
@@ -81,41 +85,41 @@ impl Dir {
         Self::default()
     }
 
-    /// The same with a mode.
+    /// Sets the mode.
     pub fn mode(mut self, mode: u32) -> Self {
         self.attributes.mode = mode;
         self
     }
 
-    /// The same with an extended attribute.
+    /// Adds an xattr.
     pub fn xattr(mut self, name: &str, value: &[u8]) -> Self {
         self.attributes.xattrs.push((name.into(), value.into()));
         self
     }
 
-    /// The same, hiding what is below.
+    /// Makes the directory opaque.
     pub fn opaque(mut self) -> Self {
         self.opaque = true;
         self
     }
 
-    /// The same with something in it.
+    /// Adds an entry.
     pub fn with(mut self, name: impl AsRef<OsStr>, item: impl Into<Item>) -> Self {
         self.items.insert(name.as_ref().into(), item.into());
         self
     }
 
-    /// The same with a regular file in it.
+    /// Adds a regular file.
     pub fn file(self, name: impl AsRef<OsStr>, content: &str) -> Self {
         self.with(name, Item::file(content))
     }
 
-    /// The same with a whiteout in it.
+    /// Adds a whiteout.
     pub fn whiteout(self, name: impl AsRef<OsStr>) -> Self {
         self.with(name, Item::Whiteout)
     }
 
-    /// Makes it at `path`, which does not exist.
+    /// Makes the directory at `path`, which must not exist.
     pub fn make(&self, path: &Path) -> Result<()> {
         fs::create_dir(path).with_context(|| format!("cannot make {}", path.display()))?;
         self.fill(path, &mut BTreeMap::new()).with_context(|| format!("cannot fill {}", path.display()))
@@ -126,7 +130,7 @@ impl Dir {
             item.make(&path.join(name), names).with_context(|| format!("cannot make {}", path.join(name).display()))?;
         }
         self.attributes.apply(path)?;
-        // After its own, so that the marks stay. They change no time.
+        // The marks are set last, so that the metadata does not replace them. They change no time.
         if self.opaque {
             set_xattr(path, "trusted.overlay.opaque", b"y")?;
         } else if self.items.values().any(|item| *item == Item::XattrWhiteout) {
@@ -201,14 +205,14 @@ impl From<Dir> for Item {
 }
 
 impl Attributes {
-    /// Gives the file these, and is no more than its last change.
+    /// Sets the metadata of a file. This must be the last change of the file.
     pub fn apply(&self, path: &Path) -> Result<()> {
         lchown(path, Some(self.owner.0), Some(self.owner.1))?;
         for (name, value) in &self.xattrs {
             set_xattr(path, name, value)?;
         }
         let metadata = fs::symlink_metadata(path)?;
-        // The mode of a file with an ACL is part of that.
+        // The mode of a file with an ACL is part of the ACL.
         let has_acl = self.xattrs.iter().any(|(name, _)| name == "system.posix_acl_access");
         if !metadata.is_symlink() && !has_acl && metadata.mode() & 0o7777 != self.mode {
             fs::set_permissions(path, fs::Permissions::from_mode(self.mode))?;
@@ -219,16 +223,17 @@ impl Attributes {
     }
 }
 
-/// Sets an extended attribute of the file itself.
+/// Sets an xattr of the file itself, not of the target of a symbolic link.
 pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> Result<()> {
     lsetxattr(path, name, value, XattrFlags::empty())
         .with_context(|| format!("cannot set {name} of {}", path.display()))
 }
 
-/// The value of `system.posix_acl_access` or `system.posix_acl_default`: an ACL that gives user `uid` the permissions
-/// `bits`.
+/// Returns the value of `system.posix_acl_access` or `system.posix_acl_default` for an ACL that
+/// gives user `uid` the permissions `bits`.
 ///
-/// `struct posix_acl_xattr_entry` in the kernel's `include/uapi/linux/posix_acl_xattr.h`: tag, permissions, id.
+/// The format is `struct posix_acl_xattr_entry` in the kernel's
+/// `include/uapi/linux/posix_acl_xattr.h`: tag, permissions, id.
 pub fn acl(uid: u32, bits: u16) -> Vec<u8> {
     const NOBODY: u32 = u32::MAX;
     // owner, user, group, mask, others
@@ -242,13 +247,14 @@ pub fn acl(uid: u32, bits: u16) -> Vec<u8> {
     value
 }
 
-/// An overlay that nobody else sees: it is attached nowhere, and is gone when this is.
+/// An overlay that only this process sees. It is attached to no directory and disappears when the
+/// value is dropped.
 #[derive(Debug)]
 pub struct Mount {
     root: OwnedFd,
 }
 
-/// Which of overlayfs's attributes the mount believes.
+/// The overlay xattrs that the mount respects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
     /// `trusted.overlay.*`.
@@ -258,22 +264,22 @@ pub enum Flavour {
 }
 
 impl Mount {
-    /// What the kernel makes of `lowers`, the first on top. They are all that is given: no `Mount` needs a third, empty
-    /// one.
+    /// Mounts `lowers` read-only, the first on top. Every caller gives at least two, which the
+    /// kernel requires without an upper, so this adds none.
     pub fn read_only(lowers: &[impl AsRef<Path>]) -> Result<Self> {
         Self::new(lowers, None, Flavour::Trusted)
     }
 
-    /// The same, to be written to: the changes go to `<scratch>/upper`, which this makes.
+    /// Mounts `lowers` for writing. The upper is `<scratch>/upper`, which this creates.
     pub fn writable(lowers: &[impl AsRef<Path>], scratch: &Path) -> Result<Self> {
         Self::new(lowers, Some(scratch), Flavour::Trusted)
     }
 
-    /// Read-only without a scratch directory.
+    /// Mounts `lowers`, read-only if `scratch` is `None`.
     pub fn new(lowers: &[impl AsRef<Path>], scratch: Option<&Path>, flavour: Flavour) -> Result<Self> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let configured = (|| -> Result<OwnedFd> {
-            // Whatever this kernel's defaults are.
+            // These values replace the kernel's defaults, which depend on its configuration.
             for name in ["redirect_dir", "index", "metacopy", "xino"] {
                 if flavour == Flavour::Trusted || name != "redirect_dir" {
                     let value = if name == "redirect_dir" { "nofollow" } else { "off" };
@@ -283,7 +289,8 @@ impl Mount {
             if flavour == Flavour::User {
                 fsconfig_set_flag(&context, "userxattr")?;
             }
-            // By descriptor: a path of more than 255 bytes is no value.
+            // The lowers are passed by descriptor, because fsconfig(2) accepts no value longer than
+            // 255 bytes.
             let mut held = Vec::new();
             let mut short = |path: &Path| -> Result<PathBuf> {
                 let dir = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
@@ -310,7 +317,7 @@ impl Mount {
         Ok(Self { root })
     }
 
-    /// A path to its root, as long as this lives.
+    /// Returns a path to the root of the mount, valid as long as `self` lives.
     pub fn path(&self) -> PathBuf {
         through_proc(&self.root)
     }
@@ -322,8 +329,8 @@ impl AsFd for Mount {
     }
 }
 
-/// A tmpfs that nobody else sees, like [`Mount`]: another file system than that of the layers. An option without a
-/// value is a flag.
+/// Mounts a tmpfs that only this process sees, like a [`Mount`]. It is a different file system from
+/// that of the layers. An option without a value is a flag.
 pub fn tmpfs(options: &[(&str, &str)]) -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (name, value) in options {
@@ -337,13 +344,13 @@ pub fn tmpfs(options: &[(&str, &str)]) -> Result<OwnedFd> {
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }
 
-/// Gives this thread mounts of its own, of which nobody else learns.
+/// Gives the calling thread a private mount namespace.
 pub fn private_mounts() -> Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
     Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
-/// What the kernel says in its own words.
+/// Returns the kernel's own messages about a mount.
 fn messages(context: &OwnedFd) -> String {
     let Ok(context) = context.try_clone() else { return String::new() };
     let mut context = fs::File::from(context);
@@ -355,10 +362,10 @@ fn messages(context: &OwnedFd) -> String {
     lines.join("; ")
 }
 
-/// Ends the test where it cannot run, so that it does not pass by not running.
+/// Fails the test if it cannot run, so that it does not pass by not running.
 ///
 /// # Panics
-/// If this is not root.
+/// If the process is not root.
 pub fn require_root() {
     assert!(rustix::process::geteuid().is_root(), "this test mounts overlays and makes device nodes: run it as root");
 }

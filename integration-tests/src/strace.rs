@@ -1,7 +1,8 @@
-//! The system calls that a program makes on its way, listed or disturbed.
+//! Lists the system calls of a program with strace(1), or disturbs the program at one of them.
 //!
-//! strace(1) comes to a program that waits for a fifo to be read, so that what any program does when it starts is not seen, and
-//! follows its threads and children to where one of them executes another program: the runtime is left alone.
+//! strace attaches while the program waits for a FIFO. So the calls that every program makes at its
+//! start are not seen. strace follows threads and children until one of them executes another
+//! program, so it does not trace the runtime.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, OpenOptions};
@@ -12,38 +13,39 @@ use std::time::Instant;
 
 use crate::{FOR_EVER, find};
 
-/// A system call of a program: the n-th of its name, counted for each thread by itself. Where two threads make as many, both are
-/// meant.
+/// A system call of a program: the n-th call of its name. Each thread counts separately, so a point
+/// means one call of each thread that gets that far.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Point {
     /// The name of the call.
     pub call: String,
-    /// From 1 on.
+    /// The count, from 1.
     pub nth: u32,
 }
 
-/// What happens at a [`Point`].
+/// A disturbance at a [`Point`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Disturbance {
-    /// The call is not made and answers with this, `EIO` say.
+    /// strace skips the call, which then fails with this error, for example `EIO`.
     Error(&'static str),
-    /// The process is killed.
+    /// strace kills the process.
     Kill,
 }
 
-/// A program that reads the fifo `fifo` before it does anything else, and `text` from it.
+/// A program that first reads `text` from a FIFO.
 #[derive(Debug)]
 pub struct Program<'a> {
-    /// The program and its arguments. It gets no input; its output is captured.
+    /// The program and its arguments. Its input is empty; its output is captured.
     pub command: Command,
-    /// A fifo, made by the caller.
+    /// The path of the FIFO, which the caller has made.
     pub fifo: PathBuf,
-    /// No more than a pipe holds, 64 KiB.
+    /// At most 64 KiB, the capacity of a pipe.
     pub text: &'a str,
 }
 
-/// What the language and its libraries need for themselves: memory, random seeds, limits, threads that wait, signals. It says
-/// nothing about files, mounts and processes, and who gets none of it ends at once.
+/// Calls that Rust's standard library and other libraries make for themselves: memory, random
+/// seeds, limits, waiting threads, signals. They concern no files, mounts or processes. A program
+/// for which they fail ends immediately.
 const OF_THE_LIBRARIES: [&str; 26] = [
     "brk",
     "exit",
@@ -58,7 +60,7 @@ const OF_THE_LIBRARIES: [&str; 26] = [
     "mremap",
     "munmap",
     "prlimit64",
-    // How std's child and signal-hook's handler report.
+    // std's child and signal-hook's handler report by this call.
     "recvfrom",
     "restart_syscall",
     "rseq",
@@ -74,20 +76,20 @@ const OF_THE_LIBRARIES: [&str; 26] = [
     "uname",
 ];
 
-/// A call that is not made does not do what it does in any case either: close(2) closes whatever it answers, and at execve(2)
-/// strace lets go.
+/// Calls whose injected error proves nothing. close(2) closes the descriptor even if it returns an
+/// error, and strace detaches at execve(2).
 const DONE_IN_ANY_CASE: [&str; 2] = ["close", "execve"];
 
 impl Program<'_> {
-    /// The points that it passes when nothing disturbs it, in order.
+    /// Returns the points that the program passes when nothing disturbs it, in order.
     ///
     /// # Panics
-    /// If strace is missing or may not trace, or the program fails.
+    /// If strace is missing or is not allowed to trace, or the program fails.
     pub fn points(&mut self) -> Vec<Point> {
         parse("", &self.log())
     }
 
-    /// What strace lists of it when nothing disturbs it.
+    /// Returns strace's log when nothing disturbs the program.
     ///
     /// # Panics
     /// As [`points`](Self::points).
@@ -98,10 +100,10 @@ impl Program<'_> {
         String::from_utf8_lossy(&fs::read(log.path()).unwrap()).into_owned()
     }
 
-    /// Lets it run, disturbed at `point`.
+    /// Runs the program with a disturbance at `point`.
     ///
     /// # Panics
-    /// If strace is missing or may not trace, or the program does not end.
+    /// If strace is missing or is not allowed to trace, or the program does not end.
     pub fn disturbed(&mut self, point: &Point, disturbance: Disturbance) -> Output {
         let what = match disturbance {
             Disturbance::Error(error) => format!("error={error}"),
@@ -113,7 +115,7 @@ impl Program<'_> {
     }
 
     fn traced(&mut self, options: &[&str]) -> Output {
-        // For reading, too: neither end has to wait for the other.
+        // The FIFO is opened for reading, too, so that neither end waits for the other.
         let mut fifo = OpenOptions::new().read(true).write(true).open(&self.fifo).unwrap();
         let mut child =
             self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -121,25 +123,26 @@ impl Program<'_> {
         let mut strace = Command::new(find("strace"));
         strace.args(["-f", "-b", "execve", "-p", &child.id().to_string()]).args(options);
         let mut strace = strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut told = BufReader::new(strace.stderr.take().unwrap());
+        let mut messages = BufReader::new(strace.stderr.take().unwrap());
         let mut line = String::new();
-        told.read_line(&mut line).unwrap();
+        messages.read_line(&mut line).unwrap();
         assert!(line.contains("attached"), "strace cannot trace: {line}");
         fifo.write_all(self.text.as_bytes()).unwrap();
-        // Now it has an end.
+        // The program sees the end of the FIFO after this.
         drop(fifo);
         until_it_ends(&mut child);
-        // What it tells is read, lest it waits.
-        std::io::copy(&mut told, &mut std::io::sink()).unwrap();
+        // This reads the rest of strace's messages, so that strace does not block on a full pipe.
+        std::io::copy(&mut messages, &mut std::io::sink()).unwrap();
         strace.wait().unwrap();
         child.wait_with_output().unwrap()
     }
 }
 
-/// Returns when `child` waits for the fifo to be written to, which no event tells.
+/// Waits until `child` waits for data in the FIFO. The kernel reports no event for that.
 fn until_it_reads(child: &mut Child, fifo: &Path) {
     let proc = PathBuf::from(format!("/proc/{}", child.id()));
-    // The number of the call and its arguments in hexadecimal, or `running`: proc_pid_syscall(5).
+    // The file contains the number of the call and its arguments in hexadecimal, or `running`:
+    // proc_pid_syscall(5).
     let reads = |call: &str| {
         let mut fields = call.split(' ');
         let number = fields.next().and_then(|number| number.parse().ok());
@@ -148,7 +151,7 @@ fn until_it_reads(child: &mut Child, fifo: &Path) {
         fs::read_link(proc.join(format!("fd/{descriptor}"))).is_ok_and(|file| file == fifo)
     };
     while !fs::read_to_string(proc.join("syscall")).is_ok_and(|call| reads(&call)) {
-        assert_eq!(child.try_wait().unwrap(), None, "it ended before it read the fifo");
+        assert_eq!(child.try_wait().unwrap(), None, "the program ended before it read the fifo");
         std::thread::yield_now();
     }
 }
@@ -163,7 +166,7 @@ fn until_it_ends(child: &mut Child) {
         match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
             Ok(0) => {
                 child.kill().unwrap();
-                panic!("it waits for ever");
+                panic!("the program never ends");
             }
             Ok(_) => return,
             Err(error) => assert_eq!(error, rustix::io::Errno::INTR),
@@ -171,13 +174,13 @@ fn until_it_ends(child: &mut Child) {
     }
 }
 
-/// How many calls are in a [log](Program::log), without those that the language and its libraries need for themselves.
+/// Counts the calls in a [log](Program::log), without those that libraries make for themselves.
 pub fn count(log: &str) -> usize {
     calls(log).filter(|(_, name)| !OF_THE_LIBRARIES.contains(name)).count()
 }
 
-/// The thread and the name of each call. A line of the log is `1234  name(arguments…`, or `1234  <... name resumed>…`, which was
-/// counted when it began.
+/// Returns the thread and the name of each call. A line of the log is `1234  name(arguments…` or
+/// `1234  <... name resumed>…`. The second form continues a call that was counted when it began.
 fn calls(log: &str) -> impl Iterator<Item = (&str, &str)> {
     log.lines().filter_map(|line| {
         let (thread, call) = line.split_once(' ')?;
@@ -186,12 +189,12 @@ fn calls(log: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Every point in a log of strace's, in order, those of the language and its libraries included.
+/// Returns every point in a log of strace, in order, including those of the libraries.
 pub fn all_points(log: &str) -> Vec<Point> {
     points(log, HashMap::new(), |_| true)
 }
 
-/// The points in `log`, which goes on after `before`.
+/// Returns the points in `log`, which continues `before`.
 fn parse(before: &str, log: &str) -> Vec<Point> {
     let mut counts: HashMap<(&str, &str), u32> = HashMap::new();
     calls(before).for_each(|call| *counts.entry(call).or_default() += 1);
@@ -214,46 +217,47 @@ fn points<'a>(
         .collect()
 }
 
-/// A program that strace starts, and follows through all that it does.
+/// A program that strace starts and follows to its end.
 #[derive(Debug)]
 pub struct Started<'a> {
-    /// The program and its arguments. It does the same every time.
+    /// The program and its arguments. It must make the same calls every time.
     pub command: &'a Command,
-    /// One of the arguments. What the program does before it makes a system call with it, any program does when it starts.
+    /// One of the arguments. The program's own work begins with the first system call that uses it;
+    /// the calls before are those of any program's start.
     pub path: &'a Path,
-    /// Further options of strace, in every run: faults that are always there, say.
+    /// Further options of strace for every run, for example faults that are always injected.
     pub options: &'static [&'static str],
 }
 
 impl Started<'_> {
-    /// The points that it passes when nothing else disturbs it, in order.
+    /// Returns the points that the program passes without another disturbance, in order.
     ///
     /// # Panics
-    /// If strace is missing or may not trace, or the program fails.
+    /// If strace is missing or is not allowed to trace, or the program fails.
     pub fn points(&self) -> Vec<Point> {
         let log = tempfile::NamedTempFile::new().unwrap();
         let output = self.traced(&["-s", "4096", "-o", log.path().to_str().unwrap()]);
         assert!(output.status.success(), "{output:?}");
         let log = String::from_utf8_lossy(&fs::read(log.path()).unwrap()).into_owned();
-        // The first line starts the program.
+        // The first line is the execve(2) that starts the program.
         let (start, rest) = log.split_once('\n').unwrap();
-        let at = rest.find(self.path.to_str().unwrap()).expect("it looks at the path");
+        let at = rest.find(self.path.to_str().unwrap()).expect("no call uses the path");
         let own = start.len() + 1 + rest[..at].rfind('\n').map_or(0, |at| at + 1);
         parse(&log[..own], &log[own..])
     }
 
-    /// Lets it run with the faults of its options alone.
+    /// Runs the program with no disturbance but that of its options.
     ///
     /// # Panics
-    /// If strace is missing or may not trace.
+    /// If strace is missing or is not allowed to trace.
     pub fn run(&self) -> Output {
         self.traced(&["-o", "/dev/null"])
     }
 
-    /// Lets it run, killed at `point`.
+    /// Runs the program and kills it at `point`.
     ///
     /// # Panics
-    /// If strace is missing or may not trace.
+    /// If strace is missing or is not allowed to trace.
     pub fn killed(&self, point: &Point) -> Output {
         let inject = format!("inject={}:signal=KILL:when={}", point.call, point.nth);
         self.traced(&["-o", "/dev/null", "-e", &inject])
@@ -268,7 +272,7 @@ impl Started<'_> {
 }
 
 impl Point {
-    /// Whether an error of the call says that it has done nothing.
+    /// Whether an injected error of this call means that the call did nothing.
     pub fn can_fail(&self) -> bool {
         !DONE_IN_ANY_CASE.contains(&&*self.call)
     }

@@ -1,4 +1,5 @@
-//! A terminal of the test's own: a pseudoterminal, before which the test sits, and a program that has it as its own terminal.
+//! A pseudoterminal whose master the test holds, as a person at a terminal would, and whose other
+//! side is a program's terminal.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,19 +13,19 @@ use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 use crate::processes::Running;
 use crate::{FOR_EVER, find};
 
-/// The side of a pseudoterminal that a person has before them. When it is dropped, the other side is hung up.
+/// The master of a pseudoterminal. Dropping it hangs up the other side.
 #[derive(Debug)]
 pub struct Terminal {
     keyboard: File,
-    /// What was shown and not looked at yet.
+    /// Output that was read but not consumed yet.
     shown: Vec<u8>,
 }
 
 impl Terminal {
-    /// One of 24 lines of 80 characters.
+    /// Opens a pseudoterminal with 24 lines of 80 characters.
     ///
     /// # Panics
-    /// If there is none.
+    /// If the kernel provides no pseudoterminal.
     pub fn new() -> Self {
         let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         unlockpt(&keyboard).unwrap();
@@ -33,7 +34,7 @@ impl Terminal {
         terminal
     }
 
-    /// The side that programs have.
+    /// Opens the side that programs use.
     ///
     /// # Panics
     /// If it cannot be opened.
@@ -42,7 +43,8 @@ impl Terminal {
         ioctl_tiocgptpeer(&self.keyboard, flags).unwrap()
     }
 
-    /// Starts a program as the leader of a session, whose terminal and three streams this is.
+    /// Starts a program as a session leader, with this as its controlling terminal and its three
+    /// streams.
     ///
     /// # Panics
     /// If it cannot be started.
@@ -51,7 +53,8 @@ impl Terminal {
         Running::start(leader.stdout(self.side_of_programs()).stderr(self.side_of_programs()))
     }
 
-    /// What starts a program as the leader of a session, whose terminal and input this is, with its outputs still to be named.
+    /// Returns a command that starts a program as a session leader, with this as its controlling
+    /// terminal and its standard input. The caller sets the outputs.
     pub fn leader(&self, command: &Command) -> Command {
         let mut leader = Command::new(find("setsid"));
         leader.arg("--ctty").arg(command.get_program()).args(command.get_args()).stdin(self.side_of_programs());
@@ -61,27 +64,28 @@ impl Terminal {
         leader
     }
 
-    /// Changes its size.
+    /// Changes the size of the terminal.
     ///
     /// # Panics
-    /// If it has none.
+    /// If the size cannot be set.
     pub fn resize(&self, rows: u16, columns: u16) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&self.keyboard, size).unwrap();
     }
 
-    /// Types.
+    /// Types `keys`.
     ///
     /// # Panics
-    /// If nobody has the terminal any more.
+    /// If no program has the terminal open.
     pub fn press(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until `text` is shown. Returns all that was shown before it, since the last time.
+    /// Waits until the terminal shows `text`. Returns the output before `text`, since the last
+    /// call.
     ///
     /// # Panics
-    /// If it never is.
+    /// If `text` never appears.
     pub fn until(&mut self, text: &str) -> String {
         loop {
             let found = self.shown.windows(text.len()).position(|window| window == text.as_bytes());
@@ -93,22 +97,23 @@ impl Terminal {
         }
     }
 
-    /// Waits until no program has it any more. Returns all that was shown since the last time, with plain ends of lines.
+    /// Waits until no program has the terminal open. Returns the output since the last call, with
+    /// plain newlines.
     ///
     /// # Panics
-    /// If that never happens.
+    /// If a program keeps the terminal open.
     pub fn rest(&mut self) -> String {
         while self.read() {}
         String::from_utf8(std::mem::take(&mut self.shown)).unwrap().replace("\r\n", "\n")
     }
 
-    /// Reads what is shown next. Returns false if no program has it any more.
+    /// Reads the next output. Returns false if no program has the terminal open.
     fn read(&mut self) -> bool {
         let patience = Timespec::try_from(FOR_EVER).unwrap();
         let ready = poll(&mut [PollFd::new(&self.keyboard, PollFlags::IN)], Some(&patience)).unwrap();
         assert!(ready > 0, "nothing is shown; before: {:?}", String::from_utf8_lossy(&self.shown));
         let mut piece = [0; 4096];
-        // EIO is the end.
+        // EIO means that the other side is closed.
         match self.keyboard.read(&mut piece) {
             Ok(length @ 1..) => self.shown.extend_from_slice(&piece[..length]),
             Ok(0) | Err(_) => return false,
@@ -116,15 +121,15 @@ impl Terminal {
         true
     }
 
-    /// Its settings.
+    /// Returns the settings of the terminal.
     ///
     /// # Panics
-    /// If it has none.
+    /// If they cannot be read.
     pub fn settings(&self) -> Termios {
         tcgetattr(&self.keyboard).unwrap()
     }
 
-    /// Whether it hands every key on as it is pressed, and shows none by itself.
+    /// Whether the terminal is in raw mode: it passes on every key immediately and does not echo.
     pub fn is_raw(&self) -> bool {
         !self.settings().local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }

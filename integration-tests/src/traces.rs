@@ -1,5 +1,5 @@
-//! What the runs of one fixture leave on the machine: mounts, cgroups and processes. What other runs leave beside them is not
-//! looked at; `run_names` knows which runs are the fixture's.
+//! Finds what the runs of one fixture leave on the machine: mounts, cgroups and processes. It
+//! ignores other runs; `run_names` knows which runs belong to the fixture.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-/// Everything that the runs of one fixture could leave behind, outside of its directory.
+/// Everything that the runs of one fixture could leave behind outside the fixture's directory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Traces {
     /// Lines of mount tables.
@@ -18,24 +18,27 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Finds the traces of the runs whose directories lie in `dir`, at any depth, and whose names are `runs`.
+    /// Finds the traces of the runs whose directories are in `dir`, at any depth, and whose names
+    /// are `runs`.
     ///
-    /// - A mount belongs to a run if its line in the mount table of any process names a run's directory in `dir`: the place where
-    ///   it is mounted, or one of its options.
-    /// - A cgroup belongs to a run by its name. A cgroup outlives the run's directory, so the names have to be known.
-    /// - A process belongs to a run if it is in one of these cgroups, if it is a runtime whose bundle lies in `dir`, or if it
-    ///   has one of these mounts and this process has not.
+    /// - A mount belongs to a run if its line in any process's mount table names a run's directory
+    ///   in `dir`, as the mount point or in an option.
+    /// - A cgroup belongs to a run by its name. The names must be known in advance, because a
+    ///   cgroup outlives the run's directory.
+    /// - A process belongs to a run if it is in one of these cgroups, if it is a runtime whose
+    ///   bundle is in `dir`, or if it has one of these mounts and the test's process has not.
     ///
-    /// `dir` is the real path, since that is the one which the kernel and the runtimes know.
+    /// `dir` must have no symbolic links, because the kernel and the runtimes show real paths.
     ///
     /// # Panics
     /// If `/proc` cannot be read.
     pub fn of(dir: &Path, runs: &BTreeSet<String>) -> Self {
         let mut traces = Self { cgroups: cgroups(runs), ..Self::default() };
-        // Escaped as in proc_pid_mountinfo(5), which a directory of tempfile's does not need.
+        // mountinfo escapes some characters (proc_pid_mountinfo(5)). A path of tempfile contains
+        // none of them.
         let in_dir = [dir.as_os_str().as_bytes(), b"/"].concat();
         let mounts_of = |pid: i32| -> BTreeSet<String> {
-            // The table of a process that has ended cannot be read: its mounts have gone with it.
+            // The table of a process that has ended cannot be read. Its mounts no longer exist.
             let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
             let ours = table.split(|byte| *byte == b'\n').filter(|line| contains_run(line, &in_dir));
             ours.map(|line| String::from_utf8_lossy(line).into_owned()).collect()
@@ -51,22 +54,22 @@ impl Traces {
         traces
     }
 
-    /// Whether there are none.
+    /// Whether no trace was found.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether a process of a run lives.
+    /// Whether a process of a run is alive.
     pub fn lives(&self) -> bool {
         !self.processes.is_empty()
     }
 
-    /// Whether something of a run is mounted.
+    /// Whether a mount of a run exists.
     pub fn mounts(&self) -> bool {
         !self.mounts.is_empty()
     }
 
-    /// The processes of the runs.
+    /// Returns the processes of the runs.
     pub fn processes(&self) -> impl Iterator<Item = i32> + '_ {
         self.processes.iter().copied()
     }
@@ -77,11 +80,12 @@ fn pids() -> impl Iterator<Item = i32> {
     names.filter_map(|name| name.to_str()?.parse().ok())
 }
 
-/// Whether the line of a mount table names the directory of a run in `in_dir`, a path that ends with a slash.
+/// Whether the line of a mount table names the directory of a run in `in_dir`, a path that ends
+/// with a slash.
 fn contains_run(line: &[u8], in_dir: &[u8]) -> bool {
     let paths = line.windows(in_dir.len()).enumerate().filter(|(_, window)| *window == in_dir);
     paths.into_iter().any(|(start, _)| {
-        // The rest of the path, up to what ends it in the table or in an option of overlayfs.
+        // A space ends the path in the table; a comma or a colon ends it in an overlayfs option.
         let end =
             line[start..].iter().position(|byte| b" ,:".contains(byte)).map_or(line.len(), |length| start + length);
         line[start..end]
@@ -92,7 +96,7 @@ fn contains_run(line: &[u8], in_dir: &[u8]) -> bool {
 
 fn cgroups(runs: &BTreeSet<String>) -> BTreeSet<PathBuf> {
     let ours = |path: &Path| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| runs.contains(name));
-    // A group of another program may be removed during the walk.
+    // Another program may remove a cgroup during the walk.
     let groups = WalkDir::new("/sys/fs/cgroup").max_depth(3).into_iter().filter_map(Result::ok);
     groups.map(walkdir::DirEntry::into_path).filter(|path| ours(path)).collect()
 }
@@ -102,7 +106,7 @@ fn is_in_cgroup(pid: i32, runs: &BTreeSet<String>) -> bool {
     groups.lines().any(|line| line.split('/').any(|name| runs.contains(name)))
 }
 
-/// Whether the process is a runtime, or says that it is one, and has its bundle in the directory.
+/// Whether the process has the arguments of a runtime and its bundle is in the directory.
 fn is_runtime(pid: i32, in_dir: &[u8]) -> bool {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let mut arguments = arguments.split(|byte| *byte == 0);

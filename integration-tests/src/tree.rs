@@ -1,4 +1,5 @@
-//! What a tree looks like: everything that two trees which are to be the same must agree in.
+//! A snapshot of a directory tree: everything in which two equal trees must agree. `stack` makes
+//! trees.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -13,54 +14,54 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
-/// All of a tree, its root under the empty path.
+/// A whole tree. The root has the empty path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// What can be looked up.
+    /// The entries that can be looked up.
     pub entries: BTreeMap<PathBuf, Entry>,
-    /// Names that a directory lists and that cannot be looked up.
+    /// The names that a directory lists but that cannot be looked up.
     pub phantoms: BTreeSet<PathBuf>,
 }
 
 /// One file of any type.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its type, as looked up.
+    /// The type that a lookup returns.
     pub kind: FileType,
-    /// Its type, as its directory lists it.
+    /// The type that the directory lists.
     pub listed: FileType,
-    /// Permission bits, setuid, setgid and sticky included.
+    /// Permission bits, including setuid, setgid and sticky.
     pub mode: u32,
-    /// User and group.
+    /// User and group id.
     pub owner: (u32, u32),
     /// Seconds and nanoseconds.
     pub modified: (i64, i64),
-    /// Size and content of a regular file, the target of a symbolic link.
+    /// The size and content of a regular file, or the target of a symbolic link.
     pub content: Content,
-    /// The device that a device node stands for, 0 for any other.
+    /// The device number of a device node, otherwise 0.
     pub rdev: u64,
-    /// All that the tree shows; through a mount that is all but overlayfs's own.
+    /// All xattrs that the tree shows. A mount shows all but the overlay xattrs.
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
-    /// The first name in the tree of a file that has several.
+    /// For a file with several names, the first of them in the tree.
     pub group: Option<PathBuf>,
 }
 
-/// What is in a file.
+/// The content of a file.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Nothing to compare: a directory, a device, a fifo, a socket.
+    /// No content: a directory, a device, a FIFO or a socket.
     None,
-    /// All of it.
+    /// The whole content.
     Bytes(Vec<u8>),
-    /// Size and hash of a file that is too large to show.
+    /// Size and hash of a file that is too large to print.
     Hash(u64, u64),
 }
 
-/// Files up to this size are kept whole.
+/// The size up to which a file's content is kept.
 const WHOLE_BYTES: u64 = 4096;
 
 impl Snapshot {
-    /// Of the tree at `path`, which is not followed if it is a symbolic link.
+    /// Takes a snapshot of the tree at `path`. A symbolic link is not followed.
     pub fn of_path(path: &Path) -> Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root =
@@ -68,7 +69,7 @@ impl Snapshot {
         Self::of(root)
     }
 
-    /// Of the tree below an open directory, at any depth.
+    /// Takes a snapshot of the tree below an open directory, at any depth.
     pub fn of(root: impl AsFd) -> Result<Self> {
         let root = root.as_fd();
         let mut snapshot = Self::default();
@@ -109,8 +110,8 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// The same, with every time after `seconds` made the same: what has been written since is not the same to the
-    /// nanosecond.
+    /// Replaces every time after `seconds` by the same value. Times of files that were written
+    /// since then differ by nanoseconds.
     pub fn with_times_until(mut self, seconds: i64) -> Self {
         for entry in self.entries.values_mut() {
             if entry.modified.0 > seconds {
@@ -120,7 +121,8 @@ impl Snapshot {
         self
     }
 
-    /// What is different in `other`, a line each; empty if nothing is. Phantoms are no part of this.
+    /// Lists the differences from `other`, one per line. Empty if the trees are equal. Phantoms
+    /// are not compared.
     pub fn diff(&self, other: &Self) -> String {
         let mut lines = String::new();
         let paths: BTreeSet<_> = self.entries.keys().chain(other.entries.keys()).collect();
@@ -183,7 +185,7 @@ pub fn open_deep(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut dir = openat(root, c".", flags, Mode::empty())?;
     let names: Vec<_> = path.iter().collect();
-    // 15 names of 255 bytes and their slashes are less than PATH_MAX.
+    // 15 names of 255 bytes with their slashes are shorter than PATH_MAX.
     for some in names.chunks(15) {
         dir = openat(&dir, some.iter().collect::<PathBuf>(), flags, Mode::empty())?;
     }
@@ -229,7 +231,7 @@ fn content(dir: BorrowedFd<'_>, name: &Path, size: u64) -> Result<Content> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, Mode::empty())?;
     let mut hasher = DefaultHasher::new();
-    // One more, to see the end.
+    // One byte more than the size, to detect the end of the file.
     let mut buffer = vec![0; usize::try_from(size)?.min(1 << 20) + 1];
     let mut total = 0;
     loop {
@@ -250,7 +252,7 @@ fn content(dir: BorrowedFd<'_>, name: &Path, size: u64) -> Result<Content> {
 }
 
 fn xattrs(dir: BorrowedFd<'_>, name: &Path) -> Result<BTreeMap<OsString, Vec<u8>>> {
-    // The calls take no descriptor and name before Linux 6.13.
+    // Before Linux 6.13, the calls accept no pair of descriptor and name.
     let path = through_proc(dir).join(name);
     let mut xattrs = BTreeMap::new();
     let mut names = match rustix::fs::llistxattr_query(&path) {
@@ -268,7 +270,8 @@ fn xattrs(dir: BorrowedFd<'_>, name: &Path) -> Result<BTreeMap<OsString, Vec<u8>
     Ok(xattrs)
 }
 
-/// The path of an open directory for calls that take paths, valid as long as it is open.
+/// Returns a path to an open directory, for calls that take paths. It is valid as long as the
+/// directory is open.
 pub fn through_proc(dir: impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()))
 }

@@ -1,7 +1,8 @@
-//! Many runs in one process, several at a time: what `load` starts, so that no other test's threads and descriptors count.
+//! Performs many runs in one process, several at a time. The test module `load` starts it as a
+//! separate process, so that threads and descriptors of other tests do not count.
 //!
-//! `many-runs BASE STORE SCRATCH RUNS IN_FLIGHT`: every run is over all layers in `STORE`, and every fourth has to merge. Prints
-//! the name of every run.
+//! `many-runs BASE STORE SCRATCH RUNS IN_FLIGHT`: every run uses all layers in `STORE`, and every
+//! fourth one merges. Prints the directory of every run.
 
 use std::ffi::OsString;
 use std::fs;
@@ -26,16 +27,16 @@ struct Load {
 fn main() -> Result<()> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let [base, store, scratch, runs, in_flight] = &arguments[..] else { bail!("BASE STORE SCRATCH RUNS IN_FLIGHT") };
-    let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<usize>().ok()).context("no number");
+    let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<usize>().ok()).context("not a number");
     let (runs, in_flight) = (number(runs)?, number(in_flight)?);
     let mut paths = fs::read_dir(store)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    // Not the store's own.
+    // The store's own directory has no tree.
     paths.retain(|path| path.join("fs").is_dir());
     paths.sort();
     let layers = paths.into_iter().map(Layer::open).collect::<layer::Result<Vec<_>>>()?;
     let load = Load { base: Base::open(base)?, layers, scratch: scratch.into() };
 
-    // What is asked of the kernel once, and kept, is no leak.
+    // Descriptors and threads that the first run creates and keeps are not a leak.
     load.run(0)?;
     let before = held()?;
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -56,7 +57,8 @@ fn main() -> Result<()> {
     });
     let failed = failed.into_inner()?;
     ensure!(failed.is_empty(), "{} runs have failed:\n{}", failed.len(), failed.join("\n"));
-    // A thread is still listed for a moment when it has been joined; no event tells when it is not.
+    // The kernel may list a thread for a moment after it was joined. No event reports when it is
+    // gone.
     let deadline = Instant::now() + FOR_EVER;
     while held()? != before {
         ensure!(Instant::now() < deadline, "descriptors and threads: {:?}, before {before:?}", held()?);
@@ -75,7 +77,7 @@ impl Load {
             options = options.max_lowers(4);
         }
         let report = runner::run(&self.base, &self.layers, &template, options)?;
-        let said = report.stdout.as_ref().context("it is captured")?.to_string();
+        let said = report.stdout.as_ref().context("standard output is captured")?.to_string();
         ensure!(report.status == Status::Exited(0), "{:?}: {:?}", report.status, report.stderr);
         ensure!(said == format!("{n}\n0\n{}\n", self.layers.len()), "{said:?}");
         ensure!(fs::read(report.upper.path().join("n"))? == format!("{n}\n").as_bytes(), "the upper is another run's");
@@ -85,7 +87,7 @@ impl Load {
     }
 }
 
-/// Open descriptors and threads.
+/// Counts the open descriptors and the threads.
 fn held() -> Result<(usize, usize)> {
     let count = |dir: &str| -> Result<usize> { Ok(fs::read_dir(dir)?.count()) };
     Ok((count("/proc/self/fd")?, count("/proc/self/task")?))

@@ -1,4 +1,5 @@
-//! The parts of a run that touch nothing, over and over, for scripts/check-instructions to count: `pure-parts PART TIMES`.
+//! Repeats the parts of a run that touch no files, for scripts/check-instructions to count:
+//! `pure-parts PART TIMES`.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -15,12 +16,12 @@ fn main() -> Result<()> {
         "plan" => plan(),
         "template" => template()?,
         "filter" => filter(),
-        other => bail!("{other} is no part: say plan, template or filter"),
+        other => bail!("unknown part {other}: say plan, template or filter"),
     };
     (0..times).try_for_each(|_| part())
 }
 
-/// What is stacked of 500 layers, on the whole ladder.
+/// Plans 500 layers on the whole ladder.
 fn plan() -> Box<dyn FnMut() -> Result<()>> {
     let layers: Vec<_> = (0..500).map(|n| PathBuf::from(format!("/var/cache/layers/{n:060}/fs"))).collect();
     Box::new(move || {
@@ -39,7 +40,7 @@ fn plan() -> Box<dyn FnMut() -> Result<()>> {
     })
 }
 
-/// From a template to the text of a config.json.
+/// Fills in a template and writes the text of config.json.
 fn template() -> Result<Box<dyn FnMut() -> Result<()>>> {
     let template = Template::builder(["make", "install"])
         .user(1000, 1000)
@@ -53,7 +54,8 @@ fn template() -> Result<Box<dyn FnMut() -> Result<()>>> {
     }))
 }
 
-/// A template built from nothing, to the text of a config.json with its seccomp filter compiled for crun: what the command does.
+/// Builds a template and writes the text of config.json with a seccomp filter compiled for crun, as
+/// the command does.
 fn filter() -> Box<dyn FnMut() -> Result<()>> {
     let crun = Runtime::new("crun");
     Box::new(move || {

@@ -1,5 +1,7 @@
-//! Attempts to get out of a container. Each is really made, by a program inside; where a protection can be turned off without
-//! harm it is made again without it, and succeeds: an attempt that could never succeed would prove nothing.
+//! Attempts to break out of a container. A program inside really makes each attempt. Where a
+//! protection can be turned off without harm, the test makes the attempt again without it and
+//! expects success, because an attempt that can never succeed proves nothing. Modules `filter` and
+//! `contents` test the seccomp filter and hostile names.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -21,37 +23,37 @@ fn run(fixture: &Fixture, runtime: &str, layers: &[Layer], template: &Template) 
     runner::run(&fixture.base(), layers, template, fixture.options().runtime(Runtime::new(find(runtime))))
 }
 
-/// What a script prints in a container of the template's.
+/// Returns what the template's command prints.
 fn printed(fixture: &Fixture, runtime: &str, template: TemplateBuilder) -> String {
     let report = run(fixture, runtime, &[], &template.build().unwrap()).unwrap();
     format!("{}{}", stdout(&report), stderr(&report))
 }
 
-/// The same container with a part of its configuration changed, as only a `config.json` can.
+/// Returns the template with a change that only a `config.json` can express.
 fn changed(template: TemplateBuilder, change: impl FnOnce(&mut serde_json::Value)) -> Template {
     let mut value = serde_json::to_value(template.build().unwrap()).unwrap();
     change(&mut value);
     Template::from_value(value).unwrap()
 }
 
-/// A device as a script names it: `b:8:0`.
+/// Parses a device as the scripts name it: `b:8:0`.
 fn device(text: &str) -> (SFlag, u64) {
     let [kind, major, minor] = text.split(':').collect::<Vec<_>>()[..] else { panic!("{text}") };
     let kind = if kind == "b" { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
     (kind, makedev(major.parse().unwrap(), minor.parse().unwrap()))
 }
 
-/// A container may open the devices that the runtime makes, and no others, also by nodes that it makes itself or finds in a layer.
+/// The layer and the command both make nodes of all devices, on every kind of mount.
 #[test]
-fn the_hosts_disks_and_other_devices() {
+fn a_container_opens_only_the_devices_that_the_runtime_makes() {
     let fixture = Fixture::new();
-    // Another program may remove a disk meanwhile, a loop device say.
+    // Another program may remove a disk, such as a loop device, while this reads the list.
     let numbers = |entry: std::io::Result<fs::DirEntry>| {
         let numbers = fs::read_to_string(entry.unwrap().path().join("dev")).ok()?;
         Some(format!("b:{}", numbers.trim()))
     };
-    // All of the machine; the first of a SCSI disk, whether it is there or not; mem, port, kmsg, fuse, loop-control, kvm, a terminal,
-    // the console.
+    // The machine's disks, the number of the first SCSI disk even if it does not exist, and mem,
+    // port, kmsg, fuse, loop-control, kvm, a terminal and the console.
     let disks = fs::read_dir("/sys/block").unwrap().filter_map(numbers);
     let others =
         ["b:8:0", "c:1:1", "c:1:4", "c:1:11", "c:10:229", "c:10:237", "c:10:232", "c:4:0", "c:5:1"].map(String::from);
@@ -69,7 +71,8 @@ fn the_hosts_disks_and_other_devices() {
             }
         })
     };
-    // crun allows the console, so the protection is that no command under crun can make a node of it.
+    // crun always allows the console. So under crun, the protection is that no command can make a
+    // node of it.
     let layers = [nodes("nodes", ""), nodes("nodes-without-the-console", "c:5:1")];
     let script = |devices: &str| {
         format!(
@@ -101,14 +104,15 @@ fn the_hosts_disks_and_other_devices() {
             let expected = format!("{}made\n", opened.repeat(allowed.len()));
             assert_eq!(run(&allowed.join(" "), &seccomp), expected, "{runtime} {seccomp:?}");
         }
-        // A root that is read-only stays so.
+        // A read-only root stays read-only.
         let template = shell(
             "touch /new 2>/dev/null && echo written; head -c 0 /b:8:0 2>/dev/null && echo opened; echo done >/dev/null && echo done",
         );
         let template = template.root_access(RootAccess::ReadOnly).build().unwrap();
         let report = run(&fixture, runtime, std::slice::from_ref(layer), &template).unwrap();
         assert_eq!(stdout(&report), "done\n", "{runtime}");
-        // What a configuration asks for by rules of its own, unless the caller asks for inert nodes.
+        // A configuration can allow devices by its own rules, unless the caller asks for inert
+        // nodes.
         let own = changed(shell("mknod /node c 1 5 && head -c 0 /node && echo opened"), |value| {
             let null = serde_json::json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
             value["linux"]["resources"]["devices"].as_array_mut().unwrap().push(null);
@@ -123,7 +127,7 @@ fn the_hosts_disks_and_other_devices() {
 }
 
 #[test]
-fn mounts() {
+fn a_container_changes_no_mount_without_the_capability() {
     let fixture = Fixture::new();
     let script = "table=$(cat /proc/self/mountinfo)
         for options in '-t tmpfs x /root' '-t proc x /root' '-o bind / /root' '-o remount,rw /sys' '-o remount,bind,rw /proc/sys'; do
@@ -141,9 +145,10 @@ fn mounts() {
 }
 
 #[test]
-fn switches_of_the_hosts_kernel() {
+fn a_container_changes_no_setting_of_the_hosts_kernel() {
     let fixture = Fixture::new();
-    // What is there already, and `h`, help, so that nothing comes of it where a protection fails.
+    // The script writes back the content that it reads, or `h` (help), so that nothing happens if a
+    // protection fails.
     let script = "rewrite() { [ -e $1 ] && content=$(cat $1 2>/dev/null) && echo \"${content:-h}\" > $1 && echo written $1; }
         for file in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname /proc/irq/default_smp_affinity \\
             /sys/kernel/uevent_helper /sys/fs/cgroup/release_agent /sys/fs/cgroup/*/release_agent; do
@@ -161,7 +166,8 @@ fn switches_of_the_hosts_kernel() {
         let seen = printed(&fixture, runtime, shell(script));
         assert_eq!(seen, "done\n", "{runtime}");
 
-        // The name of the container alone: its own. What is written there without protection harms nobody.
+        // Without protection, the script changes only the container's own host name, which is
+        // harmless.
         let open = changed(
             shell("echo x > /proc/sys/kernel/hostname && hostname; head -c 1 /proc/interrupts | wc -c"),
             |value| {
@@ -173,9 +179,10 @@ fn switches_of_the_hosts_kernel() {
     }
 }
 
-/// Calls by their numbers, with arguments that harm nobody if they get through; what the profile answers.
+/// System calls with their numbers, with arguments that are harmless if the call gets through, and
+/// with the profile's error.
 const CALLS: &[(&str, libc::c_long, &str, i32)] = &[
-    // the keyring of the process, which the kernel knows no namespaces of
+    // the keyring of the process, for which the kernel has no namespaces
     ("add_key", libc::SYS_add_key, "user probe x 1 -2", libc::ENOSYS),
     ("request_key", libc::SYS_request_key, "user probe 0 -2", libc::ENOSYS),
     ("keyctl", libc::SYS_keyctl, "0 -2 1", libc::ENOSYS),
@@ -217,7 +224,7 @@ fn errors_of_calls(fixture: &Fixture, runtime: &str, template: impl Fn(&str) -> 
 }
 
 #[test]
-fn blocked_calls() {
+fn the_profile_blocks_dangerous_system_calls() {
     let fixture = Fixture::new();
     fixture.add_probe();
     let expected: Vec<_> = CALLS.iter().map(|(.., error)| *error).collect();
@@ -241,7 +248,7 @@ fn blocked_calls() {
     }
 }
 
-/// A process of the machine, which ends with the test.
+/// A process outside the container, which ends with the test.
 struct Outside(Child);
 
 impl Drop for Outside {
@@ -252,14 +259,14 @@ impl Drop for Outside {
 }
 
 #[test]
-fn a_process_outside() {
+fn processes_outside_can_be_neither_seen_nor_reached() {
     let fixture = Fixture::new();
     fixture.add_probe();
     let outside = std::iter::repeat_with(|| Outside(Command::new("sleep").arg("1000").spawn().unwrap()));
-    // More than the container has processes, so that none there has the number.
+    // A PID above 100 does not exist in the container's own PID namespace.
     let outside = outside.into_iter().find(|outside| outside.0.id() > 100).unwrap();
     let pid = outside.0.id();
-    // PTRACE_ATTACH, and what else reaches a process by its number.
+    // PTRACE_ATTACH, and other calls that take a PID.
     let calls = |pid: &str| {
         let calls = [
             format!("{} 16 {pid} 0 0", libc::SYS_ptrace),
@@ -272,8 +279,9 @@ fn a_process_outside() {
     for runtime in RUNTIMES {
         let seen = printed(&fixture, runtime, shell(&calls(&pid.to_string())));
         assert_eq!(seen, format!("{}\n", libc::ESRCH).repeat(4), "{runtime}");
-        // It waits for a writer that never comes. First it says that it executes no other program: a process that is traced and
-        // executes one is killed if its tracer ends then.
+        // This process waits for a writer that never comes. It first reports that it executes no
+        // other program: if a traced process executes a program and its tracer then ends, the
+        // kernel kills it.
         let own = format!(
             "mknod /says p; mknod /waits p
             sh -c 'echo > /says; read line < /waits' & read line < /says
@@ -282,7 +290,7 @@ fn a_process_outside() {
         );
         assert_eq!(printed(&fixture, runtime, shell(&own)), "0\n".repeat(4), "{runtime}");
 
-        // None of the machine's is seen in /proc, only the init and the shell, which needs no other program for this.
+        // /proc lists only the init and the shell. The shell starts no other program for this.
         let seen = printed(
             &fixture,
             runtime,
@@ -293,7 +301,7 @@ fn a_process_outside() {
 }
 
 #[test]
-fn set_user_id_programs() {
+fn no_new_privileges_disarms_set_user_id_programs() {
     let fixture = Fixture::new();
     fixture.add_probe();
     fs::set_permissions(fixture.base().fs().join("bin/probe"), fs::Permissions::from_mode(0o4755)).unwrap();
@@ -306,7 +314,7 @@ fn set_user_id_programs() {
     }
 }
 
-/// Every path below `dir`, with what would change if somebody wrote there.
+/// Returns every path below `dir`, with metadata that any write would change.
 fn state(dir: &Path, depth: usize) -> Vec<(PathBuf, u64, u32, i64, i64)> {
     let entries = walkdir::WalkDir::new(dir).max_depth(depth).sort_by_file_name().into_iter();
     let seen = entries.map(|entry| {
@@ -316,11 +324,12 @@ fn state(dir: &Path, depth: usize) -> Vec<(PathBuf, u64, u32, i64, i64)> {
     seen.collect()
 }
 
-/// A layer in which a directory that the runner writes into, or the runtime mounts on, is a link to somewhere else.
+/// In the layers, a link replaces a directory that the runner writes into or the runtime mounts on.
 #[test]
-fn links_in_the_place_of_mount_points() {
+fn links_in_place_of_mount_points_lead_nowhere() {
     let fixture = Fixture::new();
-    // The directories that the links lead to, as the runs see them. Other programs write to the machine's own.
+    // Overlays over the directories that the links lead to, as the runs see them. Other programs
+    // write to the machine's own directories.
     let written = HOSTS.map(|dir| fixture.path().join(dir.trim_start_matches('/')).join("upper"));
     in_private_mount_namespace(|| {
         let mounts = HOSTS.iter().zip(&written).map(|(dir, upper)| {
@@ -329,7 +338,7 @@ fn links_in_the_place_of_mount_points() {
             Overlay::new([dir]).writable(upper, work).mount(*dir).unwrap()
         });
         let mounts: Vec<_> = mounts.collect();
-        links_in_the_place_of_mount_points_of(&fixture, &written);
+        check_links_in_place_of_mount_points(&fixture, &written);
         mounts.into_iter().for_each(|mount| mount.unmount().unwrap());
     })
     .unwrap();
@@ -337,7 +346,7 @@ fn links_in_the_place_of_mount_points() {
 
 const HOSTS: [&str; 3] = ["/root", "/etc", "/usr"];
 
-fn links_in_the_place_of_mount_points_of(fixture: &Fixture, written: &[PathBuf]) {
+fn check_links_in_place_of_mount_points(fixture: &Fixture, written: &[PathBuf]) {
     let outside = fixture.path().join("outside");
     fs::create_dir_all(outside.join("sub")).unwrap();
     fs::write(outside.join("hosts"), "precious").unwrap();
@@ -347,7 +356,7 @@ fn links_in_the_place_of_mount_points_of(fixture: &Fixture, written: &[PathBuf])
         (state(&outside, 9), written, Path::new("/written").exists())
     };
     let before = host();
-    assert_eq!(before.1.len(), written.len(), "the directories themselves");
+    assert_eq!(before.1.len(), written.len(), "only the directories themselves exist");
     for runtime in RUNTIMES {
         for name in ["etc", "proc", "dev", "sys", "tmp"] {
             for target in ["/", "..", "../../../..", "/root", "/etc", "/usr", outside.to_str().unwrap(), &above] {
@@ -358,26 +367,28 @@ fn links_in_the_place_of_mount_points_of(fixture: &Fixture, written: &[PathBuf])
                 });
                 let script = format!("[ -e {} ] && echo out; echo x > /{name}/written; echo ran", outside.display());
                 let result = run(fixture, runtime, &[hostile], &shell(&script).build().unwrap());
-                let told = format!("{runtime}: {name} -> {target}");
+                let case = format!("{runtime}: {name} -> {target}");
                 match result {
-                    Ok(report) => assert_eq!(stdout(&report), "ran\n", "{told}"),
+                    Ok(report) => assert_eq!(stdout(&report), "ran\n", "{case}"),
                     Err(error) => match error.cause() {
                         Cause::Container(ContainerError::LinkedMountPoint { path }) => assert!(path.ends_with(name)),
-                        // A link to nowhere or to itself, seen from inside; or a mount that the runtime refuses.
+                        // The link leads nowhere or to itself inside the container, or the runtime
+                        // refuses the mount.
                         Cause::Container(ContainerError::Io { .. }) if name == "etc" || name == "tmp" => {}
                         Cause::Container(ContainerError::Runtime { .. }) if name == "tmp" => {}
-                        other => panic!("{told}: {other:?}"),
+                        other => panic!("{case}: {other:?}"),
                     },
                 }
-                assert_eq!(host(), before, "{told}");
+                assert_eq!(host(), before, "{case}");
             }
         }
     }
 }
 
-/// The files that the runner writes into the upper, and the target of a mount.
+/// In the layers, links replace the files that the runner writes into the upper, and the target of
+/// a mount.
 #[test]
-fn links_in_the_place_of_files() {
+fn links_in_place_of_files_lead_nowhere() {
     let fixture = Fixture::new();
     let outside = fixture.path().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -413,9 +424,10 @@ fn links_in_the_place_of_files() {
     }
 }
 
-/// A caller has a directory of the host's open for every program that it starts, and the working directory leads there.
+/// The caller passes an open directory of the host to every program that it starts, and the working
+/// directory leads there.
 #[test]
-fn working_directories_that_lead_out() {
+fn working_directories_that_lead_out_are_refused() {
     let fixture = Fixture::new();
     let outside = fixture.path().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -468,8 +480,8 @@ fn working_directories_that_lead_out() {
                 (Some(125), &b""[..], 1),
                 "{stderr}"
             );
-            let told = format!("the working directory {cwd} leads to {target}, in /proc, ");
-            assert!(stderr.contains(&told), "{runtime} {cwd}: {stderr}");
+            let expected = format!("the working directory {cwd} leads to {target}, in /proc, ");
+            assert!(stderr.contains(&expected), "{runtime} {cwd}: {stderr}");
             fixture.assert_clean();
         }
         for (cwd, expected) in fine {
@@ -478,15 +490,15 @@ fn working_directories_that_lead_out() {
         }
         assert_eq!(state(&outside, 9), before, "{runtime}");
     }
-    // A configuration from a file is not trusted further.
+    // A configuration from a file gets the same check.
     let value = serde_json::to_value(shell("pwd").cwd("/build").build().unwrap()).unwrap();
     let error = run(&fixture, "crun", &[hostile], &Template::from_value(value).unwrap()).unwrap_err();
     assert!(matches!(error.cause(), Cause::Container(ContainerError::StrayWorkingDirectory { .. })), "{error:?}");
 }
 
-/// What the container could make of the run's directories: it finds their paths in its mount table.
+/// The container finds the paths of the run's directories in its mount table.
 #[test]
-fn the_scratch_directory() {
+fn a_container_cannot_reach_the_scratch_directory() {
     let fixture = Fixture::new();
     let script = "dir=$(sed -n 's/.*upperdir=\\([^,]*\\)\\/upper.*/\\1/p' /proc/self/mountinfo | head -n 1); echo \"$dir\"
         for from in '' /../../../.. /proc/1/root /proc/1/cwd/../../.. /proc/self/root/../..; do ls -d \"$from$dir\" 2>/dev/null; done";
@@ -502,9 +514,10 @@ fn the_scratch_directory() {
     assert!(names.iter().all(|name| name.len() == "layered-0123456789abcdef".len()), "{names:?}");
 }
 
-/// In a scratch directory that others may write to, a directory of theirs with the name of a run is none.
+/// The scratch directory is writable by others, and another user makes a directory with the name of
+/// a run.
 #[test]
-fn a_sweep_of_what_others_have_made() {
+fn a_sweep_ignores_directories_of_other_users() {
     let fixture = Fixture::new();
     let planted = fixture.scratch().join("layered-0123456789abcdef");
     fs::create_dir(&planted).unwrap();

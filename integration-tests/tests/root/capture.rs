@@ -1,7 +1,9 @@
-//! Captures: an upper as a layer, in stacks above and below layers that it never saw, with the kernel as the judge.
+//! Captured layers in stacks above and below layers that did not exist when they were written. The
+//! kernel's own overlay is the oracle.
 //!
-//! `property` makes uppers and siblings up at random, `power` cuts the power at every step. Here are the cases with a name: by
-//! overlays without a run, and by runs.
+//! This file has the named cases, with plain overlays and with runs. `property` makes random uppers
+//! and siblings; `power` cuts the power at every step. `layered commit` is tested in module
+//! `commit`.
 
 mod power;
 mod property;
@@ -22,10 +24,10 @@ use runner::Report;
 use rustix::fs::{XattrFlags, lsetxattr};
 use tempfile::TempDir;
 
-/// Lowers on disk, and the uppers that are made over them.
+/// Lowers on disk, and an upper that is written over them.
 struct Stack {
     dir: TempDir,
-    /// Topmost first, the base last.
+    /// The topmost lower first, the base last.
     lowers: Vec<PathBuf>,
 }
 
@@ -42,12 +44,12 @@ impl Stack {
         Self { dir, lowers }
     }
 
-    /// An overlay of the lowers, to be written to; see [`upper`](Self::upper).
+    /// Mounts an overlay of the lowers for writing. Its upper is [`upper`](Self::upper).
     fn write(&self) -> Mount {
         Mount::writable(&self.lowers, &self.dir.path().join("session")).unwrap()
     }
 
-    /// What was written.
+    /// The path of the upper.
     fn upper(&self) -> PathBuf {
         self.dir.path().join("session/upper")
     }
@@ -60,7 +62,7 @@ impl Stack {
         Capture::new(&self.lowers).into_layer(self.upper(), &self.layer(), meta()).unwrap()
     }
 
-    /// The lowers with `above` on top of them, topmost first.
+    /// Returns the lowers with `above` on top of them, topmost first.
     fn with(&self, above: &[&Path]) -> Vec<PathBuf> {
         above.iter().map(|path| path.to_path_buf()).chain(self.lowers.iter().cloned()).collect()
     }
@@ -70,14 +72,14 @@ fn meta() -> Meta {
     Meta::new("base", UNIX_EPOCH)
 }
 
-/// All names below `dir`.
+/// Returns the paths of all entries below `dir`.
 fn names(dir: &Path) -> Vec<String> {
     let entries = walkdir::WalkDir::new(dir).min_depth(1).sort_by_file_name();
     entries.into_iter().map(|entry| entry.unwrap().path().strip_prefix(dir).unwrap().display().to_string()).collect()
 }
 
-/// The case that broke a real farm: a package that removes `/usr/include/GL` and makes it again must not hide the header that
-/// another one puts there.
+/// This case broke a real build farm: a package removes and recreates `/usr/include/GL`, and must
+/// not hide the header that another package puts there.
 #[test]
 fn a_directory_that_is_made_again_hides_nothing_of_a_sibling() {
     let include = |gl: Dir| Dir::new().with("usr", Dir::new().with("include", Dir::new().with("GL", gl)));
@@ -106,7 +108,8 @@ fn a_directory_that_is_made_again_hides_nothing_of_a_sibling() {
         |files: &[(&str, &str)]| files.iter().map(|&(name, content)| (name.into(), content.into())).collect();
     assert_eq!(list(&stack.with(&[&layer, &sibling])), expected(&[("gl.h", "nvidia"), ("glu.h", "glu")]));
     assert_eq!(list(&stack.with(&[&sibling, &layer])), expected(&[("gl.h", "glu"), ("glu.h", "glu")]));
-    // Over what it was made over it is what it was; over nothing it lists no name that cannot be found.
+    // Over its own lowers, the layer shows what the command saw. Over an empty layer, it lists no
+    // name that cannot be looked up.
     let again = Snapshot::of(Mount::read_only(&stack.with(&[&layer])).unwrap()).unwrap();
     assert_eq!(written.diff(&again), "");
     let empty = stack.dir.path().join("empty");
@@ -122,7 +125,7 @@ fn captured(stack: &Stack, opaques: u64, whiteouts: u64) -> Captured {
 }
 
 #[test]
-fn what_was_deleted_is_gone_in_later_stacks_too() {
+fn a_deleted_file_stays_deleted_in_later_stacks() {
     let base = Dir::new().file("gone", "").file("kept", "").with("dir", Dir::new().file("gone", "").file("kept", ""));
     let stack = Stack::new(&[Dir::new().with("tree", Dir::new().file("x", "")), base]);
     let mount = stack.write();
@@ -139,7 +142,7 @@ fn what_was_deleted_is_gone_in_later_stacks_too() {
 }
 
 #[test]
-fn overlayfs_attributes_are_gone_and_all_else_is_untouched() {
+fn overlay_xattrs_are_removed_and_everything_else_is_unchanged() {
     let stack = Stack::new(&[Dir::new().with("dir", Dir::new().file("copied-up", "old").file("other", ""))]);
     let mount = stack.write();
     let path = |name: &str| mount.path().join(name);
@@ -149,22 +152,25 @@ fn overlayfs_attributes_are_gone_and_all_else_is_untouched() {
     let sparse = fs::File::create(path("sparse")).unwrap();
     sparse.set_len(1 << 26).unwrap();
     symlink("/nowhere", path("link")).unwrap();
-    // CAP_NET_BIND_SERVICE, and an ACL.
+    // The xattrs are CAP_NET_BIND_SERVICE and an ACL.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     lsetxattr(path("one"), "security.capability", &capability, XattrFlags::empty()).unwrap();
     let acl = integration_tests::stack::acl(1234, 6);
     lsetxattr(path("dir"), "system.posix_acl_access", &acl, XattrFlags::empty()).unwrap();
     let written = Snapshot::of(&mount).unwrap();
     drop(mount);
-    let has_notes = |snapshot: &Snapshot| {
+    let has_overlay_xattrs = |snapshot: &Snapshot| {
         let mut names = snapshot.entries.values().flat_map(|entry| entry.xattrs.keys());
         names.any(|name| name.to_string_lossy().starts_with("trusted.overlay."))
     };
-    assert!(has_notes(&Snapshot::of_path(&stack.upper()).unwrap()), "there is nothing to take off");
+    assert!(
+        has_overlay_xattrs(&Snapshot::of_path(&stack.upper()).unwrap()),
+        "the upper has no overlay xattrs to remove"
+    );
     let inode = fs::metadata(stack.upper().join("sparse")).unwrap().ino();
     stack.capture();
     let layer = Snapshot::of_path(&stack.layer().fs()).unwrap();
-    assert!(!has_notes(&layer), "{layer:#?}");
+    assert!(!has_overlay_xattrs(&layer), "{layer:#?}");
     let sparse = fs::metadata(stack.layer().fs().join("sparse")).unwrap();
     assert_eq!((sparse.ino(), sparse.blocks()), (inode, 0));
     assert_eq!(layer.entries[Path::new("one")].group.as_deref(), Some(Path::new("dir/two")));
@@ -186,7 +192,7 @@ fn a_hostile_upper_leads_nowhere() {
         symlink(target, mount.path().join(name)).unwrap();
     }
     drop(mount);
-    // What the run is said to have made lies behind the link.
+    // The list of files that the run made points behind the link.
     let made = layer::Made::look(&outside, ["/secret"]).unwrap();
     let moved: layer::Made = serde_json::from_value({
         let mut value = serde_json::to_value(&made[0]).unwrap();
@@ -201,7 +207,7 @@ fn a_hostile_upper_leads_nowhere() {
 }
 
 #[test]
-fn any_depth() {
+fn a_tree_of_any_depth_is_captured() {
     let stack = Stack::new(&[Dir::new()]);
     let mount = stack.write();
     let mut deepest =
@@ -217,7 +223,7 @@ fn any_depth() {
 }
 
 #[test]
-fn another_file_system_is_refused_before_anything_is_done() {
+fn a_layer_on_another_file_system_is_refused_before_any_change() {
     let stack = Stack::new(&[Dir::new().file("gone", "")]);
     let mount = stack.write();
     fs::remove_file(mount.path().join("gone")).unwrap();
@@ -231,9 +237,10 @@ fn another_file_system_is_refused_before_anything_is_done() {
     assert_eq!(before.diff(&Snapshot::of_path(&stack.upper()).unwrap()), "");
 }
 
-/// Many at once, of one layer: one of them is there, whole, and the others have their uppers.
+/// Eight captures into the same layer start at the same time. One of them makes the whole layer,
+/// and the others keep their uppers.
 #[test]
-fn of_many_at_once_one_wins() {
+fn one_of_many_concurrent_captures_wins() {
     require_root();
     let dir = tempfile::tempdir().unwrap();
     let lower = dir.path().join("lower");
@@ -264,8 +271,8 @@ fn of_many_at_once_one_wins() {
     }
 }
 
-/// Captures what a run left.
-fn of_run(fixture: &Fixture, report: Report) -> (Layer, Captured) {
+/// Captures the upper of a run.
+fn capture_run(fixture: &Fixture, report: Report) -> (Layer, Captured) {
     assert!(report.status.success(), "{}", stderr(&report));
     let layer = Layer::at(fixture.store().join("captured"));
     let (capture, meta) = (report.capture(), report.meta());
@@ -299,7 +306,7 @@ fn a_command_that_writes_nothing_leaves_an_empty_layer() {
         assert_eq!(stdout(&report), "1777\n1000000000\n1000000000\n1000000000\n", "{}", stderr(&report));
         let expected: u64 = report.made.len().try_into().unwrap();
         assert!(expected > 5, "{:?}", report.made);
-        let (layer, captured) = of_run(&fixture, report);
+        let (layer, captured) = capture_run(&fixture, report);
         assert_eq!(names(&layer.fs()), [""; 0], "{runtime}");
         assert_eq!((captured.taken_out, captured.size.entries), (expected, 0), "{runtime}");
         assert_eq!(modified(&layer.fs()), long_ago);
@@ -308,7 +315,7 @@ fn a_command_that_writes_nothing_leaves_an_empty_layer() {
 }
 
 #[test]
-fn what_the_command_changed_stays() {
+fn files_of_the_run_that_the_command_changed_stay() {
     let fixture = Fixture::new();
     let long_ago = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     fs::create_dir_all(fixture.base().fs().join("opt/tools")).unwrap();
@@ -322,12 +329,12 @@ fn what_the_command_changed_stays() {
         .mount(bind("/opt/tools/two"))
         .mount(bind("/gone/three"));
     let report = runner::run(&fixture.base(), &[], &template.build().unwrap(), fixture.options()).unwrap();
-    let (layer, _) = of_run(&fixture, report);
+    let (layer, _) = capture_run(&fixture, report);
     let expected = ["conf", "etc", "etc/hosts", "job", "job/result", "opt", "opt/tools", "opt/tools/x"];
     assert_eq!(names(&layer.fs()), expected);
     assert!(fs::read_to_string(layer.fs().join("etc/hosts")).unwrap().ends_with("more\n"));
     assert_eq!(fs::metadata(layer.fs().join("conf")).unwrap().permissions().mode() & 0o7777, 0o700);
-    // Nothing was made or removed in these by the command.
+    // The command made and removed nothing directly in these directories.
     for path in ["", "etc", "opt"] {
         assert_eq!(modified(&layer.fs().join(path)), long_ago, "/{path}");
     }
@@ -335,16 +342,16 @@ fn what_the_command_changed_stays() {
 }
 
 #[test]
-fn a_layer_knows_what_it_was_made_over_and_by_whom() {
+fn the_metadata_names_parents_and_owner() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(4);
-    // Merged or not, the parents are the layers.
+    // The layers are parents whether they are merged or not.
     let template = shell("echo new > /tmp/nothing; touch /home/new || exit 0").user(1000, 100).build().unwrap();
     let report = runner::run(&fixture.base(), &layers, &template, fixture.options().max_lowers(3)).unwrap();
     assert!(report.merged.is_some());
     let timings = layer::Timing::from(&report.timings);
     let before = SystemTime::now() - Duration::from_secs(2);
-    let (layer, captured) = of_run(&fixture, report);
+    let (layer, captured) = capture_run(&fixture, report);
     let meta = layer.meta().unwrap().unwrap();
     let parents = layers.iter().map(|layer| layer.name().to_str().unwrap().to_string()).collect();
     let expected = Meta {
@@ -355,13 +362,14 @@ fn a_layer_knows_what_it_was_made_over_and_by_whom() {
         timing: timings,
         ..Meta::new("base", meta.created_at)
     };
-    // JSON has no more digits of a time than are needed to tell it from the next.
+    // JSON stores just the digits of a time that distinguish it from its neighbours, so reading
+    // it back gives the same value.
     assert_eq!(meta, expected);
     assert!(meta.created_at > before);
 }
 
 #[test]
-fn a_build_that_is_repeated_comes_to_the_same_tree() {
+fn a_repeated_build_makes_the_same_tree() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(2);
     let latest = UNIX_EPOCH + Duration::from_secs(1_500_000_000);
@@ -380,7 +388,7 @@ fn a_build_that_is_repeated_comes_to_the_same_tree() {
 }
 
 #[test]
-fn an_upper_that_cannot_be_captured_is_given_back() {
+fn an_upper_that_cannot_be_captured_is_returned() {
     let fixture = Fixture::new();
     let taken = fixture.layer("taken", |fs| fs::write(fs.join("file"), "").unwrap());
     taken.write_meta(&meta()).unwrap();

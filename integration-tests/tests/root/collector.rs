@@ -1,4 +1,5 @@
-//! `layered gc` where there is no room, where sizes are not what they seem, and killed at any of its system calls.
+//! `layered gc` on full disks, with wrong sizes, and killed at any of its system calls. Collectors
+//! beside runs are tested in module `store`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,10 +18,10 @@ use rustix::fs::{CWD, FileType, Mode, mknodat, statvfs};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde_json::{Value, json};
 
-/// What every layer of [`store`] has.
+/// The size of the large file in each layer of [`store`].
 const LAYER_BYTES: usize = 1 << 20;
 
-/// How open the directory of a layer is.
+/// The mode of a layer's directory.
 const LAYER_MODE: u32 = 0o750;
 
 /// Puts a layer into the store that was made `age` days ago and never used.
@@ -38,7 +39,7 @@ fn layer(store: &Path, name: &str, bytes: usize, age: u64) -> Layer {
     layer
 }
 
-/// Layers `a`, `b` and `c`, the least recently used first.
+/// Makes the layers `a`, `b` and `c`, from the least to the most recently used.
 fn store(store: &Path, bytes: usize) {
     for (name, age) in [("a", 30), ("b", 20), ("c", 10)] {
         layer(store, name, bytes, age);
@@ -52,7 +53,8 @@ fn is_whole(layer: &Layer, bytes: usize) -> bool {
         && layer.log_path().exists()
 }
 
-/// All that is in a store, and in the store's own directory; the parts of that are not listed.
+/// Lists all entries of a store and of its own directory `.layered`. The parts of that directory
+/// are not listed themselves.
 fn all(store: &Path) -> Vec<String> {
     let names = |dir: &Path| {
         let entries = fs::read_dir(dir).into_iter().flatten();
@@ -70,16 +72,16 @@ fn gc(store: &Path, options: &[&str]) -> Output {
     layered().arg("gc").arg(store).args(options).arg("--json").stdin(Stdio::null()).output().unwrap()
 }
 
-fn told(output: &Output) -> Value {
+fn report(output: &Output) -> Value {
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-fn names(told: &Value) -> Vec<&str> {
-    told["layers"].as_array().unwrap().iter().map(|layer| layer["name"].as_str().unwrap()).collect()
+fn names(report: &Value) -> Vec<&str> {
+    report["layers"].as_array().unwrap().iter().map(|layer| layer["name"].as_str().unwrap()).collect()
 }
 
-/// Calls `work` on a thread with mounts of its own.
+/// Calls `work` on a thread with a private mount namespace.
 fn with_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     require_root();
     std::thread::scope(|scope| {
@@ -91,7 +93,7 @@ fn with_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// What there is of a store's own directory when the disk becomes full.
+/// The parts of the store's own directory that exist when the disk becomes full.
 const AREAS: [&str; 3] = ["none", "only .layered", "all"];
 
 fn make_area(store: &Path, area: &str) {
@@ -102,10 +104,10 @@ fn make_area(store: &Path, area: &str) {
     }
 }
 
-/// Makes a store on a disk that is full afterwards.
+/// Makes a store on a disk and then fills the disk.
 fn full_store(dir: &Path, area: &str, fill: fn(&Disk)) -> (Disk, PathBuf) {
     let image = dir.join("image");
-    // With few inodes, and no blocks for root alone.
+    // The disk has few inodes and no blocks reserved for root.
     Disk::format(&image, 8 << 20, "-m0 -N 256");
     let disk = Disk::mount(&image, dir.join("disk"));
     let path = disk.path().join("store");
@@ -116,7 +118,7 @@ fn full_store(dir: &Path, area: &str, fill: fn(&Disk)) -> (Disk, PathBuf) {
 }
 
 #[test]
-fn a_full_disk_gets_room() {
+fn a_collection_frees_a_full_disk() {
     type Fill = (&'static str, fn(&Disk));
     let fills: [Fill; 3] = [("blocks", Disk::fill_blocks), ("inodes", Disk::fill_inodes), ("both", Disk::fill)];
     for (area, (what, fill)) in AREAS.iter().flat_map(|area| fills.map(|fill| (area, fill))) {
@@ -126,11 +128,11 @@ fn a_full_disk_gets_room() {
             let case = format!("{what} taken, area: {area}");
             let stat = statvfs(disk.path()).unwrap();
             let free = stat.f_bavail * stat.f_frsize;
-            // One layer makes room for a half of one, and two for one and a half.
+            // Half a layer needs one removal, and one and a half layers need two.
             for (wanted, gone) in [(LAYER_BYTES / 2, "a"), (LAYER_BYTES * 3 / 2, "b")] {
                 let wanted = free + wanted as u64;
-                let dry = told(&gc(&store, &["--min-free", &wanted.to_string(), "--dry-run"]));
-                let done = told(&gc(&store, &["--min-free", &wanted.to_string()]));
+                let dry = report(&gc(&store, &["--min-free", &wanted.to_string(), "--dry-run"]));
+                let done = report(&gc(&store, &["--min-free", &wanted.to_string()]));
                 assert_eq!(
                     (names(&dry), names(&done), &done["within_budget"]),
                     (vec![gone], vec![gone], &true.into()),
@@ -147,9 +149,9 @@ fn a_full_disk_gets_room() {
             );
             let area = fs::metadata(store.join(".layered")).unwrap();
             assert_eq!(area.mode() & 0o7777, 0o700, "{case}");
-            // It is an area as any other.
+            // The new `.layered` directory works like any other.
             let hold = Hold::of([c.path()]).unwrap();
-            let held = told(&gc(&store, &["--max-bytes", "0"]));
+            let held = report(&gc(&store, &["--max-bytes", "0"]));
             assert_eq!((&held["held"], all(&store).len()), (&Value::from(vec!["c"]), 2), "{case}");
             hold.release().unwrap();
         });
@@ -157,7 +159,7 @@ fn a_full_disk_gets_room() {
 }
 
 #[test]
-fn a_size_that_is_too_small_costs_no_more_layers() {
+fn an_understated_size_removes_no_additional_layers() {
     with_mounts(|| {
         let dir = tempfile::tempdir().unwrap();
         let (disk, store) = full_store(dir.path(), "all", |disk| {
@@ -170,17 +172,17 @@ fn a_size_that_is_too_small_costs_no_more_layers() {
             }
             disk.fill_blocks();
         });
-        let done = told(&gc(&store, &["--min-free", &(LAYER_BYTES / 2).to_string()]));
+        let done = report(&gc(&store, &["--min-free", &(LAYER_BYTES / 2).to_string()]));
         assert_eq!((names(&done), &done["within_budget"]), (vec!["a"], &true.into()));
-        // What is held makes no room.
+        // A held layer makes no room.
         let hold = Hold::of([store.join("b")]).unwrap();
-        let done = told(&gc(&store, &["--min-free", &disk_bytes(&disk).to_string()]));
+        let done = report(&gc(&store, &["--min-free", &disk_bytes(&disk).to_string()]));
         assert_eq!((names(&done), &done["held"], &done["within_budget"]), (vec!["c"], &json!(["b"]), &false.into()));
         hold.release().unwrap();
     });
 }
 
-/// What the disk has in all.
+/// Returns the size of the disk.
 fn disk_bytes(disk: &Disk) -> u64 {
     let stat = statvfs(disk.path()).unwrap();
     stat.f_blocks * stat.f_frsize
@@ -189,14 +191,14 @@ fn disk_bytes(disk: &Disk) -> u64 {
 #[test]
 fn other_budgets_work_on_a_full_disk_too() {
     for area in AREAS {
-        // Of three layers of 1 MiB and seven inodes, used 30, 20 and 10 days ago.
+        // The three layers have 1 MiB and seven inodes each and were used 30, 20 and 10 days ago.
         for (budget, gone) in
             [("--max-bytes=1200k", "ab"), ("--max-inodes=8", "ab"), ("--max-age=15d", "ab"), ("--max-bytes=0", "abc")]
         {
             with_mounts(|| {
                 let dir = tempfile::tempdir().unwrap();
                 let (_disk, store) = full_store(dir.path(), area, Disk::fill);
-                let done = told(&gc(&store, &[budget]));
+                let done = report(&gc(&store, &[budget]));
                 assert_eq!(names(&done).concat(), gone, "{area}, {budget}");
                 assert_eq!(all(&store).concat(), &"abc"[gone.len()..], "{area}, {budget}");
             });
@@ -205,36 +207,37 @@ fn other_budgets_work_on_a_full_disk_too() {
 }
 
 #[test]
-fn many_layers_leave_a_full_disk_whose_directories_cannot_grow() {
+fn many_layers_are_removed_although_no_directory_can_grow() {
     with_mounts(|| {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        // A block has some 40 names.
+        // One block of a directory holds about 40 names.
         Disk::format(&image, 8 << 20, "-m0 -b 1024 -N 2048");
         let disk = Disk::mount(&image, dir.path().join("disk"));
         let store = disk.path().join("store");
         (0..150).for_each(|n| drop(layer(&store, &format!("{n:012}"), 1, 1000 - n)));
         fs::create_dir(store.join(".layered")).unwrap();
         disk.fill_blocks();
-        let done = told(&gc(&store, &["--max-bytes", "0"]));
+        let done = report(&gc(&store, &["--max-bytes", "0"]));
         assert_eq!((names(&done).len(), all(&store)), (150, Vec::new()));
     });
 }
 
-/// `layered gc` that has to remove `a` and `b` of [`store`].
+/// Returns a `layered gc` that has to remove `a` and `b` of [`store`].
 fn gc_of_two(store: &Path) -> Command {
     let mut command = layered();
     command.arg("gc").arg(store).args(["--max-age", "15d"]);
     command
 }
 
-/// No directory can be made.
+/// Makes every creation of a directory fail.
 const NO_ROOM: &[&str] = &["-e", "inject=?mkdir,?mkdirat:error=ENOSPC"];
 
-/// What the large file has in a layer where the size does not matter.
+/// The size of the large file where the size does not matter.
 const FEW_BYTES: usize = 5000;
 
-/// Calls that change something. Between two of them it is the same when a process is killed, so few others are tried.
+/// Calls that change something. A kill between two of them always has the same result, so the test
+/// tries only a few others.
 const CHANGES: [&str; 12] = [
     "chmod",
     "fchmod",
@@ -250,7 +253,8 @@ const CHANGES: [&str; 12] = [
     "write",
 ];
 
-/// Kills a collector at each of its system calls that changes something, and at some others, and sees that the next one removes what the first one has left.
+/// Kills a collector at each of its system calls that changes something, and at some others. Checks
+/// that the next collector removes everything that the first one left.
 fn killed_everywhere(area: &str, faults: &'static [&'static str], leftovers: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
@@ -267,7 +271,7 @@ fn killed_everywhere(area: &str, faults: &'static [&'static str], leftovers: &[&
     make();
     let (mut points, others): (Vec<_>, Vec<_>) =
         collector.points().into_iter().partition(|point| CHANGES.contains(&&*point.call));
-    // What fails anyway is not made to kill as well.
+    // Calls that fail anyway are not used for kills.
     points.retain(|point| faults.is_empty() || !point.call.starts_with("mkdir"));
     points.extend(others.iter().step_by(others.len() / 20 + 1).cloned());
     assert_eq!(all(&path), ["c"]);
@@ -279,19 +283,20 @@ fn killed_everywhere(area: &str, faults: &'static [&'static str], leftovers: &[&
         for layer in ["a", "b", "c"].map(|name| Layer::at(path.join(name))) {
             assert!(!layer.meta_path().exists() || is_whole(&layer, FEW_BYTES), "{case}: {layer:?}");
         }
-        told(&gc(&path, &["--max-age", "15d"]));
+        report(&gc(&path, &["--max-age", "15d"]));
         assert_eq!(all(&path), ["c"], "{case}");
         let c = Layer::at(path.join("c"));
         let mode = fs::metadata(c.path()).unwrap().mode() & 0o7777;
         assert_eq!((is_whole(&c, FEW_BYTES), mode), (true, LAYER_MODE), "{case}");
     }
     eprintln!("{area}: {killed} of {} were killed", points.len());
-    // The threads of a removal share its work as the machine has time for each.
+    // The threads of a removal divide the work differently each time, so some points are not
+    // reached.
     assert!(killed * 2 > points.len(), "{killed} of {} were killed", points.len());
 }
 
 #[test]
-fn a_killed_collector_leaves_nothing_that_the_next_one_does_not_remove() {
+fn a_collector_removes_what_a_killed_one_left() {
     for area in AREAS {
         killed_everywhere(area, &[], &[]);
     }
@@ -299,20 +304,20 @@ fn a_killed_collector_leaves_nothing_that_the_next_one_does_not_remove() {
 }
 
 #[test]
-fn a_collector_killed_on_a_full_disk_leaves_nothing_that_the_next_one_does_not_remove() {
+fn a_collector_removes_what_a_killed_one_left_on_a_full_disk() {
     killed_everywhere("none", NO_ROOM, &[]);
     killed_everywhere("only .layered", NO_ROOM, &[]);
 }
 
 #[test]
-fn a_quota_is_as_a_full_disk_and_other_failures_are_told() {
+fn an_exceeded_quota_counts_as_a_full_disk_and_other_failures_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let table: [(&'static [&'static str], _, &[&str]); 4] = [
         (&["-e", "inject=?mkdir,?mkdirat:error=EDQUOT"], None, &["c"]),
         (&["-e", "inject=?mkdir,?mkdirat:error=EROFS"], Some("Read-only file system"), &["a", "b", "c"]),
         (&["-e", "inject=?mkdir,?mkdirat:error=EACCES"], Some("Permission denied"), &["a", "b", "c"]),
-        // Nor is there room for a name.
+        // In this case, a new name does not fit, either.
         (&["-e", "inject=?mkdir,?mkdirat,?renameat2:error=ENOSPC"], Some("No space left on device"), &["a", "b", "c"]),
     ];
     for (faults, why, left) in table {
@@ -340,7 +345,7 @@ fn a_quota_is_as_a_full_disk_and_other_failures_are_told() {
 }
 
 #[test]
-fn sizes_are_those_of_du() {
+fn measured_sizes_equal_those_of_du() {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
     fs::create_dir_all(tree.join("some/where")).unwrap();
@@ -362,7 +367,7 @@ fn sizes_are_those_of_du() {
 }
 
 #[test]
-fn what_is_mounted_in_a_tree_is_not_measured() {
+fn a_mount_in_a_tree_is_not_measured() {
     with_mounts(|| {
         let dir = tempfile::tempdir().unwrap();
         let [tree, large] = ["tree", "large"].map(|name| dir.path().join(name));
@@ -377,7 +382,7 @@ fn what_is_mounted_in_a_tree_is_not_measured() {
 }
 
 #[test]
-fn ls_measures_what_cannot_be() {
+fn ls_measures_layers_whose_recorded_size_is_impossible() {
     let dir = tempfile::tempdir().unwrap();
     store(dir.path(), LAYER_BYTES);
     for (name, disk_usage) in [("a", u64::MAX), ("b", 0)] {
@@ -387,9 +392,9 @@ fn ls_measures_what_cannot_be() {
     }
     let output = layered().arg("ls").arg(dir.path()).arg("--json").output().unwrap();
     let lines = String::from_utf8(output.stdout).unwrap();
-    let told: Vec<_> = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect();
-    let told: Vec<_> = told.iter().map(|layer| &layer["disk_usage"]).collect();
+    let report: Vec<_> = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect();
+    let report: Vec<_> = report.iter().map(|layer| &layer["disk_usage"]).collect();
     let measured = |name| json!(TreeSize::of(dir.path().join(name)).unwrap().bytes);
     let recorded = json!(Layer::at(dir.path().join("c")).measure().unwrap().bytes);
-    assert_eq!(told, [&measured("a"), &measured("b"), &recorded]);
+    assert_eq!(report, [&measured("a"), &measured("b"), &recorded]);
 }

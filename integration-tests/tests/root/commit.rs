@@ -1,4 +1,5 @@
-//! `layered commit`: no result is lost, whatever it is killed by, and nothing is taken that belongs to somebody else.
+//! `layered commit`: a kill at any point loses no result, and nothing that belongs to another run
+//! or layer is taken. The library's captures are tested in module `capture`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +17,7 @@ use layer::{Layer, UpperId};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
-/// `LAYERED_KILLS` for each way of committing, 40 if that is not set.
+/// Returns the number of kills for each way to commit: `LAYERED_KILLS`, by default 40.
 fn count() -> usize {
     std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse().expect("LAYERED_KILLS is a number"))
 }
@@ -27,7 +28,7 @@ fn commit(upper: &Path, layer: &Path) -> Command {
     command
 }
 
-/// The one line that a command fails with.
+/// Runs a command that must fail. Returns its one line of standard error.
 fn refusal(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
     let stderr = String::from_utf8(stderr).unwrap();
@@ -41,20 +42,20 @@ fn succeeds(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Ways to commit the same result.
+/// The ways to commit the same result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// With a report.
+    /// With the report of the run.
     Report,
-    /// With the lowers alone.
+    /// With the base and the layers as options.
     Base,
-    /// A tree that is in its layer already.
+    /// A tree that is in its layer's directory already.
     InPlace,
-    /// A kept run.
+    /// From a kept run.
     Kept,
 }
 
-/// What a run over one layer has left, and copies of it.
+/// The kept result of a run over one layer, and copies of it.
 struct Result {
     fixture: Fixture,
     layer: Layer,
@@ -78,7 +79,8 @@ impl Result {
         Self { fixture, layer, kept, copies: 0 }
     }
 
-    /// The commit of a fresh copy of the result, and the layer that it makes.
+    /// Copies the result. Returns the arguments that commit the copy, and the layer that the commit
+    /// makes.
     fn commit(&mut self, how: How) -> (Vec<std::ffi::OsString>, Layer) {
         self.copies += 1;
         let name = format!("kept-{:016x}", self.copies);
@@ -88,7 +90,7 @@ impl Result {
         let description = dir.join("run.json");
         let mut text: Value = serde_json::from_slice(&fs::read(&description).unwrap()).unwrap();
         text["capture"]["upper"] = serde_json::to_value(UpperId::of(&upper).unwrap()).unwrap();
-        // A copy has other inodes.
+        // A copy has other inodes, so the list of files that the run made does not apply.
         text["capture"]["made"] = json!([]);
         fs::write(&description, text.to_string()).unwrap();
         let below = [
@@ -123,7 +125,7 @@ impl Result {
         (arguments, layer)
     }
 
-    /// What is wrong once the layer is there.
+    /// Lists what is wrong with a committed layer.
     fn wrong(&self, layer: &Layer) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut names: Vec<_> = fs::read_dir(layer.path())
@@ -136,7 +138,8 @@ impl Result {
         }
         let tree = Snapshot::of_path(&layer.fs()).unwrap();
         let paths: Vec<_> = tree.entries.keys().map(|path| path.display().to_string()).collect();
-        // Beside these it has what the run made, whose copies are not known again.
+        // The layer also has the files that the run made, because the commit does not recognise
+        // their copies.
         if !["", "dir", "dir/new", "dir/old"].iter().all(|path| paths.contains(&path.to_string())) {
             wrong.push(format!("the tree has {paths:?}"));
         }
@@ -150,7 +153,7 @@ impl Result {
     }
 }
 
-/// Lets a commit read its `--meta` from a fifo, and kills it at `point`.
+/// Kills a commit at `point`. Returns whether the kill took effect.
 fn killed(result: &Result, arguments: &[std::ffi::OsString], point: &Point) -> bool {
     let output = program(result, arguments).disturbed(point, Disturbance::Kill);
     output.status.signal() == Some(9)
@@ -167,7 +170,7 @@ fn program<'a>(result: &Result, arguments: &[std::ffi::OsString]) -> Program<'a>
 }
 
 #[test]
-fn a_commit_killed_at_any_system_call_can_be_repeated_also_after_a_collector() {
+fn a_killed_commit_can_be_repeated_even_after_a_collector() {
     let mut result = Result::new();
     for how in [How::Report, How::Base, How::InPlace, How::Kept] {
         let (arguments, layer) = result.commit(how);
@@ -182,7 +185,7 @@ fn a_commit_killed_at_any_system_call_can_be_repeated_also_after_a_collector() {
             if number / step % 2 == 0 {
                 succeeds(layered().arg("gc").arg(result.fixture.store()).args(["--max-age", "1000d"]));
             }
-            // One in place that was done has nothing left to repeat.
+            // A finished commit in place has nothing left to repeat.
             if how != How::InPlace || layer.meta().unwrap().is_none() {
                 succeeds(layered().arg("commit").args(&arguments));
             }
@@ -197,7 +200,7 @@ fn a_commit_killed_at_any_system_call_can_be_repeated_also_after_a_collector() {
 }
 
 #[test]
-fn a_killed_commit_that_is_not_repeated_leaves_nothing_but_the_upper() {
+fn a_killed_commit_leaves_the_upper_or_the_whole_layer() {
     let mut result = Result::new();
     let (arguments, layer) = result.commit(How::Report);
     let points = program(&result, &arguments).points();
@@ -207,7 +210,7 @@ fn a_killed_commit_that_is_not_repeated_leaves_nothing_but_the_upper() {
         let (arguments, layer) = result.commit(How::Report);
         killed(&result, &arguments, point);
         succeeds(layered().arg("gc").arg(result.fixture.store()).args(["--max-age", "1000d"]));
-        // Either the upper is where it was, or all of the layer is there.
+        // Either the upper is unchanged, or the whole layer exists.
         let upper = Path::new(&arguments[0]);
         assert_ne!(upper.exists(), layer.path().exists(), "{point:?}");
         match upper.exists() {
@@ -226,7 +229,7 @@ fn a_killed_commit_that_is_not_repeated_leaves_nothing_but_the_upper() {
 }
 
 #[test]
-fn the_upper_of_a_run_that_goes_on_is_not_committed() {
+fn the_upper_of_an_unfinished_run_is_not_committed() {
     let fixture = Fixture::new();
     let upper = fixture.path().join("upper");
     let mut run = fixture.layered_run();
@@ -264,7 +267,7 @@ fn the_upper_of_a_run_that_goes_on_is_not_committed() {
 }
 
 #[test]
-fn what_belongs_to_a_layer_or_to_another_run_is_refused_in_one_line() {
+fn directories_of_layers_and_other_runs_are_refused() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(2);
     layers[0].write_meta(&layer::Meta::new("base", std::time::SystemTime::UNIX_EPOCH)).unwrap();
@@ -296,7 +299,7 @@ fn what_belongs_to_a_layer_or_to_another_run_is_refused_in_one_line() {
     let said = refusal(commit(&other, &new).arg("--run").arg(&report));
     assert!(said.contains("is not the upper that the report describes"), "{said}");
     assert!(!new.exists() && other.exists());
-    // A command may make files with the names of a layer's and of a kept run's.
+    // The command may make files with names that layers and kept runs use.
     succeeds(commit(&upper, &new).arg("--run").arg(&report));
     let expected = ["fs", "layer.json", "run.json", "tmp"];
     let mut names: Vec<_> =
@@ -319,7 +322,7 @@ fn a_kept_run_is_not_committed_into_its_own_directory() {
 }
 
 #[test]
-fn without_a_report_what_the_run_made_is_known_all_the_same() {
+fn files_that_the_run_made_are_recognised_without_a_report() {
     let fixture = Fixture::new();
     let (upper, new) = (fixture.path().join("upper"), fixture.store().join("new"));
     let mut run = fixture.layered_run();
@@ -333,7 +336,7 @@ fn without_a_report_what_the_run_made_is_known_all_the_same() {
 }
 
 #[test]
-fn names_of_any_bytes_are_committed_and_known_again() {
+fn names_of_any_bytes_are_committed_and_recognised() {
     let fixture = Fixture::new();
     let odd = OsStr::from_bytes(b"b\xff\n\x1b se");
     let base = fixture.path().join(odd);
@@ -363,7 +366,7 @@ fn names_of_any_bytes_are_committed_and_known_again() {
     fs::rename(&base, fixture.path().join("base")).unwrap();
 }
 
-/// A collector that removes all that it may.
+/// Runs a collector that removes as much as it may. Returns the names of the removed layers.
 fn collect(store: &Path) -> Vec<String> {
     let json = succeeds(layered().arg("gc").arg(store).args(["--max-bytes", "0", "--json"]));
     let json: Value = serde_json::from_str(&json).unwrap();
@@ -371,7 +374,7 @@ fn collect(store: &Path) -> Vec<String> {
 }
 
 #[test]
-fn results_hold_their_layers_until_they_are_committed_or_gone() {
+fn results_hold_their_layers_until_committed_or_removed() {
     let fixture = Fixture::new();
     let dep = || {
         let dep = Layer::at(fixture.store().join("dep"));
@@ -388,7 +391,7 @@ fn results_hold_their_layers_until_they_are_committed_or_gone() {
     let (upper, report) = (fixture.path().join("upper"), fixture.path().join("report"));
     let to_upper = [OsStr::new("--upper"), upper.as_os_str(), OsStr::new("--json"), report.as_os_str()];
 
-    // A kept run, visited, discarded.
+    // A kept run holds its layers until it is discarded. A visit does not change that.
     let layer = dep();
     run(&layer, &[OsStr::new("--keep-failed")]);
     let kept = fixture.left()[0].clone();
@@ -398,14 +401,14 @@ fn results_hold_their_layers_until_they_are_committed_or_gone() {
     succeeds(layered().arg("discard").arg(&kept));
     assert_eq!(collect(&fixture.store()), ["dep"]);
 
-    // One that is committed.
+    // A kept run holds its layers until it is committed.
     run(&dep(), &[OsStr::new("--keep-failed")]);
     let kept = fixture.left()[0].clone();
     assert_eq!(collect(&fixture.store()), [""; 0]);
     succeeds(&mut commit(&kept, &fixture.path().join("elsewhere")));
     assert_eq!(collect(&fixture.store()), ["dep"]);
 
-    // An upper, committed; then one that is removed; then one that is moved away.
+    // An upper holds its layers until it is committed, removed or moved away.
     run(&dep(), &to_upper);
     assert_eq!(collect(&fixture.store()), [""; 0]);
     layer::remove_tree(fixture.path().join("elsewhere")).unwrap();
@@ -414,17 +417,17 @@ fn results_hold_their_layers_until_they_are_committed_or_gone() {
     run(&dep(), &to_upper);
     fs::remove_dir_all(&upper).unwrap();
     fs::create_dir(&upper).unwrap();
-    assert_eq!(collect(&fixture.store()), ["dep"], "another directory has its name");
+    assert_eq!(collect(&fixture.store()), ["dep"], "another directory has the upper's name");
     fs::remove_dir(&upper).unwrap();
     run(&dep(), &to_upper);
     fs::rename(&upper, fixture.path().join("moved")).unwrap();
     assert_eq!(collect(&fixture.store()), ["dep"]);
-    // It replaced no directory, so it needs nothing of what was below.
+    // The command replaced no directory, so the commit needs nothing of the layers below.
     succeeds(commit(&fixture.path().join("moved"), &fixture.store().join("late")).arg("--run").arg(&report));
 }
 
 #[test]
-fn a_wait_for_a_collector_ends_with_a_signal() {
+fn a_signal_ends_the_wait_for_a_collector() {
     let fixture = Fixture::new();
     let layer = fixture.layer("a", |_| ());
     let area = fixture.store().join(".layered");
@@ -435,10 +438,10 @@ fn a_wait_for_a_collector_ends_with_a_signal() {
     run.arg("--layer").arg(layer.path()).args(["--", "echo", "ran"]);
     let mut run = run.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let pid = nix::unistd::Pid::from_raw(run.id().try_into().unwrap());
-    // It catches the signal from the moment on that it has a thread for it.
+    // `layered` catches signals as soon as it has a thread for them.
     let tasks = format!("/proc/{pid}/task");
     while fs::read_dir(&tasks).unwrap().count() < 2 {
-        assert_eq!(run.try_wait().unwrap(), None, "it did not wait");
+        assert_eq!(run.try_wait().unwrap(), None, "the run did not wait");
         std::thread::yield_now();
     }
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
@@ -450,7 +453,7 @@ fn a_wait_for_a_collector_ends_with_a_signal() {
 }
 
 #[test]
-fn the_directory_of_a_layer_and_an_upper_are_closed_to_other_users() {
+fn layers_and_uppers_are_closed_to_other_users() {
     let fixture = Fixture::new();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     let (upper, report) = (fixture.path().join("upper"), fixture.path().join("report"));
@@ -461,10 +464,10 @@ fn the_directory_of_a_layer_and_an_upper_are_closed_to_other_users() {
     };
     assert_eq!(mode(fixture.base().fs().as_path()), 0o755);
     run(&[]);
-    assert_eq!(mode(&upper), 0o700, "other users can get to {}", fixture.path().display());
+    assert_eq!(mode(&upper), 0o700, "other users can reach {}", fixture.path().display());
     let new = Layer::at(fixture.store().join("new"));
     succeeds(commit(&upper, new.path()).arg("--run").arg(&report));
-    assert_eq!((mode(new.path()), mode(&new.fs())), (0o700, 0o755), "in a container it has the mode that it had");
+    assert_eq!((mode(new.path()), mode(&new.fs())), (0o700, 0o755), "the mode inside containers is unchanged");
     for (number, (options, expected)) in
         [(&["--mode", "0755"][..], 0o755), (&["--group", "root"], 0o750), (&["--mode", "0710", "--group", "0"], 0o710)]
             .into_iter()
@@ -476,14 +479,14 @@ fn the_directory_of_a_layer_and_an_upper_are_closed_to_other_users() {
         succeeds(commit(&upper, new.path()).arg("--run").arg(&report).args(options));
         assert_eq!((mode(new.path()), mode(&new.fs())), (expected, 0o755), "{options:?}");
     }
-    // Where nobody can get to it, it is as it was.
+    // Where no other user can reach the upper, its mode is not changed.
     let closed = fixture.path().join("closed");
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
     let mut run = fixture.layered_run();
     succeeds(run.arg("--upper").arg(closed.join("upper")).args(["--", "true"]).stdin(Stdio::null()));
     assert_eq!(mode(&closed.join("upper")), 0o755);
-    // The same for what a merge makes.
+    // The same holds for the target of a merge.
     for (target, options, expected) in [
         (fixture.path().join("merged"), &[][..], 0o700),
         (fixture.path().join("open"), &["--mode", "755"], 0o755),

@@ -1,5 +1,5 @@
-//! Whatever names and files a command, a layer or a user of the host has left, every command of `layered` ends, does not panic, and
-//! prints nothing that drives a terminal.
+//! Hostile names and files, left by a command, a layer or a user of the host. Every command of
+//! `layered` ends, does not panic, and prints nothing that drives a terminal.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -14,10 +14,11 @@ use layer::{Layer, Meta};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use serde_json::{Value, json};
 
-/// Ends a command that waits for ever: none of these takes a second.
+/// Ends a command that hangs. None of these commands needs a second.
 const DEADLINE_SECONDS: &str = "120";
 
-/// What `layered` prints with these arguments in the directory `dir`.
+/// Runs `layered` with these arguments in the directory `dir` and checks its exit status and
+/// output.
 fn run(dir: &Path, arguments: &[&OsStr]) -> Output {
     let mut command = Command::new(find("timeout"));
     command.args(["-k", "1", DEADLINE_SECONDS]).arg(layered().get_program()).args(arguments);
@@ -30,14 +31,14 @@ fn run(dir: &Path, arguments: &[&OsStr]) -> Output {
     );
     assert_eq!(printable(&output.stdout), Ok(()), "{arguments:?}");
     assert_eq!(printable(&output.stderr), Ok(()), "{arguments:?}");
-    // clap has lines of its own.
+    // clap prints several lines.
     if status == Some(125) && !stderr.starts_with("error: ") {
         assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
     }
     output
 }
 
-/// Whether a terminal only shows what it is given: text and the ends of lines.
+/// Checks that a terminal would only display the text, as characters and newlines.
 fn printable(bytes: &[u8]) -> Result<(), String> {
     let text = std::str::from_utf8(bytes).map_err(|error| format!("{error}: {}", bytes.escape_ascii()))?;
     let drives = |character: &char| match character {
@@ -52,7 +53,8 @@ fn printable(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Escape sequences, a new line, DEL, C1, what turns text around alone and in pairs, no UTF-8, quotes.
+/// Escape sequences, a newline, DEL, C1 controls, direction marks alone and in pairs, invalid
+/// UTF-8, quotes.
 const NAMES: [&[u8]; 10] = [
     b"e\x1b]0;x\x07\x1b[2J",
     b"n\nforged  ok  1 B  never",
@@ -66,7 +68,7 @@ const NAMES: [&[u8]; 10] = [
     b"q'\"\x1b\\",
 ];
 
-/// The words of a command, in which `%` is the name.
+/// Returns the words of a command, with `%` replaced by the name.
 fn words(line: &str, name: &[u8]) -> Vec<OsString> {
     let words = line.split(' ').map(|word| {
         let parts: Vec<_> = word.as_bytes().split(|byte| *byte == b'%').collect();
@@ -80,7 +82,7 @@ fn run_line(dir: &Path, line: &str, name: &[u8]) -> Output {
     run(dir, &words.iter().map(OsString::as_os_str).collect::<Vec<_>>())
 }
 
-/// A store whose layers, and what is in them, have the name.
+/// Makes a store in which layers, files and metadata have the name.
 fn hostile_store(dir: &Path, name: &[u8]) {
     let os = OsStr::from_bytes(name);
     let text = String::from_utf8_lossy(name).into_owned();
@@ -101,7 +103,7 @@ fn hostile_store(dir: &Path, name: &[u8]) {
 }
 
 #[test]
-fn names_are_shown_without_what_drives_a_terminal() {
+fn names_are_escaped_in_all_output() {
     let commands = [
         ("ls store%", 0),
         ("ls --json store%", 0),
@@ -167,7 +169,7 @@ fn names_are_shown_without_what_drives_a_terminal() {
 }
 
 #[test]
-fn names_in_runs_are_shown_without_what_drives_a_terminal() {
+fn names_are_escaped_in_the_output_of_runs() {
     let fixture = Fixture::new();
     for name in NAMES {
         let os = OsStr::from_bytes(name);
@@ -176,7 +178,7 @@ fn names_in_runs_are_shown_without_what_drives_a_terminal() {
         fs::write(plain.join("fs").join(os), "").unwrap();
         for runtime in ["runc", "crun"] {
             for (command, status) in [("/none%", 127), ("/%", 126)] {
-                // A path that is no UTF-8 cannot be in a configuration.
+                // A path with invalid UTF-8 cannot be in a configuration.
                 let status = if std::str::from_utf8(name).is_ok() { status } else { 125 };
                 let line = format!(
                     "run --base base --layer plain --scratch scratch --runtime {runtime} --output out --json report -- {command}"
@@ -197,7 +199,7 @@ fn names_in_runs_are_shown_without_what_drives_a_terminal() {
     }
 }
 
-/// Everything that a file can be.
+/// All kinds of file.
 const KINDS: [&str; 12] = [
     "fifo",
     "socket",
@@ -241,7 +243,7 @@ fn plant(kind: &str, path: &Path) {
 }
 
 #[test]
-fn every_command_ends_whatever_stands_in_a_store_or_a_scratch_directory() {
+fn no_kind_of_file_in_a_store_or_scratch_directory_stops_a_command() {
     let commands = [
         "ls store",
         "show store/a",
@@ -299,7 +301,7 @@ fn every_command_ends_whatever_stands_in_a_store_or_a_scratch_directory() {
 }
 
 #[test]
-fn a_stream_without_an_end_is_not_read_for_ever() {
+fn an_endless_file_is_refused() {
     let fixture = Fixture::new();
     for line in [
         "plan --base base --layers-from /dev/zero",
@@ -311,7 +313,7 @@ fn a_stream_without_an_end_is_not_read_for_ever() {
 }
 
 #[test]
-fn a_value_of_any_size_is_shown_whole() {
+fn values_of_any_size_are_shown_whole() {
     let fixture = Fixture::new();
     let mut list = String::new();
     for number in 0..1100 {
@@ -335,13 +337,13 @@ fn a_value_of_any_size_is_shown_whole() {
     assert!(parents.iter().all(|parent| conflicts.contains(parent)));
 }
 
-/// The program's own calls of close(2), which nothing else makes.
+/// Counts the calls of close(2) in a log.
 fn closes(log: &Path) -> usize {
     fs::read_to_string(log).unwrap().lines().filter(|line| line.contains("close(")).count()
 }
 
 #[test]
-fn a_descriptor_that_cannot_be_closed_ends_no_command() {
+fn a_failing_close_stops_no_command() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let prepare = || {
@@ -380,7 +382,7 @@ fn a_descriptor_that_cannot_be_closed_ends_no_command() {
         for nth in 1..=count {
             let output = traced(&["-e", &format!("inject=close:error=EIO:when={nth}")]);
             let stderr = String::from_utf8_lossy(&output.stderr);
-            // The dynamic linker may have closed it.
+            // The failed call may have been the dynamic linker's.
             let code = output.status.code();
             let expected = code == Some(status) || matches!(code, Some(125 | 127)) && stderr.lines().count() == 1;
             assert!(expected && !stderr.contains("panicked"), "{line}, close {nth} of {count}: {output:?}");
@@ -389,10 +391,10 @@ fn a_descriptor_that_cannot_be_closed_ends_no_command() {
 }
 
 #[test]
-fn a_limit_of_the_size_of_files_is_an_error_of_one_line() {
+fn an_exceeded_file_size_limit_is_a_one_line_error() {
     let fixture = Fixture::new();
     fixture.layer("a", |_| {});
-    // In units of 512 bytes, as `sh` has it.
+    // `sh` counts the limit in units of 512 bytes.
     let limited = |blocks: u32, line: &str, script: Option<&str>| {
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", "ulimit -f $0; exec \"$@\"", &blocks.to_string()]).arg(layered().get_program());
@@ -416,11 +418,11 @@ fn a_limit_of_the_size_of_files_is_an_error_of_one_line() {
     for line in ["ls store", "gc store --max-bytes 1g"] {
         assert_eq!(limited(0, line, None).status.code(), Some(0), "{line}");
     }
-    // The command has the action that it has without layered. The limit is wide enough for the copy that runc makes of its own
-    // program.
+    // The command gets the default action for SIGXFSZ, as without layered. The limit leaves room
+    // for the copy that runc makes of its own program.
     let script = "dd if=/dev/zero of=/x bs=1M seek=64 count=1; echo $?";
     let output = limited(100_000, &format!("{run} --output out -- sh -c"), Some(script));
     let out = fs::read_to_string(fixture.path().join("out")).unwrap();
-    // The shell's own word on standard error may come before or after.
+    // The shell's own message on standard error may come before or after.
     assert!(output.status.success() && out.lines().any(|line| line == "153"), "{output:?}: {out}");
 }

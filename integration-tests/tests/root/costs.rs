@@ -1,4 +1,5 @@
-//! What a run takes, in figures that do not depend on how busy the machine is: docs/bench/budget.txt.
+//! Holds the system calls of a run to docs/bench/budget.txt. scripts/check-instructions holds the
+//! instructions.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +8,7 @@ use integration_tests::strace::{Program, count};
 use integration_tests::{Fixture, find};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-/// The number behind `name: ` in the budget.
+/// Returns the number after `name: ` in the budget.
 fn allowed(name: &str) -> usize {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/bench/budget.txt");
     let text = fs::read_to_string(path).unwrap();
@@ -16,7 +17,7 @@ fn allowed(name: &str) -> usize {
 }
 
 #[test]
-fn system_calls() {
+fn the_system_calls_of_a_run_stay_within_the_budget() {
     find("strace");
     let fixture = Fixture::new();
     let list: String =
@@ -28,15 +29,16 @@ fn system_calls() {
         command.arg("--layers-from").arg(&fifo).args(["--", "true"]);
         Program { command, fifo: fifo.clone(), text: &list }.log()
     };
-    // The first makes the sentinels. What else goes on on the machine adds calls that are made again, as none is left out.
+    // The first run makes the sentinels. A busy machine adds repeated calls and never removes any,
+    // so the smallest of five counts is used.
     log();
     let log = std::iter::repeat_with(log).take(5).min_by_key(|log| count(log)).unwrap();
     let (whole, budget) = (count(&log), allowed("system calls over 30 layers"));
     eprintln!("{whole} system calls over 30 layers, {budget} allowed and a twentieth");
     assert!(whole <= budget + budget / 20, "{whole} system calls are more than docs/bench/budget.txt allows");
-    // However much memory the caller has, none of it is copied for the runtime's start.
+    // The runtime's start must not copy the caller's memory, however much there is.
     let start = log.lines().find(|line| line.contains("CLONE_NEWPID")).expect("the runtime is started");
     assert!(start.contains("CLONE_VM|") && start.contains("CLONE_VFORK"), "{start}");
-    // It is not the budget that is too wide.
+    // A budget that is too wide must be tightened.
     assert!(whole >= budget - budget / 10, "{whole} system calls are fewer: write it down in docs/bench/budget.txt");
 }

@@ -1,4 +1,4 @@
-//! Real input: Debian's packages, a layer each.
+//! Real input: builds and runs a program over layers of Debian packages, one layer per package.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use layer::{Base, Layer};
 const MAKEFILE: &str = "/usr/local/bin/hello: /src/hello.c; mkdir -p $(@D) && tcc -o $@ $<\n";
 const PROGRAM: &str = "#include <stdio.h>\nint main(void) { return puts(\"Hello from a layer.\") < 0; }\n";
 
-/// Needs Debian or Ubuntu, and their packages in reach or in the cache.
+/// Needs Debian or Ubuntu, with the packages in apt's cache or on a reachable mirror.
 #[test]
 fn a_program_is_compiled_and_runs_from_the_layer_that_it_became() {
     let fixture = Fixture::new();
@@ -34,7 +34,7 @@ fn a_program_is_compiled_and_runs_from_the_layer_that_it_became() {
     let mount = Mount::bind(&src, "/src").read_only();
     let template = shell("make -f /src/Makefile").mount(mount).build().unwrap();
 
-    // Stacked as they are, and as few as the kernel's limits could leave: the same program.
+    // The program is the same over stacked layers and over merged ones.
     for (max_lowers, name) in [(500, "stacked"), (6, "merged")] {
         let report = runner::run(&base, &layers, &template, fixture.options().max_lowers(max_lowers)).unwrap();
         assert!(report.status.success(), "{}{}", stdout(&report), stderr(&report));
@@ -46,7 +46,7 @@ fn a_program_is_compiled_and_runs_from_the_layer_that_it_became() {
         report.upper.capture(&capture, &hello, meta).unwrap();
         let files =
             walkdir::WalkDir::new(hello.fs()).into_iter().filter(|entry| entry.as_ref().unwrap().file_type().is_file());
-        assert_eq!(files.count(), 1, "more than the command wrote");
+        assert_eq!(files.count(), 1, "the layer has more than the command wrote");
 
         let stack = [std::slice::from_ref(&hello), &layers].concat();
         let template = shell("hello").build().unwrap();

@@ -1,5 +1,6 @@
-//! `layered doctor`: that it passes this machine, which runs the other tests, and not one with something broken. Besides, what
-//! is made from the command's definition: the manual pages and the completions.
+//! `layered doctor` passes this machine, which runs the other tests, and rejects machines with a
+//! defect. Also tests the manual pages and completions, which are generated from the command's
+//! definition.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,14 +24,14 @@ fn run(command: &mut Command) -> (i32, String, String) {
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// The names of the checks of one verdict, as JSON tells them.
+/// Returns the names of the checks with a verdict, from the JSON report.
 fn names(json: &str, verdict: &str) -> Vec<String> {
     let report: Value = serde_json::from_str(json).unwrap();
     let checks = report["checks"].as_array().unwrap().iter().filter(|check| check["verdict"] == verdict);
     checks.map(|check| check["name"].as_str().unwrap().into()).collect()
 }
 
-/// The line of the only check that failed, and the conclusion.
+/// Returns the line of the only failed check, and the conclusion.
 fn failure(stdout: &str) -> (&str, &str) {
     let failed: Vec<_> = stdout.lines().filter(|line| line.starts_with("failed")).collect();
     let [line] = failed[..] else { panic!("{stdout}") };
@@ -38,7 +39,7 @@ fn failure(stdout: &str) -> (&str, &str) {
 }
 
 #[test]
-fn this_machine_passes_and_is_left_as_it_was() {
+fn this_machine_passes_and_is_not_changed() {
     let fixture = Fixture::new();
     for runtime in ["runc", "crun"] {
         let (status, stdout, stderr) = run(doctor(&fixture.scratch()).args(["--runtime", runtime, "--json"]));
@@ -57,9 +58,10 @@ fn this_machine_passes_and_is_left_as_it_was() {
     assert!(stdout.lines().last().unwrap().starts_with("Runs work on this machine"), "{stdout}");
 }
 
-/// What a distribution has fixed is not held against its package, and what others can enter is told.
+/// doctor knows which flaws a distribution's package has fixed, and warns about directories that
+/// others can enter.
 #[test]
-fn stock_runtimes_and_open_directories() {
+fn fixed_packages_pass_and_open_directories_are_reported() {
     let fixture = Fixture::new();
     let dir = fixture.path();
     let fake = |name: &str, output: &str| {
@@ -94,7 +96,7 @@ fn stock_runtimes_and_open_directories() {
 }
 
 #[test]
-fn a_runtime_that_is_missing_or_is_none() {
+fn a_runtime_that_is_missing_or_starts_nothing_fails() {
     let fixture = Fixture::new();
     let (status, stdout, _) = run(doctor(&fixture.scratch()).args(["--runtime", "no-such-runtime"]));
     let (line, conclusion) = failure(&stdout);
@@ -102,7 +104,7 @@ fn a_runtime_that_is_missing_or_is_none() {
     assert!(line.contains("cannot start the runtime no-such-runtime") && line.contains("--runtime runc"), "{line}");
     assert!(stdout.contains("skipped  a run"), "{stdout}");
 
-    // It succeeds, and runs nothing.
+    // /bin/true succeeds but starts no container.
     let (status, stdout, _) = run(doctor(&fixture.scratch()).args(["--runtime", "/bin/true"]));
     let (line, conclusion) = failure(&stdout);
     assert_eq!((status, conclusion), (1, "No run can work here: a run."));
@@ -110,14 +112,14 @@ fn a_runtime_that_is_missing_or_is_none() {
 }
 
 #[test]
-fn a_scratch_on_overlayfs() {
+fn a_scratch_directory_on_overlayfs_fails() {
     let fixture = Fixture::new();
     let dirs = ["lower", "upper", "work", "merged"].map(|name| fixture.path().join(name));
     dirs.iter().for_each(|dir| fs::create_dir(dir).unwrap());
     let [lower, upper, work, merged] = dirs;
     let seen = in_private_mount_namespace(|| {
         let mounted = Overlay::new([lower]).writable(&upper, work).mount(merged).unwrap();
-        // Started from here, it sees the mount.
+        // doctor is started in this mount namespace, so it sees the mount.
         let seen = run(&mut doctor(mounted.path()));
         mounted.unmount().unwrap();
         seen
@@ -130,7 +132,7 @@ fn a_scratch_on_overlayfs() {
 }
 
 #[test]
-fn a_scratch_that_is_missing_or_cannot_be_written_to() {
+fn a_scratch_directory_that_is_missing_or_read_only_fails() {
     let fixture = Fixture::new();
     let missing = fixture.path().join("missing");
     for (scratch, text) in [(&*missing, "No such file or directory"), (Path::new("/proc"), "cannot make the directory")]
@@ -143,9 +145,9 @@ fn a_scratch_that_is_missing_or_cannot_be_written_to() {
 }
 
 #[test]
-fn without_root() {
+fn doctor_fails_without_root() {
     let fixture = Fixture::new();
-    // A copy that anybody can reach.
+    // Any user can execute this copy.
     let copy = fixture.path().join("layered");
     copy_program(Path::new(layered().get_program()), &copy);
     let mut nobody = Command::new(&copy);
@@ -158,7 +160,7 @@ fn without_root() {
 }
 
 #[test]
-fn manual_pages() {
+fn man_writes_a_page_for_every_command() {
     let fixture = Fixture::new();
     let (status, stdout, _) = run(layered().arg("man"));
     assert_eq!(status, 0);
@@ -189,7 +191,7 @@ fn completions_complete() {
 }
 
 #[test]
-fn help_teaches_by_example() {
+fn help_contains_an_example() {
     for command in ["doctor", "completions", "man"] {
         let (status, stdout, _) = run(layered().args([command, "--help"]));
         assert_eq!(status, 0);

@@ -1,4 +1,5 @@
-//! What the container finds besides its layers: files in `/etc`, binds, users, limits, namespaces.
+//! What a container finds besides its layers: files in `/etc`, binds, users, limits, namespaces.
+//! Attempts to escape from it are in module `breakout`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -16,7 +17,7 @@ use nix::unistd::mkfifo;
 use runner::{Cause, EtcFiles, Report};
 use walkdir::WalkDir;
 
-/// What the run put into the upper.
+/// Returns the paths that the run created in the upper.
 fn made(report: &Report) -> Vec<PathBuf> {
     report.made.iter().map(|made| made.path().to_path_buf()).collect()
 }
@@ -26,15 +27,15 @@ fn run(fixture: &Fixture, layers: &[Layer], template: container::TemplateBuilder
 }
 
 #[test]
-fn hosts_and_resolv_conf_are_put_into_the_upper() {
+fn hosts_and_resolv_conf_are_written_into_the_upper() {
     let fixture = Fixture::new();
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let etc = fixture.base().fs().join("etc");
-    // As distributions have it.
+    // Distributions have this link.
     symlink("../run/systemd/resolve/stub-resolv.conf", etc.join("resolv.conf")).unwrap();
     fs::File::open(&etc).unwrap().set_modified(long_ago).unwrap();
 
-    // Without a name of its own the container shows the host's.
+    // Without its own host name, the container shows the host's.
     let report = run(&fixture, &[], shell("cat /etc/hosts; echo; hostname"));
     let (hosts, hostname) =
         stdout(&report).split_once("\n\n").map(|(hosts, name)| (hosts.to_string(), name.to_string())).unwrap();
@@ -46,10 +47,11 @@ fn hosts_and_resolv_conf_are_put_into_the_upper() {
     assert_eq!(made(&report), ["/etc/hosts", "/proc", "/dev", "/sys"].map(PathBuf::from));
     assert!(fs::symlink_metadata(report.upper.path().join("etc/resolv.conf")).is_err());
 
-    // The host's, or what the run sees as those: other programs may change the host's own at any time.
+    // Other programs may change the host's files at any time, so the run sees stand-ins in their
+    // place.
     let host = ["/etc/hosts", "/etc/resolv.conf"].map(|path| {
         let stand_in = fixture.path().join(path.trim_start_matches("/etc/"));
-        // With the host's name nothing is added to it.
+        // The file contains the host's name, so the run adds nothing to it.
         fs::write(&stand_in, format!("# {path} of the host\n127.0.0.1\t{hostname}")).unwrap();
         (stand_in, path)
     });
@@ -62,12 +64,12 @@ fn hosts_and_resolv_conf_are_put_into_the_upper() {
     let report = report.unwrap();
     assert_eq!(stdout(&report), host.map(|(stand_in, _)| fs::read_to_string(stand_in).unwrap()).concat());
     assert_eq!(made(&report), ["/etc/hosts", "/etc/resolv.conf", "/proc", "/dev", "/sys"].map(PathBuf::from));
-    // The layer's link is untouched.
+    // The run does not change the layer's link.
     assert!(fs::symlink_metadata(etc.join("resolv.conf")).unwrap().is_symlink());
 }
 
 #[test]
-fn files_of_the_caller_or_of_the_layers_stay() {
+fn etc_files_of_the_caller_or_of_the_layers_are_kept() {
     let fixture = Fixture::new();
     fs::write(fixture.base().fs().join("etc/hosts"), "base\n").unwrap();
     let options = || fixture.options().stdout(Output::Capture(Default::default()));
@@ -85,7 +87,7 @@ fn files_of_the_caller_or_of_the_layers_stay() {
 }
 
 #[test]
-fn binds_of_files_and_directories() {
+fn files_and_directories_are_bind_mounted() {
     let fixture = Fixture::new();
     let sources = fixture.path().join("sources");
     fs::create_dir(&sources).unwrap();
@@ -93,7 +95,7 @@ fn binds_of_files_and_directories() {
     let template = shell("cat /src/file /conf/one /tmp/two; echo more >> /src/file; echo no > /conf/one")
         .mount(Mount::bind(&sources, "/src"))
         .mount(Mount::bind(sources.join("file"), "/conf/one").read_only())
-        // Below one of the system's own mounts.
+        // The target is below one of the template's own mounts.
         .mount(Mount::bind(sources.join("file"), "/tmp/two"));
     let report = run(&fixture, &[], template);
     assert_eq!(stdout(&report), "bound\n".repeat(3));
@@ -104,9 +106,9 @@ fn binds_of_files_and_directories() {
 }
 
 #[test]
-fn a_bind_onto_a_link_to_nowhere() {
+fn a_bind_onto_a_dangling_link_works() {
     let fixture = Fixture::new();
-    // As distributions have it.
+    // Distributions have this link.
     let link = fixture.base().fs().join("etc/resolv.conf");
     symlink("../run/systemd/resolve/stub-resolv.conf", &link).unwrap();
     let source = fixture.path().join("resolv.conf");
@@ -117,7 +119,7 @@ fn a_bind_onto_a_link_to_nowhere() {
 }
 
 #[test]
-fn user_directory_and_variables() {
+fn user_working_directory_and_environment_are_set() {
     let fixture = Fixture::new();
     let template =
         shell("id -u; id -g; pwd; echo $GREETING; hostname; touch /tmp/mine && echo may || echo may not; touch /x")
@@ -131,7 +133,7 @@ fn user_directory_and_variables() {
 }
 
 #[test]
-fn users_groups_and_home_are_the_stacks_under_every_runtime() {
+fn users_groups_and_home_come_from_the_stack() {
     let fixture = Fixture::new();
     let layers = [fixture.layer_with_users()];
     for runtime in RUNTIMES {
@@ -153,7 +155,8 @@ fn users_groups_and_home_are_the_stacks_under_every_runtime() {
         for (user, expected, numbers) in table {
             let template = shell(WHO).user_spec(user.parse().unwrap()).build().unwrap();
             assert_eq!(says(&layers, &template), (expected.into(), numbers), "{runtime} {user}");
-            // From a file, and without an environment but for what a shell needs.
+            // The same holds for a template from a file, and for one without an environment except
+            // for what a shell needs.
             let mut value = serde_json::to_value(&template).unwrap();
             let saved = Template::from_value(value.clone()).unwrap();
             assert_eq!(says(&layers, &saved), (expected.into(), numbers), "{runtime} {user}");
@@ -163,7 +166,8 @@ fn users_groups_and_home_are_the_stacks_under_every_runtime() {
             let (seen, _) = says(&layers, &Template::from_value(value).unwrap());
             assert!(seen.lines().any(|line| line == format!("HOME={home}")), "{runtime} {user}: {seen}");
         }
-        // The caller's own is kept, and a base without users has none.
+        // The caller's `HOME` is kept. A base without users has no home directories, so `HOME` is
+        // `/`.
         let own = shell(WHO).user_spec("opam".parse().unwrap()).env("HOME", "/build").build().unwrap();
         assert_eq!(says(&layers, &own).0, "1000 1001 10 50 /build\n", "{runtime}");
         assert_eq!(says(&[], &shell(WHO).user(1000, 1000).build().unwrap()).0, "1000 1000 /\n", "{runtime}");
@@ -177,7 +181,7 @@ fn users_groups_and_home_are_the_stacks_under_every_runtime() {
 }
 
 #[test]
-fn a_working_directory_that_is_made_is_the_users() {
+fn a_created_working_directory_belongs_to_the_user() {
     let fixture = Fixture::new();
     let layers = [
         fixture.layer_with_users(),
@@ -201,7 +205,7 @@ fn a_working_directory_that_is_made_is_the_users() {
             ("4242:5", "/srv/new/deep", "4242:5 755 .\n4242:5 755 ..\n0:0 755 ../..\n/srv/new/deep\n"),
             ("0:5", "/srv/new/deep", "0:5 755 .\n0:5 755 ..\n0:0 755 ../..\n/srv/new/deep\n"),
             ("0", "/srv/new/deep", "0:0 755 .\n0:0 755 ..\n0:0 755 ../..\n/srv/new/deep\n"),
-            // The bind's mount point is in it.
+            // The bind's mount point is inside this working directory.
             ("opam", "/srv/build", "1000:1001 755 .\n0:0 755 ..\n0:0 755 ../..\n/srv/build\n"),
         ];
         for (user, cwd, expected) in table {
@@ -209,14 +213,14 @@ fn a_working_directory_that_is_made_is_the_users() {
             assert_eq!((stdout(&report), report.status.success()), (expected.into(), true), "{runtime} {user} {cwd}");
             assert!(report.upper.path().join(cwd.trim_start_matches('/')).join("mine").exists());
         }
-        // What is there already keeps its owner.
+        // An existing directory keeps its owner.
         let report = run(owners, "opam", "/srv");
         assert_eq!(
             (stdout(&report), report.status.success()),
             ("0:0 755 .\n0:0 755 ..\n0:0 755 ../..\n/srv\n".into(), false)
         );
 
-        // Untouched, it is no part of the layer.
+        // A directory that the command did not change is not part of the layer.
         for (script, left) in
             [("true", &[][..]), ("touch mine", &["srv", "srv/new", "srv/new/deep", "srv/new/deep/mine"])]
         {
@@ -243,10 +247,11 @@ fn a_file_of_another_user_keeps_its_owner() {
 }
 
 #[test]
-fn no_network_but_the_loopback() {
+fn a_container_has_only_a_loopback_network() {
     let fixture = Fixture::new();
     assert_eq!(stdout(&run(&fixture, &[], shell("ls /sys/class/net"))), "lo\n");
-    // Two network namespaces are one if this file is: namespaces(7). What devices the host has may change at any time.
+    // Two processes share a network namespace if this file has the same inode number
+    // (namespaces(7)). The host's list of devices may change at any time.
     let script = "stat -L -c %i /proc/self/ns/net";
     let host = format!("{}\n", fs::metadata("/proc/thread-self/ns/net").unwrap().ino());
     assert_ne!(stdout(&run(&fixture, &[], shell(script))), host);
@@ -254,16 +259,17 @@ fn no_network_but_the_loopback() {
 }
 
 #[test]
-fn limits_hold() {
+fn limits_of_processes_memory_and_processors_hold() {
     let fixture = Fixture::new();
     let template = |script: &str| shell(script).pids_limit(10).memory_limit_bytes(64 << 20).cpus("0").mems("0");
-    // More processes than there may be: the shell says which one could not be made, and ends.
+    // The script starts more processes than the limit allows. The shell reports the fork that fails
+    // and exits.
     let report = run(&fixture, &[], template("for n in $(seq 20); do sleep 1000 & done"));
     assert!(stderr(&report).contains("can't fork"), "{}", stderr(&report));
     let report = run(&fixture, &[], template("grep _allowed_list /proc/self/status"));
     assert_eq!(stdout(&report), "Cpus_allowed_list:\t0\nMems_allowed_list:\t0\n");
-    // A twentieth of a processor. It is busy until it was stopped for once: on a machine that has little time for it, that may
-    // take a while.
+    // The quota is a twentieth of a processor. The script is busy until the kernel has throttled it
+    // once, which may take a while on a busy machine.
     let quota = Duration::from_millis(5);
     let script = "until grep -q 'nr_throttled [1-9]' /sys/fs/cgroup/cpu*/cpu.stat /sys/fs/cgroup/cpu.stat; do :; done";
     let template = shell(script).cpu_quota(quota, quota * 20).build().unwrap();
@@ -272,11 +278,11 @@ fn limits_hold() {
     assert!(report.status.success(), "{report:?}");
 }
 
-/// crun from 1.22 on gives the command all processors.
+/// crun 1.22 and later give the command all processors.
 #[test]
 fn the_processors_of_the_caller_are_kept() {
     let fixture = Fixture::new();
-    // The last one that this process may use.
+    // The last processor that this process may use.
     let mine = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
     let last = (0..nix::sched::CpuSet::count()).rev().find(|processor| mine.is_set(*processor).unwrap()).unwrap();
     for runtime in RUNTIMES {
@@ -297,10 +303,10 @@ fn the_processors_of_the_caller_are_kept() {
     }
 }
 
-/// `layered run` with `options` by a caller that has been through the lines of `before`, a shell script.
+/// Runs `layered run` with `options` from a shell that has executed the script `before`.
 fn run_after(fixture: &Fixture, before: &str, options: &[&str], script: &str) -> (i32, String, String) {
     let run = fixture.layered_run();
-    // Without CAP_SYS_RESOURCE nobody raises a hard limit.
+    // Without CAP_SYS_RESOURCE, no process of the run can raise a hard limit.
     let mut command = Command::new(find("setpriv"));
     command.args(["--bounding-set=-sys_resource", "sh", "-c", &format!("{before}\nexec \"$@\""), "sh"]);
     command.arg(run.get_program()).args(run.get_args()).args(options).args(["--", "sh", "-c", script]);
@@ -310,7 +316,7 @@ fn run_after(fixture: &Fixture, before: &str, options: &[&str], script: &str) ->
 }
 
 #[test]
-fn open_files_can_be_raised() {
+fn a_command_can_raise_its_limit_of_open_files() {
     let fixture = Fixture::new();
     let script = "ulimit -Sn; ulimit -Hn; ulimit -Sn $(ulimit -Hn) && ulimit -Sn";
     for runtime in ["runc", "crun"] {
@@ -321,14 +327,14 @@ fn open_files_can_be_raised() {
         let (_, seen, stderr) = run_after(&fixture, "ulimit -n 256", &options, script);
         assert_eq!(seen, "256\n256\n256\n", "{runtime}: {stderr}");
     }
-    // With a caller that has the full limit, or may raise it.
+    // This process has the full limit or may raise it.
     let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let seen = stdout(&run(&fixture, &[], shell("ulimit -Sn; ulimit -Hn")));
     assert_eq!(seen, format!("1024\n{}\n", own.min(524_288)));
 }
 
 #[test]
-fn limits_of_the_callers_choice() {
+fn ulimits_of_the_caller_are_set_or_refused() {
     let fixture = Fixture::new();
     let script = "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc; ulimit -St; ulimit -Ht";
     for runtime in ["runc", "crun"] {
@@ -356,21 +362,21 @@ fn limits_of_the_callers_choice() {
 }
 
 #[test]
-fn every_user_may_serve_any_port_of_the_containers_own_network() {
+fn every_user_may_serve_any_port_of_a_private_network() {
     let fixture = Fixture::new();
     for runtime in ["runc", "crun"] {
         let options = ["--runtime", runtime, "--user", "1000"];
         let (status, _, stderr) = run_after(&fixture, "", &options, "busybox httpd -p 80 -h /tmp");
         assert_eq!(status, 0, "{runtime}: {stderr}");
     }
-    // The host's network keeps its rules.
+    // The host's network keeps its own rules.
     const START: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
     let seen = stdout(&run(&fixture, &[], shell(&format!("cat {START}")).network(Network::Host)));
     assert_eq!(seen, fs::read_to_string(START).unwrap());
 }
 
 #[test]
-fn read_only_binds_of_what_is_not_a_directory() {
+fn files_links_sockets_and_fifos_are_bound_read_only() {
     let fixture = Fixture::new();
     let source = |name: &str| fixture.path().join(name);
     fs::write(source("file"), "content\n").unwrap();
@@ -391,7 +397,7 @@ fn read_only_binds_of_what_is_not_a_directory() {
         .mount(bind("socket"))
         .mount(bind("fifo"));
         let template = template.build().unwrap();
-        // One from a file benefits as well.
+        // A template from a file has the same support.
         for template in [Template::from_value(serde_json::to_value(&template).unwrap()).unwrap(), template] {
             let options = fixture.options().runtime(Runtime::new(find(runtime)));
             let report = runner::run(&fixture.base(), &[], &template, options).unwrap();
@@ -402,7 +408,7 @@ fn read_only_binds_of_what_is_not_a_directory() {
     }
 }
 
-/// The directories of the machine's root, in a directory that is not a mount point.
+/// Makes a directory that has the contents of the machine's root but is not a mount point.
 fn plain_root(dir: &Path) -> PathBuf {
     let root = dir.join("plain-root");
     fs::create_dir(&root).unwrap();
@@ -434,7 +440,7 @@ fn a_chroot_needs_a_root_that_is_a_mount_point() {
             command.stdin(Stdio::null()).output().unwrap()
         };
         let plain = run();
-        // What the message says.
+        // This is the remedy that the message names.
         bind_recursively(&root, &root);
         (plain, run())
     })
@@ -447,8 +453,8 @@ fn a_chroot_needs_a_root_that_is_a_mount_point() {
     fs::remove_dir_all(fixture.path().join("plain-root")).unwrap();
 }
 
-/// `layered run` by a caller whose descriptors 3, 9 and 900 are inherited by every program that it starts. Returns its exit status and
-/// what is printed.
+/// Runs `layered run` from a caller whose descriptors 3, 9 and 900 are inherited by every program
+/// that it starts. Returns the exit status and standard output.
 fn with_open_descriptors(fixture: &Fixture, around: &[&str], runtime: &Path, command: &[&str]) -> (i32, String) {
     let run = fixture.layered_run();
     let mut bash = Command::new(find("bash"));
@@ -459,16 +465,17 @@ fn with_open_descriptors(fixture: &Fixture, around: &[&str], runtime: &Path, com
 }
 
 #[test]
-fn nothing_of_the_caller_is_handed_on() {
+fn no_descriptor_of_the_caller_is_inherited() {
     let fixture = Fixture::new();
-    // 0, 1, 2 and the directory itself.
+    // Descriptors 0, 1 and 2, and the directory that `ls` reads.
     const NONE: &str = "0\n1\n2\n3\n";
     for runtime in ["runc", "crun"] {
         let seen = with_open_descriptors(&fixture, &[], Path::new(runtime), &["ls", "/proc/self/fd"]);
         assert_eq!(seen, (0, NONE.into()), "{runtime}");
     }
-    // Nor the runtime, which has two more for the container, and is none here: by close_range(2), and where the kernel does not
-    // have it.
+    // The runtime inherits nothing either, but has two descriptors for the container. This runtime
+    // is a script that only lists its descriptors. The second run injects ENOSYS into
+    // close_range(2), for kernels without that call.
     let two_more = || (125, format!("{NONE}4\n5\n"));
     let fake = fixture.path().join("fake-runtime");
     write_script(&fake, "#!/bin/sh\nls /proc/self/fd\n");
@@ -481,7 +488,7 @@ fn nothing_of_the_caller_is_handed_on() {
 }
 
 #[test]
-fn a_configuration_from_a_file() {
+fn a_configuration_from_a_file_is_run() {
     let fixture = Fixture::new();
     let path = fixture.path().join("config.json");
     let mut value = serde_json::to_value(shell("echo $FROM").env("FROM", "a file").build().unwrap()).unwrap();
@@ -494,7 +501,7 @@ fn a_configuration_from_a_file() {
 }
 
 #[test]
-fn a_control_group_that_a_configuration_names_is_removed_after_a_kill_too() {
+fn a_cgroup_named_by_a_configuration_is_removed_even_after_a_kill() {
     let fixture = Fixture::new();
     let name = container::ContainerId::random("layered-test").unwrap();
     fixture.add_run(name.as_str());

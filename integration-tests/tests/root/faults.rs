@@ -1,5 +1,6 @@
-//! What comes of a run when one of its system calls fails, or a mount is busy: the right result, or one line that says what has
-//! failed and what is left.
+//! Injects errors into every system call of a run and of the helper, and keeps mounts busy. The run
+//! must give the right result, or one line that names the failure and what is left. `kills` has the
+//! same runs, killed.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
@@ -10,12 +11,12 @@ use std::sync::{Arc, Mutex};
 use container::Output;
 use integration_tests::processes::{Running, descendants, name};
 use integration_tests::strace::{Disturbance, Point, all_points};
-use integration_tests::{Fixture, KnownRun, Told, copy_program, find, shell, until_it_waits};
+use integration_tests::{Fixture, KnownRun, Reported, copy_program, find, shell, until_it_waits};
 use runner::{Phase, Report};
 
 const ERRORS: [&str; 4] = ["EIO", "ENOSPC", "ENOMEM", "EINTR"];
 
-/// `LAYERED_FAULTS` of the cases, `all` for all of them; 250 if that is not set.
+/// Returns the number of cases to try: `LAYERED_FAULTS`, `all` for all of them, by default 250.
 fn count() -> usize {
     match std::env::var("LAYERED_FAULTS").as_deref() {
         Err(_) => 250,
@@ -24,13 +25,14 @@ fn count() -> usize {
     }
 }
 
-/// What chooses among the cases: `LAYERED_SEED`, or something else every time.
+/// Returns the seed that selects the cases: `LAYERED_SEED`, by default a random number.
 fn seed() -> u64 {
     let any = || RandomState::new().build_hasher().finish();
     std::env::var("LAYERED_SEED").map_or_else(|_| any(), |seed| seed.parse().expect("LAYERED_SEED is a number"))
 }
 
-fn every_call_fails(run: &KnownRun) {
+/// Fails calls of a run, one per run, and checks the result of each run.
+fn fail_every_call(run: &KnownRun) {
     let points = run.program().points();
     run.remove_upper();
     let seed = seed();
@@ -49,18 +51,19 @@ fn every_call_fails(run: &KnownRun) {
     let mut wrong = Vec::new();
     for (point, error) in &cases {
         let output = run.program().disturbed(point, Disturbance::Error(error));
-        let told = if point.call == "write" { Told::IfPossible } else { Told::Always };
-        wrong.extend(run.wrong(&output, told).into_iter().map(|what| format!("{error} at {point:?}: {what}")));
+        let reported = if point.call == "write" { Reported::IfPossible } else { Reported::Always };
+        wrong.extend(run.wrong(&output, reported).into_iter().map(|what| format!("{error} at {point:?}: {what}")));
     }
     eprintln!("{} points, {all} cases, {} of them tried with seed {seed}", points.len(), cases.len());
     assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// A run during which somebody opens a file in the overlay, and what `holder` does with it.
+/// Performs a run during which a file of the overlay is open. `holder` gets the file and the thread
+/// that will unmount.
 fn busy(fixture: &Fixture, holder: impl FnOnce(File, rustix::thread::Pid) + Send + 'static) -> runner::Result<Report> {
     let scratch = fixture.scratch();
     let mut holder = Some(holder);
-    // It is called on the thread that has mounted and will unmount.
+    // The runner calls this on the thread that has mounted the overlay and will unmount it.
     let hold = move |_: &[u8]| {
         if let Some(holder) = holder.take() {
             let run = fs::read_dir(&scratch).unwrap().next().unwrap().unwrap().path();
@@ -73,7 +76,7 @@ fn busy(fixture: &Fixture, holder: impl FnOnce(File, rustix::thread::Pid) + Send
 }
 
 #[test]
-fn an_overlay_that_stays_busy_is_told_and_nothing_below_it_is_deleted() {
+fn an_overlay_that_stays_busy_is_reported_and_kept() {
     let fixture = Fixture::new();
     let held = Arc::new(Mutex::new(None));
     let holder = Arc::clone(&held);
@@ -86,7 +89,7 @@ fn an_overlay_that_stays_busy_is_told_and_nothing_below_it_is_deleted() {
 }
 
 #[test]
-fn an_overlay_that_is_busy_for_a_while_costs_nothing() {
+fn an_overlay_that_is_briefly_busy_is_unmounted() {
     let fixture = Fixture::new();
     let report = busy(&fixture, |file, unmounting| {
         std::thread::spawn(move || {
@@ -99,16 +102,16 @@ fn an_overlay_that_is_busy_for_a_while_costs_nothing() {
 }
 
 #[test]
-fn of_a_run_that_stacks() {
-    every_call_fails(&KnownRun::stacking());
+fn every_failing_syscall_is_reported_when_stacking() {
+    fail_every_call(&KnownRun::stacking());
 }
 
 #[test]
-fn of_a_run_that_merges() {
-    every_call_fails(&KnownRun::merging());
+fn every_failing_syscall_is_reported_when_merging() {
+    fail_every_call(&KnownRun::merging());
 }
 
-/// The helper program in a file: what a keeper executes.
+/// Copies the helper program, which a keeper executes, to a file.
 fn helper(fixture: &Fixture) -> PathBuf {
     let mut command = fixture.layered_script(&[], "echo begun; read line");
     let mut run = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
@@ -121,7 +124,8 @@ fn helper(fixture: &Fixture) -> PathBuf {
     path
 }
 
-/// What the helper has reported: the kinds and the values, of which that of a path and of a file's beginning are lengths.
+/// Decodes the helper's report into kinds and values. For a path and for the beginning of a file,
+/// the value is a length.
 fn records(report: &[u8]) -> Vec<(u32, i32)> {
     let mut rest = report;
     let mut records = Vec::new();
@@ -134,7 +138,7 @@ fn records(report: &[u8]) -> Vec<(u32, i32)> {
     records
 }
 
-// As in the helper's `record.rs`.
+// These are the kinds in the helper's `record.rs`.
 const RUNTIME_NOT_EXECUTED: u32 = 1;
 const RUNTIME_ENDED: u32 = 2;
 const READY: u32 = 3;
@@ -144,19 +148,20 @@ const HEAD: u32 = 6;
 const COMMAND_ENDED: u32 = 7;
 const CONTAINER_ENDED: u32 = 8;
 
-/// Runs the helper by itself under strace with `options`. Returns its exit status and its report.
+/// Runs the helper under strace with `options`. Returns its exit status and its report.
 fn traced_helper(options: &[&str], helper: &Path, words: &[&str]) -> (i32, Vec<(u32, i32)>) {
     let mut command = Command::new("sh");
-    // `strace` opens its own files above these.
+    // strace opens its own files at other descriptors.
     command.args(["-c", "exec 3>&1 >/dev/null 2>&1; exec \"$@\"", "sh"]).arg(find("strace")).arg("-f").args(options);
     let mut run = Running::start(command.arg(helper).args(words).stdin(Stdio::null()).stdout(Stdio::piped()));
-    // A pipe has room for the report.
+    // The report fits into the pipe's buffer.
     let status = run.end().code().expect("an exit status");
     (status, records(&run.rest()))
 }
 
-/// Lets every system call of the helper fail, each by itself. `judge` says what is wrong with its exit status and its report.
-fn every_call_of_the_helper_fails(
+/// Fails every system call of the helper, one per execution. `judge` describes what is wrong with
+/// an exit status and a report.
+fn fail_every_call_of_the_helper(
     helper: &Path,
     words: &[&str],
     judge: impl Fn(i32, &[(u32, i32)]) -> Option<&'static str>,
@@ -166,7 +171,7 @@ fn every_call_of_the_helper_fails(
     let (status, report) = traced_helper(&["-o", log], helper, words);
     assert_eq!(judge(status, &report), None, "undisturbed: {status} {report:?}");
     let points = all_points(&fs::read_to_string(log).unwrap());
-    // execve(2) is strace's own, too.
+    // strace itself calls execve(2), too.
     let points: Vec<_> = points.into_iter().filter(|point| !["execve", "exit_group"].contains(&&*point.call)).collect();
     let mut wrong = Vec::new();
     for Point { call, nth } in &points {
@@ -182,14 +187,15 @@ fn every_call_of_the_helper_fails(
     assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// The command is the helper, which makes no system call but to end when it gets no words: its own never fail. A result without a
-/// report is none; and the report of an end is never one of another end.
+/// The command is the helper itself: without arguments it makes no system call except to exit, so
+/// its own calls never fail. Without a report there must be no result, and a report must never
+/// claim another end than the real one.
 #[test]
-fn of_an_init() {
+fn every_failing_syscall_of_an_init_is_reported() {
     let fixture = Fixture::new();
     let helper = helper(&fixture);
     let command = helper.to_str().unwrap();
-    every_call_of_the_helper_fails(&helper, &["init", "1", command], |status, report| {
+    fail_every_call_of_the_helper(&helper, &["init", "1", command], |status, report| {
         let of = |kind| report.iter().find(|(other, _)| *other == kind).map(|(_, value)| *value);
         match (of(NOT_EXECUTED), of(COMMAND_ENDED)) {
             (Some(errno), _) if errno > 0 => None,
@@ -198,33 +204,33 @@ fn of_an_init() {
             _ => Some("a false result"),
         }
     });
-    every_call_of_the_helper_fails(&helper, &["exec", "1", command], |status, report| {
+    fail_every_call_of_the_helper(&helper, &["exec", "1", command], |status, report| {
         let is_ready = report.iter().any(|(kind, _)| *kind == READY);
-        let is_told = report.iter().any(|(kind, errno)| *kind == NOT_EXECUTED && *errno > 0);
-        (is_ready && !is_told && status != 125).then_some("a false result")
+        let is_reported = report.iter().any(|(kind, errno)| *kind == NOT_EXECUTED && *errno > 0);
+        (is_ready && !is_reported && status != 125).then_some("a false result")
     });
 }
 
 #[test]
-fn of_a_keeper() {
+fn every_failing_syscall_of_a_keeper_is_reported() {
     let fixture = Fixture::new();
     let helper = helper(&fixture);
     let program = helper.to_str().unwrap();
-    // Of a process that is there, but none that it could wait for.
+    // The process with this PID exists, but the helper cannot wait for it.
     let pid_file = fixture.path().join("pid");
     fs::write(&pid_file, std::process::id().to_string()).unwrap();
     let pid_file = pid_file.to_str().unwrap();
     let judge = |status: i32, report: &[(u32, i32)]| {
         let has = |kind| report.iter().any(|(other, _)| *other == kind);
         match (has(CONTAINER_ENDED), has(RUNTIME_ENDED) || has(RUNTIME_NOT_EXECUTED)) {
-            (true, _) => Some("a container that is none"),
-            // Without any report the runtime counts as killed.
+            (true, _) => Some("a container that does not exist"),
+            // Without any report, the runner treats the runtime as killed.
             (false, false) if status == 0 && !report.is_empty() => Some("no end of the runtime"),
             _ => None,
         }
     };
     for runtime in [program, "/no/such", "/bin/true"] {
         let words = ["keeper", pid_file, runtime, "runtime", "", program, "last"];
-        every_call_of_the_helper_fails(&helper, &words, judge);
+        fail_every_call_of_the_helper(&helper, &words, judge);
     }
 }

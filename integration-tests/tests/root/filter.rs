@@ -1,5 +1,6 @@
-//! The seccomp filter that crun is given ready made, against the one that it has libseccomp make of the same profile; and what
-//! every filter answers to the calls that wait for a disk.
+//! Compares the precompiled seccomp filter that crun gets with the one that libseccomp makes of the
+//! same profile. Also tests every filter's answers to the calls that wait for a disk. Attempts to
+//! make blocked calls are in module `breakout`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,29 +14,33 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
 
 /// `AUDIT_ARCH_X86_64`, `AUDIT_ARCH_I386`, `AUDIT_ARCH_AARCH64` in linux/audit.h.
-const CONVENTIONS: [u32; 3] = [0xc000_003e, 0x4000_0003, 0xc000_00b7];
+const ABIS: [u32; 3] = [0xc000_003e, 0x4000_0003, 0xc000_00b7];
 
-/// What `ENOSYS` is answered with: `SECCOMP_RET_ERRNO`, linux/seccomp.h.
+/// `SECCOMP_RET_ERRNO` of linux/seccomp.h with `ENOSYS`.
 const NO_SUCH_CALL: u32 = 0x0005_0000 | 38;
 const NOT_PERMITTED: u32 = 0x0005_0000 | 1;
 const ALLOW: u32 = 0x7fff_0000;
 const KILL_THREAD: u32 = 0;
 
-/// Calls of the profile that libseccomp 2.5.4 does not know, Debian 12's, to which they are none: `cachestat`, `fchmodat2`,
-/// `map_shadow_stack`, `futex_wake`, `futex_wait`, `futex_requeue`, `statmount`, `listmount`, `mseal`, the four that end with
-/// `xattrat`; with a capability, `lsm_get_self_attr`, `lsm_set_self_attr` and `lsm_list_modules`. On x86_64 `uretprobe` is one.
+/// Calls of the profile that libseccomp 2.5.4 (Debian 12) does not know and therefore answers with
+/// ENOSYS: `cachestat`, `fchmodat2`, `map_shadow_stack`, `futex_wake`, `futex_wait`,
+/// `futex_requeue`, `statmount`, `listmount`, `mseal`, the four whose names end with `xattrat`; and
+/// with a capability `lsm_get_self_attr`, `lsm_set_self_attr` and `lsm_list_modules`. On x86_64
+/// also `uretprobe`.
 const NEWER: [std::ops::RangeInclusive<u32>; 3] = [451..=458, 462..=466, 459..=461];
 const URETPROBE: u32 = 335;
 
-/// What crun has written down for the container's first process to load.
+/// Returns the filter that crun has written down for the container's first process to load.
 fn loaded(fixture: &Fixture, template: &Template) -> Filter {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let (sender, receiver) = mpsc::channel();
     let scratch = fixture.scratch();
-    // The command waits until its file was read, where the run's own mounts are seen: callbacks are called there.
+    // The command waits until its filter has been read. The runner calls callbacks in the run's
+    // mount namespace.
     let mut waiting = Some(writer);
     let ready = move |_: &[u8]| {
-        // Until the end of this block: then the command ends, and crun removes the file.
+        // The writer is closed at the end of this block. The command then ends, and crun removes
+        // the file.
         if let Some(_writer) = waiting.take() {
             sender.send(fs::read(find_program(&scratch)).unwrap()).unwrap();
         }
@@ -52,24 +57,26 @@ fn loaded(fixture: &Fixture, template: &Template) -> Filter {
 
 fn find_program(scratch: &Path) -> PathBuf {
     let run = fs::read_dir(scratch).unwrap().next().unwrap().unwrap();
-    // The container has the run's name. Later versions of crun have a cache beside its directory.
+    // The container has the run's name. Later versions of crun have a cache beside the container's
+    // directory.
     run.path().join("bundle/state").join(run.file_name()).join("seccomp.bpf")
 }
 
-/// Calls whose first argument counts, on x86_64 and i386: socket, clone and personality; fsync, fdatasync, syncfs,
-/// sync_file_range and msync.
+/// Calls whose first argument matters, on x86_64 and i386: socket, clone and personality; fsync,
+/// fdatasync, syncfs, sync_file_range and msync.
 const BY_ARGUMENT: [[u32; 8]; 2] = [[41, 56, 135, 74, 75, 306, 277, 26], [359, 120, 136, 118, 148, 344, 314, 144]];
-/// msync, whose third argument counts as well.
+/// msync, whose third argument matters as well.
 const MSYNC: [u32; 2] = [26, 144];
 
-/// Every call of the two conventions, some of x32 and some that are none; those whose arguments count with many.
+/// Returns every call of the two ABIs, some x32 calls and some unknown numbers. Calls whose
+/// arguments matter come with many arguments.
 fn calls() -> Vec<Call> {
     let bits = (0..64).map(|bit| 1 << bit);
     let many: Vec<u64> = (0..64).chain(bits.clone()).chain(bits.map(|bit: u64| bit | 8 | 0x11)).collect();
     let special = [0x2_0008, 0xffff_ffff, u64::MAX, 0x7e02_0000, 0x3d_0f00, 0x0120_0011, 0xffff_ff9c, 0x7fff_f000];
     let edges = [0x3fff_ffff, 0x7fff_ffff, 0x8000_0000, 0xffff_fffe, 0xffff_ffff];
     let mut calls = Vec::new();
-    for (index, convention) in CONVENTIONS.into_iter().enumerate() {
+    for (index, abi) in ABIS.into_iter().enumerate() {
         let is_in = |number: u32, numbers: Option<&[u32]>| numbers.is_some_and(|numbers| numbers.contains(&number));
         for number in (0..1_100).chain(0x4000_0000..0x4000_0400).chain(edges) {
             let first: Vec<u64> = match is_in(number, BY_ARGUMENT.get(index).map(|numbers| &numbers[..])) {
@@ -80,18 +87,20 @@ fn calls() -> Vec<Call> {
                 true => &[0, 1, 2, 3, 4, 5, 6, 7, 12, 0x8000_0004, 1 << 32, 1 << 32 | 4, 4 << 32, u64::MAX],
                 false => &[7],
             };
-            // The kernel extends the 32 bits of an i386 register by zeros.
+            // The kernel extends the 32 bits of an i386 register with zeros.
             let width = if index == 1 { u64::from(u32::MAX) } else { u64::MAX };
-            calls.extend(first.iter().flat_map(|first| third.iter().map(move |third| [*first, *third])).map(
-                |[first, third]| Call { convention, number, arguments: [first & width, 0, third & width, 0, width, 1] },
-            ));
+            calls.extend(
+                first.iter().flat_map(|first| third.iter().map(move |third| [*first, *third])).map(|[first, third]| {
+                    Call { abi, number, arguments: [first & width, 0, third & width, 0, width, 1] }
+                }),
+            );
         }
     }
     calls
 }
 
 #[test]
-fn it_answers_every_call_as_libseccomp_has_it() {
+fn the_precompiled_filter_answers_as_libseccomps_does() {
     let fixture = Fixture::new();
     let calls = calls();
     let script = "echo ready; read line; true";
@@ -105,29 +114,28 @@ fn it_answers_every_call_as_libseccomp_has_it() {
     for (capabilities, fsync, seccomp) in rows {
         let template = shell(script).capabilities(capabilities.clone()).fsync(fsync).seccomp(seccomp.clone());
         let template = template.build().unwrap();
-        // The same profile, of which nothing else is known.
+        // The same profile, but without the information that it is the default one.
         let unknown = Template::from_value(serde_json::to_value(&template).unwrap()).unwrap();
         let (ours, theirs) = (loaded(&fixture, &template), loaded(&fixture, &unknown));
-        assert_ne!(ours.length(), theirs.length(), "both are libseccomp's");
+        assert_ne!(ours.length(), theirs.length(), "libseccomp made both filters");
         let mut allowed = 0;
         for call in &calls {
             let (ours, theirs) = (ours.answer(call), theirs.answer(call));
             let unknown = NEWER.iter().any(|numbers| numbers.contains(&call.number))
-                || (call.convention, call.number) == (CONVENTIONS[0], URETPROBE);
+                || (call.abi, call.number) == (ABIS[0], URETPROBE);
             let newer = theirs == NO_SUCH_CALL && unknown && [ALLOW, NOT_PERMITTED].contains(&ours);
             assert!(ours == theirs || newer, "{capabilities:?} {call:x?}: {ours:x}, libseccomp: {theirs:x}");
             allowed += usize::from(ours == ALLOW);
-            let foreign =
-                call.convention == CONVENTIONS[2] || seccomp == Seccomp::Native && call.convention == CONVENTIONS[1];
+            let foreign = call.abi == ABIS[2] || seccomp == Seccomp::Native && call.abi == ABIS[1];
             assert!(!foreign || ours == KILL_THREAD, "{call:x?}");
         }
         assert!((500..calls.len() / 2).contains(&allowed), "{allowed} of {}", calls.len());
     }
 }
 
-/// What `probe` gets from the calls that wait for a disk: numbers of errors, 0 for none.
+/// Compares the errors that `probe` gets from the calls that wait for a disk; 0 means success.
 #[test]
-fn the_fsync_family_succeeds_only_where_the_real_calls_could() {
+fn fsync_succeeds_only_where_the_real_call_could() {
     use nix::libc::{SYS_fdatasync, SYS_fsync, SYS_msync, SYS_sync, SYS_sync_file_range, SYS_syncfs};
     const BAD_DESCRIPTOR: i32 = 9;
     const NO_MEMORY: i32 = 12;
@@ -135,7 +143,8 @@ fn the_fsync_family_succeeds_only_where_the_real_calls_could() {
     let fixture = Fixture::new();
     fixture.add_probe();
     let page = rustix::param::page_size();
-    // (the call, with the filter's answer, without it): 99 is no open file, nothing is mapped at the second page
+    // (the call, its error with the filter, its error without). Descriptor 99 is not open. Nothing
+    // is mapped at the second page.
     let mut table = vec![
         (format!("{SYS_sync}"), 0, 0),
         (format!("{SYS_fsync} 99"), BAD_DESCRIPTOR, BAD_DESCRIPTOR),
@@ -154,7 +163,7 @@ fn the_fsync_family_succeeds_only_where_the_real_calls_could() {
         (format!("{SYS_msync} {} {page} 4", page + page / 2), INVALID, INVALID),
     ];
     if cfg!(target_arch = "x86_64") {
-        // sync_file_range of a 32-bit program, which Native kills.
+        // sync_file_range of a 32-bit program. `Native` kills the program.
         table.extend([("i314 99".into(), 0, BAD_DESCRIPTOR), ("i314 -1".into(), BAD_DESCRIPTOR, BAD_DESCRIPTOR)]);
     }
     let dockers = serde_json::to_value(shell("").fsync(Fsync::Real).build().unwrap()).unwrap();
@@ -171,7 +180,7 @@ fn the_fsync_family_succeeds_only_where_the_real_calls_could() {
     for (runtime, (seccomp, fsync)) in
         ["runc", "crun"].into_iter().flat_map(|name| profiles.clone().map(|row| (name, row)))
     {
-        // A profile without a list of conventions is for the machine's own.
+        // A profile without a list of ABIs applies to the machine's own only.
         let has_i386 = !matches!(&seccomp, Seccomp::Native)
             && !matches!(&seccomp, Seccomp::Custom(profile) if profile.architectures().is_none());
         let rows: Vec<_> = table.iter().filter(|(call, ..)| has_i386 || !call.starts_with('i')).collect();

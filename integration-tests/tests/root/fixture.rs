@@ -1,4 +1,5 @@
-//! The fixture itself: it finds whatever a run of its own leaves, and nothing of another fixture's.
+//! The fixture itself finds whatever its own runs leave behind, and ignores the runs of other
+//! fixtures.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,22 +11,22 @@ use integration_tests::Fixture;
 use nix::mount::{MsFlags, mount};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// The name of a run and of its directory. Each test has one of its own.
+/// The name of a run and of its directory. Each test uses another number.
 fn run_name(number: u64) -> String {
     format!("layered-{:016x}", (u64::from(std::process::id()) << 32) + number)
 }
 
-/// The directory of a run, which is gone again at the end: only its name is known then.
+/// Creates and removes a run's directory, so that only its name remains.
 fn begin_and_end_a_run(scratch: &Path, name: &str) {
     fs::create_dir(scratch.join(name)).unwrap();
     fs::remove_dir(scratch.join(name)).unwrap();
 }
 
-/// A process that ends with the test, and waits until then.
+/// A process that waits and ends with the test.
 struct Waiting(Child);
 
 impl Waiting {
-    /// `program` reads its standard input to the end.
+    /// Starts `program`, which reads its standard input to the end.
     fn start(program: &mut Command) -> Self {
         Self(program.stdin(Stdio::piped()).spawn().unwrap())
     }
@@ -38,13 +39,13 @@ impl Drop for Waiting {
     }
 }
 
-/// A cgroup that is removed at the end.
+/// A cgroup that is removed when the value is dropped.
 struct Group(PathBuf);
 
 impl Group {
     fn make(name: &str) -> Self {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        // A process can be moved into a new group of this one without further ado.
+        // In these hierarchies, a process can be moved into a new cgroup without further settings.
         let hierarchy =
             table.lines().find(|line| line.contains(" - cgroup2 ") || line.contains(" - cgroup cgroup rw,pids"));
         let path = Path::new(hierarchy.unwrap().split(' ').nth(4).unwrap()).join(name);
@@ -63,7 +64,7 @@ impl Drop for Group {
     }
 }
 
-/// Checks that `own` has found what `words` say, and `other` nothing.
+/// Checks that `own` finds `words`, and that `other` finds nothing.
 fn assert_found(own: &Fixture, other: &Fixture, words: &str) {
     let difference = own.difference();
     assert!(difference.contains(words), "{words:?} is not in {difference:?}");
@@ -78,7 +79,7 @@ fn a_mount_is_found() {
     fs::create_dir_all(&bundle).unwrap();
     let process = in_private_mount_namespace(|| {
         mount(Some("tmpfs"), &bundle, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-        // The namespace is there as long as this process is.
+        // The namespace exists as long as this process lives.
         Waiting::start(&mut Command::new("cat"))
     })
     .unwrap();
@@ -91,7 +92,7 @@ fn a_mount_is_found() {
 }
 
 #[test]
-fn a_mount_is_found_by_its_upper_wherever_it_is_mounted() {
+fn a_mount_elsewhere_is_found_by_its_upper() {
     let (own, other) = (Fixture::new(), Fixture::new());
     let run = own.scratch().join(run_name(2));
     let [upper, work] = ["upper", "work"].map(|name| run.join(name));
@@ -99,7 +100,7 @@ fn a_mount_is_found_by_its_upper_wherever_it_is_mounted() {
     let target = other.path().join("elsewhere");
     fs::create_dir(&target).unwrap();
     let process = in_private_mount_namespace(|| {
-        // It ends with the namespace.
+        // The mount ends with its namespace.
         std::mem::forget(Overlay::new([own.base().fs()]).writable(&upper, &work).mount(&target).unwrap());
         Waiting::start(&mut Command::new("cat"))
     })
@@ -111,7 +112,7 @@ fn a_mount_is_found_by_its_upper_wherever_it_is_mounted() {
 }
 
 #[test]
-fn a_cgroup_is_found_when_the_directory_of_its_run_is_gone() {
+fn a_cgroup_is_found_after_its_run_was_removed() {
     let (own, other) = (Fixture::new(), Fixture::new());
     let name = run_name(3);
     begin_and_end_a_run(&own.scratch(), &name);
@@ -122,7 +123,7 @@ fn a_cgroup_is_found_when_the_directory_of_its_run_is_gone() {
 }
 
 #[test]
-fn a_cgroup_of_a_run_elsewhere_is_found_when_the_fixture_is_told() {
+fn a_cgroup_is_found_if_the_fixture_watches_its_run() {
     let (own, other) = (Fixture::new(), Fixture::new());
     let [unknown, watched, given] = [4, 5, 6].map(run_name);
     let elsewhere = own.path().join("elsewhere");
@@ -158,7 +159,7 @@ fn a_runtime_is_found_by_its_bundle() {
     let bundle = own.scratch().join(run_name(8)).join("bundle");
     let start = |bundle: &Path| {
         let mut command = Command::new("sh");
-        // It says so when it is this program with these arguments.
+        // The process prints a line once it has these arguments.
         command.args(["-c", "echo; read line", "runc", "run", "--bundle"]).arg(bundle).stdout(Stdio::piped());
         let mut process = Waiting::start(&mut command);
         std::io::Read::read_exact(process.0.stdout.as_mut().unwrap(), &mut [0]).unwrap();
@@ -167,7 +168,7 @@ fn a_runtime_is_found_by_its_bundle() {
     let process = start(&bundle);
     assert_found(&own, &other, &format!("processes: {{{}}}", process.0.id()));
     drop(process);
-    // One whose bundle lies in a directory whose name only begins the same.
+    // The path of this bundle only begins like the fixture's path.
     let _another = start(Path::new(&format!("{}-other/scratch/{}/bundle", own.path().display(), run_name(8))));
     assert_eq!(own.difference(), "");
 }
@@ -189,16 +190,16 @@ fn a_changed_layer_is_found() {
     let file = layers[1].fs().join("top");
     fs::write(&file, "another\n").unwrap();
     assert_found(&own, &other, &format!("{} has changed:\n  /top\n", layers[1].fs().display()));
-    // Otherwise the fixture would end this test.
+    // Dropping the fixture would fail this test otherwise.
     let undone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(own)));
     assert!(undone.is_err());
 }
 
 #[test]
-fn a_run_that_is_going_on_is_found_by_its_own_fixture_alone() {
+fn a_live_run_is_found_only_by_its_own_fixture() {
     let fixtures = Arc::new((Fixture::new(), Fixture::new()));
     let (sender, receiver) = std::sync::mpsc::channel();
-    // The command goes on until the writing end is closed.
+    // The command runs until the writer is closed.
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let mut waiting = Some((writer, Arc::clone(&fixtures)));
     let look = move |_: &[u8]| {
@@ -219,7 +220,7 @@ fn a_run_that_is_going_on_is_found_by_its_own_fixture_alone() {
 }
 
 #[test]
-fn a_leak_fails_the_test_that_has_made_it() {
+fn a_leak_fails_the_test_that_made_it() {
     let fixture = Fixture::new();
     fs::write(fixture.scratch().join("file"), "").unwrap();
     let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(fixture)));

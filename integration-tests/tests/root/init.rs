@@ -1,5 +1,6 @@
-//! Process 1 of a container: what becomes of the command, of its orphans and of what it does to itself; and commands and
-//! runtimes that do not begin.
+//! Process 1 of a container: how it starts and ends the command, reaps orphans and passes signals
+//! on. Also commands that cannot be executed and runtimes that start nothing. Signals have more
+//! tests in module `signals`.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -15,20 +16,20 @@ use nix::unistd::Pid;
 use runner::{Cause, Phase};
 use serde_json::{Value, json};
 
-/// The exit status, standard output and error.
+/// Runs a command. Returns its exit status, standard output and standard error.
 fn run(command: &mut Command) -> (i32, String, String) {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// Starts it with its standard output in a pipe.
+/// Starts a command with its standard output in a pipe.
 fn start(command: &mut Command) -> Running {
     Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))
 }
 
 #[test]
-fn a_status_is_told_from_a_signal() {
+fn an_exit_status_is_distinguished_from_a_signal() {
     let fixture = Fixture::new();
     let report = fixture.path().join("report.json");
     for runtime in RUNTIMES {
@@ -40,7 +41,7 @@ fn a_status_is_told_from_a_signal() {
             ("kill -ABRT $$; exit 3", 134, json!({"signaled": 6})),
             ("kill -INT $$; exit 3", 130, json!({"signaled": 2})),
             ("exit 255", 255, json!({"exited": 255})),
-            // Process 1 is another.
+            // A process other than process 1 is killed here.
             ("sleep 1000 & kill -9 $!; wait $! 2>/dev/null", 137, json!({"exited": 137})),
         ] {
             let options = ["--runtime", runtime, "--json", report.to_str().unwrap()];
@@ -51,13 +52,13 @@ fn a_status_is_told_from_a_signal() {
     }
 }
 
-/// Fills a layer with files that the kernel does not execute, each for a reason of its own.
-fn not_executable(fs: &Path) {
+/// Fills a layer with files that the kernel does not execute, each for another reason.
+fn fill_with_not_executable_files(fs: &Path) {
     let file = |name: &str, mode: u32, content: &[u8]| {
         fs::write(fs.join(name), content).unwrap();
         fs::set_permissions(fs.join(name), fs::Permissions::from_mode(mode)).unwrap();
     };
-    for dir in ["bin", "work", "work/dir"] {
+    for dir in ["bin", "srv", "srv/dir"] {
         fs::create_dir(fs.join(dir)).unwrap();
     }
     file("bin/denied", 0o644, b"#!/bin/sh\n");
@@ -67,39 +68,34 @@ fn not_executable(fs: &Path) {
     file("text", 0o755, b"echo text\n");
     file("empty", 0o755, b"");
     file("damaged", 0o755, b"\x7fELF\x02\x01\x01");
-    file("work/tool", 0o755, b"echo tool\n");
-    file("work/no-such", 0o755, b"#!/no/sh\n");
+    file("srv/tool", 0o755, b"echo tool\n");
+    file("srv/no-such", 0o755, b"#!/no/sh\n");
     file("root-only", 0o700, b"#!/bin/sh\n");
-    file("interpreted-by-a-directory", 0o755, b"#!/work\n");
+    file("interpreted-by-a-directory", 0o755, b"#!/srv\n");
     symlink("loop", fs.join("loop")).unwrap();
     symlink("/nowhere", fs.join("dangling")).unwrap();
-    // A program of the host's, whose loader the base does not have.
+    // A program of the host, whose dynamic loader the base does not have.
     fs::copy(find("setsid"), fs.join("dynamic")).unwrap();
 }
 
 #[test]
-fn what_cannot_be_executed_is_told_with_its_reason() {
+fn a_command_that_cannot_be_executed_is_reported_with_the_reason() {
     let fixture = Fixture::new();
-    let layer = fixture.layer("programs", not_executable);
+    let layer = fixture.layer("programs", fill_with_not_executable_files);
     let long = "x".repeat(5000);
     let far = format!("/{}", "x/".repeat(2000));
-    // (further options, the command, the exit status, what is told, and of which path)
+    // (further options, the command, the exit status, the message)
     let table: [(&[&str], &str, i32, &str); 24] = [
         (&[], "/no/such", 127, "does not exist in the container: /no/such (No such file"),
         (&[], "no-such", 127, "does not exist in the container: no-such (No such file"),
-        (&["--cwd", "/work"], "./nothing", 127, "does not exist in the container: ./nothing (No such file"),
-        // Another file than the one that is asked for.
-        (&["--cwd", "/work"], "no-such", 127, "does not exist in the container: no-such (No such file"),
-        (&["--cwd", "/work"], "tool", 127, "does not exist in the container: tool (No such file"),
+        (&["--cwd", "/srv"], "./nothing", 127, "does not exist in the container: ./nothing (No such file"),
+        // The working directory is not searched.
+        (&["--cwd", "/srv"], "no-such", 127, "does not exist in the container: no-such (No such file"),
+        (&["--cwd", "/srv"], "tool", 127, "does not exist in the container: tool (No such file"),
         (&[], "/text/below", 127, "does not exist in the container: /text/below (Not a directory"),
         (&[], "/dangling", 127, "does not exist in the container: /dangling (No such file"),
-        (&["--env", "PATH=/work"], "sh", 127, "does not exist in the container: sh (No such file"),
-        (
-            &["--env", "PATH=/bin:/work"],
-            "dir",
-            126,
-            "cannot be executed in the container: /work/dir: it must be a file",
-        ),
+        (&["--env", "PATH=/srv"], "sh", 127, "does not exist in the container: sh (No such file"),
+        (&["--env", "PATH=/bin:/srv"], "dir", 126, "cannot be executed in the container: /srv/dir: it must be a file"),
         (
             &[],
             "denied",
@@ -109,7 +105,7 @@ fn what_cannot_be_executed_is_told_with_its_reason() {
         (&[], "/bin/denied", 126, "cannot be executed in the container: /bin/denied: it, or its"),
         (&["--user", "7"], "/root-only", 126, "cannot be executed in the container: /root-only: it must be a file"),
         (&[], "/etc", 126, "cannot be executed in the container: /etc: it must be a file with permission"),
-        (&[], "/interpreted-by-a-directory", 126, "its interpreter \"/work\", must be a file with permission"),
+        (&[], "/interpreted-by-a-directory", 126, "its interpreter \"/srv\", must be a file with permission"),
         (&[], "orphaned", 126, "in the container: /bin/orphaned: its interpreter \"/no/sh\" does not exist"),
         (&[], "/no-interpreter", 126, "in the container: /no-interpreter: its interpreter \"/no/sh\" does not exist"),
         (
@@ -120,7 +116,7 @@ fn what_cannot_be_executed_is_told_with_its_reason() {
         ),
         (&[], "/dynamic", 126, "in the container: /dynamic: its dynamic loader \"/lib"),
         (&[], "/text", 126, "in the container: /text: it is neither a program of this machine nor a script"),
-        (&["--cwd", "/work"], "./tool", 126, "in the container: ./tool: it is neither a program"),
+        (&["--cwd", "/srv"], "./tool", 126, "in the container: ./tool: it is neither a program"),
         (&[], "/empty", 126, "in the container: /empty: it is empty"),
         (&[], "/damaged", 126, "in the container: /damaged: it is a program for another machine, or damaged"),
         (&[], "/loop", 126, "cannot be executed in the container: /loop (Too many levels of symbolic links"),
@@ -133,19 +129,19 @@ fn what_cannot_be_executed_is_told_with_its_reason() {
                 let mut layered = fixture.layered_run();
                 layered.arg("--layer").arg(layer.path()).args(["--runtime", runtime]).args(init).args(options);
                 let (seen, stdout, stderr) = run(layered.arg("--").arg(command));
-                let told =
+                let case =
                     format!("{runtime} {init:?} {options:?} {}: {seen} {stderr}", &command[..command.len().min(30)]);
-                assert_eq!((seen, &*stdout, stderr.lines().count()), (status, "", 1), "{told}");
-                assert!(stderr.starts_with("layered: the command ") && stderr.contains(message), "{told}");
+                assert_eq!((seen, &*stdout, stderr.lines().count()), (status, "", 1), "{case}");
+                assert!(stderr.starts_with("layered: the command ") && stderr.contains(message), "{case}");
             }
         }
     }
 }
 
 #[test]
-fn what_cannot_be_executed_is_an_error_of_its_own() {
+fn a_command_that_cannot_be_executed_has_its_own_error() {
     let fixture = Fixture::new();
-    let layers = [fixture.layer("programs", not_executable)];
+    let layers = [fixture.layer("programs", fill_with_not_executable_files)];
     let error = |command: &str| {
         let template = Template::builder([command]).build().unwrap();
         let error = runner::run(&fixture.base(), &layers, &template, fixture.options()).unwrap_err();
@@ -167,11 +163,12 @@ fn what_cannot_be_executed_is_an_error_of_its_own() {
     }
 }
 
-/// A runtime that does `what` in the place of starting a container. `$pid` is the file that it should leave the number in.
-fn runtime_that(fixture: &Fixture, name: &str, what: &str) -> PathBuf {
+/// Makes a runtime that executes `script` instead of starting a container. `$pid` is the file for
+/// the container's PID.
+fn runtime_that(fixture: &Fixture, name: &str, script: &str) -> PathBuf {
     let path = fixture.path().join(name);
     let find_file = "for word in \"$@\"; do [ \"$last\" = --pid-file ] && pid=$word; last=$word; done";
-    write_script(&path, &format!("#!/bin/sh\n{find_file}\n{what}\n"));
+    write_script(&path, &format!("#!/bin/sh\n{find_file}\n{script}\n"));
     path
 }
 
@@ -188,7 +185,7 @@ fn a_runtime_that_starts_nothing_is_an_error() {
         (runtime_that(&fixture, "too-large", "echo 99999999999999999999 > $pid"), none),
         (runtime_that(&fixture, "of-the-keeper", "echo 1 > $pid"), none),
         (runtime_that(&fixture, "its-own", "echo $$ > $pid"), none),
-        // Of a process that ends, though another one goes on.
+        // The PID is that of a process that ends, while another process stays.
         (runtime_that(&fixture, "another", "sleep 1000 & sleep 0.01 & echo $! > $pid"), "its container ended before"),
         (runtime_that(&fixture, "negative", "echo -5 > $pid"), none),
         (runtime_that(&fixture, "a-directory", "mkdir $pid"), none),
@@ -200,10 +197,10 @@ fn a_runtime_that_starts_nothing_is_an_error() {
             let mut layered = fixture.layered_run();
             layered.arg("--runtime").arg(&runtime).args(init).arg("--keep-failed").arg("--upper").arg(&upper);
             let (status, stdout, stderr) = run(layered.arg("--json").arg(&json).args(["--", "true"]));
-            let told = format!("{} {init:?}: {stderr}", runtime.display());
-            assert_eq!((status, &*stdout, stderr.lines().count()), (125, "", 1), "{told}");
-            assert!(stderr.contains(message), "{told}");
-            assert!(!upper.exists(), "{told}");
+            let case = format!("{} {init:?}: {stderr}", runtime.display());
+            assert_eq!((status, &*stdout, stderr.lines().count()), (125, "", 1), "{case}");
+            assert!(stderr.contains(message), "{case}");
+            assert!(!upper.exists(), "{case}");
             let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
             assert_eq!((&report["status"]["failed"]["phase"], &report["upper"]), (&json!("runc_run"), &Value::Null));
             fixture.assert_clean();
@@ -211,12 +208,12 @@ fn a_runtime_that_starts_nothing_is_an_error() {
     }
 }
 
-/// Starts an orphan and says when it is not there any more.
+/// Starts an orphan and prints a line when it is gone.
 const ORPHAN: &str =
     "pid=$(sh -c 'sleep 0.01 >/dev/null & echo $!'); while [ -e /proc/$pid ]; do sleep 0.01; done; echo reaped";
 
 #[test]
-fn orphans_are_reaped() {
+fn the_init_reaps_orphans() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let run = |script: &str| {
@@ -225,7 +222,7 @@ fn orphans_are_reaped() {
             stdout(&runner::run(&fixture.base(), &[], &template, options).unwrap())
         };
         assert_eq!(run(ORPHAN), "reaped\n", "{runtime}");
-        // More than there may be processes at a time.
+        // The script starts more processes in all than may exist at a time.
         let many = format!("for n in $(seq 100); do sh -c 'true & true' || exit; done; {ORPHAN}; echo /proc/[0-9]*");
         let seen = run(&many);
         let processes = seen.lines().last().unwrap().split(' ').count();
@@ -234,10 +231,10 @@ fn orphans_are_reaped() {
 }
 
 #[test]
-fn a_plain_command_hears_sigterm() {
+fn sigterm_ends_a_command_without_a_handler() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
-        // It has an hour of grace, and needs none of it.
+        // The command has an hour of grace and needs none of it.
         let options = ["--runtime", runtime, "--grace", "1h"];
         let mut run = start(&mut fixture.layered_script(&options, "echo begun; exec sleep 1000"));
         assert_eq!(run.line(), "begun");
@@ -251,7 +248,7 @@ fn a_plain_command_hears_sigterm() {
 }
 
 #[test]
-fn a_command_that_is_stopped_costs_no_time() {
+fn a_stopped_command_uses_no_processor_time() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         for input in [Stdio::null(), Stdio::piped()] {
@@ -268,7 +265,7 @@ fn a_command_that_is_stopped_costs_no_time() {
             let ours = |pid: &u32| name(*pid).starts_with("layered");
             let processes: Vec<_> = [run.pid()].into_iter().chain(descendants(run.pid())).filter(ours).collect();
             let times = || processes.iter().map(|pid| times_run(*pid)).collect::<Vec<_>>();
-            // They may have something to do yet, but not for long.
+            // The processes may have something left to do, but not for long.
             let mut rest = 0;
             let mut before = times();
             for _ in 0..1000 {
@@ -287,15 +284,17 @@ fn a_command_that_is_stopped_costs_no_time() {
     }
 }
 
-/// It makes process 1 its tracer, and stops at the next signal: the kernel tells the tracer of that as it tells of an end.
+/// The command makes process 1 its tracer and stops at the next signal. The kernel notifies a
+/// tracer of a stop in the same way as of an end.
 #[test]
-fn a_command_that_has_itself_traced_has_not_ended() {
+fn a_traced_command_does_not_count_as_ended() {
     use nix::libc::{SIGUSR1, SYS_kill, SYS_ptrace};
     let fixture = Fixture::new();
     fixture.add_probe();
     let call = format!("exec probe {SYS_ptrace} 0 , {SYS_kill} 0 {SIGUSR1}");
     for runtime in RUNTIMES {
-        // Process 1 goes on if its parent was the runtime, which has ended since.
+        // Without an init, the command goes on if its parent was the runtime, which has ended by
+        // then.
         for (init, statuses) in [(&[][..], &[124][..]), (&["--no-init"], &[124, 0])] {
             let options = [&["--runtime", runtime, "--timeout", "1s", "--grace", "10ms"], init].concat();
             let (status, ..) = run(&mut fixture.layered_script(&options, &call));
@@ -305,18 +304,18 @@ fn a_command_that_has_itself_traced_has_not_ended() {
 }
 
 #[test]
-fn the_command_can_be_process_1() {
+fn without_an_init_the_command_is_process_1() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let run = |script: &str| run(&mut fixture.layered_script(&["--runtime", runtime, "--no-init"], script));
-        // What is process 1 is safe from its own signals.
+        // The kernel protects process 1 from signals of its own container.
         assert_eq!(run("echo $$ /proc/[0-9]*; kill -TERM $$; exit 7"), (7, "1 /proc/1\n".into(), String::new()));
         assert_eq!(run("exit 137"), (137, String::new(), String::new()), "{runtime}");
         let options = fixture.options().runtime(Runtime::new(runtime)).init(Init::None);
         let report = fixture.run_with(&[], "ulimit -t 1; while :; do :; done", options);
         assert_eq!(report.status, Status::Signaled(9), "{runtime}");
 
-        // From outside it hears what it has a handler for.
+        // A signal from outside reaches process 1 if it has a handler.
         let options = ["--runtime", runtime, "--no-init", "--grace", "1h"];
         let script = "trap 'echo heard; exit 5' TERM; echo begun; sleep 1000 & while :; do wait; done";
         let mut run = start(&mut fixture.layered_script(&options, script));
@@ -327,34 +326,35 @@ fn the_command_can_be_process_1() {
 }
 
 #[test]
-fn the_init_and_the_commands_session() {
+fn the_command_leads_its_session_and_is_a_child_of_the_init() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let run = |script: &str| run(&mut fixture.layered_script(&["--runtime", runtime], script));
         let expected = |text: &str| (0, text.to_string(), String::new());
-        // Neither its name nor its arguments look like the command.
+        // A command that searches for itself by name or arguments does not find the init.
         assert_eq!(
             run("cat /proc/1/comm; tr '\\0' ' ' < /proc/1/cmdline | sed 's/ *$//'"),
             expected("layered-init\nlayered-init")
         );
-        // The leader of a process group and of a session, without a terminal.
+        // The command leads a process group and a session without a terminal.
         let leader = "read pid name state parent group session terminal rest < /proc/$$/stat
             echo $((pid - group)) $((pid - session)) $terminal";
         assert_eq!(run(leader), expected("0 0 0\n"), "{runtime}");
-        // What it sends to its group is its own, and reaches it once.
+        // A signal to the command's own group reaches it once and does not reach the init.
         let group = "n=0; trap 'n=$((n + 1))' USR1; trap 'echo $n; exit 0' TERM
             kill -USR1 0; kill -TERM 1; sleep 1000 & while :; do wait; done";
         assert_eq!(run(group), expected("1\n"), "{runtime}");
-        // No program inside is a child of anything but the init.
+        // The command is a child of the init.
         assert_eq!(run("grep PPid /proc/$$/status"), expected("PPid:\t1\n"));
     }
 }
 
 #[test]
-fn reports_of_the_commands_own() {
+fn a_forged_report_does_not_hide_the_real_end() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
-        // An end that is not one, and more bytes than anybody reads: neither keeps the run from its own.
+        // A false report of an end, and more bytes than anyone reads. Neither keeps the run from
+        // reporting the real end.
         let forged = "printf '\\7\\0\\0\\0\\0\\0\\0\\0' > /proc/1/fd/3; exit 3";
         let (status, _, stderr) = run(&mut fixture.layered_script(&["--runtime", runtime], forged));
         assert_eq!((status, &*stderr), (3, ""), "{runtime}");
@@ -365,7 +365,7 @@ fn reports_of_the_commands_own() {
 }
 
 #[test]
-fn the_command_keeps_to_the_callers_processors() {
+fn the_command_keeps_the_callers_processors() {
     let fixture = Fixture::new();
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t")).unwrap();

@@ -1,4 +1,5 @@
-//! What is refused, with the path and the remedy, and that nothing is left then.
+//! Inputs that a run refuses: the error names the path and the remedy, and nothing is left. Places
+//! for scratch directories are tested in module `places`.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +19,7 @@ fn refused(fixture: &Fixture, base: &Base, layers: &[Layer], options: Options<'_
 }
 
 #[test]
-fn layers_that_are_none() {
+fn paths_that_are_not_layers_are_refused() {
     let fixture = Fixture::new();
     let store = fixture.store();
     let good = fixture.layer("good", |_| {});
@@ -42,12 +43,12 @@ fn layers_that_are_none() {
         assert_eq!(error.path(), Some(&*store.join(name)), "{error}");
         assert!(error.to_string().contains(expected), "{error}");
     }
-    // Nobody was marked as used.
+    // The run has marked no layer as used.
     assert_eq!(good.last_used().unwrap(), None);
 }
 
 #[test]
-fn a_base_that_has_gone() {
+fn a_removed_base_is_refused() {
     let fixture = Fixture::new();
     let dir = fixture.path().join("other-base");
     fs::create_dir_all(dir.join("fs")).unwrap();
@@ -58,7 +59,7 @@ fn a_base_that_has_gone() {
 }
 
 #[test]
-fn a_scratch_directory_that_cannot_be() {
+fn an_unusable_scratch_directory_is_refused() {
     let fixture = Fixture::new();
     let missing = fixture.path().join("missing");
     let error = refused(&fixture, &fixture.base(), &[], fixture.options().scratch(&missing));
@@ -73,7 +74,7 @@ fn a_scratch_directory_that_cannot_be() {
 }
 
 #[test]
-fn an_upper_on_overlayfs() {
+fn an_upper_on_overlayfs_is_refused() {
     let fixture = Fixture::new();
     let dir = |name: &str| {
         let path = fixture.path().join(name);
@@ -97,7 +98,7 @@ fn an_upper_on_overlayfs() {
 }
 
 #[test]
-fn prep_upper_that_fails_or_panics() {
+fn a_failing_or_panicking_prep_upper_leaves_nothing() {
     let fixture = Fixture::new();
     let options = fixture.options().prep_upper(|upper, _| {
         fs::write(upper.join("half"), "")?;
@@ -114,7 +115,7 @@ fn prep_upper_that_fails_or_panics() {
 }
 
 #[test]
-fn templates_that_no_container_can_be_made_from() {
+fn invalid_templates_are_refused() {
     let build = |builder: container::TemplateBuilder| builder.build().unwrap_err().to_string();
     for (error, expected) in [
         (build(Template::builder(Vec::<String>::new())), "process.args is empty"),
@@ -127,7 +128,7 @@ fn templates_that_no_container_can_be_made_from() {
 }
 
 #[test]
-fn a_config_json_whose_root_is_filled() {
+fn a_config_json_without_the_rootfs_placeholder_is_refused() {
     let fixture = Fixture::new();
     let path = fixture.path().join("config.json");
     let mut value = serde_json::to_value(shell("true").build().unwrap()).unwrap();
@@ -143,7 +144,7 @@ fn a_config_json_whose_root_is_filled() {
 }
 
 #[test]
-fn a_limit_that_nobody_holds() {
+fn a_limit_without_a_cgroup_controller_is_refused() {
     let fixture = Fixture::new();
     let template = container::Template::builder(["true"]).pids_limit(5).build().unwrap();
     let mut config = serde_json::to_value(&template).unwrap();
@@ -155,7 +156,7 @@ fn a_limit_that_nobody_holds() {
 }
 
 #[test]
-fn a_bind_of_nothing() {
+fn a_bind_of_a_missing_source_is_refused() {
     let fixture = Fixture::new();
     let mount = container::Mount::bind("/no/such/source", "/target");
     let template = shell("true").mount(mount).build().unwrap();
@@ -165,11 +166,12 @@ fn a_bind_of_nothing() {
 }
 
 #[test]
-fn a_path_that_is_too_long_for_the_plain_rung_is_never_cut() {
+fn paths_that_exceed_a_page_are_refused_not_truncated() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(200);
     let lowers = layers.iter().map(Layer::fs);
-    // By hand: what does not fit a page is refused, not cut off.
+    // The overlay is mounted without a plan. Options that do not fit into a page are refused, not
+    // truncated.
     let overlay = Overlay::new(lowers).api(container::MountApi::Mount2).names(container::LowerNames::Paths);
     match overlay.mount(fixture.scratch()).unwrap_err() {
         ContainerError::OptionsTooLong { bytes, limit } => assert!(bytes > limit),

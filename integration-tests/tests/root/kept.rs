@@ -1,4 +1,5 @@
-//! Failed builds that are kept: `layered run --keep-failed`, `shell`, `discard`.
+//! Failed builds that are kept: `layered run --keep-failed`, `shell` and `discard`. Commits of kept
+//! runs are also tested in module `commit`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,7 +9,8 @@ use std::process::{Command, Stdio};
 use integration_tests::tree::Snapshot;
 use integration_tests::{Fixture, layered};
 
-/// A build that has failed over five layers, after it has deleted and written; the directory that it is kept in.
+/// Makes a build over five layers that deletes and writes files and then fails. Returns the
+/// directory in which it is kept.
 fn failed_build(fixture: &Fixture) -> PathBuf {
     let layers = fixture.numbered_layers(5);
     let mut command = layered();
@@ -32,7 +34,7 @@ fn shell(kept: &PathBuf) -> Command {
     command
 }
 
-/// What a script prints in the kept state.
+/// Returns what a script prints in the kept state.
 fn says(kept: &PathBuf, script: &str) -> String {
     let output = shell(kept).args(["--", "sh", "-c", script]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -44,7 +46,7 @@ fn discard(kept: &PathBuf) {
 }
 
 #[test]
-fn a_visit_finds_the_state_and_leaves_it() {
+fn a_visit_finds_the_kept_state_and_keeps_changes() {
     let fixture = Fixture::new();
     let kept = failed_build(&fixture);
     let before = Snapshot::of_path(&kept.join("upper")).unwrap();
@@ -55,13 +57,13 @@ fn a_visit_finds_the_state_and_leaves_it() {
         );
         assert_eq!(before.diff(&Snapshot::of_path(&kept.join("upper")).unwrap()), "");
     }
-    // What is changed stays, and a shell reads what it is told on standard input.
+    // Changes stay. Without a command, the shell reads its standard input.
     let mut visit = shell(&kept).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     visit.stdin.take().unwrap().write_all(b"echo later > /new/later\necho /new/*\n").unwrap();
     let output = visit.wait_with_output().unwrap();
     assert_eq!((output.status.code(), &*output.stdout), (Some(0), &b"/new/later /new/made\n"[..]));
     assert_eq!(says(&kept, "cat /new/later"), "later\n");
-    // By its name alone, and the command's own status comes back.
+    // The kept run can be given by its name alone. `shell` returns the command's own exit status.
     let named = layered()
         .args(["shell", "--scratch"])
         .arg(fixture.scratch())
@@ -79,25 +81,25 @@ fn a_visit_finds_the_state_and_leaves_it() {
 }
 
 #[test]
-fn a_mended_build_becomes_a_layer() {
+fn a_fixed_build_becomes_a_layer() {
     let fixture = Fixture::new();
     let kept = failed_build(&fixture);
-    says(&kept, "echo mended > /new/made");
-    let layer = fixture.store().join("mended");
+    says(&kept, "echo fixed > /new/made");
+    let layer = fixture.store().join("fixed");
     let output = layered().arg("commit").args([&kept, &layer]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let layer = layer::Layer::open(layer).unwrap();
-    let meta = layer.meta().unwrap().expect("it is whole");
+    let meta = layer.meta().unwrap().expect("the layer is complete");
     assert_eq!((meta.exit_status, meta.parent_hashes.len()), (3, 5));
-    // Over a base alone it has what was made, and nothing else of the stack.
+    // Over a base alone, the layer shows what the build wrote and nothing else of the stack.
     let report = fixture.run(&[layer], "cat /new/made; echo /deps/* /etc/*");
-    assert_eq!(integration_tests::stdout(&report), "mended\n/deps/* /etc/hosts\n");
+    assert_eq!(integration_tests::stdout(&report), "fixed\n/deps/* /etc/hosts\n");
     drop(report);
     fixture.assert_clean();
 }
 
 #[test]
-fn one_visit_at_a_time_and_a_killed_one_does_no_harm() {
+fn visits_exclude_each_other_and_a_killed_one_does_no_harm() {
     let fixture = Fixture::new();
     let kept = failed_build(&fixture);
     let mut visit = shell(&kept)
@@ -117,7 +119,7 @@ fn one_visit_at_a_time_and_a_killed_one_does_no_harm() {
     }
     visit.kill().unwrap();
     visit.wait().unwrap();
-    // The container has its end of the pipe until it is gone.
+    // The container keeps its end of the pipe open until it is gone.
     said.read_to_end(&mut Vec::new()).unwrap();
     assert_eq!(says(&kept, "echo /new/*"), "/new/*\n");
     discard(&kept);
@@ -125,7 +127,7 @@ fn one_visit_at_a_time_and_a_killed_one_does_no_harm() {
 }
 
 #[test]
-fn a_kept_run_tells_itself_what_was_below() {
+fn a_kept_run_refuses_another_base() {
     let fixture = Fixture::new();
     let kept = failed_build(&fixture);
     let mut commit = layered();
@@ -135,14 +137,14 @@ fn a_kept_run_tells_itself_what_was_below() {
     assert_eq!((output.status.code(), stderr.lines().count()), (Some(125), 1), "{stderr}");
     assert!(stderr.contains("leave out --run and --base"), "{stderr}");
     assert!(kept.join("upper/new").is_dir() && !fixture.store().join("new").exists());
-    // Of a discard that was killed half way the rest can be discarded.
+    // This is the state after a discard that was killed half way. The rest can be discarded.
     fs::remove_dir_all(kept.join("upper")).unwrap();
     discard(&kept);
     fixture.assert_clean();
 }
 
 #[test]
-fn what_is_no_kept_run_is_said_so() {
+fn paths_that_are_not_kept_runs_are_refused() {
     let fixture = Fixture::new();
     let store = fixture.store();
     for (command, path) in [("shell", &store), ("discard", &store), ("shell", &store.join("missing"))] {
@@ -152,7 +154,7 @@ fn what_is_no_kept_run_is_said_so() {
         assert!(stderr.contains("is not a kept run"), "{stderr}");
     }
     assert!(store.exists());
-    // A run that succeeds keeps nothing.
+    // A successful run keeps nothing.
     let mut run = layered();
     run.args(["run", "--keep-failed", "--base"]).arg(fixture.base().path()).arg("--scratch").arg(fixture.scratch());
     assert!(run.args(["--", "true"]).stdin(Stdio::null()).status().unwrap().success());

@@ -1,4 +1,5 @@
-//! What is left of a run whose process is killed: nothing that lives, nothing that is mounted, and after a sweep nothing at all.
+//! Kills the processes of a run. Afterwards no process lives and nothing is mounted, and a sweep
+//! removes the rest. `faults` has the same runs with failing calls.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,16 +11,16 @@ use std::time::Duration;
 
 use integration_tests::processes::{children, descendants, name, state};
 use integration_tests::strace::Disturbance;
-use integration_tests::{Fixture, KnownRun, RUNTIMES, Told, stdout};
+use integration_tests::{Fixture, KnownRun, RUNTIMES, Reported, stdout};
 use layer::Layer;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
-/// Moments over which the kills are spread, from the start of the runtime into the command.
+/// The kills are spread over this time, from the start of the runtime into the command.
 const SPAN: Duration = Duration::from_millis(80);
 
-/// `LAYERED_KILLS` in each test, 40 if that is not set.
+/// Returns the number of kills in each test: `LAYERED_KILLS`, by default 40.
 fn count() -> u32 {
     std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse().expect("LAYERED_KILLS is a number"))
 }
@@ -38,20 +39,21 @@ fn command(fixture: &Fixture, runtime: &str, layers: &[Layer], script: &str) -> 
     command
 }
 
-/// Waits for the n-th moment: once the keeper is there, or, every fourth time, the command, which says so.
+/// Waits for the n-th moment: for the command's first line if n is a multiple of four, otherwise
+/// for the keeper and then for a while.
 fn until_moment(run: &mut Child, n: u32) {
     if n % 4 == 0 {
         BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
         return;
     }
     while descendants(run.id()).is_empty() {
-        assert_eq!(run.try_wait().unwrap(), None, "it ended without a keeper");
+        assert_eq!(run.try_wait().unwrap(), None, "the run ended without a keeper");
         std::thread::yield_now();
     }
     std::thread::sleep(SPAN * n / count());
 }
 
-/// So many of `all`, evenly spread.
+/// Returns `count` of `all`, evenly spread.
 fn spread<T>(all: &[T], count: usize) -> impl Iterator<Item = &T> {
     (0..count.min(all.len())).map(move |n| &all[n * all.len() / count.min(all.len())])
 }
@@ -61,7 +63,7 @@ fn a_killed_run_takes_its_container_with_it() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(30);
     for n in 0..count() {
-        // One that has left its parent, its session and its process group.
+        // The first process has left its parent, its session and its process group.
         let mut run = start(&fixture, &layers, "(setsid sleep 1000 &); echo begun; sleep 1000 & sleep 1000");
         until_moment(&mut run, n);
         run.kill().unwrap();
@@ -73,7 +75,7 @@ fn a_killed_run_takes_its_container_with_it() {
 }
 
 #[test]
-fn a_run_killed_at_its_own_system_calls() {
+fn a_run_killed_at_any_of_its_system_calls_leaves_nothing() {
     for run in [KnownRun::stacking as fn() -> KnownRun, KnownRun::merging] {
         let run = run();
         let points = run.program().points();
@@ -85,28 +87,30 @@ fn a_run_killed_at_its_own_system_calls() {
             run.fixture.assert_nothing_lives();
             if output.status.signal() == Some(9) {
                 killed += 1;
-                // It is there whole, or not at all.
+                // The upper is complete, or it does not exist.
                 run.remove_upper();
                 run.fixture.sweep();
                 assert_eq!(run.fixture.difference(), "", "{point:?}");
             } else {
-                // That was the child that is to be the runtime, or nobody: a merge's threads share its work as it comes.
-                assert_eq!(run.wrong(&output, Told::Always), [""; 0], "{point:?}");
+                // The killed process was the child that becomes the runtime, or the point was not
+                // reached, because the threads of a merge divide the work differently each time.
+                assert_eq!(run.wrong(&output, Reported::Always), [""; 0], "{point:?}");
             }
         }
         eprintln!("{killed} of {} points were met", points.len());
-        // The threads of a merge share its work as the machine has time for each.
+        // The threads of a merge divide the work differently each time, so some points are not
+        // reached.
         assert!(killed * 2 > points.len(), "{killed} of {} were killed", points.len());
     }
 }
 
-/// Kills a process, unless it ends by itself. One that has ended and was not waited for yet takes every signal, too: so it is
-/// stopped first, which only one that lives can be.
-fn kill_it_alive(pid: u32, pidfd: impl AsFd) -> bool {
+/// Kills a process unless it has ended. A zombie accepts every signal, so this stops the process
+/// first, which is possible only if it lives. Returns whether the process was killed.
+fn kill_if_alive(pid: u32, pidfd: impl AsFd) -> bool {
     use rustix::process::Signal;
     loop {
-        // Again each time: the kernel drops the stop of a process of several threads, as runc's are, when one of them
-        // executes a program.
+        // The stop is repeated because the kernel drops it when a thread of a process with several
+        // threads, such as runc, executes a program.
         if pidfd_send_signal(&pidfd, Signal::STOP).is_err() {
             return false;
         }
@@ -118,9 +122,9 @@ fn kill_it_alive(pid: u32, pidfd: impl AsFd) -> bool {
     }
 }
 
-/// Kills one of the processes that look after a run, and the command, one after the other, at any moment.
+/// Kills, in each run, one of the processes that look after it, or the command, at varying moments.
 #[test]
-fn any_process_of_a_run_killed_at_any_moment() {
+fn killing_any_process_of_a_run_leaves_nothing() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(3);
     let mut killed = BTreeMap::new();
@@ -131,32 +135,34 @@ fn any_process_of_a_run_killed_at_any_moment() {
         until_moment(&mut run, n);
         let name = loop {
             let processes = descendants(run.id());
-            assert!(!processes.is_empty(), "it ended by itself");
-            // In every order: each of them, and what they are at that moment.
+            assert!(!processes.is_empty(), "the run ended before the kill");
+            // Every kill selects another of the processes that exist at that moment.
             let victim = processes[(n / 4) as usize % processes.len()];
-            // One may have ended by itself, and its number be another's. What is still there when it is open is meant.
+            // The process may have ended, and its PID may belong to another process by now. So the
+            // check below repeats after the open.
             let Ok(pidfd) = pidfd_open(rustix::process::Pid::from_raw(victim as i32).unwrap(), PidfdFlags::empty())
             else {
                 continue;
             };
             let name = name(victim);
-            if descendants(run.id()).contains(&victim) && kill_it_alive(victim, &pidfd) {
+            if descendants(run.id()).contains(&victim) && kill_if_alive(victim, &pidfd) {
                 break name;
             }
         };
         *killed.entry(name.clone()).or_insert(0) += 1;
-        // Without the keeper there is no result, nor without the init. Another process may have done its part.
+        // Without the keeper or the init, the run has no result. Any other process may have done
+        // its work already.
         let statuses = match &*name {
             "layered-keeper" => &[125][..],
             "layered-init" => &[125, 137],
             _ => &[0, 125, 137],
         };
-        // The end of its input lets the command end, if it goes on.
+        // The end of its input lets a surviving command end.
         let input = run.stdin.take().filter(|_| !statuses.contains(&0));
         let status = run.wait().unwrap();
         assert!(status.code().is_some_and(|code| statuses.contains(&code)), "kill {n} of {name}: {status}");
         drop(input);
-        // At once, without a sweep.
+        // Nothing is left even without a sweep.
         assert_eq!(fixture.difference(), "", "kill {n} of {name}");
     }
     eprintln!("killed: {killed:?}");
@@ -165,7 +171,8 @@ fn any_process_of_a_run_killed_at_any_moment() {
 #[test]
 fn a_killed_keeper_takes_its_container_with_it() {
     let fixture = Fixture::new();
-    // The children of this process are those of other tests, too: the keeper is the one whose bundle lies in this directory.
+    // This process also has children of other tests. The keeper is the child whose bundle is in
+    // this directory.
     let bundles = fixture.scratch().canonicalize().unwrap();
     let options = fixture.options().stdout(container::Output::Callback(Box::new(move |_| {
         let is_keeper = |pid: &&u32| {
@@ -173,7 +180,7 @@ fn a_killed_keeper_takes_its_container_with_it() {
             String::from_utf8_lossy(&arguments).contains(&format!("--bundle\0{}/", bundles.display()))
         };
         let children = children(std::process::id());
-        let keeper = children.iter().find(is_keeper).expect("it runs the command");
+        let keeper = children.iter().find(is_keeper).expect("the keeper runs the command");
         kill(Pid::from_raw(*keeper as i32), Signal::SIGKILL).unwrap();
     })));
     let template = integration_tests::shell("(setsid sleep 1000 &); echo begun; sleep 1000").build().unwrap();

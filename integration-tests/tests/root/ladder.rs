@@ -1,4 +1,5 @@
-//! The same layers are the same tree on every rung, at any number of them, and the kernel's own.
+//! The same layers show the same tree on every rung, at any number of layers, and the kernel's own
+//! overlay shows it, too. `stacking` does this with whole runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use runner::Options;
 
 const COUNTS: [usize; 8] = [1, 2, 60, 200, 499, 500, 520, 1000];
 
-/// Layers that have something for each other: files over files, deletions, directories that hide others, directories that
-/// change hands.
+/// Makes a layer that interacts with others: files over files, deletions, directories that hide
+/// others, names that change between file and directory.
 fn layer(n: usize) -> Dir {
     let shared = Dir::new()
         .file(format!("by-7-{}", n % 7), &n.to_string())
@@ -32,8 +33,8 @@ fn layer(n: usize) -> Dir {
     if n % 3 == 0 { dir.whiteout(format!("of-{}", n + 40)) } else { dir }
 }
 
-/// What the kernel makes of them by itself: an overlay of up to 500 lowers, and where there are more, over another one of the
-/// lowest; it stacks no third.
+/// Mounts the trees with overlayfs alone. One overlay holds up to 500 lowers. The lowest trees
+/// beyond that form a second overlay below the first; overlayfs allows no third.
 fn by_the_kernel(trees: &[PathBuf]) -> Result<Snapshot> {
     let (top, rest) = trees.split_at(trees.len().saturating_sub(layer::MAX_LOWERS));
     let below = Mount::read_only(rest).context("the lowest")?;
@@ -45,7 +46,7 @@ fn by_the_kernel(trees: &[PathBuf]) -> Result<Snapshot> {
     Snapshot::of(Mount::read_only(&lowers).context("the rest")?)
 }
 
-/// What a run would mount on `rung`.
+/// Returns the tree that a run would mount on `rung`.
 fn on_a_rung(rung: Rung, base: &Base, layers: &[Layer], dir: &Path) -> Result<Snapshot> {
     let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| dir.join(name));
     for path in [&upper, &work, &merged] {
@@ -78,7 +79,7 @@ fn on_a_rung(rung: Rung, base: &Base, layers: &[Layer], dir: &Path) -> Result<Sn
 fn every_rung_shows_what_the_kernel_shows() -> Result<()> {
     integration_tests::stack::require_root();
     let dir = tempfile::tempdir()?;
-    // Names of the length that a store's have.
+    // The names are as long as those in a store.
     let path = |n: usize| dir.path().join(format!("{n:060}"));
     fs::create_dir(path(9999))?;
     let base = Dir::new()
@@ -98,7 +99,7 @@ fn every_rung_shows_what_the_kernel_shows() -> Result<()> {
         let layers = &layers[..count];
         let mut trees: Vec<_> = layers.iter().map(Layer::fs).collect();
         trees.push(base.fs());
-        // Two overlays hold 999 trees; the lowest layers of more are merged into one.
+        // Two overlays hold 999 trees. If there are more, the lowest layers are merged into one.
         let expected = match count {
             ..=998 => by_the_kernel(&trees)?,
             _ => {

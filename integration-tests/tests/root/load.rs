@@ -1,4 +1,5 @@
-//! Many runs at a time, in one process and in several, over the same layers in the same scratch directory.
+//! Many runs at a time, in one process and in several, over the same layers and in the same scratch
+//! directory. `many-runs` is the program that performs them.
 
 use std::collections::HashSet;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +9,7 @@ use integration_tests::tree::Snapshot;
 use integration_tests::{Done, Fixture, stdout};
 use layer::Layer;
 
-/// `LAYERED_RUNS` in one process, 128 if that is not set.
+/// Returns the number of runs in one process: `LAYERED_RUNS`, by default 128.
 fn count() -> usize {
     std::env::var("LAYERED_RUNS").map_or(128, |count| count.parse().expect("LAYERED_RUNS is a number"))
 }
@@ -20,7 +21,7 @@ fn start(fixture: &Fixture, runs: usize, in_flight: usize) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// The names of the runs.
+/// Waits for the process. Returns the names of the runs.
 fn finish(process: Child) -> Vec<String> {
     let output = process.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -28,17 +29,17 @@ fn finish(process: Child) -> Vec<String> {
 }
 
 #[test]
-fn many_runs_in_one_process() {
+fn many_concurrent_runs_in_one_process_succeed() {
     let fixture = Fixture::new();
     fixture.numbered_layers(6);
     let names = finish(start(&fixture, count(), 64));
-    // One to begin with.
+    // The program performs one more run at its start.
     assert_eq!(names.len(), count() + 1);
     assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "two runs had one name");
 }
 
 #[test]
-fn many_runs_in_four_processes() {
+fn many_concurrent_runs_in_four_processes_succeed() {
     let fixture = Fixture::new();
     fixture.numbered_layers(6);
     let processes: Vec<_> = (0..4).map(|_| start(&fixture, count() / 4, 16)).collect();
@@ -48,7 +49,7 @@ fn many_runs_in_four_processes() {
 }
 
 #[test]
-fn a_layer_in_use_is_never_half_seen() {
+fn concurrent_merges_and_runs_see_whole_layers() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(6);
     let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
@@ -73,7 +74,7 @@ fn a_layer_in_use_is_never_half_seen() {
         });
         let _done = Done(&over);
         std::thread::scope(|scope| {
-            // One stacks all, the other merges most of them.
+            // One thread's runs stack all layers, the other's merge most of them.
             for lowers in [500, 3] {
                 let (fixture, layers) = (&fixture, &layers);
                 scope.spawn(move || {

@@ -1,5 +1,5 @@
-//! Which layer of a stack a path is from, and what depends on the order of layers: with the kernel as the judge of both, on stacks
-//! made up at random; and what the command tells of it.
+//! Which layer of a stack provides a path, and where the order of layers matters. The kernel is the
+//! oracle for random stacks. Also tests the output of `layered show`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::merge::property::property;
 use super::merge::random::{Layers, layers};
 
-/// Layers on disk: `0/fs`, `1/fs`, …
+/// Makes the layers `0/fs`, `1/fs`, … on disk.
 fn make(layers: &[Dir]) -> (TempDir, Vec<PathBuf>) {
     require_root();
     let dir = tempfile::tempdir().unwrap();
@@ -32,7 +32,8 @@ fn make(layers: &[Dir]) -> (TempDir, Vec<PathBuf>) {
     (dir, trees)
 }
 
-/// Whether the layer that is said to supply a path is the one whose file the kernel shows, for all paths of all layers.
+/// Checks, for all paths of all layers, that the layer that `lookup` names has the file that the
+/// kernel shows.
 fn supplied_as_shown(trees: &[PathBuf]) -> Result<(), String> {
     let mount = Mount::read_only(trees).unwrap();
     let shown = Snapshot::of(&mount).unwrap();
@@ -44,7 +45,7 @@ fn supplied_as_shown(trees: &[PathBuf]) -> Result<(), String> {
             (Some(entry), Some(origin)) => {
                 let metadata = |root: &Path| fs::symlink_metadata(root.join(&path)).unwrap();
                 let (over, in_layer) = (metadata(&mount.path()), metadata(&trees[origin.layer]));
-                // A merged directory is a file of the overlay's own.
+                // The overlay has its own inode for a merged directory.
                 entry.kind == FileType::Directory || over.ino() == in_layer.ino()
             }
             _ => false,
@@ -62,20 +63,21 @@ fn supplied_as_shown(trees: &[PathBuf]) -> Result<(), String> {
     Ok(())
 }
 
-/// What a [`Difference`] is about.
+/// Returns the part of an entry that a [`Difference`] is about.
 fn seen(entry: &Entry) -> impl PartialEq + use<> {
     (entry.kind, entry.mode, entry.owner, entry.content.clone(), entry.rdev)
 }
 
 #[test]
-fn any_path_is_from_the_layer_that_the_kernel_shows() {
+fn lookup_names_the_layer_that_the_kernel_shows() {
     property(layers(), |Layers { separate, sources, base, .. }| {
         let (_dir, trees) = make(&[&separate[..], &sources, &[base]].concat());
         supplied_as_shown(&trees)
     });
 }
 
-/// Whether paths look the same in either order, if neither they nor a directory on the way is a conflict.
+/// Checks that paths look the same in either order, unless the path or a directory above it is a
+/// conflict.
 fn alike_in_any_order(trees: &[PathBuf]) -> Result<(), String> {
     let found = conflicts(trees, XattrNamespace::Trusted).unwrap();
     let found = found.collect::<Result<Vec<_>, Error>>().map_err(|error| error.to_string())?;
@@ -85,18 +87,18 @@ fn alike_in_any_order(trees: &[PathBuf]) -> Result<(), String> {
     let [one, other] =
         [Mount::read_only(trees), Mount::read_only(&reversed)].map(|mount| Snapshot::of(mount.unwrap()).unwrap());
     for path in one.entries.keys().chain(other.entries.keys()) {
-        // The root stands for itself only.
+        // A conflict of the root covers only the root itself.
         let known =
             path.ancestors().any(|way| differs.contains(&way.to_path_buf()) && (way == path || way != Path::new("")));
         if !known && one.entries.get(path).map(seen) != other.entries.get(path).map(seen) {
-            return Err(format!("{path:?} is no conflict: {found:#?}"));
+            return Err(format!("{path:?} differs but is not a conflict: {found:#?}"));
         }
     }
     Ok(())
 }
 
 #[test]
-fn what_is_no_conflict_looks_the_same_in_any_order() {
+fn paths_without_a_conflict_look_the_same_in_any_order() {
     property(layers(), |Layers { sources, base, .. }| {
         let (_dir, trees) = make(&[&sources[..], &[base]].concat());
         alike_in_any_order(&trees)
@@ -113,7 +115,7 @@ fn layers_with_redirects_are_refused_and_links_are_not_followed() {
     let obstacle = found.obstacle.unwrap();
     assert_eq!((obstacle.layer, &*obstacle.path, obstacle.target.as_deref()), (1, "l".as_ref(), Some("a".as_ref())));
     assert!(found.origins.is_empty());
-    // The link itself is found.
+    // A lookup finds the link itself.
     assert_eq!(lookup(&trees, "l", XattrNamespace::Trusted).unwrap().origins[0].role, Role::Supplies);
 }
 
@@ -129,7 +131,7 @@ fn show(arguments: &[&str], layers: &[PathBuf]) -> (i32, String, String) {
 }
 
 #[test]
-fn show_tells_people_and_programs() {
+fn show_prints_tables_and_json() {
     let bin = |content: &str| Dir::new().with("bin", Dir::new().file("cc", content).file("same", ""));
     let (dir, trees) = make(&[
         bin("gcc").with("lib", Item::symlink("usr/lib")),
@@ -150,10 +152,10 @@ fn show_tells_people_and_programs() {
     );
     assert_eq!(stdout, expected);
     let (status, stdout, _) = show(&["--file", "etc/motd", "--json"], &layers);
-    let told: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((status, &told["path"], &told["layer"]), (1, &json!("/etc/motd"), &Value::Null));
-    assert_eq!(told["origins"][0], json!({"layer": layers[1], "has": "whiteout", "role": "deletes", "by": null}));
-    assert_eq!(told["origins"][1], json!({"layer": layers[2], "has": "file", "role": "hidden", "by": layers[1]}));
+    let output: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((status, &output["path"], &output["layer"]), (1, &json!("/etc/motd"), &Value::Null));
+    assert_eq!(output["origins"][0], json!({"layer": layers[1], "has": "whiteout", "role": "deletes", "by": null}));
+    assert_eq!(output["origins"][1], json!({"layer": layers[2], "has": "file", "role": "hidden", "by": layers[1]}));
     let (status, stdout, _) = show(&["--file", "/lib/x"], &layers);
     assert!(
         status == 1 && stdout.contains("/lib is a symbolic link of") && stdout.contains("leads to usr/lib"),
@@ -170,8 +172,8 @@ paths of several layers: 2 that differ, 1 that are the same in all
 ";
     assert_eq!(stdout, expected);
     let (_, stdout, _) = show(&["--conflicts", "--json"], &layers);
-    let told: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(told[1], json!({"path": "/bin/same", "difference": "nothing", "layers": [layers[0], layers[1]]}));
+    let output: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(output[1], json!({"path": "/bin/same", "difference": "nothing", "layers": [layers[0], layers[1]]}));
     assert_eq!(show(&["--conflicts"], &layers[..1]).0, 0);
 
     for wrong in [&["--file", "x", "--conflicts"][..], &[], &["--file", "x", "some-layer"]] {

@@ -1,37 +1,40 @@
-//! Tests that need root, a kernel with overlayfs, runc and busybox. They fail where they cannot run.
+//! The tests that need root, a kernel with overlayfs, runc and busybox. They fail where they cannot
+//! run. The fixtures are in `src`; README.md shows how to run one test.
 //!
-//! One binary, a module a subject:
+//! One binary with a module per subject:
 //!
-//! - `fixture`: what runs leave behind is found, and only what they leave themselves
-//! - `stacking`: what a command sees of its layers, on every rung, at any number of them
-//! - `results`: how a command ends, what comes back, where its output goes
-//! - `init`: process 1 of a container, and commands and runtimes that do not begin
-//! - `signals`: those that layered gets, which the command gets, too
+//! - `fixture`: the fixture finds what its own runs leave behind, and nothing else
+//! - `stacking`: what a command sees of its layers, on every rung, with any number of layers
+//! - `results`: how a command ends, what a report contains, where the output goes
+//! - `init`: process 1 of a container, and commands and runtimes that do not start
+//! - `signals`: signals that layered passes on to the command
 //! - `streams`: files, pipes and terminals of the caller as input and output
-//! - `terminal`: a terminal of the command's own, and runs at one of the caller's
-//! - `breakout`: attempts to get out of a container, each really made, and made again where it can succeed
-//! - `inputs`: what is refused, and that nothing is left then
-//! - `environment`: what the container finds besides its layers: files in `/etc`, binds, users, limits
+//! - `terminal`: the command's own terminal, and runs at a terminal of the caller
+//! - `breakout`: attempts to break out of a container, each repeated where it can succeed
+//! - `inputs`: inputs that a run refuses
+//! - `environment`: what a container finds besides its layers: files in `/etc`, binds, users,
+//!   limits
 //! - `kept`: failed builds that are kept, and visits to them
-//! - `kills`: what is left when a run's process, or its runtime, is killed
-//! - `faults`: what comes of a run when one of its system calls fails
-//! - `filter`: the seccomp filter that crun is given, against the one that libseccomp makes
-//! - `ladder`: the same tree on every rung, at any number of layers
-//! - `merge`: the hardlink merge against the kernel's own view
-//! - `lookup`: which layer of a stack a path is from, and what several provide, against the kernel's own view
-//! - `capture`: uppers as layers, in any stack, twice at once, and when the power is cut
+//! - `kills`: the traces of a run after a kill of one of its processes
+//! - `faults`: runs in which one system call fails
+//! - `filter`: the seccomp filter that crun gets, compared with that of libseccomp
+//! - `ladder`: the same tree on every rung, with any number of layers
+//! - `merge`: the hardlink merge, compared with the kernel's own view
+//! - `lookup`: which layer provides a path, and where the order of layers matters
+//! - `capture`: uppers as layers, in any stack, captured concurrently, and during a power cut
 //! - `mounts`: overlays without a run
 //! - `places`: layers and scratch directories that are read-only, closed, or on another file system
-//! - `collector`: full disks, wrong sizes, and collectors that are killed
-//! - `store`: layers in use beside collectors, and who is killed among both
-//! - `remove`: taking trees away, and nothing that is mounted in them
+//! - `collector`: collectors on full disks, with wrong sizes, and killed
+//! - `store`: layers in use beside collectors, and kills of runs and collectors
+//! - `remove`: removal of trees, never across a mount
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
-//! - `command`: the `layered` command, from outside
-//! - `contents`: names and files that others have left, in every command
-//! - `doctor`: what is told of this machine, and of broken ones
-//! - `costs`: system calls of a run
-//! - `debian`: real input
+//! - `command`: the `layered` command, as scripts use it
+//! - `commit`: `layered commit`, killed and repeated
+//! - `contents`: hostile names and files, in every command
+//! - `doctor`: `layered doctor` on this machine and on broken ones
+//! - `costs`: the number of system calls of a run
+//! - `debian`: layers of Debian packages
 
 mod breakout;
 mod capture;

@@ -1,8 +1,12 @@
-//! Merging: the merged directory in the place of its layers shows the same tree, with the kernel as the judge of both.
+//! Merges: the merged directory must show the same tree as the layers that it replaces. The kernel
+//! is the oracle.
 //!
-//! `property` makes stacks up at random; what it ever finds becomes a named test in `corners`. `links` is about files
-//! that cannot be linked, `hostile` about layers that want to lead elsewhere, `input` about what is refused, `scale`
-//! about size and depth.
+//! - `property` makes random stacks; each failure that it ever finds becomes a named test in
+//!   `corners`
+//! - `links` has files that cannot be linked
+//! - `hostile` has layers that try to lead out of the target
+//! - `input` has inputs that are refused
+//! - `scale` has large and deep trees
 
 mod corners;
 mod hostile;
@@ -24,7 +28,7 @@ use tempfile::TempDir;
 /// A stack on disk.
 struct Stack {
     dir: TempDir,
-    /// Layers above the merged ones that stay lowers of their own, the topmost first.
+    /// Layers above the merged ones that stay separate lowers, the topmost first.
     separate: Vec<PathBuf>,
     /// Layers to merge, the topmost first.
     sources: Vec<PathBuf>,
@@ -52,13 +56,13 @@ impl Stack {
         self.dir.path().join("merged")
     }
 
-    /// The lowers as they are.
+    /// Returns the lowers with all layers separate.
     fn all(&self) -> Vec<&Path> {
         let layers = self.separate.iter().chain(&self.sources);
         layers.chain([&self.base]).map(PathBuf::as_path).collect()
     }
 
-    /// The lowers with the merged directory in the place of its sources.
+    /// Returns the lowers with the merged directory in place of its sources.
     fn with_merged<'a>(&'a self, merged: &'a Path) -> Vec<&'a Path> {
         self.separate.iter().map(PathBuf::as_path).chain([merged, &self.base]).collect()
     }
@@ -68,7 +72,7 @@ impl Stack {
         self.compare_at(merge, &self.merged())
     }
 
-    /// The same with the merged directory elsewhere.
+    /// As [`compare`](Self::compare), with the merged directory at `target`.
     fn compare_at(&self, merge: &Merge, target: &Path) -> Result<Merged, String> {
         let untouched: Vec<_> = self.sources.iter().map(|source| Snapshot::of_path(source).unwrap()).collect();
         let merged = merge.run(&self.sources, target).map_err(|error| format!("{error:?}"))?;
@@ -85,16 +89,16 @@ impl Stack {
     }
 }
 
-/// Whether the merged stack shows what the layers show. Names that are listed and not found are none of what a layer
-/// shows: where the layers have some, the merged directory need not, but it has none of its own.
+/// Checks that the merged stack shows what the layers show. A layer may list names that cannot be
+/// looked up. The merged directory need not list those, but must list no others.
 pub(crate) fn agree(expected: &Snapshot, found: &Snapshot) -> Result<(), String> {
     let diff = expected.diff(found);
     if !diff.is_empty() {
-        return Err(format!("another tree:\n{diff}"));
+        return Err(format!("the trees differ:\n{diff}"));
     }
     let phantoms: Vec<_> = found.phantoms.difference(&expected.phantoms).collect();
     if !phantoms.is_empty() {
-        return Err(format!("listed and not found: {phantoms:?}"));
+        return Err(format!("listed but not found: {phantoms:?}"));
     }
     Ok(())
 }
@@ -104,9 +108,9 @@ fn check(sources: &[Dir], base: &Dir) -> Merged {
     Stack::new(&[], sources, base).compare(&Merge::new()).unwrap_or_else(|difference| panic!("{difference}"))
 }
 
-/// Does `disturb` again and again on another thread for as long as `work` runs.
-fn meanwhile(disturb: impl Fn() + Sync, work: impl FnOnce()) {
-    /// Ends the other thread when the work is done, and when it has failed too.
+/// Repeats `disturb` on another thread while `work` runs.
+fn while_disturbed(disturb: impl Fn() + Sync, work: impl FnOnce()) {
+    /// Stops the other thread when the work is done or has failed.
     struct Over<'a>(&'a AtomicBool);
     impl Drop for Over<'_> {
         fn drop(&mut self) {

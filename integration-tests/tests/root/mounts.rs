@@ -1,4 +1,5 @@
-//! Overlays without a run: `container` on its own.
+//! Overlays without a run: the crate `container` on its own. `ladder` compares what the mounts
+//! show.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ impl Dirs {
     }
 }
 
+/// Returns the line of a mount point in the mount table, or an empty string.
 fn options_of(mount_point: &Path) -> String {
     let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let line = table.lines().find(|line| line.contains(&format!(" {} ", mount_point.display())));
@@ -44,13 +46,13 @@ fn options_of(mount_point: &Path) -> String {
 }
 
 #[test]
-fn each_api_with_each_kind_of_names() {
+fn every_api_mounts_with_every_kind_of_names() {
     let fixture = Fixture::new();
     let dirs = Dirs::new(&fixture);
     in_private_mount_namespace(|| {
         for api in [MountApi::Fsconfig, MountApi::Mount2] {
             for names in [LowerNames::Paths, LowerNames::Short] {
-                // A volatile work directory serves once.
+                // A volatile work directory can be used once.
                 fs::remove_dir_all(&dirs.work).unwrap();
                 fs::create_dir(&dirs.work).unwrap();
                 let mounted = dirs.overlay().api(api).names(names).mount(&dirs.merged).unwrap();
@@ -67,9 +69,10 @@ fn each_api_with_each_kind_of_names() {
     .unwrap();
 }
 
-/// Not even for a moment, of threads that were started where it is mounted; and not afterwards, whatever comes of it.
+/// No thread sees another working directory during a mount, and the caller's is the same
+/// afterwards, even after a failure.
 #[test]
-fn nobodys_working_directory_changes() {
+fn a_mount_changes_no_working_directory() {
     let fixture = Fixture::new();
     let dirs = Dirs::new(&fixture);
     let overlay = Overlay::new(&dirs.lowers).names(LowerNames::Short);
@@ -90,7 +93,7 @@ fn nobodys_working_directory_changes() {
             overlay.mount(&dirs.merged).unwrap_err();
             assert_eq!(std::env::current_dir().unwrap(), here);
             drop(done);
-            assert!(!other.join().unwrap(), "another thread has been elsewhere");
+            assert!(!other.join().unwrap(), "another thread saw another working directory");
         });
     })
     .unwrap();
@@ -108,7 +111,7 @@ fn a_dropped_guard_unmounts() {
 }
 
 #[test]
-fn a_busy_mount_is_told_and_stays() {
+fn a_busy_mount_is_reported_and_stays() {
     let fixture = Fixture::new();
     let dirs = Dirs::new(&fixture);
     in_private_mount_namespace(|| {
@@ -122,7 +125,7 @@ fn a_busy_mount_is_told_and_stays() {
         }
         assert!(dirs.merged.join("1").exists());
         drop(file);
-        // For a moment, a process that another test starts may have the file open, too.
+        // A process that another test starts may briefly have the file open, too.
         nix::mount::umount2(&dirs.merged, nix::mount::MntFlags::MNT_DETACH).unwrap();
         assert!(dirs.upper.join("open").exists());
     })
@@ -130,7 +133,7 @@ fn a_busy_mount_is_told_and_stays() {
 }
 
 #[test]
-fn a_mount_that_is_busy_for_a_while_goes() {
+fn a_mount_that_is_briefly_busy_is_unmounted() {
     let fixture = Fixture::new();
     let dirs = Dirs::new(&fixture);
     in_private_mount_namespace(|| {
@@ -150,7 +153,7 @@ fn a_mount_that_is_busy_for_a_while_goes() {
 }
 
 #[test]
-fn a_private_mount_is_seen_by_nobody_else() {
+fn a_private_mount_is_invisible_to_other_processes() {
     let fixture = Fixture::new();
     let dirs = Dirs::new(&fixture);
     in_private_mount_namespace(|| {
@@ -163,14 +166,14 @@ fn a_private_mount_is_seen_by_nobody_else() {
 }
 
 #[test]
-fn what_the_kernel_refuses_is_told_in_its_words() {
+fn a_refused_mount_is_reported_in_the_kernels_words() {
     let fixture = Fixture::new();
     let dirs = Dirs::new(&fixture);
     let missing = fixture.path().join("missing");
     in_private_mount_namespace(|| {
         for api in [MountApi::Fsconfig, MountApi::Mount2] {
             let refused = |overlay: Overlay, target: &Path| {
-                // What failed may have left its mark in the work directory.
+                // A failed mount may have left a mark in the work directory.
                 fs::remove_dir_all(&dirs.work).unwrap();
                 fs::create_dir(&dirs.work).unwrap();
                 overlay.api(api).mount(target).unwrap_err().to_string()
@@ -182,7 +185,7 @@ fn what_the_kernel_refuses_is_told_in_its_words() {
             assert!(message.contains("missing"), "{message}");
             let file = dirs.lowers[0].join("1");
             let message = refused(Overlay::new([&file, &dirs.lowers[0]]).names(LowerNames::Paths), &dirs.merged);
-            // mount(2) has no words of its own.
+            // mount(2) returns no message.
             assert!(api == MountApi::Mount2 || message.contains("kernel: "), "{message}");
             fs::create_dir_all(dirs.upper.join("work")).unwrap();
             let nested = Overlay::new(&dirs.lowers).writable(&dirs.upper, dirs.upper.join("work"));
@@ -212,9 +215,9 @@ fn inert_device_nodes_cannot_be_opened() {
     .unwrap();
 }
 
-/// On a thread without a mount namespace of its own, and by a path that is relative, as in the README.
+/// The caller has no private mount namespace and uses a relative path, as in the README.
 #[test]
-fn a_container_over_a_directory_of_ones_own() {
+fn a_container_runs_over_a_plain_directory() {
     for runtime in ["runc", "crun"] {
         let fixture = Fixture::new();
         let template = shell("echo $HOME > /made").build().unwrap();
@@ -231,7 +234,7 @@ fn a_container_over_a_directory_of_ones_own() {
         for file in ["config.json", "runtime.log", "pid"] {
             fs::remove_file(fixture.scratch().join(file)).unwrap();
         }
-        // What the runtime knew of the container is gone. Some runtimes leave files of their own there.
+        // The runtime has removed the container's state. Some runtimes keep their own files there.
         assert!(!fixture.scratch().join("state").join(id.as_str()).exists(), "{runtime}");
         fs::remove_dir_all(fixture.scratch().join("state")).unwrap();
     }

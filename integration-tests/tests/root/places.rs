@@ -1,4 +1,5 @@
-//! Layers and scratch directories in places that are not as usual: read-only, closed, on another file system.
+//! Layers and scratch directories in unusual places: read-only, without permission, on another file
+//! system, inside a layer.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -31,7 +32,7 @@ fn a_read_only_store_costs_a_warning() {
         assert!(stderr.starts_with(&format!("layered: warn: cannot create {}: ", first.display())), "{stderr}");
         assert!(stderr.ends_with(": 4 layers will look unused\n") && stderr.lines().count() == 1, "{stderr}");
 
-        // Files of a read-only mount cannot be linked.
+        // Files of a read-only mount cannot be linked, so the merge copies them.
         let report = fixture.run_with(&layers, "cat /top /deps/3", fixture.options().max_lowers(3));
         assert_eq!((stdout(&report), report.merged.unwrap().linked), ("0\n3\n".into(), 0));
     })
@@ -40,7 +41,7 @@ fn a_read_only_store_costs_a_warning() {
 }
 
 #[test]
-fn a_scratch_directory_on_a_tmpfs() {
+fn a_scratch_directory_on_tmpfs_works() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(4);
     in_private_mount_namespace(|| {
@@ -61,18 +62,18 @@ fn a_scratch_directory_on_a_tmpfs() {
 }
 
 #[test]
-fn a_layer_that_cannot_be_read() {
+fn a_layer_without_permission_is_refused() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(3);
     let [layer, tree] = [layers[1].path().to_path_buf(), layers[1].fs()];
-    // (what is closed, what is said)
+    // (the directory without permission, the message)
     for (path, words) in [
         (&layer, format!("layered: cannot look at {}: Permission denied", tree.display())),
         (&tree, "one of its directories cannot be read by this process: Permission denied".into()),
     ] {
         let open = fs::metadata(path).unwrap().permissions();
         fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
-        // Root, but not above permissions.
+        // The caller is root without the capabilities to bypass permissions.
         let mut known = fixture.layered_run();
         known.args(layers.iter().flat_map(|layer| ["--layer".as_ref(), layer.path().as_os_str()]));
         let mut command = Command::new(find("setpriv"));
@@ -87,9 +88,9 @@ fn a_layer_that_cannot_be_read() {
     }
 }
 
-/// Written to, a layer would change, and the container would see its own run.
+/// A run that writes there would change the layer, and the container would see its own run.
 #[test]
-fn a_scratch_directory_or_an_upper_inside_a_layer() {
+fn a_scratch_directory_or_upper_inside_a_layer_is_refused() {
     let fixture = Fixture::new();
     let layer = fixture.layer("layer", |tree| fs::create_dir_all(tree.join("in/deep")).unwrap());
     let base = fixture.base().fs();
@@ -100,7 +101,7 @@ fn a_scratch_directory_or_an_upper_inside_a_layer() {
         let bind = |source: &Path, target: &Path| {
             mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         };
-        // Seen from there, the layer's tree is nowhere above.
+        // On these bind mounts, no directory above shows that they are inside the layer's tree.
         bind(&layer.fs().join("in"), &bound);
         bind(&layer.fs(), &whole);
         let inside = [
@@ -151,12 +152,13 @@ fn a_scratch_directory_or_an_upper_inside_a_layer() {
                     "{}: {stderr}",
                     dir.display()
                 );
-                let told = format!(" lies in {}, which this run stacks: choose ", tree.display());
-                assert!(stderr.contains(&told), "{stderr}");
+                let expected = format!(" lies in {}, which this run stacks: choose ", tree.display());
+                assert!(stderr.contains(&expected), "{stderr}");
             }
             fixture.assert_clean();
         }
-        // In the layer's own directory, beside the tree, and in a tree that this run does not stack.
+        // The layer's own directory beside the tree is allowed, and so is a tree that this run does
+        // not stack.
         let other = fixture.path().join("other/fs/scratch");
         fs::create_dir_all(&other).unwrap();
         for dir in [layer.path().to_path_buf(), fixture.store(), other] {

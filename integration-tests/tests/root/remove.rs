@@ -1,4 +1,4 @@
-//! Removing trees: all of them, and nothing else.
+//! Removing trees: all of a tree is removed and nothing else, never across a mount.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -34,7 +34,7 @@ fn make(tree: &Dir) -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn a_tree_is_gone_and_nothing_else() {
+fn only_the_tree_itself_is_removed() {
     for threads in 1..=4 {
         let (dir, path) = make(&tree());
         fs::write(dir.path().join("beside"), "").unwrap();
@@ -45,7 +45,7 @@ fn a_tree_is_gone_and_nothing_else() {
 }
 
 #[test]
-fn nothing_to_remove_is_fine() {
+fn a_missing_tree_is_not_an_error() {
     let (dir, path) = make(&Dir::new());
     for missing in [dir.path().join("missing"), dir.path().join("missing/deep"), path.join("missing")] {
         layer::remove_tree(missing).unwrap();
@@ -54,7 +54,7 @@ fn nothing_to_remove_is_fine() {
 }
 
 #[test]
-fn a_file_or_a_link_is_removed_itself() {
+fn a_link_is_removed_and_not_followed() {
     let (dir, path) = make(&tree());
     let before = Snapshot::of_path(&path).unwrap();
     let link = dir.path().join("link");
@@ -78,7 +78,7 @@ fn a_path_that_names_no_entry_is_refused() {
     assert!(path.join("dir").exists());
 }
 
-/// Runs `test` on a thread that has its mounts for itself.
+/// Runs `test` on a thread with a private mount namespace.
 fn with_private_mounts(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -88,6 +88,7 @@ fn with_private_mounts(test: impl FnOnce() + Send) {
     });
 }
 
+/// Returns the mount point that a refused removal names.
 fn mount_point(result: Result<(), Error>) -> PathBuf {
     match result {
         Err(Error::MountInside { path }) => path,
@@ -103,12 +104,12 @@ fn a_mount_inside_is_named_and_not_entered() {
         let elsewhere = dir.path().join("elsewhere");
         tree().make(&elsewhere).unwrap();
         let before = Snapshot::of_path(&elsewhere).unwrap();
-        // Of the same file system, so that no device number tells.
+        // The mounts are of the same file system, so the device number does not show them.
         for (source, point) in [(elsewhere.clone(), path.join("a/b")), (elsewhere.join("file"), path.join("file"))] {
             mount_bind(&source, &point).unwrap();
             assert_eq!(mount_point(layer::remove_tree(&path)), point);
             assert_eq!(before.diff(&Snapshot::of_path(&elsewhere).unwrap()), "");
-            // For a moment, a process that another test starts may have one of the descriptors of the removal.
+            // A process that another test starts may briefly have one of the removal's descriptors.
             unmount(&point, UnmountFlags::DETACH).unwrap();
             fs::write(path.join("file"), "").unwrap();
         }
@@ -131,7 +132,8 @@ fn a_live_overlay_is_not_emptied() {
         assert_eq!(mount_point(layer::remove_tree(&path)), path);
         assert_eq!(mount_point(layer::remove_tree(path.join(""))), path);
         assert_eq!(before.diff(&Snapshot::of_path(&upper).unwrap()), "");
-        // It is held open here, and for a moment perhaps in a process that another test starts.
+        // This process has the overlay open, and a process that another test starts may briefly
+        // have it open, too.
         unmount(&path, UnmountFlags::DETACH).unwrap();
         layer::remove_tree(&path).unwrap();
     });
@@ -157,7 +159,7 @@ fn an_entry_that_cannot_be_removed_is_named() {
 }
 
 #[test]
-fn a_user_removes_directories_that_are_closed_to_their_owner() {
+fn an_owner_removes_directories_without_permission() {
     const SOMEBODY: u32 = 65_534;
     let (dir, path) = make(&Dir::new());
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
@@ -174,7 +176,7 @@ fn a_user_removes_directories_that_are_closed_to_their_owner() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let user = rustix::fs::Uid::from_raw(SOMEBODY);
-            // Of this thread and those that it starts.
+            // This changes the user of this thread and of the threads that it starts.
             rustix::thread::set_thread_res_uid(user, user, user).unwrap();
             layer::remove_tree(&path).unwrap();
         });
@@ -183,7 +185,7 @@ fn a_user_removes_directories_that_are_closed_to_their_owner() {
 }
 
 #[test]
-fn two_that_remove_the_same_tree_do_not_disturb_each_other() {
+fn two_concurrent_removals_of_a_tree_succeed() {
     for _ in 0..50 {
         let (_dir, path) = make(&tree());
         std::thread::scope(|scope| {

@@ -1,4 +1,5 @@
-//! How a command ends, what comes back, and where its output goes.
+//! How a command ends, what a report contains, and where the output goes. `streams` has the details
+//! of the three streams, `init` those of the start.
 
 use std::fs;
 use std::io::Read;
@@ -20,7 +21,7 @@ fn a_failing_command_is_a_result_with_its_upper() {
 }
 
 #[test]
-fn a_command_killed_by_a_signal() {
+fn a_command_killed_by_a_signal_is_a_result() {
     let fixture = Fixture::new();
     for (script, signal) in [("kill -KILL $$", 9), ("kill -TERM $$", 15), ("ulimit -t 1; while :; do :; done", 9)] {
         assert_eq!(fixture.run(&[], script).status, Status::Signaled(signal), "{script}");
@@ -28,7 +29,7 @@ fn a_command_killed_by_a_signal() {
 }
 
 #[test]
-fn a_command_that_is_not_there_or_cannot_be_executed() {
+fn a_missing_or_not_executable_command_is_an_error() {
     let fixture = Fixture::new();
     let layers = [fixture.layer("scripts", |fs| fs::write(fs.join("plain"), "not a program").unwrap())];
     for runtime in ["runc", "crun"] {
@@ -48,9 +49,9 @@ fn a_command_that_is_not_there_or_cannot_be_executed() {
 }
 
 #[test]
-fn the_runtimes_own_failure_is_told_with_its_message() {
+fn a_failure_of_the_runtime_is_reported_with_its_message() {
     let fixture = Fixture::new();
-    // A file cannot be mounted on the directory that is there.
+    // A path below a file cannot be a mount point.
     let template = shell("true").mount(container::Mount::bind("/etc/hostname", "/gone/below")).build().unwrap();
     let layer = fixture.layer("covering", |fs| fs::write(fs.join("gone"), "a file").unwrap());
     let error = runner::run(&fixture.base(), &[layer], &template, fixture.options()).unwrap_err();
@@ -73,14 +74,15 @@ fn the_runtimes_own_failure_is_told_with_its_message() {
 }
 
 #[test]
-fn a_runtime_that_fails_in_every_way() {
+fn every_failure_of_a_runtime_is_an_error() {
     let fixture = Fixture::new();
     let script = |name: &str, text: &str| {
         let path = fixture.path().join(name);
         write_script(&path, text);
         path
     };
-    // The first process of a PID namespace is safe from its own signals, but not from a limit on processor time.
+    // The first process of a PID namespace is safe from its own signals, but not from a limit on
+    // processor time.
     let killed = script("killed", "#!/bin/sh\nulimit -t 1; while :; do :; done\n");
     let garbage = script(
         "garbage",
@@ -104,10 +106,10 @@ fn a_runtime_that_fails_in_every_way() {
 }
 
 #[test]
-fn a_runtime_that_hangs() {
+fn a_hanging_runtime_is_ended_by_the_timeout() {
     let fixture = Fixture::new();
     let hanging = fixture.path().join("hanging");
-    // Deaf, and not alone.
+    // The runtime ignores SIGTERM and has a child.
     write_script(&hanging, "#!/bin/sh\ntrap '' TERM\nsleep 1000 & sleep 1000\n");
     let options = fixture.options().runtime(Runtime::new(&hanging));
     let options = options.timeout(Duration::from_millis(100)).grace(Duration::from_millis(10));
@@ -116,7 +118,7 @@ fn a_runtime_that_hangs() {
 }
 
 #[test]
-fn the_upper_is_owned() {
+fn the_upper_outlives_its_run() {
     let fixture = Fixture::new();
     let report = fixture.run(&[], "mkdir -p /made/here; echo new > /made/file; rm /bin/wc");
     let layer = fixture.store().join("new");
@@ -124,7 +126,7 @@ fn the_upper_is_owned() {
     report.upper.persist(layer.join("fs")).unwrap();
     fixture.assert_clean();
 
-    // What it wrote is the next layer.
+    // The upper serves as the next layer.
     let report = fixture.run(&[Layer::open(&layer).unwrap()], "cat /made/file; ls /bin/wc 2>/dev/null || echo gone");
     assert_eq!(stdout(&report), "new\ngone\n");
     let path = report.upper.keep();
@@ -133,7 +135,7 @@ fn the_upper_is_owned() {
 }
 
 #[test]
-fn the_upper_cannot_be_moved_to_another_file_system_but_is_not_lost() {
+fn an_upper_that_cannot_be_moved_is_not_lost() {
     let fixture = Fixture::new();
     let report = fixture.run(&[], "echo new > /file");
     let destination = Path::new("/dev/shm").join(fixture.path().file_name().unwrap());
@@ -170,7 +172,8 @@ fn streams_are_kept_apart_and_bounded() {
     assert_eq!(excerpt.to_bytes(), b"1\n2\n00000\n");
     assert_eq!(excerpt.total_bytes(), 588_895);
 
-    // More than any pipe or page cache holds back, on both streams at once.
+    // The output is larger than any pipe or page cache could hold back, on both streams at the same
+    // time.
     let limit = CaptureLimit { head_bytes: 32 << 10, tail_bytes: 32 << 10 };
     let options = fixture.options().stdout(Output::Capture(limit)).stderr(Output::Capture(limit));
     let report = fixture.run_with(&[], "head -c 300m /dev/zero & head -c 300m /dev/zero >&2; wait; echo end", options);
@@ -187,7 +190,7 @@ fn a_slow_callback_slows_the_command_and_loses_nothing() {
     let fixture = Fixture::new();
     let pieces = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&pieces);
-    // It is no event that is waited for: this one is slow.
+    // The sleep waits for no event. It makes the callback slow.
     let slow = Output::Callback(Box::new(move |piece| {
         std::thread::sleep(Duration::from_millis(1));
         sink.lock().unwrap().extend_from_slice(piece);
@@ -199,7 +202,7 @@ fn a_slow_callback_slows_the_command_and_loses_nothing() {
 }
 
 #[test]
-fn output_to_a_file_a_callback_or_nowhere() {
+fn output_goes_to_a_file_a_callback_or_nowhere() {
     let fixture = Fixture::new();
     let path = fixture.path().join("log");
     let pieces = Arc::new(Mutex::new(Vec::new()));
@@ -219,7 +222,7 @@ fn output_to_a_file_a_callback_or_nowhere() {
 }
 
 #[test]
-fn input_from_a_file_or_nowhere() {
+fn input_comes_from_a_file_or_is_empty() {
     let fixture = Fixture::new();
     let path = fixture.path().join("input");
     fs::write(&path, "a line\n").unwrap();
@@ -231,19 +234,20 @@ fn input_from_a_file_or_nowhere() {
 #[test]
 fn the_deadline_ends_the_whole_container() {
     let fixture = Fixture::new();
-    // It does not hear SIGTERM, and has to be killed.
+    // This command ignores SIGTERM, so the run kills it.
     let deaf = "trap '' TERM; echo begun > /begun; sleep 1000 & sleep 1000";
     let report = timed_out(&fixture, deaf, Duration::from_millis(50));
     drop(report);
     fixture.assert_clean();
 
-    // This one hears it and has its time to tidy up: a minute, of which it does not need much.
+    // This command handles SIGTERM and has a minute to clean up, of which it needs little.
     let polite = "trap 'echo tidied > /tidied; exit 0' TERM; echo begun > /begun; while :; do sleep 0.01; done";
     let report = timed_out(&fixture, polite, Duration::from_secs(60));
     assert_eq!(fs::read(report.upper.path().join("tidied")).unwrap(), b"tidied\n");
 }
 
-/// Runs a script that never ends, with longer and longer timeouts until it has written `/begun` before its time was over.
+/// Runs a script that never ends, with increasing timeouts, until it has written `/begun` before
+/// the timeout.
 fn timed_out(fixture: &Fixture, script: &str, grace: Duration) -> Report {
     let mut timeout = Duration::from_millis(500);
     loop {
@@ -252,13 +256,13 @@ fn timed_out(fixture: &Fixture, script: &str, grace: Duration) -> Report {
         if fs::read(report.upper.path().join("begun")).is_ok_and(|text| text == b"begun\n") {
             return report;
         }
-        assert!(timeout < FOR_EVER, "it never begins");
+        assert!(timeout < FOR_EVER, "the command never begins");
         timeout *= 4;
     }
 }
 
 #[test]
-fn a_cancel_from_another_thread() {
+fn another_thread_can_cancel_a_run() {
     let fixture = Fixture::new();
     let cancel = Cancel::new().unwrap();
     let (begun, has_begun) = std::sync::mpsc::channel();
@@ -277,9 +281,9 @@ fn a_cancel_from_another_thread() {
     });
 }
 
-/// What two moments of a cancel come to: the second one ends what the grace of the first one is for.
+/// The second cancel ends the grace period of the first one.
 #[test]
-fn a_cancel_that_kills_waits_for_nobody() {
+fn a_cancel_that_kills_waits_for_no_grace() {
     let fixture = Fixture::new();
     let cancel = Cancel::new().unwrap();
     let (said, has_said) = std::sync::mpsc::channel();
@@ -292,7 +296,7 @@ fn a_cancel_that_kills_waits_for_nobody() {
         scope.spawn(move || {
             has_said.recv().unwrap();
             cancel.cancel();
-            // It has been asked, and goes on.
+            // The command got SIGTERM and continues.
             has_said.recv().unwrap();
             cancel.kill();
         });
@@ -304,7 +308,7 @@ fn a_cancel_that_kills_waits_for_nobody() {
 }
 
 #[test]
-fn a_cancel_before_the_command_begins_is_told_the_same_way() {
+fn a_cancel_before_the_command_begins_is_a_result() {
     let fixture = Fixture::new();
     let cancel = Cancel::new().unwrap();
     cancel.cancel();
@@ -317,7 +321,7 @@ fn a_cancel_before_the_command_begins_is_told_the_same_way() {
 }
 
 #[test]
-fn an_upper_that_is_run_over_stays_whatever_fails() {
+fn a_reopened_upper_survives_a_failed_run() {
     let fixture = Fixture::new();
     let upper = fixture.run(&[], "echo first > /first").upper;
     let missing = Layer::at(fixture.store().join("missing"));
@@ -343,7 +347,8 @@ fn too_much_output_ends_the_command() {
     assert_eq!(fs::metadata(&path).unwrap().len() + report.stderr.unwrap().total_bytes(), 100_000);
     assert_eq!(fs::read(report.upper.path().join("begun")).unwrap(), b"begun\n");
 
-    // Right at the limit is not beyond it; one that has ended by itself meanwhile is.
+    // Output of exactly the limit is allowed. A command that exceeds the limit counts as ended by
+    // it, even if it ends on its own.
     for (limit, status) in [(588_895, Status::Exited(0)), (588_894, Status::OutputLimit)] {
         let report = fixture.run_with(&[], "seq 1 100000", limited(limit));
         assert_eq!((report.status, report.stdout.unwrap().total_bytes()), (status, limit));
@@ -351,7 +356,7 @@ fn too_much_output_ends_the_command() {
 }
 
 #[test]
-fn the_end_of_memory_is_told_from_other_kills() {
+fn an_out_of_memory_kill_is_distinguished_from_other_kills() {
     let fixture = Fixture::new();
     let crun = || Runtime::new(find("crun"));
     for runtime in [Runtime::default(), crun()] {
@@ -363,7 +368,7 @@ fn the_end_of_memory_is_told_from_other_kills() {
         let report = run(eat);
         assert_eq!((report.status, report.usage.out_of_memory), (Status::OutOfMemory, true), "{runtime:?}");
         assert_eq!(fs::read(report.upper.path().join("begun")).unwrap(), b"begun\n");
-        // A little of the kernel's own is counted above the limit.
+        // The kernel counts a little of its own memory above the limit.
         assert!(report.usage.peak_memory_bytes.is_some_and(|bytes| bytes <= 40 << 20), "{:?}", report.usage);
 
         let report = run("dd if=/dev/zero of=/dev/null bs=100M count=1; exit 3");
@@ -387,7 +392,7 @@ fn a_callback_that_panics_leaves_nothing() {
 }
 
 #[test]
-fn what_was_used_is_told() {
+fn the_report_contains_the_usage() {
     let fixture = Fixture::new();
     let report = fixture.run(&[], "dd if=/dev/zero of=/tmp/x bs=1M count=20 2>/dev/null");
     assert!(report.usage.peak_memory_bytes.is_some_and(|bytes| bytes > 20 << 20), "{:?}", report.usage);
@@ -395,7 +400,7 @@ fn what_was_used_is_told() {
 }
 
 #[test]
-fn crun_runs_the_same() {
+fn crun_gives_the_same_result() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(3);
     let options = fixture.options().runtime(Runtime::new(find("crun")));
@@ -405,7 +410,7 @@ fn crun_runs_the_same() {
 }
 
 #[test]
-fn many_at_once() {
+fn concurrent_runs_have_separate_uppers() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(10);
     std::thread::scope(|scope| {

@@ -1,4 +1,5 @@
-//! Signals that `layered` gets during a run, as users of other programs expect: the command gets them, once.
+//! Signals that `layered` gets during a run: it passes each on to the command once, as users of
+//! other programs expect. Keys at a terminal are tested in module `terminal`.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -7,31 +8,28 @@ use std::time::Duration;
 
 use container::{Runtime, Signals, Status};
 use integration_tests::processes::Running;
-use integration_tests::{Fixture, RUNTIMES, find, layered, write_script};
+use integration_tests::{Fixture, RUNTIMES, WAITS, find, layered};
 use nix::sys::signal::Signal::{self, *};
 
-/// What the command gets, and nothing else.
-const HANDED_ON: [Signal; 6] = [SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
+/// Signals that `layered` passes on without any other effect.
+const PASSED_ON: [Signal; 6] = [SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
 
-/// What asks the command to end.
+/// Signals that also ask the command to end.
 const ENDING: [Signal; 2] = [SIGINT, SIGTERM];
 
 fn start(command: &mut Command) -> Running {
     Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))
 }
 
-/// The name that a shell knows it by.
+/// Returns the name of a signal in a shell.
 fn name(signal: Signal) -> &'static str {
     signal.as_str().trim_start_matches("SIG")
 }
 
-/// Waits for signals: the shell runs the traps between two `wait`s.
-const WAITS: &str = "echo begun; sleep 1000 & while :; do wait; done";
-
 #[test]
-fn each_reaches_the_command_once() {
+fn each_signal_reaches_the_command_once() {
     let fixture = Fixture::new();
-    let traps: String = HANDED_ON.iter().map(|signal| format!("trap 'echo {0}' {0}; ", name(*signal))).collect();
+    let traps: String = PASSED_ON.iter().map(|signal| format!("trap 'echo {0}' {0}; ", name(*signal))).collect();
     for runtime in RUNTIMES {
         for init in [&[][..], &["--no-init"]] {
             let options = [&["--runtime", runtime, "--grace", "1h"], init].concat();
@@ -39,11 +37,11 @@ fn each_reaches_the_command_once() {
                 let script = format!("{traps} trap 'echo {0}; exit 7' {0}; {WAITS}", name(ending));
                 let mut run = start(&mut fixture.layered_script(&options, &script));
                 assert_eq!(run.line(), "begun");
-                for signal in HANDED_ON.into_iter().chain([SIGUSR1]) {
+                for signal in PASSED_ON.into_iter().chain([SIGUSR1]) {
                     run.send(signal);
                     assert_eq!(run.line(), name(signal), "{runtime} {init:?}");
                 }
-                // It ends as it sees fit.
+                // The command decides how it ends.
                 run.send(ending);
                 assert_eq!(run.result(), (7, format!("{}\n", name(ending))), "{runtime} {init:?}");
             }
@@ -52,11 +50,12 @@ fn each_reaches_the_command_once() {
 }
 
 #[test]
-fn a_command_without_a_handler_ends_by_them() {
+fn each_signal_ends_a_command_without_a_handler() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
-        for signal in HANDED_ON.into_iter().chain(ENDING).filter(|signal| *signal != SIGWINCH) {
-            // No shell, which has handlers of its own until it executes another program.
+        for signal in PASSED_ON.into_iter().chain(ENDING).filter(|signal| *signal != SIGWINCH) {
+            // This is not a shell, because a shell has its own handlers until it executes another
+            // program.
             let mut layered = fixture.layered_run();
             let mut run = start(layered.args(["--runtime", runtime, "--grace", "1h", "--", "busybox", "yes"]));
             assert_eq!(run.line(), "y");
@@ -67,24 +66,19 @@ fn a_command_without_a_handler_ends_by_them() {
 }
 
 #[test]
-fn one_that_comes_while_the_runtime_starts_waits_for_the_command() {
+fn a_signal_during_the_start_of_the_runtime_reaches_the_command() {
     let fixture = Fixture::new();
-    let fifo = fixture.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     for runtime in RUNTIMES {
-        // It says that it has begun, and goes on when it is told to.
-        let waiting = fixture.path().join(format!("{runtime}-that-waits"));
-        let wait = format!("case \" $* \" in *' run '*) read line < {} ;; esac", fifo.display());
-        write_script(&waiting, &format!("#!/bin/sh\n{wait}\nexec {} \"$@\"\n", find(runtime).display()));
-        for signal in HANDED_ON.into_iter().chain(ENDING) {
+        let (waiting, fifo) = fixture.runtime_that_waits(runtime);
+        for signal in PASSED_ON.into_iter().chain(ENDING) {
             let mut layered = fixture.layered_run();
             layered.arg("--runtime").arg(&waiting).args(["--grace", "1h", "--", "sleep", "1000"]);
             let mut run = start(&mut layered);
-            // When this is open, the runtime has opened it, too.
+            // The open returns once the runtime has opened the FIFO, too.
             let mut fifo = OpenOptions::new().write(true).open(&fifo).unwrap();
             run.send(signal);
             if signal == SIGWINCH {
-                // It ends nothing.
+                // SIGWINCH ends nothing, so this signal ends the run.
                 run.send(SIGHUP);
             }
             fifo.write_all(b"\n").unwrap();
@@ -95,18 +89,18 @@ fn one_that_comes_while_the_runtime_starts_waits_for_the_command() {
 }
 
 #[test]
-fn one_that_comes_before_the_runtime_waits_for_the_command() {
+fn a_signal_before_the_runtime_reaches_the_command() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(6);
     for runtime in RUNTIMES {
-        for signal in HANDED_ON.into_iter().filter(|signal| *signal != SIGWINCH) {
+        for signal in PASSED_ON.into_iter().filter(|signal| *signal != SIGWINCH) {
             let signals = Signals::new().unwrap();
             signals.send(signal as i32);
-            // What is no signal, or none of the command's.
+            // These numbers are not signals, or are signals that a command cannot get this way.
             for other in [0, -1, 65, 1000, SIGKILL as i32, SIGSTOP as i32, SIGCHLD as i32] {
                 signals.send(other);
             }
-            // Most of the layers are merged first.
+            // The run first merges most of the layers.
             let options = fixture.options().runtime(Runtime::new(runtime)).max_lowers(3).signals(signals);
             let report = fixture.run_with(&layers, "exec sleep 1000", options);
             assert_eq!(report.status, Status::Signaled(signal as i32), "{runtime}");
@@ -116,7 +110,7 @@ fn one_that_comes_before_the_runtime_waits_for_the_command() {
 }
 
 #[test]
-fn signals_from_a_thread_while_the_command_runs() {
+fn another_thread_can_send_signals_to_the_command() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let signals = Signals::new().unwrap();
@@ -127,7 +121,7 @@ fn signals_from_a_thread_while_the_command_runs() {
             said.extend_from_slice(line);
         });
         let options = fixture.options().runtime(Runtime::new(runtime)).signals(signals).stdout(output);
-        // A signal ends nothing that goes on, not even this one.
+        // A signal that is passed on does not end the run itself, not even SIGTERM.
         let script = format!("trap 'echo heard' USR1; trap 'exit 9' TERM; {WAITS}");
         let report = fixture.run_with(&[], &script, options.timeout(Duration::from_secs(600)));
         assert_eq!(report.status, Status::Exited(9), "{runtime}");
@@ -137,10 +131,10 @@ fn signals_from_a_thread_while_the_command_runs() {
 }
 
 #[test]
-fn what_layered_was_started_to_ignore_is_ignored() {
+fn signals_ignored_at_the_start_stay_ignored() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
-        for signal in HANDED_ON.into_iter().chain(ENDING) {
+        for signal in PASSED_ON.into_iter().chain(ENDING) {
             let run = fixture.layered_script(&["--runtime", runtime, "--grace", "1h"], "echo begun; read line; exit 7");
             let mut shell = Command::new(find("sh"));
             shell.args(["-c", "trap '' $0; exec \"$@\"", name(signal)]);
@@ -154,9 +148,9 @@ fn what_layered_was_started_to_ignore_is_ignored() {
     }
 }
 
-/// It does not hear them itself until it goes on; then it does.
+/// A stopped command receives signals only after it was continued.
 #[test]
-fn a_command_that_is_stopped() {
+fn a_stopped_command_gets_its_signals_when_continued() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let script = "trap 'echo heard; exit 7' USR1; echo begun; kill -STOP $$; while :; do :; done";

@@ -1,7 +1,9 @@
-//! Runs that run out of something, in every phase: bytes, inodes, descriptors.
+//! Runs that run out of bytes, inodes or descriptors in every phase. Full disks under a collector
+//! are tested in module `collector`.
 //!
-//! The small file system is a tmpfs: it is made and gone in a moment, counts to the page and to the inode, and its numbers
-//! afterwards say whether anything is left, unlinked files that somebody holds included.
+//! The small file system is a tmpfs. It is created and removed quickly, and accounts for every page
+//! and inode. So its numbers afterwards show whether anything is left, including unlinked files
+//! that a process still has open.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,13 +12,14 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use container::{Status, Template, in_private_mount_namespace};
-use integration_tests::{FOR_EVER, Fixture, KnownRun, Told, find, layered, shell, stdout};
+use integration_tests::{FOR_EVER, Fixture, KnownRun, Reported, find, layered, shell, stdout};
 use layer::Layer;
 use nix::mount::{MsFlags, mount};
 use runner::{Cause, Error, Options, Phase, Report};
 use rustix::fs::statvfs;
 
-/// Calls `work` with the directory of a new tmpfs, and sees that it is as empty afterwards.
+/// Calls `work` with the directory of a new tmpfs, and checks that the tmpfs is empty again
+/// afterwards.
 fn on_tmpfs<T: Send>(fixture: &Fixture, options: &str, work: impl FnOnce(&Path) -> T + Send) -> T {
     let small = fixture.path().join("small");
     fs::create_dir_all(&small).unwrap();
@@ -29,10 +32,11 @@ fn on_tmpfs<T: Send>(fixture: &Fixture, options: &str, work: impl FnOnce(&Path) 
         };
         let before = free();
         let result = work(&small);
-        // For a moment, a process that another test starts has the descriptors of this one, of unlinked files, too.
+        // A process that another test starts briefly has this process's descriptors, including
+        // those of unlinked files.
         let deadline = Instant::now() + FOR_EVER;
         while free() != before {
-            assert!(Instant::now() < deadline, "of {options}, free bytes and inodes: {:?}, before {before:?}", free());
+            assert!(Instant::now() < deadline, "{options}: free bytes and inodes: {:?}, before {before:?}", free());
             std::thread::yield_now();
         }
         assert_eq!(fs::read_dir(&small).unwrap().count(), 0);
@@ -41,7 +45,7 @@ fn on_tmpfs<T: Send>(fixture: &Fixture, options: &str, work: impl FnOnce(&Path) 
     .unwrap()
 }
 
-/// What a run does that needs room: it exits with 9 if there was none for it.
+/// A command that needs room. It exits with 9 if the room is missing.
 fn writer() -> Template {
     shell("cat /top && echo new > /deps/new && rm /top || exit 9").build().unwrap()
 }
@@ -51,7 +55,7 @@ fn is_whole(report: &Report) -> bool {
     stdout(report) == "0\n" && fs::read(upper.join("deps/new")).is_ok_and(|new| new == b"new\n")
 }
 
-/// Whether it is said that there is no room; a runtime may say something else.
+/// Whether an error reports that no room is left. A runtime may report something else.
 fn says_no_room(error: &Error) -> bool {
     if matches!(error.cause(), Cause::Container(container::Error::Runtime { .. })) {
         return true;
@@ -66,7 +70,8 @@ fn says_no_room(error: &Error) -> bool {
     text.contains("no space left") || text.contains("no space or no inode is left")
 }
 
-/// Runs with the room that `options` make of 1, 2, … until one succeeds, and returns what failed on the way.
+/// Repeats a run with the options for 1, 2, … units of room until it succeeds. Returns the phases
+/// that failed.
 fn with_more_and_more_room(
     fixture: &Fixture,
     layers: &[Layer],
@@ -98,11 +103,11 @@ fn with_more_and_more_room(
             return failed;
         }
     }
-    panic!("it never succeeds");
+    panic!("the run never succeeds");
 }
 
 #[test]
-fn inodes() {
+fn a_run_reports_missing_inodes_in_every_phase() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(6);
     let failed = with_more_and_more_room(&fixture, &layers, 4, |room| format!("nr_inodes={room}"));
@@ -113,14 +118,14 @@ fn inodes() {
 }
 
 #[test]
-fn bytes() {
+fn a_run_reports_missing_bytes_in_every_phase() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(6);
     let failed = with_more_and_more_room(&fixture, &layers, 4, |room| format!("size={}k", 4 * room));
     assert_eq!(Vec::from_iter(failed), [Phase::Merge, Phase::Config, Phase::RuncRun]);
 }
 
-/// Fills a file until nothing more goes in.
+/// Fills a file until no room is left.
 fn fill(path: &Path) -> std::io::Result<u64> {
     let mut file = fs::File::create(path)?;
     match std::io::copy(&mut std::io::repeat(b'x'), &mut file) {
@@ -130,7 +135,7 @@ fn fill(path: &Path) -> std::io::Result<u64> {
 }
 
 #[test]
-fn all_taken_by_prep_upper() {
+fn a_disk_filled_by_prep_upper_fails_the_run() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(2);
     on_tmpfs(&fixture, "size=1m", |small| {
@@ -145,7 +150,7 @@ fn all_taken_by_prep_upper() {
 }
 
 #[test]
-fn all_taken_by_the_command() {
+fn a_disk_filled_by_the_command_is_a_result() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(2);
     on_tmpfs(&fixture, "size=1m", |small| {
@@ -157,7 +162,7 @@ fn all_taken_by_the_command() {
 }
 
 #[test]
-fn descriptors() {
+fn a_run_reports_missing_descriptors() {
     for run in [KnownRun::stacking as fn() -> KnownRun, KnownRun::merging] {
         let run = run();
         let limited = |limit: u32, known: Command| {
@@ -170,16 +175,17 @@ fn descriptors() {
             version.arg("--version");
             limited(*limit, version).status.success()
         };
-        // From where the program is loaded to where runc starts, which takes some twenty. Then runc has its own ways to fail, one of
-        // which is to hang.
+        // The limits range from the first with which the program loads to the last with which runc
+        // does not start. Starting runc takes about twenty descriptors. With slightly higher
+        // limits, runc fails in its own ways, and one of them is to hang.
         for limit in (4..18).skip_while(|limit| !loads(limit)) {
             let output = limited(limit, run.command());
             assert_eq!(output.status.code(), Some(125), "with {limit} descriptors: {output:?}");
-            assert_eq!(run.wrong(&output, Told::Always), [""; 0], "with {limit} descriptors");
+            assert_eq!(run.wrong(&output, Reported::Always), [""; 0], "with {limit} descriptors");
         }
-        // What the container is given itself.
+        // This is the limit that a container gets.
         let output = limited(1024, run.command());
         assert!(output.status.success(), "{output:?}");
-        assert_eq!(run.wrong(&output, Told::Always), [""; 0]);
+        assert_eq!(run.wrong(&output, Reported::Always), [""; 0]);
     }
 }

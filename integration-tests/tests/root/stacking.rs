@@ -1,4 +1,5 @@
-//! What a command sees of its layers, on every rung, at any number of them.
+//! What a command sees of its layers, on every rung, with any number of layers. `ladder` compares
+//! whole trees without runs.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,7 +15,7 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 use runner::Options;
 use rustix::fs::{XattrFlags, setxattr};
 
-/// Reads the file of every layer, and the one that all of them have, and checks what was planned.
+/// Reads the file of every layer and the file that all layers have, and checks the plan.
 fn every_layer_is_seen(fixture: &Fixture, layers: &[Layer], options: Options<'_>, rung: Rung, merged: usize) {
     let report = fixture.run_with(layers, "cd /deps; cat $(seq 0 $(($(ls | wc -l) - 1))) /top", options);
     assert!(report.status.success(), "{report:?}");
@@ -27,7 +28,7 @@ fn every_layer_is_seen(fixture: &Fixture, layers: &[Layer], options: Options<'_>
 }
 
 #[test]
-fn echo_without_a_layer() {
+fn a_command_runs_without_layers() {
     let fixture = Fixture::new();
     let report = fixture.run(&[], "echo hello");
     assert!(report.status.success());
@@ -35,7 +36,7 @@ fn echo_without_a_layer() {
 }
 
 #[test]
-fn by_lowerdir_plus() {
+fn lowerdir_plus_stacks_up_to_499_layers() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(499);
     for count in [1, 30, 100, 400, 499] {
@@ -44,16 +45,16 @@ fn by_lowerdir_plus() {
 }
 
 #[test]
-fn more_layers_than_the_kernel_stacks() {
+fn more_layers_than_the_kernel_stacks_are_merged() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(520);
-    // 500 lowers: 498 layers, the merged directory, the base.
+    // 500 lowers: 498 layers, the merged directory and the base.
     every_layer_is_seen(&fixture, &layers, fixture.options(), Rung::LowerdirPlus, 22);
     every_layer_is_seen(&fixture, &layers, fixture.options().rung(Rung::MountNames), Rung::MountNames, 22);
 }
 
 #[test]
-fn by_mount_with_paths_and_with_names() {
+fn mount_stacks_by_paths_and_by_names() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(200);
     let paths = fixture.options().rung(Rung::MountPaths);
@@ -66,11 +67,11 @@ fn by_mount_with_paths_and_with_names() {
 fn a_small_budget_splits_the_stack() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(80);
-    // By count: nine layers, the merged directory, the base.
+    // The limit is a number of lowers: nine layers, the merged directory and the base.
     every_layer_is_seen(&fixture, &layers, fixture.options().max_lowers(11), Rung::LowerdirPlus, 71);
-    // All of them into one.
+    // All layers are merged into one directory.
     every_layer_is_seen(&fixture, &layers, fixture.options().max_lowers(2), Rung::LowerdirPlus, 80);
-    // By bytes: what is left of a kilobyte.
+    // The limit is the bytes of mount options.
     let options = || fixture.options().rung(Rung::MountPaths).max_option_bytes(1000);
     let planned = runner::plan(&fixture.base(), &layers, &options()).unwrap();
     assert!((1..80).contains(&planned.merged.len()), "{planned:?}");
@@ -78,19 +79,19 @@ fn a_small_budget_splits_the_stack() {
 }
 
 #[test]
-fn all_but_the_upper_can_be_removed_behind() {
+fn temporary_files_can_be_removed_in_the_background() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(12);
     let options = fixture.options().max_lowers(3).cleanup(runner::Cleanup::Behind);
     let report = fixture.run_with(&layers, "cat /deps/* | wc -l; echo new > /new", options);
     assert_eq!(stdout(&report), "12\n");
-    // It is no business of the upper's any more.
+    // The removal does not affect the upper.
     let upper = report.upper.persist(fixture.store().join("new")).unwrap();
     assert_eq!(fs::read(upper.join("new")).unwrap(), b"new\n");
     report.removal.expect("it is going on").wait().unwrap();
     fixture.assert_clean();
 
-    // Dropped, it is waited for.
+    // Dropping the report waits for the removal.
     drop(fixture.run_with(&layers, "true", fixture.options().cleanup(runner::Cleanup::Behind)));
     fixture.assert_clean();
 }
@@ -107,7 +108,7 @@ fn a_layer_given_twice_is_used_once() {
 }
 
 #[test]
-fn names_with_any_bytes() {
+fn layers_with_any_bytes_in_their_names_are_stacked() {
     let fixture = Fixture::new();
     let names: [&[u8]; 6] = [b"with space", b"col:on", b"com,ma", b"back\\slash", b"\xff\xfe", b"all: ,\\\xff=end"];
     let layers: Vec<_> = names
@@ -129,9 +130,9 @@ fn names_with_any_bytes() {
 }
 
 #[test]
-fn paths_that_are_too_long_for_a_string() {
+fn paths_longer_than_a_string_of_fsconfig_are_stacked() {
     let fixture = Fixture::new();
-    // 255 bytes is the most that a string of fsconfig(2) holds.
+    // A string of fsconfig(2) holds at most 255 bytes.
     let deep = ["d".repeat(120), "e".repeat(120), "f".repeat(120)].join("/");
     let layers: Vec<_> = (0..3)
         .map(|n| fixture.layer(format!("{deep}/{n}"), |fs| fs::write(fs.join(n.to_string()), "x").unwrap()))
@@ -143,7 +144,7 @@ fn paths_that_are_too_long_for_a_string() {
 }
 
 #[test]
-fn deletions_in_a_layer_hide_what_lies_below() {
+fn deletions_in_a_layer_hide_lower_entries() {
     let fixture = Fixture::new();
     let whiteout = |path: &Path| mknod(path, SFlag::S_IFCHR, Mode::empty(), 0).unwrap();
     let top = fixture.layer("top", |fs| {
@@ -161,7 +162,7 @@ fn deletions_in_a_layer_hide_what_lies_below() {
         fs::write(fs.join("opaque/old"), "").unwrap();
     });
     fs::write(fixture.base().fs().join("etc/of-base"), "").unwrap();
-    // Stacked, and merged into one: the deletions have to hide the base all the same.
+    // The deletions must hide the base's files whether the layers are stacked or merged into one.
     for options in [fixture.options(), fixture.options().max_lowers(2)] {
         let report = fixture.run_with(
             &[top.clone(), middle.clone()],
@@ -173,7 +174,7 @@ fn deletions_in_a_layer_hide_what_lies_below() {
 }
 
 #[test]
-fn layers_of_unprivileged_mounts_are_read_where_asked() {
+fn user_xattrs_are_respected_only_if_asked() {
     let fixture = Fixture::new();
     let filled = |names: &'static [&str]| {
         move |fs: &Path| {
@@ -198,7 +199,7 @@ fn layers_of_unprivileged_mounts_are_read_where_asked() {
 }
 
 #[test]
-fn the_root_looks_like_that_of_the_topmost_layer() {
+fn the_root_has_the_metadata_of_the_topmost_layer() {
     let fixture = Fixture::new();
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let layer = fixture.layer("top", |fs| {
@@ -209,7 +210,7 @@ fn the_root_looks_like_that_of_the_topmost_layer() {
     });
     let layers = [layer];
     let options = fixture.options().prep_upper(|upper, lowers| {
-        // It looks so before the caller sees it.
+        // The upper's root has its metadata before the caller sees it.
         let metadata = fs::metadata(upper)?;
         assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (12, 34, 0o1751));
         assert_eq!(metadata.modified()?, long_ago);
@@ -232,7 +233,7 @@ fn layers_are_marked_as_used_and_the_base_is_not() {
     drop(fixture.run(&layers, "true"));
     for layer in &layers {
         assert!(layer.last_used().unwrap().is_some_and(|used| used > before));
-        // Nothing else has come or changed.
+        // No other file was created or changed.
         let names: Vec<_> = fs::read_dir(layer.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names.len(), 2, "{names:?}");
     }

@@ -1,6 +1,7 @@
-//! A store under way: layers that runs hold, collectors beside them, and who is killed among both.
+//! A store in use: layers that runs hold, collectors beside the runs, and kills of both.
+//! `collector` tests collectors alone.
 //!
-//! `LAYERED_STORM` says how many runs the storm has, 24 if that is not set.
+//! `LAYERED_STORM` sets the number of runs in the storm, by default 24.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,10 +19,11 @@ use layer::{Collector, Draft, Error, Hold, Layer, Meta};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 use serde_json::Value;
 
-/// What every layer is said to have.
+/// The recorded size of every layer.
 const LAYER_BYTES: u64 = 1000;
 
-/// Puts a layer into the store, whole, unless there is one. It has two files that say `name`, in different directories.
+/// Puts a complete layer into the store unless it exists. Two files in different directories
+/// contain `name`.
 fn make(store: &Path, name: &str) {
     if store.join(name).exists() {
         return;
@@ -41,7 +43,7 @@ fn names(store: &Path) -> BTreeSet<String> {
     layers.collect()
 }
 
-/// All that is in the store's own directory but its parts.
+/// Lists the contents of the store's own directory, except for its parts themselves.
 fn in_area(store: &Path) -> Vec<PathBuf> {
     let area = store.join(".layered");
     if !area.exists() {
@@ -51,7 +53,8 @@ fn in_area(store: &Path) -> Vec<PathBuf> {
     entries.filter(|path| ["holds", "new"].iter().all(|part| *path != area.join(part))).collect()
 }
 
-/// `layered run` over these layers, which looks for the files of each when it begins and for others of each when it ends.
+/// Returns `layered run` over these layers. Its script checks one file of each layer at its start
+/// and another one at its end.
 fn layered_run<'a>(fixture: &Fixture, layers: impl IntoIterator<Item = &'a String>, pause: &str) -> Command {
     let mut command = fixture.layered_run();
     let mut names = String::new();
@@ -71,15 +74,15 @@ fn layered_gc(fixture: &Fixture, options: &[&str]) -> Command {
     command
 }
 
-/// What `layered gc --json` says.
+/// Runs `layered gc --json`. Returns its output.
 fn gc(fixture: &Fixture, options: &[&str]) -> Value {
     let Output { status, stdout, stderr } = layered_gc(fixture, options).arg("--json").output().unwrap();
     assert!(status.success() && stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
     serde_json::from_slice(&stdout).unwrap()
 }
 
-/// What a run waits for, of which somebody has the other end of standard input.
-const UNTIL_TOLD: &str = "read line";
+/// A pause that ends when the test closes the run's standard input.
+const UNTIL_INPUT_ENDS: &str = "read line";
 
 fn wait_until_begun(run: &mut Child) {
     let mut line = String::new();
@@ -87,7 +90,7 @@ fn wait_until_begun(run: &mut Child) {
     assert_eq!(line, "begun\n");
 }
 
-/// Numbers that nobody foresees.
+/// Random numbers.
 struct Dice(RandomState, u64);
 
 impl Dice {
@@ -101,7 +104,7 @@ impl Dice {
     }
 }
 
-/// Waits for the process, or kills it at some moment.
+/// Waits for the process, or kills it at a random moment within `kill_within`.
 fn wait_or_kill(mut child: Child, kill_within: Option<Duration>, dice: &mut Dice) -> Option<Output> {
     if let Some(span) = kill_within {
         thread::sleep(span * dice.roll(1000) as u32 / 1000);
@@ -112,9 +115,9 @@ fn wait_or_kill(mut child: Child, kill_within: Option<Duration>, dice: &mut Dice
 }
 
 #[test]
-fn a_result_holds_what_it_was_made_over() {
+fn a_result_holds_its_layers() {
     let fixture = Fixture::new();
-    // One that a collector may take from.
+    // A collector may remove layers from this store, because the fixture does not check it.
     let store = fixture.path().join("collected");
     fs::create_dir(&store).unwrap();
     let layers = ["a", "b", "c"].map(|name| {
@@ -154,14 +157,14 @@ fn no_run_loses_a_layer_in_a_storm_of_collectors() {
             let kill = (dice.roll(3) == 0).then_some(Duration::from_millis(20));
             if let Some(output) = wait_or_kill(gc, kill, &mut dice) {
                 assert!(output.status.success());
-                let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-                collected.fetch_add(told["layers"].as_array().unwrap().len(), Ordering::Relaxed);
+                let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+                collected.fetch_add(report["layers"].as_array().unwrap().len(), Ordering::Relaxed);
             }
         });
     };
     let run = || {
         let mut dice = Dice::new();
-        // More of them where the machine has let none come through yet.
+        // There are more runs if the machine has let none succeed yet.
         let tried = || [&whole, &collected].iter().all(|count| count.load(Ordering::Relaxed) > 0);
         let goes_on = |run| run < runs || run < 50 * runs && !tried();
         while goes_on(next.fetch_add(1, Ordering::Relaxed)) {
@@ -173,7 +176,8 @@ fn no_run_loses_a_layer_in_a_storm_of_collectors() {
             let said = String::from_utf8_lossy(&output.stderr);
             match output.status.code() {
                 Some(0) => whole.fetch_add(1, Ordering::Relaxed),
-                // Taken before it was held: one of its layers is named.
+                // A collector removed a layer before the run could hold it. The error names the
+                // layer.
                 Some(125) if some.iter().any(|name| said.contains(&format!("{name} is not a directory: give"))) => {
                     refused.fetch_add(1, Ordering::Relaxed)
                 }
@@ -205,23 +209,23 @@ fn no_run_loses_a_layer_in_a_storm_of_collectors() {
 }
 
 #[test]
-fn a_layer_in_use_is_left_alone_until_its_run_ends_or_is_killed() {
+fn a_layer_in_use_is_kept_until_its_run_ends_or_is_killed() {
     let fixture = Fixture::new();
     let store = fixture.store();
     for killed in [false, true] {
         let all = ["a", "b", "c"].map(String::from);
         all.iter().for_each(|name| make(&store, name));
-        let mut run = layered_run(&fixture, &all[..2], UNTIL_TOLD).stdin(Stdio::piped()).spawn().unwrap();
+        let mut run = layered_run(&fixture, &all[..2], UNTIL_INPUT_ENDS).stdin(Stdio::piped()).spawn().unwrap();
         wait_until_begun(&mut run);
-        let told = gc(&fixture, &["--max-bytes", "0"]);
-        assert_eq!((&told["layers"][0]["name"], &told["bytes"]), (&"c".into(), &LAYER_BYTES.into()));
-        let mut held: Vec<_> = told["held"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        let report = gc(&fixture, &["--max-bytes", "0"]);
+        assert_eq!((&report["layers"][0]["name"], &report["bytes"]), (&"c".into(), &LAYER_BYTES.into()));
+        let mut held: Vec<_> = report["held"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
         held.sort_unstable();
-        assert_eq!((held, &told["within_budget"]), (vec!["a", "b"], &false.into()));
+        assert_eq!((held, &report["within_budget"]), (vec!["a", "b"], &false.into()));
         let listed = layered().arg("ls").arg(&store).output().unwrap();
         assert_eq!(String::from_utf8(listed.stdout).unwrap().matches("in use").count(), 2);
 
-        // The end of the run's standard input, or of the run.
+        // The run ends when its standard input is closed, or by the kill.
         let stdin = run.stdin.take();
         match killed {
             true => run.kill().unwrap(),
@@ -229,9 +233,9 @@ fn a_layer_in_use_is_left_alone_until_its_run_ends_or_is_killed() {
         }
         let Output { status, stderr, .. } = run.wait_with_output().unwrap();
         assert!(killed || status.success(), "{}", String::from_utf8_lossy(&stderr));
-        assert_eq!(in_area(&store).len(), usize::from(killed), "the hold of a killed run is a file still");
-        let told = gc(&fixture, &["--max-bytes", "0"]);
-        assert_eq!((told["layers"].as_array().unwrap().len(), &told["within_budget"]), (2, &true.into()));
+        assert_eq!(in_area(&store).len(), usize::from(killed), "the hold of a killed run still is a file");
+        let report = gc(&fixture, &["--max-bytes", "0"]);
+        assert_eq!((report["layers"].as_array().unwrap().len(), &report["within_budget"]), (2, &true.into()));
         assert_eq!((names(&store), in_area(&store)), (BTreeSet::new(), Vec::new()));
         fixture.assert_nothing_lives();
         fixture.sweep();
@@ -239,11 +243,11 @@ fn a_layer_in_use_is_left_alone_until_its_run_ends_or_is_killed() {
 }
 
 #[test]
-fn a_base_that_is_a_layer_of_a_store_is_held_too() {
+fn a_base_that_is_a_layer_of_a_store_is_held() {
     let fixture = Fixture::new();
     let base = Layer::at(fixture.base().path());
     base.write_meta(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
-    let mut run = layered_run(&fixture, [], UNTIL_TOLD).stdin(Stdio::piped()).spawn().unwrap();
+    let mut run = layered_run(&fixture, [], UNTIL_INPUT_ENDS).stdin(Stdio::piped()).spawn().unwrap();
     wait_until_begun(&mut run);
     let collected = Collector::new().max_bytes(0).collect(fixture.path(), &mut |_| {}).unwrap();
     assert_eq!((collected.layers.len(), &collected.held[..]), (0, &["base".into()][..]));
@@ -251,7 +255,7 @@ fn a_base_that_is_a_layer_of_a_store_is_held_too() {
 }
 
 #[test]
-fn what_a_stranger_made_for_a_store_is_not_used() {
+fn a_store_directory_of_another_user_is_not_used() {
     let fixture = Fixture::new();
     make(&fixture.store(), "a");
     let area = fixture.store().join(".layered");
@@ -271,7 +275,8 @@ fn what_a_stranger_made_for_a_store_is_not_used() {
 fn a_container_has_no_descriptor_of_a_hold() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(2);
-    // What `ls` has open to read the directory is gone when it looks at it. The init has its report alone.
+    // `ls` has already closed the descriptor by which it read the directory. The init has only the
+    // descriptor of its report.
     let report = fixture.run(&layers, "for fd in self 1; do ls -l /proc/$fd/fd 2>/dev/null; done; true");
     assert!(
         [" 1 -> ", " 3 -> pipe:"].iter().all(|open| stdout(&report).matches(open).count() == 1)
@@ -282,7 +287,7 @@ fn a_container_has_no_descriptor_of_a_hold() {
 }
 
 #[test]
-fn layers_of_a_store_that_is_read_only_are_run_and_not_held() {
+fn layers_of_a_read_only_store_are_run_but_not_held() {
     let fixture = Fixture::new();
     make(&fixture.store(), "a");
     thread::scope(|scope| {
@@ -304,7 +309,7 @@ fn layers_of_a_store_that_is_read_only_are_run_and_not_held() {
 }
 
 #[test]
-fn what_is_mounted_in_a_collected_layer_is_told_and_stays() {
+fn a_mount_in_a_collected_layer_is_reported_and_stays() {
     let fixture = Fixture::new();
     let store = fixture.store();
     ["a", "b"].iter().for_each(|name| make(&store, name));
@@ -319,7 +324,8 @@ fn what_is_mounted_in_a_collected_layer_is_told_and_stays() {
             assert_eq!(collected.layers.len(), 2);
             let Some(Error::MountInside { path }) = collected.failed.first() else { panic!("{collected:?}") };
             assert!(precious.join("file").exists() && path.starts_with(store.join(".layered")), "{collected:?}");
-            // For a moment, a process that another test starts may have one of the collector's descriptors.
+            // A process that another test starts may briefly have one of the collector's
+            // descriptors.
             unmount(path, UnmountFlags::DETACH).unwrap();
         };
         scope.spawn(work).join().unwrap();
@@ -330,7 +336,7 @@ fn what_is_mounted_in_a_collected_layer_is_told_and_stays() {
 }
 
 #[test]
-fn what_a_run_is_told_of_a_layer_that_was_collected() {
+fn a_run_over_a_collected_layer_is_refused() {
     let fixture = Fixture::new();
     let store = fixture.store();
     ["gone", "held"].iter().for_each(|name| make(&store, name));
@@ -344,7 +350,7 @@ fn what_a_run_is_told_of_a_layer_that_was_collected() {
 }
 
 #[test]
-fn gc_tells_people_and_programs() {
+fn gc_prints_tables_and_json() {
     let fixture = Fixture::new();
     let store = fixture.store();
     let text = |options: &[&str]| {
@@ -365,12 +371,12 @@ fn gc_tells_people_and_programs() {
         dry,
         "NAME    SIZE  LAST USED\na     1000 B  9h ago\nb     1000 B  8h ago\n2 layers would be removed, 2.0 KiB\n"
     );
-    let told = gc(&fixture, &["--max-age", "8h 30m"]);
-    assert_eq!(told["layers"][0]["name"], "a");
+    let report = gc(&fixture, &["--max-age", "8h 30m"]);
+    assert_eq!(report["layers"][0]["name"], "a");
     assert_eq!(names(&store), BTreeSet::from(["b", "c"].map(String::from)));
-    // The directory, `fs`, two directories and two files, `layer.json` and `last_used`.
-    let told = gc(&fixture, &["--max-inodes", "15", "--dry-run"]);
-    assert_eq!((&told["layers"][0]["name"], &told["layers"][0]["inodes"]), (&"b".into(), &8.into()));
+    // The inodes are the directory, `fs`, two directories, two files, `layer.json` and `last_used`.
+    let report = gc(&fixture, &["--max-inodes", "15", "--dry-run"]);
+    assert_eq!((&report["layers"][0]["name"], &report["layers"][0]["inodes"]), (&"b".into(), &8.into()));
     assert_eq!(gc(&fixture, &["--max-inodes", "16"])["layers"], Value::Array(Vec::new()));
     assert_eq!(gc(&fixture, &["--min-free", "1"])["layers"], Value::Array(Vec::new()));
     let (_, all, _) = text(&["--min-free", "16000000t"]);

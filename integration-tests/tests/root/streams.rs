@@ -1,5 +1,6 @@
-//! The three streams of a command: the caller's files stay the caller's, output keeps its order and is told where it is lost, and
-//! nobody waits for who takes or gives nothing.
+//! The three streams of a command. The caller's files stay the caller's. Output keeps its order,
+//! and lost output is reported. No process waits for a peer that takes or gives nothing. Terminals
+//! of the container are tested in module `terminal`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -22,18 +23,19 @@ fn fifo(fixture: &Fixture) -> PathBuf {
     path
 }
 
-/// What a container must not change of a file.
+/// Returns the metadata that a container must not change.
 fn owner(file: impl AsFd) -> (u32, u32, u32) {
     let Stat { st_uid, st_gid, st_mode, .. } = fstat(file).unwrap();
     (st_uid, st_gid, st_mode)
 }
 
 #[test]
-fn the_callers_files_can_be_neither_opened_again_nor_given_away() {
+fn the_callers_files_can_be_neither_reopened_nor_chowned() {
     let fixture = Fixture::new();
     let [input, output] = ["in", "out"].map(|name| fixture.path().join(name));
     let fifo = fifo(&fixture);
-    // Whoever has the file itself overwrites it, empties it, or reads what others have written to it.
+    // A command with the file itself could overwrite it, empty it, or read what others have written
+    // to it.
     let attempts = "stolen=$(busybox timeout 0.1 cat < /proc/self/fd/1); [ \"$stolen\" ] && echo stolen
         read line; echo $line
         for n in 0 1 2; do chown 7:7 /proc/self/fd/$n; chmod 777 /proc/self/fd/$n; done
@@ -46,7 +48,8 @@ fn the_callers_files_can_be_neither_opened_again_nor_given_away() {
             fs::write(&output, "before\n").unwrap();
             let options = ["--runtime", runtime, "--user", user];
             let terminal = Terminal::new();
-            // Each stream in turn is the file that it is about; a FIFO has both ends here, so that nobody waits.
+            // Each pair is standard input and standard output. The FIFO has both ends open, so that
+            // no open waits.
             let kinds: [(OwnedFd, OwnedFd); 3] = [
                 (File::open(&input).unwrap().into(), OpenOptions::new().append(true).open(&output).unwrap().into()),
                 (terminal.side_of_programs(), terminal.side_of_programs()),
@@ -75,11 +78,11 @@ fn the_callers_files_can_be_neither_opened_again_nor_given_away() {
 }
 
 #[test]
-fn a_fifo_is_read_and_written_and_not_stolen_from() {
+fn a_command_cannot_read_from_its_output_fifo() {
     let fixture = Fixture::new();
     let fifo = fifo(&fixture);
     for runtime in RUNTIMES {
-        // What another one has written into it before the command begins.
+        // Another process has written this into the FIFO before the command begins.
         let mut both = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
         both.write_all(b"secret\n").unwrap();
         let script = "busybox timeout 0.1 cat < /proc/self/fd/1 > /stolen; cat /stolen >&2; echo written";
@@ -93,7 +96,7 @@ fn a_fifo_is_read_and_written_and_not_stolen_from() {
 }
 
 #[test]
-fn the_null_device_stays_the_hosts() {
+fn the_hosts_null_device_keeps_its_owner() {
     let fixture = Fixture::new();
     let null = File::open("/dev/null").unwrap();
     let before = owner(&null);
@@ -104,7 +107,7 @@ fn the_null_device_stays_the_hosts() {
         assert_eq!((&*output.stdout, owner(&null)), (&b"end\n"[..], before), "{runtime}");
         let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         assert!(status.success() && owner(&null) == before, "{runtime}");
-        // The library's own.
+        // The library opens the null device itself here.
         let options = fixture.options().runtime(Runtime::new(runtime)).stdout(Output::Null).stderr(Output::Null);
         let template = shell(script).user(1000, 1000).build().unwrap();
         let report = runner::run(&fixture.base(), &[], &template, options).unwrap();
@@ -112,11 +115,11 @@ fn the_null_device_stays_the_hosts() {
     }
 }
 
-/// Lines of numbers, in turn to both outputs.
+/// Prints numbers in lines, alternately to both outputs.
 const IN_TURN: &str = "i=0; while [ $i -lt 400 ]; do echo $i; echo $((i + 1)) >&2; i=$((i + 2)); done";
 
 #[test]
-fn output_to_one_place_keeps_its_order() {
+fn both_outputs_to_one_file_keep_their_order() {
     let fixture = Fixture::new();
     let log = fixture.path().join("log");
     let expected: String = (0..400).map(|n| format!("{n}\n")).collect();
@@ -130,7 +133,7 @@ fn output_to_one_place_keeps_its_order() {
         assert!(status.success());
         assert_eq!(fs::read_to_string(&log).unwrap(), expected, "{runtime}");
 
-        // >log 2>&1, and >>log 2>>log.
+        // These are `>log 2>&1` and `>>log 2>>log`.
         let file = File::create(&log).unwrap();
         let status = run(&[]).stdout(file.try_clone().unwrap()).stderr(file).status().unwrap();
         assert!(status.success());
@@ -138,7 +141,7 @@ fn output_to_one_place_keeps_its_order() {
         assert!(run(&[]).stdout(append()).stderr(append()).status().unwrap().success());
         assert_eq!(fs::read_to_string(&log).unwrap(), expected.repeat(2), "{runtime}");
 
-        // A pipe, a socket, a terminal.
+        // The outputs are a pipe, a socket and a terminal.
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let mut piped = Running::start(run(&[]).stdout(writer.try_clone().unwrap()).stderr(writer));
         assert_eq!(
@@ -157,7 +160,7 @@ fn output_to_one_place_keeps_its_order() {
     }
 }
 
-/// Runs a script with `--output log`. Returns the exit status, what is told and the report.
+/// Runs a script with `--output log`. Returns the exit status, standard error and the JSON report.
 fn with_output(fixture: &Fixture, runtime: &str, log: &Path, script: &str) -> (i32, String, Value) {
     let (upper, json) = (fixture.path().join("upper"), fixture.path().join("json"));
     let mut command = fixture.layered_run();
@@ -170,10 +173,10 @@ fn with_output(fixture: &Fixture, runtime: &str, log: &Path, script: &str) -> (i
 }
 
 #[test]
-fn a_full_disk_under_the_log_costs_the_log_alone() {
+fn a_full_disk_under_the_log_does_not_stop_the_command() {
     let fixture = Fixture::new();
     let no_space = "No space left on device (os error 28)";
-    // More than any pipe holds: the command does not wait.
+    // The output is larger than any pipe, and the command must not wait.
     let script = "seq 300000; echo result > /result; exit 7";
     let check = |runtime: &str, log: &Path| {
         let (status, stderr, report) = with_output(&fixture, runtime, log, script);
@@ -192,20 +195,20 @@ fn a_full_disk_under_the_log_costs_the_log_alone() {
             check(runtime, Path::new("/dev/full"));
             let log = disk.path().join("log");
             check(runtime, &log);
-            // As much as there was room for is there.
+            // The log contains as much as fitted on the disk.
             let kept = fs::read_to_string(&log).unwrap();
             assert!(kept.starts_with("1\n2\n3\n") && kept.len() > 100_000 && kept.len() < 1 << 20, "{}", kept.len());
             fs::remove_file(&log).unwrap();
         }
     })
     .unwrap();
-    // Nothing is lost where nothing is written, and a report without loss says so.
+    // A command that writes nothing loses nothing, and its report says so.
     let (_, stderr, report) = with_output(&fixture, "runc", Path::new("/dev/full"), "echo result > /result");
     assert_eq!((&*stderr, &report["output_error"]), ("", &Value::Null));
 }
 
 #[test]
-fn a_job_in_the_background_goes_on_and_reads_nothing() {
+fn a_background_job_continues_and_reads_nothing() {
     let fixture = Fixture::new();
     let go = fixture.path().join("go");
     fs::create_dir(&go).unwrap();
@@ -215,7 +218,8 @@ fn a_job_in_the_background_goes_on_and_reads_nothing() {
             &["--runtime", runtime, "--mount", &mount],
             "echo begun; until [ -e /go/on ]; do sleep 0.01; done; read line; echo \"job: $line\"; exit 7",
         );
-        // An interactive shell with job control: the job has a process group of its own, and is not in front.
+        // This interactive shell has job control, so the job has its own process group and is in
+        // the background.
         let session = "set -m; \"$@\" & job=$!; echo ready; read line; echo \"shell: $line\"; echo >$0/on
             read line; echo \"shell: $line\"; fg >/dev/null; echo status $?";
         let mut shell = Command::new(find("bash"));
@@ -227,7 +231,7 @@ fn a_job_in_the_background_goes_on_and_reads_nothing() {
             terminal.press(&format!("{line}\n"));
             terminal.until(&format!("shell: {line}"));
         }
-        // In front it reads.
+        // In the foreground, the job reads.
         terminal.press("three\n");
         terminal.until("job: three");
         assert_eq!((terminal.rest().trim(), shell.end().code()), ("status 7", Some(0)), "{runtime}");
@@ -236,7 +240,7 @@ fn a_job_in_the_background_goes_on_and_reads_nothing() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_told_to_the_command() {
+fn a_command_notices_that_its_reader_left() {
     let fixture = Fixture::new();
     let fifo = fifo(&fixture);
     for runtime in RUNTIMES {
@@ -248,7 +252,7 @@ fn a_reader_that_leaves_is_told_to_the_command() {
         piped.close_output();
         assert_eq!(piped.end().code(), Some(141), "{runtime}: a pipe");
 
-        // A FIFO passes through layered, and so does what is counted.
+        // layered copies output to a FIFO, and output with a limit.
         for options in [&[][..], &["--output-limit", "1t", "--output"]] {
             let mut command = fixture.layered_run();
             command.args(["--runtime", runtime]).args(options);
@@ -271,7 +275,7 @@ fn a_reader_that_leaves_is_told_to_the_command() {
 }
 
 #[test]
-fn a_process_that_holds_a_pipe_delays_nothing() {
+fn a_process_that_keeps_a_pipe_delays_nothing() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let script = "(setsid sleep 1000 &); (trap '' TERM HUP; sleep 1000 &); echo done";
@@ -284,13 +288,13 @@ fn a_process_that_holds_a_pipe_delays_nothing() {
 }
 
 #[test]
-fn a_file_stands_where_the_command_has_read_up_to() {
+fn the_offset_of_an_input_file_is_where_the_command_stopped() {
     let fixture = Fixture::new();
     let path = fixture.path().join("file");
     let size = 3 << 20;
     fs::write(&path, (0..size).map(|n: u32| n as u8).collect::<Vec<_>>()).unwrap();
     let size = u64::from(size);
-    // (where it stands before, what is read, where it stands afterwards)
+    // (the offset before, the script, the offset afterwards)
     let table = [
         (0, "true", 0),
         (0, "dd bs=1 count=3", 3),
@@ -303,7 +307,7 @@ fn a_file_stands_where_the_command_has_read_up_to() {
         (size - 2, "dd bs=1 count=1", size - 1),
         (size, "cat", size),
         (size + 10, "cat", size + 10),
-        // Killed.
+        // The command is killed.
         (0, "dd bs=1 count=7; kill -9 $$", 7),
     ];
     for runtime in RUNTIMES {
@@ -317,7 +321,8 @@ fn a_file_stands_where_the_command_has_read_up_to() {
                 assert_eq!(file.stream_position().unwrap(), to, "{runtime} {user} {script}: {output:?}");
             }
         }
-        // In a script, what follows reads on; and what did not begin has read nothing.
+        // A later command of the caller's script continues at the offset. A command that did not
+        // begin has read nothing.
         let mut file = File::open(&path).unwrap();
         for command in ["/no/such", "/etc"] {
             let mut layered = fixture.layered_run();
@@ -328,13 +333,13 @@ fn a_file_stands_where_the_command_has_read_up_to() {
     }
 }
 
-/// A mebibyte in which every byte says where it is, more or less.
+/// Returns a mebibyte that shows the position of almost every byte.
 fn pattern() -> Vec<u8> {
     (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect()
 }
 
 #[test]
-fn much_input_and_output_arrives_whole() {
+fn large_input_and_output_arrive_completely() {
     let fixture = Fixture::new();
     let [input, output] = ["in", "out"].map(|name| fixture.path().join(name));
     let mebibytes = 100;
@@ -375,7 +380,7 @@ fn a_slow_reader_loses_nothing() {
         command.stdin(Stdio::null()).stdout(OpenOptions::new().write(true).open(&fifo).unwrap());
         let mut run = Running::start(&mut command);
         drop((both, command));
-        // The command ends long before.
+        // The command ends long before its output is read.
         let mut seen = Vec::new();
         let mut piece = [0; 1000];
         loop {
@@ -391,13 +396,13 @@ fn a_slow_reader_loses_nothing() {
 }
 
 #[test]
-fn a_terminal_that_takes_nothing_keeps_nobody() {
+fn a_terminal_that_takes_no_output_stops_no_run() {
     let fixture = Fixture::new();
     let fifo = fifo(&fixture);
     let upper = fixture.path().join("upper");
     for runtime in RUNTIMES {
         let run = |timeout: &str, script: &str| {
-            // Nobody reads from it.
+            // No process reads from this terminal.
             let terminal = Terminal::new();
             let options = ["--runtime", runtime, "--timeout", timeout, "--grace", "10ms"];
             let options = [&options[..], &["--upper", upper.to_str().unwrap()]].concat();
@@ -406,14 +411,15 @@ fn a_terminal_that_takes_nothing_keeps_nobody() {
             fs::remove_dir_all(&upper).unwrap();
             status
         };
-        // The command goes on to write.
+        // The command continues to write.
         assert_eq!(run("500ms", "exec busybox yes"), Some(124), "{runtime}");
-        // It has ended, and what it wrote last is not taken: with more and more time, until it has ended before that was over.
+        // The command ends, but its last output is not taken. The timeouts increase until the
+        // command ends before one.
         let timeouts = ["500ms", "5s", "50s", "500s"];
         let statuses = timeouts.iter().map(|timeout| run(timeout, "seq 10000; exit 7"));
         let statuses: Vec<_> = statuses.skip_while(|status| *status == Some(124)).take(1).collect();
         assert_eq!(statuses, [Some(7)], "{runtime}");
-        // A signal does it, too.
+        // A signal also ends the wait.
         let terminal = Terminal::new();
         let json = fixture.path().join("json");
         let options = ["--runtime", runtime, "--grace", "10ms", "--json", json.to_str().unwrap()];
@@ -421,7 +427,7 @@ fn a_terminal_that_takes_nothing_keeps_nobody() {
         let options = [&options[..], &["--mount", &mount]].concat();
         let mut run = terminal.start(&fixture.layered_script(&options, "seq 10000; echo > /fifo; exit 7"));
         std::io::read_to_string(File::open(&fifo).unwrap()).unwrap();
-        // It has written all, and ends now.
+        // The command has written all its output and ends now.
         while !descendants(run.pid()).is_empty() {
             std::thread::yield_now();
         }
@@ -433,7 +439,7 @@ fn a_terminal_that_takes_nothing_keeps_nobody() {
 }
 
 #[test]
-fn input_that_is_none() {
+fn closed_empty_and_endless_streams_work() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let run = |redirection: &str, script: &str| {
@@ -446,9 +452,9 @@ fn input_that_is_none() {
         for redirection in ["<&-", "</dev/null", "</", "0>/dev/null"] {
             assert_eq!(run(redirection, "cat; echo end"), (0, "end\n".into()), "{runtime} {redirection}");
         }
-        // One that does not end by itself.
+        // This input never ends.
         assert_eq!(run("</dev/zero", "head -c 1000000 | wc -c"), (0, "1000000\n".into()), "{runtime}");
-        // Outputs that are none.
+        // These outputs are closed.
         for redirection in [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"] {
             assert_eq!(run(redirection, "echo out; echo err >&2; exit 7").0, 7, "{runtime} {redirection}");
         }
@@ -456,10 +462,10 @@ fn input_that_is_none() {
 }
 
 #[test]
-fn a_terminal_that_is_hung_up_is_at_its_end() {
+fn a_hung_up_terminal_is_at_its_end() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
-        // As under nohup. A plain program reads the end of the file there.
+        // This is the situation under nohup. A plain program reads the end of the file there.
         let run = fixture.layered_script(&["--runtime", runtime], "echo begun; cat; echo end; exit 7");
         let mut shell = Command::new(find("sh"));
         shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(run.get_program()).args(run.get_args());
@@ -472,7 +478,7 @@ fn a_terminal_that_is_hung_up_is_at_its_end() {
 }
 
 #[test]
-fn output_to_a_file_a_function_and_memory_at_once() {
+fn output_goes_to_several_places() {
     let fixture = Fixture::new();
     let log = fixture.path().join("log");
     let expected: String = (1..=50_000).map(|n| format!("{n}\n")).collect();
@@ -485,7 +491,7 @@ fn output_to_a_file_a_function_and_memory_at_once() {
             Output::lines(|line| lines.push(line.to_vec())),
             Output::callback(|piece| bytes.extend_from_slice(piece)),
             Output::Capture(whole),
-            // Of several, the first is kept.
+            // Of several captures, the first one is kept.
             Output::Capture(CaptureLimit { head_bytes: 1, tail_bytes: 1 }),
             Output::Null,
         ]);
@@ -504,7 +510,7 @@ fn output_to_a_file_a_function_and_memory_at_once() {
 }
 
 #[test]
-fn a_full_disk_costs_one_of_several_places() {
+fn a_full_disk_stops_only_one_of_several_places() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let mut seen = 0;
@@ -527,9 +533,9 @@ fn a_full_disk_costs_one_of_several_places() {
     }
 }
 
-/// Whoever opens the other side of a pseudoterminal again has made another one.
+/// Opening the other side of a pseudoterminal again would make another pseudoterminal.
 #[test]
-fn a_file_that_is_not_opened_again() {
+fn a_pseudoterminal_master_is_not_reopened() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let terminal = Terminal::new();
@@ -543,14 +549,15 @@ fn a_file_that_is_not_opened_again() {
     }
 }
 
-/// A command can write to its own standard input, which is a pipe.
+/// The command can write to its own standard input, because that is a pipe.
 #[test]
-fn a_command_does_not_move_the_callers_input_to_before_where_it_began() {
+fn a_command_does_not_move_the_callers_offset_backwards() {
     let fixture = Fixture::new();
     let path = fixture.path().join("input");
     fs::write(&path, [b'x'; 4000]).unwrap();
     for runtime in RUNTIMES {
-        // Less than the file has before the caller's place, and more.
+        // One write is smaller than the part of the file before the caller's offset, the other one
+        // is larger.
         for bytes in ["1500", "60000"] {
             let mut input = File::open(&path).unwrap();
             input.seek(std::io::SeekFrom::Start(2000)).unwrap();
@@ -562,9 +569,9 @@ fn a_command_does_not_move_the_callers_input_to_before_where_it_began() {
     }
 }
 
-/// Opened again, a FIFO does not tell that those who wrote to it have gone before.
+/// If layered opened the FIFO again, it could not see that the earlier writers have gone.
 #[test]
-fn a_fifo_whose_writer_has_gone_is_at_its_end() {
+fn a_fifo_without_writers_is_at_its_end() {
     let fixture = Fixture::new();
     let fifo = fifo(&fixture);
     for runtime in RUNTIMES {
@@ -578,7 +585,7 @@ fn a_fifo_whose_writer_has_gone_is_at_its_end() {
     }
 }
 
-/// The kernel reaps the children of a caller that ignores their ends.
+/// The kernel reaps the children of a process that ignores SIGCHLD.
 #[test]
 fn a_caller_that_ignores_sigchld_gets_the_result() {
     let fixture = Fixture::new();
@@ -586,7 +593,7 @@ fn a_caller_that_ignores_sigchld_gets_the_result() {
     for runtime in RUNTIMES {
         let run =
             fixture.layered_script(&["--runtime", runtime, "--upper", upper.to_str().unwrap()], "echo > /made; exit 5");
-        // busybox sh would not pass it on.
+        // busybox sh would not pass on an ignored SIGCHLD.
         let mut command = Command::new(find("env"));
         command.arg("--ignore-signal=CHLD").arg(run.get_program()).args(run.get_args());
         assert_eq!(command.stdin(Stdio::null()).status().unwrap().code(), Some(5), "{runtime}");

@@ -1,32 +1,29 @@
-//! Runs with a terminal of their own (`--tty`), and runs that the caller starts at a terminal.
+//! Runs with their own terminal (`--tty`), and runs that the caller starts at a terminal. Streams
+//! without a terminal of the container are tested in module `streams`.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use integration_tests::processes::Running;
 use integration_tests::terminal::Terminal;
-use integration_tests::{Fixture, RUNTIMES, find, write_script};
+use integration_tests::{Fixture, RUNTIMES, WAITS, find};
 use nix::sys::signal::Signal;
 use rustix::fs::fstat;
 
-/// `layered run --tty` of a shell script, with an hour of grace.
+/// Returns `layered run --tty` for a shell script, with an hour of grace.
 fn with_terminal(fixture: &Fixture, runtime: &str, options: &[&str], script: &str) -> Command {
     fixture.layered_script(&[&["--tty", "--runtime", runtime, "--grace", "1h"], options].concat(), script)
 }
 
-/// Waits for signals: the shell runs the traps between two `wait`s.
-const WAITS: &str = "echo begun; sleep 1000 & while :; do wait; done";
-
-/// Control and a letter.
+/// Control characters of the terminal.
 const INTERRUPT: &str = "\x03";
 const SUSPEND: &str = "\x1a";
 const QUIT: &str = "\x1c";
 const END: &str = "\x04";
 
 #[test]
-fn it_has_the_size_of_the_callers() {
+fn the_terminal_has_the_size_of_the_callers() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         for init in [&[][..], &["--no-init"]] {
@@ -40,21 +37,17 @@ fn it_has_the_size_of_the_callers() {
                 terminal.until(&format!("{rows} {columns}"));
             }
             run.send(Signal::SIGTERM);
-            // Each size has been told once.
+            // Every change of the size reached the command once.
             assert_eq!((terminal.rest().trim(), run.end().code()), ("", Some(7)), "{runtime} {init:?}");
         }
     }
 }
 
 #[test]
-fn a_size_that_changes_while_the_runtime_starts() {
+fn a_resize_during_the_start_of_the_runtime_is_not_lost() {
     let fixture = Fixture::new();
-    let fifo = fixture.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     for runtime in RUNTIMES {
-        let waiting = fixture.path().join(format!("{runtime}-that-waits"));
-        let wait = format!("case \" $* \" in *' run '*) read line < {} ;; esac", fifo.display());
-        write_script(&waiting, &format!("#!/bin/sh\n{wait}\nexec {} \"$@\"\n", find(runtime).display()));
+        let (waiting, fifo) = fixture.runtime_that_waits(runtime);
         let mut terminal = Terminal::new();
         let script = format!("trap 'stty size' WINCH; trap 'exit 7' TERM; stty size; {WAITS}");
         let run = with_terminal(&fixture, waiting.to_str().unwrap(), &[], &script);
@@ -62,7 +55,8 @@ fn a_size_that_changes_while_the_runtime_starts() {
         let mut fifo = File::options().write(true).open(&fifo).unwrap();
         terminal.resize(33, 101);
         fifo.write_all(b"\n").unwrap();
-        // At once, or as a change: crun itself sets the size that it was started with.
+        // The command starts with this size, or gets it as a change. crun itself sets the size that
+        // it was started with.
         terminal.until("33 101");
         run.send(Signal::SIGTERM);
         assert_eq!(run.end().code(), Some(7), "{runtime}");
@@ -70,11 +64,12 @@ fn a_size_that_changes_while_the_runtime_starts() {
 }
 
 #[test]
-fn keys_arrive_as_they_are_pressed() {
+fn keys_reach_the_command_as_they_are_pressed() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let mut terminal = Terminal::new();
-        // The second shell is raw, and reads keys one by one. The first one shows what is typed, and waits for the line.
+        // The shell first reads a line in the terminal's normal mode. Then raw mode lets it read
+        // single keys.
         let script = "read line; echo \"line: $line\"; stty raw -echo; echo begun
             for n in 1 2 3 4; do dd bs=1 count=1 2>/dev/null | od -An -tu1; done; stty sane; exit 7";
         let script = script.replace("od -An -tu1", "busybox od -An -tu1");
@@ -109,7 +104,8 @@ fn an_interrupt_reaches_the_command_once() {
             terminal.until("3 in all");
             assert_eq!(run.end().code(), Some(7), "{runtime} {init:?}");
         }
-        // One that has no handler ends; and what a command sends to its group, it gets once.
+        // An interrupt ends a command without a handler. A signal that a command sends to its own
+        // group reaches it once.
         let mut terminal = Terminal::new();
         let mut run = terminal.start(&with_terminal(&fixture, runtime, &[], "echo begun; exec sleep 1000"));
         terminal.until("begun");
@@ -127,7 +123,7 @@ fn an_interrupt_reaches_the_command_once() {
 }
 
 #[test]
-fn a_suspended_command_that_nobody_could_continue_goes_on() {
+fn ctrl_z_does_not_stop_a_command_that_nothing_can_continue() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let mut terminal = Terminal::new();
@@ -153,7 +149,8 @@ fn a_shell_inside_controls_its_jobs() {
             let mut run = terminal.start(&layered);
             let greeting = terminal.until("prompt> ");
             assert!(!greeting.contains("job control"), "{runtime}: {greeting}");
-            // What is shown of a line that is typed is not what it prints. The shell takes what is typed before that.
+            // The terminal echoes typed text, so the test waits for text that only the command
+            // prints. The shell must read a line before the next is typed.
             terminal.press("echo $((40 + 1)) begun; cat\n");
             terminal.until("41 begun");
             terminal.press("a line\n");
@@ -163,7 +160,8 @@ fn a_shell_inside_controls_its_jobs() {
             terminal.until("prompt> ");
             terminal.press("echo in $((40 + 2)) front; fg\n");
             terminal.until("in 42 front");
-            // What `fg` prints before it waits: a line that is typed earlier would stand before that.
+            // `fg` prints this before it waits. A line that is typed earlier would be echoed before
+            // it.
             terminal.until("cat\r\n");
             terminal.press("another\n");
             terminal.until("another\r\nanother");
@@ -178,22 +176,13 @@ fn a_shell_inside_controls_its_jobs() {
     }
 }
 
-/// A runtime that fails when it has sent its terminal, and one that never comes so far.
-fn failing_runtimes(fixture: &Fixture) -> [PathBuf; 2] {
-    ["/bin/false", "/bin/true"].map(|program| {
-        let path = fixture.path().join(Path::new(program).file_name().unwrap());
-        write_script(&path, &format!("#!/bin/sh\nexec {program}\n"));
-        path
-    })
-}
-
 #[test]
-fn the_settings_are_put_back_after_any_end() {
+fn the_settings_are_restored_after_any_end() {
     let fixture = Fixture::new();
     let endless = "echo begun; exec sleep 1000";
     let deaf = "trap '' TERM; echo begun; while :; do sleep 1; done";
     for runtime in RUNTIMES {
-        // (options, script, the signal that ends it, the exit status)
+        // (options, script, the signal that ends the run, the exit status)
         let table: [(&[&str], &str, Option<Signal>, i32); 8] = [
             (&[], "exit 7", None, 7),
             (&[], "stty raw -echo; kill -9 $$", None, 137),
@@ -220,37 +209,39 @@ fn the_settings_are_put_back_after_any_end() {
         }
         let mut layered = fixture.layered_run();
         layered.args(["--tty", "--runtime", runtime, "--", "/no/such"]);
-        told_on_terminal(&layered, 127, "layered: the command does not exist in the container: /no/such");
+        check_failure_on_terminal(&layered, 127, "layered: the command does not exist in the container: /no/such");
     }
-    for runtime in failing_runtimes(&fixture) {
+    // Neither of these sends a terminal.
+    for runtime in ["false", "true"].map(find) {
         let run = with_terminal(&fixture, runtime.to_str().unwrap(), &[], "true");
-        told_on_terminal(&run, 125, "layered: ");
+        check_failure_on_terminal(&run, 125, "layered: ");
     }
 }
 
-/// Sees that a run that comes to nothing says so on a terminal that is as it was.
-fn told_on_terminal(command: &Command, status: i32, told: &str) {
+/// Checks that a failing run prints one line and leaves the terminal as it was.
+fn check_failure_on_terminal(command: &Command, status: i32, message: &str) {
     let mut terminal = Terminal::new();
     let before = format!("{:?}", terminal.settings());
     let mut run = terminal.start(command);
     let shown = terminal.rest();
     assert_eq!((run.end().code(), shown.lines().count()), (Some(status), 1), "{shown}");
-    assert!(shown.starts_with(told), "{shown}");
+    assert!(shown.starts_with(message), "{shown}");
     assert_eq!(format!("{:?}", terminal.settings()), before, "{shown}");
 }
 
 #[test]
-fn a_terminal_that_is_hung_up_hangs_up_the_commands() {
+fn a_hangup_of_the_callers_terminal_reaches_the_command() {
     let fixture = Fixture::new();
     let upper = fixture.path().join("upper");
     for runtime in RUNTIMES {
-        // (what layered does first, the script, the exit statuses)
+        // (the caller's first command, the script, the exit statuses)
         let table: [(&str, &str, &[i32]); 5] = [
             (":", "echo begun; exec sleep 1000", &[129]),
-            // The kernel tells one that reads by the end of the input, or by an error, too, and first.
+            // The kernel also gives a reading command an end of input or an error, and does so
+            // first.
             (":", "echo begun; exec cat", &[129, 1, 0]),
             (":", "trap 'echo heard > /heard; exit 7' HUP; echo begun; sleep 1000 & while :; do wait; done", &[7]),
-            // Nobody hears of the signal: the end of the input tells.
+            // Every process ignores the signal. The command notices only the end of its input.
             ("trap '' HUP", "trap '' HUP; echo begun; cat; exit 8", &[8]),
             (":", "trap '' HUP; echo begun; cat; echo lost; exit 9", &[9]),
         ];
@@ -271,7 +262,7 @@ fn a_terminal_that_is_hung_up_hangs_up_the_commands() {
 }
 
 #[test]
-fn the_callers_terminal_stays_the_callers() {
+fn the_callers_terminal_keeps_its_owner() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         for user in ["0", "1000"] {
@@ -282,7 +273,7 @@ fn the_callers_terminal_stays_the_callers() {
                 (stat.st_uid, stat.st_gid, stat.st_mode)
             };
             let before = owner();
-            // Its own is the user's: it can be opened by its name.
+            // The command's own terminal belongs to its user, who can open it by its name.
             let script = "chown 7:7 /proc/self/fd/0 2>/dev/null; chmod 600 /proc/self/fd/1 2>/dev/null
                 [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo opened > /dev/tty; echo $TERM";
             let mut run = terminal.start(&with_terminal(&fixture, runtime, &["--user", user], script));
@@ -293,7 +284,7 @@ fn the_callers_terminal_stays_the_callers() {
 }
 
 #[test]
-fn much_is_shown_whole_and_in_order() {
+fn much_output_is_shown_completely_and_in_order() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
         let mut terminal = Terminal::new();
@@ -306,7 +297,7 @@ fn much_is_shown_whole_and_in_order() {
     }
 }
 
-/// Without `--tty` the caller's terminal is what interrupts layered, and layered alone.
+/// Without `--tty`, an interrupt at the caller's terminal goes to layered only.
 #[test]
 fn an_interrupt_at_the_callers_terminal_reaches_the_command_once() {
     let fixture = Fixture::new();
@@ -325,9 +316,10 @@ fn an_interrupt_at_the_callers_terminal_reaches_the_command_once() {
     }
 }
 
-/// ^Z at the caller's terminal stops layered, which goes on in front or in the background like any other program.
+/// ^Z at the caller's terminal stops layered. It can be continued in the foreground and in the
+/// background like any other program.
 #[test]
-fn a_run_that_is_suspended_goes_on_later() {
+fn a_suspended_run_can_be_continued() {
     let fixture = Fixture::new();
     let go = fixture.path().join("go");
     fs::create_dir(&go).unwrap();
@@ -349,11 +341,11 @@ fn a_run_that_is_suspended_goes_on_later() {
     }
 }
 
-/// Without an init the command alone has its terminal open, which is not at its end when it is closed.
+/// Without an init, only the command has its terminal open. Closing it does not end the terminal.
 #[test]
 fn a_terminal_that_the_command_closes_can_be_opened_again() {
     let fixture = Fixture::new();
-    // While it is closed, the run has time to look.
+    // The loop gives the run time to notice that the terminal is closed.
     let script = "echo first; exec </dev/null >/dev/null 2>&1
         n=0; while [ $n -lt 20000 ]; do n=$((n + 1)); done; echo later >/dev/tty";
     for runtime in RUNTIMES {

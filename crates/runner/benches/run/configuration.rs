@@ -12,7 +12,7 @@ use crate::subjects::{RUNTIMES, is_installed};
 
 pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let templates = [
-        ("all of it", with(Seccomp::Default, |_| {})?),
+        ("everything", with(Seccomp::Default, |_| {})?),
         ("no mount of the control groups", with(Seccomp::Default, |config| without_mount(config, "/sys/fs/cgroup"))?),
         ("no `/dev/mqueue`", with(Seccomp::Default, |config| without_mount(config, "/dev/mqueue"))?),
         ("no masked and no read-only paths", with(Seccomp::Default, without_masks)?),
@@ -32,7 +32,7 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
         }
     }
     let mut rows = vec![cells(["a container with"])];
-    rows[0].extend(runtimes.iter().map(|runtime| format!("bare {runtime} / with all of it")));
+    rows[0].extend(runtimes.iter().map(|runtime| format!("bare {runtime} / with everything")));
     for (index, (name, _)) in templates.iter().enumerate() {
         let ratios = samples.iter().map(|samples| samples[index].ratio(&samples[0]));
         rows.push([String::from(*name)].into_iter().chain(ratios).collect());

@@ -14,8 +14,8 @@ pub(crate) fn description(rounds: usize) -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
     let mut text = format!(
-        "# Measured\n\n{processors} × {model}, Linux {}, on {}, load {load} at the start; {rounds} rounds. Times are medians (minima), \
-         ratios are of medians and minima of the same rounds.\n\n",
+        "# Measurements\n\n{processors} × {model}, Linux {}, on {}, load {load} at the start, {rounds} rounds. Times are medians, with\n\
+         minima in parentheses. Ratios are those of the medians and of the minima of the same rounds.\n\n",
         kernel.trim(),
         file_system(&std::env::temp_dir()).unwrap_or_else(|| "an unknown file system".into()),
     );

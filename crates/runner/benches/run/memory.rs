@@ -199,7 +199,7 @@ pub(crate) fn large_caller(places: &Places, runtime: &str, rounds: usize) -> Res
         drop(large.time(once)?);
         drop(memory);
     }
-    let head = cells(["a caller", "with 1 GiB of its own", "ratio"]);
+    let head = cells(["a small caller", "a caller with 1 GiB of memory", "large / small"]);
     let rows = [head, vec![small.milliseconds(), large.milliseconds(), large.ratio(&small)]];
     Ok(table(&format!("A large caller, {runtime}, 30 layers"), &rows))
 }

@@ -1,4 +1,4 @@
-//! Runs a second with several at a time.
+//! Runs per second, with several at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +14,13 @@ use crate::subjects::{RUNTIMES, in_process, is_installed, template};
 
 pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let template = template(&["/bin/true"])?;
-    let mut rows = vec![cells(["runtime", "workers", "bare runtime, runs a second", "`run`, 30 layers", "ratio"])];
+    let mut rows = vec![cells([
+        "runtime",
+        "workers",
+        "bare runtime, runs per second",
+        "`run` over 30 layers, runs per second",
+        "`run` / bare",
+    ])];
     for runtime in RUNTIMES.into_iter().filter(|runtime| is_installed(runtime)) {
         for workers in [1, 2, 4, 16] {
             let count = workers.max(4) * 10;

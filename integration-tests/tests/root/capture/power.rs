@@ -1,4 +1,5 @@
-//! Power cuts: what the disk alone holds at each step. Needs loop devices and mkfs.ext4.
+//! Captures that a power cut interrupts: checks the content of the disk at each step. Needs loop
+//! devices and mkfs.ext4.
 
 use std::cell::RefCell;
 use std::fs;
@@ -12,9 +13,10 @@ use rustix::fs::{XattrFlags, setxattr};
 
 use super::{meta, names};
 
-/// Copies the image as it is at one moment. The kernel may write back what is on the disk at any time, since a program anywhere
-/// on the machine calls sync(2): a copy that was made meanwhile would be of no moment at all. If image and copy are the same
-/// afterwards, the copy is that of the moment between copying and comparing.
+/// Copies the image as it is at one moment. The kernel may write to the disk at any time, because
+/// any program on the machine may call sync(2). A copy during such a write would show no real
+/// moment. So this copies until image and copy are equal afterwards; the copy then shows the moment
+/// between copying and comparing.
 fn snapshot(image: &Path, copy: &Path) {
     let [image, copy] = [image, copy].map(|path| path.to_str().unwrap());
     loop {
@@ -25,15 +27,15 @@ fn snapshot(image: &Path, copy: &Path) {
     }
 }
 
-/// Larger than what is written back at once.
+/// The content is larger than one write-back by the kernel.
 fn content() -> String {
     "0123456789abcdef".repeat(1 << 16)
 }
 
 #[test]
-fn after_a_power_cut_at_any_step_the_layer_is_whole_or_not_there() {
+fn a_power_cut_at_any_step_leaves_a_whole_layer_or_none() {
     require_root();
-    // The mounts are this thread's, and those of programs that it starts.
+    // The mounts belong to this thread and the programs that it starts.
     std::thread::spawn(cut_at_every_step).join().unwrap();
 }
 
@@ -51,7 +53,8 @@ fn cut_at_every_step() {
     fs::write(upper.join("small"), "small").unwrap();
     setxattr(upper.join("dir"), "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
 
-    // What has come to the disk by then is all that a power cut at this moment leaves. The last is one right after.
+    // A power cut keeps only the data that has reached the disk by then. The last cut is just after
+    // the capture.
     let cuts = RefCell::new(Vec::new());
     let cut = |step: Option<Step>| {
         let copy = dir.path().join(format!("cut{}", cuts.borrow().len()));
@@ -73,9 +76,9 @@ fn cut_at_every_step() {
                 assert!(step.is_none_or(|step| step > Step::Publish), "{step:?}");
                 assert_eq!(meta.disk_usage, layer.measure().unwrap().bytes, "{step:?}");
             }
-            None => assert!(step.is_some(), "a capture that has returned is durable"),
+            None => assert!(step.is_some(), "a capture that has returned must be durable"),
         }
-        // What the layer needs has come to the disk before its name.
+        // The content of the layer reaches the disk before the layer gets its name.
         if step.is_none_or(|step| step >= Step::Publish) {
             assert_eq!(names(&layer.fs()), ["dir", "dir/large", "dir/old", "small"], "{step:?}");
             assert!(fs::read_to_string(layer.fs().join("dir/large")).unwrap() == content(), "{step:?}");

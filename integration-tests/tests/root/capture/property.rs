@@ -1,6 +1,7 @@
-//! Uppers made up at random, what the kernel shows of them against what it shows of their captures.
+//! Random uppers: compares what the kernel shows of them with what it shows of their captures.
+//! `capture` has the named cases.
 //!
-//! `LAYERED_STACKS` and `LAYERED_SEED` are those of `merge::property`.
+//! `LAYERED_STACKS` and `LAYERED_SEED` mean the same as in `merge::property`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -21,10 +22,11 @@ use crate::merge::operations::Operation;
 use crate::merge::property::property;
 use crate::merge::random::{Layers, layers, operations};
 
-/// What is in the sibling's directories.
+/// The name and content of the files in the sibling's directories.
 const SIBLING: &str = "sibling";
 
-/// Random lowers, with random changes made in an overlay of them; and what it showed before and after.
+/// Random lowers, random changes in an overlay of them, and what the overlay showed before and
+/// after.
 struct Written {
     stack: Stack,
     before: Snapshot,
@@ -63,13 +65,14 @@ impl Written {
     }
 }
 
-/// Changes of all kinds, and directories made again with others in them, which are what a capture has most to do with.
+/// Changes of all kinds, and recreated directories with other directories in them. A capture does
+/// most of its work for the latter.
 fn changes() -> impl Strategy<Value = Vec<Operation>> {
     let path = || vec(select(vec!["a", "b", "c", "d"]), 1..=3).prop_map(|names| names.iter().collect::<PathBuf>());
     let again = (path(), vec(path(), 0..=3)).prop_map(|(path, below)| {
         let mut steps = vec![Operation::RemoveAll(path.clone()), Operation::MakeDir(path.clone())];
         for below in below {
-            // Those above it first.
+            // Outer directories come first.
             let all: Vec<_> = below.ancestors().filter(|part| *part != Path::new("")).collect();
             steps.extend(all.into_iter().rev().map(|part| Operation::MakeDir(path.join(part))));
         }
@@ -84,14 +87,16 @@ fn a_capture_shows_what_the_upper_showed() {
         let written = Written::new(layers, &changes);
         let layer = written.capture()?;
         agree(&written.after, &written.see(&[&layer]))?;
-        // Nor does it list what cannot be found, where no other layer has its directories.
+        // Over a layer without any of its directories, the capture lists no name that cannot be
+        // looked up.
         let empty = written.stack.dir.path().join("empty");
         Dir::new().make(&empty).unwrap();
         let alone = Snapshot::of(Mount::read_only(&[&layer, &empty]).unwrap()).unwrap();
         if !alone.phantoms.is_empty() {
             return Err(format!("listed and not found: {:?}", alone.phantoms));
         }
-        // And it deletes nothing that was not there to be deleted, or at least listed: the kernel deletes that, too.
+        // Every whiteout hides a name that was there or was at least listed. The kernel makes
+        // whiteouts for the latter, too.
         for (path, entry) in Snapshot::of_path(&layer).unwrap().entries {
             let is_whiteout = entry.kind == FileType::CharacterDevice && entry.rdev == 0;
             let was_there = written.before.entries.contains_key(&path) || written.before.phantoms.contains(&path);
@@ -103,8 +108,8 @@ fn a_capture_shows_what_the_upper_showed() {
     });
 }
 
-/// A sibling that has every directory of the lowers, with a file in it: wherever there still is such a directory, made again or
-/// not, the file is there, and nothing else is different.
+/// The sibling has every directory of the lowers, with a file in it. Wherever the capture still has
+/// such a directory, recreated or not, the file is visible. Nothing else differs.
 #[test]
 fn a_capture_hides_nothing_of_a_sibling() {
     property((layers(), changes()), |(layers, changes)| {
@@ -119,11 +124,12 @@ fn a_capture_hides_nothing_of_a_sibling() {
             if written.after.entries.get(path).is_some_and(|entry| entry.kind == FileType::Directory) {
                 below.entries.extend([file.clone()]);
             }
-            // Its own directory is on top, whatever there is.
+            // The sibling's directory is on top, so its metadata is visible.
             above.entries.extend([file, (path.clone(), directory.clone())]);
         }
         agree(&below, &written.see(&[&layer, &sibling])).map_err(|error| format!("sibling below: {error}"))?;
-        // What is no longer seen may have been one of several names of a file.
+        // A hidden name may have been one of several names of a file, so the groups of names may
+        // differ.
         let found = without_groups(written.see(&[&sibling, &layer]));
         agree(&without_groups(above), &found).map_err(|error| format!("sibling above: {error}"))
     });
@@ -138,11 +144,11 @@ fn directories(snapshot: &Snapshot) -> impl Iterator<Item = (&PathBuf, &Entry)> 
     snapshot.entries.iter().filter(|(_, entry)| entry.kind == FileType::Directory)
 }
 
-/// A layer with all directories of `snapshot`.
+/// Makes a layer with all directories of `snapshot`.
 fn sibling_of(snapshot: &Snapshot) -> Dir {
     let mut made: BTreeMap<&Path, Dir> = BTreeMap::new();
     let mut all: Vec<_> = directories(snapshot).collect();
-    // What is in a directory comes after it.
+    // A directory's entries come after the directory in the list, so the reverse order is needed.
     all.reverse();
     for (path, entry) in all {
         let mut dir = made.remove(&**path).unwrap_or_default().file(SIBLING, SIBLING);
@@ -162,7 +168,7 @@ fn sibling_of(snapshot: &Snapshot) -> Dir {
     Dir::new()
 }
 
-/// How a layer stores the attribute that a mount shows as `name`.
+/// Returns the name under which a layer stores the xattr that a mount shows as `name`.
 fn stored(name: &OsStr) -> String {
     name.to_str().unwrap().replacen("trusted.overlay.", "trusted.overlay.overlay.", 1)
 }

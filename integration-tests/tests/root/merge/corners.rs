@@ -1,4 +1,5 @@
-//! Each rule of overlayfs alone, in the smallest stack that shows it.
+//! One test per rule of overlayfs, in the smallest stack that shows it. `property` looks for cases
+//! that are missing here.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,68 +18,69 @@ fn attributes(mode: u32) -> Attributes {
     Attributes { mode, ..Attributes::default() }
 }
 
-/// A base that has something under every name that the tests use.
+/// A base that has an entry for every name that the tests use.
 fn base() -> Dir {
     let full = || Dir::new().file("base", "base").with("deep", Dir::new().file("base", "base"));
     Dir::new().with("dir", full()).with("other", full()).file("file", "base")
 }
 
-fn whiteouts_are(merged: &layer::Merged, whiteouts: u64, opaques: u64) {
+fn check_whiteouts(merged: &layer::Merged, whiteouts: u64, opaques: u64) {
     assert_eq!((merged.whiteouts, merged.opaques), (whiteouts, opaques), "{merged:?}");
 }
 
 #[test]
-fn a_whiteout_stays_to_hide_the_base() {
+fn a_whiteout_stays_and_hides_the_base() {
     let layers = [Dir::new().whiteout("file"), Dir::new().whiteout("dir").whiteout("nowhere")];
-    whiteouts_are(&check(&layers, &base()), 3, 0);
+    check_whiteouts(&check(&layers, &base()), 3, 0);
 }
 
 #[test]
-fn a_whiteout_hides_what_is_below_among_the_layers() {
+fn a_whiteout_hides_entries_of_lower_layers() {
     let layers = [
         Dir::new().whiteout("a").whiteout("b"),
         Dir::new().file("a", "hidden").with("b", Dir::new().file("c", "hidden")),
     ];
-    whiteouts_are(&check(&layers, &base()), 2, 0);
+    check_whiteouts(&check(&layers, &base()), 2, 0);
 }
 
 #[test]
 fn a_file_on_top_of_a_whiteout_is_a_file() {
-    whiteouts_are(&check(&[Dir::new().file("file", "new"), Dir::new().whiteout("file")], &base()), 0, 0);
+    check_whiteouts(&check(&[Dir::new().file("file", "new"), Dir::new().whiteout("file")], &base()), 0, 0);
 }
 
 #[test]
-fn a_whiteout_in_the_form_of_an_attribute_becomes_a_device() {
+fn a_whiteout_in_the_form_of_an_xattr_becomes_a_device() {
     let stack = Stack::new(&[], &[Dir::new().with("dir", Dir::new().with("base", Item::XattrWhiteout))], &base());
-    whiteouts_are(&stack.compare(&Merge::new()).unwrap(), 1, 0);
+    check_whiteouts(&stack.compare(&Merge::new()).unwrap(), 1, 0);
     let made = fs::symlink_metadata(stack.merged().join("dir/base")).unwrap();
     assert_eq!((FileType::from_raw_mode(made.mode()), made.rdev()), (FileType::CharacterDevice, 0));
 }
 
 #[test]
-fn a_file_with_content_is_no_whiteout_whatever_it_carries() {
+fn a_file_with_content_is_not_a_whiteout_despite_its_xattr() {
     let carries = Attributes { xattrs: vec![("trusted.overlay.whiteout".into(), vec![])], ..attributes(0o644) };
     let dir = Dir::new().with("base", Item::File(carries, b"content".into())).with("deep", Item::XattrWhiteout);
-    whiteouts_are(&check(&[Dir::new().with("dir", dir)], &base()), 1, 0);
+    check_whiteouts(&check(&[Dir::new().with("dir", dir)], &base()), 1, 0);
 }
 
 #[test]
-fn no_name_is_listed_that_cannot_be_found() {
-    // Only the merged directory has `only`: the kernel would read it as it is and list the whiteout.
+fn every_listed_name_can_be_looked_up() {
+    // Only the merged directory has `only`. The kernel shows such a directory unchanged and would
+    // list the whiteout.
     let layers = [
         Dir::new().with("only", Dir::new().whiteout("gone").with("deep", Dir::new().whiteout("gone"))),
         Dir::new().with("only", Dir::new().file("gone", "hidden").with("deep", Dir::new().file("gone", "hidden"))),
     ];
     let stack = Stack::new(&[], &layers, &base());
-    whiteouts_are(&stack.compare(&Merge::new()).unwrap(), 2, 0);
+    check_whiteouts(&stack.compare(&Merge::new()).unwrap(), 2, 0);
     let mount = Mount::read_only(&stack.with_merged(&stack.merged())).unwrap();
     assert!(Snapshot::of(mount).unwrap().phantoms.is_empty());
 }
 
 #[test]
-fn whiteouts_of_one_layer_that_nothing_is_below_are_not_listed() {
-    // Here the layers' own stack lists them.
-    whiteouts_are(&check(&[Dir::new().with("only", Dir::new().whiteout("gone"))], &base()), 1, 0);
+fn a_whiteout_over_nothing_stays() {
+    // Here, the layers' own stack lists the whiteout, too.
+    check_whiteouts(&check(&[Dir::new().with("only", Dir::new().whiteout("gone"))], &base()), 1, 0);
 }
 
 #[test]
@@ -88,30 +90,30 @@ fn an_opaque_directory_ends_the_union_and_hides_the_base() {
         Dir::new().with("dir", Dir::new().file("middle", "2").opaque()),
         Dir::new().with("dir", Dir::new().file("bottom", "hidden")),
     ];
-    whiteouts_are(&check(&layers, &base()), 0, 1);
+    check_whiteouts(&check(&layers, &base()), 0, 1);
 }
 
 #[test]
-fn whiteouts_go_where_the_base_is_hidden_anyway() {
+fn whiteouts_are_dropped_in_an_opaque_directory() {
     let deep = Dir::new().whiteout("base").file("kept", "");
     let layers = [
         Dir::new().with("dir", Dir::new().whiteout("base").with("deep", deep)),
         Dir::new().with("dir", Dir::new().opaque()),
     ];
-    whiteouts_are(&check(&layers, &base()), 0, 1);
+    check_whiteouts(&check(&layers, &base()), 0, 1);
 }
 
 #[test]
-fn opaque_on_the_root_of_a_layer_means_nothing() {
-    whiteouts_are(&check(&[Dir::new().file("new", "").opaque(), Dir::new().file("below", "seen")], &base()), 0, 0);
+fn opaque_on_the_root_of_a_layer_has_no_effect() {
+    check_whiteouts(&check(&[Dir::new().file("new", "").opaque(), Dir::new().file("below", "seen")], &base()), 0, 0);
 }
 
 #[test]
-fn only_the_letter_y_is_opaque() {
+fn only_the_value_y_makes_a_directory_opaque() {
     for value in [&b"n"[..], b"yes", b"", b"x"] {
         let dir = Dir::new().file("new", "").xattr("trusted.overlay.opaque", value);
         let layers = [Dir::new().with("dir", dir), Dir::new().with("dir", Dir::new().file("below", "seen"))];
-        whiteouts_are(&check(&layers, &base()), 0, 0);
+        check_whiteouts(&check(&layers, &base()), 0, 0);
     }
 }
 
@@ -121,39 +123,39 @@ fn a_file_over_a_directory_hides_it() {
         Dir::new().file("dir", "a file").with("other", Dir::new().file("deep", "a file")),
         Dir::new().with("dir", Dir::new().file("x", "")).with("other", Dir::new().with("deep", Dir::new())),
     ];
-    whiteouts_are(&check(&layers, &base()), 0, 0);
+    check_whiteouts(&check(&layers, &base()), 0, 0);
 }
 
 #[test]
-fn a_directory_over_a_file_is_alone() {
+fn a_directory_over_a_file_becomes_opaque() {
     let layers = [
         Dir::new().with("dir", Dir::new().file("new", "")).with("other", Dir::new().with("deep", Dir::new())),
         Dir::new().file("dir", "hidden").with("other", Dir::new().file("deep", "hidden")),
         Dir::new().with("dir", Dir::new().file("hidden", "")),
     ];
-    // Else the base's directories would show through.
-    whiteouts_are(&check(&layers, &base()), 0, 2);
+    // Without the opaque mark, the base's directories would be visible.
+    check_whiteouts(&check(&layers, &base()), 0, 2);
 }
 
 #[test]
-fn a_directory_over_a_whiteout_over_a_directory_is_alone() {
+fn a_directory_over_a_whiteout_over_a_directory_becomes_opaque() {
     let layers = [
         Dir::new().with("dir", Dir::new().file("new", "")),
         Dir::new().whiteout("dir"),
         Dir::new().with("dir", Dir::new().file("hidden", "")),
     ];
-    whiteouts_are(&check(&layers, &base()), 0, 1);
+    check_whiteouts(&check(&layers, &base()), 0, 1);
 }
 
 #[test]
 fn a_whiteout_over_a_directory_over_a_file_stays_one_whiteout() {
     let layers =
         [Dir::new().whiteout("file"), Dir::new().with("file", Dir::new().file("x", "")), Dir::new().file("file", "2")];
-    whiteouts_are(&check(&layers, &base()), 1, 0);
+    check_whiteouts(&check(&layers, &base()), 1, 0);
 }
 
 #[test]
-fn a_directory_has_all_from_the_topmost_layer_that_has_it() {
+fn a_directory_has_the_metadata_of_its_topmost_layer() {
     let carries = |mode, uid, seconds, xattr: &str| Attributes {
         mode,
         owner: (uid, uid + 1),
@@ -172,12 +174,12 @@ fn a_directory_has_all_from_the_topmost_layer_that_has_it() {
         Dir::new().with("dir", dir(0o1777, 20, 6, "trusted.bottom")).with("other", dir(0o000, 30, 7, "user.other")),
     ];
     check(&layers, &base());
-    // The root is such a directory too.
+    // The same holds for the root.
     check(&[dir(0o700, 40, 8, "user.root"), dir(0o755, 50, 9, "user.lower")], &base());
 }
 
 #[test]
-fn special_modes_files_and_links_of_every_kind() {
+fn every_kind_of_file_and_mode_is_merged() {
     let mut layer = Dir::new();
     for mode in [0, 0o111, 0o644, 0o1777, 0o2755, 0o4755, 0o6711, 0o7777] {
         layer = layer.with(format!("file{mode:o}"), Item::File(attributes(mode), b"content".into()));
@@ -198,12 +200,12 @@ fn special_modes_files_and_links_of_every_kind() {
 }
 
 #[test]
-fn a_device_with_another_number_is_no_whiteout() {
-    whiteouts_are(&check(&[Dir::new().with("file", Item::special(FileType::CharacterDevice, 0))], &base()), 0, 0);
+fn a_device_with_another_number_is_not_a_whiteout() {
+    check_whiteouts(&check(&[Dir::new().with("file", Item::special(FileType::CharacterDevice, 0))], &base()), 0, 0);
 }
 
 #[test]
-fn names_of_any_bytes() {
+fn names_of_any_bytes_are_merged() {
     let mut layer = Dir::new();
     for byte in (1..=255).filter(|byte| *byte != b'/') {
         layer = layer.file(OsStr::from_bytes(&[b'_', byte]), "file").whiteout(OsStr::from_bytes(&[b'w', byte]));
@@ -218,7 +220,7 @@ fn names_of_any_bytes() {
 }
 
 #[test]
-fn several_names_of_one_file_stay_that() {
+fn hard_links_stay_hard_links() {
     let layers = [
         Dir::new().with("a", Item::Name(1)).with("dir", Dir::new().with("b", Item::Name(1))).with("c", Item::Name(2)),
         Dir::new().with("c", Item::Name(1)).with("d", Item::Name(1)).with("dir", Dir::new().with("e", Item::Name(1))),
@@ -228,7 +230,7 @@ fn several_names_of_one_file_stay_that() {
 }
 
 #[test]
-fn the_attributes_of_an_overlay_in_an_overlay_are_ordinary() {
+fn xattrs_of_a_nested_overlay_are_ordinary() {
     let inner = Dir::new()
         .xattr("trusted.overlay.overlay.opaque", b"y")
         .xattr("trusted.overlay.overlay.whiteout", b"")
@@ -238,7 +240,7 @@ fn the_attributes_of_an_overlay_in_an_overlay_are_ordinary() {
 }
 
 #[test]
-fn what_an_upper_carries_for_itself_is_not_taken_over() {
+fn overlay_xattrs_of_an_upper_are_not_copied() {
     let upper = Dir::new().xattr("trusted.overlay.impure", b"y").xattr("trusted.overlay.uuid", b"0123456789abcdef");
     let stack = Stack::new(&[], &[upper.clone().with("dir", upper)], &base());
     stack.compare(&Merge::new()).unwrap();
@@ -249,7 +251,7 @@ fn what_an_upper_carries_for_itself_is_not_taken_over() {
 }
 
 #[test]
-fn layers_of_mounts_with_userxattr() {
+fn layers_with_user_xattrs_are_merged() {
     let opaque = Dir::new().xattr("user.overlay.opaque", b"y").file("new", "");
     let whiteout = Attributes { xattrs: vec![("user.overlay.whiteout".into(), vec![])], ..attributes(0o644) };
     let other = Dir::new().xattr("user.overlay.opaque", b"x").with("base", Item::File(whiteout, vec![]));
@@ -263,7 +265,7 @@ fn layers_of_mounts_with_userxattr() {
     ];
     let stack = Stack::new(&[], &layers, &base());
     let merged = Merge::new().xattrs(XattrNamespace::User).run(&stack.sources, stack.merged()).unwrap();
-    whiteouts_are(&merged, 2, 1);
+    check_whiteouts(&merged, 2, 1);
     let look = |lowers| Snapshot::of(Mount::new(lowers, None, Flavour::User).unwrap()).unwrap();
     agree(&look(&stack.all()), &look(&stack.with_merged(&stack.merged()))).unwrap();
 }
@@ -285,12 +287,12 @@ fn redirect_and_metacopy_are_refused_by_name() {
         }
         assert!(!stack.merged().exists());
     }
-    // Where the kernel would not look at the file, it does no harm.
+    // If the kernel would not look at the file, its xattr does no harm.
     check(&[Dir::new().with("dir", Dir::new().file("file", "above")), Dir::new().with("dir", metacopy)], &base());
 }
 
 #[test]
-fn nothing_is_inherited_from_where_the_target_stands() {
+fn nothing_is_inherited_from_the_targets_parent() {
     let layer = Dir::new()
         .file("file", "")
         .with("dir", Dir::new().mode(0o777).with("deep", Dir::new().mode(0o666)))
@@ -302,7 +304,7 @@ fn nothing_is_inherited_from_where_the_target_stands() {
         .unwrap();
     set_xattr(&parent, "system.posix_acl_default", &acl(1234, 7)).unwrap();
     stack.compare_at(&Merge::new(), &parent.join("merged")).unwrap();
-    // Nor from one that stood there before.
+    // An existing target directory passes nothing on, either.
     let existing = parent.join("existing");
     fs::create_dir(&existing).unwrap();
     set_xattr(&existing, "user.former", b"").unwrap();
@@ -310,12 +312,12 @@ fn nothing_is_inherited_from_where_the_target_stands() {
 }
 
 #[test]
-fn the_umask_of_the_process_does_not_show() {
+fn the_umask_has_no_effect() {
     let layer = Dir::new().mode(0o777).with("dir", Dir::new().mode(0o777).file("file", ""));
     let stack = Stack::new(&[], &[layer.clone(), layer], &base());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Of this thread alone, that is.
+            // Only this thread gets another umask.
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777));
             Merge::new().run(&stack.sources, stack.merged()).unwrap();

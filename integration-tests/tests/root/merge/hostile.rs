@@ -1,4 +1,5 @@
-//! Layers that want to lead elsewhere: nothing outside the target is read, linked, changed or removed.
+//! Layers that try to lead out of the target: a merge reads, links, changes and removes nothing
+//! outside.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,17 +10,18 @@ use integration_tests::tree::Snapshot;
 use layer::Merge;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{Stack, meanwhile};
+use super::{Stack, while_disturbed};
 
-/// A directory beside the layers that must stay as it is.
+/// Makes a directory beside the layers that must not change.
 fn outside(stack: &Stack) -> PathBuf {
     let path = stack.dir.path().join("outside");
     Dir::new().file("secret", "secret").with("b", Dir::new().file("inner", "secret")).make(&path).unwrap();
     path
 }
 
-/// Layers of which one has a symbolic link `a` to `target` and another a directory `a`, either on top.
-fn a_link_against_a_directory(target: &str) {
+/// Merges a layer with a symbolic link `a` to `target` and layers with a directory `a`, with either
+/// on top.
+fn merge_link_with_directory(target: &str) {
     let directory = || Dir::new().with("a", Dir::new().file("b", "mine").file("secret", "mine").whiteout("inner"));
     let link = |target: &str| Dir::new().with("a", Item::symlink(target));
     for link_on_top in [true, false] {
@@ -41,24 +43,24 @@ fn a_link_against_a_directory(target: &str) {
 
 #[test]
 fn an_absolute_link_leads_nowhere() {
-    a_link_against_a_directory("OUTSIDE");
+    merge_link_with_directory("OUTSIDE");
 }
 
 #[test]
 fn a_link_upwards_leads_nowhere() {
-    a_link_against_a_directory("../../../../../../../../../../OUTSIDE");
-    a_link_against_a_directory("..");
-    a_link_against_a_directory("../outside");
+    merge_link_with_directory("../../../../../../../../../../OUTSIDE");
+    merge_link_with_directory("..");
+    merge_link_with_directory("../outside");
 }
 
 #[test]
 fn a_link_to_itself_or_to_the_root_leads_nowhere() {
-    a_link_against_a_directory("a");
-    a_link_against_a_directory(".");
-    a_link_against_a_directory("/");
+    merge_link_with_directory("a");
+    merge_link_with_directory(".");
+    merge_link_with_directory("/");
 }
 
-/// A link to outside, to be exchanged with a directory of a layer.
+/// Makes a link to the outside directory, which the tests exchange with a directory of a layer.
 fn link_to_outside(stack: &Stack) -> PathBuf {
     let link = stack.dir.path().join("link");
     symlink(stack.dir.path().join("outside"), &link).unwrap();
@@ -66,7 +68,7 @@ fn link_to_outside(stack: &Stack) -> PathBuf {
 }
 
 #[test]
-fn a_link_that_is_swapped_in_while_the_merge_runs_leads_nowhere() {
+fn a_link_swapped_in_during_a_merge_leads_nowhere() {
     let dir = || Dir::new().with("b", Dir::new().file("inner", "mine").with("deep", Dir::new().file("mine", "mine")));
     let stack = Stack::new(&[], &[Dir::new().with("a", dir()), Dir::new().with("a", dir())], &Dir::new());
     let outside = outside(&stack);
@@ -74,7 +76,7 @@ fn a_link_that_is_swapped_in_while_the_merge_runs_leads_nowhere() {
     let mut seen = [0; 2];
     let (link, dir) = (link_to_outside(&stack), stack.sources[0].join("a"));
     let swap = || renameat_with(CWD, &link, CWD, &dir, RenameFlags::EXCHANGE).unwrap();
-    meanwhile(swap, || {
+    while_disturbed(swap, || {
         for _ in 0..500 {
             let target = stack.merged();
             match layer::merge(&stack.sources, &target) {
@@ -93,14 +95,15 @@ fn a_link_that_is_swapped_in_while_the_merge_runs_leads_nowhere() {
             assert!(!target.exists());
         }
     });
-    // Both have been met, or the link was never there at the right moment.
+    // At least one merge succeeds. A merge fails only if the link is there at the right moment,
+    // which need not happen.
     assert!(seen[0] > 0, "{seen:?}");
     assert_eq!(before.diff(&Snapshot::of_path(&outside).unwrap()), "");
     assert_eq!(fs::read_to_string(outside.join("secret")).unwrap(), "secret");
 }
 
 #[test]
-fn a_link_that_is_swapped_in_while_a_tree_is_removed_leads_nowhere() {
+fn a_link_swapped_in_during_a_removal_leads_nowhere() {
     for _ in 0..100 {
         let dir =
             || Dir::new().with("b", Dir::new().file("inner", "mine").with("deep", Dir::new().file("mine", "mine")));
@@ -111,8 +114,9 @@ fn a_link_that_is_swapped_in_while_a_tree_is_removed_leads_nowhere() {
         let swap = || {
             let _until_one_has_been_removed = renameat_with(CWD, &link, CWD, &dir, RenameFlags::EXCHANGE);
         };
-        meanwhile(swap, || {
-            // A name may have been swapped into a directory that was read before; that is for the caller to try again.
+        while_disturbed(swap, || {
+            // A name may have been swapped into a directory that was read before. The caller would
+            // have to try again.
             let _not_empty = layer::remove_tree(&stack.sources[0]);
         });
         assert_eq!(before.diff(&Snapshot::of_path(&outside).unwrap()), "");

@@ -1,4 +1,4 @@
-//! What is refused, and what is left behind: the sources untouched, the target as it was.
+//! Inputs that a merge refuses. The sources and the target must be unchanged afterwards.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use integration_tests::tree::{Snapshot, through_proc};
 use layer::{Error, Merge};
 use rustix::io::Errno;
 
-use super::{Stack, meanwhile};
+use super::{Stack, while_disturbed};
 
 fn stack() -> Stack {
     let layer = || {
@@ -18,7 +18,7 @@ fn stack() -> Stack {
     Stack::new(&[], &[layer(), layer().file("other", "")], &Dir::new())
 }
 
-/// The whole chain, as a user would see it.
+/// Returns the whole chain of errors, as a user sees it.
 fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -35,7 +35,7 @@ fn errno(error: &Error) -> Option<Errno> {
 }
 
 #[test]
-fn a_target_that_holds_something() {
+fn a_target_that_is_not_empty_is_refused() {
     let stack = stack();
     let target = stack.merged();
     Dir::new().file("mine", "mine").make(&target).unwrap();
@@ -46,7 +46,7 @@ fn a_target_that_holds_something() {
 }
 
 #[test]
-fn a_target_that_is_no_directory() {
+fn a_target_that_is_not_a_directory_is_refused() {
     let stack = stack();
     let file = stack.dir.path().join("file");
     fs::write(&file, "").unwrap();
@@ -60,14 +60,14 @@ fn a_target_that_is_no_directory() {
 }
 
 #[test]
-fn a_target_without_a_parent() {
+fn a_target_without_a_parent_is_refused() {
     let stack = stack();
     let error = layer::merge(&stack.sources, stack.dir.path().join("nowhere/merged")).unwrap_err();
     assert_eq!((errno(&error), error.path()), (Some(Errno::NOENT), Some(&*stack.dir.path().join("nowhere"))));
 }
 
 #[test]
-fn a_target_in_a_source_under_any_name() {
+fn a_target_inside_a_source_is_refused_under_any_name() {
     let stack = stack();
     let before = Snapshot::of_path(&stack.sources[1]).unwrap();
     fs::create_dir(stack.sources[1].join("empty")).unwrap();
@@ -94,7 +94,7 @@ fn a_target_in_a_source_under_any_name() {
     let mut after = Snapshot::of_path(source).unwrap();
     after.entries.get_mut(Path::new("")).unwrap().modified = before.entries[Path::new("")].modified;
     assert_eq!(before.diff(&after), "");
-    // An empty source is not an empty target.
+    // An empty source is not accepted as an empty target, either.
     let empty = stack.dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     let error = layer::merge(&[&empty], &empty).unwrap_err();
@@ -102,7 +102,7 @@ fn a_target_in_a_source_under_any_name() {
 }
 
 #[test]
-fn a_source_that_is_no_directory() {
+fn a_source_that_is_not_a_directory_is_refused() {
     let stack = stack();
     let link = stack.dir.path().join("link");
     symlink("source0", &link).unwrap();
@@ -114,7 +114,7 @@ fn a_source_that_is_no_directory() {
 }
 
 #[test]
-fn nothing_to_merge_makes_an_empty_directory() {
+fn a_merge_of_no_layers_makes_an_empty_directory() {
     let stack = stack();
     let merged = layer::merge(&[] as &[PathBuf], stack.merged()).unwrap();
     assert_eq!((merged.directories, merged.linked), (1, 0));
@@ -122,7 +122,7 @@ fn nothing_to_merge_makes_an_empty_directory() {
 }
 
 #[test]
-fn relative_paths_are_those_of_the_caller() {
+fn relative_paths_are_resolved_for_the_caller() {
     let stack = stack();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -140,7 +140,7 @@ fn relative_paths_are_those_of_the_caller() {
     });
 }
 
-/// A target directory that has something of its own to lose.
+/// Makes a target directory with its own metadata.
 fn existing(path: &Path) -> Snapshot {
     let attributes = Attributes {
         mode: 0o2750,
@@ -153,7 +153,7 @@ fn existing(path: &Path) -> Snapshot {
 }
 
 #[test]
-fn a_merge_that_fails_half_way_takes_away_what_it_made() {
+fn a_merge_that_fails_half_way_removes_what_it_made() {
     let stack = stack();
     let broken = Dir::new().with("deep", Dir::new().with("deeper", Dir::new().xattr("trusted.overlay.redirect", b"x")));
     broken.make(&stack.dir.path().join("source2")).unwrap();
@@ -169,7 +169,7 @@ fn a_merge_that_fails_half_way_takes_away_what_it_made() {
 }
 
 #[test]
-fn a_full_file_system() {
+fn a_full_file_system_fails_a_merge_and_leaves_the_target() {
     let stack = stack();
     let elsewhere = tmpfs(&[("size", "2m")]).unwrap();
     let target = through_proc(&elsewhere).join("merged");
@@ -184,7 +184,7 @@ fn a_full_file_system() {
 }
 
 #[test]
-fn a_read_only_file_system() {
+fn a_read_only_target_is_refused() {
     let stack = stack();
     let elsewhere = tmpfs(&[("ro", "")]).unwrap();
     let target = through_proc(&elsewhere).join("merged");
@@ -193,14 +193,14 @@ fn a_read_only_file_system() {
 }
 
 #[test]
-fn a_source_that_changes_while_it_is_merged() {
+fn a_source_that_changes_during_a_merge_fails_it_cleanly() {
     let stack = stack();
     let (here, there) = (stack.sources[1].join("dir"), stack.dir.path().join("away"));
     let move_away_and_back = || {
         fs::rename(&here, &there).unwrap();
         fs::rename(&there, &here).unwrap();
     };
-    meanwhile(move_away_and_back, || {
+    while_disturbed(move_away_and_back, || {
         for _ in 0..300 {
             match Merge::new().run(&stack.sources, stack.merged()) {
                 Ok(_) => layer::remove_tree(stack.merged()).unwrap(),
@@ -219,7 +219,7 @@ fn a_mount_inside_a_layer_is_named() {
     let stack = stack();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Nobody else shall see the mounts.
+            // Other processes must not see the mounts.
             private_mounts().unwrap();
             for (path, is_dir) in [("dir/deep", true), ("dir/file", false)] {
                 let path = stack.sources[0].join(path);
@@ -228,7 +228,8 @@ fn a_mount_inside_a_layer_is_named() {
                 let error = layer::merge(&stack.sources, stack.merged()).unwrap_err();
                 assert!(matches!(&error, Error::MountInside { path: found } if *found == path), "{error:?}");
                 assert!(!stack.merged().exists());
-                // For a moment, a process that another test starts may have one of the merge's descriptors.
+                // A process that another test starts may briefly have one of the merge's
+                // descriptors.
                 rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).unwrap();
             }
         });
@@ -237,7 +238,7 @@ fn a_mount_inside_a_layer_is_named() {
 }
 
 #[test]
-fn errors_read_well() {
+fn an_error_names_the_path_and_the_remedy() {
     let stack = stack();
     let missing = stack.dir.path().join("missing");
     let error = layer::merge(&[&missing], stack.merged()).unwrap_err();

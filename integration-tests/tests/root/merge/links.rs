@@ -1,4 +1,5 @@
-//! Files that cannot be linked are copied, with all that they carry, and stay one file under all their names.
+//! Files that cannot be linked: a merge copies them with all metadata, and all names of a file stay
+//! names of one file.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,7 @@ fn counts(merged: &Merged) -> (u64, u64) {
     (merged.linked, merged.copied)
 }
 
-/// One of everything, with all that a file can carry.
+/// Makes a directory with every kind of file and all metadata that a file can have.
 fn everything() -> Dir {
     let carries = |mode, xattrs: &[(&str, &[u8])]| Attributes {
         mode,
@@ -53,7 +54,7 @@ fn everything() -> Dir {
 }
 
 #[test]
-fn to_another_file_system_everything_is_copied() {
+fn a_merge_to_another_file_system_copies_everything() {
     let layer = everything().with("dir", everything());
     let below = Dir::new().with("dir", Dir::new().file("below", "").with("one", Item::Name(1))).file("other file", "");
     let stack = Stack::new(&[], &[layer, below], &Dir::new().file("base", "").with("dir", Dir::new().file("base", "")));
@@ -63,7 +64,7 @@ fn to_another_file_system_everything_is_copied() {
     assert_eq!(counts(&merged), (0, 2 * 12 + 2));
     let sparse = fs::metadata(target.join("sparse")).unwrap();
     assert!(sparse.blocks() * 512 < 1 << 20, "{} bytes on disk of {}", sparse.blocks() * 512, sparse.len());
-    // Its own attribute is of the mount that the layer was written by.
+    // Overlay xattrs belong to the mount that wrote the layer, so they are not copied.
     assert!(
         !Snapshot::of_path(&target).unwrap().entries[Path::new("file")]
             .xattrs
@@ -73,7 +74,7 @@ fn to_another_file_system_everything_is_copied() {
 }
 
 #[test]
-fn files_that_may_not_be_linked_are_copied_with_all_their_names() {
+fn immutable_files_are_copied_with_all_their_names() {
     let layer =
         Dir::new().file("plain", "").with("one", Item::Name(1)).with("dir", Dir::new().with("two", Item::Name(1)));
     let stack = Stack::new(&[], &[layer], &Dir::new());
@@ -85,7 +86,7 @@ fn files_that_may_not_be_linked_are_copied_with_all_their_names() {
     assert_eq!(counts(&compared.unwrap()), (1, 2));
 }
 
-/// Gives `file` names beside the layers until only `left` more are possible.
+/// Adds names to `file` beside the layers until only `left` more are possible.
 fn use_up_links(stack: &Stack, file: &Path, left: usize) {
     let names = stack.dir.path().join("names");
     fs::create_dir(&names).unwrap();
@@ -107,7 +108,7 @@ fn use_up_links(stack: &Stack, file: &Path, left: usize) {
 }
 
 #[test]
-fn a_file_with_as_many_links_as_can_be_is_copied() {
+fn a_file_at_the_limit_of_links_is_copied() {
     let layer = Dir::new().with("one", Item::Name(1)).with("two", Item::Name(1)).file("plain", "");
     let stack = Stack::new(&[], &[layer], &Dir::new());
     use_up_links(&stack, &stack.sources[0].join("one"), 0);
@@ -115,19 +116,19 @@ fn a_file_with_as_many_links_as_can_be_is_copied() {
 }
 
 #[test]
-fn a_file_that_gets_too_many_links_half_way_stays_one_file() {
+fn a_file_that_reaches_the_limit_of_links_stays_one_file() {
     let mut layer = Dir::new().with("dir", Dir::new().mode(0o555).with("deep", Item::Name(1)));
     for number in 0..20 {
         layer = layer.with(format!("name{number}"), Item::Name(1));
     }
     let stack = Stack::new(&[], &[layer, Dir::new().file("plain", "")], &Dir::new());
     use_up_links(&stack, &stack.sources[0].join("name0"), 7);
-    // The snapshots hold that all names are one file, and that no directory's time has changed.
+    // The snapshots show that all names are one file and that no directory's time has changed.
     assert_eq!(counts(&stack.compare(&Merge::new()).unwrap()), (1, 21));
 }
 
 #[test]
-fn a_clone_or_copy_of_a_changed_file_is_its_own() {
+fn a_write_to_a_copy_does_not_change_the_layer() {
     let stack = Stack::new(&[], &[Dir::new().file("file", "before")], &Dir::new());
     let elsewhere = tmpfs(&[]).unwrap();
     let target = through_proc(&elsewhere).join("merged");
@@ -137,7 +138,7 @@ fn a_clone_or_copy_of_a_changed_file_is_its_own() {
 }
 
 #[test]
-fn times_and_attributes_of_the_copies_are_not_those_of_the_target_s_parent() {
+fn copies_inherit_nothing_from_the_targets_parent() {
     let stack = Stack::new(&[], &[everything()], &Dir::new().file("base", ""));
     let elsewhere = tmpfs(&[]).unwrap();
     let parent = through_proc(&elsewhere).join("parent");

@@ -1,4 +1,5 @@
-//! What a command in a container may do to a tree, and with which result.
+//! The changes that a command in a container may make to a tree. The property tests of merges and
+//! captures apply them.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,12 +16,12 @@ use rustix::io::{Errno, Result, write};
 /// One change to a tree.
 #[derive(Debug, Clone)]
 pub(crate) enum Operation {
-    /// Appends to a regular file, which is made if it is missing.
+    /// Appends to a regular file, and creates it if it is missing.
     Write(PathBuf, Vec<u8>),
     MakeDir(PathBuf),
-    /// As `rm` or `rmdir`.
+    /// Like `rm` or `rmdir`.
     Remove(PathBuf),
-    /// As `rm -r`.
+    /// Like `rm -r`.
     RemoveAll(PathBuf),
     Rename(PathBuf, PathBuf),
     Link(PathBuf, PathBuf),
@@ -33,7 +34,7 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    /// Does it below `root`, through no symbolic link.
+    /// Applies the change below `root`. Symbolic links are not followed.
     pub(crate) fn apply(&self, root: BorrowedFd<'_>) -> Result<()> {
         match self {
             Operation::Write(path, content) => {
@@ -116,7 +117,8 @@ fn kind(dir: &OwnedFd, name: &OsStr) -> Result<FileType> {
     Ok(FileType::from_raw_mode(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode))
 }
 
-/// Removes what can be removed, whatever the order in which it is listed, which is no part of a tree.
+/// Removes everything that can be removed, whatever the order of the listing. That order is not
+/// part of a tree.
 fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     match unlinkat(dir, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => {}
@@ -131,7 +133,8 @@ fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         if name != b"." && name != b".." {
             use std::os::unix::ffi::OsStrExt;
             match remove_all(inner.as_fd(), OsStr::from_bytes(name)) {
-                // Listed and not there: the layers' own fault. So is a directory that such a name keeps from going.
+                // The name is listed but does not exist, which is the fault of the layers. The
+                // directory above it cannot be removed then.
                 Err(Errno::NOENT) => {}
                 result => removed = removed.and(result),
             }

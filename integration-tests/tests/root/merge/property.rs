@@ -1,7 +1,8 @@
-//! Stacks made up at random, the kernel's view of the layers against its view of the merge.
+//! Random stacks: compares the kernel's view of the layers with its view of the merge. `random`
+//! makes the stacks, `corners` has the named cases.
 //!
-//! `LAYERED_STACKS` says how many (500), `LAYERED_SEED` which; a failure prints its seed and the smallest stack that
-//! fails.
+//! `LAYERED_STACKS` sets the number of stacks (500), and `LAYERED_SEED` the seed. A failure prints
+//! its seed and the smallest stack that fails.
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
@@ -19,10 +20,10 @@ use super::operations::Operation;
 use super::random::{Layers, dir, layers, operations, sessions};
 use super::{Stack, agree};
 
-/// Nothing that a layer is made of is newer.
+/// Every time in a layer is at most this one.
 pub(crate) const LAYERS_END_SECONDS: i64 = 1_600_000_000;
 
-/// Holds `holds` to as many cases as the environment says.
+/// Checks `holds` for the number of cases that the environment sets.
 pub(crate) fn property<S: Strategy>(strategy: S, holds: impl Fn(S::Value) -> Result<(), String>)
 where
     S::Value: Debug,
@@ -51,14 +52,14 @@ fn threads(number: usize) -> Merge {
 }
 
 #[test]
-fn any_layers_look_the_same_merged() {
+fn merged_layers_look_the_same() {
     property((layers(), 1..=3_usize), |(Layers { separate, sources, base, .. }, number)| {
         Stack::new(&separate, &sources, &base).compare(&threads(number)).map(drop)
     });
 }
 
 #[test]
-fn any_layers_are_written_to_the_same_way() {
+fn merged_layers_are_written_to_in_the_same_way() {
     property((layers(), operations(10)), |(layers, operations)| {
         let stack = Stack::new(&layers.separate, &layers.sources, &layers.base);
         stack.compare(&Merge::new())?;
@@ -67,10 +68,10 @@ fn any_layers_are_written_to_the_same_way() {
 }
 
 #[test]
-fn layers_that_overlays_left_look_the_same_merged_and_are_written_to_the_same_way() {
+fn merged_uppers_look_and_are_written_to_the_same() {
     property((dir(3), sessions(), 0..=2_usize, operations(8)), |(base, sessions, separate, operations)| {
         let mut stack = Stack::new(&[], &[], &base);
-        // From the bottom up, each over all or some of those before it, as builds of siblings are.
+        // Each layer is made over all or some of those before it, as sibling builds are.
         let mut layers = Vec::new();
         for (number, (operations, over)) in sessions.iter().enumerate() {
             let scratch = stack.dir.path().join(format!("session{number}"));
@@ -91,10 +92,11 @@ fn layers_that_overlays_left_look_the_same_merged_and_are_written_to_the_same_wa
     });
 }
 
-/// Makes the same changes through an upper over the layers and through one over the merge.
+/// Makes the same changes through an upper over the layers and through an upper over the merge.
 ///
-/// In one respect the merge is the better of the two. A directory cannot be removed where its layer lists a name that
-/// cannot be found; nor where it has whiteouts in the form of attributes, which `ovl_check_empty_dir` does not ask for.
+/// In one respect the merge is the better of the two. Overlayfs cannot remove a directory whose
+/// layer lists a name that cannot be looked up, nor one that contains whiteouts in the form of
+/// xattrs, because `ovl_check_empty_dir` does not check for those.
 fn write_alike(stack: &Stack, operations: &[Operation], xattr_whiteouts: bool) -> Result<(), String> {
     let merged = stack.merged();
     let over = |lowers: &[_], name| Mount::writable(lowers, &stack.dir.path().join(name)).unwrap();
@@ -103,7 +105,8 @@ fn write_alike(stack: &Stack, operations: &[Operation], xattr_whiteouts: bool) -
     let not_removable = xattr_whiteouts || !look(&expected).phantoms.is_empty();
     for operation in operations {
         match (operation.apply(expected.as_fd()), operation.apply(found.as_fd())) {
-            // What goes with a whole tree may then differ, too, if the base has such a directory as well.
+            // A recursive removal may then remove different parts if the base has such a directory,
+            // too.
             (Err(Errno::NOTEMPTY), Ok(()) | Err(Errno::NOTEMPTY)) if not_removable => return Ok(()),
             (expected, found) if expected == found => {}
             results => return Err(format!("{operation:?}: {results:?}")),
@@ -113,7 +116,7 @@ fn write_alike(stack: &Stack, operations: &[Operation], xattr_whiteouts: bool) -
 }
 
 #[test]
-fn nothing_merged_is_nothing_shown() {
+fn a_merge_of_empty_layers_shows_the_base() {
     let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new().file("a", "a"));
     stack.compare(&Merge::new()).unwrap();
 }

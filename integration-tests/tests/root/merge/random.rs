@@ -1,4 +1,4 @@
-//! Stacks made up at random: a few names, so that layers meet.
+//! Strategies for random stacks. They use few names, so that layers overlap. `property` uses them.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -12,13 +12,13 @@ use rustix::fs::FileType;
 
 use super::operations::Operation;
 
-/// Layers above, layers to merge, a base.
+/// A stack: layers above, layers to merge, a base.
 #[derive(Debug, Clone)]
 pub(crate) struct Layers {
     pub(crate) separate: Vec<Dir>,
     pub(crate) sources: Vec<Dir>,
     pub(crate) base: Dir,
-    /// Whether some of the whiteouts are in the form of attributes.
+    /// Whether some of the whiteouts have the form of xattrs.
     pub(crate) xattr_whiteouts: bool,
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn layers() -> impl Strategy<Value = Layers> {
     )
 }
 
-/// Makes all whiteouts devices.
+/// Turns all whiteouts into devices.
 fn as_devices(dir: &mut Dir) {
     for item in dir.items.values_mut() {
         match item {
@@ -46,14 +46,15 @@ fn as_devices(dir: &mut Dir) {
 
 fn layer() -> impl Strategy<Value = Dir> {
     dir(3).prop_map(|mut root| {
-        // Opaque takes the place of the mark that whiteouts in the form of attributes need, and means nothing on a
-        // root.
+        // A directory with whiteouts in the form of xattrs needs another value of the opaque xattr.
+        // Opaque has no effect on a root, so it can be dropped.
         root.opaque &= !root.items.values().any(|item| *item == Item::XattrWhiteout);
         root
     })
 }
 
-/// What is done in one overlay after the other, each of which leaves a layer; and over which of the layers before it.
+/// The operations in one overlay after the other, each of which leaves a layer, and which of the
+/// earlier layers the overlay has.
 pub(crate) fn sessions() -> impl Strategy<Value = Vec<(Vec<Operation>, Vec<bool>)>> {
     vec((operations(12), vec(any::<bool>(), 6)), 1..=6)
 }
@@ -121,21 +122,21 @@ fn attributes(kind: Kind) -> impl Strategy<Value = Attributes> {
 }
 
 fn xattr(kind: Kind) -> impl Strategy<Value = (String, Vec<u8>)> {
-    // Version 2 with CAP_NET_BIND_SERVICE effective and permitted: `struct vfs_cap_data`.
+    // A `struct vfs_cap_data` of version 2 with CAP_NET_BIND_SERVICE effective and permitted.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].to_vec();
     let anywhere = [("trusted.test", b"t".to_vec()), ("security.test", b"".to_vec())];
     let readable = [
         ("user.test", b"u".to_vec()),
         ("user.test", b"other".to_vec()),
         ("system.posix_acl_access", acl(1000, 6)),
-        // Not overlayfs's own in a mount without `userxattr`.
+        // A mount without `userxattr` treats this as an ordinary xattr.
         ("user.overlay.opaque", b"y".to_vec()),
     ];
     let dirs = [
         ("system.posix_acl_default", acl(1001, 4)),
-        // How an overlay stores `trusted.overlay.opaque` of an overlay that is made inside it.
+        // The form in which an overlay stores the `trusted.overlay.opaque` of an overlay inside it.
         ("trusted.overlay.overlay.opaque", b"y".to_vec()),
-        // What an upper carries besides.
+        // Other overlay xattrs that an upper may have.
         ("trusted.overlay.impure", b"y".to_vec()),
         ("trusted.overlay.origin", b"".to_vec()),
         ("trusted.overlay.opaque", b"n".to_vec()),

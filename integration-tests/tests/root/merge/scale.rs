@@ -1,4 +1,4 @@
-//! Large trees: depth beyond any path, width, many layers, few descriptors.
+//! Merges of large trees: deeper than any path, very wide, with many layers and few descriptors.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,7 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 
 use super::{Stack, agree};
 
-/// Makes directories `name` in each other, `depth` of them, and a file in the last and in every hundredth.
+/// Makes `depth` nested directories `name`, with a file in the last one and in every hundredth.
 fn make_deep(path: &Path, name: &str, depth: usize, content: &str) {
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut dir = openat(CWD, path, flags, Mode::empty()).unwrap();
@@ -35,7 +35,7 @@ fn write_in(dir: &OwnedFd, content: &str) {
 }
 
 #[test]
-fn trees_deeper_than_a_path_can_be_long() {
+fn trees_deeper_than_the_longest_path_are_merged() {
     for (name, depth) in [("d".to_owned(), 2500), ("n".repeat(255), 60)] {
         let stack = Stack::new(&[], &[Dir::new(), Dir::new(), Dir::new()], &Dir::new());
         make_deep(&stack.sources[0], &name, depth - 10, "top");
@@ -50,9 +50,10 @@ fn trees_deeper_than_a_path_can_be_long() {
     }
 }
 
-/// Far beyond what anything but descriptors can reach: what takes time by the square of the depth would take many minutes.
+/// Only descriptors can reach this depth. An algorithm that is quadratic in the depth would take
+/// many minutes.
 #[test]
-fn a_tree_that_a_loop_made() {
+fn a_tree_60000_levels_deep_is_merged() {
     let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new());
     make_deep(&stack.sources[0], "d", 60_000, "top");
     let merged = layer::merge(&stack.sources, stack.merged()).unwrap();
@@ -64,7 +65,7 @@ fn a_tree_that_a_loop_made() {
 }
 
 #[test]
-fn a_directory_of_a_hundred_thousand_entries() {
+fn a_directory_of_100000_entries_is_merged() {
     let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new().with("wide", Dir::new().file("base", "")));
     let wide = stack.sources[1].join("wide");
     fs::create_dir(&wide).unwrap();
@@ -85,9 +86,9 @@ const LAYERS: usize = 1000;
 const LEVELS: usize = 50;
 
 #[test]
-fn a_thousand_layers_of_fifty_levels_with_the_usual_limit_of_descriptors() {
+fn a_thousand_deep_layers_need_few_descriptors() {
     require_root();
-    // A limit is the whole process's, and other tests run in this one.
+    // A limit applies to the whole process, and other tests run in this one.
     let output = Command::new("sh")
         .args(["-c", "ulimit -n 1024 && exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
@@ -102,7 +103,7 @@ fn a_thousand_layers_of_fifty_levels_with_the_usual_limit_of_descriptors() {
 #[ignore = "is run with few descriptors by another test"]
 fn many_layers_in_this_process() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    assert_eq!(limit, Some(1024), "run a_thousand_layers_of_fifty_levels_with_the_usual_limit_of_descriptors");
+    assert_eq!(limit, Some(1024), "run a_thousand_deep_layers_need_few_descriptors");
     let dir = tempfile::tempdir().unwrap();
     let layers: Vec<_> = (0..LAYERS).map(|number| dir.path().join(number.to_string())).collect();
     let deep: PathBuf = (0..LEVELS).map(|level| format!("level{level}")).collect();
@@ -137,8 +138,8 @@ fn memory_does_not_grow_with_the_number_of_files() {
 #[test]
 #[ignore = "is run in a process of its own by another test"]
 fn peak_memory_of_this_process() {
-    // 3,000 and 60,000 files; no directory is wider than 60 entries. The pages of the program itself, of which the kernel maps
-    // more or fewer as it has memory, are there after the first.
+    // The trees have 3,000 and 60,000 files, and no directory has more than 60 entries. The first
+    // merge touches the pages of the program itself, so they do not count in the difference.
     for width in [1, 20] {
         let dir = tempfile::tempdir().unwrap();
         for n in 0..50 * width {
@@ -154,7 +155,7 @@ fn peak_memory_of_this_process() {
 }
 
 #[test]
-fn as_many_layers_as_the_kernel_takes() {
+fn a_stack_of_480_layers_is_merged() {
     let layers: Vec<_> = (0..480)
         .map(|number: usize| {
             let dir = Dir::new().file("of all", &number.to_string()).file(number.to_string(), "");
