@@ -64,4 +64,7 @@ pub use upper::{CaptureError, PersistError, RunLock, Upper};
 /// The examples of the README, which have to compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../../layer/README.md")]
+#[doc = include_str!("../../container/README.md")]
+#[doc = include_str!("../README.md")]
 struct ReadmeExamples;
