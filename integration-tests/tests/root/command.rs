@@ -165,9 +165,13 @@ fn a_failure_is_one_line_that_names_the_path() {
         let (status, stdout, stderr) = run(command.args(["--runtime", runtime, "--spec"]).arg(&spec));
         let words = stderr.to_lowercase().matches("no such device").count();
         assert_eq!((status, &*stdout, words), (125, "", 1), "{stderr}");
-        let last = format!("\nlayered: the runtime {runtime} failed (exit status: 1); its own words are above\n");
+        let last = format!("\nlayered: the runtime {runtime} failed (exit status: 1); its message is above\n");
         assert!(stderr.ends_with(&last), "{stderr}");
     }
+    // A runtime that logs nothing has written no message that could be above.
+    let line = "layered: the runtime /bin/false failed (exit status: 1) and logged no reason; \
+        check it with `layered doctor --runtime /bin/false`\n";
+    assert_eq!(script(&fixture, &["--runtime", "/bin/false"], "true"), (125, String::new(), line.into()));
 
     // What cannot be written is found out before the command runs.
     for option in ["--json", "--output", "--upper"] {

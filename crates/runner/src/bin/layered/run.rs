@@ -295,8 +295,8 @@ fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf
     }
 }
 
-/// Returns the message about a failure. The runtime has already written its own messages to the
-/// command's standard error.
+/// Returns the message about a failure. A runtime that logs an error also writes it to standard
+/// error, which is the command's, so the message does not repeat it.
 fn message(error: &anyhow::Error, args: &Args) -> String {
     use container::Error::{CommandNotExecutable, CommandNotFound, Runtime};
     let failed = error.downcast_ref::<runner::Error>();
@@ -307,11 +307,17 @@ fn message(error: &anyhow::Error, args: &Args) -> String {
             let source = std::error::Error::source(error).map(|source| format!(" ({source})")).unwrap_or_default();
             format!("{error}{source}{note}")
         }
-        // A runtime that succeeded or was killed has written no message.
-        Some(Cause::Container(Runtime { program, ended, .. }))
-            if args.output.is_none() && ended.code().is_some_and(|code| code != 0) =>
+        // With --output, the runtime's message is in that file. A runtime that succeeded or was
+        // killed has no message.
+        Some(Cause::Container(Runtime { program, ended, logged, .. }))
+            if ended.code().is_some_and(|code| code != 0) && !(*logged && args.output.is_some()) =>
         {
-            format!("the runtime {} failed ({ended}); its own words are above{note}", quoted(program))
+            let program = quoted(program);
+            let reason = match logged {
+                true => "; its message is above".into(),
+                false => format!(" and logged no reason; check it with `layered doctor --runtime {program}`"),
+            };
+            format!("the runtime {program} failed ({ended}){reason}{note}")
         }
         _ => format!("{error:#}"),
     }
