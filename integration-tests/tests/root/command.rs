@@ -152,7 +152,7 @@ fn a_failure_is_one_line_that_names_the_path() {
     let fixture = Fixture::new();
     let (status, stdout, stderr) = script(&fixture, &["--layer", "/no/such/layer"], "true");
     assert_eq!((status, &*stdout), (125, ""));
-    assert_eq!(stderr, "layered: /no/such/layer is not a directory: give the path of a layer\n");
+    assert_eq!(stderr, "layered: /no/such/layer is not a directory; pass the path of a layer\n");
 
     // The runtime's own words are not told twice.
     let spec = fixture.path().join("config.json");
@@ -701,7 +701,9 @@ fn an_upper_becomes_a_layer() {
     assert_eq!(status, 125);
     assert_eq!(
         stderr,
-        format!("layered: {layer} is captured already, or is being captured: choose another layer, or use this one\n")
+        format!(
+            "layered: cannot capture into {layer}: it is a layer already, or is becoming one; use it, or choose another layer\n"
+        )
     );
     assert!(Path::new(&upper).is_dir());
 

@@ -30,8 +30,8 @@ fn layers_that_are_none() {
     std::os::unix::fs::symlink("/", store.join("linked/fs")).unwrap();
 
     for (name, expected) in [
-        ("missing", "missing is not a directory: give the path of a layer"),
-        ("file", "file is not a directory: give the path of a layer"),
+        ("missing", "missing is not a directory; pass the path of a layer"),
+        ("file", "file is not a directory; pass the path of a layer"),
         ("bare", "bare has no directory `fs`"),
         ("file-as-tree", "file-as-tree has no directory `fs`"),
         ("linked", "linked has no directory `fs`"),

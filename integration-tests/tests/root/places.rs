@@ -151,7 +151,7 @@ fn a_scratch_directory_or_an_upper_inside_a_layer() {
                     "{}: {stderr}",
                     dir.display()
                 );
-                let told = format!(" lies in {}, which this run stacks: choose ", tree.display());
+                let told = format!(" lies in {}, which this run stacks; choose ", tree.display());
                 assert!(stderr.contains(&told), "{stderr}");
             }
             fixture.assert_clean();
