@@ -301,7 +301,7 @@ fn an_upper_that_is_there_already_is_not_replaced() {
     fs::create_dir(&upper).unwrap();
     let (status, _, stderr) = script(&fixture, &["--upper", upper.to_str().unwrap()], "echo ran");
     assert_eq!(status, 125);
-    assert!(stderr.contains("needs a name that is free"), "{stderr}");
+    assert!(stderr.contains("it exists; choose another --upper"), "{stderr}");
     assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
 }
 
@@ -670,7 +670,7 @@ fn an_upper_becomes_a_layer() {
     assert_eq!((status, &*stderr), (0, ""));
     // The number of blocks is the file system's.
     let size = stdout.strip_prefix(&format!("{layer}: ")).unwrap();
-    assert!(size.ends_with(" KiB in 4 entries; 4 that the run had made were removed\n"), "{stdout}");
+    assert!(size.ends_with(" KiB in 4 entries; removed 4 that the run itself had created\n"), "{stdout}");
     let json = json.unwrap();
     assert_eq!(json["disk_usage"], json!(Layer::at(&layer).measure().unwrap().bytes));
     let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
@@ -720,7 +720,7 @@ fn an_upper_becomes_a_layer() {
     assert_eq!((&json["exit_status"], &json["parent_hashes"][1]), (&json!(0), &json!("numbered-0001")));
 
     for (arguments, words) in [
-        (&["--run", &meta][..], "is not the report of a run that came to a result"),
+        (&["--run", &meta][..], "is not the report of a run with a result"),
         (&["--run", "/no/such/report"], "cannot read /no/such/report"),
         (&["--base", "/no/such/base"], "/no/such/base is not a directory"),
         (&["--run", &report, "--source-date-epoch"], "needs SOURCE_DATE_EPOCH in the environment"),
