@@ -117,7 +117,7 @@ impl KnownRun {
         let mut wrong = Vec::new();
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         // The runtime may have printed messages of its own before.
-        let quoted = stderr.contains("its own words are above");
+        let quoted = ["its message is above", "and logged no reason"].iter().any(|text| stderr.contains(text));
         let counts = |line: &&str| !line.starts_with("layered: warn: ") && (line.starts_with("layered: ") || !quoted);
         let said: Vec<_> = stderr.lines().filter(counts).collect();
         match (output.status.code(), &said[..]) {

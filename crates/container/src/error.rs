@@ -116,8 +116,10 @@ pub enum Error {
         program: PathBuf,
         /// How it ended: `exit status: 1`.
         ended: std::process::ExitStatus,
-        /// The runtime's own message.
+        /// The runtime's own message, or what the runtime did.
         message: String,
+        /// Whether the message is the runtime's own, from its log.
+        logged: bool,
     },
     /// The command does not exist in the container.
     #[error("the command does not exist in the container: {}", path.maybe_quote())]
@@ -239,7 +241,7 @@ mod tests {
                 r#"in the container: $'/x\x1B'"#,
             ),
             (
-                Error::Runtime { program, ended, message: message() },
+                Error::Runtime { program, ended, message: message(), logged: true },
                 r#"$'/x\x1B' failed (exit status: 1): exec: "\u{1b}"#,
             ),
             (mount, r#"on 'a b': fsconfig() (kernel: exec: "\u{1b}[2J\n")"#),

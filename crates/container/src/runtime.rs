@@ -430,7 +430,9 @@ impl Runtime {
         // The keeper was killed, and with it the container and the processes that look after it.
         let is_lost = facts.is_ready && facts.container.is_none();
         let runtime = facts.runtime.map(ExitStatus::from_raw).filter(|runtime| !(is_lost && runtime.success()));
-        let message = log::failure(&text).unwrap_or_else(|| {
+        let failure = log::failure(&text);
+        let logged = failure.is_some();
+        let message = failure.unwrap_or_else(|| {
             match (runtime.map(|runtime| (runtime.code(), runtime.success())), facts.container) {
                 (Some((_, true)), Some(_)) if facts.is_ready => "the init of its container failed",
                 (Some((_, true)), Some(_)) => "its container ended before the command began",
@@ -442,7 +444,7 @@ impl Runtime {
         });
         // If the runtime was killed together with the keeper, its own status is unknown.
         let ended = runtime.unwrap_or(ExitStatus::from_raw(KILL));
-        Err(Error::Runtime { program: self.program.clone(), ended, message })
+        Err(Error::Runtime { program: self.program.clone(), ended, message, logged })
     }
 }
 

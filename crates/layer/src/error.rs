@@ -1,64 +1,66 @@
+//! The errors of this crate, and their messages for users. [`display`](crate::display)
+//! escapes the paths in the messages.
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::display::quoted;
 
-/// What went wrong with a layer on disk, at which path, and what to do about it.
+/// An error about a layer on disk, with its path and a remedy.
 ///
-/// The message never repeats its [source](std::error::Error::source): print the chain to see the kernel's own words.
+/// A message says what failed, on which path, and why. After a semicolon, it names the remedy. It
+/// never repeats its [source](std::error::Error::source): print the chain to see the kernel's
+/// reason.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A system call failed.
     #[error("cannot {operation} {}", quoted(path))]
     Io {
-        /// What was tried, as a verb: `open`, `link`, `rename`.
+        /// The operation, as a verb: `open`, `link`, `rename`.
         operation: &'static str,
-        /// The path it was tried on.
+        /// The path of the operation.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The path given for a layer, a base or a store does not exist or is no directory.
-    #[error("{} is not a directory: give the path of {expected}", quoted(path))]
+    /// The path of a layer, a base or a store does not exist, or is not a directory.
+    #[error("{} is not a directory; pass the path of {expected}", quoted(path))]
     NotADirectory {
-        /// The path that was given.
+        /// The path that the caller passed.
         path: PathBuf,
-        /// What should stand there: `a layer`, `a store of layers`.
+        /// The kind of path that is needed: `a layer`, `a store of layers`.
         expected: &'static str,
     },
-    /// A layer without its tree.
-    #[error(
-        "{} has no directory `fs`: a layer's tree stands there (a root file system on its own must be moved to `fs` first)",
-        quoted(layer)
-    )]
+    /// A layer or a base has no tree.
+    #[error("{} has no directory `fs`; move the tree of the layer or the root file system there", quoted(layer))]
     NoTree {
-        /// The layer's directory.
+        /// The directory of the layer.
         layer: PathBuf,
     },
-    /// Something else than a regular file stands where a file of a layer or a store is read: a FIFO, a device, a symbolic link.
-    #[error("{} is not a regular file: remove it", quoted(path))]
+    /// A file of a layer or a store is not a regular file, but a FIFO, a device or a symbolic link.
+    #[error("{} is not a regular file; remove it", quoted(path))]
     NotARegularFile {
         /// The path.
         path: PathBuf,
     },
-    /// A file of a layer or a store is larger than any that is read.
-    #[error("{} has more than {max_bytes} bytes: remove it", quoted(path))]
+    /// A file of a layer or a store is too large to be read.
+    #[error("{} has more than {max_bytes} bytes; remove it", quoted(path))]
     FileTooLarge {
         /// The path.
         path: PathBuf,
-        /// The largest size that is read.
+        /// The largest size that is read, in bytes.
         max_bytes: u64,
     },
-    /// A JSON file that cannot be read as what it should be. The file is left as it is.
-    #[error("{} is not valid: correct or remove the file", quoted(path))]
+    /// A JSON file does not parse, or lacks what it must have. The file is left as it is.
+    #[error("cannot parse {} (correct or remove it)", quoted(path))]
     Json {
         /// The file.
         path: PathBuf,
         /// Line, column and reason.
         source: serde_json::Error,
     },
-    /// A value that cannot be written as JSON. The file is left as it was.
+    /// A value cannot be written as JSON. The file is left as it was.
     #[error("cannot write the value of {} as JSON", quoted(path))]
     Serialize {
         /// The file.
@@ -66,166 +68,200 @@ pub enum Error {
         /// The reason.
         source: serde_json::Error,
     },
-    /// A sidecar's name that cannot be the name of a file, or that belongs to `layer.json`.
-    #[error("{name:?} cannot name a sidecar: use a file name without `/` and without `.json`, other than `layer`")]
+    /// The name of a sidecar cannot be the name of a file, or is the one of `layer.json`.
+    #[error("{name:?} cannot name a sidecar; use a file name without `/` and without `.json`, other than `layer`")]
     SidecarName {
-        /// The name that was given.
+        /// The name that the caller passed.
         name: String,
     },
-    /// The target of a merge exists and holds something. It is left as it is.
-    #[error("{} is not empty: a merge needs a new or an empty directory", quoted(path))]
+    /// The target of a merge is not empty. It is left as it is.
+    #[error("cannot merge into {}: it is not empty; choose a new or an empty directory", quoted(path))]
     TargetNotEmpty {
         /// The target.
         path: PathBuf,
     },
     /// Another merge is filling the target.
-    #[error("{} is being filled by another merge: wait for it, or choose another directory", quoted(path))]
+    #[error(
+        "cannot merge into {}: another merge is filling it; wait for it, or choose another directory",
+        quoted(path)
+    )]
     TargetInUse {
         /// The target.
         path: PathBuf,
     },
     /// The target of a merge lies inside one of its sources, or is one.
     #[error(
-        "{} lies inside the source {}: merge into a directory outside the layers",
+        "cannot merge into {}: it lies inside the source {}; choose a directory outside of the layers",
         quoted(target),
         quoted(source_tree)
     )]
     TargetInsideSource {
         /// The target.
         target: PathBuf,
-        /// The source that holds it.
+        /// The source that contains the target.
         source_tree: PathBuf,
     },
-    /// A layer that only makes sense to the mount that wrote it: merged, captured or looked up, it would show wrong content.
+    /// Only the mount that wrote the layer can read it. A merge, a capture or a lookup would show
+    /// wrong content.
     #[error(
-        "{} carries {xattr}: it was written with redirect_dir or metacopy on; mount it as a separate lower or build it again with both off",
+        "{} has {xattr}, because it was written with redirect_dir or metacopy on; mount it as a separate lower, or build it again with both off",
         quoted(path)
     )]
     Unmergeable {
-        /// The file or directory that carries the attribute.
+        /// The file or directory with the xattr.
         path: PathBuf,
-        /// The extended attribute.
+        /// The name of the xattr.
         xattr: &'static str,
     },
-    /// The layer is there already, or somebody else is just capturing it. It and the upper that was to be captured are left as
-    /// they are.
-    #[error("{} is captured already, or is being captured: choose another layer, or use this one", quoted(layer))]
+    /// The layer exists already, or another process is capturing it. The layer and the upper are
+    /// left as they are.
+    #[error(
+        "cannot capture into {}: it is a layer already, or is becoming one; use it, or choose another layer",
+        quoted(layer)
+    )]
     AlreadyCaptured {
-        /// The layer's directory.
+        /// The directory of the layer.
         layer: PathBuf,
     },
-    /// A layer that is to be captured has a tree without `layer.json`, which no capture has left.
-    #[error("{} is in the place of the new tree: remove it, or capture it instead", quoted(path))]
+    /// The destination of a capture has a tree without `layer.json`, and no killed capture left it
+    /// there.
+    #[error("cannot move an upper to {}: a tree is there already; remove it, or capture it instead", quoted(path))]
     TreeInTheWay {
         /// The tree.
         path: PathBuf,
     },
-    /// An upper that is to be captured is on another file system than the layer, or reached through another mount. Both are
-    /// left as they are.
+    /// The upper of a capture is on another file system than the layer, or on another mount. Both
+    /// are left as they are.
     #[error(
-        "{} and {} are on different file systems: a tree is moved by a rename, so choose a scratch directory beside the layer",
+        "cannot move the upper {} to the layer {}: they are on different file systems; choose a scratch directory beside the layer",
         quoted(upper),
         quoted(layer)
     )]
     OtherFileSystem {
         /// The upper.
         upper: PathBuf,
-        /// The layer's directory.
+        /// The directory of the layer.
         layer: PathBuf,
     },
-    /// What is to be captured as a new layer is one of those that it was made over.
-    #[error("{} is one of the lowers: give the upper that was written to", quoted(upper))]
+    /// The upper of a capture is one of its lowers.
+    #[error("cannot capture {}: it is one of the lowers; pass the upper that a command wrote", quoted(upper))]
     UpperIsLower {
-        /// The path that was given for the upper.
+        /// The path that the caller passed as the upper.
         upper: PathBuf,
     },
-    /// The upper that is to be captured lies inside a lower, or a lower inside it.
-    #[error("the upper {} overlaps the lower {}: give the upper that was written to", quoted(upper), quoted(lower))]
+    /// The upper of a capture lies inside a lower, or a lower inside the upper.
+    #[error(
+        "cannot capture {}: it overlaps the lower {}; pass the upper that a command wrote",
+        quoted(upper),
+        quoted(lower)
+    )]
     UpperOverlapsLower {
-        /// The path that was given for the upper.
+        /// The path that the caller passed as the upper.
         upper: PathBuf,
         /// The lower.
         lower: PathBuf,
     },
-    /// What is to be captured belongs to a layer that is whole or in use, or is a layer or a store itself. It is left as it is.
-    #[error("{} belongs to the layer {}: give an upper that a command has written", quoted(upper), quoted(layer))]
+    /// The upper of a capture belongs to a layer that is complete or in use, or is a layer or a
+    /// store. It is left as it is.
+    #[error(
+        "cannot capture {}: it belongs to the layer {}; pass the upper that a command wrote",
+        quoted(upper),
+        quoted(layer)
+    )]
     UpperIsLayers {
-        /// The path that was given for the upper.
+        /// The path that the caller passed as the upper.
         upper: PathBuf,
         /// The directory of the layer.
         layer: PathBuf,
     },
-    /// The report of a run describes another upper than the one that was given.
-    #[error("{} is not the upper that the report describes: give that one, or the report of this one", quoted(upper))]
+    /// The report of a run describes another upper than the one of the capture.
+    #[error(
+        "cannot capture {}: it is not the upper that the report describes; pass that upper, or the report of this one",
+        quoted(upper)
+    )]
     AnotherUpper {
-        /// The path that was given for the upper.
+        /// The path that the caller passed as the upper.
         upper: PathBuf,
     },
-    /// A layer is to be made inside a lower, inside the tree of another layer or inside the upper.
-    #[error("{} lies inside {}: choose a directory outside of layers and uppers", quoted(layer), quoted(tree))]
+    /// The destination of a capture lies inside a lower, inside the tree of another layer, or
+    /// inside the upper.
+    #[error(
+        "cannot create the layer {}: it lies inside {}; choose a directory outside of layers and uppers",
+        quoted(layer),
+        quoted(tree)
+    )]
     LayerInsideTree {
-        /// The path that was given for the layer.
+        /// The path that the caller passed as the layer.
         layer: PathBuf,
-        /// The tree around it.
+        /// The tree that contains the path.
         tree: PathBuf,
     },
-    /// A layer is to be made of the root directory.
-    #[error("{} is the root directory: choose another directory for the layer", quoted(path))]
+    /// The destination of a capture is the root directory.
+    #[error("cannot create the layer {}: it is the root directory; choose another directory", quoted(path))]
     RootDirectory {
-        /// The path that was given for the layer.
+        /// The path that the caller passed as the layer.
         path: PathBuf,
     },
-    /// A lower is not there any more, and the upper cannot be captured without it: it replaced a directory, whose entries in
-    /// the lowers have to be hidden by name. The upper is left.
+    /// A lower does not exist any more, and the capture needs it: the upper replaced a directory,
+    /// and the layer must hide by name the entries that the lowers have there. The upper is left as
+    /// it is.
     #[error(
-        "{} replaces a directory of the lowers, of which {} does not exist (any more): a collector may have removed it; make it again",
+        "cannot capture {}: it replaced a directory, but the lower {} does not exist (any more); build that layer again, a collector may have removed it",
         quoted(path),
         quoted(lower)
     )]
     LowerMissing {
-        /// The directory in the upper.
+        /// The replaced directory in the upper.
         path: PathBuf,
         /// The lower.
         lower: PathBuf,
     },
-    /// The run made more files in its upper than could be recorded there.
-    #[error("{} holds files that its run made, and does not say which: give the report of the run", quoted(upper))]
+    /// The run created more files in its upper than it could record there.
+    #[error(
+        "cannot capture {}: it does not record which files its run created; pass the report of the run",
+        quoted(upper)
+    )]
     MadeUnknown {
         /// The upper.
         upper: PathBuf,
     },
-    /// A capture failed when the upper had been moved, and it could not be moved back: see `left`.
-    #[error("a capture failed half way, and its upper could not be moved back ({cleanup}): it is at {}", quoted(left))]
+    /// A capture failed after it had moved the upper, and could not move it back. The upper is at
+    /// `left`.
+    #[error("the capture failed and left its upper at {}, because it could not move it back ({cleanup})", quoted(left))]
     NotMovedBack {
-        /// Where the upper is.
+        /// The path of the upper.
         left: PathBuf,
         /// The first failure.
         #[source]
         failure: Box<Error>,
-        /// Why it could not be moved back.
+        /// Why the upper could not be moved back.
         cleanup: io::Error,
     },
-    /// Something is mounted inside a tree that is to be removed, merged or captured. What is mounted there is not touched.
-    #[error("{} is a mount point: unmount it first", quoted(path))]
+    /// A tree that should be removed, merged or captured contains a mount. The mount is not
+    /// touched.
+    #[error("{} is a mount point; unmount it first", quoted(path))]
     MountInside {
         /// The mount point.
         path: PathBuf,
     },
-    /// A merge was told to stop. What it had made has been taken away.
+    /// The caller stopped a merge. The merge has removed the entries that it had created.
     #[error("the merge into {} was stopped", quoted(target))]
     Stopped {
         /// The target.
         target: PathBuf,
     },
-    /// A merge failed, and so did taking away what it had made: see `left`.
-    #[error("a merge failed half way, and {} could not be removed ({cleanup}): remove it by hand", quoted(left))]
+    /// A merge failed, and could not remove the entries that it had created. They are at `left`.
+    #[error(
+        "the merge failed and left {}, because it could not remove it ({cleanup}; remove it by hand)",
+        quoted(left)
+    )]
     Leftover {
-        /// What is left on disk.
+        /// The path that is left on disk.
         left: PathBuf,
         /// The first failure.
         #[source]
         failure: Box<Error>,
-        /// Why it could not be removed.
+        /// Why the path could not be removed.
         cleanup: Box<Error>,
     },
 }
@@ -234,7 +270,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// The path that the error is about.
+    /// Returns the path that the error is about.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Error::Io { path, .. }
@@ -265,19 +301,20 @@ impl Error {
         }
     }
 
-    /// For `map_err`: names the operation and the path of a failed system call.
+    /// Returns a function for `map_err` that adds the operation and the path to a failed system
+    /// call.
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Error {
         let path = path.into();
         move |source| Error::Io { operation, path, source: source.into() }
     }
 
-    /// Whether the disk, or somebody's part of it, is full: of blocks or of inodes.
+    /// Returns whether the disk or a quota has no blocks or inodes left.
     pub(crate) fn is_for_want_of_room(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
-    /// Whether the file system, or the mount, is read-only.
+    /// Returns whether the file system or the mount is read-only.
     pub(crate) fn is_read_only(&self) -> bool {
         matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem)
     }

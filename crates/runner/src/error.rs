@@ -1,3 +1,6 @@
+//! Why a run has no result: [`Error`] has the phase and what is left on disk, and [`Cause`] the
+//! reason. [`Phase`] lists the phases.
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -7,12 +10,13 @@ use layer::display::quoted;
 
 use crate::Phase;
 
-/// Why a run came to no result: the phase that failed, the reason, and what is left on disk.
+/// Why a run has no result: the phase that failed, the reason, and what is left on disk.
 ///
-/// A failed phase has undone the ones before it. Nothing is left unless unmounting or removing itself failed; then
-/// [`left`](Self::left) says where, and nothing there has been touched since.
+/// If a phase fails, the run undoes the phases before it. Something is left on disk only if
+/// unmounting or removing failed. Then [`left`](Self::left) returns its path, and the run has not
+/// touched it since.
 ///
-/// A command that fails is no error: see [`Report::status`](crate::Report::status).
+/// A command that fails is not an error: see [`Report::status`](crate::Report::status).
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
 
@@ -24,54 +28,57 @@ struct Inner {
 }
 
 /// The reason for an [`Error`].
+///
+/// The message of an I/O error starts with "cannot" and the operation. After a semicolon, a message
+/// names the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
-    /// A layer or the base.
+    /// An error about a layer or the base.
     #[error(transparent)]
     Layer(#[from] layer::Error),
-    /// The template, the mount or the runtime.
+    /// An error about the template, the mount or the runtime.
     #[error(transparent)]
     Container(#[from] container::Error),
-    /// The caller's `prep_upper`.
+    /// The caller's `prep_upper` returned an error.
     #[error("the caller's prep_upper failed")]
     PrepUpper(#[source] BoxError),
-    /// Not the directory of a run whose upper was kept.
+    /// The path is not the directory of a kept run.
     #[error(
-        "{} is not a kept run: give the directory that `layered run --keep-failed` printed (`Upper::keep` returned it)",
+        "{} is not a kept run; pass the directory that `layered run --keep-failed` printed (`Upper::keep` returned it)",
         quoted(path)
     )]
     NotKept {
-        /// What was given.
+        /// The path that the caller passed.
         path: PathBuf,
     },
-    /// Somebody is using the upper.
-    #[error("{} is in use: wait until the other visit has ended", quoted(path))]
+    /// Another process uses the upper.
+    #[error("{} is in use by another process; wait until that has ended", quoted(path))]
     InUse {
-        /// The kept run's directory.
+        /// The directory of the kept run.
         path: PathBuf,
     },
-    /// The directory of a run, or a part of it that is not its upper, was given as an upper.
-    #[error("{} is the directory of a run, or holds one: give the directory `upper` in it", quoted(path))]
+    /// The caller passed the directory of a run, or a part of it other than its upper, as an upper.
+    #[error("{} is the directory of a run, or contains one; pass the directory `upper` in it", quoted(path))]
     RunDirectory {
-        /// What was given.
+        /// The path that the caller passed.
         path: PathBuf,
     },
-    /// A place in the directory of a run, which is removed as a whole.
+    /// The path is in the directory of a run, which is removed as a whole.
     #[error(
-        "{} lies in {}, the directory of a run, which is removed as a whole: choose another place",
+        "{} lies in {}, the directory of a run, which is removed as a whole; choose another place",
         quoted(path),
         quoted(run)
     )]
     InRunDirectory {
-        /// The place.
+        /// The path that the caller passed.
         path: PathBuf,
-        /// The run's directory.
+        /// The directory of the run.
         run: PathBuf,
     },
-    /// The scratch directory lies in a layer or the base, or is its tree.
+    /// The scratch directory lies in the tree of a layer or of the base, or is that tree.
     #[error(
-        "the scratch directory {} lies in {}, which this run stacks: choose one outside of the layers and the base",
+        "the scratch directory {} lies in {}, which this run stacks; choose one outside of the layers and the base",
         quoted(scratch),
         quoted(tree)
     )]
@@ -81,37 +88,37 @@ pub enum Cause {
         /// The tree of the layer or of the base.
         tree: PathBuf,
     },
-    /// The upper is to be moved into a layer or the base.
+    /// The destination of the upper lies in a layer or the base.
     #[error(
-        "{} lies in {}, which this run stacks: choose a place for the upper outside of the layers and the base",
+        "cannot keep the upper as {}: it lies in {}, which this run stacks; choose a place outside of the layers and the base",
         quoted(destination),
         quoted(tree)
     )]
     UpperInLayer {
-        /// Where the upper is to go.
+        /// The destination of the upper.
         destination: PathBuf,
         /// The tree of the layer or of the base.
         tree: PathBuf,
     },
-    /// The scratch directory.
+    /// A system call failed, usually in the scratch directory.
     #[error("cannot {operation} {}", quoted(path))]
     Io {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         operation: &'static str,
-        /// The path it was tried on.
+        /// The path of the operation.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// What `prep_upper` may fail with.
+/// The error type of `prep_upper`.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 #[derive(Debug)]
 struct Left {
     path: PathBuf,
-    /// A second failure, if it was not the first that left something.
+    /// The second failure, if that one left something and not the first.
     why: Option<String>,
 }
 
@@ -123,29 +130,29 @@ impl Error {
         Self(Box::new(Inner { phase, cause: cause.into(), left: None }))
     }
 
-    /// The same error, after which `path` is left on disk.
+    /// Returns this error with the note that `path` is left on disk.
     pub(crate) fn leaving(mut self, path: &Path) -> Self {
         self.0.left.get_or_insert(Left { path: path.into(), why: None });
         self
     }
 
-    /// The same error, after which `path` is left on disk because of a second one.
+    /// Returns this error with the note that `path` is left on disk because of a second error.
     pub(crate) fn leaving_for(mut self, path: &Path, why: &Error) -> Self {
         self.0.left.get_or_insert(Left { path: path.into(), why: Some(chain(why)) });
         self
     }
 
-    /// The phase that failed.
+    /// Returns the phase that failed.
     pub fn phase(&self) -> Phase {
         self.0.phase
     }
 
-    /// The reason.
+    /// Returns the reason.
     pub fn cause(&self) -> &Cause {
         &self.0.cause
     }
 
-    /// The path that the reason is about.
+    /// Returns the path that the reason is about.
     pub fn path(&self) -> Option<&Path> {
         match &self.0.cause {
             Cause::Layer(error) => error.path(),
@@ -161,16 +168,17 @@ impl Error {
         }
     }
 
-    /// What is left and why, as the message has it behind the reason: ` (/scratch/x is left, since …)`, or nothing.
+    /// Returns the part of the message about what is left on disk, with a leading space:
+    /// ` (/scratch/x is left on disk because …)`. It is empty if nothing is left.
     pub fn left_note(&self) -> String {
         match &self.0.left {
             None => String::new(),
-            Some(Left { path, why: None }) => format!(" ({} is left)", quoted(path)),
-            Some(Left { path, why: Some(why) }) => format!(" ({} is left, since {why})", quoted(path)),
+            Some(Left { path, why: None }) => format!(" ({} is left on disk)", quoted(path)),
+            Some(Left { path, why: Some(why) }) => format!(" ({} is left on disk because {why})", quoted(path)),
         }
     }
 
-    /// What is left on disk: `None` for nothing.
+    /// Returns the path that is left on disk, or `None` if nothing is left.
     pub fn left(&self) -> Option<&Path> {
         self.0.left.as_ref().map(|left| &*left.path)
     }
@@ -188,7 +196,7 @@ impl StdError for Error {
     }
 }
 
-/// An error and its sources on one line.
+/// Formats an error and its sources on one line.
 pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -199,7 +207,7 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
     text
 }
 
-/// For `map_err`: names the operation and the path of a failed system call.
+/// Returns a function for `map_err` that adds the operation and the path to a failed system call.
 pub(crate) fn io_cause<E: Into<io::Error>>(
     operation: &'static str,
     path: impl Into<PathBuf>,
@@ -213,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_failure_is_told_and_the_second_beside_it() {
+    fn an_error_has_the_first_failure_and_the_second_beside_it() {
         let io = |text: &str| io::Error::other(text.to_string());
         let first = Error::new(Phase::RuncRun, io_cause("start", "/bin/runc")(io("gone")));
         let second = Error::new(Phase::Cleanup, io_cause("remove", "/s/x")(io("busy")));
@@ -221,7 +229,7 @@ mod tests {
         let both = first.leaving_for(Path::new("/s"), &second);
         assert_eq!(
             chain(&both),
-            "runc_run: cannot start /bin/runc (/s is left, since cleanup: cannot remove /s/x: busy): gone"
+            "runc_run: cannot start /bin/runc (/s is left on disk because cleanup: cannot remove /s/x: busy): gone"
         );
         assert_eq!(
             (both.phase(), both.left(), both.path()),
@@ -230,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn prep_upper_shows_its_own_reason_as_the_source() {
+    fn the_error_of_prep_upper_is_the_source() {
         let error = Error::new(Phase::PrepUpper, Cause::PrepUpper("no space for toys".into()));
         assert_eq!(chain(&error), "prep_upper: the caller's prep_upper failed: no space for toys");
     }

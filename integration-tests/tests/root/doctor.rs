@@ -100,14 +100,14 @@ fn a_runtime_that_is_missing_or_starts_nothing_fails() {
     let fixture = Fixture::new();
     let (status, stdout, _) = run(doctor(&fixture.scratch()).args(["--runtime", "no-such-runtime"]));
     let (line, conclusion) = failure(&stdout);
-    assert_eq!((status, conclusion), (1, "No run can work here: runtime."));
+    assert_eq!((status, conclusion), (1, "No run can work on this machine: runtime failed."));
     assert!(line.contains("cannot start the runtime no-such-runtime") && line.contains("--runtime runc"), "{line}");
     assert!(stdout.contains("skipped  a run"), "{stdout}");
 
     // /bin/true succeeds but starts no container.
     let (status, stdout, _) = run(doctor(&fixture.scratch()).args(["--runtime", "/bin/true"]));
     let (line, conclusion) = failure(&stdout);
-    assert_eq!((status, conclusion), (1, "No run can work here: a run."));
+    assert_eq!((status, conclusion), (1, "No run can work on this machine: a run failed."));
     assert!(line.contains("it started no container"), "{line}");
 }
 
@@ -126,8 +126,8 @@ fn a_scratch_directory_on_overlayfs_fails() {
     });
     let (status, stdout, _) = seen.unwrap();
     let (line, conclusion) = failure(&stdout);
-    assert_eq!((status, conclusion), (1, "No run can work here: scratch."));
-    assert!(line.contains("overlayfs cannot hold the upper") && line.contains("on another file system"), "{line}");
+    assert_eq!((status, conclusion), (1, "No run can work on this machine: scratch failed."));
+    assert!(line.contains("cannot be on overlayfs") && line.contains("on another file system"), "{line}");
     assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
 }
 
@@ -139,7 +139,7 @@ fn a_scratch_directory_that_is_missing_or_read_only_fails() {
     {
         let (status, stdout, _) = run(&mut doctor(scratch));
         let (line, conclusion) = failure(&stdout);
-        assert_eq!((status, conclusion), (1, "No run can work here: scratch."));
+        assert_eq!((status, conclusion), (1, "No run can work on this machine: scratch failed."));
         assert!(line.contains(text) && line.contains("--scratch"), "{line}");
     }
 }
@@ -156,7 +156,7 @@ fn doctor_fails_without_root() {
     assert_eq!((status, &*stderr), (1, ""));
     assert_eq!(names(&stdout, "failed"), ["privilege"]);
     assert_eq!(names(&stdout, "skipped"), ["overlays", "a run"]);
-    assert!(stdout.contains("run it as root"), "{stdout}");
+    assert!(stdout.contains("run layered as root"), "{stdout}");
 }
 
 #[test]

@@ -31,8 +31,8 @@ fn paths_that_are_not_layers_are_refused() {
     std::os::unix::fs::symlink("/", store.join("linked/fs")).unwrap();
 
     for (name, expected) in [
-        ("missing", "missing is not a directory: give the path of a layer"),
-        ("file", "file is not a directory: give the path of a layer"),
+        ("missing", "missing is not a directory; pass the path of a layer"),
+        ("file", "file is not a directory; pass the path of a layer"),
         ("bare", "bare has no directory `fs`"),
         ("file-as-tree", "file-as-tree has no directory `fs`"),
         ("linked", "linked has no directory `fs`"),

@@ -203,9 +203,9 @@ fn a_daemon_does_not_outlive_the_run() {
 fn a_sweep_leaves_live_runs_and_results_alone() {
     let fixture = Fixture::new();
     let report = fixture.run(&[], "echo new > /new");
-    assert!(fixture.sweep().ends_with("0 dead runs removed, 1 live ones left alone\n"));
+    assert!(fixture.sweep().ends_with("dead runs removed: 0, live runs: 1\n"));
     let kept = report.upper.keep();
-    assert!(fixture.sweep().ends_with("0 dead runs removed, 0 live ones left alone\n"));
+    assert!(fixture.sweep().ends_with("dead runs removed: 0, live runs: 0\n"));
     assert_eq!(fs::read(kept.join("new")).unwrap(), b"new\n");
     fs::remove_dir_all(kept.parent().unwrap()).unwrap();
 }

@@ -168,7 +168,7 @@ fn show_prints_tables_and_json() {
 PATH       DIFFERENCE  LAYERS
 /bin/cc    content     0, 1
 /etc/motd  deletion    1, 2
-paths of several layers: 2 that differ, 1 that are the same in all
+paths in several layers: 2 differ, 1 are the same in all
 ";
     assert_eq!(stdout, expected);
     let (_, stdout, _) = show(&["--conflicts", "--json"], &layers);

@@ -152,7 +152,7 @@ fn a_scratch_directory_or_upper_inside_a_layer_is_refused() {
                     "{}: {stderr}",
                     dir.display()
                 );
-                let expected = format!(" lies in {}, which this run stacks: choose ", tree.display());
+                let expected = format!(" lies in {}, which this run stacks; choose ", tree.display());
                 assert!(stderr.contains(&expected), "{stderr}");
             }
             fixture.assert_clean();

@@ -180,7 +180,10 @@ fn a_full_disk_under_the_log_does_not_stop_the_command() {
     let script = "seq 300000; echo result > /result; exit 7";
     let check = |runtime: &str, log: &Path| {
         let (status, stderr, report) = with_output(&fixture, runtime, log, script);
-        assert_eq!((status, &*stderr), (7, &*format!("layered: a part of the command's output is lost: {no_space}\n")));
+        assert_eq!(
+            (status, &*stderr),
+            (7, &*format!("layered: cannot write all of the command's output: {no_space}\n"))
+        );
         assert_eq!(
             (&report["status"], &report["output_error"]),
             (&json!({"exited": 7}), &json!(no_space)),

@@ -52,8 +52,11 @@ impl Runtime {
             .output()
             .map_err(|source| Error::RuntimeStart { program: self.program.clone(), source })?;
         if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr).trim().to_string();
-            return Err(Error::Runtime { program: self.program.clone(), ended: output.status, message });
+            let message = match String::from_utf8_lossy(&output.stderr).trim() {
+                "" => "it did not say why".into(),
+                message => message.to_string(),
+            };
+            return Err(Error::Runtime { program: self.program.clone(), ended: output.status, message, logged: false });
         }
         Ok(parse(&String::from_utf8_lossy(&output.stdout)))
     }

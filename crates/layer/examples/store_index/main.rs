@@ -185,13 +185,8 @@ mod tests {
         let page = page(store.path());
         let summary = "4 layers, 3.0 MiB: 1 ok, 2 failed, 1 unreadable; 2 never used. Written 1970-01-01 00:00 UTC.";
         assert!(page.contains(summary), "{page}");
-        for text in [
-            "✓ ok",
-            "✗ exit 2",
-            "✗ failed by <bdi>bad</bdi>",
-            "is not valid: correct or remove the file",
-            "2026-01-31 23:59",
-        ] {
+        for text in ["✓ ok", "✗ exit 2", "✗ failed by <bdi>bad</bdi>", "(correct or remove it)", "2026-01-31 23:59"]
+        {
             assert!(page.contains(text), "{text}: {page}");
         }
     }

@@ -1,4 +1,5 @@
-//! The bare runtime: `RUNTIME run --bundle DIR ID` in the foreground, as anybody starts it without layered.
+//! Runs the bare runtime: `RUNTIME run --bundle DIR ID` in the foreground, as users start it
+//! without layered. [`subjects`](crate::subjects) has the other programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,17 +16,18 @@ use tempfile::TempDir;
 use crate::places::Places;
 use crate::subjects::{quiet, run};
 
-/// What a bare runtime gets.
+/// The configuration of a bare runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Configuration {
-    /// What a run gives this runtime: the same mounts, limits, capabilities, filter, `HOME` and control group. Only the init is
-    /// missing: the command is process 1.
+    /// The configuration of a run: the same mounts, limits, capabilities, filter, `HOME` and
+    /// cgroup. Only the init is missing: the command is process 1.
     Same,
-    /// What `RUNTIME spec` writes, without a terminal: no seccomp profile, no control group by name, a read-only root.
+    /// The configuration that `RUNTIME spec` writes, without a terminal. It has no seccomp profile,
+    /// does not name a cgroup, and has a read-only root.
     Spec,
 }
 
-/// A bundle that a bare runtime can be started with, once.
+/// A bundle for one run of a bare runtime.
 pub(crate) struct Bare {
     runtime: String,
     dir: TempDir,
@@ -54,22 +56,23 @@ impl Bare {
         Ok(Self { runtime: runtime.into(), dir, id, cgroup })
     }
 
-    /// Starts it without any streams, in a [private](privately) namespace.
+    /// Returns the command that runs the bundle, without standard streams. Start it in
+    /// [`privately`].
     pub(crate) fn command(&self) -> Command {
         let mut command = quiet(&self.runtime);
         command.args(["run", "--bundle"]).arg(self.dir.path()).arg(self.id.as_str());
         command
     }
 
-    /// Removes what a runtime leaves.
+    /// Removes the cgroup that the runtime leaves.
     pub(crate) fn close(self) -> Result<()> {
         Ok(self.cgroup.remove()?)
     }
 }
 
-/// The time that the runtime takes from its start to its end, on the prepared root.
+/// Returns the time from the start to the end of the runtime, on the prepared root.
 ///
-/// Everything that layered arranges and a user would not is outside of that time.
+/// It does not include the preparations that layered makes and a user would not make.
 pub(crate) fn bare(
     places: &Places,
     runtime: &str,
@@ -86,7 +89,8 @@ pub(crate) fn bare(
     Ok(time)
 }
 
-/// Calls `work` in a mount namespace of its own, with what the runtime needs on this machine.
+/// Calls `work` in a private mount namespace, with the mounts that the runtime needs on this
+/// machine.
 pub(crate) fn privately<T: Send>(runtime: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     in_private_mount_namespace(|| {
         hide_unified_hierarchy(runtime)?;
@@ -94,7 +98,7 @@ pub(crate) fn privately<T: Send>(runtime: &str, work: impl FnOnce() -> Result<T>
     })?
 }
 
-/// Has the runtime write a `config.json`, and puts root and command into it.
+/// Lets the runtime write a `config.json`, and sets its root and its command.
 fn write_spec(runtime: &str, bundle: &Path, root: &Path, template: &Template) -> Result<()> {
     run(quiet(runtime).arg("spec").current_dir(bundle))?;
     let path = bundle.join("config.json");
@@ -107,13 +111,14 @@ fn write_spec(runtime: &str, bundle: &Path, root: &Path, template: &Template) ->
     Ok(())
 }
 
-/// crun does not start where the hierarchy of version 2 is mounted beside those of version 1. `Runtime::run` does the same.
+/// Hides cgroup version 2 from crun, as `Runtime::run` does. crun does not start if both versions
+/// are mounted.
 fn hide_unified_hierarchy(runtime: &str) -> Result<()> {
     if runtime == "crun" && Cgroup::layout()? == CgroupLayout::Hybrid {
         let table = fs::read_to_string("/proc/self/mountinfo")?;
         let unified = table.lines().find(|line| line.contains(" - cgroup2 "));
         let point = unified.and_then(|line| line.split(' ').nth(4)).map(PathBuf::from);
-        mount_private_tmpfs(&point.context("no hierarchy of version 2")?)?;
+        mount_private_tmpfs(&point.context("cannot find the mount of cgroup version 2")?)?;
     }
     Ok(())
 }

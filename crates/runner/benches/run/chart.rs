@@ -1,8 +1,8 @@
-//! Phases as a stacked bar chart.
+//! Draws the phases as a stacked bar chart. [`costs`](crate::costs) measures them.
 
 use std::fmt::Write;
 
-/// One bar: its phases in order, in seconds.
+/// One bar: the phases in order, in seconds.
 pub(crate) struct Bar {
     pub(crate) label: String,
     pub(crate) parts: Vec<(&'static str, f64)>,
@@ -14,7 +14,7 @@ const WIDTH: f64 = 900.0;
 const LEFT: f64 = 130.0;
 const ROW: f64 = 30.0;
 
-/// An SVG with two panels: whole runs, and what is ours of them, without the runtime.
+/// Returns an SVG with two panels: whole runs, and runs without the phase of the runtime.
 pub(crate) fn stacked_bars(bars: &[Bar]) -> String {
     let panel = bars.len() as f64 * ROW + 50.0;
     let height = 2.0 * panel + 40.0;
@@ -27,7 +27,7 @@ pub(crate) fn stacked_bars(bars: &[Bar]) -> String {
     let names = bars.first().map(|bar| bar.parts.iter().map(|(name, _)| *name)).into_iter().flatten();
     let (mut x, y) = (10.0, 2.0 * panel + 15.0);
     for (name, colour) in names.zip(COLOURS) {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(
             svg,
             "<rect x=\"{x}\" y=\"{y}\" width=\"12\" height=\"12\" fill=\"{colour}\"/><text x=\"{}\" y=\"{}\">{name}</text>",

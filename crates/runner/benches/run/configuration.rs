@@ -1,4 +1,5 @@
-//! What the parts of a container's configuration cost: how much leaner it could be.
+//! Measures the cost of the parts of a container's configuration. [`bare`](crate::bare) runs the
+//! runtime with it.
 
 use anyhow::Result;
 use container::{Seccomp, Template};
@@ -13,9 +14,9 @@ use crate::subjects::{RUNTIMES, is_installed};
 pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let templates = [
         ("everything", with(Seccomp::Default, |_| {})?),
-        ("no mount of the control groups", with(Seccomp::Default, |config| without_mount(config, "/sys/fs/cgroup"))?),
+        ("no cgroup mount", with(Seccomp::Default, |config| without_mount(config, "/sys/fs/cgroup"))?),
         ("no `/dev/mqueue`", with(Seccomp::Default, |config| without_mount(config, "/dev/mqueue"))?),
-        ("no masked and no read-only paths", with(Seccomp::Default, without_masks)?),
+        ("no masked and read-only paths", with(Seccomp::Default, without_masks)?),
         ("`Seccomp::Native`", with(Seccomp::Native, |_| {})?),
         ("`Seccomp::Unconfined`", with(Seccomp::Unconfined, |_| {})?),
     ];
@@ -23,7 +24,7 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let mut samples = vec![vec![Sample::default(); templates.len()]; runtimes.len()];
     for round in 0..rounds {
         for (runtime, samples) in runtimes.iter().zip(&mut samples) {
-            // As in `costs`: the first after a pause waits.
+            // As in `costs`, the first process after a pause waits.
             bare(places, runtime, &templates[0].1, Configuration::Same)?;
             for index in 0..templates.len() {
                 let index = (round + index) % templates.len();
@@ -40,7 +41,7 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     Ok(table("The configuration", &rows))
 }
 
-/// A template with a part taken out, as only a `config.json` can.
+/// Returns a template without a part, which only a change to the `config.json` can remove.
 fn with(seccomp: Seccomp, change: impl FnOnce(&mut Value)) -> Result<Template> {
     let mut config = serde_json::to_value(Template::builder(["/bin/true"]).seccomp(seccomp).build()?)?;
     change(&mut config);

@@ -1,4 +1,5 @@
-//! A trivial command: what a run costs, and where the time goes.
+//! Measures the time of a run with a trivial command, and of its phases. [`chart`](crate::chart)
+//! draws the phases.
 
 use std::time::Duration;
 
@@ -13,11 +14,11 @@ use crate::sample::Sample;
 use crate::subjects::{RUNTIMES, command, in_process, is_installed, replaced_sequence, run, template};
 use crate::{LAYERS, Missing};
 
-/// What one runtime took over so many layers, round by round.
+/// The times of one runtime over one number of layers, by round.
 #[derive(Default)]
 struct Samples {
     bare: Sample,
-    /// As `RUNTIME spec` writes it.
+    /// Bare, with the configuration that `RUNTIME spec` writes.
     spec: Sample,
     own: Sample,
     whole: Sample,
@@ -27,7 +28,7 @@ struct Samples {
     phases: [Sample; Phase::TIMED.len()],
 }
 
-/// What is timed in every round.
+/// The subjects of every round.
 #[derive(Clone, Copy)]
 enum Subject {
     Bare,
@@ -39,15 +40,15 @@ enum Subject {
 
 const SUBJECTS: [Subject; 5] = [Subject::Bare, Subject::Run, Subject::Spec, Subject::RunBehind, Subject::Process];
 
-/// The rounds in which the replaced sequence is measured, too.
+/// The number of rounds that also measure the replaced sequence.
 const MOST_REPLACED: usize = 7;
 
-/// What the columns are about.
+/// Explains the columns.
 const EXPLANATION: &str = "\
-`/bin/true`. Bare is `RUNTIME run --bundle …` in the foreground, on a prepared directory, with the configuration that `run` gives the same
-runtime: the same mounts, limits, capabilities, `HOME`, control group and seccomp profile, and for crun the same filter, compiled
-beforehand. Only the init of a run is missing. \"As `spec` writes it\" is the bare runtime with what `runc spec` or `crun spec` writes,
-without a seccomp profile. Own time is `run` without the phase of the runtime.
+The command is `/bin/true`. \"Bare\" is `RUNTIME run --bundle …` in the foreground, on a prepared directory. It has the configuration \
+that `run` gives the same runtime: the same mounts, limits, capabilities, `HOME`, cgroup and seccomp profile, and for crun the same \
+precompiled filter. Only the init of a run is missing. \"Bare, `spec`\" is the bare runtime with the configuration that `runc spec` or \
+`crun spec` writes, which has no seccomp profile. \"Own time\" is the time of `run` without the phase of the runtime.
 
 ";
 
@@ -58,11 +59,11 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
         "bare",
         "own time / bare",
         "`run` / bare",
-        "`run`, cleanup behind / bare",
+        "`run`, `Cleanup::Behind` / bare",
         "`layered run` / bare",
-        "`layered run` − `run`, of bare",
-        "bare, as `spec` writes it / bare",
-        "`run` / bare, as `spec` writes it",
+        "(`layered run` − `run`) / bare",
+        "bare, `spec` / bare",
+        "`run` / bare, `spec`",
         "replaced sequence / `run`",
     ];
     let (mut rows, mut bars) = (vec![cells(head)], Vec::new());
@@ -108,14 +109,16 @@ fn row(runtime: &str, layers: usize, samples: &Samples) -> Vec<String> {
 
 fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing: &mut Missing) -> Result<Samples> {
     let template = template(&["/bin/true"])?;
-    // crun itself does not start on a hybrid machine, where only `run` arranges what it needs.
+    // Without `run`, crun does not start on a machine with both cgroup versions.
     let replaced = (runtime == "runc").then(Sample::default);
     let mut samples = Samples { replaced, ..Samples::default() };
     let run_with = |cleanup| in_process(places, runtime, layers, &template, cleanup);
     for round in 0..rounds {
-        // The kernel lets the first process after a pause wait before it changes its control group: that is for none of them.
+        // After a pause, the kernel lets the first process that changes its cgroup wait. This run
+        // takes that wait, so that no subject does.
         bare(places, runtime, &template, Configuration::Same)?;
-        // Over the rounds each comes after each of the others: what one leaves to the next is for all of them. Their number is prime.
+        // Over the rounds, each subject follows each of the others, so that all get the same share
+        // of the work that a subject leaves to the next. This needs a prime number of subjects.
         let step = 1 + round % (SUBJECTS.len() - 1);
         for index in 0..SUBJECTS.len() {
             match SUBJECTS[(round + index * step) % SUBJECTS.len()] {
@@ -137,7 +140,8 @@ fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing
                 }
             }
         }
-        // It takes seconds over many layers, and its ratio is none that a few rounds could miss.
+        // The replaced sequence takes seconds over many layers, and a few rounds are enough to see
+        // that.
         if let Some(replaced) = samples.replaced.as_mut().filter(|_| round < MOST_REPLACED) {
             if let Err(error) = replaced.time(|| replaced_sequence(places, runtime, layers, &template)) {
                 missing.add(&format!("the replaced sequence, {runtime}, {layers} layers"), &format!("{error:#}"));
@@ -148,7 +152,7 @@ fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing
     Ok(samples)
 }
 
-/// The time that is not the runtime's.
+/// Returns the time of a run without the phase of the runtime.
 fn own_time(report: &Report) -> Duration {
     report.timings.total().saturating_sub(report.timings.phase(Phase::RuncRun))
 }

@@ -1,10 +1,11 @@
-//! What the figures are of.
+//! Describes the machine and the program versions at the head of the results.
+//! [`markdown`](crate::markdown) formats the tables below.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// The machine and the programs, as the head of the results.
+/// Returns the head of the results.
 pub(crate) fn description(rounds: usize) -> String {
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
@@ -14,8 +15,8 @@ pub(crate) fn description(rounds: usize) -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
     let mut text = format!(
-        "# Measurements\n\n{processors} × {model}, Linux {}, on {}, load {load} at the start, {rounds} rounds. Times are medians, with\n\
-         minima in parentheses. Ratios are those of the medians and of the minima of the same rounds.\n\n",
+        "# Results\n\n{processors} × {model}, Linux {}, on {}, load {load} at the start; {rounds} rounds. Times are medians, with \
+         minima in parentheses. Ratios are those of the medians and minima of the same rounds.\n\n",
         kernel.trim(),
         file_system(&std::env::temp_dir()).unwrap_or_else(|| "an unknown file system".into()),
     );
@@ -30,7 +31,7 @@ pub(crate) fn description(rounds: usize) -> String {
     text
 }
 
-/// What `dir` is on, as proc_pid_mountinfo(5) has it: type and options.
+/// Returns the type and the options of the file system of `dir`, from proc_pid_mountinfo(5).
 fn file_system(dir: &Path) -> Option<String> {
     let dir = dir.canonicalize().ok()?;
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -41,6 +42,6 @@ fn file_system(dir: &Path) -> Option<String> {
         let (name, options) = (kind.next()?, kind.nth(1)?);
         dir.starts_with(point).then(|| (point.len(), format!("{name} ({options})")))
     });
-    // Of two on the same place the later one is seen.
+    // Of two mounts on the same directory, the later one is visible.
     mounts.max_by_key(|(length, _)| *length).map(|(_, text)| text)
 }

@@ -1,11 +1,18 @@
-//! What a run costs, against the bare runtime and against what people use else: `scripts/bench`.
+//! Measures the cost of a run against the bare runtime and against other programs. `scripts/bench`
+//! calls this benchmark.
 //!
-//! Every subject is run in turn, round by round, since times drift by half from minute to minute; what counts are the ratios of the
-//! medians of one call. What this machine cannot do is said to be missing. Arguments: how many rounds (30 if none is given), the
-//! directory that `results.md` and `phases.svg` are written to (`-` for none), and the parts to measure, if not all: `costs memory output
-//! others unmount throughput configuration caller steady`.
+//! Each round runs every subject once, because times drift by half from minute to minute. The
+//! results are ratios of medians of the same call. A subject that this machine cannot run is listed
+//! as missing.
+//!
+//! Arguments, all optional:
+//! - the number of rounds (30);
+//! - the directory for `results.md` and `phases.svg` (`-` for none);
+//! - the parts to measure (all): `costs memory output others unmount throughput configuration
+//! caller
+//!   steady`. Each is in the module of its name, but `caller` and `steady` are in [`memory`].
 
-// What a benchmark is for.
+// A benchmark prints its results.
 #![allow(clippy::print_stdout)]
 
 mod bare;
@@ -30,12 +37,15 @@ use anyhow::{Context, Result};
 
 use crate::places::Places;
 
-/// How many layers there are under the base.
+/// The numbers of layers over the base.
 const LAYERS: [usize; 4] = [1, 30, 100, 400];
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let rounds = arguments.first().map_or(Ok(30), |rounds| rounds.parse()).context("ROUNDS is a number")?;
+    let rounds = arguments
+        .first()
+        .map_or(Ok(30), |rounds| rounds.parse())
+        .context("the first argument must be a number of rounds")?;
     let destination = arguments.get(1).filter(|dir| *dir != "-").map(PathBuf::from);
     let parts = arguments.get(2..).unwrap_or_default();
     let places = Places::new(LAYERS[LAYERS.len() - 1])?;
@@ -72,7 +82,7 @@ fn main() -> Result<()> {
     if is_wanted("configuration") {
         add(configuration::measured(&places, rounds)?);
     }
-    // The quickest that is there: it is not about the runtime.
+    // The fastest installed runtime, because these parts do not measure the runtime.
     let runtime = if subjects::is_installed("crun") { "crun" } else { "runc" };
     if is_wanted("caller") {
         add(memory::large_caller(&places, runtime, rounds)?);
@@ -90,12 +100,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What this machine cannot do.
+/// The subjects that this machine cannot run, with the reasons.
 #[derive(Debug, Default)]
 struct Missing(Vec<String>);
 
 impl Missing {
-    /// Of a long reason the beginning and the end.
+    /// Adds a subject. Keeps the start and the end of a long reason.
     fn add(&mut self, what: &str, why: &str) {
         let characters: Vec<char> = why.chars().collect();
         let shown = match characters.len() {

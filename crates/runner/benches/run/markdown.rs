@@ -1,11 +1,11 @@
-//! Tables.
+//! Formats the tables of the results. [`chart`](crate::chart) draws the phases.
 
-/// A table with a heading; the first row is the head.
+/// Returns a table with a heading. The first row is the head of the table.
 pub(crate) fn table(heading: &str, rows: &[Vec<String>]) -> String {
     explained_table(heading, "", rows)
 }
 
-/// The same, with paragraphs between the heading and the table.
+/// Returns a table with paragraphs between the heading and the table.
 pub(crate) fn explained_table(heading: &str, explanation: &str, rows: &[Vec<String>]) -> String {
     let mut text = format!("## {heading}\n\n{explanation}");
     for (index, row) in rows.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! The runner's memory, and what the caller's own has to do with the time.
+//! Measures the memory of runs, its growth over many runs, and the effect of the caller's memory on
+//! the time of a run. [`costs`](crate::costs) measures the other times.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,30 +16,30 @@ use crate::places::Places;
 use crate::sample::Sample;
 use crate::subjects::{RUNTIMES, command, in_process, is_installed, template};
 
-/// How many runs there are before what is there is looked at, and again.
+/// The numbers of runs after which the resources of the process are measured.
 const RUNS: [usize; 2] = [100, 2_000];
 
-/// What a process has, as proc(5) tells.
-struct Had {
+/// The resources of a process, from proc(5).
+struct Resources {
     threads: usize,
     descriptors: usize,
     resident_kilobytes: usize,
 }
 
-/// How many runs there are at a time, where it is asked what one of several takes.
+/// The number of concurrent runs when their average memory is measured.
 const SEVERAL: usize = 10;
 
-/// The command: it says that it runs, and waits for the end of its input.
+/// The command: it prints a line, and then waits for the end of its input.
 const WAITS: [&str; 3] = ["/bin/sh", "-c", "echo; read line"];
 
 const EXPLANATION: &str = "\
-While the command waits, all processes of a run but the command: resident memory (`VmRSS`) and the proportional share of it (`Pss`), in which
-a page that several processes map counts in parts. With ten runs at a time a program's own pages, which are those of the page
-cache, are shared by ten.
+The figures are those of all processes of a run but the command, while the command waits. RSS is resident memory (`VmRSS`). PSS \
+(`Pss`) divides a page by the number of processes that map it. Ten concurrent runs share the pages of a program's file, which are in \
+the page cache.
 
 ";
 
-/// What `layered run` and the bare runtime have resident while a command runs.
+/// Measures the resident memory of `layered run` and of the bare runtime while a command runs.
 pub(crate) fn in_flight(places: &Places) -> Result<String> {
     let mut rows = vec![cells(["", "layers", "processes", "RSS", "PSS", "RSS of each of ten", "PSS of each of ten"])];
     let mut peak = 0;
@@ -56,14 +57,14 @@ pub(crate) fn in_flight(places: &Places) -> Result<String> {
         rows.push(resident.row(&format!("bare {runtime}"), "–"));
     }
     let text = explained_table("Memory", EXPLANATION, &rows);
-    Ok(format!("{text}\nPeak of the process `layered run`: {peak} kB\n"))
+    Ok(format!("{text}\nPeak resident memory of the process `layered run`: {peak} kB\n"))
 }
 
-/// What is in memory of a run, in kilobytes.
+/// The memory of a run.
 struct Resident {
     processes: Vec<String>,
     one: Kilobytes,
-    /// Of each of several, on average.
+    /// The average of several concurrent runs.
     of_several: Kilobytes,
     peak: usize,
 }
@@ -75,7 +76,7 @@ struct Kilobytes {
 }
 
 impl Resident {
-    /// Starts the first of `commands` and looks, then the others and looks again.
+    /// Starts the first of `commands` and measures it, then starts the others and measures all.
     fn of_one_and_of_several(commands: impl Iterator<Item = Command>) -> Result<Self> {
         let (mut running, mut first) = (Vec::new(), None);
         for mut command in commands {
@@ -83,7 +84,7 @@ impl Resident {
             BufReader::new(child.stdout.take().context("a pipe")?).read_line(&mut String::new())?;
             running.push(child);
             if first.is_none() {
-                // What starts a container may go on for a moment.
+                // The processes that start the container can run for a moment longer.
                 std::thread::sleep(Duration::from_millis(500));
                 first = Some(resident(&running[0])?);
             }
@@ -92,10 +93,11 @@ impl Resident {
         let all = running.iter().map(|child| Ok(resident(child)?.1)).collect::<Result<Vec<_>>>()?;
         for mut child in running {
             drop(child.stdin.take());
-            // `read` fails at the end of the file.
-            ensure!(child.wait()?.code() == Some(1), "the command has not ended as it should");
+            // `read` fails at the end of its input.
+            let code = child.wait()?.code();
+            ensure!(code == Some(1), "the command ended with {code:?} instead of 1");
         }
-        let (processes, one, peak) = first.context("one command at least")?;
+        let (processes, one, peak) = first.context("the list of commands is empty")?;
         let mean = |of: fn(&Kilobytes) -> usize| all.iter().map(of).sum::<usize>() / all.len();
         let of_several = Kilobytes { resident: mean(|kb| kb.resident), proportional: mean(|kb| kb.proportional) };
         Ok(Self { processes, one, of_several, peak })
@@ -110,13 +112,18 @@ impl Resident {
     }
 }
 
-/// What a process and all that have come of it have in memory, but for the command, which is `sh`; and the peak of the first.
+/// Returns the names and the memory of a process and its descendants, and the peak of the process.
+/// The command, which is `sh`, does not count.
 fn resident(child: &Child) -> Result<(Vec<String>, Kilobytes, usize)> {
     let (mut processes, mut sum, mut peak) = (Vec::new(), Kilobytes::default(), 0);
     let mut family = vec![child.id()];
     while let Some(pid) = family.pop() {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let name = status.lines().next().and_then(|line| line.split('\t').nth(1)).context("no name")?;
+        let name = status
+            .lines()
+            .next()
+            .and_then(|line| line.split('\t').nth(1))
+            .context("cannot find the name of a process")?;
         if name == "sh" {
             continue;
         }
@@ -132,12 +139,12 @@ fn resident(child: &Child) -> Result<(Vec<String>, Kilobytes, usize)> {
     Ok((processes, sum, peak))
 }
 
-/// Not every kernel has a list of them in `/proc/PID/task`.
+/// Returns the children of a process. Some kernels have no list of them in `/proc/PID/task`.
 fn children(parent: u32) -> Result<Vec<u32>> {
     let mut children = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // One that has ended meanwhile is no child.
+        // A process that has ended since does not count.
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         if number(&status, "PPid:").is_ok_and(|ppid| ppid == parent as usize) {
             children.push(pid);
@@ -146,13 +153,13 @@ fn children(parent: u32) -> Result<Vec<u32>> {
     Ok(children)
 }
 
-/// The number behind `name`, as proc(5) has it.
+/// Returns the number after `name` in a file of proc(5).
 fn number(text: &str, name: &str) -> Result<usize> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("cannot find {name}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// In this process, after some runs and after many: nothing may grow.
+/// Measures the resources of this process after some runs and after many. They must not grow.
 pub(crate) fn steady(places: &Places, runtime: &str) -> Result<String> {
     let template = template(&["/bin/true"])?;
     let mut rows = vec![cells(["runs", "threads", "descriptors", "resident memory"])];
@@ -162,22 +169,22 @@ pub(crate) fn steady(places: &Places, runtime: &str) -> Result<String> {
             in_process(places, runtime, 30, &template, Cleanup::Behind)?.upper.close()?;
         }
         done = runs;
-        // A thread that has been joined is listed for a moment longer.
-        let mut had = Had::now()?;
+        // The kernel lists a joined thread for a moment longer.
+        let mut resources = Resources::now()?;
         for _ in 0..100 {
-            had.threads = had.threads.min(Had::now()?.threads);
+            resources.threads = resources.threads.min(Resources::now()?.threads);
         }
         rows.push(vec![
             runs.to_string(),
-            had.threads.to_string(),
-            had.descriptors.to_string(),
-            format!("{} kB", had.resident_kilobytes),
+            resources.threads.to_string(),
+            resources.descriptors.to_string(),
+            format!("{} kB", resources.resident_kilobytes),
         ]);
     }
     Ok(table(&format!("Many runs in one process, {runtime}, 30 layers"), &rows))
 }
 
-impl Had {
+impl Resources {
     fn now() -> Result<Self> {
         let status = fs::read_to_string("/proc/self/status")?;
         let descriptors = fs::read_dir("/proc/self/fd")?.count();
@@ -185,13 +192,13 @@ impl Had {
     }
 }
 
-/// A caller that has a gigabyte of its own, against one that has not.
+/// Compares runs from a caller with and without 1 GiB of resident memory.
 pub(crate) fn large_caller(places: &Places, runtime: &str, rounds: usize) -> Result<String> {
     let template = template(&["/bin/true"])?;
     let [mut small, mut large] = [Sample::default(), Sample::default()];
     let once = || in_process(places, runtime, 30, &template, Cleanup::Awaited);
     for _ in 0..rounds {
-        // As in `costs`: the first after a pause, and to fill such a lot of memory is one, waits.
+        // As in `costs`, the first process after a pause waits. Filling the memory is such a pause.
         drop(once()?);
         drop(small.time(once)?);
         let memory = std::hint::black_box(vec![1_u8; 1 << 30]);
@@ -199,7 +206,7 @@ pub(crate) fn large_caller(places: &Places, runtime: &str, rounds: usize) -> Res
         drop(large.time(once)?);
         drop(memory);
     }
-    let head = cells(["a small caller", "a caller with 1 GiB of memory", "large / small"]);
+    let head = cells(["small caller", "caller with 1 GiB resident", "ratio"]);
     let rows = [head, vec![small.milliseconds(), large.milliseconds(), large.ratio(&small)]];
     Ok(table(&format!("A large caller, {runtime}, 30 layers"), &rows))
 }

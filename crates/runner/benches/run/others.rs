@@ -1,4 +1,5 @@
-//! What else runs a command in a root of its own.
+//! Measures other programs that run a command in a separate root file system.
+//! [`subjects`](crate::subjects) has their command lines.
 
 use anyhow::Result;
 

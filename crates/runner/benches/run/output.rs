@@ -1,4 +1,5 @@
-//! How fast the output of a command comes through, against cat(1).
+//! Measures the throughput of a command's output against cat(1). [`throughput`](crate::throughput)
+//! measures runs per second.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,10 +18,10 @@ use crate::subjects::{RUNTIMES, is_installed, quiet, run, template};
 
 const BYTES: u64 = 1 << 30;
 
-/// What writes it, in the container and outside: busybox.
+/// The writer, in the container and on the host: busybox.
 const WRITER: [&str; 5] = ["/bin/dd", "if=/dev/zero", "bs=64k", "count=16384", "status=none"];
 
-/// Where it goes.
+/// The destination of the output.
 #[derive(Clone, Copy)]
 enum Way {
     File,
@@ -29,15 +30,16 @@ enum Way {
 }
 
 const WAYS: [(Way, &str); 3] = [
-    (Way::File, "`Output::File`, as of `layered run --output`"),
-    (Way::Callback, "`Output::Callback` that counts"),
-    (Way::Pipe, "`Output::Inherit` or `File`, a pipe to `cat >/dev/null`"),
+    (Way::File, "`Output::File`, as for `layered run --output`"),
+    (Way::Callback, "`Output::Callback` that counts bytes"),
+    (Way::Pipe, "`Output::Inherit` or `File` with a pipe to `cat >/dev/null`"),
 ];
 
 const EXPLANATION: &str = "\
-1 GiB of standard output, written in pieces of 64 KiB by busybox's `dd`. `cat` is the same program on the host in a pipe to `cat`, which
-writes to a file on the same file system, for the others to `/dev/null`. The container's start and end are left out: subtracted is the same with
-nothing to write, measured in the same round.
+The command is busybox's `dd`, which writes 1 GiB to standard output in pieces of 64 KiB. For `cat`, the same program runs on the host \
+and writes through a pipe to `cat`. That writes to a file on the same file system, or for the other destinations to `/dev/null`. The \
+times do not include the start and the end of the container: each is the difference to a command that writes nothing, measured in the \
+same round.
 
 ";
 
@@ -60,7 +62,7 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
                 name.into(),
                 cat.milliseconds(),
                 ours.ratio(&cat),
-                // The bare runtime calls no function.
+                // The bare runtime has no callback.
                 if matches!(way, Way::Callback) { "–".into() } else { bare.ratio(&cat) },
             ]);
         }
@@ -68,7 +70,7 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     Ok(explained_table("Output", EXPLANATION, &rows))
 }
 
-/// What writing takes longer than not writing.
+/// Returns how much longer the writer takes than a command that writes nothing.
 fn beyond_nothing(mut work: impl FnMut(&[&str]) -> Result<Duration>) -> Result<Duration> {
     let nothing = work(&["/bin/true"])?;
     Ok(work(&WRITER)?.saturating_sub(nothing))
@@ -89,7 +91,7 @@ fn by_cat(places: &Places, way: Way) -> Result<Duration> {
     let status = Command::new("cat").stdin(pipe).stdout(file).status()?;
     ensure!(status.success() && writer.wait()?.success(), "{status}");
     let time = start.elapsed();
-    ensure!(!matches!(way, Way::File) || path.metadata()?.len() == BYTES, "cat has not written all");
+    ensure!(!matches!(way, Way::File) || path.metadata()?.len() == BYTES, "cat did not write all bytes");
     Ok(time)
 }
 
@@ -113,7 +115,7 @@ fn by_run(places: &Places, runtime: &str, way: Way, writer: &[&str]) -> Result<D
     ensure!(report.status.success() && report.output_error.is_none(), "{report:?}");
     report.upper.close()?;
     let written = if matches!(way, Way::File) { path.metadata()?.len() } else { count };
-    ensure!(writer.len() == 1 || matches!(way, Way::Pipe) || written == BYTES, "{written} bytes came through");
+    ensure!(writer.len() == 1 || matches!(way, Way::Pipe) || written == BYTES, "{written} of {BYTES} bytes arrived");
     Ok(time)
 }
 
@@ -128,7 +130,7 @@ fn by_bare(places: &Places, runtime: &str, way: Way, writer: &[&str]) -> Result<
     let bare = Bare::prepare(places, runtime, &template(writer)?, Configuration::Same)?;
     let time = privately(runtime, || {
         let start = Instant::now();
-        // The end of a pipe must not stay open with the command.
+        // This statement also drops the command, which closes its end of the pipe.
         run(bare.command().stdout(output))?;
         if let Some(mut reader) = reader {
             reader.wait()?;

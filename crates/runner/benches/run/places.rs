@@ -1,4 +1,6 @@
-//! Where the benchmark works: a base, layers, a prepared root, scratch directories. All on one file system, none of it left.
+//! Creates the directories of the benchmark: a base, layers, a prepared root and a scratch
+//! directory. All are on one file system, and are removed at the end. [`subjects`](crate::subjects)
+//! runs in them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -16,8 +18,9 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// A base with busybox, and `count` layers as large as a package of Debian's build-essential and debhelper and all that they need
-    /// is on average (111 packages of Debian 12): 80 files in 24 directories, most of its own.
+    /// Creates a base with busybox and `count` layers. Each layer has 80 files in 24 directories,
+    /// most of which no other layer has. That is the average size of the 111 packages of Debian 12
+    /// that build-essential and debhelper need.
     pub(crate) fn new(count: usize) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
@@ -39,7 +42,7 @@ impl Places {
         Ok(Self { base: Base::open(dir.path().join("base"))?, layers, dir })
     }
 
-    /// A root file system with nothing stacked: what the bare runtime runs in.
+    /// Returns the root file system of the bare runtime: one directory without layers.
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
@@ -48,7 +51,7 @@ impl Places {
         self.dir.path().join("scratch")
     }
 
-    /// A new directory.
+    /// Creates a new directory.
     pub(crate) fn new_dir(&self) -> Result<TempDir> {
         Ok(TempDir::new_in(self.dir.path())?)
     }

@@ -1,4 +1,5 @@
-//! What is compared.
+//! The programs that are compared: a run, the sequence that layered replaces, and other programs.
+//! [`bare`](crate::bare) has the bare runtime.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -22,7 +23,7 @@ pub(crate) fn template(command: &[&str]) -> Result<Template> {
     Ok(Template::builder(command.iter().copied()).build()?)
 }
 
-/// `runner::run`, in this process.
+/// Calls `runner::run` in this process.
 pub(crate) fn in_process(
     places: &Places,
     runtime: &str,
@@ -36,7 +37,7 @@ pub(crate) fn in_process(
     Ok(report)
 }
 
-/// `layered run`, as a process.
+/// Returns a `layered run` command.
 pub(crate) fn command(places: &Places, runtime: &str, layers: usize, argv: &[&str]) -> Command {
     let mut command = quiet(env!("CARGO_BIN_EXE_layered"));
     command.args(["run", "--runtime", runtime, "--scratch"]).arg(places.scratch());
@@ -48,8 +49,9 @@ pub(crate) fn command(places: &Places, runtime: &str, layers: usize, argv: &[&st
     command
 }
 
-/// What the replaced system does for a run, without its sudo: 60 layers are mounted as they are, the rest is merged with cp; the
-/// runtime is asked to delete the container before and after; mount, umount and rm are processes.
+/// Does what the system that layered replaces does for a run, but without its sudo. It mounts up to
+/// 60 layers and merges the rest with cp. The runtime deletes the container before and after the
+/// run. mount, umount and rm are processes.
 pub(crate) fn replaced_sequence(places: &Places, runtime: &str, layers: usize, template: &Template) -> Result<()> {
     let dir = places.new_dir()?;
     let [upper, work, merged, lower] = ["upper", "work", "merged", "lower"].map(|name| dir.path().join(name));
@@ -75,7 +77,7 @@ pub(crate) fn replaced_sequence(places: &Places, runtime: &str, layers: usize, t
     bundle.write(&config)?;
     let id = ContainerId::random("replaced")?;
     let delete = || quiet(runtime).args(["delete", "-f", id.as_str()]).status();
-    // It fails for want of such a container: whatever it says counts as success there.
+    // This fails because the container does not exist. The replaced system ignores that, too.
     delete()?;
     let ran = run(quiet(runtime).args(["run", "-b"]).arg(bundle.path()).arg(id.as_str()));
     delete()?;
@@ -86,7 +88,8 @@ pub(crate) fn replaced_sequence(places: &Places, runtime: &str, layers: usize, t
     ran
 }
 
-/// The others, by name, over how many layers, and what one is asked for. What stacks nothing has the prepared root.
+/// Returns the other programs: the name, the number of layers, and the command line. A program that
+/// cannot stack layers runs in the prepared root.
 pub(crate) fn peers(places: &Places, layers: usize) -> Vec<(&'static str, usize, Vec<String>)> {
     let root = places.root().display().to_string();
     let words = |line: &str| -> Vec<String> { line.split(' ').map(|word| word.replace("ROOT", &root)).collect() };
@@ -96,7 +99,8 @@ pub(crate) fn peers(places: &Places, layers: usize) -> Vec<(&'static str, usize,
     bubblewrap.extend(words("--tmp-overlay / --dev /dev --proc /proc --unshare-all /bin/true"));
     let mut peers = vec![("bubblewrap", layers, bubblewrap)];
     if layers == 1 {
-        // Limits that need no capability, and the runtime that starts on a hybrid machine.
+        // These limits need no capability, and only runc starts on a machine with both cgroup
+        // versions.
         let podman =
             "podman --runtime runc run --rm --quiet --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
         peers.push(("Podman", 0, words(&format!("{podman} --rootfs ROOT:O /bin/true"))));
@@ -106,7 +110,7 @@ pub(crate) fn peers(places: &Places, layers: usize) -> Vec<(&'static str, usize,
     peers
 }
 
-/// Runs a program that has to succeed.
+/// Runs a program, and returns an error if it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command.stderr(Stdio::piped()).output()?;
     if !output.status.success() {
@@ -115,6 +119,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Returns a command without standard streams.
 pub(crate) fn quiet(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

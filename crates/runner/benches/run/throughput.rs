@@ -1,4 +1,5 @@
-//! Runs per second, with several at a time.
+//! Measures runs per second with one and with several workers. [`output`](crate::output) measures
+//! the throughput of a command's output.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,13 +15,7 @@ use crate::subjects::{RUNTIMES, in_process, is_installed, template};
 
 pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     let template = template(&["/bin/true"])?;
-    let mut rows = vec![cells([
-        "runtime",
-        "workers",
-        "bare runtime, runs per second",
-        "`run` over 30 layers, runs per second",
-        "`run` / bare",
-    ])];
+    let mut rows = vec![cells(["runtime", "workers", "bare runtime, runs/s", "`run`, 30 layers, runs/s", "ratio"])];
     for runtime in RUNTIMES.into_iter().filter(|runtime| is_installed(runtime)) {
         for workers in [1, 2, 4, 16] {
             let count = workers.max(4) * 10;
@@ -39,7 +34,7 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
     Ok(table("Throughput", &rows))
 }
 
-/// The time that `workers` threads take for `count` pieces of work.
+/// Returns the time that `workers` threads take for `count` calls of `work`.
 fn all(workers: usize, count: usize, work: impl Fn() -> Result<()> + Sync) -> Result<Duration> {
     let next = AtomicUsize::new(0);
     let start = Instant::now();

@@ -1,4 +1,5 @@
-//! A job that writes 100 MB: what unmounting costs, and what it would without `volatile`.
+//! Measures the unmount after a job that writes 100 MB, with and without `volatile`.
+//! [`costs`](crate::costs) measures the phases of a command that writes nothing.
 
 use std::fs;
 use std::io::Write;
@@ -24,7 +25,7 @@ pub(crate) fn measured(places: &Places, rounds: usize) -> Result<String> {
             let [mut ours, mut flushed, mut whole, mut alone] = [const { Sample(Vec::new()) }; 4];
             for _ in 0..rounds.min(5) {
                 alone.push(bare(places, runtime, &write, Configuration::Same)?);
-                // What the bare runtime has written is its root's own.
+                // The bare runtime wrote the file into the prepared root.
                 fs::remove_file(places.root().join("large"))?;
                 let report = whole.time(|| in_process(places, runtime, layers, &write, Cleanup::Awaited))?;
                 ours.push(report.timings.phase(Phase::OverlayUmount));

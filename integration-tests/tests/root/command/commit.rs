@@ -39,7 +39,7 @@ fn an_upper_becomes_a_layer() {
     assert_eq!((status, &*stderr), (0, ""));
     // The number of blocks depends on the file system.
     let size = stdout.strip_prefix(&format!("{layer}: ")).unwrap();
-    assert!(size.ends_with(" KiB in 4 entries; 4 that the run had made were removed\n"), "{stdout}");
+    assert!(size.ends_with(" KiB in 4 entries; removed 4 that the run itself had created\n"), "{stdout}");
     let json = json.unwrap();
     assert_eq!(json["disk_usage"], json!(Layer::at(&layer).measure().unwrap().bytes));
     let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
@@ -70,7 +70,9 @@ fn an_upper_becomes_a_layer() {
     assert_eq!(status, 125);
     assert_eq!(
         stderr,
-        format!("layered: {layer} is captured already, or is being captured: choose another layer, or use this one\n")
+        format!(
+            "layered: cannot capture into {layer}: it is a layer already, or is becoming one; use it, or choose another layer\n"
+        )
     );
     assert!(Path::new(&upper).is_dir());
 
@@ -87,7 +89,7 @@ fn an_upper_becomes_a_layer() {
     assert_eq!((&json["exit_status"], &json["parent_hashes"][1]), (&json!(0), &json!("numbered-0001")));
 
     for (arguments, words) in [
-        (&["--run", &meta][..], "is not the report of a run that came to a result"),
+        (&["--run", &meta][..], "is not the report of a run with a result"),
         (&["--run", "/no/such/report"], "cannot read /no/such/report"),
         (&["--base", "/no/such/base"], "/no/such/base is not a directory"),
         (&["--run", &report, "--source-date-epoch"], "needs SOURCE_DATE_EPOCH in the environment"),

@@ -15,7 +15,7 @@ fn a_failure_is_one_line_that_names_the_path() {
     let fixture = Fixture::new();
     let (status, stdout, stderr) = script(&fixture, &["--layer", "/no/such/layer"], "true");
     assert_eq!((status, &*stdout), (125, ""));
-    assert_eq!(stderr, "layered: /no/such/layer is not a directory: give the path of a layer\n");
+    assert_eq!(stderr, "layered: /no/such/layer is not a directory; pass the path of a layer\n");
 
     // The runtime's own message is printed once.
     let spec = fixture.path().join("config.json");
@@ -28,9 +28,13 @@ fn a_failure_is_one_line_that_names_the_path() {
         let (status, stdout, stderr) = run(command.args(["--runtime", runtime, "--spec"]).arg(&spec));
         let words = stderr.to_lowercase().matches("no such device").count();
         assert_eq!((status, &*stdout, words), (125, "", 1), "{stderr}");
-        let last = format!("\nlayered: the runtime {runtime} failed (exit status: 1); its own words are above\n");
+        let last = format!("\nlayered: the runtime {runtime} failed (exit status: 1); its message is above\n");
         assert!(stderr.ends_with(&last), "{stderr}");
     }
+    // A runtime that logs nothing has written no message that could be above.
+    let line = "layered: the runtime /bin/false failed (exit status: 1) and logged no reason; \
+        check it with `layered doctor --runtime /bin/false`\n";
+    assert_eq!(script(&fixture, &["--runtime", "/bin/false"], "true"), (125, String::new(), line.into()));
 
     // A file that cannot be written is an error before the command runs.
     for option in ["--json", "--output", "--upper"] {
@@ -137,7 +141,7 @@ fn an_existing_upper_is_not_replaced() {
     fs::create_dir(&upper).unwrap();
     let (status, _, stderr) = script(&fixture, &["--upper", upper.to_str().unwrap()], "echo ran");
     assert_eq!(status, 125);
-    assert!(stderr.contains("needs a name that is free"), "{stderr}");
+    assert!(stderr.contains("it exists; choose another --upper"), "{stderr}");
     assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
 }
 

@@ -1,3 +1,8 @@
+//! `layered commit`: decides what was below an upper and which `layer.json` the new layer gets.
+//!
+//! `layer::Capture` turns the upper into the layer. [`kept`] has the record of a kept
+//! run.
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,40 +19,53 @@ use crate::access::AccessArgs;
 use crate::stack::{LayerArgs, read_given};
 use crate::{kept, table};
 
-/// Capture an upper as a layer that is right in any stack.
+/// Turn an upper directory into a layer.
 ///
-/// Moves UPPER, the directory that `layered run --upper` made, to LAYER/fs on the same file system; it may also be there already.
-/// LAYER is made if it is missing. The layer contains only what the command wrote: overlay xattrs and the files that the run itself
-/// made are removed. A directory that was removed and made again hides by name what it hid in the layers below.
+/// Moves UPPER, the directory that `layered run --upper` kept, to LAYER/fs on the same file system.
+/// UPPER can also be LAYER/fs already. LAYER is created if it does not exist.
 ///
-/// layer.json is written last, so after a power cut or a kill the layer is complete or absent. A commit that was killed can be
-/// repeated.
+/// The new layer fits into any stack. It contains only what the command wrote: overlay xattrs and
+/// the files that the run itself created are removed. A directory that the command deleted and
+/// created again hides exactly the entries that it replaced, by one whiteout for each.
 ///
-/// To know what was below the upper, commit needs the report of the run, or --base and --layer. A kept run records it itself.
+/// layer.json is written last. After a power failure or a kill, the layer is therefore complete or
+/// absent, and the commit can be repeated.
+///
+/// commit must know what was below the upper: from the report of the run (--run), or from --base
+/// and --layer. A kept run records it itself.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 #[command(group = clap::ArgGroup::new("below").args(["run", "base"]))]
 pub(crate) struct Args {
-    /// The upper directory, unmounted; or the directory of a kept run, which this ends.
+    /// Upper directory, or the directory of a kept run.
+    ///
+    /// An upper must not be mounted. The commit of a kept run deletes the rest of its directory.
     upper: PathBuf,
-    /// The layer's directory: new, or without layer.json.
+    /// Directory of the layer: new, or without a layer.json.
     layer: PathBuf,
-    /// The report of the run (its --json): what was below, what the run put into the upper, and most of layer.json.
+    /// Report of the run, from its --json.
+    ///
+    /// The report says what was below the upper and which files the run itself created in it. It
+    /// also has most keys of layer.json.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "layers_from"])]
     run: Option<PathBuf>,
-    /// The base that the upper was written over, if there is no report.
+    /// Base that was below the upper, without --run.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     #[command(flatten)]
     layers: LayerArgs,
-    /// A JSON object with keys of layer.json that replace those of the report or the defaults: exit_status, parent_hashes, uid, gid,
-    /// base_hash, timing, failed_dep, and keys of your own.
+    /// JSON object with keys for layer.json.
+    ///
+    /// They replace those of the report or the defaults: exit_status, parent_hashes, uid, gid,
+    /// base_hash, timing, failed_dep. Other keys are added. FILE can be a pipe.
     #[arg(long, value_name = "FILE")]
     meta: Option<PathBuf>,
     #[command(flatten)]
     access: AccessArgs,
-    /// Let no file be younger than this, so that a build that is repeated comes to the same tree: seconds since 1970
-    /// [default: $SOURCE_DATE_EPOCH].
+    /// Clamp modification times to SECONDS since 1970.
+    ///
+    /// Later times become this time, so that a repeated build results in the same tree. Without
+    /// SECONDS, the time is that of SOURCE_DATE_EPOCH in the environment.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
     source_date_epoch: Option<Option<u64>>,
 }
@@ -58,12 +76,12 @@ Examples:
   layered commit upper store/hello --run report.json
   layered commit upper store/hello --run report.json --meta meta.json --source-date-epoch
   layered commit store/hello/fs store/hello --base debian --layer gcc
-  layered commit scratch/kept-0123456789abcdef store/mended";
+  layered commit scratch/kept-0123456789abcdef store/fixed";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let kept = match Upper::is_kept_name(&args.upper) {
         true if args.run.is_some() || args.base.is_some() => {
-            bail!("{} is a kept run, which records what was below it: leave out --run and --base", quoted(&args.upper))
+            bail!("{} is a kept run, which records what was below it; leave out --run and --base", quoted(&args.upper))
         }
         true if args.upper.join("upper").symlink_metadata().is_err() => return repeat(args),
         true => Some(Upper::reopen(&args.upper)?),
@@ -73,13 +91,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (Some(_), ..) => kept::capture_record(&args.upper)?,
         (None, Some(report), _) => of_report(report)?,
         (None, None, Some(base)) => of_stack(&Base::open(base)?, &args.layers.open()?)?,
-        (None, None, None) => bail!("what was below the upper has to be told: give --run or --base"),
+        (None, None, None) => {
+            bail!("cannot commit {}: it is unknown what was below it; pass --run or --base", quoted(&args.upper))
+        }
     };
     let (mut capture, meta) = record.into_capture();
     let meta = match &args.meta {
         Some(path) => {
             let keys = read(path)?;
-            with_keys(&meta, keys).with_context(|| format!("{} is not part of a layer.json", quoted(path)))?
+            with_keys(&meta, keys).with_context(|| format!("cannot use {} as keys of a layer.json", quoted(path)))?
         }
         None => meta,
     };
@@ -91,7 +111,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let layer = Layer::at(&args.layer);
     let captured = match kept {
-        // If this fails, the upper stays in its directory.
+        // On an error, the upper stays in its directory.
         Some(upper) => upper.capture(&capture, &layer, meta)?,
         None => {
             let _lock = Upper::lock_run_of(&args.upper)?;
@@ -99,10 +119,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             capture.into_layer(&args.upper, &layer, meta)?
         }
     };
-    tell(args, &captured)
+    report(args, &captured)
 }
 
-/// The commit of a kept run whose upper is gone: if it was killed after it had moved the upper, the rest of it is done.
+/// Repeats the commit of a kept run that has no upper any more. If an earlier commit was killed
+/// after it had moved the upper, this one completes it.
 fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
     let upper = args.upper.join("upper");
     let finished = Capture::new([""; 0]).into_layer(upper, &Layer::at(&args.layer), Meta::new("", SystemTime::now()));
@@ -112,18 +133,18 @@ fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
             if exists {
                 Upper::discard(&args.upper)?;
             }
-            tell(args, &captured)
+            report(args, &captured)
         }
         Err(error) if exists => Err(error.into()),
         Err(_) => bail!("{} does not exist", quoted(&args.upper)),
     }
 }
 
-fn tell(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
+fn report(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
     let (size, entries) = (table::bytes(captured.size.bytes), captured.size.entries);
     let made = match captured.taken_out {
         0 => String::new(),
-        taken_out => format!("; {taken_out} that the run had made were removed"),
+        taken_out => format!("; removed {taken_out} that the run itself had created"),
     };
     writeln!(io::stdout(), "{}: {size} in {entries} entries{made}", quoted(&args.layer))?;
     Ok(ExitCode::SUCCESS)
@@ -136,8 +157,10 @@ struct ReportFile {
 }
 
 fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
-    let Some(text) = layer::read_regular_file(path)? else { bail!("cannot read {}: it does not exist", quoted(path)) };
-    parse_report(&text).with_context(|| format!("{} is not the report of a run that came to a result", quoted(path)))
+    let Some(text) = layer::read_regular_file(path)? else {
+        bail!("cannot read {}: it does not exist; pass the file of the run's --json", quoted(path))
+    };
+    parse_report(&text).with_context(|| format!("{} is not the report of a run with a result", quoted(path)))
 }
 
 fn parse_report(text: &[u8]) -> serde_json::Result<CaptureRecord> {
@@ -150,12 +173,12 @@ fn of_stack(base: &Base, layers: &[Layer]) -> anyhow::Result<CaptureRecord> {
     Ok(CaptureRecord::of_stack(base, layers, meta)?)
 }
 
-/// Reads a JSON object that the caller has named: from a file, or from a pipe.
+/// Reads a JSON object from a file that the caller has named. It can be a pipe.
 fn read(path: &Path) -> anyhow::Result<Map<String, Value>> {
     serde_json::from_slice(&read_given(path)?).with_context(|| format!("{} is not a JSON object", quoted(path)))
 }
 
-/// `meta` with some keys of its JSON replaced or added.
+/// Returns `meta` with `keys` of its JSON replaced or added.
 fn with_keys(meta: &Meta, keys: Map<String, Value>) -> serde_json::Result<Meta> {
     let mut value = serde_json::to_value(meta)?;
     for (key, given) in keys {
@@ -164,16 +187,18 @@ fn with_keys(meta: &Meta, keys: Map<String, Value>) -> serde_json::Result<Meta> 
     serde_json::from_value(value)
 }
 
+/// Returns the time of `--source-date-epoch`: the given seconds, or else those of the variable.
 fn epoch(given: Option<u64>, variable: Option<String>) -> anyhow::Result<SystemTime> {
     let seconds = match (given, variable) {
         (Some(seconds), _) => seconds,
-        (None, Some(text)) => text
-            .parse()
-            .ok()
-            .with_context(|| format!("SOURCE_DATE_EPOCH is {text:?}: it has to be seconds since 1970"))?,
+        (None, Some(text)) => {
+            text.parse().ok().with_context(|| format!("SOURCE_DATE_EPOCH is {text:?}; set it to seconds since 1970"))?
+        }
         (None, None) => bail!("--source-date-epoch without SECONDS needs SOURCE_DATE_EPOCH in the environment"),
     };
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).with_context(|| format!("{seconds} seconds are too many"))
+    UNIX_EPOCH
+        .checked_add(Duration::from_secs(seconds))
+        .with_context(|| format!("{seconds} seconds since 1970 are beyond the latest time"))
 }
 
 #[cfg(test)]
@@ -194,7 +219,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn reports_of_any_shape(value in mutated::value(valid()), text in mutated::bytes([valid().to_string()])) {
+        fn a_report_of_any_shape_round_trips_or_is_refused(value in mutated::value(valid()), text in mutated::bytes([valid().to_string()])) {
             for text in [value.to_string().into_bytes(), text] {
                 if let Ok(record) = parse_report(&text) {
                     let again = json!({"capture": record}).to_string();
@@ -204,7 +229,7 @@ mod tests {
         }
 
         #[test]
-        fn keys_of_any_shape(keys in mutated::value(json!({"uid": 1, "timing": {"build": 2}, "colour": ["blue"], "failed_dep": "a"}))) {
+        fn keys_of_any_shape_are_added_or_refused(keys in mutated::value(json!({"uid": 1, "timing": {"build": 2}, "colour": ["blue"], "failed_dep": "a"}))) {
             let Value::Object(keys) = keys else { return Ok(()) };
             let colour = keys.get("colour").cloned();
             if let Ok(meta) = with_keys(&Meta::new("debian", UNIX_EPOCH), keys) {
@@ -214,7 +239,7 @@ mod tests {
         }
 
         #[test]
-        fn times_of_any_text(text in mutated::text(["1769903999"])) {
+        fn a_source_date_epoch_of_any_text_is_after_1970_or_refused(text in mutated::text(["1769903999"])) {
             if let Ok(time) = epoch(None, Some(text)) {
                 prop_assert!(time >= UNIX_EPOCH);
             }
@@ -222,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_the_caller_take_their_place_or_come_behind() {
+    fn the_callers_keys_replace_known_ones_and_are_added_otherwise() {
         let meta = Meta { parent_hashes: vec!["a".into()], ..Meta::new("debian", UNIX_EPOCH) };
         let Value::Object(keys) = json!({"uid": 1000, "timing": {"build": 2}, "colour": "blue"}) else { panic!() };
         let changed = with_keys(&meta, keys).unwrap();
@@ -233,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_of_any_shape_is_read_or_refused() {
+    fn a_report_without_a_valid_capture_is_refused() {
         let meta = serde_json::to_value(Meta::new("debian", UNIX_EPOCH)).unwrap();
         let capture = json!({"lowers": ["/a", [47, 255]], "made": [], "xattrs": "user", "meta": meta});
         let record = parse_report(json!({"capture": capture, "more": 1}).to_string().as_bytes()).unwrap();
@@ -249,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_given_or_the_environments() {
+    fn the_epoch_is_the_given_one_or_that_of_the_environment() {
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         let variable = |text: &str| Some(text.to_string());
         assert_eq!(epoch(Some(7), variable("8")).unwrap(), at(7));

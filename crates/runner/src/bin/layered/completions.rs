@@ -1,14 +1,19 @@
+//! `layered completions`: prints a completion script from the definition of the command.
+//! [`man`](crate::man) makes the manual pages from it.
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-/// Print the completions of a shell, for the shell to read when it starts.
+/// Print a completion script for a shell.
+///
+/// Write it to the file from which the shell loads it, as in the examples.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// Which shell's.
+    /// Shell that will load the script.
     shell: Shell,
 }
 
@@ -19,7 +24,7 @@ Examples:
   layered completions fish > /usr/share/fish/vendor_completions.d/layered.fish";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    // The generator would panic where it cannot write.
+    // Generates into memory, because the generator panics if it cannot write.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut crate::Cli::command(), "layered", &mut script);
     io::stdout().lock().write_all(&script)?;

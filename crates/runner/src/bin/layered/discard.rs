@@ -1,12 +1,15 @@
+//! `layered discard`: deletes a kept run, which [`kept`](crate::kept) finds.
+//! [`sweep`](crate::sweep) deletes the runs that were killed.
+
 use std::process::ExitCode;
 
 use runner::Upper;
 
 use crate::kept::KeptArgs;
 
-/// Delete what a run with --keep-failed has left.
+/// Delete a run that --keep-failed kept.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  layered discard /var/cache/layers/scratch/kept-0123456789abcdef")]
+#[command(after_help = "Examples:\n  layered discard /var/cache/layers/scratch/kept-0123456789abcdef")]
 pub(crate) struct Args {
     #[command(flatten)]
     kept: KeptArgs,

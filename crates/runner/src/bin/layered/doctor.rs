@@ -1,3 +1,7 @@
+//! `layered doctor`: decides which checks are made, in which order, and the conclusion.
+//!
+//! Each module below checks one subject, and [`check`] prints the results.
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,33 +22,46 @@ mod trial;
 
 use check::{Check, Verdict};
 
-/// Tell whether this machine can do runs, and what is in their way: kernel, scratch directory, cgroups, runtime, limits.
+/// Check whether runs work on this machine.
 ///
-/// Everything is tried out, in the scratch directory, and removed again: overlays are mounted, files are deleted through them, and
-/// a container runs.
+/// doctor checks the privilege, the scratch directory, overlayfs, cgroups, the runtime and the
+/// limits of the system, and names a remedy for each problem. It mounts overlays, deletes files
+/// through them and runs a container, all in the scratch directory. It removes everything
+/// afterwards.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// Where runs are to have their directories [default: the system's temporary directory].
+    /// Directory for temporary files [default: $TMPDIR or /tmp].
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// A directory of layers: look whether other users of the machine reach what is in them.
+    /// Check whether other users can reach the layers in DIR.
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
-    /// The OCI runtime: runc, crun, youki, or the path of one.
+    /// OCI runtime: runc, crun, youki or a path.
     #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
     runtime: PathBuf,
-    /// One JSON object instead of lines: `works` and `checks`, each with `name`, `verdict`, `found`, `means` and `advice`.
+    /// Print one JSON object instead of lines.
+    ///
+    /// Its keys are `works` and `checks`. Each check has `name`, `verdict`, `found`, `means` and
+    /// `advice`.
     #[arg(long)]
     json: bool,
 }
 
 const AFTER_HELP: &str = "\
-Each line is ok, a warning (runs work, but see there), failed (no run can work) or skipped.
-Exit status: 0 if runs work, 1 if not, 125 if that could not be told.
+doctor does not check the contents of your base and layers, the network of the host, or whether the \
+scratch directory has room for what your commands write.
 
-Not checked: what is in your base and your layers, the host's network, whether the scratch has room for
-what a command writes.
+Verdicts:
+  ok       nothing to do
+  warning  runs work, but with the restriction that the line names
+  failed   no run can work
+  skipped  not checked, because of a failure above
+
+Exit status:
+  0    runs work
+  1    no run can work
+  125  layered itself failed
 
 Examples:
   layered doctor
@@ -65,7 +82,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All of them, in the order in which one rests on another.
+/// Makes all checks. A check comes after those that it depends on.
 fn checks(scratch: &Path, store: Option<&Path>, runtime: &Runtime) -> Vec<Check> {
     let mut checks = privilege::checks();
     let may_mount = container::require_privilege().is_ok();
@@ -85,14 +102,14 @@ fn checks(scratch: &Path, store: Option<&Path>, runtime: &Runtime) -> Vec<Check>
 
 fn conclusion(checks: &[Check]) -> String {
     let names = |verdict| {
-        let of_it = checks.iter().filter(|check| check.verdict == verdict);
-        of_it.map(|check| check.name).collect::<Vec<_>>()
+        let with_verdict = checks.iter().filter(|check| check.verdict == verdict);
+        with_verdict.map(|check| check.name).collect::<Vec<_>>()
     };
     match (&*names(Verdict::Failed), names(Verdict::Warning).len()) {
         ([], 0) => "Runs work on this machine.".into(),
         ([], 1) => "Runs work on this machine, with one warning.".into(),
         ([], warnings) => format!("Runs work on this machine, with {warnings} warnings."),
-        (failed, _) => format!("No run can work here: {}.", failed.join(", ")),
+        (failed, _) => format!("No run can work on this machine: {} failed.", failed.join(", ")),
     }
 }
 
@@ -101,14 +118,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_conclusion_names_what_failed() {
+    fn the_conclusion_names_the_checks_that_failed() {
         let (ok, warning) = (|| Check::ok("a", "x"), || Check::warning("b", "x"));
         let failed = |name| Check::failed(name, "x");
         let table = [
             (vec![ok(), ok()], "Runs work on this machine."),
             (vec![ok(), warning()], "Runs work on this machine, with one warning."),
             (vec![warning(), ok(), warning()], "Runs work on this machine, with 2 warnings."),
-            (vec![failed("c"), warning(), failed("d")], "No run can work here: c, d."),
+            (vec![failed("c"), warning(), failed("d")], "No run can work on this machine: c, d failed."),
         ];
         for (checks, expected) in table {
             assert_eq!(conclusion(&checks), expected);

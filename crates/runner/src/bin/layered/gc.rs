@@ -1,3 +1,6 @@
+//! `layered gc`: decides how a collection and its progress are shown. `layer::Collector` decides
+//! which layers are removed, and [`ls`](crate::ls) lists the layers of a store.
+
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,10 +12,11 @@ use serde_json::{Value, json};
 
 use crate::{complain, table};
 
-/// Remove the least recently used layers of a store until it keeps to a budget.
+/// Remove the least recently used layers of a store.
 ///
-/// Several budgets may be given; all are kept to. Layers that a run uses are left alone, and so is a layer that is the base of others
-/// and whatever has no layer.json. What killed collectors have left is removed, too.
+/// gc removes layers until the store is within every given budget. It never removes a layer that a
+/// run or a kept run uses, a layer that is the base of others, or a directory without a layer.json.
+/// It also removes the remains of killed collectors, captures and other writers.
 #[derive(Debug, clap::Args)]
 #[command(
     group = clap::ArgGroup::new("budget").required(true).multiple(true),
@@ -23,27 +27,36 @@ Examples:
   layered gc /var/cache/layers --max-bytes 200g --json | jq -r '.layers[].name'"
 )]
 pub(crate) struct Args {
-    /// The directory that holds the layers.
+    /// Directory that contains the layers.
     store: PathBuf,
-    /// Keep at most so many bytes of layers: a number, or one with k, m, g, t.
-    #[arg(long, value_name = "N", value_parser = container::parse_size, group = "budget")]
+    /// Keep at most SIZE bytes of layers, e.g. 200g.
+    ///
+    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
+    #[arg(long, value_name = "SIZE", value_parser = container::parse_size, group = "budget")]
     max_bytes: Option<u64>,
-    /// Keep at most so many files and directories. Every layer is measured.
+    /// Keep at most N files and directories.
+    ///
+    /// This measures every layer.
     #[arg(long, value_name = "N", group = "budget")]
     max_inodes: Option<u64>,
-    /// Make room until the file system has so many bytes free: a number, or one with k, m, g, t.
-    #[arg(long, value_name = "N", value_parser = container::parse_size, group = "budget")]
+    /// Keep at least SIZE bytes of the file system free, e.g. 20g.
+    #[arg(long, value_name = "SIZE", value_parser = container::parse_size, group = "budget")]
     min_free: Option<u64>,
-    /// Keep no layer that was last used longer ago: 12h, 90d.
-    #[arg(long, value_name = "D", value_parser = humantime::parse_duration, group = "budget")]
+    /// Remove layers last used longer ago than TIME, e.g. 12h or 90d.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, group = "budget")]
     max_age: Option<Duration>,
-    /// Measure every layer; otherwise its layer.json is believed.
+    /// Measure the size of every layer.
+    ///
+    /// By default, gc reads the size of a layer from its layer.json, unless that cannot be true.
     #[arg(long)]
     measure: bool,
-    /// Tell what would be removed, and remove nothing.
+    /// Print which layers would be removed, but remove nothing.
     #[arg(long)]
     dry_run: bool,
-    /// One JSON object instead of a table.
+    /// Print one JSON object instead of a table.
+    ///
+    /// The keys are `dry_run`, `layers` (the removed ones), `bytes`, `held` and `bases` (the layers
+    /// that are in use or the base of others), `orphans`, `failed` and `within_budget`.
     #[arg(long)]
     json: bool,
 }
@@ -103,15 +116,13 @@ fn print(out: &mut impl Write, args: &Args, collected: &Collected) -> io::Result
     }
     let done = if args.dry_run { "would be removed" } else { "removed" };
     writeln!(out, "{} {done}, {}", count(collected.layers.len(), "layer"), table::bytes(collected.bytes()))?;
-    for (number, what) in
-        [(collected.held.len(), "in use and left alone"), (collected.bases.len(), "left alone as the base of others")]
-    {
+    for (number, why) in [(collected.held.len(), "in use"), (collected.bases.len(), "base of other layers")] {
         if number > 0 {
-            writeln!(out, "{} {what}", count(number, "layer"))?;
+            writeln!(out, "{} kept ({why})", count(number, "layer"))?;
         }
     }
     if collected.orphans > 0 {
-        writeln!(out, "{} of killed processes {done}", count(collected.orphans, "directory"))?;
+        writeln!(out, "{} of killed processes {done}", count(collected.orphans, "leftover"))?;
     }
     if !collected.within_budget {
         writeln!(out, "{} is still over the budget", quoted(&args.store))?;
@@ -120,11 +131,7 @@ fn print(out: &mut impl Write, args: &Args, collected: &Collected) -> io::Result
 }
 
 fn count(number: usize, noun: &str) -> String {
-    match (number, noun.strip_suffix('y')) {
-        (1, _) => format!("1 {noun}"),
-        (_, Some(stem)) => format!("{number} {stem}ies"),
-        _ => format!("{number} {noun}s"),
-    }
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
 fn as_json(args: &Args, collected: &Collected) -> Value {
@@ -146,13 +153,13 @@ fn as_json(args: &Args, collected: &Collected) -> Value {
     })
 }
 
-/// One line on standard error that is written over, if that is a terminal.
+/// A progress bar: one line that is overwritten, if standard error is a terminal.
 struct Bar {
     shown: Option<Instant>,
     is_terminal: bool,
 }
 
-/// No eye needs it more often.
+/// The shortest time between two updates of the bar.
 const BETWEEN: Duration = Duration::from_millis(50);
 
 impl Bar {
@@ -163,7 +170,7 @@ impl Bar {
     fn show(&mut self, progress: Progress) {
         if self.is_terminal && self.shown.is_none_or(|shown| shown.elapsed() >= BETWEEN) {
             self.shown = Some(Instant::now());
-            // Nobody to tell.
+            // A failure to show progress cannot be reported.
             let _ = write!(io::stderr(), "\r{}\x1b[K", line(progress));
         }
     }
@@ -178,9 +185,10 @@ impl Bar {
 fn line(progress: Progress) -> String {
     const CELLS: usize = 30;
     match progress {
-        Progress::Looked { layers } => format!("{layers} layers looked at"),
+        Progress::Looked { layers } => format!("{layers} layers examined"),
         Progress::Removed { layers, of } => {
-            // More may go than were to, if some of these had been used meanwhile.
+            // The collector can remove more layers than planned: it replaces those that were used
+            // since it planned.
             let of = of.max(layers).max(1);
             let done = layers * CELLS / of;
             format!("[{}{}] {layers} of {of} layers removed", "#".repeat(done), " ".repeat(CELLS - done))
@@ -194,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_is_as_long_as_what_is_done() {
+    fn a_bar_is_as_long_as_the_share_of_removed_layers() {
         for (layers, of, text) in [
             (0, 4, "[                              ] 0 of 4 layers removed"),
             (1, 3, "[##########                    ] 1 of 3 layers removed"),
@@ -205,10 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_their_nouns() {
-        assert_eq!(
-            [count(0, "layer"), count(1, "layer"), count(2, "directory")],
-            ["0 layers", "1 layer", "2 directories"]
-        );
+    fn a_count_has_the_plural_of_its_noun() {
+        assert_eq!([0, 1, 2].map(|number| count(number, "layer")), ["0 layers", "1 layer", "2 layers"]);
     }
 }

@@ -1,4 +1,7 @@
-//! The description of a run beside its upper: enough to open a shell in the state that the run left, and to commit it.
+//! What a kept run records beside its upper: enough for `layered shell` to open it and for `layered
+//! commit` to capture it.
+//!
+//! [`run`](crate::run) writes the record. `runner::Upper` decides which directory is a kept run.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -20,13 +23,14 @@ use crate::{complain, table};
 /// The name of the description, beside the upper.
 const DESCRIPTION: &str = "run.json";
 
-/// The name of the file that replaces the description when the run has ended. Its room is reserved before the command runs.
+/// The name of the file that replaces the description after the run. Its room is reserved before
+/// the command runs.
 const SPARE: &str = ".run.json";
 
-/// Room for what the result adds to a description: the timings, what the run made.
+/// Room for the result of the run in the description: its timings and the files that it created.
 const RESULT_BYTES: u64 = 64 << 10;
 
-/// The stack and the container of a run.
+/// The stack and the template of a run.
 #[derive(Debug)]
 pub(crate) struct KeptRun {
     pub(crate) base: Base,
@@ -34,10 +38,10 @@ pub(crate) struct KeptRun {
     pub(crate) template: Template,
 }
 
-/// What stands in the file.
+/// The content of the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Description {
-    /// How the command ended, for people to read. Null until then.
+    /// How the command ended, for people to read. Null while the command runs.
     #[serde(default)]
     status: Value,
     #[serde(default)]
@@ -48,41 +52,41 @@ struct Description {
     capture: CaptureRecord,
 }
 
-/// RUN as it is given on the command line.
+/// The arguments that name a kept run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct KeptArgs {
-    /// The kept run: its directory, or the name of that in --scratch.
+    /// Directory of the kept run, or its name in --scratch.
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Where the directory of RUN is, if RUN is only its name [default: the system's temporary directory].
+    /// Directory in which RUN is a name [default: $TMPDIR or /tmp].
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }
 
 impl KeptArgs {
-    /// The kept run's directory.
+    /// Returns the directory of the kept run.
     pub(crate) fn dir(&self) -> PathBuf {
         let is_name = self.run.components().count() == 1 && self.run.symlink_metadata().is_err();
         let scratch = || self.scratch.clone().unwrap_or_else(std::env::temp_dir);
         if is_name { scratch().join(&self.run) } else { self.run.clone() }
     }
 
-    /// Opens the upper, which no other process can open then.
+    /// Opens the upper for this process alone.
     pub(crate) fn reopen(&self) -> anyhow::Result<Upper> {
         Ok(Upper::reopen(self.dir())?)
     }
 }
 
 impl KeptRun {
-    /// Writes the description of a run that begins now beside its `upper`, with what a capture needs if the command fails and
-    /// the disk is full then.
+    /// Writes the description beside the `upper` of a run that starts now. It already has what a
+    /// capture needs, in case the command fails and leaves a full disk.
     pub(crate) fn write(&self, upper: &Path) -> anyhow::Result<()> {
         let dir = crate::stack::parent(upper);
-        // Only a run that fails is kept.
+        // Only a failed run is kept.
         let meta = Meta {
             exit_status: 1,
             parent_hashes: self.layers.iter().map(Layer::hash).collect(),
-            // A user with a name has its number only when the stack is mounted.
+            // The number of a user name is known only after the stack is mounted.
             uid: self.template.user().0,
             gid: self.template.user().1,
             ..Meta::new(self.base.hash(), SystemTime::now())
@@ -102,7 +106,7 @@ impl KeptRun {
             .with_context(|| format!("cannot reserve room for {}", quoted(&dir.join(SPARE))))
     }
 
-    /// Reads the description from the kept run's directory.
+    /// Reads the description in `dir`, the directory of a kept run.
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let description = read(dir)?;
         let config = Template::from_value(description.config);
@@ -114,7 +118,7 @@ impl KeptRun {
     }
 }
 
-/// Adds the result of the run to its description in the kept run's directory `dir`.
+/// Adds the result of the run to the description in `dir`, the directory of the kept run.
 pub(crate) fn add_result(dir: &Path, status: Value, capture: CaptureRecord) {
     let add = || {
         let kept_at = table::timestamp(SystemTime::now()).into();
@@ -126,12 +130,12 @@ pub(crate) fn add_result(dir: &Path, status: Value, capture: CaptureRecord) {
         Ok::<_, anyhow::Error>(fs::rename(&spare, dir.join(DESCRIPTION))?)
     };
     if let Err(error) = add() {
-        // The first description serves, too.
-        complain(format_args!("the status of the command is not recorded in {}: {error:#}", quoted(dir)));
+        // The first description is enough for `shell` and `commit`.
+        complain(format_args!("cannot record the status of the command in {}: {error:#}", quoted(dir)));
     }
 }
 
-/// What a capture of the run in the kept run's directory needs.
+/// Returns what a capture needs from the description in `dir`, the directory of a kept run.
 pub(crate) fn capture_record(dir: &Path) -> anyhow::Result<CaptureRecord> {
     Ok(read(dir)?.capture)
 }
@@ -140,7 +144,7 @@ fn read(dir: &Path) -> anyhow::Result<Description> {
     let path = dir.join(DESCRIPTION);
     match layer::read_regular_file(&path)? {
         Some(text) => serde_json::from_slice(&text).with_context(|| not_a_description(dir)),
-        None => bail!("{} does not exist: the run cannot be opened or committed without it", quoted(&path)),
+        None => bail!("cannot open or commit {}: its run.json does not exist", quoted(dir)),
     }
 }
 
@@ -161,13 +165,13 @@ fn create(path: &Path) -> anyhow::Result<File> {
     file.with_context(|| format!("cannot create {}", quoted(path)))
 }
 
-/// Reserves room for `bytes` in a file, where its file system can do that.
+/// Reserves `bytes` bytes for a file, if its file system can do that.
 pub(crate) fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     use rustix::io::Errno;
     match fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
         Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::IO)) => Err(errno.into()),
-        // A pipe, a terminal and some file systems cannot.
+        // Pipes, terminals and some file systems cannot reserve room.
         _ => Ok(()),
     }
 }
@@ -197,7 +201,7 @@ mod tests {
         let value: Value = serde_json::from_slice(&valid).unwrap();
         let read = |text: &[u8]| {
             fs::write(kept.join(DESCRIPTION), text).unwrap();
-            // No panic, whatever comes of it.
+            // The result does not matter, but there must be no panic.
             let _ = (KeptRun::read(&kept), capture_record(&kept));
             Ok(())
         };

@@ -1,3 +1,6 @@
+//! `layered ls`: decides what a list of the layers of a store shows, and in which order.
+//! [`show`](crate::show) shows one layer.
+
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -11,28 +14,34 @@ use serde_json::{Value, json};
 
 use crate::table;
 
-/// List the layers of a store: their status, size, last use and age.
+/// List the layers of a store.
+///
+/// For each layer, the table shows the exit status of its command, its size, its last use and its
+/// age. Directories without a layer.json are not listed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   layered ls /var/cache/layers --sort size
   layered ls --json /var/cache/layers | jq -r 'select(.exit_status != 0) | .name'")]
 pub(crate) struct Args {
-    /// The directory that holds the layers.
+    /// Directory that contains the layers.
     store: PathBuf,
-    /// What decides on the order.
+    /// Order of the list.
     #[arg(long, value_name = "BY", value_enum, default_value_t = Sort::Name)]
     sort: Sort,
-    /// One JSON object a line instead of a table.
+    /// Print one JSON object per layer instead of a table.
+    ///
+    /// The keys are `name`, `last_used`, `exit_status`, `disk_usage` in bytes, `created_at`,
+    /// `failed_dep` and `held`, which says whether a run or a kept run uses the layer.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Sort {
-    /// In the order of the alphabet
+    /// In alphabetical order
     Name,
-    /// The least recently used first, as they would be collected
+    /// The least recently used first, the order in which `layered gc` removes them
     Use,
     /// The largest first
     Size,
@@ -47,7 +56,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut summaries = Vec::new();
     let held = layer::held(&args.store)?;
     for layer in layer::scan(&args.store)? {
-        // A layer that cannot be read is told, and the rest is listed all the same.
+        // Reports a layer that cannot be read, and lists the others.
         match layer.and_then(|layer| Summary::of(&layer, &held)) {
             Ok(summary) => summaries.extend(summary),
             Err(error) => {
@@ -61,14 +70,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.json {
         summaries.iter().try_for_each(|summary| writeln!(out, "{}", escaped_json(summary.json())))?;
     } else {
-        let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "MADE"].map(String::from).to_vec()];
+        let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "CREATED"].map(String::from).to_vec()];
         rows.extend(summaries.iter().map(Summary::row));
         table::print_to_fit(&mut out, &rows, &[2])?;
     }
     Ok(status)
 }
 
-/// What is told of a layer.
+/// One row of the list.
 #[derive(Debug, Clone)]
 struct Summary {
     name: OsString,
@@ -77,13 +86,13 @@ struct Summary {
     disk_usage: u64,
     created_at: SystemTime,
     last_used: Option<SystemTime>,
-    /// The order in which it would be collected.
+    /// The time by which a collector orders the layers.
     turn: SystemTime,
     is_held: bool,
 }
 
 impl Summary {
-    /// `None` for a layer that has gone since the scan.
+    /// Returns `None` for a layer that was removed after the scan.
     fn of(layer: &Layer, held: &HashSet<OsString>) -> layer::Result<Option<Self>> {
         let Some(meta) = layer.meta()? else { return Ok(None) };
         let Some(turn) = layer.last_used_or_made()? else { return Ok(None) };
@@ -121,7 +130,7 @@ impl Summary {
 }
 
 fn sort(summaries: &mut [Summary], by: Sort) {
-    // Equals stay in the order of their names.
+    // Equal layers stay in the order of their names.
     summaries.sort_by(|one, other| one.name.cmp(&other.name));
     match by {
         Sort::Name => {}
@@ -138,7 +147,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn any_column_decides_on_the_order() {
+    fn layers_are_sorted_by_any_column_and_then_by_name() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let layer = |name: &str, exit_status, failed_dep: Option<&str>, disk_usage, made, used| Summary {
             name: name.into(),

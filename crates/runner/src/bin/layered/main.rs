@@ -1,7 +1,8 @@
-//! `layered`: runs a command in a root file system stacked from layers, and looks after layers on disk.
+//! Decides which subcommand runs, and what the user sees if it fails.
 //!
-//! One file a subcommand; what they share are the arguments that name a stack and the tables they print. No policy: everything
-//! else is the libraries'.
+//! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
+//! [`access`] and [`kept`], the forwarding of [`signals`], and the output of [`table`]. None of
+//! them holds policy: the libraries decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -36,12 +37,13 @@ mod stack;
 mod sweep;
 mod table;
 
-/// Layered's own failure.
+/// The exit status if layered itself fails.
 const FAILURE: u8 = 125;
 
-/// Run a command in a root file system that is stacked from many layers, and keep what it wrote as the next layer.
+/// Run commands in root file systems stacked from layers, and keep what they write as new layers.
 ///
-/// A layer is a directory with its tree in `fs/`; so is the base at the bottom. The first layer given is the topmost.
+/// A layer is a directory with a file tree in `fs/`. So is the base at the bottom of a stack. The
+/// first layer on a command line is the topmost.
 #[derive(Debug, Parser)]
 #[command(name = "layered", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Cli {
@@ -59,8 +61,8 @@ Examples:
   layered ls /var/cache/layers
   layered gc /var/cache/layers --max-bytes 200g
 
-Every subcommand has examples of its own: `layered run --help`.
-With RUST_LOG=debug the decisions on the way are told on standard error.";
+`layered COMMAND --help` explains a command and has examples of it. If RUST_LOG=debug is in the \
+environment, layered logs its decisions to standard error.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -89,7 +91,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let error = printable(error);
-            // Help and the version are no failures. A closed standard output is nobody to complain to.
+            // Help and the version are not failures. A failure to print them cannot be reported.
             let _ = error.print();
             return if error.use_stderr() { FAILURE.into() } else { ExitCode::SUCCESS };
         }
@@ -113,7 +115,7 @@ fn main() -> ExitCode {
         Command::Man(args) => man::run(&args),
     };
     result.unwrap_or_else(|error| {
-        // Whoever reads the output has seen enough: `layered ls | head`.
+        // The reader has closed the pipe, as in `layered ls | head`. That is not a failure.
         let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
         if !is_run && error.downcast_ref::<io::Error>().is_some_and(broken) {
             return ExitCode::SUCCESS;
@@ -123,12 +125,13 @@ fn main() -> ExitCode {
     })
 }
 
-/// Prints one line on standard error, whatever the names in it hold. There is nobody to tell if that cannot be written to.
+/// Prints one line on standard error, and escapes the control characters of the names in it. A
+/// failure to print cannot be reported, so it is ignored.
 fn complain(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "layered: {}", escaped(line));
 }
 
-/// The same complaint about the arguments, which it quotes, without their control characters.
+/// Escapes the control characters of the arguments that a usage error quotes.
 fn printable(mut error: clap::Error) -> clap::Error {
     let quoted: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
     for (kind, value) in quoted {
@@ -144,21 +147,23 @@ fn printable(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// As many descriptors as may be had: 500 layers on some rungs need as many at once.
+/// Raises the soft limit of open files to the hard limit. Some rungs need 500 descriptors at the
+/// same time for 500 layers.
 fn raise_open_files_limit() {
     let limit = getrlimit(Resource::Nofile);
-    // What cannot be raised stays as it is, and is told where it does not suffice.
+    // If this fails, the old limit stays. A step that exceeds it reports an error.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-/// Makes a write beyond the limit of a file's size (`ulimit -f`) fail with EFBIG, where SIGXFSZ would end the process.
+/// Makes a write beyond the file size limit (`ulimit -f`) fail with EFBIG. By default, SIGXFSZ ends
+/// the process.
 fn survive_file_size_limit() {
     if getrlimit(Resource::Fsize).current.is_none() {
         return;
     }
     if !signals::is_ignored(SIGXFSZ) {
-        let nobody_looks = Arc::new(AtomicBool::new(false));
-        // If it fails, the limit ends the process.
-        let _ = signal_hook::flag::register(SIGXFSZ, nobody_looks);
+        let unread = Arc::new(AtomicBool::new(false));
+        // If this fails, SIGXFSZ still ends the process.
+        let _ = signal_hook::flag::register(SIGXFSZ, unread);
     }
 }

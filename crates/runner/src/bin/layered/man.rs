@@ -1,3 +1,6 @@
+//! `layered man`: decides how the help of a subcommand becomes a manual page.
+//! [`completions`](crate::completions) makes completion scripts from the same definition.
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -9,11 +12,11 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 use layer::display::quoted;
 
-/// Print the manual page, or write it and one of each subcommand into a directory.
+/// Print the manual page of layered, or write all manual pages.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  layered man | man -l -\n  layered man /usr/local/share/man/man1")]
 pub(crate) struct Args {
-    /// The directory, which is there: `layered.1`, `layered-run.1` and so on are written into it.
+    /// Existing directory for the pages layered.1, layered-run.1 and so on.
     dir: Option<PathBuf>,
 }
 
@@ -27,15 +30,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 struct Page {
-    /// With the section: `layered-run.1`.
+    /// The file name, with the section: `layered-run.1`.
     name: String,
     text: Vec<u8>,
 }
 
-/// The command's own page first.
+/// Returns the page of layered and then those of its subcommands.
 fn pages(command: clap::Command) -> io::Result<Vec<Page>> {
     let mut command = command.disable_help_subcommand(true);
-    // Gives every subcommand its full name.
+    // This gives every subcommand its full name.
     command.build();
     let subcommands: Vec<_> = command.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
     [command].into_iter().chain(subcommands).map(page).collect()
@@ -43,7 +46,7 @@ fn pages(command: clap::Command) -> io::Result<Vec<Page>> {
 
 fn page(command: clap::Command) -> io::Result<Page> {
     let extra = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-    // What the generator would do with it is to fill it: examples would run into each other.
+    // The generator would fill this text, and so join the lines of the examples.
     let man = Man::new(command.after_help(None)).source(concat!("layered ", env!("CARGO_PKG_VERSION")));
     let mut text = Vec::new();
     man.render(&mut text)?;
@@ -51,20 +54,23 @@ fn page(command: clap::Command) -> io::Result<Page> {
     Ok(Page { name: man.get_filename(), text })
 }
 
-/// The text below a help as sections: paragraphs as they come, and what follows `Examples:` to the letter.
+/// Returns the text below a help as sections. A paragraph that starts with a line like `Examples:`
+/// becomes a section with its lines as they are. The other paragraphs become the notes.
 fn sections(extra: &str) -> Roff {
     let mut roff = Roff::new();
-    let paragraphs: Vec<_> = extra.split("\n\n").filter(|paragraph| !paragraph.is_empty()).collect();
-    let example = |paragraph: &&&str| paragraph.starts_with("Example");
-    if !paragraphs.iter().all(|paragraph| example(&paragraph)) {
+    let (lists, notes): (Vec<_>, Vec<_>) = extra
+        .split("\n\n")
+        .filter(|paragraph| !paragraph.is_empty())
+        .partition(|paragraph| paragraph.contains(":\n  "));
+    if !notes.is_empty() {
         roff.control("SH", ["NOTES"]);
     }
-    for paragraph in paragraphs.iter().filter(|paragraph| !example(paragraph)) {
-        roff.control("PP", []).text([roman(*paragraph)]);
+    for note in notes {
+        roff.control("PP", []).text([roman(note)]);
     }
-    for paragraph in paragraphs.iter().filter(example) {
-        roff.control("SH", ["EXAMPLES"]).control("nf", []);
-        for line in paragraph.lines().skip(1) {
+    for (heading, lines) in lists.iter().filter_map(|list| list.split_once(":\n")) {
+        roff.control("SH", [&*heading.to_uppercase()]).control("nf", []);
+        for line in lines.lines() {
             roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
         }
         roff.control("fi", []);
@@ -85,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_has_its_page() {
+    fn every_subcommand_has_a_page() {
         let pages = pages(crate::Cli::command()).unwrap();
         assert_eq!(pages[0].name, "layered.1");
         let names: Vec<_> = pages[1..].iter().map(|page| page.name.as_str()).collect();
@@ -96,11 +102,11 @@ mod tests {
     }
 
     #[test]
-    fn examples_are_kept_to_the_letter() {
-        let extra = "Exit status: 0\nor 1.\n\nExamples:\n  layered ls a \\\n      b\n  layered ls -- c\n\nMore.";
+    fn lists_keep_their_lines_and_other_paragraphs_become_notes() {
+        let extra = "Notes\nhere.\n\nExit status:\n  0  ok\n\nExamples:\n  layered ls a \\\n      b\n  layered ls -- c\n\nMore.";
         assert_eq!(
             sections(extra).to_roff(),
-            ".SH NOTES\n.PP\nExit status: 0\nor 1.\n.PP\nMore.\n.SH EXAMPLES\n.nf\nlayered ls a \\\\\n    b\nlayered ls \\-\\- c\n.fi\n"
+            ".SH NOTES\n.PP\nNotes\nhere.\n.PP\nMore.\n.SH \"EXIT STATUS\"\n.nf\n0  ok\n.fi\n.SH EXAMPLES\n.nf\nlayered ls a \\\\\n    b\nlayered ls \\-\\- c\n.fi\n"
         );
     }
 }

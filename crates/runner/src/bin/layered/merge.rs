@@ -1,3 +1,6 @@
+//! `layered merge`: decides which access the merged directory gets and how the result is shown.
+//! `layer::Merge` merges, and [`run`](crate::run) does so by itself where a stack is too large.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,24 +11,30 @@ use serde_json::json;
 use crate::access::AccessArgs;
 use crate::stack::parent;
 
-/// Merge layers into one directory by hard links: what the kernel would show of them, stacked.
+/// Merge layers into one directory by hard links.
 ///
-/// The target shares its files with the layers and must never be written to. It is a lower over a base, so whiteouts and
-/// opaque directories that concern the base stay in it.
+/// TARGET becomes a lower directory that shows the same as the layers on top of each other. It
+/// shares its files with the layers, so do not write to it. It keeps the whiteouts and opaque
+/// directories that hide entries of a base.
 ///
-/// The root of the target has the mode of the topmost layer's, or 0700 where other users of the host could get to it. A merge
-/// that was killed can be repeated into the same target.
+/// The root of TARGET gets the mode of the topmost layer's root, or 0700 where other users of the
+/// host could reach it. A merge that was killed can be repeated into the same TARGET.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  layered merge merged gcc libc6-dev binutils")]
+#[command(after_help = "Examples:\n  layered merge merged gcc libc6-dev binutils")]
 pub(crate) struct Args {
-    /// The directory to make: new or empty, on the file system of the layers.
+    /// Merged directory: new or empty, on the file system of the layers.
+    ///
+    /// On another file system, the files are copied.
     target: PathBuf,
-    /// The layers, the topmost first.
+    /// Directories of the layers, topmost first.
     #[arg(required = true, value_name = "LAYER")]
     layers: Vec<PathBuf>,
     #[command(flatten)]
     access: AccessArgs,
-    /// One JSON object instead of a line: what was `linked`, `copied` and so on, each a number.
+    /// Print one JSON object instead of a line.
+    ///
+    /// Its keys are the numbers of files `linked` and `copied`, of `directories` and `whiteouts`,
+    /// and of `opaques`, the opaque directories.
     #[arg(long)]
     json: bool,
 }

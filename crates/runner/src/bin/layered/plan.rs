@@ -1,3 +1,6 @@
+//! `layered plan`: decides how a plan is shown. `layer::Plan` makes the plan, and
+//! [`run`](crate::run) carries one out.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +12,11 @@ use serde_json::{Value, json};
 use crate::stack::StackArgs;
 use crate::table;
 
-/// Tell what a run would stack, what it would merge, and why. Nothing is mounted or made.
+/// Show which layers a run would stack and which it would merge, and why.
+///
+/// Nothing is mounted or created. For each rung, the table shows how many layers would be stacked
+/// and merged, the lower directories and bytes of mount options against their limits, and the files
+/// that a merge would link.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  layered plan --base debian --layers-from deps.txt\n  layered plan --base debian --layers-from deps.txt --json | jq .rung"
@@ -17,7 +24,10 @@ use crate::table;
 pub(crate) struct Args {
     #[command(flatten)]
     stack: StackArgs,
-    /// One JSON object instead of a table: `base`, `rung`, the paths that are `separate` and `merged`, and every rung in `rungs`.
+    /// Print one JSON object instead of a table.
+    ///
+    /// The keys are `base`, `rung`, the paths of the layers that are `separate` or `merged`, and
+    /// `rungs`, a list with the figures of every rung.
     #[arg(long)]
     json: bool,
 }
@@ -26,7 +36,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let plan = runner::plan(&args.stack.base()?, &args.stack.layers()?, &args.stack.options(None))?;
     let layers = [&plan.separate[..], &plan.merged].concat();
     let fewest = plan.estimates.iter().map(|estimate| estimate.separate).min().unwrap_or_default();
-    // Only what some rung would have to merge is counted.
+    // Counts the files of those layers only that some rung would merge.
     let files = layers[fewest..].iter().map(layer::count_files).collect::<layer::Result<Vec<_>>>()?;
     let to_link = |estimate: &Estimate| files[estimate.separate - fewest..].iter().sum();
     let mut out = io::stdout().lock();
@@ -61,7 +71,7 @@ fn to_json(plan: &Plan, to_link: impl Fn(&Estimate) -> usize) -> Value {
     })
 }
 
-/// The decision on one line, then what every rung would have come to.
+/// Prints the decision on one line, then a table with a row per rung.
 fn print(out: &mut impl Write, plan: &Plan, to_link: impl Fn(&Estimate) -> usize) -> io::Result<()> {
     let layers = plan.separate.len() + plan.merged.len();
     let merged = match plan.merged.len() {
@@ -91,7 +101,7 @@ fn print(out: &mut impl Write, plan: &Plan, to_link: impl Fn(&Estimate) -> usize
     table::print(out, &rows, &[1, 2, 3, 4, 5])
 }
 
-/// Why a rung was taken or not.
+/// Returns why a rung was taken or not.
 fn why(estimate: &Estimate, plan: &Plan) -> String {
     let limit = match estimate {
         _ if estimate.merged == 0 => "all fit",
@@ -135,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_decision_is_told_with_what_else_there_was() {
+    fn a_plan_is_printed_with_the_decision_and_every_rung() {
         let any = usize::MAX;
         assert_eq!(
             shown(&[(Rung::LowerdirPlus, 3, any), (Rung::MountPaths, 9, 12), (Rung::MountNames, 9, 22)]),
@@ -168,7 +178,7 @@ mount-paths        3       0  4 of 9  21 of 99  nothing  not needed
     }
 
     #[test]
-    fn the_decision_as_json() {
+    fn a_plan_as_json_has_the_decision_and_every_rung() {
         let plan = planned(&[(Rung::LowerdirPlus, 3, usize::MAX), (Rung::MountPaths, 9, 12)]);
         assert_eq!(
             to_json(&plan, |estimate| estimate.merged * 10),

@@ -1,3 +1,9 @@
+//! `layered run`: decides what template and options the arguments make, and how a result becomes
+//! messages, a report and an exit status.
+//!
+//! `runner::run` does the run, [`signals`] forwards signals to it, and
+//! [`kept`] describes a run that is kept.
+
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -22,117 +28,151 @@ use crate::kept::{self, KeptRun};
 use crate::stack::{StackArgs, parent};
 use crate::{complain, signals, table};
 
-/// Run a command in a root file system stacked from layers over a base.
+/// Run a command in a root file system stacked from layers.
 ///
-/// The command writes to an upper directory. It is deleted after the run, or kept with --upper. The
-/// layers are only read. The command gets layered's standard input: in a shell loop that reads a
-/// list from it, add `</dev/null`.
+/// The layers and the base are only read. The command writes to a separate directory, the upper.
+/// The upper is deleted after the run, unless --upper or --keep-failed keeps it.
+///
+/// The command reads layered's standard input. In a shell loop that reads a list from there, add
+/// `</dev/null`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
     #[command(flatten)]
     stack: StackArgs,
-    /// The OCI runtime: runc, crun, youki, or the path of one.
+    /// OCI runtime: runc, crun, youki or a path.
     #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
     runtime: PathBuf,
-    /// Set a variable in the command's environment; may be repeated.
-    #[arg(long, value_name = "K=V", value_parser = variable)]
+    /// Set an environment variable for the command; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
-    /// The command's working directory [default: /].
+    /// Working directory of the command [default: /].
     #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// The command's user and group: numbers, or names in the stack's /etc/passwd and /etc/group. A
-    /// number alone is also the group's number. A name alone gets its own group and all groups that
-    /// list it [default: 0:0].
-    #[arg(long, value_name = "NAME|UID[:GROUP|GID]")]
+    /// User and group of the command, by name or number [default: 0:0].
+    ///
+    /// Names are those of the stack's /etc/passwd and /etc/group. Without GROUP, a name gets its
+    /// own group and all groups that list it, and a number is also the number of the group.
+    #[arg(long, value_name = "USER[:GROUP]")]
     user: Option<UserSpec>,
-    /// The container's hostname [default: the host's].
-    #[arg(long, value_name = "H")]
+    /// Hostname of the container [default: that of the host].
+    #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
-    /// The network: `none` has only a loopback interface; `host` is the host's network, with its
-    /// /etc/hosts and /etc/resolv.conf.
-    #[arg(long, value_name = "none|host", value_parser = ["none", "host"], default_value = "none")]
+    /// Network of the container: none or host.
+    ///
+    /// `none` has only a loopback interface. `host` is the host's network, and the container gets
+    /// copies of the host's /etc/hosts and /etc/resolv.conf.
+    #[arg(long, value_parser = ["none", "host"], default_value = "none", hide_possible_values = true)]
     network: String,
-    /// The system calls that the command may make. `default` is Docker's default profile, under
-    /// which the command cannot create namespaces. `native` is the same without 32-bit programs,
-    /// which makes runc start faster. `unconfined` allows all system calls.
+    /// Seccomp profile: default, native or unconfined.
+    ///
+    /// `default` is Docker's default profile, under which the command cannot create namespaces.
+    /// `native` is the same profile without support for 32-bit programs, which makes runc start
+    /// faster. `unconfined` allows all system calls.
     #[arg(
         long,
-        value_name = "default|native|unconfined",
+        value_name = "PROFILE",
         value_parser = ["default", "native", "unconfined"],
-        default_value = "default"
+        default_value = "default",
+        hide_possible_values = true
     )]
     seccomp: String,
-    /// Prevent the command from gaining privileges: set-user-ID programs (su, sudo) run as their
-    /// caller.
+    /// Run set-user-ID programs (su, sudo) without their privileges.
+    ///
+    /// This sets the no_new_privs attribute of prctl(2).
     #[arg(long)]
     no_new_privileges: bool,
-    /// Add a mount: type=bind,source=/a,target=/b (append ,readonly to make it read-only) or
-    /// type=tmpfs,target=/c,size=64m; may be repeated.
+    /// Mount a path of the host or a tmpfs; may be repeated.
+    ///
+    /// SPEC is type=bind,source=/a,target=/b or type=tmpfs,target=/c,size=64m. With ,readonly at
+    /// its end, a bind mount is read-only. A relative source is in the working directory of
+    /// layered.
     #[arg(long = "mount", value_name = "SPEC")]
     mounts: Vec<Mount>,
-    /// The most memory that the container may use, including swap: bytes, or with k, m, g, t.
+    /// Limit of memory and swap for the container, e.g. 512m or 2g.
+    ///
+    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
     #[arg(long, value_name = "SIZE", value_parser = container::parse_size)]
     memory: Option<u64>,
-    /// The most processes and threads that the container may have.
+    /// Limit of processes and threads for the container.
     #[arg(long, value_name = "N")]
     pids: Option<u64>,
-    /// The processors that the container may use: 0-3,5.
+    /// Processors that the container may use, e.g. 0-3,5.
     #[arg(long, value_name = "LIST")]
     cpus: Option<String>,
-    /// Set a limit of setrlimit(2), with Docker's name and in the kernel's units or `unlimited`:
-    /// nofile=4096, nofile=1024:65536, core=0; may be repeated. Without HARD, SOFT is both
-    /// [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
+    /// Set a resource limit, e.g. nofile=1024:65536; may be repeated.
+    ///
+    /// NAME is a name of Docker's --ulimit. SOFT and HARD are in the units of setrlimit(2), or
+    /// `unlimited`. Without HARD, SOFT is both limits. The default is nofile=1024:524288, or less
+    /// if the caller's own hard limit is lower.
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     ulimits: Vec<Rlimit>,
-    /// What sync, msync and sync_file_range do. `fake`: they succeed without waiting for the disk,
-    /// since the upper is useless after a power cut. `real`: they wait. fsync never waits for the
-    /// upper.
-    #[arg(long, value_name = "fake|real", value_parser = ["fake", "real"], default_value = "fake")]
+    /// Whether sync calls wait: fake or real.
+    ///
+    /// With `fake`, sync, msync and sync_file_range succeed without waiting for the disk, because
+    /// after a power failure the upper is useless anyway. With `real`, they wait. fsync never waits
+    /// for the upper.
+    #[arg(
+        long,
+        value_name = "MODE",
+        value_parser = ["fake", "real"],
+        default_value = "fake",
+        hide_possible_values = true
+    )]
     sync: String,
-    /// End the command after this time: 90s, 2h 30m.
-    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    /// End the command after this time, e.g. 90s or "2h 30m".
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
-    /// How long the command may take to end after --timeout or a signal has asked it to [default:
-    /// 5s].
-    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    /// Time to end after --timeout or a signal [default: 5s].
+    ///
+    /// --timeout, INT and TERM ask the command to end. If the command is still running after TIME,
+    /// it is killed.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     grace: Option<Duration>,
-    /// Keep the upper at DIR, which must not exist. If the command fails, --keep-failed takes
-    /// precedence. The scratch directory is created beside DIR unless --scratch is given.
+    /// Keep the upper as DIR, which must not exist.
+    ///
+    /// If the command fails, --keep-failed takes precedence. Without --scratch, the temporary files
+    /// of the run are beside DIR.
     #[arg(long, value_name = "DIR")]
     upper: Option<PathBuf>,
     #[command(flatten)]
     access: AccessArgs,
-    /// If the command fails, keep what it wrote in the scratch directory, with a description of the
-    /// stack: `layered shell` opens it, `layered commit` makes it a layer, `layered discard`
-    /// deletes it. Until then, no collector removes its layers.
+    /// If the command fails, keep the run for `layered shell`.
+    ///
+    /// The upper and a description of the stack stay in the scratch directory. `layered shell`
+    /// opens a shell there, `layered commit` turns the upper into a layer, and `layered discard`
+    /// deletes it. Until then, `layered gc` does not remove the layers of the run.
     #[arg(long)]
     keep_failed: bool,
-    /// Write the command's standard output and standard error to FILE.
+    /// Write the command's standard output and error to FILE.
     #[arg(long, value_name = "FILE", conflicts_with = "tty")]
     output: Option<PathBuf>,
-    /// End the command when it has written more than SIZE to the file of --output; the file holds
-    /// no more than that: bytes, or with k, m, g.
+    /// End the command if it writes more than SIZE to --output.
+    ///
+    /// SIZE is a number of bytes, or one with a suffix: 64m, 2g. The file never exceeds SIZE.
     #[arg(long, value_name = "SIZE", value_parser = container::parse_size, requires = "output")]
     output_limit: Option<u64>,
-    /// Write the report to FILE, as JSON.
+    /// Write a report of the run to FILE, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Print how long each phase took, on standard error.
+    /// Print the duration of each phase to standard error.
     #[arg(long)]
     timings: bool,
-    /// Give the command a terminal: for an interactive shell.
+    /// Give the command a terminal, e.g. for an interactive shell.
     #[arg(long)]
     tty: bool,
-    /// Make the command process 1 of its container, without an init that forwards signals and reaps
-    /// orphans: for a command that is itself an init.
+    /// Run the command as process 1, without an init.
+    ///
+    /// By default, an init in the container starts the command, forwards signals to it and reaps
+    /// orphans. Use this option for a command that is itself an init.
     #[arg(long)]
     no_init: bool,
-    /// Use this config.json, whose root.path is `<rootfs>`; COMMAND, if given, replaces its
-    /// command.
+    /// Configure the container by an OCI config.json.
+    ///
+    /// Its root.path must be `<rootfs>`. COMMAND, if given, replaces the command in FILE.
     #[arg(
         long,
-        value_name = "config.json",
+        value_name = "FILE",
         conflicts_with_all = [
             "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus",
             "ulimits", "sync", "tty"
@@ -145,12 +185,18 @@ pub(crate) struct Args {
 }
 
 const AFTER_HELP: &str = "\
-Exit status: the command's own, or 128+n if signal n ended it. 137 also means that its memory was
-used up, and 143 that it exceeded --output-limit. 124: --timeout ended it. 125: layered itself failed.
-126: the command cannot be executed. 127: the command does not exist.
+layered forwards the signals HUP, INT, QUIT, TERM, USR1, USR2, ALRM and WINCH to the command. After INT \
+or TERM, the command has the time of --grace to end. A second INT or TERM kills it.
 
-Signals: layered forwards HUP, INT, QUIT, TERM, USR1, USR2, ALRM and WINCH to the command. After INT or
-TERM the command has the time of --grace to end. A second INT or TERM kills it.
+Exit status:
+  124    --timeout ended the command
+  125    layered itself failed
+  126    the command cannot be executed
+  127    the command does not exist
+  137    signal 9 ended the command, or the container used up its memory
+  143    signal 15 ended the command, or it exceeded --output-limit
+  128+N  signal N ended the command
+  other  the exit status of the command
 
 Examples:
   layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
@@ -168,13 +214,13 @@ impl Args {
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) => Ok((key.into(), value.into())),
-        None => Err("write it as KEY=VALUE".into()),
+        None => Err("it has no '='; write KEY=VALUE".into()),
     }
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    // Created before anything runs: after the run it would be too late to find out that it cannot be
-    // written.
+    // Created before anything runs: after the run it would be too late to find out that it cannot
+    // be written.
     let mut json = args.json.as_deref().map(JsonFile::create).transpose()?;
     let (report, status) = attempt(&args, json.as_mut()).unwrap_or_else(|error| {
         complain(format_args!("{}", message(&error, &args)));
@@ -191,13 +237,13 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     let (base, layers, template) = (args.stack.base()?, args.stack.layers()?, template(args)?);
     let access = args.access.get()?;
     if access.is_some() && args.upper.is_none() {
-        bail!("--mode and --group are for the directory of --upper, which is not given");
+        bail!("--mode and --group need --upper, because they apply to that directory");
     }
     if let Some(file) = json_file {
         file.reserve(&layers)?;
     }
     if template.terminal() == Terminal::Attached && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-        bail!("--tty and process.terminal in --spec need a terminal as standard input and standard output");
+        bail!("--tty (or process.terminal in --spec) needs a terminal as standard input and standard output");
     }
     if let Some(upper) = &args.upper {
         args.stack.check_destination(upper)?;
@@ -228,18 +274,21 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         // Written before the command starts, because the command may fill the disk.
         options = options.prep_upper(move |upper, _| Ok(run.write(upper)?));
     }
-    let (options, signal) = signals::handed_on(options)?;
+    let (options, signal) = signals::forward(options)?;
     let report = runner::run(&base, &layers, &template, options)?;
-    let mut status = exit_status(report.status, signal.came());
+    let mut status = exit_status(report.status, signal.number());
     match report.status {
-        Status::OutOfMemory => complain(format_args!("the command was killed: its memory was used up (--memory)")),
-        Status::OutputLimit => complain(format_args!("the command was ended: it wrote too much (--output-limit)")),
+        Status::OutOfMemory => {
+            complain(format_args!("the command was killed: the container used up its memory; raise --memory"))
+        }
+        Status::OutputLimit => complain(format_args!("the command was ended: it exceeded --output-limit")),
         _ => {}
     }
     if let Some(error) = &report.output_error {
-        // A terminal that accepts no output accepts no error message either, and writing one would block.
+        // A terminal that accepts no output accepts no error message either, and writing one would
+        // block.
         if error.kind() != io::ErrorKind::TimedOut || has_room(&io::stderr()) {
-            complain(format_args!("a part of the command's output is lost: {error}"));
+            complain(format_args!("cannot write all of the command's output: {error}"));
         }
     }
     // The JSON report includes the size of the upper, which takes a walk to measure.
@@ -254,7 +303,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         kept::add_result(dir, json!(ended), record);
         let dir = quoted(dir);
         complain(format_args!(
-            "what the command wrote is kept: see `layered shell {dir}`; `layered commit` or `layered discard` ends it"
+            "the run is kept: open it with `layered shell {dir}`, end it with `layered commit` or `layered discard`"
         ));
         json_path::to_value(&kept)
     } else if let Some(destination) = &args.upper {
@@ -280,8 +329,8 @@ fn has_room(file: &impl AsFd) -> bool {
     poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// Moves the upper to `destination`. Keeps it where it is if that fails. Returns its path, and whether
-/// it was moved.
+/// Moves the upper to `destination`. Keeps it where it is if that fails. Returns its path, and
+/// whether it was moved.
 fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf, bool) {
     match upper.persist_with(destination, access) {
         Ok(path) => (path, true),
@@ -289,14 +338,14 @@ fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf
             let PersistError { upper, destination, source } = *error;
             let kept = upper.keep();
             let (to, at) = (quoted(&destination), quoted(&kept));
-            complain(format_args!("the upper cannot be moved to {to} ({source}): it is kept at {at}"));
+            complain(format_args!("cannot move the upper to {to}: {source}; it is kept at {at}"));
             (kept, false)
         }
     }
 }
 
-/// Returns the message about a failure. The runtime has already written its own messages to the
-/// command's standard error.
+/// Returns the message about a failure. A runtime that logs an error also writes it to standard
+/// error, which is the command's, so the message does not repeat it.
 fn message(error: &anyhow::Error, args: &Args) -> String {
     use container::Error::{CommandNotExecutable, CommandNotFound, Runtime};
     let failed = error.downcast_ref::<runner::Error>();
@@ -307,11 +356,17 @@ fn message(error: &anyhow::Error, args: &Args) -> String {
             let source = std::error::Error::source(error).map(|source| format!(" ({source})")).unwrap_or_default();
             format!("{error}{source}{note}")
         }
-        // A runtime that succeeded or was killed has written no message.
-        Some(Cause::Container(Runtime { program, ended, .. }))
-            if args.output.is_none() && ended.code().is_some_and(|code| code != 0) =>
+        // With --output, the runtime's message is in that file. A runtime that succeeded or was
+        // killed has no message.
+        Some(Cause::Container(Runtime { program, ended, logged, .. }))
+            if ended.code().is_some_and(|code| code != 0) && !(*logged && args.output.is_some()) =>
         {
-            format!("the runtime {} failed ({ended}); its own words are above{note}", quoted(program))
+            let program = quoted(program);
+            let reason = match logged {
+                true => "; its message is above".into(),
+                false => format!(" and logged no reason; check it with `layered doctor --runtime {program}`"),
+            };
+            format!("the runtime {program} failed ({ended}){reason}{note}")
         }
         _ => format!("{error:#}"),
     }
@@ -338,7 +393,7 @@ fn template(args: &Args) -> anyhow::Result<Template> {
     for mount in &args.mounts {
         let relative = mount.source().is_some_and(Path::is_relative);
         let mount = match relative {
-            true => mount.clone().source_in(&std::env::current_dir().context("cannot tell the working directory")?),
+            true => mount.clone().source_in(&std::env::current_dir().context("cannot find the working directory")?),
             false => mount.clone(),
         };
         builder = builder.mount(mount);
@@ -405,7 +460,7 @@ fn failure_json(error: &anyhow::Error) -> Value {
     })
 }
 
-/// The file that the report goes to.
+/// The file of the report.
 struct JsonFile<'a> {
     path: &'a Path,
     file: File,
@@ -417,12 +472,13 @@ impl<'a> JsonFile<'a> {
         Ok(Self { path, file })
     }
 
-    /// Reserves room for the report of a run over `layers`, so that it can be written when the command has filled the disk.
+    /// Reserves room for the report of a run over `layers`, so that the report can be written even
+    /// if the command fills the disk.
     fn reserve(&mut self, layers: &[Layer]) -> anyhow::Result<()> {
         let paths: usize = layers.iter().map(|layer| layer.path().as_os_str().len() + layer.name().len()).sum();
         // A path that is not UTF-8 takes four characters per byte.
         let bytes = (64 << 10) + 4 * paths as u64;
-        kept::reserve(&self.file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(&self.path)))
+        kept::reserve(&self.file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(self.path)))
     }
 
     fn write(&mut self, value: &Value) -> anyhow::Result<()> {
@@ -436,7 +492,7 @@ impl<'a> JsonFile<'a> {
     }
 }
 
-/// The widest bar.
+/// The width of the bar of a phase that takes all of the time.
 const BAR: usize = 40;
 
 fn print_timings(out: &mut impl Write, timings: &Timings) -> io::Result<()> {
@@ -467,14 +523,14 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn words_of_a_command_line(text in mutated::text(["A=b=c", "A=", "=b"])) {
+        fn a_variable_of_any_text_round_trips_or_is_refused(text in mutated::text(["A=b=c", "A=", "=b"])) {
             if let Ok((key, value)) = variable(&text) {
                 prop_assert_eq!(format!("{key}={value}"), text);
             }
         }
 
         #[test]
-        fn durations(text in mutated::text(["90s", "2h 30m", "1year 3days 7ns", "90d"])) {
+        fn a_duration_of_any_text_round_trips_or_is_refused(text in mutated::text(["90s", "2h 30m", "1year 3days 7ns", "90d"])) {
             if let Ok(time) = humantime::parse_duration(&text) {
                 let shown = humantime::format_duration(time).to_string();
                 prop_assert_eq!(humantime::parse_duration(&shown).ok(), Some(time));
@@ -484,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_shell_sees() {
+    fn every_status_has_its_exit_status() {
         let table = [
             (Status::Exited(0), 0, 0),
             (Status::Exited(7), 0, 7),
@@ -502,13 +558,13 @@ mod tests {
     }
 
     #[test]
-    fn variables() {
+    fn a_variable_is_split_at_the_first_equals_sign() {
         assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
         assert!(variable("A").is_err());
     }
 
     #[test]
-    fn a_failure_as_json() {
+    fn a_failure_as_json_has_the_message_and_no_upper() {
         let json = failure_json(&anyhow::anyhow!("reason").context("what"));
         assert_eq!(json["status"]["failed"]["message"], "what: reason");
         assert!(json["upper"].is_null());

@@ -1,3 +1,6 @@
+//! `layered shell`: decides what runs over the upper of a kept run. [`kept`](crate::kept) finds the
+//! run, and [`commit`](crate::commit) or [`discard`](crate::discard) ends it.
+
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,10 +11,11 @@ use runner::{EtcFiles, Options};
 use crate::kept::{KeptArgs, KeptRun};
 use crate::{run, signals};
 
-/// Open a shell in the state in which a run with --keep-failed ended.
+/// Open a shell in a run that --keep-failed kept.
 ///
-/// The stack, the container and the files are those of the failed run; what is changed is there at the next visit, too. `layered
-/// commit` makes a layer of it, `layered discard` deletes it.
+/// The shell has the layers, the container configuration and the files of the failed run. Changes
+/// to the files are kept for the next `layered shell`. `layered commit` turns the kept run into a
+/// layer, and `layered discard` deletes it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -20,15 +24,15 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     kept: KeptArgs,
-    /// The OCI runtime: runc, crun, youki, or the path of one.
+    /// OCI runtime: runc, crun, youki or a path.
     #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
     runtime: PathBuf,
-    /// What to run in the place of a shell.
+    /// Command to run instead of a shell.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
-/// bash if the stack has it.
+/// Starts bash if the stack has it, and sh otherwise.
 const SHELL: [&str; 3] = ["/bin/sh", "-c", "command -v bash >/dev/null && exec bash; exec sh"];
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -40,13 +44,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let template = template.with_terminal(if interactive { Terminal::Attached } else { Terminal::None });
     let options = Options::new()
         .over(upper)
-        // They are in the upper as the command left them.
+        // The upper has these files as the command left them.
         .etc_files(EtcFiles::FromLayers)
         .runtime(Runtime::new(&args.runtime))
         .stdin(Input::Inherit)
         .stdout(Output::Inherit)
         .stderr(Output::Inherit);
-    let (options, signal) = signals::handed_on(options)?;
+    let (options, signal) = signals::forward(options)?;
     let report = runner::run(&base, &layers, &template, options)?;
-    Ok(run::exit_status(report.status, signal.came()).into())
+    Ok(run::exit_status(report.status, signal.number()).into())
 }

@@ -1,3 +1,6 @@
+//! `layered show`: decides what is shown of one layer. [`origin`] shows where a file is from, and
+//! [`conflicts`] what several layers provide. [`ls`](crate::ls) lists the layers of a store.
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,17 +15,22 @@ use crate::table;
 mod conflicts;
 mod origin;
 
-/// As grep(1) and diff(1) have it: nothing there, or a difference.
+/// The exit status for no file or for a difference, as of grep(1) and diff(1).
 const NO: u8 = 1;
 
-/// Show one layer, or say which layer of a stack a file is from, or what several layers provide.
+/// Show one layer, the origin of a file, or conflicts between layers.
 ///
-/// Of one layer: its `layer.json`, its last use, its sidecars. Symbolic links in the path of --file are not followed.
+/// With LAYER, show prints the layer.json of a layer, its last use and its sidecars. With --file,
+/// it prints which layer of a stack a file is from. With --conflicts, it prints on which paths
+/// layers differ, so that their order matters.
 #[derive(Debug, clap::Args)]
 #[command(
     group = clap::ArgGroup::new("what").required(true),
     after_help = "\
-Exit status: with --file 1 if the stack shows nothing there; with --conflicts 1 if layers differ.
+Exit status:
+  0    success
+  1    with --file: the stack has no such path; with --conflicts: layers differ
+  125  layered itself failed
 
 Examples:
   layered show /var/cache/layers/5f2e
@@ -31,21 +39,28 @@ Examples:
   layered show --conflicts --layers-from deps.txt"
 )]
 pub(crate) struct Args {
-    /// The layer's directory.
+    /// Directory of the layer.
     #[arg(group = "what", conflicts_with_all = ["base", "layers", "layers_from"])]
     layer: Option<PathBuf>,
-    /// Say which layer of a stack this path is from, and which others have something there.
+    /// Show which layer of the stack PATH is from.
+    ///
+    /// The table lists every layer that has an entry at PATH, with what it has and whether it is
+    /// shown. Symbolic links in PATH are not followed.
     #[arg(long, value_name = "PATH", group = "what")]
     file: Option<PathBuf>,
-    /// List the paths that several layers provide, so that the order decides which is seen.
+    /// List the paths on which layers differ.
+    ///
+    /// These are the paths whose content depends on the order of the layers. The last line also
+    /// counts the paths that are the same in all layers, and --json lists them with the difference
+    /// `nothing`.
     #[arg(long, group = "what", conflicts_with = "base")]
     conflicts: bool,
-    /// The base at the bottom of the stack.
+    /// Base at the bottom of the stack.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     #[command(flatten)]
     layers: LayerArgs,
-    /// JSON: one object, or with --conflicts one a line.
+    /// Print JSON: one object, or with --conflicts one per line.
     #[arg(long)]
     json: bool,
 }
@@ -61,18 +76,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Base::open(base)?;
         layers.push(Layer::at(base));
     }
-    anyhow::ensure!(!layers.is_empty(), "no layer is given: name some with --layer or --layers-from");
+    anyhow::ensure!(!layers.is_empty(), "the stack has no layers; pass --layer or --layers-from");
     match &args.file {
         Some(path) => origin::show(&mut out, args, &layers, path),
         None => conflicts::show(&mut out, args, &layers),
     }
 }
 
-/// All that is known of one layer.
+/// Prints everything about one layer.
 fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     let layer = Layer::open(dir)?;
     let Some(meta) = layer.meta()? else {
-        anyhow::bail!("{} has no layer.json: it is not whole (still being made, or left half made)", quoted(dir));
+        anyhow::bail!("{} has no layer.json: its build is still running, or was killed", quoted(dir));
     };
     let used = layer.last_used()?;
     let mut sidecars = serde_json::Map::new();
@@ -97,7 +112,7 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     rows.extend([
         row("user, group", format!("{}, {}", meta.uid, meta.gid)),
         row("size", table::bytes(layer.disk_usage(&meta)?)),
-        row("made", table::timestamp(meta.created_at)),
+        row("created", table::timestamp(meta.created_at)),
         row("last used", used.map_or("never".into(), table::ago)),
     ]);
     rows.extend(lines("seconds", meta.timing.0.iter().map(seconds), ", "));
@@ -111,7 +126,7 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rows of a value that has many items: the name stands in the first.
+/// Returns the rows of a value with many items. The first row has the name.
 fn lines(name: &str, items: impl IntoIterator<Item = String>, separator: &str) -> Vec<Vec<String>> {
     let mut lines = table::wrapped(items, separator);
     if lines.is_empty() {

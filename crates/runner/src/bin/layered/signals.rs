@@ -1,4 +1,5 @@
-//! Forwards the signals that layered gets during a run to the command.
+//! Decides which of the signals that layered gets during a run it forwards to the command.
+//! [`run`](crate::run) and [`shell`](crate::shell) do the runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -21,21 +22,21 @@ pub(crate) struct FirstSignal(Arc<AtomicI32>);
 
 impl FirstSignal {
     /// Returns the number, or 0 if no such signal has arrived.
-    pub(crate) fn came(&self) -> i32 {
+    pub(crate) fn number(&self) -> i32 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// Forwards signals from now on, except those that layered was started to ignore (`nohup`, `trap ''
 /// INT`).
-pub(crate) fn handed_on(options: Options<'_>) -> anyhow::Result<(Options<'_>, FirstSignal)> {
+pub(crate) fn forward(options: Options<'_>) -> anyhow::Result<(Options<'_>, FirstSignal)> {
     let (cancel, command) = (Cancel::new()?, container::Signals::new()?);
     let options = options.cancel(cancel.clone()).signals(command.clone());
-    let came = Arc::new(AtomicI32::new(0));
+    let number = Arc::new(AtomicI32::new(0));
     let ignored = ignored_signals();
     let handled = ENDING.iter().chain(&OTHERS).filter(|signal| !ignores(ignored, **signal));
     let mut signals = Signals::new(handled).context("cannot wait for signals")?;
-    let first = Arc::clone(&came);
+    let first = Arc::clone(&number);
     // The thread lives as long as the process.
     let wait = move || {
         for signal in &mut signals {
@@ -52,7 +53,7 @@ pub(crate) fn handed_on(options: Options<'_>) -> anyhow::Result<(Options<'_>, Fi
         .name("signals".into())
         .spawn(wait)
         .context("cannot start a thread to wait for signals")?;
-    Ok((options, FirstSignal(came)))
+    Ok((options, FirstSignal(number)))
 }
 
 /// Returns whether this process ignores the signal.
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ignored_signals_are_read_from_a_mask() {
+    fn ignored_signals_are_the_bits_of_the_mask() {
         let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000001001000\nSigCgt:\t0000000000000440\n";
         for (signal, ignored) in [(13, true), (25, true), (24, false), (26, false), (64, false)] {
             assert_eq!(ignores(ignored_by(status), signal), ignored, "{signal}");

@@ -1,3 +1,8 @@
+//! The arguments that name a stack: its base, its layers, the scratch directory and the rung.
+//!
+//! [`access`](crate::access) has those for the mode of a new directory, and [`kept`](crate::kept)
+//! those that name a kept run.
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,29 +15,37 @@ use layer::display::quoted;
 use layer::{Base, Layer, Rung};
 use runner::Options;
 
-/// Which layers, over which base, in which scratch directory.
+/// The layers, their base, the scratch directory and the rung.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StackArgs {
-    /// The base at the bottom: a directory whose `fs/` is a root file system.
+    /// Base directory, with a root file system in `fs/`.
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
     #[command(flatten)]
     layers: LayerArgs,
-    /// Where the run's own directory is made: best on the file system of the layers [default: the system's temporary directory].
+    /// Directory for temporary files [default: $TMPDIR or /tmp].
+    ///
+    /// Each run creates its own directory in it. If it is on the file system of the layers, a merge
+    /// links files instead of copying them. It cannot be on overlayfs.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Mount on this rung of the ladder, not on the best one: lowerdir+, mount-paths or mount-names.
+    /// Mount by lowerdir+, mount-paths or mount-names [default: best].
+    ///
+    /// Each rung is a way to pass the lower directories to the kernel, and has separate limits. The
+    /// best is the first rung that works and that leaves the fewest layers to merge.
     #[arg(long, value_name = "RUNG")]
     rung: Option<Rung>,
 }
 
-/// Which layers, topmost first.
+/// The layers, topmost first.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LayerArgs {
-    /// A layer; may be repeated, the topmost first.
+    /// Directory of a layer; may be repeated, topmost first.
     #[arg(long = "layer", value_name = "DIR")]
     layers: Vec<PathBuf>,
-    /// A file with a layer's directory on each line, the topmost first, below those of --layer.
+    /// File with the directory of one layer per line, topmost first.
+    ///
+    /// The layers of FILE are below those of --layer. FILE can be a pipe.
     #[arg(long, value_name = "FILE")]
     layers_from: Option<PathBuf>,
 }
@@ -56,31 +69,32 @@ impl StackArgs {
         self.layers.open()
     }
 
-    /// Sees that an upper can be moved to `destination` when it is there: at best before anything runs.
+    /// Checks that an upper can be moved to `destination`. Called before the run, so that a mistake
+    /// costs no result.
     pub(crate) fn check_destination(&self, destination: &Path) -> anyhow::Result<()> {
         let (shown, dir) = (quoted(destination), parent(destination));
         if destination.symlink_metadata().is_ok() {
-            bail!("{shown} exists: --upper needs a name that is free");
+            bail!("cannot keep the upper as {shown}: it exists; choose another --upper");
         }
         let device =
             |path: &Path| std::fs::metadata(path).ok().filter(|metadata| metadata.is_dir()).map(|dir| dir.dev());
         let there = match std::fs::metadata(dir) {
             Ok(metadata) if metadata.is_dir() => metadata.dev(),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot look at {}", quoted(dir)));
+                return Err(error).with_context(|| format!("cannot examine {}", quoted(dir)));
             }
-            _ => bail!("{} is not a directory: --upper needs one to be made in", quoted(dir)),
+            _ => bail!("cannot keep the upper as {shown}: {} is not a directory; create it first", quoted(dir)),
         };
         match self.scratch.as_deref() {
             Some(scratch) if device(scratch).is_some_and(|here| here != there) => bail!(
-                "{} and {shown} are on different file systems: an upper is moved by a rename, so choose another --scratch",
+                "cannot move an upper from {} to {shown}: they are on different file systems; choose another --scratch",
                 quoted(scratch)
             ),
             _ => Ok(()),
         }
     }
 
-    /// The options that these arguments are. `beside` is where the scratch goes if nothing else was said.
+    /// Returns the options of a run. Without `--scratch`, `beside` is the scratch directory.
     pub(crate) fn options(&self, beside: Option<&Path>) -> Options<'static> {
         let mut options = Options::new();
         if let Some(scratch) = self.scratch.as_deref().or(beside) {
@@ -93,26 +107,30 @@ impl StackArgs {
     }
 }
 
-/// The most that is read of a file that the caller has named.
+/// The size of the largest file that [`read_given`] reads.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Reads a file that the caller has named, which may be a pipe.
+/// Reads a file that the caller has named. It can be a pipe.
 pub(crate) fn read_given(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut content))
         .with_context(|| format!("cannot read {}", quoted(path)))?;
-    ensure!(content.len() as u64 <= MAX_BYTES, "{} has more than {MAX_BYTES} bytes: give another file", quoted(path));
+    ensure!(
+        content.len() as u64 <= MAX_BYTES,
+        "cannot read {}: it has more than {MAX_BYTES} bytes; choose another file",
+        quoted(path)
+    );
     Ok(content)
 }
 
-/// One path a line, any bytes but the newline.
+/// Splits `text` into paths, one per line. A path can contain any byte but a newline.
 fn lines(text: &[u8]) -> impl Iterator<Item = PathBuf> + '_ {
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| OsString::from_vec(line.to_vec()).into())
 }
 
-/// The directory that holds `path`.
+/// Returns the directory that contains `path`.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().as_bytes().is_empty() => parent,
@@ -131,7 +149,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn lists_of_any_content(text in mutated::bytes(["/a b\n\n/c\nlast"])) {
+        fn a_list_of_any_bytes_has_one_path_per_line(text in mutated::bytes(["/a b\n\n/c\nlast"])) {
             let paths: Vec<PathBuf> = lines(&text).collect();
             prop_assert!(paths.iter().all(|path| !path.as_os_str().is_empty()));
             let joined: Vec<_> = paths.iter().map(|path| path.as_os_str().as_bytes()).collect();
@@ -141,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_has_a_path_a_line() {
+    fn a_list_has_one_path_per_line() {
         let paths: Vec<_> = lines(b"/a b\n\n/c:\xff\n/last").collect();
         assert_eq!(
             paths.iter().map(|path| path.as_os_str().as_bytes()).collect::<Vec<_>>(),
@@ -150,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_name_stands_in_the_working_directory() {
+    fn the_parent_of_a_bare_name_is_the_working_directory() {
         assert_eq!((parent(Path::new("new")), parent(Path::new("a/new"))), (Path::new("."), Path::new("a")));
     }
 }

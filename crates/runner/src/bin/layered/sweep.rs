@@ -1,3 +1,6 @@
+//! `layered sweep`: decides how a sweep is shown. `runner::sweep` decides which runs are dead;
+//! [`discard`](crate::discard) deletes a kept run.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,13 +10,18 @@ use layer::json_path;
 use runner::Swept;
 use serde_json::{Value, json};
 
-/// Remove what killed runs have left: their directories and cgroups. Live runs and everything else are left alone.
+/// Remove the directories and cgroups that killed runs left behind.
+///
+/// sweep leaves live runs, kept runs and everything else in the directory alone.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  layered sweep /var/cache/layers/scratch")]
+#[command(after_help = "Examples:\n  layered sweep /var/cache/layers/scratch")]
 pub(crate) struct Args {
-    /// The scratch directory of the runs [default: the system's temporary directory].
+    /// Scratch directory of the runs [default: $TMPDIR or /tmp].
     scratch: Option<PathBuf>,
-    /// One JSON object instead of lines: the paths `removed`, how many runs are `live`, and what `failed`, by `path` and `message`.
+    /// Print one JSON object instead of lines.
+    ///
+    /// The keys are `removed` (paths), `live` (the number of live runs) and `failed`, a list of
+    /// objects with `path` and `message`.
     #[arg(long)]
     json: bool,
 }
@@ -27,11 +35,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         for path in &swept.removed {
             writeln!(out, "removed {}", quoted(path))?;
         }
-        writeln!(out, "{} dead runs removed, {} live ones left alone", swept.removed.len(), swept.live)?;
+        writeln!(out, "dead runs removed: {}, live runs: {}", swept.removed.len(), swept.live)?;
     }
     let status = if swept.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
     for (path, cause) in swept.failed {
-        crate::complain(format_args!("{} is left: {:#}", quoted(&path), anyhow::Error::from(cause)));
+        crate::complain(format_args!("cannot remove the dead run {}: {:#}", quoted(&path), anyhow::Error::from(cause)));
     }
     Ok(status)
 }

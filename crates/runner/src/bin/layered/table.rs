@@ -1,4 +1,5 @@
-//! Tables and the numbers in them, for people.
+//! Decides how tables, sizes and times are printed for people. [`doctor::check`](crate::doctor)
+//! prints the lines of `layered doctor`.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,12 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use layer::display::escaped;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Prints rows as columns, two spaces between them. The first row is the heading; columns in `right` are set to the right.
+/// Prints rows as columns with two spaces between them. The first row is the heading. The columns
+/// in `right` are aligned to the right.
 pub(crate) fn print(out: &mut impl Write, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
     print_printable(out, &printable(rows), right)
 }
 
-/// The same, with the widest columns to the left shortened where standard output is a terminal that is too narrow.
+/// Prints rows as [`print()`] does. If standard output is a terminal that is too narrow, shortens the
+/// widest columns that are aligned to the left.
 pub(crate) fn print_to_fit(out: &mut impl Write, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
     let mut rows = printable(rows);
     if io::stdout().is_terminal() {
@@ -22,11 +25,11 @@ pub(crate) fn print_to_fit(out: &mut impl Write, rows: &[Vec<String>], right: &[
     print_printable(out, &rows, right)
 }
 
-/// A cell that is wider sticks out to the right, without the other rows being made as wide: a string of a `layer.json` may
-/// have millions of characters.
+/// The greatest width of a column. A wider cell sticks out to the right, and the other rows are not
+/// padded to its width: a string of a `layer.json` can have millions of characters.
 const WIDEST: usize = 256;
 
-/// No column is made narrower than this.
+/// The width below which a column is not shortened.
 const NARROW: usize = 8;
 
 /// A cell with its width on a terminal.
@@ -41,7 +44,7 @@ impl Cell {
         Self { text, width }
     }
 
-    /// Shortens the text to `width`, with a sign that it has been shortened.
+    /// Shortens the text to `width`, and ends it with `…` if it was longer.
     fn shorten(&mut self, width: usize) {
         if self.width <= width {
             return;
@@ -56,7 +59,7 @@ impl Cell {
                 used <= room
             })
             .collect();
-        // Some characters make the one before them wider.
+        // Some characters make the character before them wider.
         while text.width() > room {
             text.pop();
         }
@@ -65,7 +68,8 @@ impl Cell {
     }
 }
 
-/// Cells are one line each, and none drives the terminal.
+/// Escapes the control characters in cells, so that a cell is one line and cannot control the
+/// terminal.
 fn printable(rows: &[Vec<String>]) -> Vec<Vec<Cell>> {
     rows.iter().map(|row| row.iter().map(|cell| Cell::new(escaped(cell).to_string())).collect()).collect()
 }
@@ -73,7 +77,7 @@ fn printable(rows: &[Vec<String>]) -> Vec<Vec<Cell>> {
 fn print_printable(out: &mut impl Write, rows: &[Vec<Cell>], right: &[usize]) -> io::Result<()> {
     let widths: Vec<usize> = widths(rows).into_iter().map(|width| width.min(WIDEST)).collect();
     for row in rows {
-        // Spaces are written when something follows.
+        // Spaces are written only before another cell.
         let mut owed = 0;
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             let padding = width.saturating_sub(cell.width);
@@ -90,7 +94,7 @@ fn print_printable(out: &mut impl Write, rows: &[Vec<Cell>], right: &[usize]) ->
     Ok(())
 }
 
-/// The width of each column.
+/// Returns the width of each column.
 fn widths(rows: &[Vec<Cell>]) -> Vec<usize> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let mut widths = vec![0; columns];
@@ -102,10 +106,11 @@ fn widths(rows: &[Vec<Cell>]) -> Vec<usize> {
     widths
 }
 
-/// Shortens cells, the widest column first, until rows are at most `most` wide, if that is possible.
+/// Shortens cells, the widest column first, until rows are at most `most` cells wide or every
+/// column has the width [`NARROW`].
 fn fit(rows: &mut [Vec<Cell>], right: &[usize], most: usize) {
     let mut widths = widths(rows);
-    // Where a column is wider than the whole terminal, only what fits counts.
+    // A column that is wider than the terminal starts at the width of the terminal.
     for (column, width) in widths.iter_mut().enumerate() {
         if !right.contains(&column) {
             *width = (*width).min(most.max(NARROW));
@@ -127,7 +132,7 @@ fn fit(rows: &mut [Vec<Cell>], right: &[usize], most: usize) {
     }
 }
 
-/// Joins items to lines of at most [`LINE`] cells: as many on a line as fit, at least one.
+/// Joins items to lines of at most [`LINE`] cells. A line has at least one item, even a longer one.
 pub(crate) fn wrapped(items: impl IntoIterator<Item = String>, separator: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut used = 0;
@@ -151,10 +156,10 @@ pub(crate) fn wrapped(items: impl IntoIterator<Item = String>, separator: &str) 
     lines
 }
 
-/// The width of a line that is wrapped.
+/// The width at which items are wrapped.
 const LINE: usize = 80;
 
-/// `1.5 MiB`.
+/// Formats a size: `1.5 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
@@ -166,7 +171,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
 }
 
-/// `12.3 ms`.
+/// Formats a duration: `12.30 ms`.
 pub(crate) fn duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     match seconds {
@@ -176,7 +181,7 @@ pub(crate) fn duration(time: Duration) -> String {
     }
 }
 
-/// `3h 2m ago`: the two largest units.
+/// Formats the time since `time` with its two largest units: `3h 2m ago`.
 pub(crate) fn ago(time: SystemTime) -> String {
     let Ok(age) = SystemTime::now().duration_since(time) else { return "in the future".into() };
     let text = humantime::format_duration(Duration::from_secs(age.as_secs())).to_string();
@@ -184,10 +189,11 @@ pub(crate) fn ago(time: SystemTime) -> String {
     format!("{} ago", short.join(" "))
 }
 
-/// The first second that has no four-digit year any more.
+/// The first second of the year 10000.
 const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
 
-/// `2026-11-24T12:00:00Z`. A file can have any time: what is before 1970, or after 9999, counts as the nearest that can be written.
+/// Formats a time: `2026-11-24T12:00:00Z`. The time of a file can be before 1970 or after 9999.
+/// Then this is the nearest time between the two.
 pub(crate) fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default().min(YEAR_10000 - Duration::from_secs(1));
     humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
@@ -198,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_time_can_be_written() {
+    fn a_time_before_1970_or_after_9999_is_clamped() {
         let table = [
             (UNIX_EPOCH - Duration::from_secs(1 << 40), "1970-01-01T00:00:00Z"),
             (UNIX_EPOCH + Duration::from_secs(86_400), "1970-01-02T00:00:00Z"),
@@ -217,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up() {
+    fn columns_are_aligned_and_lines_have_no_trailing_spaces() {
         let rows: [&[&str]; 3] = [&["NAME", "SIZE", ""], &["a", "5", "x"], &["größe", "500", ""]];
         assert_eq!(printed(&rows, &[1]), "NAME   SIZE\na         5  x\ngröße   500\n");
         let rows: [&[&str]; 3] = [&["", "A", "B"], &["x", "", "y"], &["", "", ""]];
@@ -225,8 +231,8 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_measured_in_cells() {
-        // Wide characters, combining ones, one of no width, an emoji of several code points.
+    fn columns_are_measured_in_terminal_cells() {
+        // Wide characters, combining characters, one of no width, an emoji of several code points.
         let rows: [&[&str]; 6] = [
             &["NAME", "X"],
             &["日本語", "1"],
@@ -247,14 +253,14 @@ a\u{200b}b      3
     }
 
     #[test]
-    fn a_cell_is_one_line_and_drives_no_terminal() {
+    fn a_cell_is_one_line_and_cannot_control_the_terminal() {
         let rows: [&[&str]; 2] = [&["NAME", "X"], &["a\nok  \u{1b}[2J\u{9b}\u{202e}", "1"]];
         let shown = r"a\nok  \u{1b}[2J\u{9b}\u{202e}";
         assert_eq!(printed(&rows, &[]), format!("NAME{}  X\n{shown}  1\n", " ".repeat(shown.len() - 4)));
     }
 
     #[test]
-    fn a_cell_of_any_size_is_printed_whole_and_costs_the_other_rows_little() {
+    fn a_long_cell_is_printed_whole_and_the_other_rows_are_not_padded_to_it() {
         let long = "x".repeat(70_000);
         let out = printed(&[&["NAME", "SIZE", "X"], &[&long, "1", "y"], &["z", &long, "y"]], &[1]);
         let lines: Vec<_> = out.lines().collect();
@@ -272,7 +278,7 @@ a\u{200b}b      3
     }
 
     #[test]
-    fn the_widest_columns_give_way() {
+    fn the_widest_columns_are_shortened_first() {
         let row: &[&str] = &["0123456789abcdef", "a-long-status", "5 B"];
         let table = [
             (40, ["0123456789abcdef", "a-long-status", "5 B"]),
@@ -286,18 +292,18 @@ a\u{200b}b      3
     }
 
     #[test]
-    fn shortened_cells_are_as_wide_as_there_is_room() {
+    fn a_shortened_cell_uses_the_width_and_splits_no_character() {
         let table = [
-            // A wide character that would be cut in two is left out.
+            // Half a wide character fits: it is left out.
             ("日本語日本語", 8, "日本語…"),
             ("日本語日本語", 9, "日本語日…"),
-            // What belongs to a character stays with it.
+            // Combining characters stay with their character.
             (
                 "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}",
                 8,
                 "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}…",
             ),
-            // A heart that is wider with its selector.
+            // The selector makes the heart wider.
             ("abcdef\u{2764}\u{fe0f}gh", 8, "abcdef\u{2764}…"),
         ];
         for (text, most, expected) in table {
@@ -310,7 +316,7 @@ a\u{200b}b      3
     }
 
     #[test]
-    fn items_are_wrapped_and_none_is_lost() {
+    fn every_item_is_on_a_wrapped_line() {
         let items = |number: usize, length: usize| (0..number).map(move |n| format!("{n:0length$}"));
         assert_eq!(wrapped(items(0, 1), " "), Vec::<String>::new());
         assert_eq!(wrapped(items(3, 1), ", "), ["0, 1, 2"]);
@@ -322,7 +328,7 @@ a\u{200b}b      3
     }
 
     #[test]
-    fn sizes_and_times() {
+    fn sizes_and_times_have_a_unit() {
         let table =
             [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (u64::MAX, "16777216.0 TiB")];
         for (size, text) in table {

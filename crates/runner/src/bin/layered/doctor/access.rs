@@ -1,5 +1,8 @@
-//! Whether other users of the machine reach the trees of layers. A set-user-ID program that a command has made runs for them with
-//! root's rights, and a device node opens the host's device.
+//! Checks whether other users of the machine can reach the trees of layers.
+//!
+//! For them, a set-user-ID program that a command has created runs with the rights of its owner,
+//! and a device node opens the device of the host. [`scratch`](super::scratch) checks the file
+//! system.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -13,33 +16,36 @@ use rustix::fs::Dir;
 
 use super::check::Check;
 
-const MEANS: &str = "set-user-ID programs in them run with the rights of their owners for every user, device nodes open the host's devices";
+const MEANS: &str = "every user can run their set-user-ID programs with the rights of the owners, and open the host's devices through their device nodes";
 
-/// The directory of layers at `store`.
+/// Checks the layers in the directory `store`.
 pub(super) fn store(store: &Path) -> Check {
     let shown = store.maybe_quote();
     let (is_open, layers) = match is_open(store).and_then(|is_open| Ok((is_open, layers(store)?))) {
         Ok(found) => found,
         Err(error) => {
             return Check::warning("store", format!("cannot read {shown}: {error}"))
-                .means("nothing is known about who reaches the layers in it")
-                .advice("give --store the directory that holds the layers");
+                .means("other users may be able to reach the layers in it")
+                .advice("pass the directory that contains the layers as --store");
         }
     };
     let all = layers.len();
     let open: Vec<_> = layers.iter().filter(|layer| is_open && layer.is_open).collect();
     match &open[..] {
-        [] => Check::ok("store", format!("other users reach none of the {all} layers in {shown}")),
+        [] => Check::ok("store", format!("other users can enter none of the {all} layers in {shown}")),
         [first, ..] => {
             let name = first.path.file_name().unwrap_or_default().maybe_quote();
-            let found = format!("other users can enter {} of the {all} layers in {shown}, {name} for one", open.len());
-            Check::warning("store", found).means(MEANS).advice(format!("chmod 700 {shown}, or each of the layers"))
+            let found = format!("other users can enter {} of the {all} layers in {shown}, e.g. {name}", open.len());
+            Check::warning("store", found)
+                .means(MEANS)
+                .advice(format!("run chmod 700 {shown}, or do so for each layer"))
         }
     }
 }
 
-/// The scratch directory at `scratch`. One that everybody may write to and nobody tidy up, as /tmp, is meant to be entered: what a
-/// run makes in it is closed.
+/// Checks the scratch directory. Returns `None` if it is closed to other users, and for a shared
+/// directory with the sticky bit, such as /tmp: the directories that a run creates there are
+/// closed.
 pub(super) fn scratch(scratch: &Path) -> Option<Check> {
     let is_shared = fs::metadata(scratch).is_ok_and(|metadata| metadata.mode() & STICKY != 0);
     if is_shared || !is_open(scratch).unwrap_or_default() {
@@ -47,8 +53,8 @@ pub(super) fn scratch(scratch: &Path) -> Option<Check> {
     }
     let shown = scratch.maybe_quote();
     let warning = Check::warning("scratch access", format!("other users can enter {shown}"))
-        .means("a run's own directory in it is closed, but an upper or a merge that is put there may not be")
-        .advice(format!("chmod 700 {shown}"));
+        .means("the directory of a run in it is closed, but an upper or a merged directory placed there may not be")
+        .advice(format!("run chmod 700 {shown}"));
     Some(warning)
 }
 
@@ -60,7 +66,7 @@ struct LayerDir {
     is_open: bool,
 }
 
-/// What looks like a layer in `store`: a directory with a tree in it.
+/// Returns the layers in `store`: the directories with an `fs` directory.
 fn layers(store: &Path) -> io::Result<Vec<LayerDir>> {
     let mut layers = Vec::new();
     for entry in Dir::new(File::open(store)?)? {
@@ -79,7 +85,7 @@ fn layers(store: &Path) -> io::Result<Vec<LayerDir>> {
     Ok(layers)
 }
 
-/// Whether every user can enter `dir`: it and all directories above it.
+/// Returns whether every user can enter `dir` and all directories above it.
 fn is_open(dir: &Path) -> io::Result<bool> {
     for above in fs::canonicalize(dir)?.ancestors() {
         if above.metadata()?.mode() & SEARCH_BY_OTHERS == 0 {
@@ -105,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_closed_by_its_own_mode_by_one_above_or_by_those_of_the_layers() {
+    fn a_store_is_closed_by_its_own_mode_one_above_or_those_of_its_layers() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store");
         for layer in ["a", "b\x1b[2J", "c"] {
@@ -115,7 +121,7 @@ mod tests {
         let [a, b, c] = ["a", "b\x1b[2J", "c"].map(|layer| path.join(layer));
         let set = |modes: [(&Path, u32); 6]| modes.into_iter().for_each(|(path, bits)| mode(path, bits));
         let tree = a.join("fs");
-        // (above, the store, a, its tree, b, c; how many are open)
+        // (modes: above, the store, a, the tree of a, b, c; number of open layers)
         let table = [
             (0o755, 0o755, 0o755, 0o755, 0o700, 0o750, 1),
             (0o711, 0o711, 0o711, 0o711, 0o711, 0o701, 3),
@@ -140,16 +146,16 @@ mod tests {
     }
 
     #[test]
-    fn a_scratch_directory_of_ones_own_is_closed() {
+    fn only_an_open_private_scratch_directory_is_a_warning() {
         let dir = tempfile::tempdir().unwrap();
         mode(dir.path(), 0o755);
         let path = dir.path().join("scratch");
         fs::create_dir(&path).unwrap();
-        for (bits, is_told) in
+        for (bits, is_warning) in
             [(0o755, true), (0o711, true), (0o700, false), (0o750, false), (0o1777, false), (0o777, true)]
         {
             mode(&path, bits);
-            assert_eq!(scratch(&path).is_some(), is_told, "{bits:o}");
+            assert_eq!(scratch(&path).is_some(), is_warning, "{bits:o}");
         }
         mode(dir.path(), 0o700);
         assert_eq!(scratch(&path), None);

@@ -1,3 +1,6 @@
+//! Checks the cgroup hierarchies and the controllers that options of `layered run` need.
+//! [`limits`](super::limits) checks the limits of the system.
+
 use container::{Cgroup, CgroupLayout};
 
 use super::check::Check;
@@ -17,9 +20,11 @@ pub(super) fn checks() -> Vec<Check> {
 fn hierarchies(layout: CgroupLayout) -> Check {
     match layout {
         CgroupLayout::Missing => Check::warning("cgroups", "no hierarchy is mounted")
-            .means("runs have no limits and tell no usage, and most runtimes refuse to start")
-            .advice("mount -t cgroup2 none /sys/fs/cgroup"),
-        _ => Check::ok("cgroups", layout.to_string()).means("a run has a group of its own, which goes with it"),
+            .means("runs have no limits, report no usage, and fail with most runtimes")
+            .advice("run mount -t cgroup2 none /sys/fs/cgroup"),
+        _ => {
+            Check::ok("cgroups", layout.to_string()).means("each run gets a separate cgroup, and removes it at its end")
+        }
     }
 }
 
@@ -29,11 +34,11 @@ fn controllers(missing: &[(&str, &str)]) -> Check {
         [] => Check::ok("controllers", names(&LIMITS)),
         missing => {
             let options: Vec<_> = missing.iter().map(|(_, option)| *option).collect();
-            Check::warning("controllers", format!("none for {}", names(missing)))
-                .means(format!("runs with {} are refused", options.join(", ")))
+            Check::warning("controllers", format!("{} missing", names(missing)))
+                .means(format!("layered refuses runs with {}", options.join(", ")))
                 .advice(match missing.iter().any(|(controller, _)| *controller == "memory") {
-                    true => "mount or enable them; that of memory may need cgroup_enable=memory on the kernel's command line",
-                    false => "mount or enable them, or run without these options",
+                    true => "mount or enable them (memory may need cgroup_enable=memory on the kernel command line), or omit these options",
+                    false => "mount or enable them, or omit these options",
                 })
         }
     }
@@ -45,7 +50,7 @@ mod tests {
     use crate::doctor::check::Verdict;
 
     #[test]
-    fn layouts() {
+    fn only_a_missing_hierarchy_is_a_warning() {
         let table = [
             (CgroupLayout::Missing, Verdict::Warning),
             (CgroupLayout::Legacy, Verdict::Ok),
@@ -58,12 +63,9 @@ mod tests {
     }
 
     #[test]
-    fn what_a_missing_controller_costs_is_told() {
+    fn a_missing_controller_is_a_warning_that_names_its_options() {
         assert_eq!(controllers(&[]), Check::ok("controllers", "memory, pids, cpuset"));
         let json = serde_json::to_string(&controllers(&LIMITS[..2])).unwrap();
-        assert!(
-            json.contains("none for memory, pids") && json.contains("runs with --memory, --pids are refused"),
-            "{json}"
-        );
+        assert!(json.contains("memory, pids missing") && json.contains("refuses runs with --memory, --pids"), "{json}");
     }
 }

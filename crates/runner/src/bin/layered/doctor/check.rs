@@ -1,3 +1,6 @@
+//! Decides how a check and its verdict are printed. [`doctor`](super) decides which checks there
+//! are, and [`table`](crate::table) prints the tables of other subcommands.
+
 use std::io::{self, Write};
 
 use layer::display::escaped;
@@ -5,7 +8,7 @@ use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-/// What was looked at, what was found, what that means for a run and what to do about it.
+/// The result of one check: the finding, its meaning for a run, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Check {
     pub(crate) name: &'static str,
@@ -19,11 +22,11 @@ pub(crate) struct Check {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
     Ok,
-    /// Runs work, but not as they could.
+    /// Runs work, but with a restriction.
     Warning,
     /// No run can work.
     Failed,
-    /// It rests on something that failed.
+    /// A check that this one depends on has failed.
     Skipped,
 }
 
@@ -75,23 +78,24 @@ impl Check {
     }
 }
 
-/// Messages of others, a runtime's or the kernel's, may have several lines.
+/// Joins the lines of a text and escapes its control characters: messages of the runtime and of the
+/// kernel can have several lines.
 fn one_line(text: String) -> String {
     escaped(text.split_whitespace().collect::<Vec<_>>().join(" ")).to_string()
 }
 
-/// How wide the terminal is that standard output goes to, if it is one.
+/// Returns the width of standard output, if that is a terminal.
 pub(crate) fn terminal_width() -> Option<usize> {
     let columns = usize::from(tcgetwinsize(io::stdout()).ok()?.ws_col);
     (columns > 0).then_some(columns)
 }
 
-/// A line a check; on a terminal it goes on below itself where it is longer than that is wide.
+/// Prints one line per check, and wraps it at `width`.
 pub(crate) fn print(out: &mut impl Write, checks: &[Check], width: Option<usize>) -> io::Result<()> {
     let names = checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
     let indent = "warning  ".len() + names + 2;
     for check in checks {
-        // Narrower than that and the words would stand one below another.
+        // On a very narrow terminal the lines are longer than the terminal, not one word each.
         let room = width.map_or(usize::MAX, |width| width.saturating_sub(indent).max(20));
         let mut head = format!("{:<7}  {:<names$}  ", check.verdict.word(), check.name);
         for line in wrapped(&check.text(), room) {
@@ -131,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_is_a_line() {
+    fn a_check_is_printed_on_one_line() {
         assert_eq!(
             shown(None),
             "\
@@ -142,7 +146,7 @@ warning  room     5 MiB are free; a run fills them; choose another --scratch
     }
 
     #[test]
-    fn on_a_terminal_no_line_is_longer_than_it_is_wide() {
+    fn a_line_is_wrapped_at_the_width_of_the_terminal() {
         assert_eq!(
             shown(Some(45)),
             "\
@@ -156,7 +160,7 @@ warning  room     5 MiB are free; a run fills
     }
 
     #[test]
-    fn a_check_as_json() {
+    fn a_check_as_json_has_every_key() {
         let check = Check::failed("runtime", "none").advice("install one");
         let expected = r#"{"name":"runtime","verdict":"failed","found":"none","means":null,"advice":"install one"}"#;
         assert_eq!(serde_json::to_string(&check).unwrap(), expected);

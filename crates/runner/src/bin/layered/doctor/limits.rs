@@ -1,3 +1,6 @@
+//! Checks the limits of open files, namespaces and processes. [`cgroups`](super::cgroups) checks
+//! the controllers that limit a single run.
+
 use std::fs;
 
 use rustix::process::{Resource, getrlimit};
@@ -5,7 +8,7 @@ use rustix::process::{Resource, getrlimit};
 use super::check::Check;
 
 pub(super) fn checks() -> Vec<Check> {
-    // `main` has raised the soft limit as far as it goes.
+    // `main` has raised the soft limit to the hard limit.
     let mut checks = vec![open_files(getrlimit(Resource::Nofile).current)];
     let limit = |kind: &str| number(&format!("/proc/sys/user/max_{kind}_namespaces"));
     let limits = NAMESPACES.map(|(kind, each)| limit(kind).map(|limit| (kind, limit, each)));
@@ -18,7 +21,8 @@ fn number(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// What a stack of 500 takes where the directories are named by descriptors, and a merge of deep trees.
+/// Enough for a stack of 500 layers whose directories are named by descriptors, and for a merge of
+/// deep trees.
 const ENOUGH_FILES: u64 = 1024;
 
 fn open_files(limit: Option<u64>) -> Check {
@@ -26,35 +30,37 @@ fn open_files(limit: Option<u64>) -> Check {
         None => Check::ok("open files", "no limit"),
         Some(limit) if limit >= ENOUGH_FILES => Check::ok("open files", format!("up to {limit}")),
         Some(limit) => Check::warning("open files", format!("up to {limit}"))
-            .means("large stacks and merges of deep trees may run out of them")
-            .advice(format!("raise the hard limit to {ENOUGH_FILES} at least: ulimit -Hn")),
+            .means("large stacks and merges of deep trees may exceed that")
+            .advice(format!("raise the hard limit to {ENOUGH_FILES} or more (ulimit -Hn)")),
     }
 }
 
-/// How many namespaces of a kind a run has: its own for the mount, the runtime's, and the container's.
+/// The number of namespaces of each kind that a run uses: its own for mounts, those of the runtime,
+/// and those of the container.
 const NAMESPACES: [(&str, u64); 6] = [("mnt", 3), ("pid", 2), ("net", 1), ("ipc", 1), ("uts", 1), ("cgroup", 1)];
 
-/// Runs at once that a busy machine may well have.
+/// The number of concurrent runs that a busy machine can have.
 const MANY_RUNS: u64 = 64;
 
-/// Kind, limit, and how many a run takes. A kernel that does not tell has no limit.
+/// Checks limits of namespaces: the kind, the limit, and the number that a run uses. A limit that
+/// the kernel does not report is not checked.
 fn namespaces(limits: &[(&str, u64, u64)]) -> Option<Check> {
     let (kind, limit, each) = limits.iter().min_by_key(|(_, limit, each)| limit / each)?;
     let runs = limit / each;
     let found = format!("user.max_{kind}_namespaces is {limit}");
-    let means = format!("room for {runs} runs at once");
+    let means = format!("room for {runs} concurrent runs");
     Some(match runs {
         0 => Check::failed("namespaces", found)
-            .means("a run cannot have its namespaces")
-            .advice(format!("sysctl user.max_{kind}_namespaces={}", each * MANY_RUNS)),
+            .means("a run cannot create its namespaces")
+            .advice(format!("run sysctl user.max_{kind}_namespaces={}", each * MANY_RUNS)),
         runs if runs < MANY_RUNS => Check::warning("namespaces", found)
             .means(means)
-            .advice(format!("sysctl user.max_{kind}_namespaces={} for {MANY_RUNS}", each * MANY_RUNS)),
+            .advice(format!("for {MANY_RUNS}, run sysctl user.max_{kind}_namespaces={}", each * MANY_RUNS)),
         _ => Check::ok("namespaces", found).means(means),
     })
 }
 
-/// Fewer are soon used up by builds that run side by side.
+/// Concurrent builds soon use up a smaller number.
 const FEW_PROCESSES: u64 = 4096;
 
 fn processes(pid_max: Option<u64>, threads_max: Option<u64>) -> Option<Check> {
@@ -63,7 +69,7 @@ fn processes(pid_max: Option<u64>, threads_max: Option<u64>) -> Option<Check> {
     Some(match limit >= FEW_PROCESSES {
         true => Check::ok("processes", found),
         false => Check::warning("processes", found)
-            .means("commands fail to start others when they are used up")
+            .means("concurrent builds soon reach that, and then cannot start processes")
             .advice("raise kernel.pid_max and kernel.threads-max"),
     })
 }
@@ -74,7 +80,7 @@ mod tests {
     use crate::doctor::check::Verdict::{Failed, Ok, Warning};
 
     #[test]
-    fn limits() {
+    fn a_low_limit_is_a_warning_and_one_below_a_single_run_a_failure() {
         for (limit, verdict) in [(None, Ok), (Some(1 << 20), Ok), (Some(1024), Ok), (Some(256), Warning)] {
             assert_eq!(open_files(limit).verdict, verdict, "{limit:?}");
         }

@@ -1,3 +1,6 @@
+//! Checks what overlays on each rung can do in the scratch directory. `runner::probe` mounts them,
+//! and [`trial`](super::trial) makes a whole run.
+
 use std::path::Path;
 
 use layer::Rung;
@@ -5,10 +8,10 @@ use runner::{Phase, probe};
 
 use super::check::Check;
 
-/// What came of a rung: what was seen there, or why it is of no use.
+/// A rung, and what the probe saw on it or why it failed.
 type Tried = (Rung, Result<Seen, String>);
 
-/// What is of interest in a [`runner::Probe`].
+/// The fields of a [`runner::Probe`] that are checked.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     volatile: bool,
@@ -16,10 +19,10 @@ struct Seen {
     deletions: bool,
 }
 
-/// What overlays on each rung of the ladder can do in `scratch`, if there is one, and whether any works.
+/// Probes every rung in `scratch`, if there is a usable one. Returns also whether any rung works.
 pub(super) fn checks(scratch: Option<&Path>) -> (Vec<Check>, bool) {
     let Some(scratch) = scratch else {
-        return (vec![Check::skipped("overlays", "not tried without root and a scratch directory")], false);
+        return (vec![Check::skipped("overlays", "not checked without root and a usable scratch directory")], false);
     };
     let mut unwritable = None;
     let tried = Rung::LADDER.map(|rung| match probe(scratch, rung) {
@@ -37,36 +40,37 @@ pub(super) fn checks(scratch: Option<&Path>) -> (Vec<Check>, bool) {
         }
     });
     if let Some(error) = unwritable {
-        let failed = Check::failed("scratch", error).means("a run cannot make its directory");
-        return (vec![failed.advice("mend that, or give --scratch another directory")], false);
+        let failed = Check::failed("scratch", error).means("a run cannot create its directory");
+        return (vec![failed.advice("make it writable, or choose another --scratch")], false);
     }
     (judge(&tried), tried.iter().any(|(_, result)| result.is_ok()))
 }
 
 fn judge(tried: &[Tried]) -> Vec<Check> {
     let mut checks: Vec<_> = tried.iter().map(|(rung, result)| one(*rung, result, tried)).collect();
-    // The best rung that works is the one that runs take.
+    // Runs usually take the best rung that works.
     if let Some(Seen { volatile, private, deletions }) = tried.iter().find_map(|(_, result)| result.as_ref().ok()) {
         checks.push(match deletions {
-            true => Check::ok("deletions", "a whiteout and an opaque directory were made in the scratch"),
-            false => {
-                Check::failed("deletions", "the scratch's file system keeps no whiteouts or no trusted attributes")
-                    .means("what a command deletes would come back in its layer")
-                    .advice("give --scratch a directory on ext4, xfs, btrfs or tmpfs")
+            true => {
+                Check::ok("deletions", "the kernel created a whiteout and an opaque directory in the scratch directory")
             }
+            false => Check::failed("deletions", "the scratch directory cannot store whiteouts or trusted xattrs")
+                .means("files that a command deletes would reappear in its layer")
+                .advice("choose a --scratch on ext4, xfs, btrfs or tmpfs"),
         });
         checks.push(match volatile {
-            true => Check::ok("volatile", "overlays are volatile").means("nothing is flushed when a run ends"),
+            true => Check::ok("volatile", "overlays can be volatile")
+                .means("the kernel flushes nothing at the end of a run"),
             false => Check::warning("volatile", "this kernel has no volatile overlays (Linux 5.10)")
-                .means("the whole file system of the scratch is flushed when a run ends")
-                .advice("take a newer kernel, or keep the scratch on a file system of its own"),
+                .means("the kernel flushes the whole file system of the scratch directory at the end of each run")
+                .advice("use a newer kernel, or put the scratch directory on a separate file system"),
         });
         checks.push(match private {
             true => Check::ok("private mounts", "the overlay was not in the host's mount table")
-                .means("a run that is killed leaves no mount"),
-            false => Check::warning("private mounts", "the overlay was seen in the host's mount table")
-                .means("a run that is killed leaves its mount")
-                .advice("tell the makers of layered of this machine"),
+                .means("a killed run leaves no mount"),
+            false => Check::warning("private mounts", "the overlay was in the host's mount table")
+                .means("a killed run leaves its mount")
+                .advice("please report this as a bug, with the output of `layered doctor`"),
         });
     }
     checks
@@ -79,20 +83,20 @@ fn one(rung: Rung, result: &Result<Seen, String>, all: &[Tried]) -> Check {
         _ => "lowerdir+",
     };
     let holds = match rung {
-        Rung::MountPaths => "as many layers as their paths fit into a page",
-        Rung::MountNames => "some 500 layers, whatever their paths",
-        _ => "up to 500 directories are stacked, whatever their paths",
+        Rung::MountPaths => "it stacks the layers whose paths fit into one page",
+        Rung::MountNames => "it stacks about 500 layers with paths of any length",
+        _ => "it stacks up to 500 directories with paths of any length",
     };
     match result {
         Ok(_) => Check::ok(name, "an overlay was mounted, written to and unmounted").means(holds),
         Err(error) if all.iter().all(|(_, result)| result.is_err()) => Check::failed(name, error)
-            .means("a run cannot have its root file system on this rung, nor on another")
-            .advice("see what the message says; the kernel needs overlayfs (modprobe overlay)"),
+            .means("a run cannot mount its root file system on this or any other rung")
+            .advice("see the reason; the kernel must support overlayfs (try modprobe overlay)"),
         Err(error) => Check::warning(name, error)
-            .means("runs take another rung, and large stacks may have to be merged")
+            .means("runs take another rung, and may have to merge large stacks")
             .advice(match rung {
-                Rung::LowerdirPlus => "take Linux 6.7 or later for stacks of hundreds of layers",
-                _ => "none, unless runs ask for this rung",
+                Rung::LowerdirPlus => "for stacks of hundreds of layers, use Linux 6.7 or later",
+                _ => "nothing to do, unless runs use --rung",
             }),
     }
 }
@@ -108,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn one_rung_is_enough() {
+    fn a_failed_rung_is_a_warning_if_another_one_works() {
         let old = || Err("unknown parameter".to_string());
         assert_eq!(verdicts([old(), old(), old()]), [Failed; 3]);
         let whole = Seen { volatile: true, private: true, deletions: true };

@@ -1,3 +1,6 @@
+//! Checks whether this process has the rights that a run needs. [`access`](super::access) checks
+//! the rights of other users.
+
 use std::fs;
 
 use container::require_privilege;
@@ -17,15 +20,15 @@ fn judge(uid: u32, may_mount: bool, uid_map: Option<&str>) -> Check {
     let whole = uid_map.is_none_or(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
     match (uid, may_mount) {
         (_, false) => Check::failed("privilege", format!("user {uid} without CAP_SYS_ADMIN"))
-            .means("nothing can be mounted")
-            .advice("run it as root, with all capabilities"),
+            .means("layered cannot mount anything")
+            .advice("run layered as root, with all capabilities"),
         (0, true) if whole => Check::ok("privilege", "root, with CAP_SYS_ADMIN"),
-        (0, true) => Check::warning("privilege", "root of a user namespace only")
-            .means("the kernel may refuse device nodes, trusted attributes and cgroups")
-            .advice("see what follows; if something fails, run it as the host's root"),
+        (0, true) => Check::warning("privilege", "root in a user namespace only")
+            .means("the kernel may refuse device nodes, trusted xattrs and cgroups")
+            .advice("if a check below fails, run layered as root of the host"),
         (uid, true) => Check::warning("privilege", format!("user {uid} with CAP_SYS_ADMIN"))
-            .means("layers and runtimes count on root's other rights, too")
-            .advice("run it as root"),
+            .means("layers and runtimes need other rights of root, too")
+            .advice("run layered as root"),
     }
 }
 
@@ -35,7 +38,7 @@ mod tests {
     use crate::doctor::check::Verdict;
 
     #[test]
-    fn who_may_run() {
+    fn only_root_of_the_host_is_ok() {
         let (host, own) = ("         0          0 4294967295\n", "0 100000 65536\n");
         let table = [
             ((0, true, Some(host)), Verdict::Ok),

@@ -1,3 +1,7 @@
+//! Checks the file system of the scratch directory and its free space. [`access`](super::access)
+//! checks which users can enter the directory, and [`overlay`](super::overlay) what overlays can do
+//! there.
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -9,7 +13,7 @@ use rustix::fs::{Dir, FileType, fstatvfs};
 use super::check::{Check, Verdict};
 use crate::table;
 
-/// What there is to say of the scratch directory, and its real path, if it is of use.
+/// Checks the scratch directory. Returns also its real path, if it is usable.
 pub(super) fn checks(scratch: &Path) -> (Vec<Check>, Option<PathBuf>) {
     let shown = quoted(scratch);
     let dir = match fs::canonicalize(scratch).and_then(|path| Ok((File::open(&path)?, path))) {
@@ -20,8 +24,8 @@ pub(super) fn checks(scratch: &Path) -> (Vec<Check>, Option<PathBuf>) {
     let (dir, path) = dir;
     let mut checks = vec![match mount_of(&dir) {
         Ok(mount) => file_system(&path, &mount),
-        Err(error) => Check::warning("scratch", format!("cannot tell the file system of {shown}: {error}"))
-            .means("what follows shows whether it is of use"),
+        Err(error) => Check::warning("scratch", format!("cannot find the file system of {shown}: {error}"))
+            .means("the checks below show whether it is usable"),
     }];
     checks
         .extend(names_with_types(&dir).unwrap_or_else(|error| Some(missing(format!("cannot read {shown}: {error}")))));
@@ -35,11 +39,11 @@ pub(super) fn checks(scratch: &Path) -> (Vec<Check>, Option<PathBuf>) {
 
 fn missing(found: String) -> Check {
     Check::failed("scratch", found)
-        .means("a run has nowhere to put its upper directory")
-        .advice("make the directory, or give --scratch another")
+        .means("a run cannot create its upper directory")
+        .advice("create the directory, or choose another --scratch")
 }
 
-/// A line of proc_pid_mountinfo(5).
+/// The fields of a line of proc_pid_mountinfo(5) that are needed.
 #[derive(Debug, PartialEq, Eq)]
 struct MountInfo {
     point: String,
@@ -47,12 +51,12 @@ struct MountInfo {
     source: String,
 }
 
-/// The mount that an open directory is on.
+/// Returns the mount that contains an open directory.
 fn mount_of(dir: &File) -> io::Result<MountInfo> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", dir.as_raw_fd()))?;
     let table = String::from_utf8_lossy(&fs::read("/proc/self/mountinfo")?).into_owned();
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
-    id.and_then(|id| mount_info(&table, id)).ok_or_else(|| io::Error::other("it is not in the mount table"))
+    id.and_then(|id| mount_info(&table, id)).ok_or_else(|| io::Error::other("its mount is not in the mount table"))
 }
 
 fn mount_info(table: &str, id: &str) -> Option<MountInfo> {
@@ -63,12 +67,12 @@ fn mount_info(table: &str, id: &str) -> Option<MountInfo> {
     Some(MountInfo { point: mount.split(' ').nth(4)?.into(), kind, source })
 }
 
-/// How many names one file can have, where that is a limit that a merge can reach.
+/// Returns the most names that a file can have, if a merge can reach that limit.
 fn link_limit(kind: &str) -> Option<u32> {
     match kind {
         // `EXT4_LINK_MAX` in fs/ext4/ext4.h.
         "ext4" => Some(65_000),
-        // `EXT2_LINK_MAX` in fs/ext2/ext2.h; the driver of ext4 reports ext3 by its own name.
+        // `EXT2_LINK_MAX` in fs/ext2/ext2.h. The ext4 driver reports ext3 under that name.
         "ext2" | "ext3" => Some(32_000),
         // `BTRFS_LINK_MAX` in fs/btrfs/ctree.h.
         "btrfs" => Some(65_535),
@@ -81,44 +85,47 @@ fn file_system(path: &Path, mount: &MountInfo) -> Check {
     let found = format!("{} is on {kind} ({source} on {point})", quoted(path));
     match &**kind {
         "overlay" => Check::failed("scratch", found)
-            .means("overlayfs cannot hold the upper directory of an overlay")
-            .advice("give --scratch a directory on another file system; in a container, one of a volume"),
+            .means("the upper directory of an overlay cannot be on overlayfs")
+            .advice("choose a --scratch on another file system (in a container, on a volume)"),
         "tmpfs" | "ramfs" => Check::warning("scratch", found)
-            .means("what commands write takes memory until it is moved elsewhere, and layers elsewhere are copied when they are merged")
-            .advice("give --scratch a directory on the file system of the layers, or run with memory enough"),
+            .means("files that commands write take up memory until they are moved, and a merge copies layers from other file systems")
+            .advice("choose a --scratch on the file system of the layers, or have enough memory"),
         _ => {
-            let links = link_limit(kind).map(|limit| format!(" (up to {limit} links to a file)")).unwrap_or_default();
-            Check::ok("scratch", found)
-                .means(format!("layers on it are linked{links} when they are merged, others copied; uppers can be renamed on it"))
+            let links = link_limit(kind).map(|limit| format!(" (up to {limit} links per file)")).unwrap_or_default();
+            Check::ok("scratch", found).means(format!(
+                "a merge links layers on the same file system{links} and copies others; an upper can be moved within it"
+            ))
         }
     }
 }
 
-/// Whether reading the directory tells what kind of file a name is, without which overlayfs shows whiteouts as files.
+/// Checks whether directory entries have file types (d_type). Without them, overlayfs shows
+/// whiteouts as files.
 fn names_with_types(dir: &File) -> io::Result<Option<Check>> {
     let mut names = Dir::read_from(dir)?;
     let itself = names.find_map(|entry| entry.ok().filter(|entry| entry.file_name() == c"."));
     Ok(itself.filter(|entry| entry.file_type() == FileType::Unknown).map(|_| {
-        Check::failed("names", "the scratch's file system keeps no types with names (d_type)")
-            .means("overlayfs shows what was deleted as files that cannot be opened")
-            .advice("give --scratch another file system, or make this one again: mkfs.xfs -n ftype=1")
+        Check::failed("names", "directory entries in the scratch directory have no file types (d_type)")
+            .means("overlayfs shows deleted files as files that cannot be opened")
+            .advice("choose a --scratch on another file system, or format this one again (mkfs.xfs -n ftype=1)")
     }))
 }
 
-/// What a single run may well write, and files a single package may have.
+/// Bytes that a single run can easily write, and files that a single package can have.
 const LITTLE_BYTES: u64 = 1 << 30;
 const FEW_INODES: u64 = 20_000;
 
-/// `inodes` is `None` where the file system makes them as they are needed.
+/// Checks the free bytes and inodes. `inodes` is `None` if the file system creates inodes on
+/// demand.
 fn space(bytes: u64, inodes: Option<u64>) -> Check {
     let few = inodes.is_some_and(|inodes| inodes < FEW_INODES);
-    let inodes = inodes.map_or("files without a limit".into(), |inodes| format!("{inodes} files"));
-    let found = format!("{} and {inodes} are free on the scratch", table::bytes(bytes));
+    let inodes = inodes.map_or("any number of inodes".into(), |inodes| format!("{inodes} inodes"));
+    let found = format!("{} and {inodes} are free in the scratch directory", table::bytes(bytes));
     match bytes < LITTLE_BYTES || few {
         false => Check::ok("space", found),
-        true => Check::warning("space", found).means("a run fails when that is used up").advice(
-            "remove something (layered sweep takes what killed runs have left), or give --scratch another file system",
-        ),
+        true => Check::warning("space", found)
+            .means("a run that needs more fails")
+            .advice("free some space (layered sweep removes the remains of killed runs), or choose another --scratch"),
     }
 }
 
@@ -127,13 +134,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_systems() {
+    fn a_scratch_directory_can_be_on_any_file_system_but_overlayfs() {
         let table = [
             ("ext4", Verdict::Ok, "up to 65000 links"),
-            ("xfs", Verdict::Ok, "are linked when they are merged, others copied"),
+            ("xfs", Verdict::Ok, "links layers on the same file system and copies others"),
             ("btrfs", Verdict::Ok, "up to 65535 links"),
-            ("tmpfs", Verdict::Warning, "takes memory"),
-            ("overlay", Verdict::Failed, "cannot hold"),
+            ("tmpfs", Verdict::Warning, "take up memory"),
+            ("overlay", Verdict::Failed, "cannot be on overlayfs"),
         ];
         for (kind, verdict, text) in table {
             let mount = MountInfo { point: "/".into(), kind: kind.into(), source: "/dev/x".into() };
@@ -144,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn space_is_bytes_and_inodes() {
+    fn little_space_is_few_bytes_or_few_inodes() {
         let table = [
             (10 << 30, Some(1_000_000), Verdict::Ok),
             (10 << 30, None, Verdict::Ok),
@@ -158,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_are_found_by_their_number() {
+    fn a_mount_is_found_by_its_id() {
         let table = "\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 220 22 0:30 / /dev/shm rw shared:9 master:1 - tmpfs tmpfs rw

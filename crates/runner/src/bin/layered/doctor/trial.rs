@@ -1,3 +1,6 @@
+//! Checks whether a whole run works: with layers that must be merged, with limits, and with the
+//! host's programs. [`overlay`](super::overlay) and [`runtime`](super::runtime) check its parts.
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,28 +13,28 @@ use runner::{Cause, Options};
 
 use super::check::Check;
 
-/// What a whole run does in `scratch`, with layers that have to be merged and with limits: whether links are made, and whether a
-/// container runs.
+/// Makes a whole run in `scratch`, with layers that must be merged and with limits. Checks whether
+/// the merge links files and whether a container runs.
 pub(super) fn checks(scratch: Option<&Path>, runtime: &Runtime) -> Vec<Check> {
     let Some(scratch) = scratch else {
-        return vec![Check::skipped("a run", "not tried after what failed above")];
+        return vec![Check::skipped("a run", "not tried because of the failure above")];
     };
     match attempt(scratch, runtime, Limits::Held) {
         Ok(checks) => checks,
         Err(first) => match attempt(scratch, runtime, Limits::None) {
-            // Without limits it works.
+            // A run without limits works.
             Ok(mut checks) => {
                 checks.push(
                     Check::warning("limits", format!("{first:#}"))
                         .means("runs with limits of memory, processes or processor time fail")
-                        .advice("see what the message says, or run without limits"),
+                        .advice("see the reason, or run without limits"),
                 );
                 checks
             }
             Err(error) => vec![
                 Check::failed("a run", format!("{error:#}"))
-                    .means("the runtime cannot run a container over an overlay in the scratch")
-                    .advice("see what the message says, or try --runtime with another one"),
+                    .means("the runtime cannot run a container on an overlay in the scratch directory")
+                    .advice("see the reason, or try another --runtime"),
             ],
         },
     }
@@ -39,28 +42,29 @@ pub(super) fn checks(scratch: Option<&Path>, runtime: &Runtime) -> Vec<Check> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Limits {
-    /// As far as the machine has controllers for them.
+    /// The limits for which the machine has controllers.
     Held,
     None,
 }
 
-/// Where the machine's programs have what they need. The base is empty but for these.
+/// The directories of the host with the files that its programs need. They are mounted into the
+/// container, whose base is empty.
 const HOSTS: [&str; 8] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix", "/gnu"];
 
-/// This very program, which says its version and does nothing.
+/// The path of this program in the container, where it prints its version.
 const PROGRAM: &str = "/layered";
 
-/// Enough for a message.
+/// Enough for one message.
 const LITTLE: CaptureLimit = CaptureLimit { head_bytes: 256, tail_bytes: 256 };
 
 fn attempt(scratch: &Path, runtime: &Runtime, limits: Limits) -> anyhow::Result<Vec<Check>> {
     let dir = tempfile::Builder::new()
         .prefix("layered-doctor-")
         .tempdir_in(scratch)
-        .with_context(|| format!("cannot make a directory in {}", quoted(scratch)))?;
+        .with_context(|| format!("cannot create a directory in {}", quoted(scratch)))?;
     let checks = in_directory(dir.path(), scratch, runtime, limits);
-    // What the run mounted was in a mount namespace that has gone with it.
-    let removed = layer::remove_tree(dir.keep()).with_context(|| format!("cannot tidy up {}", quoted(scratch)));
+    // The run's mounts were in a mount namespace that ended with the run.
+    let removed = layer::remove_tree(dir.keep()).with_context(|| format!("cannot clean up {}", quoted(scratch)));
     let checks = checks?;
     removed.map(|()| checks)
 }
@@ -68,7 +72,7 @@ fn attempt(scratch: &Path, runtime: &Runtime, limits: Limits) -> anyhow::Result<
 fn in_directory(dir: &Path, scratch: &Path, runtime: &Runtime, limits: Limits) -> anyhow::Result<Vec<Check>> {
     let tree = |name: &str| -> anyhow::Result<PathBuf> {
         let fs = dir.join(name).join("fs");
-        fs::create_dir_all(&fs).with_context(|| format!("cannot make {}", quoted(&fs)))?;
+        fs::create_dir_all(&fs).with_context(|| format!("cannot create {}", quoted(&fs)))?;
         Ok(fs)
     };
     tree("base")?;
@@ -81,7 +85,7 @@ fn in_directory(dir: &Path, scratch: &Path, runtime: &Runtime, limits: Limits) -
     let options = Options::new()
         .scratch(scratch)
         .runtime(runtime.clone())
-        // Less than there are, so that they are merged.
+        // Fewer than the lowers of this run, so that layers are merged.
         .max_lowers(2)
         .timeout(Duration::from_secs(30))
         .grace(Duration::from_secs(1))
@@ -90,9 +94,8 @@ fn in_directory(dir: &Path, scratch: &Path, runtime: &Runtime, limits: Limits) -
     let report = match runner::run(&base, &layers, &template(limits)?, options) {
         Ok(report) => report,
         Err(error) if is_about_the_program(&error) => {
-            // The container was there: only the machine's own files are not enough in it.
-            let found =
-                "a container was set up, but this machine's programs do not run with what it has of their files";
+            // The runtime set up the container. Only the host's program does not run in it.
+            let found = "a container was set up, but this machine's programs need more files than it has";
             return Ok(vec![Check::ok("a run", found)]);
         }
         Err(error) => return Err(error.into()),
@@ -103,25 +106,27 @@ fn in_directory(dir: &Path, scratch: &Path, runtime: &Runtime, limits: Limits) -
     let took = report.timings.total();
     report.upper.close()?;
     let run = match status {
-        // What has run no container may exit with 0 as well.
+        // A runtime that runs no container can also exit with 0.
         Status::Exited(0) if said.starts_with("layered ") => {
-            Check::ok("a run", format!("a container ran, in {} ms", took.as_millis())).means(match limits {
-                Limits::Held => "in namespaces that end with its runner, with a seccomp profile and limits",
-                Limits::None => "in namespaces that end with its runner, with a seccomp profile",
+            Check::ok("a run", format!("a container ran in {} ms", took.as_millis())).means(match limits {
+                Limits::Held => "it had a seccomp profile, limits, and namespaces that end with layered",
+                Limits::None => "it had a seccomp profile, and namespaces that end with layered",
             })
         }
-        // 127 is what a program says whose libraries are not there.
-        Status::Exited(127) => Check::ok("a run", "a container ran, but has not all that this machine's programs need"),
+        // A program exits with 127 if its libraries are missing.
+        Status::Exited(127) => {
+            Check::ok("a run", "a container ran, but this machine's programs need more files than it has")
+        }
         status => {
-            anyhow::bail!("instead of telling the version, the container ended with {status:?}: {said}{complaint}")
+            anyhow::bail!("the container ended with {status:?} instead of printing a version: {said}{complaint}")
         }
     };
     let copied = merged.map_or(0, |merged| merged.copied);
     let links = match copied {
-        0 => Check::ok("links", "layers in the scratch were merged by hard links"),
-        _ => Check::warning("links", "layers in the scratch were copied to be merged, not linked")
-            .means("merging takes time and space as copying does")
-            .advice("give --scratch a file system that has hard links"),
+        0 => Check::ok("links", "layers in the scratch directory were merged by hard links"),
+        _ => Check::warning("links", "layers in the scratch directory were merged by copies, not by hard links")
+            .means("a merge takes the time and space of a copy")
+            .advice("choose a --scratch on a file system with hard links"),
     };
     Ok(vec![links, run])
 }
@@ -132,7 +137,7 @@ fn is_about_the_program(error: &runner::Error) -> bool {
 }
 
 fn template(limits: Limits) -> anyhow::Result<Template> {
-    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     let mut builder = Template::builder([PROGRAM, "--version"]).mount(Mount::bind(program, PROGRAM).read_only());
     for dir in HOSTS.into_iter().filter(|dir| Path::new(dir).is_dir()) {
         builder = builder.mount(Mount::bind(dir, dir).read_only());

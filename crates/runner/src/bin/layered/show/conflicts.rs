@@ -1,4 +1,5 @@
-//! `layered show --conflicts`: what several layers provide.
+//! `layered show --conflicts`: decides how paths that several layers provide are shown.
+//! `layer::conflicts` finds them; [`origin`](super::origin) has `--file`.
 
 use std::io::Write;
 use std::path::Path;
@@ -18,7 +19,7 @@ pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer]) -> anyho
     for conflict in layer::conflicts(&trees, XattrNamespace::Trusted)? {
         let conflict = match conflict {
             Ok(conflict) => conflict,
-            // The rest is compared all the same.
+            // Reports a path that cannot be compared, and compares the others.
             Err(error) => {
                 failed += 1;
                 complain(format_args!("{:#}", anyhow::Error::from(error)));
@@ -42,7 +43,7 @@ pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer]) -> anyho
         if different > 0 {
             table::print_to_fit(out, &rows, &[])?;
         }
-        writeln!(out, "paths of several layers: {different} that differ, {same} that are the same in all")?;
+        writeln!(out, "paths in several layers: {different} differ, {same} are the same in all")?;
     }
     Ok(match (failed, different) {
         (0, 0) => ExitCode::SUCCESS,

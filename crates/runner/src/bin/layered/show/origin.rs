@@ -1,4 +1,5 @@
-//! `layered show --file`: which layer of a stack a path is from.
+//! `layered show --file`: decides how the origin of a path is shown. `layer::lookup` finds it;
+//! [`conflicts`](super::conflicts) has `--conflicts`.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -30,13 +31,13 @@ fn print(out: &mut impl Write, layers: &[Layer], found: &Lookup) -> io::Result<(
         (Some(origin), _) => writeln!(out, "{path}: {} of {}", word(origin.kind), name(origin.layer))?,
         (None, Some(Obstacle { layer, path: way, target: Some(target), .. })) => writeln!(
             out,
-            "{path}: nothing, as {} is a symbolic link of {}, which is not followed: it leads to {}",
+            "{path}: nothing, because {} is a symbolic link of {} that leads to {}; show follows no links",
             quoted(&absolute(way)),
             name(*layer),
             quoted(target)
         )?,
         (None, Some(Obstacle { layer, path: way, kind, .. })) => {
-            writeln!(out, "{path}: nothing, as {} is {} of {}", quoted(&absolute(way)), word(*kind), name(*layer))?
+            writeln!(out, "{path}: nothing, because {} is {} of {}", quoted(&absolute(way)), word(*kind), name(*layer))?
         }
         (None, None) => writeln!(out, "{path}: nothing")?,
     }
@@ -47,8 +48,8 @@ fn print(out: &mut impl Write, layers: &[Layer], found: &Lookup) -> io::Result<(
     rows.extend(found.origins.iter().map(|origin| {
         let role = match origin.role {
             Role::Supplies => "shown".into(),
-            Role::Joins => "shown with the one above".into(),
-            Role::Deletes => "hides what is below".into(),
+            Role::Joins => "merged with the directory above".into(),
+            Role::Deletes => "hides the layers below".into(),
             Role::Hidden { by } => format!("hidden by {}", name(by)),
             _ => String::new(),
         };
@@ -87,7 +88,7 @@ fn word(kind: EntryKind) -> &'static str {
         EntryKind::File => "a file",
         EntryKind::Directory => "a directory",
         EntryKind::Symlink => "a symbolic link",
-        EntryKind::Whiteout => "a deletion",
+        EntryKind::Whiteout => "a whiteout",
         _ => "a special file",
     }
 }
