@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use container::{
-    Bundle, Cancel, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Status,
-    Template, copy_root_attributes, in_private_mount_namespace, require_privilege,
+    Bundle, Cancel, Cgroup, ContainerId, Finished, Mounted, Overlay, OverlayXattrs, Rootfs, Status, Template,
+    copy_root_attributes, in_private_mount_namespace, require_privilege,
 };
 use layer::{Base, Hold, Layer, Made, Merge, Merged, Plan, Rung, XattrNamespace};
 
@@ -93,7 +93,7 @@ impl Host for Machine<'_> {
         require_privilege()?;
         Cgroup::require(self.template.controllers())?;
         // Before they are looked at: what is there then stays there.
-        self.hold = hold(self.base, self.layers, self.options.cancel.as_ref())?;
+        self.hold = hold(self.base, self.layers, self.options.supervision.get_cancel())?;
         self.stack = Some(Stack::resolve(self.base, self.layers)?);
         Ok(())
     }
@@ -130,7 +130,7 @@ impl Host for Machine<'_> {
         let merged = &self.plan_made().merged;
         if !merged.is_empty() {
             let xattrs = self.xattrs();
-            let cancel = self.options.cancel.clone();
+            let cancel = self.options.supervision.get_cancel().cloned();
             let stop = || cancel.as_ref().is_some_and(Cancel::is_cancelled);
             match Merge::new().xattrs(xattrs).run_until(merged, scratch.lower(), &stop) {
                 Ok(merged) => self.merged = Some(merged),
@@ -142,7 +142,7 @@ impl Host for Machine<'_> {
     }
 
     fn is_cancelled(&self) -> bool {
-        self.options.cancel.as_ref().is_some_and(Cancel::is_cancelled)
+        self.options.supervision.get_cancel().is_some_and(Cancel::is_cancelled)
     }
 
     fn never_begun(&mut self, scratch: &Scratch) -> Outcome {
@@ -218,30 +218,8 @@ impl Host for Machine<'_> {
         let options = &mut self.options;
         let runtime = &options.runtime;
         let id = self.id.as_ref().expect("the scratch directory comes first");
-        let mut invocation = Invocation::new(&prepared.bundle, id)
-            .stdin(std::mem::take(&mut options.stdin))
-            .stdout(std::mem::take(&mut options.stdout))
-            .stderr(std::mem::take(&mut options.stderr))
-            .init(options.init);
-        if let Some(cgroup) = &prepared.cgroup {
-            invocation = invocation.cgroup(cgroup);
-        }
-        if let Some(timeout) = options.timeout {
-            invocation = invocation.timeout(timeout);
-        }
-        if let Some(grace) = options.grace {
-            invocation = invocation.grace(grace);
-        }
-        if let Some(cancel) = &options.cancel {
-            invocation = invocation.cancel(cancel);
-        }
-        if let Some(signals) = &options.signals {
-            invocation = invocation.signals(signals);
-        }
-        if let Some(bytes) = options.output_limit_bytes {
-            invocation = invocation.output_limit_bytes(bytes);
-        }
-        let finished = runtime.run(invocation)?;
+        let supervision = std::mem::take(&mut options.supervision);
+        let finished = runtime.run(&prepared.bundle, id, prepared.cgroup.as_ref(), supervision)?;
         Ok(self.outcome(finished))
     }
 

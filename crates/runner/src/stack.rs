@@ -79,7 +79,7 @@ impl<'a> Stack<'a> {
 
     /// Decides what is stacked and what merged.
     pub(crate) fn plan(&self, options: &Options<'_>, scratch: &Paths) -> Result<Plan, Cause> {
-        let available = match options.rung {
+        let available = match options.limits.rung {
             Some(rung) => vec![rung],
             None => available_rungs(MountApi::detect()?),
         };
@@ -110,7 +110,7 @@ fn available_rungs(api: MountApi) -> Vec<Rung> {
 }
 
 fn limit<'a>(rung: Rung, options: &Options<'_>, upper: &Path, work: &Path) -> RungLimit<'a> {
-    let left = |names| options.max_option_bytes.saturating_sub(Overlay::fixed_option_bytes(names, upper, work));
+    let left = |names| options.limits.max_option_bytes.saturating_sub(Overlay::fixed_option_bytes(names, upper, work));
     let max_bytes = match mechanism(rung) {
         (MountApi::Fsconfig, _) => usize::MAX,
         (_, names) => left(names),
@@ -119,7 +119,7 @@ fn limit<'a>(rung: Rung, options: &Options<'_>, upper: &Path, work: &Path) -> Ru
         (_, LowerNames::Short) => &|path| Overlay::option_bytes(LowerNames::Short, path),
         _ => &|path| Overlay::option_bytes(LowerNames::Paths, path),
     };
-    RungLimit { rung, max_lowers: options.max_lowers, max_bytes, cost }
+    RungLimit { rung, max_lowers: options.limits.max_lowers, max_bytes, cost }
 }
 
 /// What a rung is to the mount. On the first one the mount chooses the names itself: nothing depends on their length.

@@ -213,15 +213,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         }
     };
     options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr).init(args.init());
-    if let Some(bytes) = args.output_limit {
-        options = options.output_limit_bytes(bytes);
-    }
-    if let Some(timeout) = args.timeout {
-        options = options.timeout(timeout);
-    }
-    if let Some(grace) = args.grace {
-        options = options.grace(grace);
-    }
+    options = options.timeout(args.timeout).grace(args.grace).output_limit_bytes(args.output_limit);
     let kept_run =
         args.keep_failed.then(|| KeptRun { base: base.clone(), layers: layers.clone(), template: template.clone() });
     if let Some(run) = kept_run {

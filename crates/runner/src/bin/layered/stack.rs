@@ -82,14 +82,11 @@ impl StackArgs {
 
     /// The options that these arguments are. `beside` is where the scratch goes if nothing else was said.
     pub(crate) fn options(&self, beside: Option<&Path>) -> Options<'static> {
-        let mut options = Options::new();
-        if let Some(scratch) = self.scratch.as_deref().or(beside) {
-            options = options.scratch(scratch);
+        let options = Options::new().rung(self.rung);
+        match self.scratch.as_deref().or(beside) {
+            Some(scratch) => options.scratch(scratch),
+            None => options,
         }
-        if let Some(rung) = self.rung {
-            options = options.rung(rung);
-        }
-        options
     }
 }
 
