@@ -100,7 +100,7 @@ impl Status {
 pub struct Finished {
     /// How the command ended.
     pub status: Status,
-    /// The excerpt of standard output, if it was [captured](Output::Capture).
+    /// The excerpt of standard output, if it was [captured](crate::Output::Capture).
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
     pub stderr: Option<Excerpt>,

@@ -1,24 +1,32 @@
+//! The crate's error: which phase of a run failed, why, and what is left on disk.
+//!
+//! What a failed phase undoes is decided in `run` and `scratch`.
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use container::TemplateError;
 use layer::display::quoted;
 
 use crate::Phase;
 
-/// Why a run came to no result: the phase that failed, the reason, and what is left on disk.
+/// Why a run has no result, or another function of this crate failed: the phase of the run, the
+/// reason, and what is left on disk.
 ///
-/// A failed phase has undone the ones before it. Nothing is left unless unmounting or removing itself failed; then
-/// [`left`](Self::left) says where, and nothing there has been touched since.
+/// When a phase fails, the run undoes the phases before it. Nothing is left unless unmounting or
+/// removing itself failed. Then [`left`](Self::left) says where, and the run has not touched
+/// anything there since.
 ///
-/// A command that fails is no error: see [`Report::status`](crate::Report::status).
+/// A command that fails is not an error: see [`Report::status`](crate::Report::status).
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    phase: Phase,
+    /// `None` outside of a run.
+    phase: Option<Phase>,
     cause: Cause,
     left: Option<Left>,
 }
@@ -27,37 +35,37 @@ struct Inner {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
-    /// A layer or the base.
+    /// A layer or the base is at fault, or the upper as a tree.
     #[error(transparent)]
     Layer(#[from] layer::Error),
-    /// The template, the mount or the runtime.
+    /// The template, the mount or the runtime is at fault.
     #[error(transparent)]
     Container(#[from] container::Error),
-    /// The caller's `prep_upper`.
+    /// The caller's `prep_upper` failed.
     #[error("the caller's prep_upper failed")]
     PrepUpper(#[source] BoxError),
-    /// Not the directory of a run whose upper was kept.
+    /// The path is not the directory of a kept run.
     #[error(
         "{} is not a kept run: give the directory that `layered run --keep-failed` printed (`Upper::keep` returned it)",
         quoted(path)
     )]
     NotKept {
-        /// What was given.
+        /// The path, as it was given.
         path: PathBuf,
     },
-    /// Somebody is using the upper.
+    /// Another process uses the upper.
     #[error("{} is in use: wait until the other visit has ended", quoted(path))]
     InUse {
         /// The kept run's directory.
         path: PathBuf,
     },
-    /// The directory of a run, or a part of it that is not its upper, was given as an upper.
+    /// The caller gave the directory of a run, or a part of it that is not its upper, as an upper.
     #[error("{} is the directory of a run, or holds one: give the directory `upper` in it", quoted(path))]
     RunDirectory {
-        /// What was given.
+        /// The path, as it was given.
         path: PathBuf,
     },
-    /// A place in the directory of a run, which is removed as a whole.
+    /// The place is in the directory of a run, which is removed as a whole.
     #[error(
         "{} lies in {}, the directory of a run, which is removed as a whole: choose another place",
         quoted(path),
@@ -69,7 +77,7 @@ pub enum Cause {
         /// The run's directory.
         run: PathBuf,
     },
-    /// The scratch directory lies in a layer or the base, or is its tree.
+    /// The scratch directory is the tree of a layer or of the base, or lies in it.
     #[error(
         "the scratch directory {} lies in {}, which this run stacks: choose one outside of the layers and the base",
         quoted(scratch),
@@ -81,71 +89,73 @@ pub enum Cause {
         /// The tree of the layer or of the base.
         tree: PathBuf,
     },
-    /// The upper is to be moved into a layer or the base.
+    /// The destination of the upper lies in a layer or the base.
     #[error(
         "{} lies in {}, which this run stacks: choose a place for the upper outside of the layers and the base",
         quoted(destination),
         quoted(tree)
     )]
     UpperInLayer {
-        /// Where the upper is to go.
+        /// The destination.
         destination: PathBuf,
         /// The tree of the layer or of the base.
         tree: PathBuf,
     },
-    /// The scratch directory.
+    /// A system call failed, usually on the scratch directory.
     #[error("cannot {operation} {}", quoted(path))]
     Io {
-        /// What was tried, as a verb.
+        /// What the call was for, as a verb.
         operation: &'static str,
-        /// The path it was tried on.
+        /// The path it was for.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
     },
 }
 
-/// What `prep_upper` may fail with.
+/// The error of a [`prep_upper`](crate::Options::prep_upper).
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 #[derive(Debug)]
 struct Left {
     path: PathBuf,
-    /// A second failure, if it was not the first that left something.
+    /// The second failure, if the first one alone would have left nothing.
     why: Option<String>,
 }
 
-/// The result of a run.
+/// The result of a run, and of the crate's other functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    pub(crate) fn new(phase: Phase, cause: impl Into<Cause>) -> Self {
-        Self(Box::new(Inner { phase, cause: cause.into(), left: None }))
+    /// Returns the same error as one of `phase`, unless its phase is known already.
+    pub(crate) fn in_phase(mut self, phase: Phase) -> Self {
+        self.0.phase.get_or_insert(phase);
+        self
     }
 
-    /// The same error, after which `path` is left on disk.
+    /// Returns the same error, after which `path` is left on disk.
     pub(crate) fn leaving(mut self, path: &Path) -> Self {
         self.0.left.get_or_insert(Left { path: path.into(), why: None });
         self
     }
 
-    /// The same error, after which `path` is left on disk because of a second one.
+    /// Returns the same error, after which `path` is left on disk because of a second one.
     pub(crate) fn leaving_for(mut self, path: &Path, why: &Error) -> Self {
         self.0.left.get_or_insert(Left { path: path.into(), why: Some(chain(why)) });
         self
     }
 
-    /// The phase that failed.
-    pub fn phase(&self) -> Phase {
+    /// Returns the phase that failed; `None` if the error is not one of a run.
+    pub fn phase(&self) -> Option<Phase> {
         self.0.phase
     }
 
-    /// The reason.
+    /// Returns the reason.
     pub fn cause(&self) -> &Cause {
         &self.0.cause
     }
 
-    /// The path that the reason is about.
+    /// Returns the path that the reason is about.
     pub fn path(&self) -> Option<&Path> {
         match &self.0.cause {
             Cause::Layer(error) => error.path(),
@@ -161,7 +171,8 @@ impl Error {
         }
     }
 
-    /// What is left and why, as the message has it behind the reason: ` (/scratch/x is left, since …)`, or nothing.
+    /// Returns the part of the message that says what is left and why: ` (/scratch/x is left, since
+    /// …)`, or an empty string.
     pub fn left_note(&self) -> String {
         match &self.0.left {
             None => String::new(),
@@ -170,7 +181,7 @@ impl Error {
         }
     }
 
-    /// What is left on disk: `None` for nothing.
+    /// Returns what is left on disk; `None` if nothing is.
     pub fn left(&self) -> Option<&Path> {
         self.0.left.as_ref().map(|left| &*left.path)
     }
@@ -178,7 +189,10 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}{}", self.0.phase, self.0.cause, self.left_note())
+        if let Some(phase) = self.0.phase {
+            write!(formatter, "{phase}: ")?;
+        }
+        write!(formatter, "{}{}", self.0.cause, self.left_note())
     }
 }
 
@@ -188,50 +202,94 @@ impl StdError for Error {
     }
 }
 
-/// An error and its sources on one line.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
+impl From<Cause> for Error {
+    fn from(cause: Cause) -> Self {
+        Self(Box::new(Inner { phase: None, cause, left: None }))
     }
-    text
 }
 
-/// For `map_err`: names the operation and the path of a failed system call.
-pub(crate) fn io_cause<E: Into<io::Error>>(
+impl From<layer::Error> for Error {
+    fn from(error: layer::Error) -> Self {
+        Cause::Layer(error).into()
+    }
+}
+
+impl From<container::Error> for Error {
+    fn from(error: container::Error) -> Self {
+        Cause::Container(error).into()
+    }
+}
+
+impl From<TemplateError> for Error {
+    fn from(error: TemplateError) -> Self {
+        container::Error::from(error).into()
+    }
+}
+
+/// Does a part of the run's `phase`, which an error then names.
+pub(crate) fn in_phase<T>(phase: Phase, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    work().map_err(|error| error.in_phase(phase))
+}
+
+/// Joins a result and that of undoing what led to it. If undoing failed, `dir` is left, and the error
+/// says so. The first failure is the one that is returned; it names the second.
+pub(crate) fn with_undone<T>(result: Result<T>, undone: Result<()>, dir: &Path) -> Result<T> {
+    match (result, undone) {
+        (result, Ok(())) => result,
+        (Ok(_), Err(error)) => Err(error.leaving(dir)),
+        (Err(first), Err(second)) => Err(first.leaving_for(dir, &second)),
+    }
+}
+
+/// Returns an error and all of its sources on one line, for the log.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let sources = std::iter::successors(error.source(), |error| (**error).source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
+/// Returns a function for `map_err` that names the operation and the path of a failed system call.
+pub(crate) fn io_error<E: Into<io::Error>>(
     operation: &'static str,
     path: impl Into<PathBuf>,
-) -> impl FnOnce(E) -> Cause {
+) -> impl FnOnce(E) -> Error {
     let path = path.into();
-    move |source| Cause::Io { operation, path, source: source.into() }
+    move |source| Cause::Io { operation, path, source: source.into() }.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn failure(phase: Phase, operation: &'static str, path: &str, reason: &str) -> Error {
+        io_error(operation, path)(io::Error::other(reason.to_string())).in_phase(phase)
+    }
+
     #[test]
-    fn the_first_failure_is_told_and_the_second_beside_it() {
-        let io = |text: &str| io::Error::other(text.to_string());
-        let first = Error::new(Phase::RuncRun, io_cause("start", "/bin/runc")(io("gone")));
-        let second = Error::new(Phase::Cleanup, io_cause("remove", "/s/x")(io("busy")));
+    fn a_second_failure_is_named_beside_the_first() {
+        let first = failure(Phase::RuncRun, "start", "/bin/runc", "gone");
         assert_eq!(chain(&first), "runc_run: cannot start /bin/runc: gone");
-        let both = first.leaving_for(Path::new("/s"), &second);
+        let second = failure(Phase::Cleanup, "remove", "/s/x", "busy");
+        let both = with_undone::<()>(Err(first), Err(second), Path::new("/s")).unwrap_err();
         assert_eq!(
             chain(&both),
             "runc_run: cannot start /bin/runc (/s is left, since cleanup: cannot remove /s/x: busy): gone"
         );
         assert_eq!(
             (both.phase(), both.left(), both.path()),
-            (Phase::RuncRun, Some("/s".as_ref()), Some("/bin/runc".as_ref()))
+            (Some(Phase::RuncRun), Some("/s".as_ref()), Some("/bin/runc".as_ref()))
         );
     }
 
     #[test]
+    fn an_error_outside_of_a_run_names_no_phase() {
+        let error = Error::from(Cause::InUse { path: "/s/kept-1".into() });
+        assert_eq!(error.to_string(), "/s/kept-1 is in use: wait until the other visit has ended");
+        assert_eq!((error.phase(), error.left()), (None, None));
+    }
+
+    #[test]
     fn prep_upper_shows_its_own_reason_as_the_source() {
-        let error = Error::new(Phase::PrepUpper, Cause::PrepUpper("no space for toys".into()));
+        let error = Error::from(Cause::PrepUpper("no space for toys".into())).in_phase(Phase::PrepUpper);
         assert_eq!(chain(&error), "prep_upper: the caller's prep_upper failed: no space for toys");
     }
 }

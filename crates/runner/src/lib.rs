@@ -31,10 +31,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod capture_record;
+mod configure;
 mod error;
 mod etc;
 mod inside;
-mod machine;
+mod kernel;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
@@ -45,21 +47,31 @@ mod report;
 mod run;
 mod rundir;
 mod scratch;
-mod sequence;
 mod stack;
 mod sweep;
 mod timings;
 mod upper;
+mod xattrs;
 
+pub use capture_record::CaptureRecord;
 pub use error::{BoxError, Cause, Error, Result};
 pub use options::{Cleanup, EtcFiles, Options};
 pub use probe::{Probe, probe};
 pub use removal::Removal;
-pub use report::{CaptureRecord, Report};
-pub use run::{check_upper_destination, plan, run};
+pub use report::Report;
+pub use run::run;
+pub use stack::{check_upper_destination, plan};
 pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
 pub use upper::{CaptureError, PersistError, RunLock, Upper};
+
+/// What another thread may own, and what several may share.
+const _: fn() = || {
+    fn send<T: Send>() {}
+    fn shared<T: Send + Sync>() {}
+    send::<Options<'_>>();
+    shared::<(Report, Upper, Removal, RunLock, Error, container::Cancel, container::Signals)>();
+};
 
 /// The examples of the README, which have to compile.
 #[cfg(doctest)]

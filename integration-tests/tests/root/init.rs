@@ -149,7 +149,7 @@ fn what_cannot_be_executed_is_an_error_of_its_own() {
     let error = |command: &str| {
         let template = Template::builder([command]).build().unwrap();
         let error = runner::run(&fixture.base(), &layers, &template, fixture.options()).unwrap_err();
-        assert_eq!((error.phase(), error.left()), (Phase::RuncRun, None), "{error}");
+        assert_eq!((error.phase(), error.left()), (Some(Phase::RuncRun), None), "{error}");
         error
     };
     match error("no-such").cause() {

@@ -136,7 +136,7 @@ fn a_scratch_directory_or_an_upper_inside_a_layer() {
                     }
                     other => panic!("{}: {other:?}", dir.display()),
                 }
-                assert_eq!((error.phase(), error.left()), (Phase::Scratch, None));
+                assert_eq!((error.phase(), error.left()), (Some(Phase::Scratch), None));
             }
             let upper = dir.join("new");
             let scratch = fixture.scratch();

@@ -36,7 +36,7 @@ fn a_command_that_is_not_there_or_cannot_be_executed() {
             let template = Template::builder([command]).build().unwrap();
             let options = fixture.options().runtime(Runtime::new(find(runtime)));
             let error = runner::run(&fixture.base(), &layers, &template, options).unwrap_err();
-            assert_eq!((error.phase(), error.left()), (Phase::RuncRun, None), "{error}");
+            assert_eq!((error.phase(), error.left()), (Some(Phase::RuncRun), None), "{error}");
             match (error.cause(), found) {
                 (Cause::Container(ContainerError::CommandNotFound { .. }), false) => {}
                 (Cause::Container(ContainerError::CommandNotExecutable { .. }), true) => {}
@@ -54,7 +54,7 @@ fn the_runtimes_own_failure_is_told_with_its_message() {
     let template = shell("true").mount(container::Mount::bind("/etc/hostname", "/gone/below")).build().unwrap();
     let layer = fixture.layer("covering", |fs| fs::write(fs.join("gone"), "a file").unwrap());
     let error = runner::run(&fixture.base(), &[layer], &template, fixture.options()).unwrap_err();
-    assert_eq!(error.phase(), Phase::Config, "{error}");
+    assert_eq!(error.phase(), Some(Phase::Config), "{error}");
 
     let mut value = serde_json::to_value(shell("true").build().unwrap()).unwrap();
     value["mounts"]
@@ -98,7 +98,7 @@ fn a_runtime_that_fails_in_every_way() {
         let options = fixture.options().runtime(Runtime::new(&program));
         let error = runner::run(&fixture.base(), &[], &template, options).unwrap_err();
         assert!(error.to_string().contains(expected), "{}: {error}", program.display());
-        assert_eq!((error.phase(), error.left()), (Phase::RuncRun, None));
+        assert_eq!((error.phase(), error.left()), (Some(Phase::RuncRun), None));
         fixture.assert_clean();
     }
 }
@@ -323,7 +323,7 @@ fn an_upper_that_is_run_over_stays_whatever_fails() {
     let missing = Layer::at(fixture.store().join("missing"));
     let template = shell("true").build().unwrap();
     let error = runner::run(&fixture.base(), &[missing], &template, fixture.options().over(upper)).unwrap_err();
-    assert_eq!(error.phase(), Phase::Inputs);
+    assert_eq!(error.phase(), Some(Phase::Inputs));
     let kept: Vec<_> = fs::read_dir(fixture.scratch()).unwrap().map(|entry| entry.unwrap().path()).collect();
     let [kept] = &kept[..] else { panic!("{kept:?}") };
     let options = fixture.options().over(runner::Upper::reopen(kept).unwrap());

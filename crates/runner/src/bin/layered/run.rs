@@ -11,7 +11,7 @@ use container::{
 };
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
-use runner::{Cause, PersistError, Report, Timings, Upper};
+use runner::{Cause, PersistError, Phase, Report, Timings, Upper};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use serde_json::{Value, json};
@@ -388,7 +388,7 @@ fn failure_json(error: &anyhow::Error) -> Value {
     let failed = error.downcast_ref::<runner::Error>();
     json!({
         "status": {"failed": {
-            "phase": failed.map(|error| error.phase().name()),
+            "phase": failed.and_then(runner::Error::phase).map(Phase::name),
             "path": failed.and_then(runner::Error::path).map(json_path::to_value),
             "message": format!("{error:#}"),
             "left": failed.and_then(runner::Error::left).map(json_path::to_value),
