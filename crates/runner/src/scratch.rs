@@ -125,12 +125,9 @@ impl Scratch {
         self.upper.run_dir().id()
     }
 
-    /// Gives the upper's root the attributes of the topmost lower's, unless the upper was kept, and
-    /// calls the caller's function.
+    /// Gives the upper's root the attributes of the topmost lower's, and calls the caller's function.
     pub(crate) fn prepare_upper(&self, lowers: &[PathBuf], prepare: Option<PrepUpper<'_>>) -> Result<()> {
-        if !self.upper.is_kept() {
-            copy_root_attributes(&lowers[0], &self.upper())?;
-        }
+        self.copy_root_attributes(&lowers[0])?;
         match prepare {
             Some(prepare) => Ok(prepare(&self.upper(), lowers).map_err(Cause::PrepUpper)?),
             None => Ok(()),
@@ -141,9 +138,15 @@ impl Scratch {
     /// the caller keeps it.
     pub(crate) fn never_mounted(&self, plan: &Plan) {
         let topmost = plan.separate.first().or(plan.merged.first()).unwrap_or(&plan.base);
-        if let Err(error) = copy_root_attributes(topmost, &self.upper()) {
+        if let Err(error) = self.copy_root_attributes(topmost) {
             log::warn!("{}", chain(&error));
         }
+    }
+
+    /// Copies the attributes of `lower` to the upper's root. The root of a kept upper has what the
+    /// earlier run left.
+    fn copy_root_attributes(&self, lower: &Path) -> Result<()> {
+        if self.upper.is_kept() { Ok(()) } else { Ok(copy_root_attributes(lower, &self.upper())?) }
     }
 
     /// Records on the upper what the run created in it, beside what earlier runs did.

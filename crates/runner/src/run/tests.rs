@@ -2,6 +2,7 @@
 //! else is real and works in a temporary directory.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -247,4 +248,17 @@ fn a_kept_upper_survives_a_failed_run_over_it() {
         assert_eq!(names_in(dir), ["upper"], "{failing}");
     }
     Upper::discard(dir).unwrap();
+}
+
+#[test]
+fn a_cancelled_run_over_a_kept_upper_leaves_its_root_alone() {
+    let (stacked, cancel) = (Stacked::new(), Cancel::new().unwrap());
+    cancel.cancel();
+    let kept = stacked.run_with(&[]).1.unwrap().upper.keep();
+    fs::set_permissions(&kept, fs::Permissions::from_mode(0o711)).unwrap();
+    let options = stacked.options().over(Upper::reopen(kept.parent().unwrap()).unwrap()).cancel(cancel);
+    let template = Template::builder(["true"]).build().unwrap();
+    let report = stacked.run(&Played::default(), &template, options).unwrap();
+    assert_eq!(report.status, Status::Cancelled);
+    assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o7777, 0o711);
 }
