@@ -1,4 +1,5 @@
-//! Runs a command over a base and layers, topmost first, and makes what it wrote the layer STORE/NAME:
+//! Runs a command over a base and layers, topmost first, and makes what it wrote the layer
+//! STORE/NAME:
 //!
 //! `cargo run -p runner --example build_and_capture BASE STORE NAME [LAYER…] -- COMMAND…` (as root)
 

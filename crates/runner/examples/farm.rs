@@ -1,5 +1,5 @@
-//! Builds ten packages on four worker threads, each as a layer in STORE, and runs a command over all
-//! ten:
+//! Builds ten packages on four worker threads, each as a layer in STORE, and runs a command over
+//! all ten:
 //!
 //! `cargo run -p runner --example farm BASE STORE` (as root)
 

@@ -1,4 +1,5 @@
-//! The `capture` object of a report and of a kept run: what another process needs to capture the upper.
+//! The `capture` object of a report and of a kept run: what another process needs to capture the
+//! upper.
 //!
 //! The rest of the report is in `report`.
 
@@ -11,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::stack::absolute;
 use crate::{Result, xattrs};
 
-/// Everything that another process needs to capture an upper. The report of a run and the description
-/// of a kept run contain it.
+/// Everything that another process needs to capture an upper. The report of a run and the
+/// description of a kept run contain it.
 ///
 /// As JSON:
 /// `{"upper":{"inode":N,"born":[S,NS]},"lowers":[PATH…],"made":[…],"xattrs":"trusted","meta":{…}}`.
-/// These are the identity of the upper, the trees below it, topmost first, what the run created in it,
-/// the namespace of its overlay xattrs (`trusted` or `user`), and a `layer.json`.
+/// These are the identity of the upper, the trees below it, topmost first, what the run created in
+/// it, the namespace of its overlay xattrs (`trusted` or `user`), and a `layer.json`.
 ///
 /// `upper` and `made` may be absent. Without `upper`, the record fits any upper. Without `made`, a
 /// capture takes what the run has [recorded](layer::RunRecord) on the upper.

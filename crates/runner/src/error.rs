@@ -231,8 +231,8 @@ pub(crate) fn in_phase<T>(phase: Phase, work: impl FnOnce() -> Result<T>) -> Res
     work().map_err(|error| error.in_phase(phase))
 }
 
-/// Joins a result and that of undoing what led to it. If undoing failed, `dir` is left, and the error
-/// says so. The first failure is the one that is returned; it names the second.
+/// Joins a result and that of undoing what led to it. If undoing failed, `dir` is left, and the
+/// error says so. The first failure is the one that is returned; it names the second.
 pub(crate) fn with_undone<T>(result: Result<T>, undone: Result<()>, dir: &Path) -> Result<T> {
     match (result, undone) {
         (result, Ok(())) => result,

@@ -14,10 +14,10 @@ pub(crate) struct EtcFile {
 
 /// Returns `/etc/hosts` and `/etc/resolv.conf` for this container.
 ///
-/// Without a network there is no name server, so the container needs only `/etc/hosts`: libraries look
-/// up `localhost` and the container's own name in it. With the host's network, or one that another
-/// program has set up, both are the host's. The host's loopback name server (127.0.0.53) can then be
-/// reached.
+/// Without a network there is no name server, so the container needs only `/etc/hosts`: libraries
+/// look up `localhost` and the container's own name in it. With the host's network, or one that
+/// another program has set up, both are the host's. The host's loopback name server (127.0.0.53)
+/// can then be reached.
 pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     let host = |path: &'static str| match std::fs::read(path) {
         Ok(contents) => Some(contents),

@@ -1,5 +1,5 @@
-//! Whether a directory that a run writes to lies inside one of its layers: there the overlay would show
-//! the run itself, and the layer would change.
+//! Whether a directory that a run writes to lies inside one of its layers: there the overlay would
+//! show the run itself, and the layer would change.
 //!
 //! What is refused is decided in `stack`.
 
@@ -21,11 +21,11 @@ const MOUNT_ID: StatxFlags = StatxFlags::from_bits_retain(0x1000);
 /// Device and inode.
 pub(crate) type Identity = (u64, u64);
 
-/// Returns the tree that `dir`, an absolute path without symbolic links, is or lies in. `trees` are known
-/// by their identities.
+/// Returns the tree that `dir`, an absolute path without symbolic links, is or lies in. `trees` are
+/// known by their identities.
 ///
-/// Looks at the directories above, up to the next mount point. A bind mount may show a directory from
-/// deep inside a tree: only the mount table says so.
+/// Looks at the directories above, up to the next mount point. A bind mount may show a directory
+/// from deep inside a tree: only the mount table says so.
 pub(crate) fn tree_around<'t>(dir: &Path, trees: &HashMap<Identity, &'t Path>) -> io::Result<Option<&'t Path>> {
     for above in dir.ancestors() {
         let seen = look_at(above)?;
@@ -70,8 +70,8 @@ fn identity(seen: &Statx) -> Identity {
     (makedev(seen.stx_dev_major, seen.stx_dev_minor), seen.stx_ino)
 }
 
-/// The proc_pid_mountinfo(5) of the calling thread: a caller may have mounts that only one of its threads
-/// sees.
+/// The proc_pid_mountinfo(5) of the calling thread: a caller may have mounts that only one of its
+/// threads sees.
 struct MountTable(Vec<u8>);
 
 /// Where a directory is in its file system, wherever that is mounted.
@@ -97,7 +97,8 @@ fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(|byte| *byte == b' ')
 }
 
-/// Decodes a path in which spaces, tabs, newlines and backslashes are written as `\` and three octal digits.
+/// Decodes a path in which spaces, tabs, newlines and backslashes are written as `\` and three
+/// octal digits.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(field.len());
     let mut rest = field;

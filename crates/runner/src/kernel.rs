@@ -1,6 +1,7 @@
 //! The five things that a run needs root or a runtime for.
 //!
-//! Everything else that a run does works in a plain directory. The tests of `run` replace these five.
+//! Everything else that a run does works in a plain directory. The tests of `run` replace these
+//! five.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -21,10 +22,12 @@ pub(crate) trait Kernel: Sync {
     /// A mounted overlay. Its path is where it is mounted.
     type Mounted: AsRef<Path>;
 
-    /// Fails if the process lacks privileges, or the machine a controller for the template's limits.
+    /// Fails if the process lacks privileges, or the machine a controller for the template's
+    /// limits.
     fn require(&self, template: &Template) -> Result<()>;
 
-    /// Calls `work` on a thread with a private mount namespace. Mounts that `work` leaves end with it.
+    /// Calls `work` on a thread with a private mount namespace. Mounts that `work` leaves end with
+    /// it.
     fn privately<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T>;
 
     /// Mounts a tmpfs on the bundle's directory of `paths`, and the overlay inside it.

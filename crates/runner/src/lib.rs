@@ -1,27 +1,28 @@
-//! Runs a command in a root file system that is stacked from many layers, and returns what the command
-//! wrote.
+//! Runs a command in a root file system that is stacked from many layers, and returns what the
+//! command wrote.
 //!
-//! [`run`] takes a base, layers and a [`Template`](container::Template) of the container. It mounts them
-//! as one overlay, runs the command in it, unmounts it and returns a [`Report`].
+//! [`run`] takes a base, layers and a [`Template`](container::Template) of the container. It mounts
+//! them as one overlay, runs the command in it, unmounts it and returns a [`Report`].
 //!
 //! - **Order.** Layers are given topmost first: where two have the same file, the command sees the
 //!   first one's. The base lies below all of them. The command never changes a layer or the base.
-//! - **The upper.** What the command writes and deletes is in the report's [`Upper`], which the caller
-//!   owns: [capture](Upper::capture) it as a new layer, [keep](Upper::keep) or [move](Upper::persist)
-//!   it. Dropping it deletes it.
-//! - **Limits.** The kernel stacks a limited number of directories. `run` merges the layers that do not
-//!   fit, by hard links; [`plan`] says in advance which ones.
+//! - **The upper.** What the command writes and deletes is in the report's [`Upper`], which the
+//!   caller owns: [capture](Upper::capture) it as a new layer, [keep](Upper::keep) or
+//!   [move](Upper::persist) it. Dropping it deletes it.
+//! - **Limits.** The kernel stacks a limited number of directories. `run` merges the layers that do
+//!   not fit, by hard links; [`plan`] says in advance which ones.
 //! - **Failures.** A command that fails is a result, with a status and an upper. If the run itself
 //!   fails, [`Error`] says in which [`Phase`] and why, and what is left on disk: usually nothing.
-//! - **Kills.** If this process is killed, the kernel ends the container and the mount with it. Only the
-//!   run's directory is left; [`sweep`] removes it.
+//! - **Kills.** If this process is killed, the kernel ends the container and the mount with it.
+//!   Only the run's directory is left; [`sweep`] removes it.
 //!
-//! `run` does not know what the layers are for: it reads no names, no metadata and no cache policy. Any
-//! number of threads can run at the same time. [`Options`] has the scratch directory, the runtime, the
-//! command's streams and limits; [`probe`] finds out what a scratch directory and the kernel can do.
+//! `run` does not know what the layers are for: it reads no names, no metadata and no cache policy.
+//! Any number of threads can run at the same time. [`Options`] has the scratch directory, the
+//! runtime, the command's streams and limits; [`probe`] finds out what a scratch directory and the
+//! kernel can do.
 //!
-//! The crate [`layer`] has the layers on disk, the crate [`container`] the mounts and runtimes. This
-//! crate is where the two meet.
+//! The crate [`layer`] has the layers on disk, the crate [`container`] the mounts and runtimes.
+//! This crate is where the two meet.
 //!
 //! # Example
 //! ```no_run
@@ -44,8 +45,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The directory `examples` has whole programs: `build_and_capture`, and `farm`, which builds on several
-//! threads.
+//! The directory `examples` has whole programs: `build_and_capture`, and `farm`, which builds on
+//! several threads.
 
 mod capture_record;
 mod configure;

@@ -1,5 +1,5 @@
-//! A small overlay that is mounted, written to and unmounted, to find out what a scratch directory and
-//! the kernel can do for a run.
+//! A small overlay that is mounted, written to and unmounted, to find out what a scratch directory
+//! and the kernel can do for a run.
 //!
 //! A whole run is in `run`.
 
@@ -29,14 +29,14 @@ pub struct Probe {
     pub deletions: bool,
 }
 
-/// Finds out whether a run can mount its overlay on `rung`, in the directory `scratch`. Mounts a small
-/// overlay as [`run`](crate::run) would, writes and deletes through it, unmounts it, inspects the upper
-/// and removes everything again.
+/// Finds out whether a run can mount its overlay on `rung`, in the directory `scratch`. Mounts a
+/// small overlay as [`run`](crate::run) would, writes and deletes through it, unmounts it, inspects
+/// the upper and removes everything again.
 ///
 /// # Errors
-/// [`Error`](crate::Error) in [`Phase::Inputs`] without root, in [`Phase::Scratch`] if nothing can be
-/// created in `scratch`, in [`Phase::OverlayMount`] if the overlay cannot be mounted on this rung or
-/// cannot be written to. Nothing is left unless unmounting or removing failed: then
+/// [`Error`](crate::Error) in [`Phase::Inputs`] without root, in [`Phase::Scratch`] if nothing can
+/// be created in `scratch`, in [`Phase::OverlayMount`] if the overlay cannot be mounted on this
+/// rung or cannot be written to. Nothing is left unless unmounting or removing failed: then
 /// [`Error::left`](crate::Error::left) says where.
 pub fn probe(scratch: impl AsRef<Path>, rung: Rung) -> Result<Probe> {
     in_phase(Phase::Inputs, || Ok(container::require_privilege()?))?;
@@ -72,7 +72,8 @@ fn mounted(scratch: &Scratch, rung: Rung) -> Result<bool> {
     })
 }
 
-/// Writes and deletes through the overlay on `merged`. Returns whether the host does not see the mount.
+/// Writes and deletes through the overlay on `merged`. Returns whether the host does not see the
+/// mount.
 fn written(merged: &Path) -> Result<bool> {
     let done =
         |result: std::io::Result<()>, operation, name: &str| result.map_err(io_error(operation, merged.join(name)));
@@ -86,8 +87,9 @@ fn written(merged: &Path) -> Result<bool> {
     Ok(!lists(&String::from_utf8_lossy(&mounts), merged))
 }
 
-/// Returns whether something is mounted on `target`, according to a table like proc_pid_mountinfo(5).
-/// The directory of a run has a unique name, without characters that the table would escape.
+/// Returns whether something is mounted on `target`, according to a table like
+/// proc_pid_mountinfo(5). The directory of a run has a unique name, without characters that the
+/// table would escape.
 fn lists(mountinfo: &str, target: &Path) -> bool {
     let name = target.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let end = format!("/{name}/bundle/merged");

@@ -1,4 +1,5 @@
-//! The removal of a run's leftovers on a thread of its own, for [`Cleanup::Behind`](crate::Cleanup::Behind).
+//! The removal of a run's leftovers on a thread of its own, for
+//! [`Cleanup::Behind`](crate::Cleanup::Behind).
 //!
 //! What is removed is decided in `scratch`.
 
@@ -14,8 +15,8 @@ use crate::rundir::RunDir;
 
 /// The removal of everything that a run has left but its upper, in progress on a separate thread.
 ///
-/// The upper is in another directory already and can be moved concurrently. If the process is killed, a
-/// [sweep](crate::sweep) removes the rest.
+/// The upper is in another directory already and can be moved concurrently. If the process is
+/// killed, a [sweep](crate::sweep) removes the rest.
 #[derive(Debug)]
 #[must_use = "dropping this value waits for the removal"]
 pub struct Removal {
@@ -30,8 +31,8 @@ enum State {
 }
 
 impl Removal {
-    /// Begins to remove the directory of a run that has ended. If no thread can be started, removes it
-    /// before returning.
+    /// Begins to remove the directory of a run that has ended. If no thread can be started, removes
+    /// it before returning.
     pub(crate) fn begin(run: RunDir) -> Self {
         let path = run.path().to_path_buf();
         match thread::Builder::new().name("removal".into()).spawn(move || run.remove()) {
@@ -52,8 +53,8 @@ impl Removal {
     /// Waits for the end of the removal.
     ///
     /// # Errors
-    /// [`Cause::Layer`](crate::Cause::Layer) with the entry that could not be removed. That and the rest
-    /// are left for a [sweep](crate::sweep).
+    /// [`Cause::Layer`](crate::Cause::Layer) with the entry that could not be removed. That and the
+    /// rest are left for a [sweep](crate::sweep).
     pub fn wait(mut self) -> Result<()> {
         self.join()
     }

@@ -28,12 +28,13 @@ pub struct Report {
     pub plan: Plan,
     /// What the merge did, if there was one.
     pub merged: Option<Merged>,
-    /// The removal of everything but the upper, if it goes on [behind](crate::Cleanup::Behind) the
-    /// caller's back. Dropping it with the report waits for its end.
+    /// The removal of everything but the upper, if it [goes on](crate::Cleanup::Behind) after the
+    /// run. Dropping it with the report waits for its end.
     pub removal: Option<Removal>,
     /// What the run itself created in the upper, parents first, by its path in the container:
-    /// `/etc/hosts` and the like, and the mount points of the template. If the template mounts nothing
-    /// on `/dev`, the runtime creates its device nodes in the upper; this list does not contain them.
+    /// `/etc/hosts` and the like, and the mount points of the template. If the template mounts
+    /// nothing on `/dev`, the runtime creates its device nodes in the upper; this list does not
+    /// contain them.
     pub made: Vec<Made>,
     pub(crate) origin: Origin,
     /// The excerpt of standard output, if it was captured.
@@ -78,10 +79,10 @@ impl Report {
         }
     }
 
-    /// Returns a `layer.json` for the upper, as far as the run knows it: the names of the layers, the
-    /// hash of the base, the numbers of the user and the group in the stack, and the timings. The exit
-    /// status is the one that a shell would report: 128+n for signal n, 124 after the timeout, 137 if
-    /// the memory was used up, otherwise 143.
+    /// Returns a `layer.json` for the upper, as far as the run knows it: the names of the layers,
+    /// the hash of the base, the numbers of the user and the group in the stack, and the
+    /// timings. The exit status is the one that a shell would report: 128+n for signal n, 124
+    /// after the timeout, 137 if the memory was used up, otherwise 143.
     pub fn meta(&self) -> Meta {
         let exit_status = match self.status {
             Status::Exited(code) => code.into(),
@@ -113,13 +114,13 @@ impl Report {
     ///  "usage":{…},"output_error":…,"capture":{…}}
     /// ```
     ///
-    /// A path is a string, or an array of its bytes if it is not UTF-8. `merge` is null if nothing was
-    /// merged, and `output_error` if no output is lost.
+    /// A path is a string, or an array of its bytes if it is not UTF-8. `merge` is null if nothing
+    /// was merged, and `output_error` if no output is lost.
     ///
-    /// `usage` has `cpu_seconds` and `peak_memory_bytes`, which are null if the machine's controllers
-    /// do not report them, `out_of_memory`, and `upper_bytes` and `upper_entries`, for which this
-    /// [measures](Upper::measure) the upper. `capture` is a [`CaptureRecord`], which `layered commit
-    /// --run` needs.
+    /// `usage` has `cpu_seconds` and `peak_memory_bytes`, which are null if the machine's
+    /// controllers do not report them, `out_of_memory`, and `upper_bytes` and `upper_entries`,
+    /// for which this [measures](Upper::measure) the upper. `capture` is a [`CaptureRecord`],
+    /// which `layered commit --run` needs.
     pub fn to_json(&self) -> Value {
         let size = self.upper.measure().inspect_err(|error| log::warn!("{}", chain(error))).ok();
         json!({

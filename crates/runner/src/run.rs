@@ -1,4 +1,5 @@
-//! The whole run: which steps it takes, in which order, and what each step gets from the ones before.
+//! The whole run: which steps it takes, in which order, and what each step gets from the ones
+//! before.
 //!
 //! The steps are in `stack` (hold, plan, merge), `scratch` (the directory and its end), `configure`
 //! and `kernel` (mount, execute, unmount).
@@ -31,18 +32,18 @@ mod tests;
 /// 6. It mounts the overlay in a private mount namespace and fills in the template.
 /// 7. It starts the container and waits for the command to end.
 /// 8. It unmounts the overlay.
-/// 9. It removes everything but the upper: before it returns, or [behind](crate::Cleanup::Behind) the
-///    caller's back.
+/// 9. It removes everything but the upper, before it returns or [after](crate::Cleanup::Behind).
 ///
-/// The only processes are the runtime and the helper that looks after the container. A run only reads
-/// the layers, except that it touches their `last_used`. It reads and writes no `layer.json` and no
-/// sidecar. It [holds](layer::Hold) the layers until the overlay is unmounted: no collector removes
-/// one before that. If this process is killed, the hold ends with it.
+/// The only processes are the runtime and the helper that looks after the container. A run only
+/// reads the layers, except that it touches their `last_used`. It reads and writes no `layer.json`
+/// and no sidecar. It [holds](layer::Hold) the layers until the overlay is unmounted, and then
+/// while the [`Upper`] exists: no collector removes one before that. If this process is killed, the
+/// hold ends with it.
 ///
 /// # Errors
 /// [`Error`](crate::Error) with the phase. The run then has undone the phases before it. Nothing is
-/// left unless unmounting or removing failed: then [`Error::left`](crate::Error::left) says where. A
-/// command that fails, or that a signal, the timeout or a [`Cancel`] ends, is not an error.
+/// left unless unmounting or removing failed: then [`Error::left`](crate::Error::left) says where.
+/// A command that fails, or that a signal, the timeout or a [`Cancel`] ends, is not an error.
 pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<'_>) -> Result<Report> {
     let clock = Clock::start();
     // This takes the kernel some time, which it has until the runtime starts.

@@ -143,8 +143,8 @@ impl RunDir {
 }
 
 impl Drop for RunDir {
-    /// Unlocks explicitly: a child that is being started holds the descriptor, too, for a moment. If
-    /// unlocking fails, closing does it.
+    /// Unlocks explicitly: a child that is being started holds the descriptor, too, for a moment.
+    /// If unlocking fails, closing does it.
     fn drop(&mut self) {
         if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
             log::debug!("cannot unlock {}: {error}", quoted(&self.path));
@@ -161,8 +161,8 @@ fn run_id(name: &OsStr) -> Option<ContainerId> {
     }
 }
 
-/// Returns whether the last component of `path`, which may be a symbolic link, is the name of a kept
-/// run.
+/// Returns whether the last component of `path`, which may be a symbolic link, is the name of a
+/// kept run.
 pub(crate) fn is_kept_name(path: &Path) -> bool {
     let real = fs::canonicalize(path).unwrap_or_else(|_| path.into());
     ends_in_kept_name(&real)
@@ -172,8 +172,8 @@ fn ends_in_kept_name(path: &Path) -> bool {
     path.file_name().and_then(OsStr::to_str).is_some_and(|name| is_name(KEPT, name))
 }
 
-/// Returns the directory of the run that `path` is or lies in, whether the run goes on, was killed or
-/// was kept.
+/// Returns the directory of the run that `path` is or lies in, whether the run goes on, was killed
+/// or was kept.
 pub(crate) fn around(path: &Path) -> Option<PathBuf> {
     real(path).ancestors().find(|dir| dir.file_name().is_some_and(is_run_name)).map(Path::to_path_buf)
 }

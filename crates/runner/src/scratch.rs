@@ -1,4 +1,4 @@
-//! What lies in the directory of a run, and what becomes of it at the end: the only file that deletes.
+//! What lies in the directory of a run, and what becomes of it when the run ends.
 //!
 //! The directory itself and its lock are in `rundir`; the upper in it is `upper`'s.
 
@@ -81,8 +81,8 @@ impl Deref for Scratch {
 }
 
 impl Scratch {
-    /// Creates the directory of a run in `parent`, or reuses the one that `over` was kept in. Refuses
-    /// a directory inside one of the stack's trees.
+    /// Creates the directory of a run in `parent`, or reuses the one that `over` was kept in.
+    /// Refuses a directory inside one of the stack's trees.
     pub(crate) fn open(over: Option<Upper>, parent: &Path, stack: &Stack<'_>) -> Result<Self> {
         match over {
             None => {
@@ -97,8 +97,8 @@ impl Scratch {
         }
     }
 
-    /// Creates the directory in `parent`, which is a [real path](scratch_dir). On an error nothing is
-    /// left.
+    /// Creates the directory in `parent`, which is a [real path](scratch_dir). On an error nothing
+    /// is left.
     pub(crate) fn create(parent: &Path) -> Result<Self> {
         let run = RunDir::create(parent)?;
         // From here on, dropping the value removes the directory.
@@ -125,7 +125,8 @@ impl Scratch {
         self.upper.run_dir().id()
     }
 
-    /// Gives the upper's root the attributes of the topmost lower's, and calls the caller's function.
+    /// Gives the upper's root the attributes of the topmost lower's, and calls the caller's
+    /// function.
     pub(crate) fn prepare_upper(&self, lowers: &[PathBuf], prepare: Option<PrepUpper<'_>>) -> Result<()> {
         self.copy_root_attributes(&lowers[0])?;
         match prepare {
@@ -134,8 +135,8 @@ impl Scratch {
         }
     }
 
-    /// Makes the upper of a run that was cancelled before the mount an upper like any other, in case
-    /// the caller keeps it.
+    /// Makes the upper of a run that was cancelled before the mount an upper like any other, in
+    /// case the caller keeps it.
     pub(crate) fn never_mounted(&self, plan: &Plan) {
         let topmost = plan.separate.first().or(plan.merged.first()).unwrap_or(&plan.base);
         if let Err(error) = self.copy_root_attributes(topmost) {
@@ -162,8 +163,8 @@ impl Scratch {
 
     /// Ends the use of the directory, as `result` demands:
     /// - After a success, returns the upper and removes the rest.
-    /// - After an error that [leaves](crate::Error::left) the directory, because the overlay is still
-    ///   mounted, touches nothing.
+    /// - After an error that [leaves](crate::Error::left) the directory, because the overlay is
+    ///   still mounted, touches nothing.
     /// - After any other error, removes everything except an upper that was kept before.
     ///
     /// If removing fails, the rest is left, and the error says where.
@@ -186,8 +187,8 @@ impl Scratch {
         }
     }
 
-    /// Removes everything but the upper, which is the caller's from now on. On an error, the entry that
-    /// could not be removed and everything that was to be removed after it are left.
+    /// Removes everything but the upper, which is the caller's from now on. On an error, the entry
+    /// that could not be removed and everything that was to be removed after it are left.
     fn into_upper(self) -> Result<Upper> {
         match self.remove_all_but_upper() {
             Ok(()) => Ok(self.upper),
@@ -198,7 +199,8 @@ impl Scratch {
         }
     }
 
-    /// Moves the upper into another directory, and leaves the removal of this one to another thread.
+    /// Moves the upper into another directory, and leaves the removal of this one to another
+    /// thread.
     fn into_upper_behind(mut self) -> Result<(Upper, Option<Removal>)> {
         if let Err(error) = self.remove_mount_point() {
             self.upper.leave();

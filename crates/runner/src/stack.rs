@@ -1,7 +1,8 @@
-//! The layers of a run: which ones there are, which of them are stacked and which merged, and on which
-//! rung of the ladder.
+//! The layers of a run: which ones there are, which of them are stacked and which merged, and on
+//! which rung of the ladder.
 //!
-//! `layer::Plan` decides where the limits lead; `inside` finds out whether a directory lies in a tree.
+//! `layer::Plan` decides where the limits lead; `inside` finds out whether a directory lies in a
+//! tree.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,7 +19,8 @@ use crate::rundir::{self, PREFIX, scratch_dir};
 use crate::scratch::Paths;
 use crate::{Error, Options, Phase, Result};
 
-/// Returns the plan that [`run`](crate::run) would make. Creates nothing and marks no layer as used.
+/// Returns the plan that [`run`](crate::run) would make. Creates nothing and marks no layer as
+/// used.
 ///
 /// # Errors
 /// [`Error`] in [`Phase::Inputs`] if the base or a layer cannot be used, in [`Phase::Plan`] if the
@@ -37,13 +39,13 @@ pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan
     })
 }
 
-/// Checks that the upper of a run over these layers may be moved to `destination`: that `destination`
-/// is not in one of their trees. An upper that is moved there would change a layer that is in use.
-/// Call this before the run.
+/// Checks that the upper of a run over these layers may be moved to `destination`: that
+/// `destination` is not in one of their trees. An upper that is moved there would change a layer
+/// that is in use. Call this before the run.
 ///
 /// # Errors
-/// [`Cause::UpperInLayer`], [`Cause::InRunDirectory`]; [`Cause::Layer`] if the base or a layer cannot
-/// be used; [`Cause::Io`] if the parent of `destination` cannot be looked at.
+/// [`Cause::UpperInLayer`], [`Cause::InRunDirectory`]; [`Cause::Layer`] if the base or a layer
+/// cannot be used; [`Cause::Io`] if the parent of `destination` cannot be looked at.
 pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl AsRef<Path>) -> Result<()> {
     let destination = destination.as_ref();
     let parent = match destination.parent() {
@@ -68,8 +70,8 @@ pub(crate) struct Stack<'a> {
 }
 
 impl<'a> Stack<'a> {
-    /// Looks at every layer once. A layer that is given twice, by whatever path, keeps its first place.
-    /// A layer that is also the base is only the base.
+    /// Looks at every layer once. A layer that is given twice, by whatever path, keeps its first
+    /// place. A layer that is also the base is only the base.
     pub(crate) fn resolve(base: &Base, layers: &'a [Layer]) -> Result<Self> {
         // If a tree cannot be used, opening its layer says exactly why.
         let tree = absolute(base.fs())?;
@@ -92,8 +94,8 @@ impl<'a> Stack<'a> {
         Ok(stack)
     }
 
-    /// Refuses a directory inside one of the trees as the parent of the run's own directory. `dir` is a
-    /// real path.
+    /// Refuses a directory inside one of the trees as the parent of the run's own directory. `dir`
+    /// is a real path.
     pub(crate) fn refuse_scratch(&self, dir: &Path) -> Result<()> {
         match self.tree_around(dir)? {
             Some(tree) => Err(Cause::ScratchInLayer { scratch: dir.into(), tree: tree.into() }.into()),
@@ -101,7 +103,8 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// Refuses a directory inside one of the trees as the parent of a moved upper. `dir` is a real path.
+    /// Refuses a directory inside one of the trees as the parent of a moved upper. `dir` is a real
+    /// path.
     fn refuse_destination(&self, dir: &Path, destination: &Path) -> Result<()> {
         match self.tree_around(dir)? {
             Some(tree) => Err(Cause::UpperInLayer { destination: destination.into(), tree: tree.into() }.into()),
@@ -146,8 +149,8 @@ pub(crate) fn hold(base: &Base, layers: &[Layer], stop: &dyn Fn() -> bool) -> Re
     Ok(Hold::of_until(layers.iter().chain(&base).map(Layer::path), stop)?)
 }
 
-/// Merges the layers that the plan does not stack separately into `target`. Returns `None` if there are
-/// none, or if `stop` ended the merge.
+/// Merges the layers that the plan does not stack separately into `target`. Returns `None` if there
+/// are none, or if `stop` ended the merge.
 pub(crate) fn merge(
     plan: &Plan,
     target: &Path,

@@ -23,15 +23,16 @@ pub struct Swept {
     pub failed: Vec<(PathBuf, Error)>,
 }
 
-/// Removes what dead runs have left in the directory `scratch`: runs whose process was killed before it
-/// could tidy up.
+/// Removes what dead runs have left in the directory `scratch`: runs whose process was killed
+/// before it could tidy up.
 ///
-/// The container of a killed run has died with it, and its mount was never visible on the host. What is
-/// left are its directory and empty cgroups. If a process still lives in these, a sweep kills it.
+/// The container of a killed run has died with it, and its mount was never visible on the host.
+/// What is left are its directory and empty cgroups. If a process still lives in these, a sweep
+/// kills it.
 ///
-/// A sweep does not touch live runs, of whatever process, uppers that were [kept](crate::Upper::keep),
-/// or anything that is not a run of this user. Runs do not need sweeps; they keep disks from filling
-/// up.
+/// A sweep does not touch live runs, of whatever process, uppers that were
+/// [kept](crate::Upper::keep), or anything that is not a run of this user. Runs do not need sweeps;
+/// they keep disks from filling up.
 ///
 /// # Errors
 /// [`Cause::Io`](crate::Cause::Io) if `scratch` cannot be read. A failure for one run is in

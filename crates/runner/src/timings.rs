@@ -30,7 +30,8 @@ pub enum Phase {
     PrepUpper,
     /// Mounts the overlay.
     OverlayMount,
-    /// Fills in the template, writes `config.json`, and puts `/etc/hosts` and the like into the upper.
+    /// Fills in the template, writes `config.json`, and puts `/etc/hosts` and the like into the
+    /// upper.
     Config,
     /// Runs the command.
     RuncRun,
@@ -82,8 +83,8 @@ impl fmt::Display for Phase {
 ///
 /// The names and their order never change: `touch`, `plan`, `merge`, `prep_upper`, `overlay_mount`,
 /// `config`, `runc_run`, `overlay_umount`, `cleanup`, `total`. A phase that has nothing to do takes
-/// next to no time. The total is more than the sum: it also contains the time to check the inputs, to
-/// create the run's directory and to start a thread.
+/// next to no time. The total is more than the sum: it also contains the time to check the inputs,
+/// to create the run's directory and to start a thread.
 ///
 /// As JSON, the timings are an object of seconds in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]

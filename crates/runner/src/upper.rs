@@ -1,4 +1,5 @@
-//! What a command wrote, as a value with an owner: where it can go, and what becomes of it when dropped.
+//! What a command wrote, as a value with an owner: where it can go, and what becomes of it when
+//! dropped.
 //!
 //! The directory that contains it, and the lock on that, are in `rundir`.
 
@@ -17,8 +18,8 @@ use crate::rundir::{self, RunDir};
 
 /// What a command wrote: the upper directory of its overlay, owned.
 ///
-/// The upper is in the run's scratch directory, which only root can enter. Dropping this value deletes
-/// it. [`keep`](Self::keep) leaves it where it is, [`persist`](Self::persist) moves it, and
+/// The upper is in the run's scratch directory, which only root can enter. Dropping this value
+/// deletes it. [`keep`](Self::keep) leaves it where it is, [`persist`](Self::persist) moves it, and
 /// [`capture`](Self::capture) makes it a layer. A kept upper can be [opened again](Self::reopen);
 /// dropping it then does not delete it.
 ///
@@ -57,7 +58,8 @@ pub struct PersistError {
     pub source: io::Error,
 }
 
-/// An upper that could not be captured. It still exists: [`upper`](Self::upper) can be captured again.
+/// An upper that could not be captured. It still exists: [`upper`](Self::upper) can be captured
+/// again.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot capture the upper as {}", quoted(layer))]
 pub struct CaptureError {
@@ -84,8 +86,9 @@ impl Upper {
         Self { run, path, fate: Fate::Delete, hold: None, xattrs: XattrNamespace::default() }
     }
 
-    /// Returns the same upper over layers that `hold` holds, with overlay xattrs in `xattrs`. If the
-    /// upper is [kept](Self::keep) later, its layers stay held. That needs no room on the disk.
+    /// Returns the same upper over layers that `hold` holds, with overlay xattrs in `xattrs`. If
+    /// the upper is [kept](Self::keep) later, its layers stay held. That needs no room on the
+    /// disk.
     pub(crate) fn over(mut self, hold: Option<Hold>, xattrs: XattrNamespace) -> Self {
         (self.hold, self.xattrs) = (hold, xattrs);
         self.hold_for_kept();
@@ -93,11 +96,11 @@ impl Upper {
     }
 
     /// Opens the upper in `dir`, the directory that [`keep`](Self::keep) left it in. The caller can
-    /// inspect it, [run over it](crate::Options::over), capture it, move it or [delete](Self::close)
-    /// it; one process at a time. Dropping it leaves it where it is.
+    /// inspect it, [run over it](crate::Options::over), capture it, move it or
+    /// [delete](Self::close) it; one process at a time. Dropping it leaves it where it is.
     ///
-    /// A directory is a kept run by its name, its owner and its lock, whatever it contains. The upper
-    /// itself may be missing, if a capture had moved it and was killed then:
+    /// A directory is a kept run by its name, its owner and its lock, whatever it contains. The
+    /// upper itself may be missing, if a capture had moved it and was killed then:
     /// [`capture`](Self::capture) can be repeated.
     ///
     /// # Errors
@@ -123,8 +126,8 @@ impl Upper {
         rundir::around(path).map_or(Ok(()), |run| Err(Cause::InRunDirectory { path: path.into(), run }.into()))
     }
 
-    /// Locks the directory of the run that `upper` belongs to, if its path is that of a run's upper.
-    /// While the result exists, neither that run nor a sweep touches the directory.
+    /// Locks the directory of the run that `upper` belongs to, if its path is that of a run's
+    /// upper. While the result exists, neither that run nor a sweep touches the directory.
     ///
     /// # Errors
     /// [`Cause::InUse`] if the run has not ended yet, or if another process uses its upper.
@@ -193,7 +196,8 @@ impl Upper {
     /// Deletes what [`keep`](Self::keep) left in `dir`, even if the upper itself is missing there.
     ///
     /// # Errors
-    /// [`Cause::NotKept`], [`Cause::InUse`]; [`Cause::Layer`] with the entry that could not be removed.
+    /// [`Cause::NotKept`], [`Cause::InUse`]; [`Cause::Layer`] with the entry that could not be
+    /// removed.
     pub fn discard(dir: impl AsRef<Path>) -> Result<()> {
         RunDir::kept(dir.as_ref())?.remove()
     }
@@ -236,9 +240,9 @@ impl Upper {
     /// Moves the upper to `destination`, which must not exist, by one rename: `destination` has all
     /// of it or does not exist.
     ///
-    /// The upper may hold set-user-ID programs and device nodes. Therefore, if other users can search
-    /// every directory above `destination`, only the owner can enter the moved upper (0700). A capture
-    /// restores the former mode of its root.
+    /// The upper may hold set-user-ID programs and device nodes. Therefore, if other users can
+    /// search every directory above `destination`, only the owner can enter the moved upper
+    /// (0700). A capture restores the former mode of its root.
     ///
     /// # Errors
     /// [`PersistError`], which gives the upper back, if `destination` exists, is on another file
@@ -290,8 +294,8 @@ impl Upper {
         Ok(())
     }
 
-    /// Closes the root to other users if they could reach `destination`. Records and returns the mode
-    /// that it had.
+    /// Closes the root to other users if they could reach `destination`. Records and returns the
+    /// mode that it had.
     fn close_root(&self, destination: &Path, access: Option<Access>) -> io::Result<Option<u32>> {
         let access = match (access, destination.parent()) {
             (None, Some(parent)) if Access::is_needed_in(parent)? => Access::default(),
@@ -309,8 +313,8 @@ impl Upper {
         Ok(Some(mode))
     }
 
-    /// Makes the upper a layer: [`Capture::into_layer`]. [`Report::capture`](crate::Report::capture)
-    /// returns a `capture` that knows the run.
+    /// Makes the upper a layer: [`Capture::into_layer`].
+    /// [`Report::capture`](crate::Report::capture) returns a `capture` that knows the run.
     ///
     /// ```no_run
     /// # fn example(report: runner::Report) -> Result<(), Box<dyn std::error::Error>> {

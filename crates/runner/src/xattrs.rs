@@ -1,5 +1,5 @@
-//! The namespace of the overlay xattrs: how `container`, which mounts, `layer`, which reads, and JSON
-//! name the same two.
+//! The namespace of the overlay xattrs: how `container`, which mounts, `layer`, which reads, and
+//! JSON name the same two.
 
 use container::OverlayXattrs;
 use layer::XattrNamespace;

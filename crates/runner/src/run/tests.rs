@@ -1,5 +1,5 @@
-//! What a run undoes when a step of it fails. Only the five steps that need root are played: everything
-//! else is real and works in a temporary directory.
+//! What a run undoes when a step of it fails. Only the five steps that need root are played:
+//! everything else is real and works in a temporary directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -191,7 +191,8 @@ fn a_cancel_before_the_command_is_a_result_too() {
 
 #[test]
 fn a_failure_is_reported_and_the_steps_before_it_are_undone() {
-    // (what fails, the calls of the kernel, the phase that is reported, what is left in the run's directory)
+    // (what fails, the calls of the kernel, the phase that is reported, what is left in the run's
+    // directory)
     let table: [(&[&'static str], String, Phase, &[&str]); 14] = [
         (&["require"], "require".into(), Phase::Inputs, &[]),
         (&["missing layer"], "require".into(), Phase::Inputs, &[]),
