@@ -218,6 +218,12 @@ impl Error {
     }
 }
 
+/// Returns an error and all of its sources on one line, for the log.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |error| error.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,14 +13,15 @@
 //!
 //! # A container over two directories
 //! ```no_run
-//! use container::{Bundle, ContainerId, Invocation, Output, Overlay, Runtime, Template, in_private_mount_namespace};
+//! use container::{Bundle, ContainerId, Output, Overlay, Runtime, Supervision, Template, in_private_mount_namespace};
 //!
 //! let template = Template::builder(["cc", "-c", "hello.c"]).cwd("/src").build()?;
 //! let status = in_private_mount_namespace(|| {
 //!     let mounted = Overlay::new(["/srv/gcc", "/srv/debian"]).writable("run/upper", "run/work").mount("run/merged")?;
 //!     let bundle = Bundle::create("run", template.instantiate(mounted.path())?)?;
 //!     let id = ContainerId::random("example")?;
-//!     let finished = Runtime::default().run(Invocation::new(&bundle, &id).stderr(Output::Inherit))?;
+//!     let supervision = Supervision::new().stderr(Output::Inherit);
+//!     let finished = Runtime::default().run(&bundle, &id, None, supervision)?;
 //!     mounted.unmount()?;
 //!     Ok::<_, container::Error>(finished.status)
 //! })??;
@@ -48,6 +49,7 @@ mod parser_tests;
 mod rootfs;
 mod runtime;
 mod supervise;
+mod supervision;
 mod template;
 mod user;
 
@@ -62,8 +64,9 @@ pub use overlay::{
     DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, OverlayXattrs, copy_root_attributes,
 };
 pub use rootfs::{MountPoint, Rootfs};
-pub use runtime::{Finished, Flaw, Init, Input, Invocation, Runtime, RuntimeVersion, Status};
+pub use runtime::{Finished, Flaw, Init, Input, Runtime, RuntimeVersion, Status};
 pub use supervise::{Cancel, Signals};
+pub use supervision::Supervision;
 pub use template::{
     Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RootAccess, Seccomp,
     Template, TemplateBuilder, TemplateError, Terminal, parse_size,

@@ -4,6 +4,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
+use crate::error::chain;
 use crate::{Error, LowerNames, MountApi, Result};
 
 /// A mount that is taken down with this value.
@@ -17,6 +18,12 @@ pub struct Mounted {
     names: LowerNames,
     /// Whether dropping has to unmount.
     armed: bool,
+}
+
+impl AsRef<Path> for Mounted {
+    fn as_ref(&self) -> &Path {
+        self.path()
+    }
 }
 
 /// EBUSY passes when a process that was seen to end gives up its last file a moment later. There is no event to wait for, so
@@ -84,7 +91,7 @@ impl Drop for Mounted {
             return;
         }
         if let Err(error) = self.take_down() {
-            log::error!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default());
+            log::error!("{}", chain(&error));
         }
     }
 }

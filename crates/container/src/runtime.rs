@@ -1,21 +1,19 @@
-use std::error::Error as _;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use crate::error::chain;
 use crate::supervise::{Ended, Facts, Orders, PID_FILE, Program, SOCKET, Supervised, Task, terminal_size};
 use crate::{
-    Bundle, Cancel, Cgroup, Config, ContainerId, Error, Excerpt, Output, Result, Signals, Usage, cgroup,
-    require_privilege,
+    Bundle, Cancel, Cgroup, Config, ContainerId, Error, Excerpt, Result, Supervision, Usage, cgroup, require_privilege,
 };
 
 mod flaws;
@@ -77,7 +75,7 @@ pub enum Status {
     Exited(i32),
     /// This signal ended it.
     Signaled(i32),
-    /// It exceeded its [timeout](Invocation::timeout).
+    /// It exceeded its [timeout](Supervision::timeout).
     TimedOut,
     /// It was [cancelled](Cancel).
     Cancelled,
@@ -85,7 +83,7 @@ pub enum Status {
     /// killed another process of the container and the command ended by itself, the status is that
     /// of the command; see [`Usage::out_of_memory`].)
     OutOfMemory,
-    /// It wrote more than the [output limit](Invocation::output_limit_bytes).
+    /// It wrote more than the [output limit](Supervision::output_limit_bytes).
     OutputLimit,
 }
 
@@ -96,116 +94,13 @@ impl Status {
     }
 }
 
-/// One run of a bundle: the streams, the limits and the signals of the command.
-#[derive(Debug)]
-pub struct Invocation<'a> {
-    bundle: &'a Bundle,
-    id: &'a ContainerId,
-    cgroup: Option<&'a Cgroup>,
-    stdin: Input,
-    stdout: Output<'a>,
-    stderr: Output<'a>,
-    init: Init,
-    timeout: Option<Duration>,
-    grace: Duration,
-    cancel: Option<&'a Cancel>,
-    signals: Option<&'a Signals>,
-    output_limit_bytes: Option<u64>,
-}
-
-impl<'a> Invocation<'a> {
-    /// Runs `bundle` as the container `id`. By default the command has no input and no time limit,
-    /// and its output is discarded.
-    pub fn new(bundle: &'a Bundle, id: &'a ContainerId) -> Self {
-        Self {
-            bundle,
-            id,
-            cgroup: None,
-            stdin: Input::Null,
-            stdout: Output::Null,
-            stderr: Output::Null,
-            init: Init::Provided,
-            timeout: None,
-            grace: Duration::from_secs(5),
-            cancel: None,
-            signals: None,
-            output_limit_bytes: None,
-        }
-    }
-
-    /// Sets the control group, whose [`container_path`](Cgroup::container_path) the bundle must
-    /// name. When the container has ended, the run reads the group's usage and removes the group.
-    pub fn cgroup(mut self, cgroup: &'a Cgroup) -> Self {
-        self.cgroup = Some(cgroup);
-        self
-    }
-
-    /// Sets the source of standard input.
-    pub fn stdin(mut self, stdin: Input) -> Self {
-        self.stdin = stdin;
-        self
-    }
-
-    /// Sets the destination of standard output.
-    pub fn stdout(mut self, stdout: Output<'a>) -> Self {
-        self.stdout = stdout;
-        self
-    }
-
-    /// Sets the destination of standard error. A runtime that fails also writes its reason there. A
-    /// command with a terminal writes everything to the terminal, whose output goes to standard
-    /// output's destination.
-    pub fn stderr(mut self, stderr: Output<'a>) -> Self {
-        self.stderr = stderr;
-        self
-    }
-
-    /// Sets the program that is process 1 of the container.
-    pub fn init(mut self, init: Init) -> Self {
-        self.init = init;
-        self
-    }
-
-    /// Limits how long the command may run. After this time it gets SIGTERM, and after the [grace
-    /// period](Self::grace) the whole container is killed.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
-    }
-
-    /// Ends the command, like a timeout, when its two streams together have exceeded `bytes`.
-    /// Output beyond that is discarded.
-    pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
-        self.output_limit_bytes = Some(bytes);
-        self
-    }
-
-    /// Sets how long the command may keep running after it was asked to end. The default is 5 s.
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
-        self
-    }
-
-    /// Ends the command, like a timeout, when another thread uses `cancel`.
-    pub fn cancel(mut self, cancel: &'a Cancel) -> Self {
-        self.cancel = Some(cancel);
-        self
-    }
-
-    /// Forwards to the command the signals that are sent through `signals`.
-    pub fn signals(mut self, signals: &'a Signals) -> Self {
-        self.signals = Some(signals);
-        self
-    }
-}
-
-/// The result of an [`Invocation`].
+/// The result of [`Runtime::run`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Finished {
     /// How the command ended.
     pub status: Status,
-    /// The excerpt of standard output, if it was [captured](Output::Capture).
+    /// The excerpt of standard output, if it was [captured](crate::Output::Capture).
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
     pub stderr: Option<Excerpt>,
@@ -316,8 +211,8 @@ impl Runtime {
         self.program.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(name))
     }
 
-    /// Runs the command in the bundle and waits for its end. The container never outlives this
-    /// call, whether it succeeds or fails, nor the calling thread or process, even if that is
+    /// Runs the command in `bundle` as the container `id`, looked after as `supervision` says, and
+    /// waits for its end. The container never outlives this call, whether it succeeds or fails, nor the calling thread or process, even if that is
     /// killed.
     ///
     /// The runtime only starts the container. Two small processes of this crate look after it. One
@@ -328,6 +223,9 @@ impl Runtime {
     /// A command that exits with a status other than 0 is a result, not an error. The command
     /// starts with the default action for every signal, whatever the caller ignores, and with the
     /// caller's CPU affinity. If the run is already cancelled, nothing is started.
+    ///
+    /// `bundle` must name the [`container_path`](Cgroup::container_path) of `cgroup`. When the
+    /// container has ended, this call reads the group's usage and removes the group.
     ///
     /// # Errors
     /// - [`Error::Namespace`] without root.
@@ -345,9 +243,16 @@ impl Runtime {
     ///
     /// The bundle's directory then holds `config.json`. If the runtime was started, it may also hold
     /// the runtime's `runtime.log`, `pid` and `state/`.
-    pub fn run(&self, invocation: Invocation<'_>) -> Result<Finished> {
-        let Invocation { bundle, id, cgroup, stdin, stdout, stderr, init, .. } = invocation;
-        let Invocation { timeout, grace, cancel, signals, output_limit_bytes: output_limit, .. } = invocation;
+    pub fn run(
+        &self,
+        bundle: &Bundle,
+        id: &ContainerId,
+        cgroup: Option<&Cgroup>,
+        supervision: Supervision<'_>,
+    ) -> Result<Finished> {
+        let grace = supervision.grace_period();
+        let Supervision { stdin, stdout, stderr, init, timeout, cancel, signals, output_limit_bytes, .. } = supervision;
+        let (cancel, signals) = (cancel.as_ref(), signals.as_ref());
         if cancel.is_some_and(Cancel::is_cancelled) {
             return Ok(Finished::new(Status::Cancelled));
         }
@@ -381,7 +286,7 @@ impl Runtime {
             stdin,
             stdout,
             stderr,
-            output_limit,
+            output_limit: output_limit_bytes,
         };
         let watch_error = |source| Error::Io { operation: "look after", path: self.program.clone(), source };
         let mut container = Supervised::start(task).map_err(watch_error)?;
@@ -471,8 +376,7 @@ struct Removed<'a>(&'a Cgroup);
 impl Drop for Removed<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.0.remove() {
-            let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
-            ::log::warn!("{error}{source}");
+            ::log::warn!("{}", chain(&error));
         }
     }
 }

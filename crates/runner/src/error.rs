@@ -1,20 +1,23 @@
-//! Why a run has no result: [`Error`] has the phase and what is left on disk, and [`Cause`] the
-//! reason. [`Phase`] lists the phases.
+//! The crate's error: which phase of a run failed, why, and what is left on disk.
+//!
+//! What a failed phase undoes is decided in `run` and `scratch`.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use container::TemplateError;
 use layer::display::quoted;
 
 use crate::Phase;
 
-/// Why a run has no result: the phase that failed, the reason, and what is left on disk.
+/// Why a run has no result, or another function of this crate failed: the phase of the run, the
+/// reason, and what is left on disk.
 ///
-/// If a phase fails, the run undoes the phases before it. Something is left on disk only if
-/// unmounting or removing failed. Then [`left`](Self::left) returns its path, and the run has not
-/// touched it since.
+/// When a phase fails, the run undoes the phases before it. Nothing is left unless unmounting or
+/// removing itself failed. Then [`left`](Self::left) says where, and the run has not touched
+/// anything there since.
 ///
 /// A command that fails is not an error: see [`Report::status`](crate::Report::status).
 #[derive(Debug)]
@@ -22,25 +25,23 @@ pub struct Error(Box<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    phase: Phase,
+    /// `None` outside of a run.
+    phase: Option<Phase>,
     cause: Cause,
     left: Option<Left>,
 }
 
 /// The reason for an [`Error`].
-///
-/// The message of an I/O error starts with "cannot" and the operation. After a semicolon, a message
-/// names the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
-    /// An error about a layer or the base.
+    /// A layer or the base is at fault, or the upper as a tree.
     #[error(transparent)]
     Layer(#[from] layer::Error),
-    /// An error about the template, the mount or the runtime.
+    /// The template, the mount or the runtime is at fault.
     #[error(transparent)]
     Container(#[from] container::Error),
-    /// The caller's `prep_upper` returned an error.
+    /// The caller's `prep_upper` failed.
     #[error("the caller's prep_upper failed")]
     PrepUpper(#[source] BoxError),
     /// The path is not the directory of a kept run.
@@ -55,28 +56,28 @@ pub enum Cause {
     /// Another process uses the upper.
     #[error("{} is in use by another process; wait until that has ended", quoted(path))]
     InUse {
-        /// The directory of the kept run.
+        /// The kept run's directory.
         path: PathBuf,
     },
-    /// The caller passed the directory of a run, or a part of it other than its upper, as an upper.
+    /// The caller gave the directory of a run, or a part of it that is not its upper, as an upper.
     #[error("{} is the directory of a run, or contains one; pass the directory `upper` in it", quoted(path))]
     RunDirectory {
         /// The path that the caller passed.
         path: PathBuf,
     },
-    /// The path is in the directory of a run, which is removed as a whole.
+    /// The place is in the directory of a run, which is removed as a whole.
     #[error(
         "{} lies in {}, the directory of a run, which is removed as a whole; choose another place",
         quoted(path),
         quoted(run)
     )]
     InRunDirectory {
-        /// The path that the caller passed.
+        /// The place.
         path: PathBuf,
-        /// The directory of the run.
+        /// The run's directory.
         run: PathBuf,
     },
-    /// The scratch directory lies in the tree of a layer or of the base, or is that tree.
+    /// The scratch directory is the tree of a layer or of the base, or lies in it.
     #[error(
         "the scratch directory {} lies in {}, which this run stacks; choose one outside of the layers and the base",
         quoted(scratch),
@@ -95,55 +96,57 @@ pub enum Cause {
         quoted(tree)
     )]
     UpperInLayer {
-        /// The destination of the upper.
+        /// The destination.
         destination: PathBuf,
         /// The tree of the layer or of the base.
         tree: PathBuf,
     },
-    /// A system call failed, usually in the scratch directory.
+    /// A system call failed, usually on the scratch directory.
     #[error("cannot {operation} {}", quoted(path))]
     Io {
-        /// The operation, as a verb.
+        /// What the call was for, as a verb.
         operation: &'static str,
-        /// The path of the operation.
+        /// The path it was for.
         path: PathBuf,
-        /// The kernel's error.
+        /// The kernel's answer.
         source: io::Error,
     },
 }
 
-/// The error type of `prep_upper`.
+/// The error of a [`prep_upper`](crate::Options::prep_upper).
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 #[derive(Debug)]
 struct Left {
     path: PathBuf,
-    /// The second failure, if that one left something and not the first.
+    /// The second failure, if the first one alone would have left nothing.
     why: Option<String>,
 }
 
-/// The result of a run.
+/// The result of a run, and of the crate's other functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    pub(crate) fn new(phase: Phase, cause: impl Into<Cause>) -> Self {
-        Self(Box::new(Inner { phase, cause: cause.into(), left: None }))
+    /// Returns the same error as one of `phase`, unless its phase is known already.
+    pub(crate) fn in_phase(mut self, phase: Phase) -> Self {
+        self.0.phase.get_or_insert(phase);
+        self
     }
 
-    /// Returns this error with the note that `path` is left on disk.
+    /// Returns the same error, after which `path` is left on disk.
     pub(crate) fn leaving(mut self, path: &Path) -> Self {
         self.0.left.get_or_insert(Left { path: path.into(), why: None });
         self
     }
 
-    /// Returns this error with the note that `path` is left on disk because of a second error.
+    /// Returns the same error, after which `path` is left on disk because of a second one.
     pub(crate) fn leaving_for(mut self, path: &Path, why: &Error) -> Self {
         self.0.left.get_or_insert(Left { path: path.into(), why: Some(chain(why)) });
         self
     }
 
-    /// Returns the phase that failed.
-    pub fn phase(&self) -> Phase {
+    /// Returns the phase that failed; `None` if the error is not one of a run.
+    pub fn phase(&self) -> Option<Phase> {
         self.0.phase
     }
 
@@ -168,8 +171,8 @@ impl Error {
         }
     }
 
-    /// Returns the part of the message about what is left on disk, with a leading space:
-    /// ` (/scratch/x is left on disk because …)`. It is empty if nothing is left.
+    /// Returns the part of the message that says what is left and why: ` (/scratch/x is left on disk
+    /// because …)`, or an empty string.
     pub fn left_note(&self) -> String {
         match &self.0.left {
             None => String::new(),
@@ -178,7 +181,7 @@ impl Error {
         }
     }
 
-    /// Returns the path that is left on disk, or `None` if nothing is left.
+    /// Returns what is left on disk; `None` if nothing is.
     pub fn left(&self) -> Option<&Path> {
         self.0.left.as_ref().map(|left| &*left.path)
     }
@@ -186,7 +189,10 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}{}", self.0.phase, self.0.cause, self.left_note())
+        if let Some(phase) = self.0.phase {
+            write!(formatter, "{phase}: ")?;
+        }
+        write!(formatter, "{}{}", self.0.cause, self.left_note())
     }
 }
 
@@ -196,50 +202,94 @@ impl StdError for Error {
     }
 }
 
-/// Formats an error and its sources on one line.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
+impl From<Cause> for Error {
+    fn from(cause: Cause) -> Self {
+        Self(Box::new(Inner { phase: None, cause, left: None }))
     }
-    text
 }
 
-/// Returns a function for `map_err` that adds the operation and the path to a failed system call.
-pub(crate) fn io_cause<E: Into<io::Error>>(
+impl From<layer::Error> for Error {
+    fn from(error: layer::Error) -> Self {
+        Cause::Layer(error).into()
+    }
+}
+
+impl From<container::Error> for Error {
+    fn from(error: container::Error) -> Self {
+        Cause::Container(error).into()
+    }
+}
+
+impl From<TemplateError> for Error {
+    fn from(error: TemplateError) -> Self {
+        container::Error::from(error).into()
+    }
+}
+
+/// Does a part of the run's `phase`, which an error then names.
+pub(crate) fn in_phase<T>(phase: Phase, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    work().map_err(|error| error.in_phase(phase))
+}
+
+/// Joins a result and that of undoing what led to it. If undoing failed, `dir` is left, and the
+/// error says so. The first failure is the one that is returned; it names the second.
+pub(crate) fn with_undone<T>(result: Result<T>, undone: Result<()>, dir: &Path) -> Result<T> {
+    match (result, undone) {
+        (result, Ok(())) => result,
+        (Ok(_), Err(error)) => Err(error.leaving(dir)),
+        (Err(first), Err(second)) => Err(first.leaving_for(dir, &second)),
+    }
+}
+
+/// Returns an error and all of its sources on one line, for the log.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let sources = std::iter::successors(error.source(), |error| (**error).source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
+/// Returns a function for `map_err` that names the operation and the path of a failed system call.
+pub(crate) fn io_error<E: Into<io::Error>>(
     operation: &'static str,
     path: impl Into<PathBuf>,
-) -> impl FnOnce(E) -> Cause {
+) -> impl FnOnce(E) -> Error {
     let path = path.into();
-    move |source| Cause::Io { operation, path, source: source.into() }
+    move |source| Cause::Io { operation, path, source: source.into() }.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn failure(phase: Phase, operation: &'static str, path: &str, reason: &str) -> Error {
+        io_error(operation, path)(io::Error::other(reason.to_string())).in_phase(phase)
+    }
+
     #[test]
-    fn an_error_has_the_first_failure_and_the_second_beside_it() {
-        let io = |text: &str| io::Error::other(text.to_string());
-        let first = Error::new(Phase::RuncRun, io_cause("start", "/bin/runc")(io("gone")));
-        let second = Error::new(Phase::Cleanup, io_cause("remove", "/s/x")(io("busy")));
+    fn a_second_failure_is_named_beside_the_first() {
+        let first = failure(Phase::RuncRun, "start", "/bin/runc", "gone");
         assert_eq!(chain(&first), "runc_run: cannot start /bin/runc: gone");
-        let both = first.leaving_for(Path::new("/s"), &second);
+        let second = failure(Phase::Cleanup, "remove", "/s/x", "busy");
+        let both = with_undone::<()>(Err(first), Err(second), Path::new("/s")).unwrap_err();
         assert_eq!(
             chain(&both),
             "runc_run: cannot start /bin/runc (/s is left on disk because cleanup: cannot remove /s/x: busy): gone"
         );
         assert_eq!(
             (both.phase(), both.left(), both.path()),
-            (Phase::RuncRun, Some("/s".as_ref()), Some("/bin/runc".as_ref()))
+            (Some(Phase::RuncRun), Some("/s".as_ref()), Some("/bin/runc".as_ref()))
         );
     }
 
     #[test]
-    fn the_error_of_prep_upper_is_the_source() {
-        let error = Error::new(Phase::PrepUpper, Cause::PrepUpper("no space for toys".into()));
+    fn an_error_outside_of_a_run_names_no_phase() {
+        let error = Error::from(Cause::InUse { path: "/s/kept-1".into() });
+        assert_eq!(error.to_string(), "/s/kept-1 is in use by another process; wait until that has ended");
+        assert_eq!((error.phase(), error.left()), (None, None));
+    }
+
+    #[test]
+    fn prep_upper_shows_its_own_reason_as_the_source() {
+        let error = Error::from(Cause::PrepUpper("no space for toys".into())).in_phase(Phase::PrepUpper);
         assert_eq!(chain(&error), "prep_upper: the caller's prep_upper failed: no space for toys");
     }
 }

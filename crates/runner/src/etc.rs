@@ -1,3 +1,7 @@
+//! What `/etc/hosts` and `/etc/resolv.conf` contain in a container.
+//!
+//! Whether the run puts them there is decided in `configure`.
+
 use std::path::Path;
 
 use container::{Network, Template};
@@ -8,10 +12,12 @@ pub(crate) struct EtcFile {
     pub(crate) contents: Vec<u8>,
 }
 
-/// What `/etc/hosts` and `/etc/resolv.conf` are to hold for this container.
+/// Returns `/etc/hosts` and `/etc/resolv.conf` for this container.
 ///
-/// Without a network there is no name server, so only `/etc/hosts` is needed: libraries look `localhost` and the container's
-/// own name up in it. With the host's network, or one that somebody else has set up, both are the host's, whose loopback name server (127.0.0.53) can be reached.
+/// Without a network there is no name server, so the container needs only `/etc/hosts`: libraries
+/// look up `localhost` and the container's own name in it. With the host's network, or one that
+/// another program has set up, both are the host's. The host's loopback name server (127.0.0.53)
+/// can then be reached.
 pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     let host = |path: &'static str| match std::fs::read(path) {
         Ok(contents) => Some(contents),
@@ -23,7 +29,7 @@ pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     let of_host = template.network() != Network::None;
     let hosts = if of_host { host("/etc/hosts") } else { None };
     let resolv = if of_host { host("/etc/resolv.conf") } else { None };
-    // A container that is given no name of its own shows the host's.
+    // A container without a hostname of its own shows the host's.
     let uname = rustix::system::uname();
     let hostname = template.hostname().or_else(|| uname.nodename().to_str().ok());
     let hosts = EtcFile { path: Path::new("/etc/hosts"), contents: with_name(hosts, hostname) };
@@ -31,7 +37,7 @@ pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     [hosts].into_iter().chain(resolv).collect()
 }
 
-/// A hosts(5) file in which the container's own name is known.
+/// Returns a hosts(5) file that contains the container's own name.
 fn with_name(hosts: Option<Vec<u8>>, hostname: Option<&str>) -> Vec<u8> {
     let mut hosts =
         hosts.unwrap_or_else(|| b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec());
@@ -55,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_own_name_is_known_once() {
+    fn a_containers_own_name_is_added_once() {
         let own = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
         let table = [
             (None, None, own.to_string()),

@@ -1,5 +1,7 @@
-//! Whether a directory that a run writes to lies inside one of its layers: there the overlay would show the run itself, and the
-//! layer would change. What is refused is decided in `stack`.
+//! Whether a directory that a run writes to lies inside one of its layers: there the overlay would
+//! show the run itself, and the layer would change.
+//!
+//! What is refused is decided in `stack`.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -19,10 +21,11 @@ const MOUNT_ID: StatxFlags = StatxFlags::from_bits_retain(0x1000);
 /// Device and inode.
 pub(crate) type Identity = (u64, u64);
 
-/// Finds the tree that `dir`, an absolute path without links, lies in or is. `trees` are known by their identities.
+/// Returns the tree that `dir`, an absolute path without symbolic links, is or lies in. `trees` are
+/// known by their identities.
 ///
-/// Looks at the directories above, up to where a file system is mounted. A bind mount may show a directory from deep inside a tree:
-/// only the mount table tells.
+/// Looks at the directories above, up to the next mount point. A bind mount may show a directory
+/// from deep inside a tree: only the mount table says so.
 pub(crate) fn tree_around<'t>(dir: &Path, trees: &HashMap<Identity, &'t Path>) -> io::Result<Option<&'t Path>> {
     for above in dir.ancestors() {
         let seen = look_at(above)?;
@@ -33,14 +36,14 @@ pub(crate) fn tree_around<'t>(dir: &Path, trees: &HashMap<Identity, &'t Path>) -
             let device = identity(&seen).0;
             let beside: Vec<_> =
                 trees.iter().filter(|((other, _), _)| *other == device).map(|(_, tree)| *tree).collect();
-            // Nothing above belongs to this mount.
+            // No directory above belongs to this mount.
             return if beside.is_empty() { Ok(None) } else { in_mounts(above, &seen, &beside) };
         }
     }
     Ok(None)
 }
 
-/// Finds the tree around `top`, where something is mounted.
+/// Returns the tree around `top`, a mount point.
 fn in_mounts<'t>(top: &Path, seen: &Statx, trees: &[&'t Path]) -> io::Result<Option<&'t Path>> {
     let table = MountTable(fs::read("/proc/thread-self/mountinfo")?);
     let Some(place) = table.place(top, seen.stx_mnt_id) else { return Ok(None) };
@@ -67,10 +70,11 @@ fn identity(seen: &Statx) -> Identity {
     (makedev(seen.stx_dev_major, seen.stx_dev_minor), seen.stx_ino)
 }
 
-/// proc_pid_mountinfo(5), of the thread: a caller may have mounts that only one of its threads sees.
+/// The proc_pid_mountinfo(5) of the calling thread: a caller may have mounts that only one of its
+/// threads sees.
 struct MountTable(Vec<u8>);
 
-/// Where a directory is, whatever it is mounted on.
+/// Where a directory is in its file system, wherever that is mounted.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
     device: Vec<u8>,
@@ -78,7 +82,7 @@ struct Place {
 }
 
 impl MountTable {
-    /// The place of `path`, which has no links in it and is in the mount `id`.
+    /// Returns the place of `path`, which has no symbolic links in it and is in the mount `id`.
     fn place(&self, path: &Path, id: u64) -> Option<Place> {
         let id = id.to_string();
         let line = self.0.split(|byte| *byte == b'\n').find(|line| fields(line).next() == Some(id.as_bytes()))?;
@@ -93,7 +97,8 @@ fn fields(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(|byte| *byte == b' ')
 }
 
-/// A path in which a space, a tab, a newline and a backslash are written as `\` and three octal digits.
+/// Decodes a path in which spaces, tabs, newlines and backslashes are written as `\` and three
+/// octal digits.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,15 +1,28 @@
-//! Runs a command in a root file system that is stacked from many layers, and gives back what it wrote.
+//! Runs a command in a root file system that is stacked from many layers, and returns what the
+//! command wrote.
 //!
-//! - [`run`] is the whole: layers below, a command in the middle, an [`Upper`] out. It knows nothing of what the layers are for:
-//!   no names, no cache policy, no metadata.
-//! - [`plan`] is what `run` would stack and merge.
-//! - [`Options`] says how: the scratch directory, the runtime, the output, limits in time, what to put into the upper.
-//! - [`Report`] is what came of it: the status, the upper, the time of each [`Phase`].
-//! - [`probe`] tries out what a scratch directory and the kernel can do for a run.
-//! - [`sweep`] removes what killed runs have left.
-//! - [`Error`] says which phase failed, why, and what is left on disk.
+//! [`run`] takes a base, layers and a [`Template`](container::Template) of the container. It mounts
+//! them as one overlay, runs the command in it, unmounts it and returns a [`Report`].
 //!
-//! Layers on disk are the crate [`layer`]'s, mounts and runtimes the crate [`container`]'s; this one is where they meet.
+//! - **Order.** Layers are given topmost first: where two have the same file, the command sees the
+//!   first one's. The base lies below all of them. The command never changes a layer or the base.
+//! - **The upper.** What the command writes and deletes is in the report's [`Upper`], which the
+//!   caller owns: [capture](Upper::capture) it as a new layer, [keep](Upper::keep) or
+//!   [move](Upper::persist) it. Dropping it deletes it.
+//! - **Limits.** The kernel stacks a limited number of directories. `run` merges the layers that do
+//!   not fit, by hard links; [`plan`] says in advance which ones.
+//! - **Failures.** A command that fails is a result, with a status and an upper. If the run itself
+//!   fails, [`Error`] says in which [`Phase`] and why, and what is left on disk: usually nothing.
+//! - **Kills.** If this process is killed, the kernel ends the container and the mount with it.
+//!   Only the run's directory is left; [`sweep`] removes it.
+//!
+//! `run` does not know what the layers are for: it reads no names, no metadata and no cache policy.
+//! Any number of threads can run at the same time. [`Options`] has the scratch directory, the
+//! runtime, the command's streams and limits; [`probe`] finds out what a scratch directory and the
+//! kernel can do.
+//!
+//! The crate [`layer`] has the layers on disk, the crate [`container`] the mounts and runtimes.
+//! This crate is where the two meet.
 //!
 //! # Example
 //! ```no_run
@@ -18,7 +31,8 @@
 //! use runner::Options;
 //!
 //! let base = Base::open("/var/cache/layers/debian-12")?;
-//! let layers = [Layer::open("/var/cache/layers/gcc")?, Layer::open("/var/cache/layers/libc6-dev")?]; // topmost first
+//! // Topmost first.
+//! let layers = [Layer::open("/var/cache/layers/gcc")?, Layer::open("/var/cache/layers/libc6-dev")?];
 //! let template = Template::builder(["gcc", "--version"]).build()?;
 //! let options = Options::new().scratch("/var/cache/layers/scratch").stdout(Output::Inherit);
 //!
@@ -30,11 +44,16 @@
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! The directory `examples` has whole programs: `build_and_capture`, and `farm`, which builds on
+//! several threads.
 
+mod capture_record;
+mod configure;
 mod error;
 mod etc;
 mod inside;
-mod machine;
+mod kernel;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
@@ -45,23 +64,33 @@ mod report;
 mod run;
 mod rundir;
 mod scratch;
-mod sequence;
 mod stack;
 mod sweep;
 mod timings;
 mod upper;
+mod xattrs;
 
+pub use capture_record::CaptureRecord;
 pub use error::{BoxError, Cause, Error, Result};
 pub use options::{Cleanup, EtcFiles, Options};
 pub use probe::{Probe, probe};
 pub use removal::Removal;
-pub use report::{CaptureRecord, Report};
-pub use run::{check_upper_destination, plan, run};
+pub use report::Report;
+pub use run::run;
+pub use stack::{check_upper_destination, plan};
 pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
 pub use upper::{CaptureError, PersistError, RunLock, Upper};
 
-/// The examples of the README, which have to compile.
+/// What another thread may own, and what several may share.
+const _: fn() = || {
+    fn send<T: Send>() {}
+    fn shared<T: Send + Sync>() {}
+    send::<Options<'_>>();
+    shared::<(Report, Upper, Removal, RunLock, Error, container::Cancel, container::Signals)>();
+};
+
+/// The examples of the README, which must compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../layer/README.md")]

@@ -1,13 +1,20 @@
+//! How a run is done: the options that a caller sets.
+//!
+//! Those of the running command are `container::Supervision`'s; `run` takes the options apart.
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use container::{Cancel, DeviceNodes, Init, Input, Output, OverlayXattrs, Runtime, Signals};
+use container::{Cancel, DeviceNodes, Init, Input, Output, OverlayXattrs, Runtime, Signals, Supervision};
 use layer::Rung;
 
 use crate::{BoxError, Upper};
 
 /// The options of a run. Each has a default.
+///
+/// What concerns the running command (its streams, its limits, its signals) has the same setters
+/// here as in [`Supervision`].
 ///
 /// ```
 /// # use std::time::Duration;
@@ -21,24 +28,23 @@ use crate::{BoxError, Upper};
 pub struct Options<'a> {
     pub(crate) scratch: PathBuf,
     pub(crate) runtime: Runtime,
-    pub(crate) rung: Option<Rung>,
-    pub(crate) max_lowers: usize,
-    pub(crate) max_option_bytes: usize,
+    pub(crate) limits: Limits,
     pub(crate) prep_upper: Option<PrepUpper<'a>>,
     pub(crate) devices: DeviceNodes,
     pub(crate) xattrs: OverlayXattrs,
     pub(crate) etc: EtcFiles,
     pub(crate) over: Option<Upper>,
     pub(crate) cleanup: Cleanup,
-    pub(crate) stdin: Input,
-    pub(crate) stdout: Output<'a>,
-    pub(crate) stderr: Output<'a>,
-    pub(crate) init: Init,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) grace: Option<Duration>,
-    pub(crate) cancel: Option<Cancel>,
-    pub(crate) signals: Option<Signals>,
-    pub(crate) output_limit_bytes: Option<u64>,
+    pub(crate) supervision: Supervision<'a>,
+}
+
+/// What limits the lowers of the overlay, beside the kernel.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    /// The only rung to mount on.
+    pub(crate) rung: Option<Rung>,
+    pub(crate) max_lowers: usize,
+    pub(crate) max_option_bytes: usize,
 }
 
 pub(crate) type PrepUpper<'a> = Box<dyn FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a>;
@@ -82,24 +88,18 @@ impl<'a> Options<'a> {
         Self {
             scratch: std::env::temp_dir(),
             runtime: Runtime::default(),
-            rung: None,
-            max_lowers: container::MAX_LOWERS,
-            max_option_bytes: container::MAX_OPTION_BYTES,
+            limits: Limits {
+                rung: None,
+                max_lowers: container::MAX_LOWERS,
+                max_option_bytes: container::MAX_OPTION_BYTES,
+            },
             prep_upper: None,
             devices: DeviceNodes::default(),
             xattrs: OverlayXattrs::default(),
             etc: EtcFiles::default(),
             over: None,
             cleanup: Cleanup::default(),
-            stdin: Input::Null,
-            stdout: Output::Null,
-            stderr: Output::Null,
-            init: Init::default(),
-            timeout: None,
-            grace: None,
-            cancel: None,
-            signals: None,
-            output_limit_bytes: None,
+            supervision: Supervision::new(),
         }
     }
 
@@ -119,22 +119,22 @@ impl<'a> Options<'a> {
     }
 
     /// Mounts on `rung`, even if the kernel offers a better one.
-    pub fn rung(mut self, rung: Rung) -> Self {
-        self.rung = Some(rung);
+    pub fn rung(mut self, rung: impl Into<Option<Rung>>) -> Self {
+        self.limits.rung = rung.into();
         self
     }
 
     /// Stacks at most `lowers` directories, including the base and the merged one, and merges the
     /// rest. The kernel's own limit still applies.
     pub fn max_lowers(mut self, lowers: usize) -> Self {
-        self.max_lowers = lowers.min(container::MAX_LOWERS);
+        self.limits.max_lowers = lowers.min(container::MAX_LOWERS);
         self
     }
 
     /// Uses at most `bytes` bytes for the options of mount(2), if the run uses mount(2). The
     /// kernel's own limit still applies.
     pub fn max_option_bytes(mut self, bytes: usize) -> Self {
-        self.max_option_bytes = bytes.min(container::MAX_OPTION_BYTES);
+        self.limits.max_option_bytes = bytes.min(container::MAX_OPTION_BYTES);
         self
     }
 
@@ -185,62 +185,56 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Sets the source of the command's standard input.
-    pub fn stdin(mut self, stdin: Input) -> Self {
-        self.stdin = stdin;
+    /// Changes the options of the running command. The setters below are short forms of this one.
+    fn supervise(mut self, change: impl FnOnce(Supervision<'a>) -> Supervision<'a>) -> Self {
+        self.supervision = change(self.supervision);
         self
     }
 
-    /// Sets the destination of the command's standard output.
-    pub fn stdout(mut self, stdout: Output<'a>) -> Self {
-        self.stdout = stdout;
-        self
+    /// Sets [`Supervision::stdin`].
+    pub fn stdin(self, stdin: Input) -> Self {
+        self.supervise(|command| command.stdin(stdin))
     }
 
-    /// Sets the destination of the command's standard error.
-    pub fn stderr(mut self, stderr: Output<'a>) -> Self {
-        self.stderr = stderr;
-        self
+    /// Sets [`Supervision::stdout`].
+    pub fn stdout(self, stdout: Output<'a>) -> Self {
+        self.supervise(|command| command.stdout(stdout))
     }
 
-    /// Sets the program that is process 1 of the container.
-    pub fn init(mut self, init: Init) -> Self {
-        self.init = init;
-        self
+    /// Sets [`Supervision::stderr`].
+    pub fn stderr(self, stderr: Output<'a>) -> Self {
+        self.supervise(|command| command.stderr(stderr))
     }
 
-    /// Limits how long the command may run, counted from the start of the runtime.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
-        self
+    /// Sets [`Supervision::init`].
+    pub fn init(self, init: Init) -> Self {
+        self.supervise(|command| command.init(init))
     }
 
-    /// Sets how long the command may keep running after it was asked to end. The default is 5 s.
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = Some(grace);
-        self
+    /// Sets [`Supervision::timeout`].
+    pub fn timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.supervise(|command| command.timeout(timeout))
     }
 
-    /// Ends the command when its streams together have exceeded `bytes`: see
-    /// [`Invocation::output_limit_bytes`].
-    ///
-    /// [`Invocation::output_limit_bytes`]: container::Invocation::output_limit_bytes
-    pub fn output_limit_bytes(mut self, bytes: u64) -> Self {
-        self.output_limit_bytes = Some(bytes);
-        self
+    /// Sets [`Supervision::grace`].
+    pub fn grace(self, grace: impl Into<Option<Duration>>) -> Self {
+        self.supervise(|command| command.grace(grace))
     }
 
-    /// Forwards to the command the signals that are sent through `signals`.
-    pub fn signals(mut self, signals: Signals) -> Self {
-        self.signals = Some(signals);
-        self
+    /// Sets [`Supervision::output_limit_bytes`].
+    pub fn output_limit_bytes(self, bytes: impl Into<Option<u64>>) -> Self {
+        self.supervise(|command| command.output_limit_bytes(bytes))
     }
 
-    /// Ends the command when another thread uses `cancel`. Before the command has started, this
-    /// ends the run, including a merge that is in progress.
-    pub fn cancel(mut self, cancel: Cancel) -> Self {
-        self.cancel = Some(cancel);
-        self
+    /// Sets [`Supervision::signals`].
+    pub fn signals(self, signals: impl Into<Option<Signals>>) -> Self {
+        self.supervise(|command| command.signals(signals))
+    }
+
+    /// Sets [`Supervision::cancel`]. Before the command has started, `cancel` ends the run,
+    /// including a merge that is in progress.
+    pub fn cancel(self, cancel: impl Into<Option<Cancel>>) -> Self {
+        self.supervise(|command| command.cancel(cancel))
     }
 }
 
@@ -250,14 +244,9 @@ impl fmt::Debug for Options<'_> {
             .debug_struct("Options")
             .field("scratch", &self.scratch)
             .field("runtime", &self.runtime)
-            .field("rung", &self.rung)
-            .field("max_lowers", &self.max_lowers)
-            .field("max_option_bytes", &self.max_option_bytes)
+            .field("limits", &self.limits)
             .field("prep_upper", &self.prep_upper.as_ref().map(|_| ".."))
-            .field("stdin", &self.stdin)
-            .field("stdout", &self.stdout)
-            .field("stderr", &self.stderr)
-            .field("timeout", &self.timeout)
+            .field("supervision", &self.supervision)
             .finish_non_exhaustive()
     }
 }

@@ -1,121 +1,115 @@
+//! A small overlay that is mounted, written to and unmounted, to find out what a scratch directory
+//! and the kernel can do for a run.
+//!
+//! A whole run is in `run`.
+
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use container::{Overlay, in_private_mount_namespace, require_privilege};
 use layer::Rung;
 
-use crate::error::{Cause, io_cause};
+use crate::error::{in_phase, io_error, with_undone};
+use crate::kernel::{Kernel, Linux};
 use crate::rundir::scratch_dir;
 use crate::scratch::{Paths, Scratch};
-use crate::sequence::in_phase;
-use crate::stack::mechanism;
-use crate::{Error, Phase, Result};
+use crate::{Cleanup, Phase, Result, stack};
 
-/// What a [`probe`] has seen.
+/// What a [`probe`] has found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Probe {
-    /// Whether the overlay was mounted volatile: without that, every unmount writes the whole file system of the scratch out.
+    /// Whether the overlay was mounted volatile. Without that, every unmount flushes the whole file
+    /// system of the scratch directory.
     pub volatile: bool,
-    /// Whether the host's mount table went without the mount.
+    /// Whether the mount was absent from the host's mount table.
     pub private: bool,
-    /// Whether what was deleted is a whiteout in the upper, and what was deleted and made again an opaque directory.
+    /// Whether a deleted file became a whiteout in the upper, and a recreated directory an opaque
+    /// directory.
     pub deletions: bool,
 }
 
-/// Tries out whether a run can have its overlay on `rung`, in the directory `scratch`: mounts a small one as [`run`](crate::run)
-/// would, writes and deletes through it, unmounts it and looks at the upper. Everything is removed again.
+/// Finds out whether a run can mount its overlay on `rung`, in the directory `scratch`. Mounts a
+/// small overlay as [`run`](crate::run) would, writes and deletes through it, unmounts it, inspects
+/// the upper and removes everything again.
 ///
 /// # Errors
-/// [`Error`] in [`Phase::Inputs`] without root, in [`Phase::Scratch`] if nothing can be made in `scratch`, in
-/// [`Phase::OverlayMount`] if the overlay cannot be mounted on this rung or not be written to. Nothing is left unless
-/// unmounting or removing failed: then [`Error::left`] says where.
+/// [`Error`](crate::Error) in [`Phase::Inputs`] without root, in [`Phase::Scratch`] if nothing can
+/// be created in `scratch`, in [`Phase::OverlayMount`] if the overlay cannot be mounted on this
+/// rung or cannot be written to. Nothing is left unless unmounting or removing failed: then
+/// [`Error::left`](crate::Error::left) says where.
 pub fn probe(scratch: impl AsRef<Path>, rung: Rung) -> Result<Probe> {
-    require_privilege().map_err(|error| Error::new(Phase::Inputs, error))?;
-    let scratch = scratch_dir(scratch.as_ref()).and_then(|scratch| Scratch::create(&scratch));
-    let (scratch, _) = scratch.map_err(in_phase(Phase::Scratch))?;
-    let seen = fill(&scratch)
-        .map_err(in_phase(Phase::Scratch))
-        .and_then(|()| mounted(&scratch, rung))
-        .and_then(|private| upper(&scratch, private).map_err(in_phase(Phase::OverlayMount)));
-    if seen.as_ref().is_err_and(|error| error.left().is_some()) {
-        scratch.leave();
-        return seen;
-    }
+    in_phase(Phase::Inputs, || Ok(container::require_privilege()?))?;
+    let scratch = in_phase(Phase::Scratch, || Scratch::create(&scratch_dir(scratch.as_ref())?))?;
     let dir = scratch.dir().to_path_buf();
-    match (seen, scratch.remove()) {
-        (seen, Ok(())) => seen,
-        (Ok(_), Err(cause)) => Err(Error::new(Phase::Cleanup, cause).leaving(&dir)),
-        (Err(first), Err(cause)) => Err(first.leaving_for(&dir, &Error::new(Phase::Cleanup, cause))),
-    }
+    let seen = in_phase(Phase::Scratch, || fill(&scratch))
+        .and_then(|()| mounted(&scratch, rung))
+        .and_then(|private| in_phase(Phase::OverlayMount, || upper(&scratch, private)));
+    let (seen, upper, _) = scratch.settle(seen, Cleanup::Awaited)?;
+    with_undone(Ok(seen), in_phase(Phase::Cleanup, || upper.close()), &dir)
 }
 
-/// Two lowers: what is deleted is in the one at the bottom.
-fn fill(paths: &Paths) -> Result<(), Cause> {
-    let make = |path: &Path| fs::create_dir_all(path).map_err(io_cause("make the directory", path));
+/// Creates two lowers. Everything that is deleted later is in the bottom one.
+fn fill(paths: &Paths) -> Result<()> {
+    let make = |path: &Path| fs::create_dir_all(path).map_err(io_error("make the directory", path));
     make(&paths.lower().join("top"))?;
     make(&paths.lower().join("bottom/replaced"))?;
     let file = paths.lower().join("bottom/deleted");
-    fs::write(&file, "").map_err(io_cause("write", &file))
+    fs::write(&file, "").map_err(io_error("write", &file))
 }
 
-/// Mounts, uses and unmounts the overlay, and says whether the host did not see it.
-fn mounted(paths: &Scratch, rung: Rung) -> Result<bool> {
-    let (api, names) = mechanism(rung);
-    let overlay = Overlay::new(["top", "bottom"].map(|name| paths.lower().join(name)))
-        .writable(paths.upper(), paths.work())
-        .api(api)
-        .names(names);
-    let seen = in_private_mount_namespace(|| {
-        paths.mount_bundle().map_err(in_phase(Phase::OverlayMount))?;
-        let mounted = overlay.mount(paths.merged()).map_err(|error| Error::new(Phase::OverlayMount, error))?;
-        let seen = written(mounted.path()).map_err(in_phase(Phase::OverlayMount));
-        match (seen, mounted.unmount()) {
-            (seen, Ok(())) => seen,
-            (Ok(_), Err(error)) => Err(Error::new(Phase::OverlayUmount, error).leaving(paths.dir())),
-            (Err(first), Err(error)) => Err(first.leaving_for(paths.dir(), &Error::new(Phase::OverlayUmount, error))),
-        }
-    });
-    seen.map_err(|error| Error::new(Phase::OverlayMount, error))?
+/// Mounts, uses and unmounts the overlay. Returns whether the host did not see the mount.
+fn mounted(scratch: &Scratch, rung: Rung) -> Result<bool> {
+    let lowers = ["top", "bottom"].map(|name| scratch.lower().join(name));
+    let overlay = stack::overlay(rung, lowers.into(), scratch);
+    in_phase(Phase::OverlayMount, || {
+        Linux.privately(|| {
+            let mounted = in_phase(Phase::OverlayMount, || Linux.mount(&overlay, scratch))?;
+            let seen = in_phase(Phase::OverlayMount, || written(mounted.path()));
+            let unmounted = in_phase(Phase::OverlayUmount, || Linux.unmount(mounted));
+            with_undone(seen, unmounted, scratch.dir())
+        })?
+    })
 }
 
-/// Uses the overlay on `merged`, which the calling thread sees.
-fn written(merged: &Path) -> Result<bool, Cause> {
+/// Writes and deletes through the overlay on `merged`. Returns whether the host does not see the
+/// mount.
+fn written(merged: &Path) -> Result<bool> {
     let done =
-        |result: std::io::Result<()>, operation, name: &str| result.map_err(io_cause(operation, merged.join(name)));
+        |result: std::io::Result<()>, operation, name: &str| result.map_err(io_error(operation, merged.join(name)));
     done(fs::write(merged.join("new"), ""), "write", "new")?;
     done(fs::remove_file(merged.join("deleted")), "remove", "deleted")?;
     done(fs::remove_dir(merged.join("replaced")), "remove", "replaced")?;
     done(fs::create_dir(merged.join("replaced")), "make the directory", "replaced")?;
-    // That of the process: its first thread has never left the host's.
+    // This is the table of the process: its first thread has never left the host's namespace.
     let table = "/proc/self/mountinfo";
-    let mounts = fs::read(table).map_err(io_cause("read", table))?;
+    let mounts = fs::read(table).map_err(io_error("read", table))?;
     Ok(!lists(&String::from_utf8_lossy(&mounts), merged))
 }
 
-/// Whether something is mounted on `target`, by a table like proc_pid_mountinfo(5). The directory of a run has a name that no
-/// other has, and no character in it that the table would escape.
+/// Returns whether something is mounted on `target`, according to a table like
+/// proc_pid_mountinfo(5). The directory of a run has a unique name, without characters that the
+/// table would escape.
 fn lists(mountinfo: &str, target: &Path) -> bool {
     let name = target.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let end = format!("/{name}/bundle/merged");
     mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| point.ends_with(&end))
 }
 
-/// What the kernel has left in the upper and the work directory.
-fn upper(paths: &Paths, private: bool) -> Result<Probe, Cause> {
+/// Inspects what the kernel has left in the upper and the work directory.
+fn upper(paths: &Paths, private: bool) -> Result<Probe> {
     let (deleted, replaced) = (paths.upper().join("deleted"), paths.upper().join("replaced"));
-    let metadata = deleted.symlink_metadata().map_err(io_cause("look at", &deleted))?;
+    let metadata = deleted.symlink_metadata().map_err(io_error("look at", &deleted))?;
     let whiteout = metadata.file_type().is_char_device() && metadata.rdev() == 0;
     let mut value = [0; 2];
     let opaque = match rustix::fs::lgetxattr(&replaced, "trusted.overlay.opaque", &mut value) {
         Ok(length) => value[..length] == *b"y",
-        // No such attribute, or no attributes at all on this file system.
+        // The attribute is missing, or the file system has no attributes at all.
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => false,
-        Err(error) => return Err(io_cause("read an attribute of", &replaced)(error)),
+        Err(error) => return Err(io_error("read an attribute of", &replaced)(error)),
     };
-    // The kernel's own note: Documentation/filesystems/overlayfs.rst, "Volatile mount". The mount table calls it `volatile` or,
-    // in Linux 6.18, `fsync=volatile`.
+    // The kernel creates this directory: Documentation/filesystems/overlayfs.rst, "Volatile mount". The
+    // mount table would say `volatile` or, in Linux 6.18, `fsync=volatile`.
     let volatile = paths.work().join("work/incompat/volatile").exists();
     Ok(Probe { volatile, private, deletions: whiteout && opaque })
 }

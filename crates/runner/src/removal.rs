@@ -1,18 +1,24 @@
+//! The removal of a run's leftovers on a thread of its own, for
+//! [`Cleanup::Behind`](crate::Cleanup::Behind).
+//!
+//! What is removed is decided in `scratch`.
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use layer::display::quoted;
 
-use crate::error::{Cause, chain, io_cause};
+use crate::Result;
+use crate::error::{chain, io_error};
 use crate::rundir::RunDir;
 
-/// The removal of all that is left of a run but its upper, going on by itself on a thread of its own.
+/// The removal of everything that a run has left but its upper, in progress on a separate thread.
 ///
-/// The upper is in another directory by now and can be moved meanwhile. If the process is killed, a [sweep](crate::sweep) finds the
-/// rest.
+/// The upper is in another directory already and can be moved concurrently. If the process is
+/// killed, a [sweep](crate::sweep) removes the rest.
 #[derive(Debug)]
-#[must_use = "dropped, it is waited for"]
+#[must_use = "dropping this value waits for the removal"]
 pub struct Removal {
     path: PathBuf,
     state: State,
@@ -20,51 +26,53 @@ pub struct Removal {
 
 #[derive(Debug)]
 enum State {
-    Going(JoinHandle<Result<(), Cause>>),
-    Over(Result<(), Cause>),
+    Running(JoinHandle<Result<()>>),
+    Ended(Result<()>),
 }
 
 impl Removal {
-    /// Begins to remove the directory of a run that is over; if no thread can be started, it is removed at once.
+    /// Begins to remove the directory of a run that has ended. If no thread can be started, removes
+    /// it before returning.
     pub(crate) fn begin(run: RunDir) -> Self {
         let path = run.path().to_path_buf();
         match thread::Builder::new().name("removal".into()).spawn(move || run.remove()) {
-            Ok(thread) => Self { path, state: State::Going(thread) },
+            Ok(thread) => Self { path, state: State::Running(thread) },
             Err(error) => {
                 log::warn!("{} is removed immediately: cannot start a thread: {error}", quoted(&path));
-                let removed = layer::remove_tree(&path).map_err(Cause::from);
-                Self { path, state: State::Over(removed) }
+                let removed = layer::remove_tree(&path).map_err(crate::Error::from);
+                Self { path, state: State::Ended(removed) }
             }
         }
     }
 
-    /// The directory that is being removed.
+    /// Returns the directory that is being removed.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the removal.
     ///
     /// # Errors
-    /// [`Cause::Layer`] with the entry that could not be removed; the rest of it is left for a [sweep](crate::sweep).
-    pub fn wait(mut self) -> Result<(), Cause> {
+    /// [`Cause::Layer`](crate::Cause::Layer) with the entry that could not be removed. That and the
+    /// rest are left for a [sweep](crate::sweep).
+    pub fn wait(mut self) -> Result<()> {
         self.join()
     }
 
-    fn join(&mut self) -> Result<(), Cause> {
-        match std::mem::replace(&mut self.state, State::Over(Ok(()))) {
-            State::Over(removed) => removed,
-            State::Going(thread) => thread
+    fn join(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.state, State::Ended(Ok(()))) {
+            State::Ended(removed) => removed,
+            State::Running(thread) => thread
                 .join()
-                .unwrap_or_else(|_| Err(io_cause("remove", &self.path)(io::Error::other("the thread panicked")))),
+                .unwrap_or_else(|_| Err(io_error("remove", &self.path)(io::Error::other("the thread panicked")))),
         }
     }
 }
 
 impl Drop for Removal {
     fn drop(&mut self) {
-        if let Err(cause) = self.join() {
-            log::error!("{} is left: {}", quoted(&self.path), chain(&cause));
+        if let Err(error) = self.join() {
+            log::error!("{} is left: {}", quoted(&self.path), chain(&error));
         }
     }
 }
@@ -75,10 +83,10 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn it_goes_on_by_itself_and_leaves_nothing() {
+    fn a_removal_leaves_nothing_whether_awaited_or_dropped() {
         let parent = tempfile::tempdir().unwrap();
         for dropped in [false, true] {
-            let (run, _) = RunDir::create(parent.path()).unwrap();
+            let run = RunDir::create(parent.path()).unwrap();
             fs::create_dir_all(run.path().join("lower/deep")).unwrap();
             let path = run.path().to_path_buf();
             let removal = Removal::begin(run);

@@ -1,86 +1,124 @@
-use std::path::Path;
-use std::time::Instant;
+//! The whole run: which steps it takes, in which order, and what each step gets from the ones
+//! before.
+//!
+//! The steps are in `stack` (hold, plan, merge), `scratch` (the directory and its end), `configure`
+//! and `kernel` (mount, execute, unmount).
 
-use container::{Cgroup, ContainerId, Template};
-use layer::{Base, Layer, Plan};
+use container::{Cancel, Cgroup, Finished, Status, Template};
+use layer::{Base, Layer, Made, Merged, Plan};
 
-use crate::error::{Cause, Error, Result, io_cause};
-use crate::machine::Machine;
-use crate::rundir::{self, PREFIX, scratch_dir};
-use crate::scratch::Paths;
-use crate::sequence::{in_phase, sequence};
-use crate::stack::Stack;
-use crate::{Options, Phase, Report, Timings};
+use crate::configure::configure;
+use crate::error::{in_phase, with_undone};
+use crate::kernel::{Kernel, Linux};
+use crate::report::Origin;
+use crate::scratch::Scratch;
+use crate::stack::{self, Stack};
+use crate::timings::Clock;
+use crate::{Options, Phase, Report, Result, Upper, xattrs};
 
-/// Runs the template's command in a root file system stacked from `layers`, topmost first, over `base`, and returns what it
-/// wrote with the result and the time of each phase.
+#[cfg(test)]
+mod tests;
+
+/// Runs the template's command in a root file system stacked from `layers`, topmost first, over
+/// `base`. Returns the upper that the command wrote to, with the command's status and the time of
+/// each phase.
 ///
-/// The steps, in order: [the layers are held and looked at](Phase::Inputs) · a [scratch](Options::scratch) directory is made · every
-/// layer is marked as used · what does not fit the kernel's limits is merged · [`prep_upper`](Options::prep_upper) is called ·
-/// the overlay is mounted, in a mount namespace of the run's own · the template is filled in · the runtime runs · the overlay
-/// is unmounted · everything but the upper is removed, [behind](crate::Cleanup::Behind) the caller's back where that is asked for.
+/// A run takes these steps:
+/// 1. It [holds and checks](Phase::Inputs) the layers.
+/// 2. It creates its own directory in the [scratch](Options::scratch) directory.
+/// 3. It marks every layer as used.
+/// 4. It plans the stack, and merges the layers that exceed the kernel's limits.
+/// 5. It calls [`prep_upper`](Options::prep_upper).
+/// 6. It mounts the overlay in a private mount namespace and fills in the template.
+/// 7. It starts the container and waits for the command to end.
+/// 8. It unmounts the overlay.
+/// 9. It removes everything but the upper, before it returns or [after](crate::Cleanup::Behind).
 ///
-/// The only processes are the runtime and the helper that looks after the container. The layers are only read, but for their `last_used`; no `layer.json` and no sidecar
-/// is read or written. They are [held](layer::Hold) until the overlay is unmounted: no collector takes one meanwhile, and if
-/// this process is killed nobody has to let go of them.
+/// The only processes are the runtime and the helper that looks after the container. A run only
+/// reads the layers, except that it touches their `last_used`. It reads and writes no `layer.json`
+/// and no sidecar. It [holds](layer::Hold) the layers until the overlay is unmounted, and then
+/// while the [`Upper`] exists: no collector removes one before that. If this process is killed, the
+/// hold ends with it.
 ///
 /// # Errors
-/// [`Error`] with the phase. The phases before it are undone, and nothing is left unless unmounting or removing failed: then
-/// [`Error::left`] says where. A command that fails, or is ended by a signal, the deadline or a [`Cancel`](container::Cancel),
-/// is no error.
+/// [`Error`](crate::Error) with the phase. The run then has undone the phases before it. Nothing is
+/// left unless unmounting or removing failed: then [`Error::left`](crate::Error::left) says where.
+/// A command that fails, or that a signal, the timeout or a [`Cancel`] ends, is not an error.
 pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<'_>) -> Result<Report> {
-    let started = Instant::now();
-    // Until the runtime starts there is time for that.
+    let clock = Clock::start();
+    // This takes the kernel some time, which it has until the runtime starts.
     let _prepared = Cgroup::prepare_moves();
-    let mut timings = Timings::new();
-    let (outcome, (upper, removal)) = sequence(Machine::new(base, layers, template, options), &mut timings)?;
-    timings.set_total(started.elapsed());
-    Ok(Report {
-        status: outcome.finished.status,
-        upper,
-        timings,
-        plan: outcome.plan,
-        merged: outcome.merged,
-        removal,
-        made: outcome.made,
-        origin: outcome.origin,
-        stdout: outcome.finished.stdout,
-        stderr: outcome.finished.stderr,
-        output_error: outcome.finished.output_error,
-        usage: outcome.finished.usage,
-    })
+    run_on(&Linux, base, layers, template, options, clock)
 }
 
-/// The plan that [`run`] would make, without anything being made or marked as used.
-///
-/// # Errors
-/// [`Error`] in [`Phase::Inputs`] for what is wrong with the base or a layer, in [`Phase::Plan`] if the kernel cannot be asked.
-pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan> {
-    // The kernel tells nobody else which rungs it has.
-    container::require_privilege().map_err(|error| Error::new(Phase::Inputs, error))?;
-    let stack = Stack::resolve(base, layers).map_err(in_phase(Phase::Inputs))?;
-    // Any run's will do: only the length of the names counts.
-    let paths = ContainerId::random(PREFIX)
-        .map_err(Cause::from)
-        .and_then(|id| Ok(Paths::new(scratch_dir(&options.scratch)?.join(id.as_str()))));
-    paths.and_then(|paths| stack.plan(options, &paths)).map_err(in_phase(Phase::Plan))
-}
+/// Whatever fails, the run undoes what it did before. If undoing fails, it does nothing more.
+fn run_on<K: Kernel>(
+    kernel: &K,
+    base: &Base,
+    layers: &[Layer],
+    template: &Template,
+    options: Options<'_>,
+    mut clock: Clock,
+) -> Result<Report> {
+    let Options { scratch, over, runtime, limits, prep_upper, devices, xattrs, etc, cleanup, supervision } = options;
+    let cancel = supervision.get_cancel().cloned();
+    let is_cancelled = || cancel.as_ref().is_some_and(Cancel::is_cancelled);
+    let namespace = xattrs::namespace(xattrs);
 
-/// Sees that the upper of a run over these layers may be moved to `destination`: that this is in none of their trees. An upper that
-/// is moved there would change a layer that is in use. Best called before the run.
-///
-/// # Errors
-/// [`Cause::UpperInLayer`], [`Cause::InRunDirectory`]; [`Cause::Layer`] for what is wrong with the base or a layer; [`Cause::Io`] if the directory that
-/// `destination` is to be made in cannot be looked at.
-pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl AsRef<Path>) -> Result<(), Cause> {
-    let destination = destination.as_ref();
-    let parent = match destination.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
+    let (over, hold, stack) = in_phase(Phase::Inputs, || {
+        // First, because the upper of an earlier run stays, whatever fails.
+        let over = over.map(Upper::into_kept).transpose()?;
+        kernel.require(template)?;
+        // Before the layers are checked: a layer that exists then cannot be collected.
+        let hold = stack::hold(base, layers, &is_cancelled)?;
+        Ok((over, hold, Stack::resolve(base, layers)?))
+    })?;
+    let scratch = in_phase(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
+    let work = || {
+        clock.time(Phase::Touch, || stack.touch());
+        let plan = clock.step(Phase::Plan, || stack.plan(&limits, &scratch))?;
+        let merged = clock.step(Phase::Merge, || stack::merge(&plan, &scratch.lower(), namespace, &is_cancelled))?;
+        if is_cancelled() {
+            scratch.never_mounted(&plan);
+            let finished = Finished::new(Status::Cancelled);
+            return Ok(Ran { plan, merged, finished, made: Vec::new(), user: template.user() });
+        }
+        let lowers = plan.lowers(&scratch.lower());
+        clock.step(Phase::PrepUpper, || scratch.prepare_upper(&lowers, prep_upper))?;
+        let overlay = stack::overlay(plan.rung, lowers, &scratch).devices(devices).xattrs(xattrs);
+        let (finished, made, user) = in_phase(Phase::OverlayMount, || {
+            kernel.privately(|| {
+                let mounted = clock.step(Phase::OverlayMount, || kernel.mount(&overlay, &scratch))?;
+                let ended = clock
+                    .step(Phase::Config, || configure(&scratch, mounted.as_ref(), template, etc, namespace))
+                    .and_then(|prepared| {
+                        let execute = || kernel.execute(&runtime, scratch.id(), &prepared, supervision);
+                        Ok((clock.step(Phase::RuncRun, execute)?, prepared.made, prepared.user))
+                    });
+                let unmounted = clock.step(Phase::OverlayUmount, || kernel.unmount(mounted));
+                // If the overlay is still mounted, the error names the directory, and nothing is removed.
+                with_undone(ended, unmounted, scratch.dir())
+            })?
+        })?;
+        Ok(Ran { plan, merged, finished, made, user })
     };
-    let parent = std::fs::canonicalize(parent).map_err(io_cause("look at", parent))?;
-    if let Some(run) = rundir::around(&parent) {
-        return Err(Cause::InRunDirectory { path: destination.into(), run });
-    }
-    Stack::resolve(base, layers)?.refuse_destination(&parent, destination)
+    let ran = work();
+    let (ran, upper, removal) = clock.time(Phase::Cleanup, || scratch.settle(ran, cleanup))?;
+    let origin = Origin::new(base, &ran.plan, ran.user, namespace);
+    let Ran { plan, merged, finished, made, .. } = ran;
+    let Finished { status, stdout, stderr, output_error, usage, .. } = finished;
+    let timings = clock.stop();
+    Ok(Report { status, upper, timings, plan, merged, removal, made, origin, stdout, stderr, output_error, usage })
+}
+
+/// What is known when the command has ended.
+struct Ran {
+    plan: Plan,
+    /// `None` if nothing had to be merged.
+    merged: Option<Merged>,
+    finished: Finished,
+    /// What the run created in the upper.
+    made: Vec<Made>,
+    /// The numbers of the command's user and group. A name's are known once the overlay is mounted.
+    user: (u32, u32),
 }

@@ -1,32 +1,38 @@
+//! What lies in the directory of a run, and what becomes of it when the run ends.
+//!
+//! The directory itself and its lock are in `rundir`; the upper in it is `upper`'s.
+
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use container::{ContainerId, mount_private_tmpfs};
+use container::{ContainerId, copy_root_attributes};
 use layer::display::quoted;
-use layer::{Hold, Made, RunRecord, XattrNamespace};
+use layer::{Hold, Made, Plan, RunRecord, XattrNamespace};
 
-use crate::error::{Cause, chain, io_cause};
-use crate::rundir::RunDir;
-use crate::{Removal, Upper};
+use crate::error::{Cause, chain, in_phase, io_error, with_undone};
+use crate::options::PrepUpper;
+use crate::rundir::{RunDir, scratch_dir};
+use crate::stack::Stack;
+use crate::{Cleanup, Phase, Removal, Result, Upper};
 
-/// Where things are in the directory of one run, whose name is the container's.
+/// The paths in the directory of one run, whose name is the container's.
 ///
 /// ```text
 /// <scratch>/<id>/upper          what the command writes
 /// <scratch>/<id>/work           the kernel's
-/// <scratch>/<id>/lower          the merged layers, if any had to be
-/// <scratch>/<id>/bundle         in memory, and seen by the run alone:
+/// <scratch>/<id>/lower          the merged layers, if any had to be merged
+/// <scratch>/<id>/bundle         a tmpfs in the run's mount namespace:
 ///                bundle/merged       the mount point of the overlay
-///                bundle/config.json  and beside it runtime.log and state/, the runtime's
+///                bundle/config.json  and beside it the runtime's runtime.log and state/
 /// ```
 #[derive(Debug)]
 pub(crate) struct Paths(PathBuf);
 
 impl Paths {
-    /// Those in the directory `dir`.
+    /// Returns the paths in the directory `dir`.
     pub(crate) fn new(dir: impl Into<PathBuf>) -> Self {
         Self(dir.into())
     }
@@ -56,14 +62,14 @@ impl Paths {
     }
 }
 
-/// The directory of one run, mode 0700, as it is on disk.
+/// The directory of one run, mode 0700, on disk.
 ///
-/// This is the only place that deletes, and it must not be asked to before the overlay is known to be unmounted: deleting
-/// through the mount would turn the upper into whiteouts.
+/// Nothing may delete in it before the overlay is known to be unmounted: deleting through the mount
+/// would turn the upper into whiteouts. [`settle`](Self::settle) decides that.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     paths: Paths,
-    upper: Option<Upper>,
+    upper: Upper,
 }
 
 impl Deref for Scratch {
@@ -75,43 +81,78 @@ impl Deref for Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory in `parent`, which is a [real path](crate::rundir::scratch_dir), and returns the name of the run. On an error nothing is left.
-    pub(crate) fn create(parent: &Path) -> Result<(Self, ContainerId), Cause> {
-        let (run, id) = RunDir::create(parent)?;
-        // From here on it is removed when the value is dropped.
-        let scratch = Self { paths: Paths::new(run.path()), upper: Some(Upper::new(run)) };
-        for path in [scratch.upper(), scratch.work(), scratch.bundle()] {
-            DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", path))?;
+    /// Creates the directory of a run in `parent`, or reuses the one that `over` was kept in.
+    /// Refuses a directory inside one of the stack's trees.
+    pub(crate) fn open(over: Option<Upper>, parent: &Path, stack: &Stack<'_>) -> Result<Self> {
+        match over {
+            None => {
+                let parent = scratch_dir(parent)?;
+                stack.refuse_scratch(&parent)?;
+                Self::create(&parent)
+            }
+            Some(upper) => {
+                stack.refuse_scratch(upper.path())?;
+                Self::over(upper)
+            }
         }
-        Ok((scratch, id))
     }
 
-    /// The directory of an upper that was kept, or is from now on, made ready to be run over. What a visit that was killed has
-    /// left goes first.
-    pub(crate) fn over(upper: Upper) -> Result<(Self, ContainerId), Cause> {
-        let dir = |upper: &Path| upper.parent().expect("an upper is in a directory").to_path_buf();
-        let upper = upper.into_kept()?;
-        let id = upper.kept().expect("it is kept").clone();
-        let scratch = Self { paths: Paths::new(dir(upper.path())), upper: Some(upper) };
+    /// Creates the directory in `parent`, which is a [real path](scratch_dir). On an error nothing
+    /// is left.
+    pub(crate) fn create(parent: &Path) -> Result<Self> {
+        let run = RunDir::create(parent)?;
+        // From here on, dropping the value removes the directory.
+        let scratch = Self { paths: Paths::new(run.path()), upper: Upper::new(run) };
+        make_directories([scratch.upper(), scratch.work(), scratch.bundle()])?;
+        Ok(scratch)
+    }
+
+    /// Prepares the directory of a kept upper for another run. Removes what a killed visit left.
+    fn over(upper: Upper) -> Result<Self> {
+        let scratch = Self { paths: Paths::new(upper.run_dir().path()), upper };
         scratch.remove_all_but_upper()?;
-        for path in [scratch.work(), scratch.bundle()] {
-            DirBuilder::new().mode(0o700).create(&path).map_err(io_cause("make the directory", path))?;
+        make_directories([scratch.work(), scratch.bundle()])?;
+        Ok(scratch)
+    }
+
+    /// Keeps the layers below the upper held while the upper exists.
+    pub(crate) fn holding(self, hold: Option<Hold>, xattrs: XattrNamespace) -> Self {
+        Self { upper: self.upper.over(hold, xattrs), ..self }
+    }
+
+    /// Returns the name of the run.
+    pub(crate) fn id(&self) -> &ContainerId {
+        self.upper.run_dir().id()
+    }
+
+    /// Gives the upper's root the attributes of the topmost lower's, and calls the caller's
+    /// function.
+    pub(crate) fn prepare_upper(&self, lowers: &[PathBuf], prepare: Option<PrepUpper<'_>>) -> Result<()> {
+        self.copy_root_attributes(&lowers[0])?;
+        match prepare {
+            Some(prepare) => Ok(prepare(&self.upper(), lowers).map_err(Cause::PrepUpper)?),
+            None => Ok(()),
         }
-        Ok((scratch, id))
     }
 
-    /// Keeps the layers below the upper held for as long as that exists.
-    pub(crate) fn hold(&mut self, hold: Option<Hold>, xattrs: XattrNamespace) {
-        self.upper = self.upper.take().map(|upper| {
-            let upper = upper.over(hold, xattrs);
-            upper.hold_for_kept();
-            upper
-        });
+    /// Makes the upper of a run that was cancelled before the mount an upper like any other, in
+    /// case the caller keeps it.
+    pub(crate) fn never_mounted(&self, plan: &Plan) {
+        let topmost = plan.separate.first().or(plan.merged.first()).unwrap_or(&plan.base);
+        if let Err(error) = self.copy_root_attributes(topmost) {
+            log::warn!("{}", chain(&error));
+        }
     }
 
-    /// Notes on the upper what the run made in it, beside what earlier runs did.
-    pub(crate) fn record(&self, made: &[Made], xattrs: XattrNamespace) -> Result<(), Cause> {
-        let before = if self.is_kept() { RunRecord::read(self.upper(), xattrs)? } else { None };
+    /// Copies the attributes of `lower` to the upper's root. The root of a kept upper has what the
+    /// earlier run left.
+    fn copy_root_attributes(&self, lower: &Path) -> Result<()> {
+        if self.upper.is_kept() { Ok(()) } else { Ok(copy_root_attributes(lower, &self.upper())?) }
+    }
+
+    /// Records on the upper what the run created in it, beside what earlier runs did.
+    pub(crate) fn record(&self, made: &[Made], xattrs: XattrNamespace) -> Result<()> {
+        let before = if self.upper.is_kept() { RunRecord::read(self.upper(), xattrs)? } else { None };
         let mut record = before.clone().unwrap_or_default();
         record.add(made.iter().cloned());
         if before.as_ref() != Some(&record) {
@@ -120,55 +161,71 @@ impl Scratch {
         Ok(())
     }
 
-    /// Removes everything but the upper, which is the caller's from now on. On an error everything is left from there on.
-    pub(crate) fn into_upper(mut self) -> Result<Upper, Cause> {
-        let upper = self.upper.take().expect("an upper is taken once");
+    /// Ends the use of the directory, as `result` demands:
+    /// - After a success, returns the upper and removes the rest.
+    /// - After an error that [leaves](crate::Error::left) the directory, because the overlay is
+    ///   still mounted, touches nothing.
+    /// - After any other error, removes everything except an upper that was kept before.
+    ///
+    /// If removing fails, the rest is left, and the error says where.
+    pub(crate) fn settle<T>(self, result: Result<T>, cleanup: Cleanup) -> Result<(T, Upper, Option<Removal>)> {
+        let dir = self.dir().to_path_buf();
+        match result {
+            Ok(value) => {
+                let kept = in_phase(Phase::Cleanup, || match cleanup {
+                    Cleanup::Behind if !self.upper.is_kept() => self.into_upper_behind(),
+                    _ => Ok((self.into_upper()?, None)),
+                });
+                let (upper, removal) = kept.map_err(|error| error.leaving(&dir))?;
+                Ok((value, upper, removal))
+            }
+            Err(error) if error.left().is_some() => {
+                self.upper.leave();
+                Err(error)
+            }
+            Err(error) => with_undone(Err(error), in_phase(Phase::Cleanup, || self.remove()), &dir),
+        }
+    }
+
+    /// Removes everything but the upper, which is the caller's from now on. On an error, the entry
+    /// that could not be removed and everything that was to be removed after it are left.
+    fn into_upper(self) -> Result<Upper> {
         match self.remove_all_but_upper() {
-            Ok(()) => Ok(upper),
-            Err(cause) => {
-                upper.leave();
-                Err(cause)
+            Ok(()) => Ok(self.upper),
+            Err(error) => {
+                self.upper.leave();
+                Err(error)
             }
         }
     }
 
-    /// As [`into_upper`](Self::into_upper), with the removal left to another thread. The upper then stands in another directory.
-    pub(crate) fn into_upper_behind(mut self) -> Result<(Upper, Option<Removal>), Cause> {
-        let unmounted = self.remove_mount_point();
-        let upper = self.upper.take().expect("an upper is taken once");
-        if let Err(cause) = unmounted {
-            upper.leave();
-            return Err(cause);
+    /// Moves the upper into another directory, and leaves the removal of this one to another
+    /// thread.
+    fn into_upper_behind(mut self) -> Result<(Upper, Option<Removal>)> {
+        if let Err(error) = self.remove_mount_point() {
+            self.upper.leave();
+            return Err(error);
         }
-        match upper.move_out() {
-            Ok((upper, rest)) => Ok((upper, Some(Removal::begin(rest)))),
-            Err(failed) => {
-                let (upper, cause) = *failed;
-                log::warn!("{} is tidied up at once: {}", quoted(self.dir()), chain(&cause));
-                self.upper = Some(upper);
+        match self.upper.move_out() {
+            Ok(rest) => Ok((self.upper, Some(Removal::begin(rest)))),
+            Err(error) => {
+                log::warn!("{} is tidied up at once: {}", quoted(self.dir()), chain(&error));
                 Ok((self.into_upper()?, None))
             }
         }
     }
 
-    /// Makes the place for the overlay and the bundle, where the calling thread's mount namespace is the run's own. They go with it,
-    /// so that a run that is killed has left none of them, and cost no disk anything.
-    pub(crate) fn mount_bundle(&self) -> Result<(), Cause> {
-        mount_private_tmpfs(&self.bundle())?;
-        DirBuilder::new().mode(0o700).create(self.merged()).map_err(io_cause("make the directory", self.merged()))
-    }
-
-    fn remove_mount_point(&self) -> Result<(), Cause> {
-        // Not recursively: if anything were still mounted here, where this thread sees it, it would be busy.
+    fn remove_mount_point(&self) -> Result<()> {
+        // Not recursively. If this thread still saw a mount here, the directory would be busy.
         match fs::remove_dir(self.bundle()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(io_cause("remove the mount point", self.bundle())(error))
+                Err(io_error("remove the mount point", self.bundle())(error))
             }
             _ => Ok(()),
         }
     }
 
-    fn remove_all_but_upper(&self) -> Result<(), Cause> {
+    fn remove_all_but_upper(&self) -> Result<()> {
         self.remove_mount_point()?;
         for tree in [self.work(), self.lower()] {
             layer::remove_tree(&tree)?;
@@ -176,24 +233,17 @@ impl Scratch {
         Ok(())
     }
 
-    /// Removes everything, but for an upper that was kept before.
-    pub(crate) fn remove(self) -> Result<(), Cause> {
+    /// Removes everything except an upper that was kept before.
+    fn remove(self) -> Result<()> {
         let upper = self.into_upper()?;
-        match upper.kept() {
-            None => upper.close(),
-            Some(_) => Ok(()),
-        }
+        if upper.is_kept() { Ok(()) } else { upper.close() }
     }
+}
 
-    /// Whether the upper was kept of an earlier run.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.upper.as_ref().is_some_and(|upper| upper.kept().is_some())
-    }
-
-    /// Leaves everything as it is.
-    pub(crate) fn leave(mut self) {
-        self.upper.take().into_iter().for_each(Upper::leave);
-    }
+fn make_directories<const N: usize>(paths: [PathBuf; N]) -> Result<()> {
+    let make =
+        |path: PathBuf| DirBuilder::new().mode(0o700).create(&path).map_err(io_error("make the directory", path));
+    paths.into_iter().try_for_each(make)
 }
 
 #[cfg(test)]
@@ -201,55 +251,73 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    /// The directory of a run in which every part has something.
     fn scratch(parent: &Path) -> Scratch {
-        Scratch::create(parent).unwrap().0
+        let scratch = Scratch::create(parent).unwrap();
+        fs::create_dir_all(scratch.work().join("work")).unwrap();
+        fs::create_dir(scratch.lower()).unwrap();
+        fs::write(scratch.upper().join("file"), "kept").unwrap();
+        scratch
+    }
+
+    fn failed() -> Result<()> {
+        Err(io_error("try", "this")(io::Error::other("no")))
     }
 
     #[test]
-    fn it_is_private_and_goes_without_a_trace() {
+    fn the_directory_is_private_and_a_failed_run_leaves_nothing() {
         let parent = tempfile::tempdir().unwrap();
         let scratch = scratch(parent.path());
         assert_eq!(fs::metadata(scratch.dir()).unwrap().permissions().mode() & 0o7777, 0o700);
-        fs::create_dir_all(scratch.work().join("work")).unwrap();
-        fs::create_dir(scratch.lower()).unwrap();
-        fs::write(scratch.upper().join("file"), "").unwrap();
-        scratch.remove().unwrap();
+        scratch.settle(failed(), Cleanup::Awaited).unwrap_err();
         assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
     }
 
     #[test]
-    fn the_upper_stays_and_the_rest_goes() {
+    fn the_upper_of_a_run_stays_and_the_rest_is_removed() {
+        for cleanup in [Cleanup::Awaited, Cleanup::Behind] {
+            let parent = tempfile::tempdir().unwrap();
+            let ((), upper, removal) = scratch(parent.path()).settle(Ok(()), cleanup).unwrap();
+            assert_eq!(fs::read(upper.path().join("file")).unwrap(), b"kept");
+            drop(removal);
+            assert_eq!(fs::read_dir(upper.path().parent().unwrap()).unwrap().count(), 1);
+            assert_eq!(fs::read_dir(&parent).unwrap().count(), 1);
+            drop(upper);
+            assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn nothing_is_removed_while_the_overlay_may_be_mounted() {
         let parent = tempfile::tempdir().unwrap();
         let scratch = scratch(parent.path());
-        fs::write(scratch.upper().join("file"), "kept").unwrap();
-        fs::create_dir(scratch.lower()).unwrap();
-        let dir = scratch.dir().to_path_buf();
-        let upper = scratch.into_upper().unwrap();
-        assert_eq!(fs::read(upper.path().join("file")).unwrap(), b"kept");
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
-        drop(upper);
-        assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
+        let left = [scratch.upper().join("file"), scratch.work().join("work"), scratch.lower(), scratch.bundle()];
+        let mounted = failed().map_err(|error| error.leaving(scratch.dir()));
+        scratch.settle(mounted, Cleanup::Awaited).unwrap_err();
+        assert!(left.iter().all(|path| path.exists()));
     }
 
     #[test]
-    fn what_lies_in_the_mount_point_is_never_deleted() {
-        for behind in [false, true] {
+    fn a_file_in_the_mount_point_is_never_deleted() {
+        for cleanup in [Cleanup::Awaited, Cleanup::Behind] {
             let parent = tempfile::tempdir().unwrap();
             let scratch = scratch(parent.path());
-            let bundle = scratch.bundle();
+            let (dir, bundle, upper) = (scratch.dir().to_path_buf(), scratch.bundle(), scratch.upper());
             let precious = bundle.join("precious");
             fs::write(&precious, "").unwrap();
-            let upper = scratch.upper();
-            let result = if behind { scratch.into_upper_behind().map(drop) } else { scratch.into_upper().map(drop) };
-            assert!(matches!(result, Err(Cause::Io { path, .. }) if path == bundle));
+            let error = scratch.settle(Ok(()), cleanup).unwrap_err();
+            assert_eq!(
+                (error.phase(), error.path(), error.left()),
+                (Some(Phase::Cleanup), Some(&*bundle), Some(&*dir))
+            );
             assert!(precious.exists() && upper.exists());
         }
     }
 
     #[test]
-    fn a_parent_that_is_missing_is_named() {
+    fn a_missing_parent_is_named() {
         let parent = tempfile::tempdir().unwrap().path().join("missing");
         let error = Scratch::create(&parent).unwrap_err();
-        assert!(matches!(error, Cause::Io { path, .. } if path.starts_with(&parent)));
+        assert!(error.path().is_some_and(|path| path.starts_with(&parent)), "{error}");
     }
 }

@@ -1,40 +1,88 @@
+//! The layers of a run: which ones there are, which of them are stacked and which merged, and on
+//! which rung of the ladder.
+//!
+//! `layer::Plan` decides where the limits lead; `inside` finds out whether a directory lies in a
+//! tree.
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
-use container::{Cancel, LowerNames, MountApi, Overlay};
+use container::{ContainerId, LowerNames, MountApi, Overlay};
 use layer::display::quoted;
-use layer::{Base, Hold, Layer, Plan, Rung, RungLimit};
+use layer::{Base, Hold, Layer, Merge, Merged, Plan, Rung, RungLimit, XattrNamespace};
 
-use crate::Options;
-use crate::error::{Cause, io_cause};
+use crate::error::{Cause, chain, in_phase, io_error};
 use crate::inside::{Identity, tree_around};
+use crate::options::Limits;
+use crate::rundir::{self, PREFIX, scratch_dir};
 use crate::scratch::Paths;
+use crate::{Error, Options, Phase, Result};
 
-/// The layers and the base of a run, seen to be there, none twice.
+/// Returns the plan that [`run`](crate::run) would make. Creates nothing and marks no layer as
+/// used.
+///
+/// # Errors
+/// [`Error`] in [`Phase::Inputs`] if the base or a layer cannot be used, in [`Phase::Plan`] if the
+/// kernel does not answer.
+pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan> {
+    let stack = in_phase(Phase::Inputs, || {
+        // Without privileges, the kernel does not say which rungs it has.
+        container::require_privilege()?;
+        Stack::resolve(base, layers)
+    })?;
+    in_phase(Phase::Plan, || {
+        // The name of any run will do: only its length matters.
+        let id = ContainerId::random(PREFIX)?;
+        let paths = Paths::new(scratch_dir(&options.scratch)?.join(id.as_str()));
+        stack.plan(&options.limits, &paths)
+    })
+}
+
+/// Checks that the upper of a run over these layers may be moved to `destination`: that
+/// `destination` is not in one of their trees. An upper that is moved there would change a layer
+/// that is in use. Call this before the run.
+///
+/// # Errors
+/// [`Cause::UpperInLayer`], [`Cause::InRunDirectory`]; [`Cause::Layer`] if the base or a layer
+/// cannot be used; [`Cause::Io`] if the parent of `destination` cannot be looked at.
+pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl AsRef<Path>) -> Result<()> {
+    let destination = destination.as_ref();
+    let parent = match destination.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let parent = std::fs::canonicalize(parent).map_err(io_error("look at", parent))?;
+    if let Some(run) = rundir::around(&parent) {
+        return Err(Cause::InRunDirectory { path: destination.into(), run }.into());
+    }
+    Stack::resolve(base, layers)?.refuse_destination(&parent, destination)
+}
+
+/// The layers and the base of a run. Each tree exists and occurs once.
 #[derive(Debug)]
 pub(crate) struct Stack<'a> {
     layers: Vec<&'a Layer>,
     trees: Vec<PathBuf>,
     base: PathBuf,
-    /// The numbers of the trees; `None` for the base.
+    /// The index of each tree in `trees`; `None` for the base.
     identities: HashMap<Identity, Option<usize>>,
 }
 
 impl<'a> Stack<'a> {
-    /// Looks at every layer once. One that is given twice, by whatever path, keeps its first place; one that is the base too
-    /// is only the base.
-    pub(crate) fn resolve(base: &Base, layers: &'a [Layer]) -> Result<Self, Cause> {
-        // If there is no tree, opening says what exactly is wrong.
+    /// Looks at every layer once. A layer that is given twice, by whatever path, keeps its first
+    /// place. A layer that is also the base is only the base.
+    pub(crate) fn resolve(base: &Base, layers: &'a [Layer]) -> Result<Self> {
+        // If a tree cannot be used, opening its layer says exactly why.
         let tree = absolute(base.fs())?;
-        let found = identity(&tree).map_err(|cause| Base::open(base.path()).err().map_or(cause, Cause::from))?;
+        let found = identity(&tree).map_err(|error| Base::open(base.path()).err().map_or(error, Error::from))?;
         let mut identities = HashMap::with_capacity(layers.len() + 1);
         identities.insert(found, None);
         let (kept, trees) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
         let mut stack = Self { layers: kept, trees, base: tree, identities };
         for layer in layers {
             let tree = absolute(layer.fs())?;
-            let found = identity(&tree).map_err(|cause| Layer::open(layer.path()).err().map_or(cause, Cause::from))?;
+            let found = identity(&tree).map_err(|error| Layer::open(layer.path()).err().map_or(error, Error::from))?;
             if let Entry::Vacant(entry) = stack.identities.entry(found) {
                 entry.insert(Some(stack.trees.len()));
                 stack.layers.push(layer);
@@ -46,45 +94,46 @@ impl<'a> Stack<'a> {
         Ok(stack)
     }
 
-    /// Sees that `dir`, where the run's own directory is to be made, lies in none of the trees. It has no links in it.
-    pub(crate) fn refuse_scratch(&self, dir: &Path) -> Result<(), Cause> {
+    /// Refuses a directory inside one of the trees as the parent of the run's own directory. `dir`
+    /// is a real path.
+    pub(crate) fn refuse_scratch(&self, dir: &Path) -> Result<()> {
         match self.tree_around(dir)? {
-            Some(tree) => Err(Cause::ScratchInLayer { scratch: dir.into(), tree: tree.into() }),
+            Some(tree) => Err(Cause::ScratchInLayer { scratch: dir.into(), tree: tree.into() }.into()),
             None => Ok(()),
         }
     }
 
-    /// Sees that `dir`, where an upper is to be moved to, lies in none of the trees. It has no links in it.
-    pub(crate) fn refuse_destination(&self, dir: &Path, destination: &Path) -> Result<(), Cause> {
+    /// Refuses a directory inside one of the trees as the parent of a moved upper. `dir` is a real
+    /// path.
+    fn refuse_destination(&self, dir: &Path, destination: &Path) -> Result<()> {
         match self.tree_around(dir)? {
-            Some(tree) => Err(Cause::UpperInLayer { destination: destination.into(), tree: tree.into() }),
+            Some(tree) => Err(Cause::UpperInLayer { destination: destination.into(), tree: tree.into() }.into()),
             None => Ok(()),
         }
     }
 
-    fn tree_around(&self, dir: &Path) -> Result<Option<&Path>, Cause> {
+    fn tree_around(&self, dir: &Path) -> Result<Option<&Path>> {
         let tree = |number: &Option<usize>| number.map_or(&*self.base, |number| &*self.trees[number]);
         let trees = self.identities.iter().map(|(identity, number)| (*identity, tree(number))).collect();
-        tree_around(dir, &trees).map_err(io_cause("look at the directories around", dir))
+        tree_around(dir, &trees).map_err(io_error("look at the directories around", dir))
     }
 
-    /// Marks every layer as used. A store that cannot be written to does not keep a run from its result.
+    /// Marks every layer as used. A run succeeds even if it cannot write to the store.
     pub(crate) fn touch(&self) {
         let failed: Vec<_> = self.layers.iter().filter_map(|layer| layer.touch().err()).collect();
         if let Some(error) = failed.first() {
-            let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-            log::warn!("{error}: {source}: {} layers will look unused", failed.len());
+            log::warn!("{}: {} layers will look unused", chain(error), failed.len());
         }
     }
 
-    /// Decides what is stacked and what merged.
-    pub(crate) fn plan(&self, options: &Options<'_>, scratch: &Paths) -> Result<Plan, Cause> {
-        let available = match options.rung {
+    /// Decides which layers are stacked and which are merged.
+    pub(crate) fn plan(&self, limits: &Limits, scratch: &Paths) -> Result<Plan> {
+        let available = match limits.rung {
             Some(rung) => vec![rung],
             None => available_rungs(MountApi::detect()?),
         };
         let [upper, work] = [scratch.upper(), scratch.work()];
-        let limits: Vec<_> = available.into_iter().map(|rung| limit(rung, options, &upper, &work)).collect();
+        let limits: Vec<_> = available.into_iter().map(|rung| limit(rung, limits, &upper, &work)).collect();
         let plan = Plan::new(&self.trees, &self.base, &scratch.lower(), &limits);
         let plan = plan.expect("there is a rung on every kernel");
         log::debug!("{}: {} separate, {} to merge", plan.rung, plan.separate.len(), plan.merged.len());
@@ -92,16 +141,33 @@ impl<'a> Stack<'a> {
     }
 }
 
-/// Holds all layers, and the base if a collector could remove it: if it has a `layer.json`. `None` if the run was cancelled while
-/// it waited for a collector.
-pub(crate) fn hold(base: &Base, layers: &[Layer], cancel: Option<&Cancel>) -> Result<Option<Hold>, Cause> {
+/// Holds all layers, and the base if a collector could remove it: if it has a `layer.json`. Returns
+/// `None` if `stop` ended the wait for a collector.
+pub(crate) fn hold(base: &Base, layers: &[Layer], stop: &dyn Fn() -> bool) -> Result<Option<Hold>> {
     let base = Layer::at(base.path());
     let base = base.meta_path().symlink_metadata().is_ok().then_some(base);
-    let stop = || cancel.is_some_and(Cancel::is_cancelled);
-    Ok(Hold::of_until(layers.iter().chain(&base).map(Layer::path), &stop)?)
+    Ok(Hold::of_until(layers.iter().chain(&base).map(Layer::path), stop)?)
 }
 
-/// The rungs that a kernel with `api` has.
+/// Merges the layers that the plan does not stack separately into `target`. Returns `None` if there
+/// are none, or if `stop` ended the merge.
+pub(crate) fn merge(
+    plan: &Plan,
+    target: &Path,
+    xattrs: XattrNamespace,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Option<Merged>> {
+    if plan.merged.is_empty() {
+        return Ok(None);
+    }
+    match Merge::new().xattrs(xattrs).run_until(&plan.merged, target, stop) {
+        Ok(merged) => Ok(Some(merged)),
+        Err(layer::Error::Stopped { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns the rungs that a kernel with `api` has.
 fn available_rungs(api: MountApi) -> Vec<Rung> {
     match api {
         MountApi::Fsconfig => Rung::LADDER.to_vec(),
@@ -109,8 +175,8 @@ fn available_rungs(api: MountApi) -> Vec<Rung> {
     }
 }
 
-fn limit<'a>(rung: Rung, options: &Options<'_>, upper: &Path, work: &Path) -> RungLimit<'a> {
-    let left = |names| options.max_option_bytes.saturating_sub(Overlay::fixed_option_bytes(names, upper, work));
+fn limit<'a>(rung: Rung, limits: &Limits, upper: &Path, work: &Path) -> RungLimit<'a> {
+    let left = |names| limits.max_option_bytes.saturating_sub(Overlay::fixed_option_bytes(names, upper, work));
     let max_bytes = match mechanism(rung) {
         (MountApi::Fsconfig, _) => usize::MAX,
         (_, names) => left(names),
@@ -119,11 +185,19 @@ fn limit<'a>(rung: Rung, options: &Options<'_>, upper: &Path, work: &Path) -> Ru
         (_, LowerNames::Short) => &|path| Overlay::option_bytes(LowerNames::Short, path),
         _ => &|path| Overlay::option_bytes(LowerNames::Paths, path),
     };
-    RungLimit { rung, max_lowers: options.max_lowers, max_bytes, cost }
+    RungLimit { rung, max_lowers: limits.max_lowers, max_bytes, cost }
 }
 
-/// What a rung is to the mount. On the first one the mount chooses the names itself: nothing depends on their length.
-pub(crate) fn mechanism(rung: Rung) -> (MountApi, LowerNames) {
+/// Returns the overlay of `lowers` on `rung`, with the upper and the work directory of a run.
+pub(crate) fn overlay(rung: Rung, lowers: Vec<PathBuf>, paths: &Paths) -> Overlay {
+    let (api, names) = mechanism(rung);
+    let overlay = Overlay::new(lowers).writable(paths.upper(), paths.work()).api(api);
+    // With lowerdir+, nothing depends on the length of the names, and the mount chooses them.
+    if rung == Rung::LowerdirPlus { overlay } else { overlay.names(names) }
+}
+
+/// Returns the system calls and the kind of names that `rung` stands for.
+fn mechanism(rung: Rung) -> (MountApi, LowerNames) {
     match rung {
         Rung::MountPaths => (MountApi::Mount2, LowerNames::Paths),
         Rung::MountNames => (MountApi::Mount2, LowerNames::Short),
@@ -131,19 +205,20 @@ pub(crate) fn mechanism(rung: Rung) -> (MountApi, LowerNames) {
     }
 }
 
-/// Device and inode of a directory that is no symbolic link.
-fn identity(tree: &Path) -> Result<(u64, u64), Cause> {
+/// Returns device and inode of a directory that is not a symbolic link.
+fn identity(tree: &Path) -> Result<Identity> {
     use std::os::unix::fs::MetadataExt;
-    let metadata = tree.symlink_metadata().map_err(io_cause("look at", tree))?;
+    let metadata = tree.symlink_metadata().map_err(io_error("look at", tree))?;
     match metadata.is_dir() {
         true => Ok((metadata.dev(), metadata.ino())),
-        false => Err(io_cause("open the directory", tree)(rustix::io::Errno::NOTDIR)),
+        false => Err(io_error("open the directory", tree)(rustix::io::Errno::NOTDIR)),
     }
 }
 
-pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf, Cause> {
+/// Returns `path` as an absolute path, with its symbolic links.
+pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf> {
     if path.is_absolute() {
         return Ok(path);
     }
-    std::path::absolute(&path).map_err(io_cause("make absolute", path))
+    std::path::absolute(&path).map_err(io_error("make absolute", path))
 }

@@ -1,42 +1,53 @@
+//! The directories that killed runs have left: which ones they are, and their removal.
+//!
+//! The names and the locks that tell dead runs from live ones are in `rundir`.
+
 use std::path::{Path, PathBuf};
 
 use container::Cgroup;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 
-use crate::error::{Cause, io_cause};
+use crate::error::io_error;
 use crate::rundir::{PREFIX, RunDir, is_name, scratch_dir};
+use crate::{Error, Result};
 
-/// What a [`sweep`] has found.
+/// The result of a [`sweep`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Swept {
-    /// The directories of dead runs that are gone now, with their cgroups.
+    /// The directories of dead runs that were removed, with their cgroups.
     pub removed: Vec<PathBuf>,
-    /// Runs that are under way, or whose result somebody still has.
+    /// The number of runs that are in progress, or whose upper another value still owns.
     pub live: usize,
-    /// What could not be removed, and why: it is left.
-    pub failed: Vec<(PathBuf, Cause)>,
+    /// The directories that could not be removed, and why. They are left.
+    pub failed: Vec<(PathBuf, Error)>,
 }
 
-/// Removes what dead runs have left in the directory `scratch`: those whose process was killed before it could tidy up.
+/// Removes what dead runs have left in the directory `scratch`: runs whose process was killed
+/// before it could tidy up.
 ///
-/// A killed run's container has died with it, and its mount was never on the host; what is left are its directory and empty
-/// cgroups. Should anything live in these, it is killed. Live runs, of whatever process, are left alone, and so is everything
-/// that no run of this user has made, or that was [kept](crate::Upper::keep). No run needs this: it is for disks that are not to fill up.
+/// The container of a killed run has died with it, and its mount was never visible on the host.
+/// What is left are its directory and empty cgroups. If a process still lives in these, a sweep
+/// kills it.
+///
+/// A sweep does not touch live runs, of whatever process, uppers that were
+/// [kept](crate::Upper::keep), or anything that is not a run of this user. Runs do not need sweeps;
+/// they keep disks from filling up.
 ///
 /// # Errors
-/// [`Cause::Io`] if `scratch` cannot be read. What fails for one run is told in [`Swept::failed`], and does not keep the others.
-pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept, Cause> {
+/// [`Cause::Io`](crate::Cause::Io) if `scratch` cannot be read. A failure for one run is in
+/// [`Swept::failed`], and the sweep goes on.
+pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept> {
     let scratch = scratch_dir(scratch.as_ref())?;
     let mut swept = Swept::default();
-    let read = |errno| io_cause("read", &scratch)(errno);
-    // std's `read_dir` panics where the directory cannot be closed.
+    let read = |errno| io_error("read", &scratch)(errno);
+    // std's `read_dir` panics if the directory cannot be closed.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = openat(CWD, &scratch, flags, Mode::empty()).map_err(io_cause("open", &scratch))?;
+    let dir = openat(CWD, &scratch, flags, Mode::empty()).map_err(io_error("open", &scratch))?;
     for entry in Dir::read_from(&dir).map_err(read)? {
         let entry = entry.map_err(read)?;
         let Some(id) = entry.file_name().to_str().ok().and_then(run_name) else { continue };
-        // Where others may write, /tmp above all, anybody can make a directory of a live run's name, which lies elsewhere.
+        // In /tmp, anybody can create a directory with the name of a live run that is elsewhere.
         let ours = statat(&dir, id, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|found| is_directory(&found) && found.st_uid == rustix::process::geteuid().as_raw());
         if !ours {
@@ -44,20 +55,20 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept, Cause> {
         }
         let path = scratch.join(id);
         match RunDir::lock(&path) {
-            Ok(Some(run)) => match remove(id, run) {
+            Ok(Some(run)) => match remove(&run) {
                 Ok(()) => swept.removed.push(path),
-                Err(cause) => swept.failed.push((path, cause)),
+                Err(error) => swept.failed.push((path, error)),
             },
             Ok(None) => swept.live += 1,
-            Err(cause) => swept.failed.push((path, cause)),
+            Err(error) => swept.failed.push((path, error)),
         }
     }
     Ok(swept)
 }
 
-fn remove(id: &str, run: RunDir) -> Result<(), Cause> {
-    // First the processes, if there are any: nothing is deleted while somebody may be using it.
-    Cgroup::new(id)?.remove()?;
+fn remove(run: &RunDir) -> Result<()> {
+    // First the processes, if there are any: nothing is deleted while a process may use it.
+    Cgroup::new(run.id().as_str())?.remove()?;
     run.remove()
 }
 
@@ -65,7 +76,7 @@ fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// The name of a run, if it is one: the prefix and 16 hexadecimal digits.
+/// Returns `name` if it is that of a run: the prefix and 16 hexadecimal digits.
 fn run_name(name: &str) -> Option<&str> {
     Some(name).filter(|name| is_name(PREFIX, name))
 }
@@ -76,14 +87,14 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn dead_runs_go_and_the_rest_stays() {
+    fn dead_runs_are_removed_and_the_rest_stays() {
         let scratch = tempfile::tempdir().unwrap();
-        let (dead, _) = RunDir::create(scratch.path()).unwrap();
+        let dead = RunDir::create(scratch.path()).unwrap();
         fs::create_dir_all(dead.path().join("upper/deep")).unwrap();
         let gone = dead.path().to_path_buf();
         drop(dead);
-        let (live, _) = RunDir::create(scratch.path()).unwrap();
-        let (mut run, _) = RunDir::create(scratch.path()).unwrap();
+        let live = RunDir::create(scratch.path()).unwrap();
+        let mut run = RunDir::create(scratch.path()).unwrap();
         run.keep().unwrap();
         let kept = run.path().to_path_buf();
         for name in ["layered-of-somebody-else", "other"] {
@@ -100,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_runs() {
+    fn only_a_prefix_and_16_digits_are_the_name_of_a_run() {
         let table = [
             ("layered-0123456789abcdef", true),
             ("layered-0123456789abcde", false),

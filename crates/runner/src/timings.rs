@@ -1,35 +1,43 @@
+//! The phases of a run, and how long each of them took.
+//!
+//! The order in which a run takes them is in `run`.
+
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-/// A step of a run, in the order in which they are taken.
+use crate::Result;
+use crate::error::in_phase;
+
+/// A phase of a run. The order of the variants is the order of the phases.
 ///
-/// Shown as the names that timings and `layer.json` have: `touch`, `plan`, `merge`, …
+/// `Display` shows the names that timings and `layer.json` have: `touch`, `plan`, `merge`, …
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Phase {
-    /// The base, the layers and the template are looked at. Nothing is made or changed. Not timed on its own.
+    /// Checks the base, the layers and the template, and holds the layers. Not timed by itself.
     Inputs,
-    /// The scratch directory is made. Not timed on its own.
+    /// Creates the run's own directory. Not timed by itself.
     Scratch,
-    /// Every layer is marked as used.
+    /// Marks every layer as used.
     Touch,
-    /// What is stacked and what merged is decided.
+    /// Decides which layers are stacked and which are merged.
     Plan,
-    /// The layers that do not fit are merged.
+    /// Merges the layers that do not fit.
     Merge,
-    /// The upper gets its root's attributes and whatever the caller puts into it.
+    /// Gives the upper its root's attributes and whatever the caller puts into it.
     PrepUpper,
-    /// The overlay is mounted.
+    /// Mounts the overlay.
     OverlayMount,
-    /// The template is filled in, `config.json` written, `/etc/hosts` and the like put into the upper.
+    /// Fills in the template, writes `config.json`, and puts `/etc/hosts` and the like into the
+    /// upper.
     Config,
-    /// The runtime runs the command.
+    /// Runs the command.
     RuncRun,
-    /// The overlay is unmounted.
+    /// Unmounts the overlay.
     OverlayUmount,
-    /// Everything but the upper is removed.
+    /// Removes everything but the upper.
     Cleanup,
 }
 
@@ -47,7 +55,7 @@ impl Phase {
         Phase::Cleanup,
     ];
 
-    /// The name in timings and messages.
+    /// Returns the name in timings and messages.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Inputs => "inputs",
@@ -71,13 +79,14 @@ impl fmt::Display for Phase {
     }
 }
 
-/// How long each phase of a run took, and the whole.
+/// How long each phase of a run took, and the whole run.
 ///
-/// The names and their order never change: `touch`, `plan`, `merge`, `prep_upper`, `overlay_mount`, `config`, `runc_run`,
-/// `overlay_umount`, `cleanup`, `total`. A phase that had nothing to do has taken next to nothing. The total holds more than
-/// the sum: the look at the inputs, the scratch directory, the thread.
+/// The names and their order never change: `touch`, `plan`, `merge`, `prep_upper`, `overlay_mount`,
+/// `config`, `runc_run`, `overlay_umount`, `cleanup`, `total`. A phase that has nothing to do takes
+/// next to no time. The total is more than the sum: it also contains the time to check the inputs,
+/// to create the run's directory and to start a thread.
 ///
-/// As JSON: an object of seconds in this order.
+/// As JSON, the timings are an object of seconds in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timings {
     phases: [Duration; Phase::TIMED.len()],
@@ -85,11 +94,37 @@ pub struct Timings {
 }
 
 impl Timings {
-    pub(crate) fn new() -> Self {
-        Self { phases: [Duration::ZERO; Phase::TIMED.len()], total: Duration::ZERO }
+    /// Returns how long one phase took; zero if it is not timed.
+    pub fn phase(&self, phase: Phase) -> Duration {
+        let index = Phase::TIMED.iter().position(|timed| *timed == phase);
+        index.map(|index| self.phases[index]).unwrap_or_default()
     }
 
-    /// Runs one phase and adds what it takes.
+    /// Returns the time from the call of `run` to its return.
+    pub fn total(&self) -> Duration {
+        self.total
+    }
+
+    /// Returns names and times in order, `total` last.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
+        let phases = Phase::TIMED.iter().zip(self.phases).map(|(phase, time)| (phase.name(), time));
+        phases.chain([("total", self.total)])
+    }
+}
+
+/// Times the phases of a run that is in progress.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    started: Instant,
+    phases: [Duration; Phase::TIMED.len()],
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self { started: Instant::now(), phases: [Duration::ZERO; Phase::TIMED.len()] }
+    }
+
+    /// Does the work of one phase and adds the time that it takes.
     pub(crate) fn time<T>(&mut self, phase: Phase, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
@@ -99,25 +134,13 @@ impl Timings {
         result
     }
 
-    pub(crate) fn set_total(&mut self, total: Duration) {
-        self.total = total;
+    /// Times one phase, which an error then names.
+    pub(crate) fn step<T>(&mut self, phase: Phase, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.time(phase, || in_phase(phase, work))
     }
 
-    /// What one phase took; zero for one that is not timed.
-    pub fn phase(&self, phase: Phase) -> Duration {
-        let index = Phase::TIMED.iter().position(|timed| *timed == phase);
-        index.map(|index| self.phases[index]).unwrap_or_default()
-    }
-
-    /// From the call to the return.
-    pub fn total(&self) -> Duration {
-        self.total
-    }
-
-    /// Names and times, in order, `total` last.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
-        let phases = Phase::TIMED.iter().zip(self.phases).map(|(phase, time)| (phase.name(), time));
-        phases.chain([("total", self.total)])
+    pub(crate) fn stop(self) -> Timings {
+        Timings { phases: self.phases, total: self.started.elapsed() }
     }
 }
 
@@ -132,7 +155,7 @@ impl Serialize for Timings {
 }
 
 impl From<&Timings> for layer::Timing {
-    /// For `layer.json`: seconds by phase.
+    /// Returns the seconds of each phase, for `layer.json`.
     fn from(timings: &Timings) -> Self {
         timings.iter().map(|(name, time)| (name, time.as_secs_f64())).collect()
     }
@@ -141,14 +164,13 @@ impl From<&Timings> for layer::Timing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Cause;
 
     #[test]
     fn names_and_order_never_change() {
-        let mut timings = Timings::new();
-        assert_eq!(timings.time(Phase::Cleanup, || 7), 7);
-        timings.phases[2] = Duration::from_millis(1500);
-        timings.phases[8] = Duration::ZERO;
-        timings.set_total(Duration::from_secs(2));
+        let mut phases = [Duration::ZERO; Phase::TIMED.len()];
+        phases[2] = Duration::from_millis(1500);
+        let timings = Timings { phases, total: Duration::from_secs(2) };
         assert_eq!(
             serde_json::to_string(&timings).unwrap(),
             concat!(
@@ -158,5 +180,13 @@ mod tests {
         );
         assert_eq!(timings.phase(Phase::Merge), Duration::from_millis(1500));
         assert_eq!(layer::Timing::from(&timings).seconds("merge"), Some(1.5));
+    }
+
+    #[test]
+    fn a_failed_step_names_its_phase() {
+        let mut clock = Clock::start();
+        let failed = clock.step(Phase::Merge, || Err::<(), _>(Cause::NotKept { path: "x".into() }.into()));
+        assert_eq!(failed.unwrap_err().phase(), Some(Phase::Merge));
+        assert_eq!(clock.time(Phase::Cleanup, || 7), 7);
     }
 }

@@ -1,65 +1,73 @@
-//! The upper of a run that has ended, as a value with an owner, and where it can go.
+//! What a command wrote, as a value with an owner: where it can go, and what becomes of it when
+//! dropped.
 //!
-//! Its directory and the lock on it are in `rundir`.
+//! The directory that contains it, and the lock on that, are in `rundir`.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use container::ContainerId;
 use layer::display::quoted;
 use layer::{Access, Capture, Captured, Hold, Layer, Meta, RunRecord, TreeSize, UpperId, XattrNamespace};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use crate::error::{Cause, chain, io_cause};
+use crate::Result;
+use crate::error::{Cause, chain, io_error};
 use crate::rundir::{self, RunDir};
 
 /// What a command wrote: the upper directory of its overlay, owned.
 ///
-/// It is in the run's scratch directory, which only root can enter. Dropped, it is deleted. [`keep`](Self::keep) leaves it
-/// where it is, [`persist`](Self::persist) moves it, [`capture`](Self::capture) makes it a layer. One that was kept can be
-/// [opened again](Self::reopen), and is not deleted by dropping it.
+/// The upper is in the run's scratch directory, which only root can enter. Dropping this value
+/// deletes it. [`keep`](Self::keep) leaves it where it is, [`persist`](Self::persist) moves it, and
+/// [`capture`](Self::capture) makes it a layer. A kept upper can be [opened again](Self::reopen);
+/// dropping it then does not delete it.
 ///
-/// It is as the kernel left it, with whiteouts for what was deleted and with overlay xattrs, and not synced yet: after a power
-/// cut it is not to be trusted.
+/// The upper is as the kernel left it, with whiteouts for what the command deleted and with overlay
+/// xattrs. It is not synced yet: do not trust it after a power failure.
 ///
-/// No collector removes the layers below for as long as this value exists. After `keep` and `persist` they stay for as long as
-/// the upper is where these have left it.
+/// No collector removes the layers below while this value exists. After `keep` and `persist`, no
+/// collector removes them while the upper is where these methods left it.
 #[derive(Debug)]
 #[must_use = "the upper is deleted when this value is dropped"]
 pub struct Upper {
-    /// The run's directory; `None` once this is disarmed.
-    run: Option<RunDir>,
+    run: RunDir,
     path: PathBuf,
-    /// The run's name, if the directory has been kept before.
-    kept: Option<ContainerId>,
-    /// The layers below, unless their hold has been left for the kept run.
+    fate: Fate,
+    /// The layers below, unless the kept run's name holds them.
     hold: Option<Hold>,
     xattrs: XattrNamespace,
 }
 
-/// An upper that could not be moved. It is still there: [`upper`](Self::upper) can be tried again.
+/// What dropping an upper does to its directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Delete,
+    Keep,
+}
+
+/// An upper that could not be moved. It still exists: [`upper`](Self::upper) can be moved again.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot move the upper {} to {}{}", quoted(upper.path()), quoted(destination), advice(source))]
 pub struct PersistError {
     /// The upper, unchanged.
     pub upper: Upper,
-    /// Where it was to go.
+    /// The destination.
     pub destination: PathBuf,
-    /// Why it could not.
+    /// The reason.
     pub source: io::Error,
 }
 
-/// An upper that could not be captured. It is still there: [`upper`](Self::upper) can be tried again.
+/// An upper that could not be captured. It still exists: [`upper`](Self::upper) can be captured
+/// again.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot capture the upper as {}", quoted(layer))]
 pub struct CaptureError {
-    /// The upper, at its place unless the source says otherwise.
+    /// The upper, where it was unless the source says otherwise.
     pub upper: Upper,
-    /// The layer that it was to be.
+    /// The directory of the layer.
     pub layer: PathBuf,
-    /// Why it could not.
+    /// The reason.
     pub source: layer::Error,
 }
 
@@ -72,68 +80,78 @@ fn advice(source: &io::Error) -> &'static str {
 }
 
 impl Upper {
-    /// The upper in the directory of a run.
+    /// Creates the value for the upper in the directory of a run.
     pub(crate) fn new(run: RunDir) -> Self {
         let path = run.path().join("upper");
-        Self { run: Some(run), path, kept: None, hold: None, xattrs: XattrNamespace::default() }
+        Self { run, path, fate: Fate::Delete, hold: None, xattrs: XattrNamespace::default() }
     }
 
-    /// The same, over layers that are held, with overlay xattrs in `xattrs`.
+    /// Returns the same upper over layers that `hold` holds, with overlay xattrs in `xattrs`. If
+    /// the upper is [kept](Self::keep) later, its layers stay held. That needs no room on the
+    /// disk.
     pub(crate) fn over(mut self, hold: Option<Hold>, xattrs: XattrNamespace) -> Self {
         (self.hold, self.xattrs) = (hold, xattrs);
+        self.hold_for_kept();
         self
     }
 
-    /// The upper in `dir`, the directory that [`keep`](Self::keep) left it in: to be looked at, [run over](crate::Options::over),
-    /// captured, moved or [deleted](Self::close), by one process at a time. Dropped, it stays.
+    /// Opens the upper in `dir`, the directory that [`keep`](Self::keep) left it in. The caller can
+    /// inspect it, [run over it](crate::Options::over), capture it, move it or
+    /// [delete](Self::close) it; one process at a time. Dropping it leaves it where it is.
     ///
-    /// A directory is a kept run by its name, its owner and its lock; what it holds says nothing. The upper itself may be missing
-    /// there, if a capture was killed that had moved it: [`capture`](Self::capture) can be repeated.
+    /// A directory is a kept run by its name, its owner and its lock, whatever it contains. The
+    /// upper itself may be missing, if a capture had moved it and was killed then:
+    /// [`capture`](Self::capture) can be repeated.
     ///
     /// # Errors
     /// [`Cause::NotKept`], [`Cause::InUse`].
-    pub fn reopen(dir: impl AsRef<Path>) -> Result<Self, Cause> {
-        let (run, id) = RunDir::kept(dir.as_ref())?;
-        let mut upper = Self::new(run);
-        upper.kept = Some(id);
+    pub fn reopen(dir: impl AsRef<Path>) -> Result<Self> {
+        let mut upper = Self::new(RunDir::kept(dir.as_ref())?);
+        upper.fate = Fate::Keep;
         Ok(upper)
     }
 
-    /// Whether `dir` has the name of a kept run. Only such a directory can be [opened again](Self::reopen).
+    /// Returns whether `dir` has the name of a kept run. Only such a directory can be [opened
+    /// again](Self::reopen).
     pub fn is_kept_name(dir: impl AsRef<Path>) -> bool {
         rundir::is_kept_name(dir.as_ref())
     }
 
-    /// Refuses a place in the directory of a run, where nothing stays.
+    /// Refuses a destination in the directory of a run, where nothing stays.
     ///
     /// # Errors
     /// [`Cause::InRunDirectory`].
-    pub fn refuse_destination(destination: impl AsRef<Path>) -> Result<(), Cause> {
+    pub fn refuse_destination(destination: impl AsRef<Path>) -> Result<()> {
         let path = destination.as_ref();
-        rundir::around(path).map_or(Ok(()), |run| Err(Cause::InRunDirectory { path: path.into(), run }))
+        rundir::around(path).map_or(Ok(()), |run| Err(Cause::InRunDirectory { path: path.into(), run }.into()))
     }
 
-    /// Locks the directory of the run that `upper` belongs to, if its path is that of a run's upper, for as long as the result
-    /// exists: neither that run nor a sweep touches it then.
+    /// Locks the directory of the run that `upper` belongs to, if its path is that of a run's
+    /// upper. While the result exists, neither that run nor a sweep touches the directory.
     ///
     /// # Errors
-    /// [`Cause::InUse`] if the run is still going on, or another process uses its upper; [`Cause::RunDirectory`] if `upper` is or
-    /// holds the directory of a run.
-    pub fn lock_run_of(upper: impl AsRef<Path>) -> Result<Option<RunLock>, Cause> {
+    /// [`Cause::InUse`] if the run has not ended yet, or if another process uses its upper.
+    /// [`Cause::RunDirectory`] if `upper` is the directory of a run or contains one.
+    pub fn lock_run_of(upper: impl AsRef<Path>) -> Result<Option<RunLock>> {
         Ok(RunDir::lock_around(upper.as_ref())?.map(RunLock))
     }
 
-    /// The name of the run that it was kept of.
-    pub(crate) fn kept(&self) -> Option<&ContainerId> {
-        self.kept.as_ref()
+    /// Returns the directory of the upper's run.
+    pub(crate) fn run_dir(&self) -> &RunDir {
+        &self.run
     }
 
-    /// The directory.
+    /// Returns whether dropping the upper leaves it.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.fate == Fate::Keep
+    }
+
+    /// Returns the path of the upper.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// How much was written: [`TreeSize::of`]. It takes a walk, and is not done unless it is asked for.
+    /// Measures how much was written: [`TreeSize::of`]. This walks the whole upper.
     ///
     /// # Errors
     /// As [`TreeSize::of`].
@@ -141,80 +159,76 @@ impl Upper {
         TreeSize::of(&self.path)
     }
 
-    /// Leaves it in the scratch directory, as `upper` in a directory of its own that no [sweep](crate::sweep) takes away, and
-    /// returns its path there.
-    #[must_use = "nobody else knows where the upper is"]
+    /// Leaves the upper in the scratch directory, as `upper` in a directory of its own that no
+    /// [sweep](crate::sweep) removes. Returns its path there.
+    #[must_use = "the returned path is the only record of where the upper is"]
     pub fn keep(mut self) -> PathBuf {
-        if let Err(cause) = self.make_kept() {
-            log::error!("{} is kept, but a sweep would remove it: {}", quoted(&self.path), chain(&cause));
+        if let Err(error) = self.make_kept() {
+            log::error!("{} is kept, but a sweep would remove it: {}", quoted(&self.path), chain(&error));
         }
-        self.run = None;
+        self.fate = Fate::Keep;
         std::mem::take(&mut self.path)
     }
 
-    /// The same upper, kept from now on: dropped, it stays.
-    pub(crate) fn into_kept(mut self) -> Result<Self, Cause> {
+    /// Returns the same upper, kept from now on: dropping it leaves it.
+    pub(crate) fn into_kept(mut self) -> Result<Self> {
         match self.make_kept() {
             Ok(()) => Ok(self),
-            Err(cause) => {
-                // It is worth more than a tidy directory.
+            Err(error) => {
+                // The upper is worth more than a tidy directory.
                 self.leave();
-                Err(cause)
+                Err(error)
             }
         }
     }
 
-    fn make_kept(&mut self) -> Result<(), Cause> {
-        if self.kept.is_none() {
-            let run = self.run.as_mut().expect("an upper has a directory until it is given away");
-            self.kept = Some(run.keep()?);
-            self.path = run.path().join("upper");
-            // From now on the directory's name holds the layers.
+    fn make_kept(&mut self) -> Result<()> {
+        if self.fate == Fate::Delete {
+            self.run.keep()?;
+            self.fate = Fate::Keep;
+            self.path = self.run.path().join("upper");
+            // From now on the name of the directory holds the layers.
             self.hold.take().into_iter().for_each(Hold::keep);
         }
         Ok(())
     }
 
-    /// Deletes what [`keep`](Self::keep) has left in `dir`, also if the upper itself is not there any more.
+    /// Deletes what [`keep`](Self::keep) left in `dir`, even if the upper itself is missing there.
     ///
     /// # Errors
-    /// [`Cause::NotKept`], [`Cause::InUse`]; [`Cause::Layer`] with the entry that could not be removed.
-    pub fn discard(dir: impl AsRef<Path>) -> Result<(), Cause> {
-        RunDir::kept(dir.as_ref())?.0.remove()
+    /// [`Cause::NotKept`], [`Cause::InUse`]; [`Cause::Layer`] with the entry that could not be
+    /// removed.
+    pub fn discard(dir: impl AsRef<Path>) -> Result<()> {
+        RunDir::kept(dir.as_ref())?.remove()
     }
 
-    /// Moves it into a new directory beside its own, which is given back. On an error it is where it was.
-    pub(crate) fn move_out(mut self) -> Result<(Self, RunDir), Box<(Self, Cause)>> {
-        let parent = self.path.ancestors().nth(2).expect("an upper is in a directory of the scratch directory");
-        let new = match RunDir::create(parent) {
-            Ok((run, _)) => Self::new(run),
-            Err(cause) => return Err(Box::new((self, cause))),
-        };
-        match std::fs::rename(&self.path, &new.path) {
-            Ok(()) => {
-                let new = new.over(self.hold.take(), self.xattrs);
-                new.hold_for_kept();
-                Ok((new, self.run.take().expect("an upper has a directory until it is given away")))
+    /// Moves the upper into a new directory beside its own. Returns the old directory with the rest
+    /// of the run. On an error the upper is where it was.
+    pub(crate) fn move_out(&mut self) -> Result<RunDir> {
+        let parent = self.run.path().parent().unwrap_or(Path::new("/"));
+        let new = RunDir::create(parent)?;
+        let path = new.path().join("upper");
+        if let Err(error) = std::fs::rename(&self.path, &path) {
+            if let Err(error) = new.remove() {
+                log::error!("{} is left: {}", quoted(new.path()), chain(&error));
             }
-            Err(error) => {
-                let cause = io_cause("move", self.path.clone())(error);
-                // Nothing is in it.
-                drop(new);
-                Err(Box::new((self, cause)))
-            }
+            return Err(io_error("move", &self.path)(error));
         }
+        self.path = path;
+        let rest = std::mem::replace(&mut self.run, new);
+        self.hold_for_kept();
+        Ok(rest)
     }
 
-    /// Leaves it for a sweep.
+    /// Leaves the upper's directory for a sweep, or where it is kept.
     pub(crate) fn leave(mut self) {
-        self.run = None;
+        self.fate = Fate::Keep;
     }
 
-    /// Keeps the layers held if this is [kept](Self::keep) later. It needs no room on the disk.
-    pub(crate) fn hold_for_kept(&self) {
-        // Those of one that has been kept before are held already.
-        let (Some(run), Some(hold), None) = (&self.run, &self.hold, &self.kept) else { return };
-        self.report_unheld(hold.set_reason(&run.kept_path(), None));
+    fn hold_for_kept(&self) {
+        // The name of a directory that is kept already holds its layers.
+        let (Some(hold), Fate::Delete) = (&self.hold, self.fate) else { return };
+        self.report_unheld(hold.set_reason(&self.run.kept_path(), None));
     }
 
     fn report_unheld(&self, held: layer::Result<()>) {
@@ -223,19 +237,21 @@ impl Upper {
         }
     }
 
-    /// Moves it to `destination`, which must not exist, by one rename: it is there whole or not at all.
+    /// Moves the upper to `destination`, which must not exist, by one rename: `destination` has all
+    /// of it or does not exist.
     ///
-    /// The upper may hold set-user-ID programs and device nodes. So, if other users can search every directory above
-    /// `destination`, only the owner can enter the moved upper (0700). A capture gives its root the former mode again.
+    /// The upper may hold set-user-ID programs and device nodes. Therefore, if other users can
+    /// search every directory above `destination`, only the owner can enter the moved upper
+    /// (0700). A capture restores the former mode of its root.
     ///
     /// # Errors
-    /// [`PersistError`], which gives the upper back: something is at `destination`, or it is on another file system, or it lies in
-    /// the run's own directory, which is removed.
+    /// [`PersistError`], which gives the upper back, if `destination` exists, is on another file
+    /// system, or lies in the run's own directory, which is removed.
     pub fn persist(self, destination: impl Into<PathBuf>) -> Result<PathBuf, Box<PersistError>> {
         self.persist_with(destination, None)
     }
 
-    /// As [`persist`](Self::persist), with this mode and group for the root of the upper.
+    /// Moves the upper as [`persist`](Self::persist) does, with this mode and group for its root.
     ///
     /// # Errors
     /// As `persist`.
@@ -265,10 +281,10 @@ impl Upper {
         }
         let path = std::path::absolute(destination)?;
         if let Some(hold) = &self.hold {
-            // Before it is there: killed after the rename, it holds its layers all the same.
+            // Before the rename: a process that is killed right after it still holds the layers.
             self.report_unheld(UpperId::of(&self.path).and_then(|id| hold.set_reason(&path, Some(id))));
         }
-        // Closed before it can be reached.
+        // Closed before other users can reach it.
         let opened = self.close_root(&path, access)?;
         rename_new(&self.path, destination).inspect_err(|_| {
             if let Some(mode) = opened {
@@ -278,7 +294,8 @@ impl Upper {
         Ok(())
     }
 
-    /// Closes the root to other users if they could get to `destination`, and records the mode that it had, which is returned.
+    /// Closes the root to other users if they could reach `destination`. Records and returns the
+    /// mode that it had.
     fn close_root(&self, destination: &Path, access: Option<Access>) -> io::Result<Option<u32>> {
         let access = match (access, destination.parent()) {
             (None, Some(parent)) if Access::is_needed_in(parent)? => Access::default(),
@@ -296,7 +313,8 @@ impl Upper {
         Ok(Some(mode))
     }
 
-    /// Makes it a layer: [`Capture::into_layer`], with what [`Report::capture`](crate::Report::capture) knows of the run.
+    /// Makes the upper a layer: [`Capture::into_layer`].
+    /// [`Report::capture`](crate::Report::capture) returns a `capture` that knows the run.
     ///
     /// ```no_run
     /// # fn example(report: runner::Report) -> Result<(), Box<dyn std::error::Error>> {
@@ -309,9 +327,9 @@ impl Upper {
     ///
     /// # Errors
     /// [`CaptureError`], which gives the upper back.
-    pub fn capture(mut self, capture: &Capture, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
+    pub fn capture(self, capture: &Capture, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
         let captured = match rundir::around(layer.path()) {
-            // It is removed with all that is in it.
+            // That directory is removed with everything in it.
             Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run }),
             None => capture.into_layer(&self.path, layer, meta),
         };
@@ -324,42 +342,44 @@ impl Upper {
         }
     }
 
-    /// Removes the directory that it was moved out of.
-    fn gone(&mut self) {
-        let run = self.run.take().expect("an upper has a directory until it is given away");
-        let dir = run.path().to_path_buf();
-        if let Err(cause) = run.remove() {
-            log::warn!("{} is left: {}", quoted(&dir), chain(&cause));
+    /// Removes the directory that the upper was moved out of.
+    fn gone(mut self) {
+        self.fate = Fate::Keep;
+        if let Err(error) = self.run.remove() {
+            log::warn!("{} is left: {}", quoted(self.run.path()), chain(&error));
         }
     }
 
-    /// Deletes it and says what dropping could not.
+    /// Deletes the upper, kept or not, and reports a failure, which dropping can only log.
     ///
     /// # Errors
-    /// [`Cause::Layer`] with the entry that could not be removed; the rest of it is left.
-    pub fn close(mut self) -> Result<(), Cause> {
-        self.run.take().map_or(Ok(()), RunDir::remove)
+    /// [`Cause::Layer`] with the entry that could not be removed; that and the rest are left.
+    pub fn close(mut self) -> Result<()> {
+        self.fate = Fate::Keep;
+        self.run.remove()
     }
 }
 
 impl Drop for Upper {
     fn drop(&mut self) {
-        let Some(run) = self.run.take().filter(|_| self.kept.is_none()) else { return };
-        let path = run.path().to_path_buf();
-        if let Err(cause) = run.remove() {
-            log::error!("{} is left: {}", quoted(&path), chain(&cause));
+        if self.fate == Fate::Keep {
+            return;
+        }
+        if let Err(error) = self.run.remove() {
+            log::error!("{} is left: {}", quoted(self.run.path()), chain(&error));
         }
     }
 }
 
 /// The lock on the directory of a run: see [`Upper::lock_run_of`].
 #[derive(Debug)]
-#[must_use = "dropped, the directory is unlocked"]
+#[must_use = "dropping this value unlocks the directory"]
 pub struct RunLock(#[expect(dead_code, reason = "it is held, not used")] RunDir);
 
 fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A file system without RENAME_NOREPLACE. A rename never replaces a directory that holds something.
+        // The file system has no RENAME_NOREPLACE. A plain rename never replaces a directory that is
+        // not empty.
         Err(Errno::INVAL | Errno::NOSYS) => match to.symlink_metadata() {
             Ok(_) => Err(Errno::EXIST),
             Err(_) => rustix::fs::rename(from, to),
@@ -374,13 +394,13 @@ mod tests {
     use std::fs;
 
     fn upper(parent: &Path) -> Upper {
-        let upper = Upper::new(RunDir::create(parent).unwrap().0);
+        let upper = Upper::new(RunDir::create(parent).unwrap()).over(None, XattrNamespace::User);
         fs::create_dir_all(upper.path().join("dir")).unwrap();
         upper
     }
 
     #[test]
-    fn it_is_deleted_unless_it_is_kept_or_moved() {
+    fn a_dropped_upper_is_deleted_unless_it_is_kept_or_moved() {
         let dir = tempfile::tempdir().unwrap();
         drop(upper(dir.path()));
         upper(dir.path()).close().unwrap();
@@ -395,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_move_gives_it_back() {
+    fn a_failed_move_gives_the_upper_back() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("taken")).unwrap();
         let error = upper(dir.path()).persist(dir.path().join("taken")).unwrap_err();

@@ -81,7 +81,7 @@ fn an_overlay_that_stays_busy_is_reported_and_kept() {
     let held = Arc::new(Mutex::new(None));
     let holder = Arc::clone(&held);
     let error = busy(&fixture, move |file, _| *holder.lock().unwrap() = Some(file)).unwrap_err();
-    assert_eq!((error.phase(), error.left()), (Phase::OverlayUmount, Some(&*fixture.left()[0])), "{error}");
+    assert_eq!((error.phase(), error.left()), (Some(Phase::OverlayUmount), Some(&*fixture.left()[0])), "{error}");
     assert!(error.to_string().contains("cannot unmount"), "{error}");
     assert_eq!(fs::read(fixture.left()[0].join("upper/new")).unwrap(), b"new\n");
     drop(held.lock().unwrap().take());

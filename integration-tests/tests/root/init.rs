@@ -145,7 +145,7 @@ fn a_command_that_cannot_be_executed_has_its_own_error() {
     let error = |command: &str| {
         let template = Template::builder([command]).build().unwrap();
         let error = runner::run(&fixture.base(), &layers, &template, fixture.options()).unwrap_err();
-        assert_eq!((error.phase(), error.left()), (Phase::RuncRun, None), "{error}");
+        assert_eq!((error.phase(), error.left()), (Some(Phase::RuncRun), None), "{error}");
         error
     };
     match error("no-such").cause() {

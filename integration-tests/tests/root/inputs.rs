@@ -39,7 +39,7 @@ fn paths_that_are_not_layers_are_refused() {
     ] {
         let layers = [good.clone(), Layer::at(store.join(name))];
         let error = refused(&fixture, &fixture.base(), &layers, fixture.options());
-        assert_eq!(error.phase(), Phase::Inputs);
+        assert_eq!(error.phase(), Some(Phase::Inputs));
         assert_eq!(error.path(), Some(&*store.join(name)), "{error}");
         assert!(error.to_string().contains(expected), "{error}");
     }
@@ -63,7 +63,7 @@ fn an_unusable_scratch_directory_is_refused() {
     let fixture = Fixture::new();
     let missing = fixture.path().join("missing");
     let error = refused(&fixture, &fixture.base(), &[], fixture.options().scratch(&missing));
-    assert_eq!(error.phase(), Phase::Scratch);
+    assert_eq!(error.phase(), Some(Phase::Scratch));
     assert!(error.path().is_some_and(|path| path.starts_with(&missing)), "{error}");
 
     let strange = fixture.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
@@ -88,7 +88,7 @@ fn an_upper_on_overlayfs_is_refused() {
         for rung in layer::Rung::LADDER {
             let options = fixture.options().scratch(&merged).rung(rung);
             let error = runner::run(&fixture.base(), &[], &template, options).unwrap_err();
-            assert_eq!((error.phase(), error.left()), (Phase::OverlayMount, None), "{error}");
+            assert_eq!((error.phase(), error.left()), (Some(Phase::OverlayMount), None), "{error}");
             assert!(error.to_string().contains("the upper directory is on overlayfs"), "{error}");
             assert_eq!(fs::read_dir(&merged).unwrap().count(), 0);
         }
@@ -105,7 +105,7 @@ fn a_failing_or_panicking_prep_upper_leaves_nothing() {
         Err("the toys are missing".into())
     });
     let error = refused(&fixture, &fixture.base(), &fixture.numbered_layers(2), options);
-    assert_eq!(error.phase(), Phase::PrepUpper);
+    assert_eq!(error.phase(), Some(Phase::PrepUpper));
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the toys are missing");
 
     let options = fixture.options().prep_upper(|_, _| panic!("no toys at all"));
@@ -151,7 +151,7 @@ fn a_limit_without_a_cgroup_controller_is_refused() {
     config["linux"]["resources"]["thermal"] = serde_json::json!({"limit": 60});
     let template = container::Template::from_value(config).unwrap();
     let error = runner::run(&fixture.base(), &[], &template, fixture.options()).unwrap_err();
-    assert_eq!(error.phase(), Phase::Inputs);
+    assert_eq!(error.phase(), Some(Phase::Inputs));
     assert!(error.to_string().contains(r#"no cgroup controller "thermal""#), "{error}");
 }
 
@@ -161,7 +161,7 @@ fn a_bind_of_a_missing_source_is_refused() {
     let mount = container::Mount::bind("/no/such/source", "/target");
     let template = shell("true").mount(mount).build().unwrap();
     let error = runner::run(&fixture.base(), &[], &template, fixture.options()).unwrap_err();
-    assert_eq!(error.phase(), Phase::Config);
+    assert_eq!(error.phase(), Some(Phase::Config));
     assert_eq!(error.path(), Some(Path::new("/no/such/source")), "{error}");
 }
 

@@ -185,7 +185,7 @@ fn a_killed_keeper_takes_its_container_with_it() {
     })));
     let template = integration_tests::shell("(setsid sleep 1000 &); echo begun; sleep 1000").build().unwrap();
     let error = runner::run(&fixture.base(), &[], &template, options).unwrap_err();
-    assert_eq!((error.phase(), error.left()), (runner::Phase::RuncRun, None), "{error}");
+    assert_eq!((error.phase(), error.left()), (Some(runner::Phase::RuncRun), None), "{error}");
     assert!(error.to_string().contains("it was killed"), "{error}");
     fixture.assert_clean();
 }

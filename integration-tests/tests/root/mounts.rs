@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use container::{
-    Bundle, ContainerId, DeviceNodes, Error, Invocation, LowerNames, MountApi, Output, Overlay, Runtime,
+    Bundle, ContainerId, DeviceNodes, Error, LowerNames, MountApi, Output, Overlay, Runtime, Supervision,
     in_private_mount_namespace,
 };
 use integration_tests::{Done, Fixture, shell, until_it_waits};
@@ -227,8 +227,8 @@ fn a_container_runs_over_a_plain_directory() {
         let bundle = Bundle::create(&dir, template.instantiate(&fixture.base().fs()).unwrap()).unwrap();
         let id = ContainerId::random("layered-test").unwrap();
         fixture.add_run(id.as_str());
-        let invocation = Invocation::new(&bundle, &id).stderr(Output::Inherit);
-        let finished = Runtime::new(runtime).run(invocation).unwrap();
+        let supervision = Supervision::new().stderr(Output::Inherit);
+        let finished = Runtime::new(runtime).run(&bundle, &id, None, supervision).unwrap();
         assert!(finished.status.success(), "{runtime}: {finished:?}");
         assert_eq!(fs::read(fixture.base().fs().join("made")).unwrap(), b"/\n", "{runtime}");
         for file in ["config.json", "runtime.log", "pid"] {

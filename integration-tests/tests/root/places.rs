@@ -137,7 +137,7 @@ fn a_scratch_directory_or_upper_inside_a_layer_is_refused() {
                     }
                     other => panic!("{}: {other:?}", dir.display()),
                 }
-                assert_eq!((error.phase(), error.left()), (Phase::Scratch, None));
+                assert_eq!((error.phase(), error.left()), (Some(Phase::Scratch), None));
             }
             let upper = dir.join("new");
             let scratch = fixture.scratch();

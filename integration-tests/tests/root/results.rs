@@ -37,7 +37,7 @@ fn a_missing_or_not_executable_command_is_an_error() {
             let template = Template::builder([command]).build().unwrap();
             let options = fixture.options().runtime(Runtime::new(find(runtime)));
             let error = runner::run(&fixture.base(), &layers, &template, options).unwrap_err();
-            assert_eq!((error.phase(), error.left()), (Phase::RuncRun, None), "{error}");
+            assert_eq!((error.phase(), error.left()), (Some(Phase::RuncRun), None), "{error}");
             match (error.cause(), found) {
                 (Cause::Container(ContainerError::CommandNotFound { .. }), false) => {}
                 (Cause::Container(ContainerError::CommandNotExecutable { .. }), true) => {}
@@ -55,7 +55,7 @@ fn a_failure_of_the_runtime_is_reported_with_its_message() {
     let template = shell("true").mount(container::Mount::bind("/etc/hostname", "/gone/below")).build().unwrap();
     let layer = fixture.layer("covering", |fs| fs::write(fs.join("gone"), "a file").unwrap());
     let error = runner::run(&fixture.base(), &[layer], &template, fixture.options()).unwrap_err();
-    assert_eq!(error.phase(), Phase::Config, "{error}");
+    assert_eq!(error.phase(), Some(Phase::Config), "{error}");
 
     let mut value = serde_json::to_value(shell("true").build().unwrap()).unwrap();
     value["mounts"]
@@ -100,7 +100,7 @@ fn every_failure_of_a_runtime_is_an_error() {
         let options = fixture.options().runtime(Runtime::new(&program));
         let error = runner::run(&fixture.base(), &[], &template, options).unwrap_err();
         assert!(error.to_string().contains(expected), "{}: {error}", program.display());
-        assert_eq!((error.phase(), error.left()), (Phase::RuncRun, None));
+        assert_eq!((error.phase(), error.left()), (Some(Phase::RuncRun), None));
         fixture.assert_clean();
     }
 }
@@ -327,7 +327,7 @@ fn a_reopened_upper_survives_a_failed_run() {
     let missing = Layer::at(fixture.store().join("missing"));
     let template = shell("true").build().unwrap();
     let error = runner::run(&fixture.base(), &[missing], &template, fixture.options().over(upper)).unwrap_err();
-    assert_eq!(error.phase(), Phase::Inputs);
+    assert_eq!(error.phase(), Some(Phase::Inputs));
     let kept: Vec<_> = fs::read_dir(fixture.scratch()).unwrap().map(|entry| entry.unwrap().path()).collect();
     let [kept] = &kept[..] else { panic!("{kept:?}") };
     let options = fixture.options().over(runner::Upper::reopen(kept).unwrap());

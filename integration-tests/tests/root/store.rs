@@ -345,7 +345,7 @@ fn a_run_over_a_collected_layer_is_refused() {
     assert_eq!(Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap().layers[0].name, "gone");
     let template = integration_tests::shell("true").build().unwrap();
     let error = runner::run(&fixture.base(), &[held, gone.clone()], &template, fixture.options()).unwrap_err();
-    assert_eq!((error.phase(), error.path()), (runner::Phase::Inputs, Some(gone.path())));
+    assert_eq!((error.phase(), error.path()), (Some(runner::Phase::Inputs), Some(gone.path())));
     assert!(matches!(error.cause(), runner::Cause::Layer(Error::NotADirectory { .. })), "{error}");
 }
 

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::Rootfs;
 use super::working_directory::View;
+use crate::error::chain;
 use crate::user::Account;
 use crate::user::accounts::{self, NO_HOME};
 use crate::{Error, Result, Template, User};
@@ -52,8 +53,7 @@ impl Rootfs {
             Account::Id(uid) => match self.accounts(PASSWD, template) {
                 Ok(passwd) => (*uid, accounts::user_numbered(&passwd, *uid)),
                 Err(error) => {
-                    let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
-                    log::warn!("{error}{}: HOME is /", source.unwrap_or_default());
+                    log::warn!("{}: HOME is /", chain(&error));
                     (*uid, None)
                 }
             },

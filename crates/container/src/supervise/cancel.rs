@@ -33,7 +33,7 @@ impl Cancel {
     }
 
     /// Ends every run that uses this `Cancel` or one of its clones: the command gets SIGTERM and
-    /// then has the [grace period](crate::Invocation::grace) to end. A run that starts later ends
+    /// then has the [grace period](crate::Supervision::grace) to end. A run that starts later ends
     /// before its command starts.
     pub fn cancel(&self) {
         tell(&self.events.cancelled);

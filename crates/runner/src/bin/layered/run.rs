@@ -17,7 +17,7 @@ use container::{
 };
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
-use runner::{Cause, PersistError, Report, Timings, Upper};
+use runner::{Cause, PersistError, Phase, Report, Timings, Upper};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use serde_json::{Value, json};
@@ -259,15 +259,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         }
     };
     options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr).init(args.init());
-    if let Some(bytes) = args.output_limit {
-        options = options.output_limit_bytes(bytes);
-    }
-    if let Some(timeout) = args.timeout {
-        options = options.timeout(timeout);
-    }
-    if let Some(grace) = args.grace {
-        options = options.grace(grace);
-    }
+    options = options.timeout(args.timeout).grace(args.grace).output_limit_bytes(args.output_limit);
     let kept_run =
         args.keep_failed.then(|| KeptRun { base: base.clone(), layers: layers.clone(), template: template.clone() });
     if let Some(run) = kept_run {
@@ -451,7 +443,7 @@ fn failure_json(error: &anyhow::Error) -> Value {
     let failed = error.downcast_ref::<runner::Error>();
     json!({
         "status": {"failed": {
-            "phase": failed.map(|error| error.phase().name()),
+            "phase": failed.and_then(runner::Error::phase).map(Phase::name),
             "path": failed.and_then(runner::Error::path).map(json_path::to_value),
             "message": format!("{error:#}"),
             "left": failed.and_then(runner::Error::left).map(json_path::to_value),

@@ -96,14 +96,11 @@ impl StackArgs {
 
     /// Returns the options of a run. Without `--scratch`, `beside` is the scratch directory.
     pub(crate) fn options(&self, beside: Option<&Path>) -> Options<'static> {
-        let mut options = Options::new();
-        if let Some(scratch) = self.scratch.as_deref().or(beside) {
-            options = options.scratch(scratch);
+        let options = Options::new().rung(self.rung);
+        match self.scratch.as_deref().or(beside) {
+            Some(scratch) => options.scratch(scratch),
+            None => options,
         }
-        if let Some(rung) = self.rung {
-            options = options.rung(rung);
-        }
-        options
     }
 }
 

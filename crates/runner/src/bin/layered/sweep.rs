@@ -27,28 +27,26 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let swept = runner::sweep(args.scratch.unwrap_or_else(std::env::temp_dir))?;
+    let Swept { removed, live, failed, .. } = runner::sweep(args.scratch.unwrap_or_else(std::env::temp_dir))?;
+    let failed: Vec<_> =
+        failed.into_iter().map(|(path, error)| (path, format!("{:#}", anyhow::Error::from(error)))).collect();
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", escaped_json(to_json(&swept)))?;
+        writeln!(out, "{}", escaped_json(to_json(&removed, live, &failed)))?;
     } else {
-        for path in &swept.removed {
+        for path in &removed {
             writeln!(out, "removed {}", quoted(path))?;
         }
-        writeln!(out, "dead runs removed: {}, live runs: {}", swept.removed.len(), swept.live)?;
+        writeln!(out, "dead runs removed: {}, live runs: {live}", removed.len())?;
     }
-    let status = if swept.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
-    for (path, cause) in swept.failed {
-        crate::complain(format_args!("cannot remove the dead run {}: {:#}", quoted(&path), anyhow::Error::from(cause)));
+    for (path, message) in &failed {
+        crate::complain(format_args!("cannot remove the dead run {}: {message}", quoted(path)));
     }
-    Ok(status)
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() })
 }
 
-fn to_json(swept: &Swept) -> Value {
-    let removed = swept.removed.iter().map(json_path::to_value);
-    let failed = swept.failed.iter().map(|(path, cause)| {
-        let reason = std::error::Error::source(cause).map(|source| format!(": {source}")).unwrap_or_default();
-        json!({"path": json_path::to_value(path), "message": format!("{cause}{reason}")})
-    });
-    json!({"removed": removed.collect::<Vec<_>>(), "live": swept.live, "failed": failed.collect::<Vec<_>>()})
+fn to_json(removed: &[PathBuf], live: usize, failed: &[(PathBuf, String)]) -> Value {
+    let removed: Vec<_> = removed.iter().map(json_path::to_value).collect();
+    let failed = failed.iter().map(|(path, message)| json!({"path": json_path::to_value(path), "message": message}));
+    json!({"removed": removed, "live": live, "failed": failed.collect::<Vec<_>>()})
 }

@@ -31,7 +31,7 @@ pub(super) fn checks(scratch: Option<&Path>) -> (Vec<Check>, bool) {
             (rung, Ok(Seen { volatile, private, deletions }))
         }
         Err(error) => {
-            let in_scratch = error.phase() == Phase::Scratch;
+            let in_scratch = error.phase() == Some(Phase::Scratch);
             let error = format!("{:#}", anyhow::Error::from(error));
             if in_scratch {
                 unwritable = Some(error.clone());

@@ -1,0 +1,122 @@
+//! The `capture` object of a report and of a kept run: what another process needs to capture the
+//! upper.
+//!
+//! The rest of the report is in `report`.
+
+use std::path::{Path, PathBuf};
+
+use layer::json_path::JsonPath;
+use layer::{Base, Capture, Layer, Made, Meta, UpperId, XattrNamespace};
+use serde::{Deserialize, Serialize};
+
+use crate::stack::absolute;
+use crate::{Result, xattrs};
+
+/// Everything that another process needs to capture an upper. The report of a run and the
+/// description of a kept run contain it.
+///
+/// As JSON:
+/// `{"upper":{"inode":N,"born":[S,NS]},"lowers":[PATH…],"made":[…],"xattrs":"trusted","meta":{…}}`.
+/// These are the identity of the upper, the trees below it, topmost first, what the run created in
+/// it, the namespace of its overlay xattrs (`trusted` or `user`), and a `layer.json`.
+///
+/// `upper` and `made` may be absent. Without `upper`, the record fits any upper. Without `made`, a
+/// capture takes what the run has [recorded](layer::RunRecord) on the upper.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaptureRecord {
+    #[serde(default)]
+    upper: Option<UpperId>,
+    lowers: Vec<JsonPath>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<Vec<Made>>,
+    #[serde(with = "xattrs::InJson")]
+    xattrs: XattrNamespace,
+    meta: Meta,
+}
+
+impl CaptureRecord {
+    /// Returns the record of a run's upper at `upper`, over `lowers`.
+    pub(crate) fn of_run(
+        upper: &Path,
+        lowers: impl Iterator<Item = PathBuf>,
+        made: Vec<Made>,
+        xattrs: XattrNamespace,
+        meta: Meta,
+    ) -> Self {
+        let lowers = lowers.map(JsonPath).collect();
+        Self { upper: UpperId::of(upper).ok(), lowers, made: Some(made), xattrs, meta }
+    }
+
+    /// Returns the record for any upper over this stack, with `meta` as its `layer.json`.
+    ///
+    /// # Errors
+    /// [`Cause::Io`](crate::Cause::Io) if a relative path cannot be made absolute.
+    pub fn of_stack(base: &Base, layers: &[Layer], meta: Meta) -> Result<Self> {
+        let trees = layers.iter().map(Layer::fs).chain([base.fs()]);
+        let lowers = trees.map(|tree| Ok(JsonPath(absolute(tree)?))).collect::<Result<_>>()?;
+        Ok(Self { upper: None, lowers, made: None, xattrs: XattrNamespace::Trusted, meta })
+    }
+
+    /// Returns the same record, for the directory `upper` only.
+    ///
+    /// # Errors
+    /// [`Cause::Layer`](crate::Cause::Layer) if it cannot be looked at.
+    pub fn of_upper(mut self, upper: impl AsRef<Path>) -> Result<Self> {
+        self.upper = Some(UpperId::of(upper)?);
+        Ok(self)
+    }
+
+    /// Returns the capture, and the `layer.json` to go with it.
+    pub fn into_capture(self) -> (Capture, Meta) {
+        let mut capture = Capture::new(self.lowers.into_iter().map(|JsonPath(path)| path)).xattrs(self.xattrs);
+        if let Some(made) = self.made {
+            capture = capture.made(made);
+        }
+        if let Some(id) = self.upper {
+            capture = capture.of_upper(id);
+        }
+        (capture, self.meta)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::mutated;
+
+    fn valid() -> Value {
+        let meta = Meta { parent_hashes: vec!["a".into()], ..Meta::new("debian", SystemTime::UNIX_EPOCH) };
+        json!({
+            "upper": {"inode": 7, "born": [1, 2]},
+            "lowers": ["/store/a/fs", [47, 255], "/base/fs"],
+            "made": [],
+            "xattrs": "user",
+            "meta": meta,
+        })
+    }
+
+    #[test]
+    fn a_record_is_read_back_as_it_was_written() {
+        let record: CaptureRecord = serde_json::from_value(valid()).unwrap();
+        assert_eq!(serde_json::to_value(record).unwrap(), valid());
+    }
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn records_of_any_shape(value in mutated::value(valid()), text in mutated::bytes([valid().to_string()])) {
+            for text in [value.to_string().into_bytes(), text] {
+                let Ok(record) = serde_json::from_slice::<CaptureRecord>(&text) else { continue };
+                let again: CaptureRecord = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
+                prop_assert_eq!(&again.lowers, &record.lowers);
+                prop_assert_eq!(again.into_capture().1.base_hash, record.into_capture().1.base_hash);
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What happens between mounting the overlay and executing the command: the run puts its files into
+//! the root file system, finds the command's user there and writes the bundle.
+//!
+//! What `/etc/hosts` and `/etc/resolv.conf` contain is decided in `etc`.
+
+use std::path::Path;
+
+use container::{Bundle, Cgroup, Rootfs, Template};
+use layer::{Made, XattrNamespace};
+
+use crate::options::EtcFiles;
+use crate::scratch::Scratch;
+use crate::{Result, etc};
+
+/// A container that is ready to be started.
+pub(crate) struct Prepared {
+    pub(crate) bundle: Bundle,
+    /// `None` if the template names a group of its own, which the runtime removes.
+    pub(crate) cgroup: Option<Cgroup>,
+    /// What the run created in the upper.
+    pub(crate) made: Vec<Made>,
+    /// The numbers of the command's user and group.
+    pub(crate) user: (u32, u32),
+}
+
+/// Prepares the root file system that is mounted on `mounted`, and writes the bundle.
+pub(crate) fn configure(
+    scratch: &Scratch,
+    mounted: &Path,
+    template: &Template,
+    etc: EtcFiles,
+    xattrs: XattrNamespace,
+) -> Result<Prepared> {
+    let mut rootfs = Rootfs::open(mounted)?;
+    rootfs.refuse_links()?;
+    if etc == EtcFiles::Provided {
+        for file in etc::files(template) {
+            let covered = template.mounts().any(|mount| file.path.starts_with(mount.destination()));
+            let callers = scratch.upper().join(file.path.strip_prefix("/").unwrap_or(file.path));
+            if !covered && callers.symlink_metadata().is_err() {
+                rootfs.put_file(file.path, &file.contents)?;
+            }
+        }
+    }
+    rootfs.mount_points(template)?;
+    let user = rootfs.find_user(template)?;
+    let numbers = (user.uid(), user.gid());
+    // Behind a symbolic link or a mount that the caller left in the upper, `look` finds nothing. What
+    // is there stays the caller's.
+    let made = Made::look(scratch.upper(), rootfs.made())?;
+    // Before the command runs, because the command may fill the disk.
+    scratch.record(&made, xattrs)?;
+
+    let cgroup = Cgroup::new(scratch.id().as_str())?;
+    let config = template.instantiate(mounted)?;
+    let names_no_group = config.cgroups_path().is_none();
+    let config = config.with_default_cgroups_path(cgroup.container_path()).with_user(user);
+    let bundle = Bundle::create(scratch.bundle(), config)?;
+    Ok(Prepared { bundle, cgroup: names_no_group.then_some(cgroup), made, user: numbers })
+}

@@ -1,0 +1,87 @@
+//! The five things that a run needs root or a runtime for.
+//!
+//! Everything else that a run does works in a plain directory. The tests of `run` replace these
+//! five.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use container::{
+    Cgroup, ContainerId, Finished, Mounted, Overlay, Runtime, Supervision, Template, in_private_mount_namespace,
+    mount_private_tmpfs, require_privilege,
+};
+
+use crate::Result;
+use crate::configure::Prepared;
+use crate::error::io_error;
+use crate::scratch::Paths;
+
+/// What a run asks of the kernel.
+pub(crate) trait Kernel: Sync {
+    /// A mounted overlay. Its path is where it is mounted.
+    type Mounted: AsRef<Path>;
+
+    /// Fails if the process lacks privileges, or the machine a controller for the template's
+    /// limits.
+    fn require(&self, template: &Template) -> Result<()>;
+
+    /// Calls `work` on a thread with a private mount namespace. Mounts that `work` leaves end with
+    /// it.
+    fn privately<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T>;
+
+    /// Mounts a tmpfs on the bundle's directory of `paths`, and the overlay inside it.
+    ///
+    /// The bundle and the mount point are in memory and in the run's own mount namespace, so that a
+    /// killed run leaves neither, and neither costs any I/O.
+    fn mount(&self, overlay: &Overlay, paths: &Paths) -> Result<Self::Mounted>;
+
+    /// Runs the command and waits for its end.
+    fn execute(
+        &self,
+        runtime: &Runtime,
+        id: &ContainerId,
+        prepared: &Prepared,
+        supervision: Supervision<'_>,
+    ) -> Result<Finished>;
+
+    /// Unmounts the overlay. On an error it is still mounted.
+    fn unmount(&self, mounted: Self::Mounted) -> Result<()>;
+}
+
+/// The kernel of this machine.
+pub(crate) struct Linux;
+
+impl Kernel for Linux {
+    type Mounted = Mounted;
+
+    fn require(&self, template: &Template) -> Result<()> {
+        require_privilege()?;
+        Ok(Cgroup::require(template.controllers())?)
+    }
+
+    fn privately<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        Ok(in_private_mount_namespace(work)?)
+    }
+
+    fn mount(&self, overlay: &Overlay, paths: &Paths) -> Result<Mounted> {
+        mount_private_tmpfs(&paths.bundle())?;
+        let merged = paths.merged();
+        DirBuilder::new().mode(0o700).create(&merged).map_err(io_error("make the directory", &merged))?;
+        Ok(overlay.mount(merged)?)
+    }
+
+    fn execute(
+        &self,
+        runtime: &Runtime,
+        id: &ContainerId,
+        prepared: &Prepared,
+        supervision: Supervision<'_>,
+    ) -> Result<Finished> {
+        Ok(runtime.run(&prepared.bundle, id, prepared.cgroup.as_ref(), supervision)?)
+    }
+
+    fn unmount(&self, mounted: Mounted) -> Result<()> {
+        Ok(mounted.unmount()?)
+    }
+}
