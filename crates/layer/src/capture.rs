@@ -2,15 +2,15 @@
 
 mod barrier;
 mod below;
-mod claim;
 mod directory;
-mod made;
-mod record;
+pub(crate) mod lock;
+pub(crate) mod made;
+pub(crate) mod record;
 mod refuse;
 #[cfg(test)]
 mod tests;
 mod upper;
-mod upper_id;
+pub(crate) mod upper_id;
 
 use std::num::NonZeroUsize;
 use std::ops::AddAssign;
@@ -23,17 +23,19 @@ use rustix::fs::{Mode, Timespec, fchmod, fstat};
 use rustix::io::Errno;
 
 use self::below::Below;
-use self::claim::Stage;
-pub(crate) use self::claim::{Claim, Found};
 use self::directory::{Job, Shared, Worker};
-pub use self::made::Made;
-use self::made::TakingOut;
-pub use self::record::RunRecord;
+use self::lock::{Claim, Found, Stage};
+use self::made::{Made, TakingOut};
+use self::record::RunRecord;
 use self::upper::Upper;
-pub use self::upper_id::UpperId;
-use crate::tree_size::{self, Inodes};
-use crate::walk::crew;
-use crate::{Access, Error, Layer, Meta, Result, TreeSize, XattrNamespace};
+use self::upper_id::UpperId;
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::layer::access::Access;
+use crate::layer::meta::Meta;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::size::{self, Inodes, TreeSize};
+use crate::tree::walk::work_queue;
 
 /// How the upper directory of an overlay becomes a layer.
 ///
@@ -297,7 +299,7 @@ impl Capture {
         // The list in it may have a block of its own, which is not the layer's.
         RunRecord::shorten(root, &upper.path, self.xattrs, *root_mode)?;
         let stat = fstat(root).map_err(Error::io("look at", &upper.path))?;
-        captured.size.bytes += tree_size::allocated(&stat);
+        captured.size.bytes += size::allocated(&stat);
 
         watch(Step::Stage);
         let meta = Meta { disk_usage: captured.size.bytes, created_at: SystemTime::now(), ..meta };
@@ -344,7 +346,7 @@ impl Capture {
             latest: self.latest.map(timespec),
             inodes: Inodes::default(),
         };
-        let workers = crew::run(self.threads, Job::root(), || Worker::new(&shared), Worker::settle)?;
+        let workers = work_queue::run(self.threads, Job::root(), || Worker::new(&shared), Worker::settle)?;
         let mut captured = Captured::default();
         for worker in workers {
             captured += worker.captured();

@@ -1,8 +1,20 @@
+//! One layer's directory: the paths in it. What the files say is decided by the modules below; a directory of many layers is
+//! in `store`.
+
+pub(crate) mod access;
+pub(crate) mod disk_usage;
+pub(crate) mod json;
+mod last_used;
+pub(crate) mod layer_hash;
+pub(crate) mod meta;
+mod sidecar;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result, TreeSize, layer_hash};
+use crate::error::{Error, Result};
+use crate::tree::size::TreeSize;
 
 /// One layer's directory and the paths in it.
 ///

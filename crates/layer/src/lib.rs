@@ -55,55 +55,38 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod access;
-mod area;
-mod attributes;
 mod capture;
-mod conflicts;
-mod disk_usage;
 pub mod display;
-mod draft;
 mod error;
-mod gc;
-mod hold;
-mod json;
 pub mod json_path;
-mod last_used;
 mod layer;
-mod layer_hash;
-mod lookup;
 mod merge;
-mod meta;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
-mod overlayfs;
 #[cfg(test)]
 mod parser_tests;
-mod plan;
-mod regular_file;
-mod remove;
-mod scan;
-mod sidecar;
-mod sources;
-mod tree_size;
-mod view;
-mod walk;
+mod stack;
+mod store;
+mod tree;
 
-pub use access::Access;
-pub use capture::{Capture, Captured, Made, RunRecord, Step, UpperId};
-pub use conflicts::{Conflict, Conflicts, Difference, conflicts};
-pub use draft::Draft;
+pub use capture::made::Made;
+pub use capture::record::RunRecord;
+pub use capture::upper_id::UpperId;
+pub use capture::{Capture, Captured, Step};
 pub use error::{Error, Result};
-pub use gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
-pub use hold::{Hold, held};
+pub use layer::access::Access;
+pub use layer::meta::{Meta, Timing};
 pub use layer::{Base, Layer};
-pub use lookup::{EntryKind, Lookup, Obstacle, Origin, Role, lookup};
 pub use merge::{Merge, Merged, merge};
-pub use meta::{Meta, Timing};
-pub use overlayfs::XattrNamespace;
-pub use plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
-pub use regular_file::read_regular_file;
-pub use remove::{remove_tree, remove_tree_with};
-pub use scan::{Scan, scan};
-pub use tree_size::{TreeSize, count_files};
+pub use stack::conflicts::{Conflict, Conflicts, Difference, conflicts};
+pub use stack::lookup::{EntryKind, Lookup, Obstacle, Origin, Role, lookup};
+pub use stack::overlayfs::XattrNamespace;
+pub use stack::plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
+pub use store::draft::Draft;
+pub use store::gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
+pub use store::hold::{Hold, held};
+pub use store::scan::{Scan, scan};
+pub use tree::regular_file::read_regular_file;
+pub use tree::remove::{remove_tree, remove_tree_with};
+pub use tree::size::{TreeSize, count_files};

@@ -2,9 +2,9 @@
 
 mod copy;
 mod directory;
-mod groups;
+mod hardlinks;
 mod part;
-mod reunite;
+mod relink;
 mod target;
 
 use std::num::NonZeroUsize;
@@ -16,12 +16,14 @@ use std::thread;
 use rustix::fs::{Mode, fchmod};
 
 use self::directory::{Job, Shared, Worker};
-use self::groups::Groups;
+use self::hardlinks::Groups;
 use self::target::Target;
 use crate::display::quoted;
-use crate::sources::Sources;
-use crate::walk::crew;
-use crate::{Access, Error, Result, XattrNamespace};
+use crate::error::{Error, Result};
+use crate::layer::access::Access;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::sources::Sources;
+use crate::tree::walk::work_queue;
 
 /// Merges layers, topmost first, into one directory, with the usual options: [`Merge::run`].
 ///
@@ -191,7 +193,7 @@ impl Merge {
             groups: Groups::default(),
             why_copied: OnceLock::new(),
         };
-        let work = || crew::run(self.threads, Job::root(sources.len()), || Worker::new(&shared), Worker::fill);
+        let work = || work_queue::run(self.threads, Job::root(sources.len()), || Worker::new(&shared), Worker::fill);
         // Not on the caller's thread: it keeps the working directory that it shares with others.
         let workers = thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, work) {
             Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
@@ -203,7 +205,7 @@ impl Merge {
         }
         let mut copies = shared.groups.lock();
         if copies.are_split() {
-            let moved = reunite::reunite(&shared, &mut copies)?;
+            let moved = relink::relink(&shared, &mut copies)?;
             merged.linked -= moved;
             merged.copied += moved;
         }

@@ -6,10 +6,17 @@ use std::fs;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::capture::made::Made;
+use crate::capture::record::RunRecord;
+use crate::capture::upper_id::UpperId;
 use crate::display::escaped_json;
+use crate::error::Error;
 use crate::json_path::JsonPath;
+use crate::layer::Layer;
+use crate::layer::access::Access;
+use crate::layer::meta::Meta;
 use crate::mutated::{self, config};
-use crate::{Access, Error, Layer, Made, Meta, RunRecord, Rung, UpperId};
+use crate::stack::plan::Rung;
 
 fn valid_meta() -> Value {
     json!({

@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::view::View;
-use crate::{Error, Hold, Layer, Result, XattrNamespace};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::view::View;
+use crate::store::hold::Hold;
 
 /// The lowers of an upper, held against collectors as far as they exist.
 #[derive(Debug)]

@@ -15,11 +15,12 @@ use rustix::io::Errno;
 use super::Captured;
 use super::below::Below;
 use super::made::{is_opaque, modified};
-use crate::attributes::{XattrList, path_through_proc};
-use crate::tree_size::Inodes;
-use crate::view::{Directory, Shown};
-use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
-use crate::{Error, Result, XattrNamespace, overlayfs};
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::{self, XattrNamespace};
+use crate::stack::view::{Directory, Shown};
+use crate::tree::attributes::{XattrList, path_through_proc};
+use crate::tree::size::Inodes;
+use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
 
 /// A directory of the upper.
 pub(super) type Branch = Node<Note>;

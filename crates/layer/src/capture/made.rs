@@ -13,11 +13,13 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::below::Below;
-use crate::attributes::{Attributes, Keep, XattrList};
 use crate::display::quoted;
-use crate::view::Shown;
-use crate::walk::{self, PATH, READ, as_c_string, open_beneath};
-use crate::{Error, Result, XattrNamespace, json_path, overlayfs};
+use crate::error::{Error, Result};
+use crate::json_path;
+use crate::stack::overlayfs::{self, XattrNamespace};
+use crate::stack::view::Shown;
+use crate::tree::attributes::{Attributes, Keep, XattrList};
+use crate::tree::walk::{self, PATH, READ, as_c_string, open_beneath};
 
 /// A file or directory that the runner put into an upper before the command began: a mount point, `/etc/hosts`.
 ///

@@ -7,10 +7,11 @@ use rustix::fs::{CWD, Mode, XattrFlags, fgetxattr, fremovexattr, fsetxattr, open
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::Made;
+use super::made::Made;
 use crate::display::quoted;
-use crate::walk::READ;
-use crate::{Error, Result, XattrNamespace};
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::walk::READ;
 
 /// What a run notes in an extended attribute of its upper's root: `trusted.layered.run`, or `user.layered.run` where overlayfs
 /// uses that namespace. The attribute moves with the upper, and [`Capture`](crate::Capture) removes it.

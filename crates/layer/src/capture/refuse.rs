@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, stat, statat};
 use rustix::io::Errno;
 
-use super::RunRecord;
+use super::record::RunRecord;
 use super::upper::Upper;
-use crate::view::View;
-use crate::walk::{self, Identity, PATH, upwards};
-use crate::{Error, Layer, Result, XattrNamespace, hold};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::view::View;
+use crate::store::hold;
+use crate::tree::walk::{self, Identity, PATH, upwards};
 
 /// Refuses an upper that is, holds or lies inside a lower or the tree of any layer, and a destination inside one of these or
 /// inside the upper. Nothing has been changed by then.

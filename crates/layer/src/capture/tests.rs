@@ -232,7 +232,7 @@ fn refuses_what_is_not_its_own(fixture: &Fixture) {
     whole.write_meta(&meta()).unwrap();
     let used = Layer::at(path("other/used"));
     fs::create_dir_all(used.fs().join("sub")).unwrap();
-    let _hold = crate::Hold::of([used.path()]).unwrap();
+    let _hold = crate::store::hold::Hold::of([used.path()]).unwrap();
     let uppers = [
         (whole.fs(), &whole),
         (whole.fs().join("sub"), &whole),
@@ -466,7 +466,7 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
                     }
                 }
                 Next::Collector => {
-                    crate::Collector::new().collect(fixture.dir.path().join("store"), &mut |_| {}).unwrap();
+                    crate::store::gc::Collector::new().collect(fixture.dir.path().join("store"), &mut |_| {}).unwrap();
                     assert_eq!(
                         layer.path().exists(),
                         moved,

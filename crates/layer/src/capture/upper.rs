@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fstat, openat, renameat, renameat_with, statat};
 use rustix::io::Errno;
 
-use super::claim::Claim;
-use crate::walk::{self, PATH, READ};
-use crate::{Error, Layer, Result};
+use super::lock::Claim;
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::tree::walk::{self, PATH, READ};
 
 /// The directory that is captured.
 pub(super) struct Upper {

@@ -6,8 +6,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, StatxFlags, openat, statx};
 use serde::{Deserialize, Serialize};
 
-use crate::walk::READ;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::tree::walk::READ;
 
 /// The identity of an upper directory: a rename keeps it, a copy has another.
 ///

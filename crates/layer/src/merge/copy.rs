@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mknodat, openat, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
 
-use crate::XattrNamespace;
-use crate::attributes::{Attributes, Keep, XattrList};
-use crate::walk::open_in;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::attributes::{Attributes, Keep, XattrList};
+use crate::tree::walk::open_in;
 
 /// A file to copy: its directory, and what it was when it was looked at.
 #[derive(Clone, Copy)]

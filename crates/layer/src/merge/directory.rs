@@ -10,12 +10,13 @@ use rustix::fs::{Mode, OFlags, fgetxattr, flistxattr, fstat};
 use rustix::io::Errno;
 
 use super::Merged;
-use super::groups::Groups;
+use super::hardlinks::Groups;
 use super::part::{Gathered, Part};
-use crate::attributes::{Attributes, Keep, XattrList};
-use crate::sources::Sources;
-use crate::walk::{Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_os_str};
-use crate::{Error, Result, XattrNamespace, overlayfs};
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::{self, XattrNamespace};
+use crate::stack::sources::Sources;
+use crate::tree::attributes::{Attributes, Keep, XattrList};
+use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_os_str};
 
 /// A directory of the merged tree.
 pub(super) type Branch = Node<Note>;

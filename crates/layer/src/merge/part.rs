@@ -11,9 +11,10 @@ use rustix::io::Errno;
 use super::Merged;
 use super::copy::Original;
 use super::directory::{Branch, Shared};
-use crate::attributes::{Attributes, XattrList, path_through_proc};
-use crate::walk::{as_os_str, file_type, is_dots};
-use crate::{Error, Result, overlayfs};
+use crate::error::{Error, Result};
+use crate::stack::overlayfs;
+use crate::tree::attributes::{Attributes, XattrList, path_through_proc};
+use crate::tree::walk::{as_os_str, file_type, is_dots};
 
 /// What the layers have brought to a directory so far.
 #[derive(Default)]

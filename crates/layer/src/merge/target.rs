@@ -12,11 +12,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::attributes::{Attributes, Keep, XattrList, strip};
 use crate::display::quoted;
-use crate::sources::Sources;
-use crate::walk::{self, PATH, READ};
-use crate::{Error, Result, XattrNamespace, remove};
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::sources::Sources;
+use crate::tree::attributes::{Attributes, Keep, XattrList, strip};
+use crate::tree::remove;
+use crate::tree::walk::{self, PATH, READ};
 
 /// The root of the merged tree. Until it is finished nobody but its owner can enter it.
 #[derive(Debug)]
@@ -187,7 +189,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::{Access, Merge};
+    use crate::layer::access::Access;
+    use crate::merge::Merge;
 
     const XATTRS: XattrNamespace = XattrNamespace::User;
 

@@ -1,0 +1,443 @@
+//! Garbage collection: which layers go, and how they do so that nobody loses one.
+
+mod abandoned;
+mod inventory;
+mod need;
+mod sizes;
+
+use std::collections::{HashSet, VecDeque};
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, statvfs, syncfs};
+
+use self::abandoned::Resolved;
+use self::inventory::{Inventory, Stored};
+use self::need::Need;
+use crate::display::quoted;
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::store::hold::{Stale, held, read};
+use crate::store::store_dir::{Area, MadeOfLayer, Room};
+use crate::tree::remove::remove_tree;
+
+/// Layers that are taken away under one lock, and then removed without it. A rename takes some ten microseconds, so that a
+/// run that wants to hold its layers waits for about one millisecond.
+const BATCH: usize = 64;
+
+/// Removes the least recently used layers of a store until it keeps to a budget.
+///
+/// Collects the layers that stand directly in the store and have a `layer.json`, by [last use](Layer::last_used) or, where a
+/// layer was never used, by the age of its `layer.json`. Never collects:
+/// - layers that a process or a kept result [holds](crate::Hold), as every run holds its own;
+/// - a layer that the `base_hash` of another [means](Layer::has_hash): it is never marked as used, and all that stand on it would
+///   be lost;
+/// - a layer that has been used since the collector looked at it;
+/// - a directory without `layer.json`, which another program may be filling; if a [`Capture`](crate::Capture) was killed there, it
+///   is completed or its marks are removed;
+/// - symbolic links, which are only names.
+///
+/// A layer among the `parent_hashes` of another is collected like any. Every layer stands alone on disk, and who stacks it
+/// again needs its parents anyway and marks them as used with it, so that they are as recent as it is.
+///
+/// A layer is gone for all at once: it is renamed into the store's own directory and removed there. If the collector is
+/// killed, the next one removes the rest, and what killed makers of layers have left. Any number of collectors may be at
+/// work in one store.
+///
+/// A collector works on a full disk: until it has removed something, it makes no directory and no file. Where the store has no
+/// directory of its own yet and there is no room for one, the first layer to be removed becomes that directory.
+///
+/// ```
+/// # let store = tempfile::tempdir()?;
+/// use std::time::Duration;
+///
+/// let collector = layer::Collector::new().max_bytes(50 << 30).max_age(Duration::from_secs(90 * 24 * 3600));
+/// let collected = collector.collect(&store, &mut |_| {})?;
+/// for layer in &collected.layers {
+///     println!("{:?}", layer.name);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use = "it collects when it is told to"]
+pub struct Collector {
+    max_bytes: Option<u64>,
+    max_entries: Option<u64>,
+    min_free_bytes: Option<u64>,
+    max_age: Option<Duration>,
+    sizes: Sizes,
+}
+
+/// Where a collector has the sizes of layers from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Sizes {
+    /// [`Meta::disk_usage`](crate::Meta::disk_usage), or measured where that is 0 or cannot be: where it is more than is in use on
+    /// the file system. The largest ones are also measured for as long as all together are more than that, or than
+    /// [`max_bytes`](Collector::max_bytes), so that one wrong number does not empty a store.
+    #[default]
+    Recorded,
+    /// Each layer's directory is measured: [`TreeSize`](crate::TreeSize). Needed for a budget of entries, which are recorded
+    /// nowhere.
+    Measured,
+}
+
+/// What a collector has done, or would do.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Collected {
+    /// The layers that are gone, the least recently used first.
+    pub layers: Vec<CollectedLayer>,
+    /// Layers that would have gone if nobody held them.
+    pub held: Vec<OsString>,
+    /// Layers that would have gone if none stood on them.
+    pub bases: Vec<OsString>,
+    /// Directories that killed collectors, killed captures and killed makers of layers had left. What another collector is just
+    /// removing counts too: nothing tells whether it lives.
+    pub orphans: usize,
+    /// What could not be looked at or removed. A layer that was taken away already is removed by the next collector.
+    pub failed: Vec<Error>,
+    /// Whether the budget is kept to now. An age is no budget.
+    pub within_budget: bool,
+}
+
+/// A layer that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CollectedLayer {
+    /// The name of its directory.
+    pub name: OsString,
+    /// When it was [used last or made](Layer::last_used_or_made).
+    pub last_use: SystemTime,
+    /// The size, from where [`Sizes`] says.
+    pub bytes: u64,
+    /// Inodes: its directory, files, directories and all else in it. `None` if it was not measured.
+    pub entries: Option<u64>,
+}
+
+impl Collected {
+    /// Bytes of all layers that are gone.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.bytes))
+    }
+}
+
+/// How far a collector is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress {
+    /// So many layers are looked at.
+    Looked {
+        /// Their number.
+        layers: usize,
+    },
+    /// So many layers are gone.
+    Removed {
+        /// Their number.
+        layers: usize,
+        /// How many were to go when the collector began to remove.
+        of: usize,
+    },
+}
+
+impl Collector {
+    /// A collector without a budget: it removes what killed ones have left, and no layer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps at most so many bytes of layers, as [`TreeSize`](crate::TreeSize) counts them.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = Some(bytes);
+        self
+    }
+
+    /// Keeps at most so many inodes: files, directories, symbolic links and all else, with the layers' own directories and files. A
+    /// file with several names is one. Every layer is measured.
+    pub fn max_entries(mut self, entries: u64) -> Self {
+        self.max_entries = Some(entries);
+        self.sizes = Sizes::Measured;
+        self
+    }
+
+    /// Makes room until the file system of the store has so many bytes that an ordinary user can write, as statvfs(3) counts
+    /// them.
+    pub fn min_free_bytes(mut self, bytes: u64) -> Self {
+        self.min_free_bytes = Some(bytes);
+        self
+    }
+
+    /// Keeps no layer that was last used longer ago.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.max_age = Some(age);
+        self
+    }
+
+    /// Has the sizes from elsewhere.
+    pub fn sizes(mut self, sizes: Sizes) -> Self {
+        self.sizes = if self.max_entries.is_some() { Sizes::Measured } else { sizes };
+        self
+    }
+
+    /// Tells what [`collect`](Self::collect) would do now. Nothing is changed.
+    ///
+    /// # Errors
+    /// As `collect`.
+    pub fn dry_run(&self, store: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<Collected> {
+        let store = store.as_ref();
+        let inventory = Inventory::take(store, self.sizes, self.max_bytes, progress)?;
+        let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
+        collected.orphans = inventory.unfinished.len();
+        if let Some(area) = Area::open(store)? {
+            collected.orphans += area.garbage()?.directories();
+            collected.orphans += area.lock(FlockOperation::LockExclusive)?.orphans(Room::New, usize::MAX)?.len();
+        }
+        collected.failed = inventory.failed;
+        Ok(collected)
+    }
+
+    /// Collects, and tells `progress` how far it is.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] if `store` is none, [`Error::Io`] if nothing can be collected there (a read-only store). What
+    /// fails for one layer is told in [`Collected::failed`], and does not keep the others.
+    pub fn collect(&self, store: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<Collected> {
+        let store = store.as_ref();
+        let mut collected = Collected::default();
+        // Before anything else: if the disk is full, this is room.
+        if let Some(area) = Area::open(store)? {
+            remove_orphans(&area, &mut collected)?;
+        }
+        let inventory = Inventory::take(store, self.sizes, self.max_bytes, progress)?;
+        resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
+        let mut need = self.need(store, &inventory)?;
+        let of = self.plan(&inventory, &held(store)?, need).layers.len();
+        let mut layers: VecDeque<&Stored> = inventory.layers.iter().collect();
+        while layers.front().is_some_and(|stored| need.wants(stored.used)) {
+            let trash = self.take_away(store, &mut layers, &mut need, &mut collected)?;
+            let before = collected.layers.len() - trash.len();
+            for (number, path) in (1..).zip(trash) {
+                collected.failed.extend(remove_tree(path).err());
+                progress(Progress::Removed { layers: before + number, of });
+            }
+            need.free_bytes = self.still_lacking(store, need.free_bytes)?;
+        }
+        collected.within_budget = !need.is_over();
+        collected.failed.extend(inventory.failed);
+        Ok(collected)
+    }
+
+    /// What is over the budget.
+    fn need(&self, store: &Path, inventory: &Inventory) -> Result<Need> {
+        let total = inventory.total();
+        let over = |there: u64, most: Option<u64>| most.map_or(0, |most| there.saturating_sub(most));
+        Ok(Need {
+            bytes: over(total.bytes, self.max_bytes),
+            entries: over(total.entries, self.max_entries),
+            free_bytes: self.lacking(store)?,
+            // An age before the epoch is none that a layer has.
+            oldest: self.max_age.and_then(|age| SystemTime::now().checked_sub(age)),
+        })
+    }
+
+    /// Bytes that the file system lacks.
+    fn lacking(&self, store: &Path) -> Result<u64> {
+        let Some(least) = self.min_free_bytes else { return Ok(0) };
+        let stat = statvfs(store).map_err(Error::io("ask for the free space of", store))?;
+        Ok(least.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize)))
+    }
+
+    /// Bytes that the file system lacks, when by the sizes of the layers that have been removed it lacks `expected` still.
+    fn still_lacking(&self, store: &Path, expected: u64) -> Result<u64> {
+        let lacking = self.lacking(store)?;
+        if lacking == 0 || expected > 0 {
+            return Ok(lacking.min(expected));
+        }
+        // On some file systems, Btrfs for one, what was removed becomes free only now. Otherwise it would look as if nothing became
+        // free, and all layers would be removed.
+        let synced = File::open(store).and_then(|dir| Ok(syncfs(dir)?));
+        synced.map_err(Error::io("sync the file system of", store))?;
+        self.lacking(store)
+    }
+
+    /// What would go, if all goes well.
+    fn plan(&self, inventory: &Inventory, held: &HashSet<OsString>, mut need: Need) -> Collected {
+        let mut collected = Collected::default();
+        for stored in &inventory.layers {
+            if !need.wants(stored.used) {
+                break;
+            }
+            if !collected.is_spared(stored, held) {
+                need.gone(stored.size);
+                collected.layers.push(self.told(stored));
+            }
+        }
+        collected.within_budget = !need.is_over();
+        collected
+    }
+
+    fn told(&self, stored: &Stored) -> CollectedLayer {
+        CollectedLayer {
+            name: stored.name.clone().into(),
+            last_use: stored.used,
+            bytes: stored.size.bytes,
+            entries: (stored.size.entries > 0).then_some(stored.size.entries),
+        }
+    }
+
+    /// Renames a number of layers away, while nobody can begin to hold one. Returns where they are now.
+    fn take_away(
+        &self,
+        store: &Path,
+        layers: &mut VecDeque<&Stored>,
+        need: &mut Need,
+        collected: &mut Collected,
+    ) -> Result<Vec<PathBuf>> {
+        let area = match Area::make(store) {
+            Err(error) if error.is_for_want_of_room() => {
+                self.make_area_of_layer(store, layers, need, collected)?.ok_or(error)?
+            }
+            area => area?,
+        };
+        let lock = area.lock(FlockOperation::LockExclusive)?;
+        let held = read(&area, Stale::Removed)?;
+        let mut trash = Vec::new();
+        // How much room one of them makes is seen when it is removed.
+        let most = if need.is_room_only() { 1 } else { BATCH };
+        while trash.len() < most {
+            let Some(&stored) = layers.front().filter(|stored| need.wants(stored.used)) else { break };
+            layers.pop_front();
+            if collected.is_spared(stored, &held) {
+                continue;
+            }
+            let layer = Layer::at(store.join(&*stored.name));
+            match is_as_it_was(&layer, stored) {
+                Ok(Some(true)) => match lock.throw_away(layer.path()) {
+                    Ok(path) => {
+                        self.count(stored, need, collected);
+                        trash.push(path);
+                    }
+                    // The area has no room for more names: those that it has are removed first.
+                    Err(error) if error.is_for_want_of_room() && !trash.is_empty() => {
+                        layers.push_front(stored);
+                        break;
+                    }
+                    // Nothing can be collected there.
+                    Err(error) if error.is_read_only() => return Err(error),
+                    Err(error) => collected.failed.push(error),
+                },
+                Ok(Some(false)) => log::debug!("{} was used in the meantime", quoted(layer.path())),
+                // Another collector was quicker.
+                Ok(None) => need.gone(stored.size),
+                Err(error) => collected.failed.push(error),
+            }
+        }
+        Ok(trash)
+    }
+
+    /// Makes the area of a store on a full disk: one of the layers that have to go becomes the area, and is removed there. `None` if
+    /// none can.
+    ///
+    /// Nobody holds any of the layers, since there is no area.
+    fn make_area_of_layer(
+        &self,
+        store: &Path,
+        layers: &mut VecDeque<&Stored>,
+        need: &mut Need,
+        collected: &mut Collected,
+    ) -> Result<Option<Area>> {
+        for (index, stored) in layers.iter().enumerate() {
+            if !need.wants(stored.used) {
+                break;
+            }
+            let layer = Layer::at(store.join(&*stored.name));
+            // What is wrong with one of them is told when its turn comes.
+            if stored.is_base || !matches!(is_as_it_was(&layer, stored), Ok(Some(true))) {
+                continue;
+            }
+            match Area::make_of(store, layer.path())? {
+                MadeOfLayer::Made(area) => {
+                    self.count(stored, need, collected);
+                    layers.remove(index);
+                    collected.failed.extend(area.garbage()?.remove());
+                    return Ok(Some(area));
+                }
+                MadeOfLayer::There(area) => return Ok(Some(area)),
+                MadeOfLayer::Unsuitable => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Counts a layer that has been taken away.
+    fn count(&self, stored: &Stored, need: &mut Need, collected: &mut Collected) {
+        need.gone(stored.size);
+        collected.layers.push(self.told(stored));
+    }
+}
+
+/// Whether a layer was last used when the collector thinks. `None` if it is gone.
+fn is_as_it_was(layer: &Layer, stored: &Stored) -> Result<Option<bool>> {
+    Ok(layer.last_used_or_made()?.map(|used| used == stored.used))
+}
+
+impl Collected {
+    /// Whether a layer that should go must not, which is noted.
+    fn is_spared(&mut self, stored: &Stored, held: &HashSet<OsString>) -> bool {
+        let name = &*stored.name;
+        match (stored.is_base, held.contains(name)) {
+            (true, _) => self.bases.push(name.into()),
+            (_, true) => self.held.push(name.into()),
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// Removes what dead owners have left.
+fn remove_orphans(area: &Area, collected: &mut Collected) -> Result<()> {
+    let garbage = area.garbage()?;
+    let count = garbage.directories();
+    let failed = garbage.remove();
+    collected.orphans += count.saturating_sub(failed.len());
+    collected.failed.extend(failed);
+    loop {
+        let orphans = {
+            let lock = area.lock(FlockOperation::LockExclusive)?;
+            read(area, Stale::Removed)?;
+            lock.orphans(Room::New, BATCH)?
+        };
+        let count = orphans.len();
+        let failed = orphans.into_iter().filter_map(|orphan| orphan.remove().err()).collect::<Vec<_>>();
+        // What cannot be removed now cannot be a moment later.
+        let more = count >= BATCH && failed.is_empty();
+        collected.orphans += count - failed.len();
+        collected.failed.extend(failed);
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// Completes or removes what killed captures have left.
+fn resolve_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collected) -> Result<()> {
+    if unfinished.is_empty() {
+        return Ok(());
+    }
+    // One collector at a time, where there can be others: without an area there is none yet.
+    let area = Area::open(store)?;
+    let _lock = area.as_ref().map(|area| area.lock(FlockOperation::LockExclusive)).transpose()?;
+    for layer in unfinished {
+        match abandoned::resolve(layer) {
+            Ok(Resolved::Removed) => collected.orphans += 1,
+            Ok(Resolved::Completed | Resolved::Left) => {}
+            Err(error) => collected.failed.push(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,8 @@
+//! One directory tree, read and changed by descriptors. Nothing here knows what a layer or a whiteout is: that is decided in
+//! `stack/overlayfs.rs`.
+
+pub(crate) mod attributes;
+pub(crate) mod regular_file;
+pub(crate) mod remove;
+pub(crate) mod size;
+pub(crate) mod walk;
