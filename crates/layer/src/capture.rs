@@ -1,9 +1,10 @@
-//! An upper that a command has written, made a layer that is right in any stack.
+//! Turns an upper that a command has written into a layer that is right in any stack. `capture/directory.rs` changes the tree;
+//! `capture/lock.rs` makes the layer appear whole or not at all.
 
 mod barrier;
-mod below;
 mod directory;
 pub(crate) mod lock;
+mod lowers;
 pub(crate) mod made;
 pub(crate) mod record;
 mod refuse;
@@ -22,9 +23,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{Mode, Timespec, fchmod, fstat};
 use rustix::io::Errno;
 
-use self::below::Below;
 use self::directory::{Job, Shared, Worker};
-use self::lock::{Claim, Found, Stage};
+use self::lock::{CaptureLock, Found, Stage};
+use self::lowers::Lowers;
 use self::made::{Made, TakingOut};
 use self::record::RunRecord;
 use self::upper::Upper;
@@ -230,7 +231,7 @@ impl Capture {
         if self.upper.is_some_and(|id| UpperId::of_open(upper.root.as_fd()) != Ok(id)) {
             return Err(Error::AnotherUpper { upper: upper.path });
         }
-        let below = Below::open(&self.lowers, self.xattrs)?;
+        let below = Lowers::open(&self.lowers, self.xattrs)?;
         refuse::refuse(&upper, below.present(), layer, self.xattrs)?;
         let record = RunRecord::of(upper.root.as_fd(), &upper.path, self.xattrs)?.unwrap_or_default();
         let made = match (&self.made, record.made) {
@@ -242,56 +243,56 @@ impl Capture {
             (Some(made), None) => made.clone(),
             (None, None) => return Err(Error::MadeUnknown { upper: upper.path }),
         };
-        let claim = Claim::take(layer)?;
-        let work = Self::place(&claim, &upper).and_then(|stage| {
+        let lock = CaptureLock::take(layer)?;
+        let work = Self::place(&lock, &upper).and_then(|stage| {
             let filling =
-                Filling { upper: &upper, below: &below, made, root_mode: record.root_mode, claim: &claim, stage };
+                Filling { upper: &upper, below: &below, made, root_mode: record.root_mode, lock: &lock, stage };
             self.fill(&filling, meta, watch)
         });
         if work.is_err() && !matches!(work, Err(Error::NotMovedBack { .. })) {
-            claim.give_up();
+            lock.give_up();
         }
         work
     }
 
     /// Whether the tree stands in the layer's directory already, or will be moved there.
-    fn place(claim: &Claim<'_>, upper: &Upper) -> Result<Stage> {
-        let layer = claim.layer();
+    fn place(lock: &CaptureLock<'_>, upper: &Upper) -> Result<Stage> {
+        let layer = lock.layer();
         let own = (upper.stat.st_dev, upper.stat.st_ino);
-        match claim.look()? {
+        match lock.look()? {
             Found::Layer => return Err(Error::AlreadyCaptured { layer: layer.path().into() }),
             Found::Sealed { tree } | Found::Unfinished { tree: Some(tree) } if tree == own => return Ok(Stage::Staged),
             Found::Sealed { .. } => {
                 // Of another upper, whose capture was killed.
-                claim.publish()?;
+                lock.publish()?;
                 return Err(Error::AlreadyCaptured { layer: layer.path().into() });
             }
             Found::Unfinished { tree: Some(_) } => return Err(Error::TreeInTheWay { path: layer.fs() }),
             Found::Unfinished { tree: None } => {}
         }
-        upper.require_same_mount(claim)?;
+        upper.require_same_mount(lock)?;
         Ok(Stage::Sealed)
     }
 
     /// Completes a capture that was killed after it had moved `upper`, which is `missing` now.
     fn finish_killed(&self, upper: &Path, layer: &Layer, missing: Error) -> Result<Captured> {
-        let Some(claim) = Claim::take_existing(layer)? else { return Err(missing) };
+        let Some(lock) = CaptureLock::take_existing(layer)? else { return Err(missing) };
         let is_ours = match self.upper {
             Some(id) => UpperId::of(layer.fs()).is_ok_and(|tree| tree == id),
-            None => claim.is_noted(upper, self.xattrs),
+            None => lock.has_moved_from(upper, self.xattrs),
         };
-        match claim.look()? {
-            Found::Sealed { .. } if is_ours => claim.publish()?,
+        match lock.look()? {
+            Found::Sealed { .. } if is_ours => lock.publish()?,
             // Nothing but the last sync may be missing.
-            Found::Layer if is_ours => claim.sync()?,
+            Found::Layer if is_ours => lock.sync()?,
             _ => return Err(missing),
         }
         Ok(Captured { size: layer.measure()?, ..Captured::default() })
     }
 
     fn fill(&self, filling: &Filling<'_>, meta: Meta, watch: &dyn Fn(Step)) -> Result<Captured> {
-        let Filling { upper, below, made, root_mode, claim, stage } = filling;
-        let (root, layer) = (upper.root.as_fd(), claim.layer());
+        let Filling { upper, below, made, root_mode, lock, stage } = filling;
+        let (root, layer) = (upper.root.as_fd(), lock.layer());
         watch(Step::TakeOut);
         let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
         watch(Step::Settle);
@@ -303,14 +304,14 @@ impl Capture {
 
         watch(Step::Stage);
         let meta = Meta { disk_usage: captured.size.bytes, created_at: SystemTime::now(), ..meta };
-        claim.stage(&meta)?;
+        lock.stage(&meta)?;
         // Before anything can be reached by its name in the layer.
-        claim.open_to(self.access)?;
+        lock.open_to(self.access)?;
         if *stage == Stage::Sealed {
-            claim.note_upper(&upper.path, self.xattrs);
+            lock.record_upper(&upper.path, self.xattrs);
         }
         watch(Step::Sync);
-        barrier::sync(claim.dir()).map_err(Error::io("sync the file system of", layer.path()))?;
+        barrier::sync(lock.dir()).map_err(Error::io("sync the file system of", layer.path()))?;
         if let Some(mode) = root_mode {
             let mode = Mode::from_raw_mode(*mode);
             fchmod(root, mode).map_err(Error::io("change the mode of", &upper.path))?;
@@ -318,26 +319,26 @@ impl Capture {
         RunRecord::shorten(root, &upper.path, self.xattrs, None)?;
         watch(Step::Move);
         if *stage == Stage::Sealed {
-            claim.seal()?;
-            upper.move_to(claim.dir(), layer)?;
+            lock.seal()?;
+            upper.move_to(lock.dir(), layer)?;
         }
         // From here on a failure has to move the upper back.
-        let published = claim.sync().and_then(|()| {
+        let published = lock.sync().and_then(|()| {
             watch(Step::Publish);
-            claim.publish_from(*stage)
+            lock.publish_from(*stage)
         });
         if let Err(failure) = published {
             return Err(match stage {
-                Stage::Sealed => upper.move_back(claim.dir(), layer, failure),
+                Stage::Sealed => upper.move_back(lock.dir(), layer, failure),
                 Stage::Staged => failure,
             });
         }
         watch(Step::Finish);
-        claim.sync()?;
+        lock.sync()?;
         Ok(captured)
     }
 
-    fn settle(&self, upper: &Upper, below: &Below) -> Result<Captured> {
+    fn settle(&self, upper: &Upper, below: &Lowers) -> Result<Captured> {
         let shared = Shared {
             root: upper.root.as_fd(),
             path: &upper.path,
@@ -358,11 +359,11 @@ impl Capture {
 /// A capture under way.
 struct Filling<'a> {
     upper: &'a Upper,
-    below: &'a Below,
+    below: &'a Lowers,
     made: Vec<Made>,
     /// The mode of the upper's root, if it was closed since the run.
     root_mode: Option<u32>,
-    claim: &'a Claim<'a>,
+    lock: &'a CaptureLock<'a>,
     /// The mark by which `layer.json` is published: [`Stage::Sealed`] if the tree has to be moved.
     stage: Stage,
 }

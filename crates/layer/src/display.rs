@@ -1,4 +1,4 @@
-//! Names and texts that somebody else chose, made safe to print.
+//! Makes names and texts that other programs chose safe to print. `json_path.rs` writes such names into JSON.
 //!
 //! A file name may hold every byte but `/` and NUL. Printed as it is, a name can drive the terminal, forge the next line of a
 //! table, or reverse the direction of the text around it. The same goes for strings in `layer.json` and for messages that

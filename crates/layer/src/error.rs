@@ -1,3 +1,5 @@
+//! What can go wrong with a layer, a store or a stack, and what the user can do about it. `display.rs` makes the names printable.
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -272,7 +274,7 @@ impl Error {
     }
 
     /// Whether the disk, or somebody's part of it, is full: of blocks or of inodes.
-    pub(crate) fn is_for_want_of_room(&self) -> bool {
+    pub(crate) fn is_disk_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }

@@ -1,10 +1,13 @@
-//! Many layers hardlinked into one directory that shows what the kernel would have shown.
+//! Hardlinks many layers into one directory that shows what the kernel would have shown. `stack/view.rs` has the same rules for
+//! looking only; `merge/directory.rs` does the work.
 
 mod copy;
 mod directory;
 mod hardlinks;
+mod node;
 mod part;
 mod relink;
+mod shared;
 mod target;
 
 use std::num::NonZeroUsize;
@@ -15,8 +18,9 @@ use std::thread;
 
 use rustix::fs::{Mode, fchmod};
 
-use self::directory::{Job, Shared, Worker};
-use self::hardlinks::Groups;
+use self::directory::{Job, Worker};
+use self::hardlinks::HardLinks;
+use self::shared::Shared;
 use self::target::Target;
 use crate::display::quoted;
 use crate::error::{Error, Result};
@@ -190,7 +194,7 @@ impl Merge {
             root_mode: self.access.map(|access| Mode::from_raw_mode(access.bits())),
             xattrs: self.xattrs,
             stop,
-            groups: Groups::default(),
+            hard_links: HardLinks::default(),
             why_copied: OnceLock::new(),
         };
         let work = || work_queue::run(self.threads, Job::root(sources.len()), || Worker::new(&shared), Worker::fill);
@@ -203,7 +207,7 @@ impl Merge {
         for worker in workers {
             merged += worker.merged();
         }
-        let mut copies = shared.groups.lock();
+        let mut copies = shared.hard_links.lock();
         if copies.are_split() {
             let moved = relink::relink(&shared, &mut copies)?;
             merged.linked -= moved;

@@ -1,4 +1,4 @@
-//! One sync of a file system for all who wait for one.
+//! Syncs a file system once for all threads that wait for a sync. `capture.rs` decides when.
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;

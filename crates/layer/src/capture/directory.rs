@@ -1,4 +1,5 @@
-//! One directory of an upper, made right for any stack: without what meant something to the old mount only.
+//! Changes the directories of an upper so that they are right in any stack, and measures them. `made.rs` has removed the files of
+//! the run before.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -13,7 +14,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Captured;
-use super::below::Below;
+use super::lowers::Lowers;
 use super::made::{is_opaque, modified};
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{self, XattrNamespace};
@@ -23,10 +24,10 @@ use crate::tree::size::Inodes;
 use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
 
 /// A directory of the upper.
-pub(super) type Branch = Node<Note>;
+pub(super) type DirNode = Node<NodeState>;
 
 /// What is left to do when all below the directory is done.
-pub(super) type Note = Mutex<Option<Pending>>;
+pub(super) type NodeState = Mutex<Option<Pending>>;
 
 /// How a directory was, and what it holds.
 #[derive(Debug)]
@@ -39,21 +40,21 @@ pub(super) struct Pending {
 
 /// A directory to deal with.
 pub(super) struct Job {
-    branch: Arc<Branch>,
-    lowers: Lowers,
+    node: Arc<DirNode>,
+    lowers: LowerEntries,
 }
 
 /// What becomes of what the lowers have in a directory.
-enum Lowers {
+enum LowerEntries {
     /// It shows, but for what the directory itself hides by name.
-    Show,
+    Shown,
     /// It is hidden, by an opaque directory at this place or above. Here they have this, if they have a directory.
     Hidden(Option<Directory>),
 }
 
 impl Job {
     pub(super) fn root() -> Self {
-        Self { branch: Branch::root(Note::default()), lowers: Lowers::Show }
+        Self { node: DirNode::root(NodeState::default()), lowers: LowerEntries::Shown }
     }
 }
 
@@ -61,7 +62,7 @@ impl Job {
 pub(super) struct Shared<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
-    pub(super) below: &'a Below,
+    pub(super) below: &'a Lowers,
     pub(super) xattrs: XattrNamespace,
     /// No time is to be later.
     pub(super) latest: Option<Timespec>,
@@ -74,7 +75,7 @@ pub(super) struct Worker<'a> {
     shared: &'a Shared<'a>,
     entries: Vec<u8>,
     names: XattrList,
-    cursor: Cursor<Note>,
+    cursor: Cursor<NodeState>,
     captured: Captured,
 }
 
@@ -98,43 +99,43 @@ impl<'a> Worker<'a> {
     ///
     /// A directory stays opaque until all below it is done: stopped at any moment, the upper shows what it showed.
     pub(super) fn settle(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
-        let Job { branch, lowers } = job;
+        let Job { node, lowers } = job;
         let shared = self.shared;
-        let error = |operation| shared.error(operation, &branch, None);
-        if let Err(Errno::PERM) = self.cursor.go_either_way(&branch, || Ok(shared.root)).map(drop) {
+        let error = |operation| shared.error(operation, &node, None);
+        if let Err(Errno::PERM) = self.cursor.go_either_way(&node, || Ok(shared.root)).map(drop) {
             // Only root and the owner may read without leaving a trace.
             self.cursor = Cursor::new(READ);
         }
-        let dir = self.cursor.go_either_way(&branch, || Ok(shared.root)).map_err(error("open"))?;
+        let dir = self.cursor.go_either_way(&node, || Ok(shared.root)).map_err(error("open"))?;
         let stat = fstat(dir).map_err(error("look at"))?;
-        branch.meet(&stat);
+        node.set_identity(&stat);
         self.names.read(|buffer| flistxattr(dir, buffer)).map_err(error("list the extended attributes of"))?;
         // On the root of an upper neither means anything: the kernel does not look at it.
-        let below_root = branch.parent().is_some();
+        let below_root = node.parent().is_some();
         if below_root && self.names.has(shared.xattrs.redirect()) {
-            let path = shared.path.join(branch.path());
+            let path = shared.path.join(node.path());
             return Err(Error::Unmergeable { path, xattr: shared.xattrs.redirect() });
         }
         let opaque = below_root
             && self.names.has(shared.xattrs.opaque())
             && is_opaque(dir, shared.xattrs).map_err(error("read the extended attributes of"))?;
         let lowers = match lowers {
-            Lowers::Show if opaque => {
-                let path = branch.path();
+            LowerEntries::Shown if opaque => {
+                let path = node.path();
                 let below = shared.below.whole(&shared.path.join(&path))?;
-                Lowers::Hidden(directory(below.find(path)?))
+                LowerEntries::Hidden(directory(below.find(path)?))
             }
             lowers => lowers,
         };
         self.captured.opaques += u64::from(opaque);
 
         let to_hide = match &lowers {
-            Lowers::Hidden(Some(directory)) => Some((directory, shared.below.present().names(directory)?)),
+            LowerEntries::Hidden(Some(directory)) => Some((directory, shared.below.present().names(directory)?)),
             _ => None,
         };
         let mut files = Files {
             shared,
-            branch: &branch,
+            node: &node,
             dir,
             names: &mut self.names,
             captured: &mut self.captured,
@@ -153,7 +154,7 @@ impl<'a> Worker<'a> {
             if to_hide.is_some() {
                 present.insert(name.to_owned());
             }
-            match walk::file_type(dir, &entry).map_err(shared.error("look at", &branch, Some(name)))? {
+            match walk::file_type(dir, &entry).map_err(shared.error("look at", &node, Some(name)))? {
                 FileType::Directory => children.push(CString::from(name)),
                 kind => files.settle(name, kind)?,
             }
@@ -169,33 +170,33 @@ impl<'a> Worker<'a> {
         }
         let Files { has_whiteouts, touched, .. } = files;
         let pending = Pending { modified: modified(&stat), has_whiteouts, touched };
-        *branch.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
+        *node.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
         if children.is_empty() {
-            return self.finish(branch);
+            return self.finish(node);
         }
-        branch.expect(children.len());
+        node.expect(children.len());
         for name in children {
             let lowers = match (&lowers, &to_hide) {
-                (Lowers::Show, _) => Lowers::Show,
-                (Lowers::Hidden(_), Some((directory_below, names))) if names.contains_key(as_os_str(&name)) => {
-                    Lowers::Hidden(directory(shared.below.present().child(directory_below, as_os_str(&name))?))
+                (LowerEntries::Shown, _) => LowerEntries::Shown,
+                (LowerEntries::Hidden(_), Some((directory_below, names))) if names.contains_key(as_os_str(&name)) => {
+                    LowerEntries::Hidden(directory(shared.below.present().child(directory_below, as_os_str(&name))?))
                 }
-                (Lowers::Hidden(_), _) => Lowers::Hidden(None),
+                (LowerEntries::Hidden(_), _) => LowerEntries::Hidden(None),
             };
-            found.push(Job { branch: Branch::child(&branch, name, Note::default()), lowers });
+            found.push(Job { node: DirNode::child(&node, name, NodeState::default()), lowers });
         }
         Ok(())
     }
 
     /// Takes overlayfs's attributes off a directory that is done and sees to its time; then its parent, if this was the last
     /// child, and so on.
-    fn finish(&mut self, mut branch: Arc<Branch>) -> Result<()> {
+    fn finish(&mut self, mut node: Arc<DirNode>) -> Result<()> {
         let shared = self.shared;
         loop {
-            let pending = branch.note.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let pending = node.state.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(pending) = pending {
-                let error = |operation| shared.error(operation, &branch, None);
-                let dir = self.cursor.go_either_way(&branch, || Ok(shared.root)).map_err(error("open"))?;
+                let error = |operation| shared.error(operation, &node, None);
+                let dir = self.cursor.go_either_way(&node, || Ok(shared.root)).map_err(error("open"))?;
                 shared
                     .clean(dir, &mut self.names, pending.has_whiteouts)
                     .map_err(error("take overlayfs's attributes off"))?;
@@ -210,12 +211,12 @@ impl<'a> Worker<'a> {
                 // Only now: whiteouts can have made it larger, and attributes may have had a block of their own.
                 let stat = fstat(dir).map_err(error("look at"))?;
                 // The root has the record of the run still.
-                if branch.parent().is_some() {
+                if node.parent().is_some() {
                     shared.inodes.count(&stat, &mut self.captured.size);
                 }
             }
-            match branch.parent() {
-                Some(parent) if parent.child_done() => branch = Arc::clone(parent),
+            match node.parent() {
+                Some(parent) if parent.child_done() => node = Arc::clone(parent),
                 _ => return Ok(()),
             }
         }
@@ -256,9 +257,9 @@ impl Shared<'_> {
 
     /// For `map_err`: a failed system call on a directory of the upper, or on `name` in it. The path is put together only if
     /// one has failed.
-    fn error(&self, operation: &'static str, branch: &Branch, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
+    fn error(&self, operation: &'static str, node: &DirNode, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
         move |errno| {
-            let mut path = self.path.join(branch.path());
+            let mut path = self.path.join(node.path());
             path.extend(name.map(as_os_str));
             super::failure(operation, path)(errno)
         }
@@ -268,7 +269,7 @@ impl Shared<'_> {
 /// The files of one directory.
 struct Files<'a> {
     shared: &'a Shared<'a>,
-    branch: &'a Branch,
+    node: &'a DirNode,
     dir: BorrowedFd<'a>,
     names: &'a mut XattrList,
     captured: &'a mut Captured,
@@ -290,7 +291,7 @@ impl Files<'_> {
             let listed = self.names.read(|buffer| llistxattr(&path, buffer));
             listed.map_err(self.error("list the extended attributes of", name))?;
             if kind == FileType::RegularFile && self.names.has(shared.xattrs.metacopy()) {
-                let path = shared.path.join(self.branch.path()).join(as_os_str(name));
+                let path = shared.path.join(self.node.path()).join(as_os_str(name));
                 return Err(Error::Unmergeable { path, xattr: shared.xattrs.metacopy() });
             }
             if overlayfs::is_whiteout_file(&stat) && self.names.has(shared.xattrs.whiteout()) {
@@ -342,7 +343,7 @@ impl Files<'_> {
     }
 
     fn error(&self, operation: &'static str, name: &CStr) -> impl FnOnce(Errno) -> Error {
-        self.shared.error(operation, self.branch, Some(name))
+        self.shared.error(operation, self.node, Some(name))
     }
 }
 

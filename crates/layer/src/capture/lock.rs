@@ -1,6 +1,5 @@
-//! The right to make a layer, for one capture at a time, and the marks by which a killed capture is recognised.
-//!
-//! The tree itself is opened and moved by `upper`; what a collector does with the marks is in `gc/abandoned`.
+//! Lets one capture at a time make a layer, and marks how far it is. `upper.rs` opens and moves the tree; `store/gc/abandoned.rs`
+//! uses the marks of a killed capture.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -33,39 +32,39 @@ const SEALED: &CStr = c".captured";
 
 const META: &CStr = c"layer.json";
 
-/// The mode of a layer's directory that a capture has made and not finished. The sticky bit says so: nobody makes such a
+/// The mode of a layer's directory that a capture has made and not finished. The sticky bit marks it: no user makes such a
 /// directory by hand, so an empty one can be removed.
 const UNFINISHED: Mode = Mode::RWXU.union(Mode::SVTX);
 
-/// A layer's directory, locked: no other capture and no collector does anything in it.
+/// The lock of a layer's directory: no other capture and no collector changes anything in it.
 ///
-/// The lock, flock(2), ends with the process, however that happens. The marks stay then, and say how far the capture was.
+/// The kernel ends the lock, flock(2), with the process. The marks stay, and say how far a killed capture was.
 #[derive(Debug)]
-pub(crate) struct Claim<'a> {
+pub(crate) struct CaptureLock<'a> {
     layer: &'a Layer,
     dir: OwnedFd,
-    /// Whether a capture has made the directory: this one, or one that was killed.
+    /// Whether a capture made the directory: this one, or one that was killed.
     made: bool,
 }
 
-/// What stands in a layer's directory.
+/// What is in a layer's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
     /// A layer.
     Layer,
-    /// All of a layer but for the name of its `layer.json`: [`Claim::publish`] completes it.
+    /// All of a layer but for the name of its `layer.json`: [`CaptureLock::publish`] completes it.
     Sealed {
         /// What identifies the tree.
         tree: Identity,
     },
-    /// Neither of them.
+    /// Neither of these.
     Unfinished {
-        /// What identifies that which stands where the tree would be, if something does.
+        /// What identifies the entry in the place of the tree, if there is one.
         tree: Option<Identity>,
     },
 }
 
-/// What a capture has put where its layer is to be.
+/// Which mark a capture has put into the layer's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// [`STAGED`].
@@ -74,7 +73,7 @@ pub(super) enum Stage {
     Sealed,
 }
 
-impl<'a> Claim<'a> {
+impl<'a> CaptureLock<'a> {
     /// Locks the layer's directory, which is made if it is missing.
     pub(super) fn take(layer: &'a Layer) -> Result<Self> {
         loop {
@@ -84,9 +83,9 @@ impl<'a> Claim<'a> {
                 Err(errno) => return Err(Error::io("make the directory", layer.path())(errno)),
             };
             match Self::lock(layer, made, FlockOperation::NonBlockingLockExclusive)? {
-                Lock::Taken(claim) => return Ok(claim),
+                Lock::Taken(lock) => return Ok(lock),
                 Lock::Gone => {}
-                // Collectors have it for a moment.
+                // Collectors lock it for a moment.
                 Lock::Busy if Self::is_locked_by_collectors(layer)? => thread::yield_now(),
                 Lock::Busy => return Err(Error::AlreadyCaptured { layer: layer.path().into() }),
             }
@@ -119,7 +118,7 @@ impl<'a> Claim<'a> {
 
     fn existing(layer: &'a Layer, how: FlockOperation) -> Result<Option<Self>> {
         match Self::lock(layer, false, how) {
-            Ok(Lock::Taken(claim)) => Ok(Some(claim)),
+            Ok(Lock::Taken(lock)) => Ok(Some(lock)),
             Ok(Lock::Busy | Lock::Gone) | Err(Error::NotADirectory { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -155,7 +154,7 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Says what stands there.
+    /// Looks at what is in the layer's directory.
     pub(crate) fn look(&self) -> Result<Found> {
         if self.has(META)?.is_some() {
             return Ok(Found::Layer);
@@ -190,28 +189,29 @@ impl<'a> Claim<'a> {
         json::write_new(self.dir.as_fd(), STAGED, &self.layer.path().join(as_os_str(STAGED)), meta)
     }
 
-    /// Notes on the layer's directory from where its tree was moved, so that a capture that is repeated finds that it is done.
-    pub(super) fn note_upper(&self, upper: &Path, xattrs: XattrNamespace) {
+    /// Records on the layer's directory where its tree comes from, so that a repeated capture finds that it is done.
+    pub(super) fn record_upper(&self, upper: &Path, xattrs: XattrNamespace) {
         let path = real(upper);
-        if let Err(errno) = fsetxattr(&self.dir, note(xattrs), path.as_os_str().as_bytes(), XattrFlags::empty()) {
-            // Then it has to be the report that says whose layer it is.
-            log::debug!("{}: its upper is not noted: {errno}", quoted(self.layer.path()));
+        if let Err(errno) = fsetxattr(&self.dir, upper_xattr(xattrs), path.as_os_str().as_bytes(), XattrFlags::empty())
+        {
+            // Then only the report of the run says whose layer it is.
+            log::debug!("{}: its upper is not recorded: {errno}", quoted(self.layer.path()));
         }
     }
 
-    /// Whether the tree was moved from `upper`.
-    pub(super) fn is_noted(&self, upper: &Path, xattrs: XattrNamespace) -> bool {
+    /// Whether the tree was moved here from `upper`.
+    pub(super) fn has_moved_from(&self, upper: &Path, xattrs: XattrNamespace) -> bool {
         let mut value = vec![0; 4096];
-        let length = fgetxattr(&self.dir, note(xattrs), &mut value[..]);
+        let length = fgetxattr(&self.dir, upper_xattr(xattrs), &mut value[..]);
         length.is_ok_and(|length| value[..length] == *real(upper).as_os_str().as_bytes())
     }
 
-    /// Notes that the tree and the staged `layer.json` are durable.
+    /// Marks the tree and the staged `layer.json` as durable.
     pub(super) fn seal(&self) -> Result<()> {
         self.rename(STAGED, SEALED)
     }
 
-    /// Gives `layer.json` its name: the layer is there.
+    /// Gives `layer.json` its name: the layer exists from then on.
     pub(super) fn publish_from(&self, stage: Stage) -> Result<()> {
         match stage {
             Stage::Staged => self.rename(STAGED, META),
@@ -266,7 +266,7 @@ impl<'a> Claim<'a> {
         self.dir.as_fd()
     }
 
-    /// Leaves the layer's directory as it was found.
+    /// Restores the layer's directory to what the capture found.
     pub(super) fn give_up(self) {
         if let Err(error) = self.clear() {
             log::warn!("{error}: the next capture or collector removes it");
@@ -281,7 +281,7 @@ impl<'a> Claim<'a> {
         let marked = contents.marks > 0;
         let remove = contents.others == 0 && (marked || self.made);
         if remove {
-            // Killed after the last mark is gone, the empty directory says that it can be removed.
+            // If this process is killed after the last mark is removed, the mode says that the empty directory can be removed.
             fchmod(&self.dir, UNFINISHED).map_err(io("change the mode of"))?;
         }
         self.unmark()?;
@@ -289,7 +289,7 @@ impl<'a> Claim<'a> {
             return Ok(marked);
         }
         match rmdir(self.layer.path()) {
-            // Somebody has put something in.
+            // Another process has put something in.
             Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(true),
             Err(errno) => Err(io("remove")(errno)),
         }
@@ -297,7 +297,7 @@ impl<'a> Claim<'a> {
 }
 
 /// The extended attribute of a layer's directory that says where its tree was.
-fn note(xattrs: XattrNamespace) -> &'static str {
+fn upper_xattr(xattrs: XattrNamespace) -> &'static str {
     match xattrs {
         XattrNamespace::Trusted => "trusted.layered.upper",
         XattrNamespace::User => "user.layered.upper",
@@ -339,14 +339,14 @@ fn contents(dir: BorrowedFd<'_>) -> rustix::io::Result<Contents> {
 
 /// The outcome of locking a layer's directory.
 enum Lock<'a> {
-    Taken(Claim<'a>),
-    /// Somebody else has it locked.
+    Taken(CaptureLock<'a>),
+    /// Another process has it locked.
     Busy,
     /// There is no such directory, or it has been removed.
     Gone,
 }
 
-impl Drop for Claim<'_> {
+impl Drop for CaptureLock<'_> {
     fn drop(&mut self) {
         // Closing the descriptor would not be enough: a child process that is being started may have a copy for a moment.
         let _closing_does_it_later = flock(&self.dir, FlockOperation::Unlock);

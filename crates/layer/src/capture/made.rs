@@ -1,4 +1,4 @@
-//! What a run put into an upper besides the command: known again, and taken out.
+//! Recognises and removes what a run put into an upper besides the command. `record.rs` stores the list.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -12,7 +12,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::below::Below;
+use super::lowers::Lowers;
 use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::json_path;
@@ -111,7 +111,7 @@ impl Place {
 pub(super) struct TakingOut<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
-    pub(super) below: &'a Below,
+    pub(super) below: &'a Lowers,
     pub(super) xattrs: XattrNamespace,
 }
 
@@ -239,7 +239,7 @@ mod tests {
     fn take_out(upper: &Path, lower: &Path, made: &[Made]) -> u64 {
         let root = openat(CWD, upper, READ, Mode::empty()).unwrap();
         let xattrs = XattrNamespace::User;
-        let below = Below::open(&[lower.into()], xattrs).unwrap();
+        let below = Lowers::open(&[lower.into()], xattrs).unwrap();
         TakingOut { root: root.as_fd(), path: upper, below: &below, xattrs }.run(made).unwrap()
     }
 

@@ -1,4 +1,5 @@
-//! What a run notes on the root of its upper: enough to capture the upper without the report of the run.
+//! What a run records on the root of its upper, so that the upper can be captured without the report of the run. `made.rs` removes
+//! the files that the record lists.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::walk::READ;
 
-/// What a run notes in an extended attribute of its upper's root: `trusted.layered.run`, or `user.layered.run` where overlayfs
+/// What a run records in an extended attribute of its upper's root: `trusted.layered.run`, or `user.layered.run` where overlayfs
 /// uses that namespace. The attribute moves with the upper, and [`Capture`](crate::Capture) removes it.
 ///
 /// A command cannot forge the first: `trusted` attributes need CAP_SYS_ADMIN (xattr(7)).

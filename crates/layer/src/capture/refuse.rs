@@ -1,4 +1,5 @@
-//! What a capture refuses to take or to write into: everything that belongs to a layer or to the upper itself.
+//! Refuses uppers and destinations that belong to a layer or to the upper itself. What stands in the destination is decided in
+//! `lock.rs`.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -1,3 +1,5 @@
+//! Tests of whole captures without root; `integration-tests` compares captured layers with the kernel's overlay.
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::process::Command;

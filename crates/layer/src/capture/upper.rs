@@ -1,4 +1,4 @@
-//! The directory that is captured, and where it goes.
+//! Opens the upper that is captured, and moves it into the layer. `lock.rs` has the layer's directory.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fstat, openat, renameat, renameat_with, statat};
 use rustix::io::Errno;
 
-use super::lock::Claim;
+use super::lock::CaptureLock;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::tree::walk::{self, PATH, READ};
@@ -45,14 +45,14 @@ impl Upper {
     }
 
     /// Sees that it can be moved into the layer's directory, before anything is changed.
-    pub(super) fn require_same_mount(&self, claim: &Claim<'_>) -> Result<()> {
+    pub(super) fn require_same_mount(&self, lock: &CaptureLock<'_>) -> Result<()> {
         let place = |file: BorrowedFd<'_>| Ok::<_, Errno>((fstat(file)?.st_dev, walk::mount_of(file)?));
         // Also the directory that it is in: something may be mounted on the upper.
-        let places = [self.root.as_fd(), self.parent.as_fd(), claim.dir()].map(place);
+        let places = [self.root.as_fd(), self.parent.as_fd(), lock.dir()].map(place);
         match places {
             [Ok(root), Ok(parent), Ok(layer)] if root == layer && parent == layer => Ok(()),
             [Err(errno), ..] | [_, Err(errno), _] | [.., Err(errno)] => Err(Error::io("look at", &self.path)(errno)),
-            _ => Err(Error::OtherFileSystem { upper: self.path.clone(), layer: claim.layer().path().into() }),
+            _ => Err(Error::OtherFileSystem { upper: self.path.clone(), layer: lock.layer().path().into() }),
         }
     }
 

@@ -1,4 +1,4 @@
-//! How an upper is known again, wherever it has been moved to.
+//! How an upper is recognised after it was moved. `record.rs` has what else is known about it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Who may enter a directory that holds a tree: its mode and its group.
+//! Who may enter a directory that holds a tree: its mode and its group. Mode and owner of the files in a tree are set in
+//! `tree/attributes.rs`.
 
 use std::io;
 use std::os::fd::AsFd;

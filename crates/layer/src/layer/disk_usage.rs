@@ -1,4 +1,5 @@
-//! What a layer takes of the disk: as its `layer.json` says, where that can be true. `gc/sizes.rs` asks it of a whole store.
+//! How much of the disk a layer takes: what its `layer.json` says, where that can be true. `store/gc/sizes.rs` decides that for a
+//! whole store; `tree/size.rs` measures.
 
 use std::path::Path;
 

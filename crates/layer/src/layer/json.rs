@@ -1,4 +1,4 @@
-//! JSON files: read whole, replaced as a whole.
+//! JSON files: read whole, replaced as a whole. `meta.rs` and `sidecar.rs` decide what is in them.
 
 use std::ffi::CStr;
 use std::fs::{self, File};

@@ -1,3 +1,5 @@
+//! When a layer was last used. Which layers are removed for that is decided in `store/gc.rs`.
+
 use std::fs;
 use std::io;
 use std::path::Path;

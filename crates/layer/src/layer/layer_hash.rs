@@ -1,4 +1,4 @@
-//! The names of layers in `layer.json`: how a hash in `parent_hashes` or `base_hash` and the name of a directory compare.
+//! How a hash in `parent_hashes` or `base_hash` and the name of a layer's directory compare. `meta.rs` has these keys.
 
 use std::ffi::OsStr;
 use std::fmt::Write;

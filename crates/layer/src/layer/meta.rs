@@ -1,3 +1,5 @@
+//! `layer.json`: its keys and their forms. `json.rs` reads and replaces the file.
+
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 

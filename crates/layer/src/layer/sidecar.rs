@@ -1,3 +1,5 @@
+//! Sidecars of a layer: their names, and reading and writing them. `json.rs` replaces the files; `meta.rs` has `layer.json`.
+
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, openat};

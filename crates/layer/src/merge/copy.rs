@@ -1,4 +1,4 @@
-//! What is done where a link cannot be made: the file again, with all that it carries.
+//! Copies a file where a link cannot be made, with everything that it carries. `copy/content.rs` copies its bytes.
 
 mod content;
 

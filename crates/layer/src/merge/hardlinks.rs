@@ -1,4 +1,5 @@
-//! Hard links among copies: what is several names of one file in a layer stays that.
+//! Hard links among copies: a file that has several names in a layer stays one file. `relink.rs` repairs files that were linked
+//! under some of their names and copied under others.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -8,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, Stat, linkat};
 use rustix::io::Errno;
 
-use super::directory::Branch;
+use super::node::DirNode;
 use crate::tree::walk::{Identity, PATH, open_beneath};
 
 /// The copies of files that have more names than one.
 #[derive(Debug, Default)]
-pub(super) struct Groups {
+pub(super) struct HardLinks {
     copies: Mutex<Copies>,
 }
 
@@ -26,13 +27,13 @@ pub(super) struct Copies {
 
 #[derive(Debug)]
 struct Copy {
-    dir: Arc<Branch>,
+    dir: Arc<DirNode>,
     name: CString,
     /// Names of the original that have not come by yet; unknown if some of them have been linked.
     left: Option<u64>,
 }
 
-impl Groups {
+impl HardLinks {
     /// The copies, for one thread at a time: whoever comes with a second name waits until the first has been copied.
     pub(super) fn lock(&self) -> MutexGuard<'_, Copies> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
@@ -67,7 +68,7 @@ impl Copies {
     }
 
     /// Remembers that the copy of `original` is `name` in `dir`, and `why` it could not be linked.
-    pub(super) fn insert(&mut self, original: &Stat, dir: &Arc<Branch>, name: &CStr, why: Errno) {
+    pub(super) fn insert(&mut self, original: &Stat, dir: &Arc<DirNode>, name: &CStr, why: Errno) {
         // The links that were made before there were too many are of the same file, and have to be found again.
         let split = why == Errno::MLINK;
         self.split |= split;

@@ -1,4 +1,4 @@
-//! One layer's part of a merged directory.
+//! Takes one layer's part of a merged directory. `directory.rs` decides which layers have a part.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use super::Merged;
 use super::copy::Original;
-use super::directory::{Branch, Shared};
+use super::node::DirNode;
+use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::stack::overlayfs;
 use crate::tree::attributes::{Attributes, XattrList, path_through_proc};
@@ -46,7 +47,7 @@ pub(super) struct Child {
 /// One layer's part of a merged directory.
 pub(super) struct Part<'a> {
     pub(super) shared: &'a Shared<'a>,
-    pub(super) branch: &'a Arc<Branch>,
+    pub(super) node: &'a Arc<DirNode>,
     pub(super) layer: usize,
     pub(super) from: BorrowedFd<'a>,
     pub(super) to: BorrowedFd<'a>,
@@ -87,7 +88,7 @@ impl Part<'_> {
             }
             let slot = if kind == FileType::Directory {
                 mkdirat(self.to, name, Mode::RWXU).map_err(|errno| {
-                    let path = self.shared.target_path.join(self.branch.path()).join(as_os_str(name));
+                    let path = self.shared.target_path.join(self.node.path()).join(as_os_str(name));
                     Error::io("make", path)(errno)
                 })?;
                 children.push(Child { name: name.into(), layers: vec![self.layer], cut: false });
@@ -124,7 +125,7 @@ impl Part<'_> {
                     }
                 }
                 if self.names.has(xattrs.metacopy()) {
-                    let path = self.shared.source_path(self.layer, self.branch, Some(name));
+                    let path = self.shared.source_path(self.layer, self.node, Some(name));
                     return Err(Error::Unmergeable { path, xattr: xattrs.metacopy() });
                 }
                 Ok(false)
@@ -166,7 +167,7 @@ impl Part<'_> {
         }
         self.shared.why_copied.get_or_init(|| why);
         self.copy(name, why).map_err(|errno| match errno {
-            Errno::XDEV => Error::MountInside { path: self.shared.source_path(self.layer, self.branch, Some(name)) },
+            Errno::XDEV => Error::MountInside { path: self.shared.source_path(self.layer, self.node, Some(name)) },
             errno => self.error("copy", Some(name))(errno),
         })?;
         self.merged.copied += 1;
@@ -179,10 +180,10 @@ impl Part<'_> {
         if stat.st_nlink == 1 {
             return original.copy(self.to, self.shared.xattrs);
         }
-        let mut copies = self.shared.groups.lock();
+        let mut copies = self.shared.hard_links.lock();
         if !copies.link(&stat, self.shared.target, self.to, name)? {
             original.copy(self.to, self.shared.xattrs)?;
-            copies.insert(&stat, self.branch, name, why);
+            copies.insert(&stat, self.node, name, why);
         }
         Ok(())
     }
@@ -190,6 +191,6 @@ impl Part<'_> {
     /// For `map_err`: a failed system call on the directory in this layer, or on `name` in it.
     fn error(&self, operation: &'static str, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
         // On the way to every file: the path is put together only when it is needed.
-        move |errno| Error::io(operation, self.shared.source_path(self.layer, self.branch, name))(errno)
+        move |errno| Error::io(operation, self.shared.source_path(self.layer, self.node, name))(errno)
     }
 }

@@ -1,4 +1,5 @@
-//! A file that got too many links half way through a merge: linked under some of its names, copied under the others.
+//! Brings the names of a file together that reached the limit of links during a merge: linked under some of its names, copied under
+//! the others. `hardlinks.rs` knows the copies.
 
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
@@ -7,8 +8,8 @@ use rustix::fs::{AtFlags, FileType, OFlags, RawDir, fstat, futimens, unlinkat};
 use rustix::io::Errno;
 
 use super::copy::Original;
-use super::directory::Shared;
 use super::hardlinks::Copies;
+use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::tree::attributes::times;
 use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, Node, READ, file_type, is_dots};
@@ -21,12 +22,12 @@ pub(super) fn relink(shared: &Shared<'_>, copies: &mut Copies) -> Result<u64> {
     let mut cursor = Cursor::new(READ | OFlags::NOATIME);
     let mut waiting = vec![Node::root(())];
     let mut moved = 0;
-    while let Some(branch) = waiting.pop() {
-        let dir = cursor.go(&branch, || Ok(shared.target));
+    while let Some(node) = waiting.pop() {
+        let dir = cursor.go(&node, || Ok(shared.target));
         let result = dir.and_then(|dir| {
             let before = fstat(dir)?;
             let links = relink_in(dir, &mut buffer, shared, copies, |name| {
-                waiting.push(Node::child(&branch, name.into(), ()));
+                waiting.push(Node::child(&node, name.into(), ()));
             })?;
             if links > 0 {
                 futimens(dir, &times(&before))?;
@@ -34,7 +35,7 @@ pub(super) fn relink(shared: &Shared<'_>, copies: &mut Copies) -> Result<u64> {
             Ok(links)
         });
         moved += result.map_err(|errno| {
-            Error::io("bring the hard links together in", shared.target_path.join(branch.path()))(errno)
+            Error::io("bring the hard links together in", shared.target_path.join(node.path()))(errno)
         })?;
     }
     Ok(moved)

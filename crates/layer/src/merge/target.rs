@@ -1,4 +1,4 @@
-//! The directory that is merged into: made ready, and made as it was.
+//! The directory that is merged into: prepared for a merge, and restored after one that failed. `directory.rs` fills it.
 
 use std::ffi::CString;
 use std::mem::MaybeUninit;
@@ -20,7 +20,7 @@ use crate::tree::attributes::{Attributes, Keep, XattrList, strip};
 use crate::tree::remove;
 use crate::tree::walk::{self, PATH, READ};
 
-/// The root of the merged tree. Until it is finished nobody but its owner can enter it.
+/// The root of the merged tree. Until it is finished, only its owner can enter it.
 #[derive(Debug)]
 pub(super) struct Target {
     path: PathBuf,
@@ -28,7 +28,7 @@ pub(super) struct Target {
     before: Before,
 }
 
-/// What stood there before.
+/// What was at the path before.
 #[derive(Debug)]
 enum Before {
     Nothing { parent: OwnedFd, name: CString },
@@ -36,7 +36,7 @@ enum Before {
 }
 
 impl Target {
-    /// Makes the directory at `path`, or takes the empty one that is there, or one that a killed merge has left.
+    /// Makes the directory at `path`, or takes an empty one, or one that a killed merge left.
     pub(super) fn prepare(path: &Path, sources: &Sources, xattrs: XattrNamespace) -> Result<Self> {
         // `to/` and `to/.` would follow `to`.
         let path: PathBuf = path.components().collect();
@@ -88,7 +88,7 @@ impl Target {
         }
     }
 
-    /// Keeps other merges away, until the directory is closed.
+    /// Keeps other merges out until the directory is closed.
     fn lock(&self) -> Result<()> {
         match flock(&self.root, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(()),
@@ -97,7 +97,7 @@ impl Target {
         }
     }
 
-    /// Takes all attributes off the directory and notes that it is being filled.
+    /// Removes all attributes of the directory and marks it as being filled.
     fn make_ready(self, xattrs: XattrNamespace) -> Result<Self> {
         let marked = strip(self.root.as_fd()).and_then(|()| {
             match fsetxattr(&self.root, mark(xattrs), b"", XattrFlags::empty()) {
@@ -115,7 +115,7 @@ impl Target {
         }
     }
 
-    /// Takes the note away: the directory is filled.
+    /// Removes the mark: the directory is filled.
     pub(super) fn finish(&self, xattrs: XattrNamespace) -> Result<()> {
         match fremovexattr(&self.root, mark(xattrs)) {
             Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::NOTSUP) => Ok(()),
@@ -131,7 +131,7 @@ impl Target {
         self.root.as_fd()
     }
 
-    /// Takes everything away that was made and puts back what was there. Returns `failure`, or one that holds it and
+    /// Removes everything that was made and restores what was there. Returns `failure`, or an error that contains it and
     /// says what is left.
     pub(super) fn undo(self, failure: Error, threads: NonZeroUsize) -> Error {
         let Self { path, root, before } = self;

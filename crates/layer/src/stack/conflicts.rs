@@ -1,4 +1,4 @@
-//! Where sibling layers provide the same path.
+//! Finds the paths that several sibling layers provide. `lookup.rs` says which of them a stack shows.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;

@@ -1,10 +1,10 @@
-//! Which layer of a stack a path is from.
+//! Which layer of a stack a path is from, and what hides it in the others. `view.rs` lists whole directories.
 
 mod layer_path;
 
 use std::path::{Component, Path, PathBuf};
 
-use self::layer_path::{Step, trail};
+use self::layer_path::{PathEntry, layer_path};
 pub(crate) use self::layer_path::{hides_below, kind_of};
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::XattrNamespace;
@@ -114,11 +114,11 @@ impl Lookup {
 /// would not show; [`Error::Io`].
 pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<Lookup> {
     let path = normal(path.as_ref());
-    let trails = trees.iter().map(|tree| trail(tree.as_ref(), &path, xattrs)).collect::<Result<Vec<_>>>()?;
-    let (origins, in_the_way) = resolve(&trails, path.components().count());
+    let layer_paths = trees.iter().map(|tree| layer_path(tree.as_ref(), &path, xattrs)).collect::<Result<Vec<_>>>()?;
+    let (origins, in_the_way) = resolve(&layer_paths, path.components().count());
     let obstacle = in_the_way.map(|(layer, names)| {
         let way: PathBuf = path.components().take(names).collect();
-        let kind = trails[layer][names - 1].kind;
+        let kind = layer_paths[layer][names - 1].kind;
         let place = trees[layer].as_ref().join(&way);
         let target = (kind == EntryKind::Symlink).then(|| std::fs::read_link(&place)).transpose();
         Ok(Obstacle { layer, path: way, kind, target: target.map_err(Error::io("read the link", place))? })
@@ -143,25 +143,25 @@ fn normal(path: &Path) -> PathBuf {
 
 /// What becomes of each layer's part of a path of so many names; and the layer, and the number of names, of what is in the
 /// way.
-fn resolve(trails: &[Vec<Step>], names: usize) -> (Vec<Origin>, Option<(usize, usize)>) {
-    let mut hidden_by: Vec<Option<usize>> = vec![None; trails.len()];
+fn resolve(layer_paths: &[Vec<PathEntry>], names: usize) -> (Vec<Origin>, Option<(usize, usize)>) {
+    let mut hidden_by: Vec<Option<usize>> = vec![None; layer_paths.len()];
     let mut obstacle = None;
     // The root is all layers' together; opaque on a layer's root means nothing.
-    let mut topmost = (!trails.is_empty()).then_some(0);
+    let mut topmost = (!layer_paths.is_empty()).then_some(0);
     for name in 0..names {
         // Below this layer nothing of the name is shown.
         let mut cut = None;
         topmost = None;
-        for (layer, trail) in trails.iter().enumerate() {
-            let Some(step) = trail.get(name) else { continue };
+        for (layer, entries) in layer_paths.iter().enumerate() {
+            let Some(entry) = entries.get(name) else { continue };
             hidden_by[layer] = hidden_by[layer].or(cut);
             if hidden_by[layer].is_some() {
                 continue;
             }
-            match (step.kind, topmost) {
+            match (entry.kind, topmost) {
                 (EntryKind::Directory, _) => {
                     topmost = topmost.or(Some(layer));
-                    cut = step.is_opaque.then_some(layer);
+                    cut = entry.is_opaque.then_some(layer);
                 }
                 (EntryKind::Whiteout, _) => cut = Some(layer),
                 // A file below directories ends them.
@@ -175,9 +175,9 @@ fn resolve(trails: &[Vec<Step>], names: usize) -> (Vec<Origin>, Option<(usize, u
             }
         }
     }
-    let whole = trails.iter().enumerate().filter(|(_, trail)| trail.len() == names);
-    let origins = whole.map(|(layer, trail)| {
-        let kind = trail.last().map_or(EntryKind::Directory, |step| step.kind);
+    let whole = layer_paths.iter().enumerate().filter(|(_, entries)| entries.len() == names);
+    let origins = whole.map(|(layer, entries)| {
+        let kind = entries.last().map_or(EntryKind::Directory, |entry| entry.kind);
         let role = match (hidden_by[layer], kind) {
             (Some(by), _) => Role::Hidden { by },
             (None, EntryKind::Whiteout) => Role::Deletes,
@@ -194,8 +194,8 @@ mod tests {
     use super::*;
 
     /// `d` a directory, `o` an opaque one, `f` a file, `l` a link, `w` a whiteout, one letter a name.
-    fn trail(letters: &str) -> Vec<Step> {
-        let step = |letter| {
+    fn layer_path(letters: &str) -> Vec<PathEntry> {
+        let entry = |letter| {
             let kind = match letter {
                 'd' | 'o' => EntryKind::Directory,
                 'f' => EntryKind::File,
@@ -203,15 +203,15 @@ mod tests {
                 'w' => EntryKind::Whiteout,
                 _ => panic!("{letter}"),
             };
-            Step { kind, is_opaque: letter == 'o' }
+            PathEntry { kind, is_opaque: letter == 'o' }
         };
-        letters.chars().map(step).collect()
+        letters.chars().map(entry).collect()
     }
 
     /// The roles in short: `S`, `J`, `D`, the number of the layer that hides it, `-` where the layer has nothing.
-    fn roles(trails: &[&str], names: usize) -> (String, Option<(usize, usize)>) {
-        let trails: Vec<_> = trails.iter().map(|letters| trail(letters)).collect();
-        let (origins, obstacle) = resolve(&trails, names);
+    fn roles(layer_paths: &[&str], names: usize) -> (String, Option<(usize, usize)>) {
+        let layer_paths: Vec<_> = layer_paths.iter().map(|letters| layer_path(letters)).collect();
+        let (origins, obstacle) = resolve(&layer_paths, names);
         let role = |layer| match origins.iter().find(|origin| origin.layer == layer).map(|origin| origin.role) {
             Some(Role::Supplies) => "S".into(),
             Some(Role::Joins) => "J".into(),
@@ -219,10 +219,10 @@ mod tests {
             Some(Role::Hidden { by }) => by.to_string(),
             None => "-".into(),
         };
-        ((0..trails.len()).map(role).collect(), obstacle)
+        ((0..layer_paths.len()).map(role).collect(), obstacle)
     }
 
-    /// Trails, the names of the path, the roles, what is in the way.
+    /// The entries of each layer, the names of the path, the roles, what is in the way.
     type Case = (&'static [&'static str], usize, &'static str, Option<(usize, usize)>);
 
     #[test]
@@ -250,8 +250,8 @@ mod tests {
             (&["d", "df", "f", "df"], 2, "-S-2", None),
             (&["df", "ddf"], 3, "-0", Some((0, 2))),
         ];
-        for (trails, names, expected, obstacle) in table {
-            assert_eq!(roles(trails, names), (expected.to_string(), obstacle), "{trails:?}");
+        for (layer_paths, names, expected, obstacle) in table {
+            assert_eq!(roles(layer_paths, names), (expected.to_string(), obstacle), "{layer_paths:?}");
         }
     }
 

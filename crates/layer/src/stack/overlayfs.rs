@@ -1,5 +1,5 @@
-//! What overlayfs writes into the directories of its layers: recognised and made here, on one file at a time. Walks
-//! nothing, mounts nothing.
+//! What overlayfs writes into the directories of its layers: whiteouts, opaque directories, extended attributes. Recognises and
+//! makes them, one file at a time; `merge` and `capture` walk the trees.
 //!
 //! The names are those of `fs/overlayfs/overlayfs.h`; what they mean is in `Documentation/filesystems/overlayfs.rst`.
 

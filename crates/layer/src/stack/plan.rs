@@ -1,3 +1,5 @@
+//! Decides which layers become lowers of their own and which are merged: arithmetic, without the disk. `merge` does the merging.
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 

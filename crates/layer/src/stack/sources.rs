@@ -1,4 +1,4 @@
-//! The trees that are merged.
+//! Opens the trees of a stack, with few descriptors. What the trees show together is decided in `view.rs` and in `merge`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};

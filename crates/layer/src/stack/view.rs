@@ -1,4 +1,4 @@
-//! What a stack of trees shows, looked up without a mount.
+//! What a stack of trees shows, directory by directory. `lookup.rs` answers for one path, and says what is hidden there.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString, OsStr, OsString};

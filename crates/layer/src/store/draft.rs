@@ -1,3 +1,6 @@
+//! A layer in the making, which enters its store whole or not at all. Where it is made is decided in `store_dir.rs`; how an upper
+//! becomes a layer is decided in `capture`.
+
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -7,7 +10,7 @@ use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::access::Access;
-use crate::store::store_dir::{Area, Room, WorkDir};
+use crate::store::store_dir::{Part, StoreDir, WorkDir};
 
 /// A layer in the making, out of sight: nobody who lists the store sees it before it is whole.
 ///
@@ -39,8 +42,8 @@ impl Draft {
     /// [`Error::Io`]; nothing is left.
     pub fn begin(store: impl AsRef<Path>) -> Result<Self> {
         let store = store.as_ref();
-        let area = Area::make(store)?;
-        let work = area.lock(FlockOperation::LockShared)?.work_dir(Room::New)?;
+        let store_dir = StoreDir::make(store)?;
+        let work = store_dir.lock(FlockOperation::LockShared)?.work_dir(Part::New)?;
         let layer = Layer::at(work.path().join("layer"));
         let mut closed = std::fs::DirBuilder::new();
         closed.mode(0o700).create(layer.path()).map_err(Error::io("make the directory", layer.path()))?;

@@ -1,4 +1,5 @@
-//! Garbage collection: which layers go, and how they do so that nobody loses one.
+//! Garbage collection: which layers are removed, in which order and under which locks. `hold.rs` decides which layers are in use;
+//! `store_dir/trash.rs` removes.
 
 mod abandoned;
 mod inventory;
@@ -20,7 +21,7 @@ use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::store::hold::{Stale, held, read};
-use crate::store::store_dir::{Area, MadeOfLayer, Room};
+use crate::store::store_dir::{MadeOfLayer, Part, StoreDir};
 use crate::tree::remove::remove_tree;
 
 /// Layers that are taken away under one lock, and then removed without it. A rename takes some ten microseconds, so that a
@@ -190,9 +191,9 @@ impl Collector {
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, progress)?;
         let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
         collected.orphans = inventory.unfinished.len();
-        if let Some(area) = Area::open(store)? {
-            collected.orphans += area.garbage()?.directories();
-            collected.orphans += area.lock(FlockOperation::LockExclusive)?.orphans(Room::New, usize::MAX)?.len();
+        if let Some(store_dir) = StoreDir::open(store)? {
+            collected.orphans += store_dir.garbage()?.directories();
+            collected.orphans += store_dir.lock(FlockOperation::LockExclusive)?.orphans(Part::New, usize::MAX)?.len();
         }
         collected.failed = inventory.failed;
         Ok(collected)
@@ -207,8 +208,8 @@ impl Collector {
         let store = store.as_ref();
         let mut collected = Collected::default();
         // Before anything else: if the disk is full, this is room.
-        if let Some(area) = Area::open(store)? {
-            remove_orphans(&area, &mut collected)?;
+        if let Some(store_dir) = StoreDir::open(store)? {
+            remove_orphans(&store_dir, &mut collected)?;
         }
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, progress)?;
         resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
@@ -271,14 +272,14 @@ impl Collector {
             }
             if !collected.is_spared(stored, held) {
                 need.gone(stored.size);
-                collected.layers.push(self.told(stored));
+                collected.layers.push(self.report(stored));
             }
         }
         collected.within_budget = !need.is_over();
         collected
     }
 
-    fn told(&self, stored: &Stored) -> CollectedLayer {
+    fn report(&self, stored: &Stored) -> CollectedLayer {
         CollectedLayer {
             name: stored.name.clone().into(),
             last_use: stored.used,
@@ -295,14 +296,14 @@ impl Collector {
         need: &mut Need,
         collected: &mut Collected,
     ) -> Result<Vec<PathBuf>> {
-        let area = match Area::make(store) {
-            Err(error) if error.is_for_want_of_room() => {
-                self.make_area_of_layer(store, layers, need, collected)?.ok_or(error)?
+        let store_dir = match StoreDir::make(store) {
+            Err(error) if error.is_disk_full() => {
+                self.make_store_dir_of_layer(store, layers, need, collected)?.ok_or(error)?
             }
-            area => area?,
+            store_dir => store_dir?,
         };
-        let lock = area.lock(FlockOperation::LockExclusive)?;
-        let held = read(&area, Stale::Removed)?;
+        let lock = store_dir.lock(FlockOperation::LockExclusive)?;
+        let held = read(&store_dir, Stale::Removed)?;
         let mut trash = Vec::new();
         // How much room one of them makes is seen when it is removed.
         let most = if need.is_room_only() { 1 } else { BATCH };
@@ -319,8 +320,8 @@ impl Collector {
                         self.count(stored, need, collected);
                         trash.push(path);
                     }
-                    // The area has no room for more names: those that it has are removed first.
-                    Err(error) if error.is_for_want_of_room() && !trash.is_empty() => {
+                    // The store directory has no room for more names: those that it has are removed first.
+                    Err(error) if error.is_disk_full() && !trash.is_empty() => {
                         layers.push_front(stored);
                         break;
                     }
@@ -337,17 +338,17 @@ impl Collector {
         Ok(trash)
     }
 
-    /// Makes the area of a store on a full disk: one of the layers that have to go becomes the area, and is removed there. `None` if
+    /// Makes the store directory on a full disk: one of the layers that have to go becomes it, and is removed there. `None` if
     /// none can.
     ///
-    /// Nobody holds any of the layers, since there is no area.
-    fn make_area_of_layer(
+    /// No process holds any of the layers, since there is no store directory.
+    fn make_store_dir_of_layer(
         &self,
         store: &Path,
         layers: &mut VecDeque<&Stored>,
         need: &mut Need,
         collected: &mut Collected,
-    ) -> Result<Option<Area>> {
+    ) -> Result<Option<StoreDir>> {
         for (index, stored) in layers.iter().enumerate() {
             if !need.wants(stored.used) {
                 break;
@@ -357,14 +358,14 @@ impl Collector {
             if stored.is_base || !matches!(is_as_it_was(&layer, stored), Ok(Some(true))) {
                 continue;
             }
-            match Area::make_of(store, layer.path())? {
-                MadeOfLayer::Made(area) => {
+            match StoreDir::make_of(store, layer.path())? {
+                MadeOfLayer::Made(store_dir) => {
                     self.count(stored, need, collected);
                     layers.remove(index);
-                    collected.failed.extend(area.garbage()?.remove());
-                    return Ok(Some(area));
+                    collected.failed.extend(store_dir.garbage()?.remove());
+                    return Ok(Some(store_dir));
                 }
-                MadeOfLayer::There(area) => return Ok(Some(area)),
+                MadeOfLayer::There(store_dir) => return Ok(Some(store_dir)),
                 MadeOfLayer::Unsuitable => {}
             }
         }
@@ -374,7 +375,7 @@ impl Collector {
     /// Counts a layer that has been taken away.
     fn count(&self, stored: &Stored, need: &mut Need, collected: &mut Collected) {
         need.gone(stored.size);
-        collected.layers.push(self.told(stored));
+        collected.layers.push(self.report(stored));
     }
 }
 
@@ -384,7 +385,7 @@ fn is_as_it_was(layer: &Layer, stored: &Stored) -> Result<Option<bool>> {
 }
 
 impl Collected {
-    /// Whether a layer that should go must not, which is noted.
+    /// Whether a layer that should be removed must stay. Records why.
     fn is_spared(&mut self, stored: &Stored, held: &HashSet<OsString>) -> bool {
         let name = &*stored.name;
         match (stored.is_base, held.contains(name)) {
@@ -397,17 +398,17 @@ impl Collected {
 }
 
 /// Removes what dead owners have left.
-fn remove_orphans(area: &Area, collected: &mut Collected) -> Result<()> {
-    let garbage = area.garbage()?;
+fn remove_orphans(store_dir: &StoreDir, collected: &mut Collected) -> Result<()> {
+    let garbage = store_dir.garbage()?;
     let count = garbage.directories();
     let failed = garbage.remove();
     collected.orphans += count.saturating_sub(failed.len());
     collected.failed.extend(failed);
     loop {
         let orphans = {
-            let lock = area.lock(FlockOperation::LockExclusive)?;
-            read(area, Stale::Removed)?;
-            lock.orphans(Room::New, BATCH)?
+            let lock = store_dir.lock(FlockOperation::LockExclusive)?;
+            read(store_dir, Stale::Removed)?;
+            lock.orphans(Part::New, BATCH)?
         };
         let count = orphans.len();
         let failed = orphans.into_iter().filter_map(|orphan| orphan.remove().err()).collect::<Vec<_>>();
@@ -426,9 +427,9 @@ fn resolve_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collec
     if unfinished.is_empty() {
         return Ok(());
     }
-    // One collector at a time, where there can be others: without an area there is none yet.
-    let area = Area::open(store)?;
-    let _lock = area.as_ref().map(|area| area.lock(FlockOperation::LockExclusive)).transpose()?;
+    // One collector at a time, where there can be others: without a store directory there is none yet.
+    let store_dir = StoreDir::open(store)?;
+    let _lock = store_dir.as_ref().map(|store_dir| store_dir.lock(FlockOperation::LockExclusive)).transpose()?;
     for layer in unfinished {
         match abandoned::resolve(layer) {
             Ok(Resolved::Removed) => collected.orphans += 1,

@@ -1,6 +1,5 @@
-//! Which layers are in use: the files in a store's `.layered/holds`.
-//!
-//! The directory around them and its lock are in `area`; the collector that asks is in `gc`.
+//! Which layers are in use: the files in a store's `.layered/holds`. `store_dir.rs` has the directory around them and its lock;
+//! `gc.rs` asks which layers are held.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -17,7 +16,7 @@ use tempfile::NamedTempFile;
 use crate::capture::upper_id::UpperId;
 use crate::display::quoted;
 use crate::error::{Error, Result};
-use crate::store::store_dir::{Area, Room};
+use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::regular_file;
 use crate::tree::walk::PATH;
 
@@ -48,7 +47,7 @@ pub struct Hold {
 }
 
 /// The head of a hold's file, padded with NULs: the path for which the layers stay held without a process, and what identifies
-/// it. It has its room from the beginning, so that it can be written on a full disk. The names follow, each ended by a NUL.
+/// it. Its bytes are allocated from the beginning, so that it can be written on a full disk. The names follow, each ended by a NUL.
 const HEAD_BYTES: usize = 4096;
 
 /// Links to links are followed in one step: a path that is a link again has just been made one.
@@ -164,12 +163,12 @@ impl Hold {
     ) -> Result<bool> {
         let dir = openat(CWD, store, PATH.difference(OFlags::NOFOLLOW), Mode::empty());
         let dir = dir.map_err(|errno| missing(layers[0].0, errno.into()))?;
-        let area = if_it_can_be(store, Area::make(store))?;
+        let store_dir = if_it_can_be(store, StoreDir::make(store))?;
         // No collector removes anything until the file says what is held.
-        let lock = match (&area, stop) {
+        let lock = match (&store_dir, stop) {
             (None, _) => None,
-            (Some(area), None) => if_it_can_be(store, area.lock(FlockOperation::LockShared))?,
-            (Some(area), Some(stop)) => match if_it_can_be(store, area.lock_shared_until(stop))? {
+            (Some(store_dir), None) => if_it_can_be(store, store_dir.lock(FlockOperation::LockShared))?,
+            (Some(store_dir), Some(stop)) => match if_it_can_be(store, store_dir.lock_shared_until(stop))? {
                 Some(None) => return Ok(false),
                 lock => lock.flatten(),
             },
@@ -187,7 +186,7 @@ impl Hold {
             }
         }
         if let Some(lock) = lock.filter(|_| names.len() > HEAD_BYTES) {
-            let file = lock.make_in(Room::Holds, make_file).and_then(|file| hold(file, &names));
+            let file = lock.make_in(Part::Holds, make_file).and_then(|file| hold(file, &names));
             self.files.extend(if_it_can_be(store, file)?);
         }
         Ok(true)
@@ -255,8 +254,10 @@ fn missing(layer: &Path, source: std::io::Error) -> Error {
 /// # Errors
 /// [`Error::Io`] if that cannot be found out.
 pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
-    let area = Area::open(store.as_ref());
-    match area.and_then(|area| area.map_or_else(|| Ok(HashSet::new()), |area| read(&area, Stale::Left))) {
+    let store_dir = StoreDir::open(store.as_ref());
+    match store_dir
+        .and_then(|store_dir| store_dir.map_or_else(|| Ok(HashSet::new()), |store_dir| read(&store_dir, Stale::Left)))
+    {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(HashSet::new()),
         held => held,
     }
@@ -265,15 +266,16 @@ pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
 /// What becomes of the files of holds that have ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stale {
-    /// They are removed. This takes the lock of the area, exclusive: without it a file may be one that is just being made.
+    /// They are removed. The caller must have the exclusive lock of the store directory: without it, a file may be a hold that
+    /// another process is making.
     Removed,
     Left,
 }
 
 /// The names of all layers of a store that somebody holds.
-pub(crate) fn read(area: &Area, stale: Stale) -> Result<HashSet<OsString>> {
+pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsString>> {
     let mut names = HashSet::new();
-    for path in area.list(Room::Holds)? {
+    for path in store_dir.list(Part::Holds)? {
         let file = match regular_file::open(&path) {
             Ok(Some(file)) => file,
             Ok(None) => continue,
@@ -426,10 +428,10 @@ mod tests {
         let hold = Hold::of([store.path().join("a")]).unwrap();
         let left = store.path().join(".layered/holds/dead");
         fs::write(&left, file("", b"a\0b\0")).unwrap();
-        let area = Area::open(store.path()).unwrap().unwrap();
-        assert_eq!(read(&area, Stale::Left).unwrap(), HashSet::from(["a".into()]));
+        let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
+        assert_eq!(read(&store_dir, Stale::Left).unwrap(), HashSet::from(["a".into()]));
         assert!(left.exists());
-        assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+        assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
         assert!(!left.exists());
         drop(hold);
     }
@@ -447,18 +449,18 @@ mod tests {
             fs::rename(&upper, &run).unwrap();
             hold.set_reason(&run, id).unwrap();
             hold.keep();
-            let area = Area::open(store.path()).unwrap().unwrap();
-            assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+            let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
+            assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
             if with_id {
                 // Another directory of that name is none of its.
                 fs::rename(&run, path("elsewhere")).unwrap();
                 fs::create_dir(&run).unwrap();
-                assert_eq!(read(&area, Stale::Left).unwrap(), HashSet::new());
+                assert_eq!(read(&store_dir, Stale::Left).unwrap(), HashSet::new());
                 fs::remove_dir(path("elsewhere")).unwrap();
             }
             fs::remove_dir(&run).unwrap();
-            assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::new());
-            assert_eq!(area.list(Room::Holds).unwrap(), [""; 0].map(PathBuf::from));
+            assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::new());
+            assert_eq!(store_dir.list(Part::Holds).unwrap(), [""; 0].map(PathBuf::from));
         }
     }
 
@@ -484,17 +486,17 @@ mod tests {
         {
             fs::write(holds.join(name), content).unwrap();
         }
-        let area = Area::open(store.path()).unwrap().unwrap();
-        assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
-        assert_eq!(read(&area, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+        let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
+        assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+        assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
     }
 
     #[test]
     fn a_wait_for_a_collector_can_be_ended() {
         let store = store(&["a".as_ref()]);
         let path = store.path().join("a");
-        let area = Area::make(store.path()).unwrap();
-        let lock = area.lock(FlockOperation::LockExclusive).unwrap();
+        let store_dir = StoreDir::make(store.path()).unwrap();
+        let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
         let asked = std::cell::Cell::new(0);
         let stop = || {
             asked.set(asked.get() + 1);

@@ -1,3 +1,5 @@
+//! Lists the layers of a store: what counts as a layer. Which of them are removed is decided in `gc.rs`.
+
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -6,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::layer::Layer;
-use crate::store::store_dir::AREA;
+use crate::store::store_dir::STORE_DIR;
 use crate::tree::walk::{Entries, READ, as_os_str};
 
 /// The layers of a store: every directory directly in it that has a `layer.json`, in no particular order.
@@ -84,7 +86,7 @@ impl Scan {
                 Err(errno) => return Some(Err(Error::io("read", &self.store)(errno))),
             };
             let name = as_os_str(&name);
-            if kind == FileType::RegularFile || name == AREA {
+            if kind == FileType::RegularFile || name == STORE_DIR {
                 continue;
             }
             let layer = Layer::at(self.store.join(name));

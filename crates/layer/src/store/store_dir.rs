@@ -1,4 +1,5 @@
-//! A store's own directory: who uses which layers, and what is on its way in or out.
+//! A store's own directory, `.layered`: its parts, its lock and who may use it. `hold.rs` decides what the files of holds say;
+//! `store_dir/trash.rs` moves layers here to remove them.
 
 mod trash;
 
@@ -20,70 +21,70 @@ use crate::error::{Error, Result};
 use crate::tree::remove::remove_tree;
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, READ, as_os_str};
 
-/// How often a lock is tried that somebody else has. A collector has it for about a millisecond.
+/// The interval between two attempts to lock. A collector has the lock for about a millisecond.
 const RETRY: Duration = Duration::from_millis(1);
 
-/// The name of the area in its store.
-pub(crate) const AREA: &str = ".layered";
+/// The name of the store directory.
+pub(crate) const STORE_DIR: &str = ".layered";
 
-/// `<store>/.layered`, which is made when somebody needs it.
+/// The store directory, `<store>/.layered`. The first hold, draft or collector that needs it makes it.
 ///
 /// ```text
 /// <store>/.layered/                     flock(2): shared while a hold or a directory below is made,
 ///                                       exclusive while a collector looks at the holds and takes layers away
-/// <store>/.layered/holds/<random>       the names of the layers that somebody uses, each ended by a NUL
+/// <store>/.layered/holds/<random>       the names of the layers that are held, each ended by a NUL
 /// <store>/.layered/new/<random>/layer   a layer in the making
 /// <store>/.layered/trash-<random>       a layer that a collector has taken away: garbage
-/// <store>/.layered/layer.json           where the area was made of a layer: all but `holds` and `new` is garbage
+/// <store>/.layered/layer.json           if the directory was made of a layer: all but `holds` and `new` is garbage
 /// ```
 ///
-/// Holds and layers in the making are locked by their owners, and those that are not locked are a dead owner's: locks,
-/// flock(2), die with their holder. So that nobody takes one for dead that is only just being made, that is done under the lock
-/// of the area. Garbage has no owner.
+/// Holds and layers in the making are locked by their owners, flock(2), and the kernel ends a lock with its owner's process. What
+/// is not locked therefore belongs to a dead owner. An owner makes a hold or a layer under the lock of the store directory, so
+/// that no collector mistakes it for a dead owner's before it is locked. Garbage has no owner.
 #[derive(Debug)]
-pub(crate) struct Area {
+pub(crate) struct StoreDir {
     path: PathBuf,
     dir: OwnedFd,
 }
 
-/// A part of the area.
+/// A directory in the store directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Room {
-    /// Files of names.
+pub(crate) enum Part {
+    /// Files with the names of layers that are held.
     Holds,
-    /// Directories of layers that are being made.
+    /// Directories in which layers are made.
     New,
 }
 
-impl Room {
+impl Part {
     fn name(self) -> &'static str {
         match self {
-            Room::Holds => "holds",
-            Room::New => "new",
+            Part::Holds => "holds",
+            Part::New => "new",
         }
     }
 }
 
-impl Area {
-    /// The area of `store`, made if it is missing.
+impl StoreDir {
+    /// Opens the store directory of `store`, and makes it if it is missing.
     pub(crate) fn make(store: &Path) -> Result<Self> {
-        // Mostly it is there.
-        if let Some(area) = Self::open(store)? {
-            return Ok(area);
+        // It usually exists.
+        if let Some(store_dir) = Self::open(store)? {
+            return Ok(store_dir);
         }
-        make_dir(&store.join(AREA))?;
-        Self::open(store)?.ok_or_else(|| Error::io("open", store.join(AREA))(Errno::NOENT))
+        make_dir(&store.join(STORE_DIR))?;
+        Self::open(store)?.ok_or_else(|| Error::io("open", store.join(STORE_DIR))(Errno::NOENT))
     }
 
-    /// The area of `store`, if it has one.
+    /// Opens the store directory of `store`; `None` if it has none.
     pub(crate) fn open(store: &Path) -> Result<Option<Self>> {
-        let path = store.join(AREA);
+        let path = store.join(STORE_DIR);
         let dir = match openat(CWD, &path, READ, Mode::empty()) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io("open", path)(errno)),
         };
-        // Whoever has it can lead what is made and removed in it elsewhere: in /tmp anybody could have made it.
+        // Its owner can redirect what is made and removed in it. In /tmp any user could have made it.
         let owner = fstat(&dir).map_err(Error::io("look at", &path))?.st_uid;
         if !is_trusted(owner, store)? {
             let why = "it belongs neither to root nor to the owner of the store";
@@ -92,35 +93,35 @@ impl Area {
         Ok(Some(Self { path, dir }))
     }
 
-    /// Waits for the lock.
-    pub(crate) fn lock(&self, how: FlockOperation) -> Result<AreaLock<'_>> {
+    /// Waits for the lock, and takes it.
+    pub(crate) fn lock(&self, how: FlockOperation) -> Result<StoreDirLock<'_>> {
         loop {
             match flock(&self.dir, how) {
-                Ok(()) => return Ok(AreaLock { area: self }),
+                Ok(()) => return Ok(StoreDirLock { store_dir: self }),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
             }
         }
     }
 
-    /// Waits for the lock, shared, until `stop` says that nobody needs it any more; `None` then.
-    pub(crate) fn lock_shared_until(&self, stop: &dyn Fn() -> bool) -> Result<Option<AreaLock<'_>>> {
+    /// Waits for the shared lock until `stop` returns true; `None` then.
+    pub(crate) fn lock_shared_until(&self, stop: &dyn Fn() -> bool) -> Result<Option<StoreDirLock<'_>>> {
         loop {
             match flock(&self.dir, FlockOperation::NonBlockingLockShared) {
-                Ok(()) => return Ok(Some(AreaLock { area: self })),
+                Ok(()) => return Ok(Some(StoreDirLock { store_dir: self })),
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) if stop() => return Ok(None),
-                // No event says that such a lock is free, and waiting in the kernel for it cannot be ended by another thread.
+                // The kernel reports no event when such a lock becomes free, and another thread cannot interrupt a wait for it.
                 Err(Errno::WOULDBLOCK) => thread::sleep(RETRY),
                 Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
             }
         }
     }
 
-    /// What is in a part of the area; nothing if that was never needed.
-    pub(crate) fn list(&self, room: Room) -> Result<Vec<PathBuf>> {
-        let path = self.path.join(room.name());
-        let entries = match openat(&self.dir, room.name(), READ, Mode::empty()) {
+    /// Lists a part of the store directory. Lists nothing if the part was never made.
+    pub(crate) fn list(&self, part: Part) -> Result<Vec<PathBuf>> {
+        let path = self.path.join(part.name());
+        let entries = match openat(&self.dir, part.name(), READ, Mode::empty()) {
             Ok(dir) => entries(&dir),
             Err(Errno::NOENT) => Ok(Vec::new()),
             Err(errno) => Err(errno),
@@ -132,15 +133,15 @@ impl Area {
     }
 }
 
-/// Whether an area that belongs to `owner` may be used for `store`.
+/// Whether a store directory that belongs to `owner` may be used for `store`.
 fn is_trusted(owner: u32, store: &Path) -> Result<bool> {
     Ok(owner == 0 || owner == stat(store).map_err(Error::io("look at", store))?.st_uid)
 }
 
-/// What is in a directory. Entries that vanish concurrently may or may not be there.
+/// Lists a directory. Entries that vanish concurrently may or may not be listed.
 fn entries(dir: impl AsFd) -> rustix::io::Result<Vec<(OsString, FileType)>> {
     let dir = dir.as_fd();
-    // It may have been read before.
+    // The descriptor may have been read before.
     seek(dir, SeekFrom::Start(0))?;
     let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
     let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
@@ -158,17 +159,17 @@ fn entries(dir: impl AsFd) -> rustix::io::Result<Vec<(OsString, FileType)>> {
     Ok(found)
 }
 
-/// The lock of an [`Area`], let go when it is dropped.
+/// The lock of a [`StoreDir`], released when it is dropped.
 #[derive(Debug)]
-#[must_use = "dropped, it is let go"]
-pub(crate) struct AreaLock<'a> {
-    area: &'a Area,
+#[must_use = "dropped, it is released"]
+pub(crate) struct StoreDirLock<'a> {
+    store_dir: &'a StoreDir,
 }
 
-impl AreaLock<'_> {
-    /// Makes a file, of whatever type, in a part of the area, which is made too if it is not there.
-    pub(crate) fn make_in<T>(&self, room: Room, make: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
-        let path = self.area.path.join(room.name());
+impl StoreDirLock<'_> {
+    /// Makes a file of any type in a part of the store directory. Makes the part as well if it is missing.
+    pub(crate) fn make_in<T>(&self, part: Part, make: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
+        let path = self.store_dir.path.join(part.name());
         let made = match make(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 make_dir(&path)?;
@@ -179,31 +180,31 @@ impl AreaLock<'_> {
         made.map_err(Error::io("make a file in", path))
     }
 
-    /// Makes a directory of the caller's own in a part of the area.
-    pub(crate) fn work_dir(&self, room: Room) -> Result<WorkDir> {
+    /// Makes a directory in a part of the store directory, and locks it for the caller.
+    pub(crate) fn work_dir(&self, part: Part) -> Result<WorkDir> {
         let make = |parent: &Path| tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(parent);
-        let path = self.make_in(room, make)?.keep();
+        let path = self.make_in(part, make)?.keep();
         let taken = WorkDir::take(&path)?;
         taken.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))
     }
 
-    /// Takes over, of a part of the area, at most so many directories whose owners are gone.
-    pub(crate) fn orphans(&self, room: Room, most: usize) -> Result<Vec<WorkDir>> {
-        let dirs = self.area.list(room)?;
+    /// Takes over at most `most` directories of a part whose owners are dead.
+    pub(crate) fn orphans(&self, part: Part, most: usize) -> Result<Vec<WorkDir>> {
+        let dirs = self.store_dir.list(part)?;
         dirs.iter().filter_map(|path| WorkDir::take(path).transpose()).take(most).collect()
     }
 }
 
-impl Drop for AreaLock<'_> {
+impl Drop for StoreDirLock<'_> {
     fn drop(&mut self) {
-        // A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
-        if let Err(errno) = flock(&self.area.dir, FlockOperation::Unlock) {
-            log::debug!("cannot unlock {}: {errno}", quoted(&self.area.path));
+        // A child process that is being started has a copy of the descriptor for a moment, so closing is not enough.
+        if let Err(errno) = flock(&self.store_dir.dir, FlockOperation::Unlock) {
+            log::debug!("cannot unlock {}: {errno}", quoted(&self.store_dir.path));
         }
     }
 }
 
-/// A directory in the area, locked by its owner. Dropped, it is an orphan, for the next collector to remove.
+/// A directory in the store directory, locked by its owner. Dropped, it is an orphan: the next collector removes it.
 #[derive(Debug)]
 pub(crate) struct WorkDir {
     path: PathBuf,
@@ -211,16 +212,16 @@ pub(crate) struct WorkDir {
 }
 
 impl WorkDir {
-    /// `None` if it has an owner, or is gone.
+    /// Locks the directory; `None` if it has an owner or does not exist.
     fn take(path: &Path) -> Result<Option<Self>> {
         let lock = match openat(CWD, path, READ, Mode::empty()) {
             Ok(lock) => lock,
-            // Not a directory: nobody here has made it.
+            // Not a directory: no program of this crate made it.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             Err(errno) => return Err(Error::io("open", path)(errno)),
         };
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            // Whoever had the lock before may have removed the directory under it.
+            // The former owner of the lock may have removed the directory.
             Ok(()) if fstat(&lock).is_ok_and(|stat| stat.st_nlink == 0) => Ok(None),
             Ok(()) => Ok(Some(Self { path: path.into(), lock })),
             Err(Errno::WOULDBLOCK) => Ok(None),
@@ -232,7 +233,7 @@ impl WorkDir {
         &self.path
     }
 
-    /// Removes it with all that is in it. It is locked until it is gone.
+    /// Removes the directory with everything in it. It stays locked until it is gone.
     pub(crate) fn remove(self) -> Result<()> {
         remove_tree(&self.path)
     }
@@ -240,15 +241,15 @@ impl WorkDir {
 
 impl Drop for WorkDir {
     fn drop(&mut self) {
-        // As for the lock of the area.
+        // As for the lock of the store directory.
         if let Err(errno) = flock(&self.lock, FlockOperation::Unlock) {
             log::debug!("cannot unlock {}: {errno}", self.path.display());
         }
     }
 }
 
-/// Makes a directory that may be there already. Nobody else may enter it: whoever can open what is in it can lock it, too, and
-/// keep all others waiting.
+/// Makes a directory that may exist already. Only its owner may enter it: a user who can open a file in it can also lock that
+/// file, and keep all others waiting.
 fn make_dir(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make the directory", path)(error)),
@@ -265,27 +266,29 @@ mod tests {
     #[test]
     fn a_directory_without_its_owner_is_an_orphan() {
         let store = tempfile::tempdir().unwrap();
-        assert!(Area::open(store.path()).unwrap().is_none());
-        let area = Area::make(store.path()).unwrap();
-        let lock = area.lock(FlockOperation::LockExclusive).unwrap();
-        let [live, dead] = [(); 2].map(|()| lock.work_dir(Room::New).unwrap());
+        assert!(StoreDir::open(store.path()).unwrap().is_none());
+        let store_dir = StoreDir::make(store.path()).unwrap();
+        let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
+        let [live, dead] = [(); 2].map(|()| lock.work_dir(Part::New).unwrap());
         fs::create_dir_all(dead.path().join("layer/fs/a")).unwrap();
         let path = dead.path().to_path_buf();
         drop(dead);
 
-        let orphans = lock.orphans(Room::New, 9).unwrap();
+        let orphans = lock.orphans(Part::New, 9).unwrap();
         assert_eq!(orphans.iter().map(WorkDir::path).collect::<Vec<_>>(), [&path]);
-        assert!(lock.orphans(Room::New, 9).unwrap().is_empty(), "somebody has taken it over");
-        assert!(lock.orphans(Room::Holds, 9).unwrap().is_empty());
+        assert!(lock.orphans(Part::New, 9).unwrap().is_empty(), "it has been taken over");
+        assert!(lock.orphans(Part::Holds, 9).unwrap().is_empty());
         orphans.into_iter().for_each(|orphan| orphan.remove().unwrap());
-        assert_eq!(area.list(Room::New).unwrap(), [live.path()]);
+        assert_eq!(store_dir.list(Part::New).unwrap(), [live.path()]);
     }
 
     #[test]
-    fn the_area_is_no_link_that_leads_elsewhere() {
+    fn the_store_directory_is_not_a_link_that_leads_elsewhere() {
         let [store, elsewhere] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-        std::os::unix::fs::symlink(elsewhere.path(), store.path().join(AREA)).unwrap();
-        assert!(matches!(Area::make(store.path()), Err(Error::Io { path, .. }) if path == store.path().join(AREA)));
+        std::os::unix::fs::symlink(elsewhere.path(), store.path().join(STORE_DIR)).unwrap();
+        assert!(
+            matches!(StoreDir::make(store.path()), Err(Error::Io { path, .. }) if path == store.path().join(STORE_DIR))
+        );
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
     }
 }

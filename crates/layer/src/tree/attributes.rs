@@ -1,4 +1,5 @@
-//! Mode, owner, times and extended attributes of a file: read in one place, applied in another.
+//! Reads and sets mode, owner, times and extended attributes of a file. Which attributes are overlayfs's own is decided in
+//! `stack/overlayfs.rs`.
 
 use std::ffi::{CStr, CString};
 use std::io::Write;

@@ -1,4 +1,5 @@
-//! Reads files whose content somebody else decides: `layer.json`, sidecars, holds, reports.
+//! Reads files whose type, size and content other programs decide: `layer.json`, sidecars, holds, reports. `layer/json.rs`
+//! parses them.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,4 +1,4 @@
-//! How much of a disk a tree takes.
+//! Measures how much of a disk a tree takes. What a layer's `layer.json` says about that is read in `layer/disk_usage.rs`.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;

@@ -1,9 +1,9 @@
-//! Trees walked by descriptor: at any depth, with a bounded number of descriptors, without recursion, by several
-//! threads.
+//! Walks trees by descriptor: at any depth, with a bounded number of descriptors, without recursion, by several
+//! threads. `remove.rs`, `size.rs`, `merge` and `capture` are the walks.
 //!
-//! A directory that still has to be dealt with is a [`Node`], a name and a parent; a [`Cursor`] opens it, mostly from
-//! the directory that it holds open already; a [`work_queue`] shares the work. Nothing here follows a symbolic link or enters
-//! another mount. [`Entries`] reads a single directory.
+//! A directory that is still to be processed is a [`Node`], a name and a parent. A [`Cursor`] opens it, usually from
+//! the directory that it holds open already. A [`work_queue`] shares the work. Nothing here follows a symbolic link or
+//! enters another mount. [`Entries`] reads a single directory.
 
 mod cursor;
 mod node;

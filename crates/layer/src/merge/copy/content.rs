@@ -1,4 +1,4 @@
-//! The bytes of a regular file.
+//! Copies the bytes of a regular file; `merge/copy.rs` around it copies the rest.
 
 use std::os::fd::BorrowedFd;
 

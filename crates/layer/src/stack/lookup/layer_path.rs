@@ -1,4 +1,4 @@
-//! What one layer has on the way to a path.
+//! What one layer has for each name of a path. `lookup.rs` combines the layers.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,15 +15,15 @@ use crate::tree::walk::{READ, as_c_string, open_in};
 
 /// One name of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct PathEntry {
     pub(super) kind: EntryKind,
     /// Whether a directory hides those below it.
     pub(super) is_opaque: bool,
 }
 
 /// What the layer has for each name of `path`, up to the last one that it has. No symbolic link is followed.
-pub(super) fn trail(tree: &Path, path: &Path, xattrs: XattrNamespace) -> Result<Vec<Step>> {
-    let mut steps = Vec::new();
+pub(super) fn layer_path(tree: &Path, path: &Path, xattrs: XattrNamespace) -> Result<Vec<PathEntry>> {
+    let mut entries = Vec::new();
     let mut place: PathBuf = tree.components().collect();
     let mut dir = openat(CWD, &place, READ, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
@@ -41,16 +41,16 @@ pub(super) fn trail(tree: &Path, path: &Path, xattrs: XattrNamespace) -> Result<
         };
         let kind = kind_of(dir.as_fd(), &name, &stat, xattrs, &place)?;
         if kind != EntryKind::Directory {
-            steps.push(Step { kind, is_opaque: false });
+            entries.push(PathEntry { kind, is_opaque: false });
             break;
         }
         dir = open_in(dir.as_fd(), &name, READ).map_err(|errno| match errno {
             Errno::XDEV => Error::MountInside { path: place.clone() },
             errno => Error::io("open", &place)(errno),
         })?;
-        steps.push(Step { kind, is_opaque: hides_below(dir.as_fd(), xattrs, &place)? });
+        entries.push(PathEntry { kind, is_opaque: hides_below(dir.as_fd(), xattrs, &place)? });
     }
-    Ok(steps)
+    Ok(entries)
 }
 
 /// What `name` in `dir` is to overlayfs; its whole path is `place`.

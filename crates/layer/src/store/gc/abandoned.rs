@@ -1,6 +1,6 @@
-//! What a killed capture has left where its layer was to be.
+//! Completes or removes what a killed capture left. The marks that it leaves are defined in `capture/lock.rs`.
 
-use crate::capture::lock::{Claim, Found};
+use crate::capture::lock::{CaptureLock, Found};
 use crate::error::Result;
 use crate::layer::Layer;
 
@@ -17,11 +17,11 @@ pub(super) enum Resolved {
 
 /// Completes or removes what a killed capture has left in the directory of `layer`. Removes no tree and no file of anybody else.
 pub(super) fn resolve(layer: &Layer) -> Result<Resolved> {
-    let Some(claim) = Claim::take_abandoned(layer)? else { return Ok(Resolved::Left) };
-    match claim.look()? {
+    let Some(lock) = CaptureLock::take_abandoned(layer)? else { return Ok(Resolved::Left) };
+    match lock.look()? {
         Found::Layer => Ok(Resolved::Left),
-        Found::Sealed { .. } => claim.publish().map(|()| Resolved::Completed),
-        Found::Unfinished { .. } => match claim.clear()? {
+        Found::Sealed { .. } => lock.publish().map(|()| Resolved::Completed),
+        Found::Unfinished { .. } => match lock.clear()? {
             true => Ok(Resolved::Removed),
             false => Ok(Resolved::Left),
         },
@@ -30,5 +30,5 @@ pub(super) fn resolve(layer: &Layer) -> Result<Resolved> {
 
 /// Whether [`resolve`] would find something to do.
 pub(super) fn is_left(layer: &Layer) -> Result<bool> {
-    Ok(Claim::take_abandoned(layer)?.is_some())
+    Ok(CaptureLock::take_abandoned(layer)?.is_some())
 }

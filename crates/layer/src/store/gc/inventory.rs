@@ -1,4 +1,4 @@
-//! What a store has, in the order of last use.
+//! Lists the layers of a store in the order of last use, with their sizes. `need.rs` decides how many of them are removed.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

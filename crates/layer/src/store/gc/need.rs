@@ -1,4 +1,4 @@
-//! Which layers have to go: arithmetic, no disk.
+//! Decides which layers have to go: arithmetic, without the disk. `inventory.rs` supplies the numbers.
 
 use std::time::SystemTime;
 

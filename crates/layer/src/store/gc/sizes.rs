@@ -1,4 +1,5 @@
-//! Which recorded sizes are measured, since together they cannot be true: arithmetic, no disk.
+//! Decides which recorded sizes are measured because their sum cannot be true: arithmetic, without the disk. `layer/disk_usage.rs`
+//! asks the same about one layer.
 
 use super::inventory::Stored;
 use super::need::Size;

@@ -1,3 +1,5 @@
+//! Tests of the collector as a whole; the modules beside it have tests of their own.
+
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,10 +38,10 @@ fn names(collected: &Collected) -> Vec<&str> {
 }
 
 /// Files and directories in the store's own directory, its parts not counted.
-fn in_area(store: &Path) -> usize {
-    let area = store.join(".layered");
-    let entries = walkdir::WalkDir::new(&area).min_depth(1).into_iter().map(|entry| entry.unwrap().into_path());
-    entries.filter(|path| ["holds", "new"].iter().all(|part| *path != area.join(part))).count()
+fn in_store_dir(store: &Path) -> usize {
+    let store_dir = store.join(".layered");
+    let entries = walkdir::WalkDir::new(&store_dir).min_depth(1).into_iter().map(|entry| entry.unwrap().into_path());
+    entries.filter(|path| ["holds", "new"].iter().all(|part| *path != store_dir.join(part))).count()
 }
 
 #[test]
@@ -70,7 +72,7 @@ fn the_least_recently_used_go_and_a_dry_run_says_so_beforehand() {
         assert_eq!(done.within_budget, within_budget, "{collector:?}");
         assert!(done.failed.is_empty() && dry.failed.is_empty());
         assert_eq!(there(store.path()).len(), 4 - gone.len());
-        assert_eq!(in_area(store.path()), 1, "the hold");
+        assert_eq!(in_store_dir(store.path()), 1, "the hold");
         let last = match gone.len() {
             0 => Progress::Looked { layers: 4 },
             layers => Progress::Removed { layers, of: layers },
@@ -159,7 +161,7 @@ fn orphans_are_removed_and_what_has_an_owner_stays() {
     let collected = Collector::new().collect(&store, &mut |_| {}).unwrap();
     assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (4, 0, 0));
     assert!(draft.layer().path().exists());
-    assert_eq!(in_area(store.path()), 2, "the draft and its layer");
+    assert_eq!(in_store_dir(store.path()), 2, "the draft and its layer");
 }
 
 #[test]
@@ -299,5 +301,5 @@ fn a_held_layer_stays_whole_while_collectors_and_makers_storm() {
         users.into_iter().for_each(|user| user.unwrap());
     });
     collect(0);
-    assert_eq!((there(store).len(), in_area(store)), (0, 0));
+    assert_eq!((there(store).len(), in_store_dir(store)), (0, 0));
 }

@@ -1,3 +1,6 @@
+//! Opens the directories of a tree one after the other, each from the one before where that is possible. The
+//! directories are those of `node.rs`.
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -7,8 +10,8 @@ use super::{Node, open_beneath, open_in};
 
 /// One directory of a tree, held open.
 ///
-/// The next directory is mostly a child or the parent of the last one: one step, whatever the depth. From anywhere else
-/// the way is walked from the root.
+/// The next directory is usually a child or the parent of this one: one step, whatever the depth. For any other
+/// directory the cursor walks the path from the root.
 #[derive(Debug)]
 pub(crate) struct Cursor<T> {
     flags: OFlags,
@@ -21,12 +24,12 @@ impl<T> Cursor<T> {
         Self { flags, at: None }
     }
 
-    /// Lets go of the directory, before another tree is gone to.
+    /// Closes the directory. The caller does this before it goes to another tree.
     pub(crate) fn leave(&mut self) {
         self.at = None;
     }
 
-    /// The directory `node`, in the tree whose root `root` opens.
+    /// Opens the directory `node` in the tree whose root `root` opens.
     pub(crate) fn go<R: AsFd>(
         &mut self,
         node: &Arc<Node<T>>,
@@ -40,7 +43,7 @@ impl<T> Cursor<T> {
         Ok(self.at.insert((Arc::clone(node), dir)).1.as_fd())
     }
 
-    /// As [`go`](Self::go), and one step up too, in the one tree in which these nodes have been [met](Node::meet).
+    /// As [`go`](Self::go), but also goes one step up. All nodes must be of one tree and [identified](Node::set_identity).
     pub(crate) fn go_either_way<R: AsFd>(
         &mut self,
         node: &Arc<Node<T>>,
@@ -49,7 +52,7 @@ impl<T> Cursor<T> {
         match self.at.take() {
             Some((at, dir)) if is_parent(node, &at) => {
                 let above = openat(dir, c"..", self.flags, Mode::empty())?;
-                // The directory can have been moved elsewhere since it was entered.
+                // Another process may have moved the directory since it was opened.
                 self.at = node.is(&fstat(&above)?).then(|| (Arc::clone(node), above));
             }
             at => self.at = at,
@@ -91,7 +94,7 @@ mod tests {
         let mut cursor = Cursor::new(READ);
         for node in [&root, &a, &b, &c, &b, &a, &d, &c, &root, &c, &d, &a, &a, &root] {
             let stat = fstat(cursor.go_either_way(node, || open(dir.path())).unwrap()).unwrap();
-            node.meet(&stat);
+            node.set_identity(&stat);
             assert_eq!(stat.st_ino, fs::metadata(dir.path().join(node.path())).unwrap().ino(), "{:?}", node.path());
         }
     }
@@ -107,7 +110,7 @@ mod tests {
         let mut cursor = Cursor::new(READ);
         for node in [&root, &a, &b] {
             let stat = fstat(cursor.go_either_way(node, || open(&tree)).unwrap()).unwrap();
-            node.meet(&stat);
+            node.set_identity(&stat);
         }
         fs::rename(tree.join("a/b"), dir.path().join("b")).unwrap();
         let stat = fstat(cursor.go_either_way(&a, || open(&tree)).unwrap()).unwrap();

@@ -1,3 +1,6 @@
+//! A directory of a tree that waits for something: its name, its parent and its unfinished children. `cursor.rs`
+//! opens it.
+
 use std::ffi::{CStr, CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -8,36 +11,36 @@ use rustix::fs::Stat;
 
 use super::Identity;
 
-/// A directory of a tree: its name, its parent, and how many of its child directories are not done yet.
+/// A directory of a tree: its name, its parent, and how many of its child directories are unfinished.
 ///
-/// Only directories that wait for something are nodes, so their number is that of the siblings on the way down, not
-/// that of the tree.
+/// Only directories that wait for something are nodes. Their number is that of the siblings on the way down, not
+/// that of the whole tree.
 #[derive(Debug)]
 pub(crate) struct Node<T> {
     parent: Option<Arc<Node<T>>>,
     name: CString,
     identity: OnceLock<Identity>,
     unfinished: AtomicUsize,
-    /// What the walk has to remember of this directory.
-    pub(crate) note: T,
+    /// What the walk remembers about this directory.
+    pub(crate) state: T,
 }
 
 impl<T> Node<T> {
     /// The root of a tree. Its path is empty.
-    pub(crate) fn root(note: T) -> Arc<Self> {
-        Self::new(None, CString::default(), note)
+    pub(crate) fn root(state: T) -> Arc<Self> {
+        Self::new(None, CString::default(), state)
     }
 
     /// The directory `name` in `parent`.
-    pub(crate) fn child(parent: &Arc<Self>, name: CString, note: T) -> Arc<Self> {
-        Self::new(Some(Arc::clone(parent)), name, note)
+    pub(crate) fn child(parent: &Arc<Self>, name: CString, state: T) -> Arc<Self> {
+        Self::new(Some(Arc::clone(parent)), name, state)
     }
 
-    fn new(parent: Option<Arc<Self>>, name: CString, note: T) -> Arc<Self> {
-        Arc::new(Self { parent, name, identity: OnceLock::new(), unfinished: AtomicUsize::new(0), note })
+    fn new(parent: Option<Arc<Self>>, name: CString, state: T) -> Arc<Self> {
+        Arc::new(Self { parent, name, identity: OnceLock::new(), unfinished: AtomicUsize::new(0), state })
     }
 
-    /// The directory that this one is in; none for the root.
+    /// The directory that contains this one; `None` for the root.
     pub(crate) fn parent(&self) -> Option<&Arc<Self>> {
         self.parent.as_ref()
     }
@@ -47,22 +50,22 @@ impl<T> Node<T> {
         &self.name
     }
 
-    /// Remembers which directory this was when it was opened.
-    pub(crate) fn meet(&self, stat: &Stat) {
+    /// Records which directory this was when it was opened.
+    pub(crate) fn set_identity(&self, stat: &Stat) {
         let _known_already = self.identity.set((stat.st_dev, stat.st_ino));
     }
 
-    /// Whether `stat` is of the directory that was met.
+    /// Whether `stat` describes the directory whose identity was recorded.
     pub(super) fn is(&self, stat: &Stat) -> bool {
         self.identity.get() == Some(&(stat.st_dev, stat.st_ino))
     }
 
-    /// Says how many child directories have to be done before this one is. To be called before any of them is begun.
+    /// Sets how many child directories must be done before this one is. The caller calls this before it begins any of them.
     pub(crate) fn expect(&self, children: usize) {
         self.unfinished.store(children, Ordering::Release);
     }
 
-    /// Counts one child directory as done. True for the last one.
+    /// Counts one child directory as done. Returns true for the last one.
     pub(crate) fn child_done(&self) -> bool {
         self.unfinished.fetch_sub(1, Ordering::AcqRel) == 1
     }
@@ -81,7 +84,7 @@ impl<T> Node<T> {
 }
 
 impl<T> Drop for Node<T> {
-    /// The last one of a branch would drop its parent, this one the next: a tree can be deeper than a stack.
+    /// Drops the ancestors in a loop. Recursion would overflow the stack, since a tree can be deeper than that.
     fn drop(&mut self) {
         let mut next = self.parent.take();
         while let Some(mut node) = next.and_then(Arc::into_inner) {
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_child_is_told() {
+    fn the_last_child_is_reported() {
         let root = Node::root(());
         root.expect(2);
         assert_eq!([root.child_done(), root.child_done()], [false, true]);

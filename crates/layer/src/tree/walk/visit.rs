@@ -1,4 +1,5 @@
-//! A look at every entry of a tree that nobody changes; `remove.rs` and `capture/directory.rs` walk trees that they change.
+//! Visits every entry of a tree that the caller does not change. `tree/remove.rs` and `capture/directory.rs` walk trees that
+//! they change.
 
 use std::ffi::CStr;
 use std::num::NonZeroUsize;
@@ -26,7 +27,7 @@ pub(crate) enum Entry<'a> {
 
 /// Calls `look` with each entry of the directory `tree` and returns the workers, each with what it has gathered.
 ///
-/// Up to `threads` threads share the work. `hire` makes a thread's own state, on that thread. An entry that vanishes
+/// Up to `threads` threads share the work. `new_worker` makes a thread's own state, on that thread. An entry that vanishes
 /// concurrently is passed over; `look` may answer `NOENT` for it.
 ///
 /// # Errors
@@ -34,19 +35,19 @@ pub(crate) enum Entry<'a> {
 pub(crate) fn visit<W: Send>(
     tree: &Path,
     threads: NonZeroUsize,
-    hire: impl Fn() -> W + Sync,
+    new_worker: impl Fn() -> W + Sync,
     look: impl Fn(&mut W, Entry<'_>) -> rustix::io::Result<()> + Sync,
 ) -> Result<Vec<W>> {
     let root = openat(CWD, tree, READ, Mode::empty()).map_err(Error::io("open", tree))?;
-    let hire = || Visitor {
+    let new_worker = || Visitor {
         tree,
         root: &root,
         cursor: Cursor::new(READ),
         entries: Vec::with_capacity(ENTRIES_SIZE_BYTES),
         look: &look,
-        worker: hire(),
+        worker: new_worker(),
     };
-    let visitors = work_queue::run(threads, Node::root(()), hire, Visitor::read)?;
+    let visitors = work_queue::run(threads, Node::root(()), new_worker, Visitor::read)?;
     Ok(visitors.into_iter().map(|visitor| visitor.worker).collect())
 }
 
@@ -79,7 +80,7 @@ impl<W, L: Fn(&mut W, Entry<'_>) -> rustix::io::Result<()>> Visitor<'_, W, L> {
             Err(errno) => return Err(error("open", None)(errno)),
         };
         let stat = fstat(dir).map_err(error("look at", None))?;
-        node.meet(&stat);
+        node.set_identity(&stat);
         let entry = if node.parent().is_some() { Entry::Directory(&stat) } else { Entry::Root(&stat) };
         look(worker, entry).map_err(error("look at", None))?;
         let mut entries = RawDir::new(dir, entries.spare_capacity_mut());

@@ -1,8 +1,9 @@
-//! Several threads that share jobs, each of which may find more jobs.
+//! Shares jobs among several threads, where each job may find more jobs. `walk.rs` around it says how a job
+//! opens its directory.
 //!
-//! A thread keeps what it finds and takes the newest first, so that it stays in one part of a tree: the next directory is
-//! near, and its parent is no other thread's, who would wait for its lock in the kernel. One that has nothing takes from
-//! another what that would do last, mostly a large part.
+//! Work stealing: each thread works on its own queue, newest job first, so it stays in one subtree. The
+//! next directory is near, and two threads rarely contend for one directory's lock in the kernel. An idle
+//! thread steals the oldest job from the longest queue; that job is usually a large subtree.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -11,23 +12,24 @@ use std::thread;
 
 use crate::error::{Error, Result};
 
-/// Waiting jobs for which another thread is worth its start, some 50 µs.
+/// Waiting jobs that justify another thread. Starting a thread takes about 50 µs.
 const BACKLOG: usize = 4;
 
-/// Does `first` and all that comes of it, and returns what the workers have gathered.
+/// Runs `first` and all jobs that result from it, and returns the workers with what they have gathered.
 ///
-/// The caller's thread works; up to `threads - 1` more join, one for every few jobs that are waiting. `hire` makes a thread's own state,
-/// on that thread; `step` does one job and pushes the jobs that it found.
+/// The caller's thread works. Up to `threads - 1` more join, one for every few jobs that are waiting.
+/// `new_worker` makes a thread's own state, on that thread. `step` does one job and pushes the jobs that it
+/// found.
 ///
 /// # Errors
 /// The first error of a `step`. No job is begun after it.
 pub(crate) fn run<J: Send, W: Send>(
     threads: NonZeroUsize,
     first: J,
-    hire: impl Fn() -> W + Sync,
+    new_worker: impl Fn() -> W + Sync,
     step: impl Fn(&mut W, J, &mut Vec<J>) -> Result<()> + Sync,
 ) -> Result<Vec<W>> {
-    let desk = Desk {
+    let queue = Queue {
         state: Mutex::new(State {
             jobs: vec![VecDeque::from([first])],
             waiting: 1,
@@ -39,59 +41,59 @@ pub(crate) fn run<J: Send, W: Send>(
         changed: Condvar::new(),
     };
     let workers = thread::scope(|scope| {
-        let mut helpers = Vec::new();
+        let mut threads_spawned = Vec::new();
         let mut wanted = threads.get() - 1;
-        let mut worker = hire();
-        desk.work(0, &mut worker, &step, |backlog| {
-            while wanted > 0 && backlog >= BACKLOG * (helpers.len() + 1) {
+        let mut worker = new_worker();
+        queue.work(0, &mut worker, &step, |backlog| {
+            while wanted > 0 && backlog >= BACKLOG * (threads_spawned.len() + 1) {
                 wanted -= 1;
-                let seat = desk.seat();
-                let (desk, hire, step) = (&desk, &hire, &step);
-                let helper = thread::Builder::new().spawn_scoped(scope, move || {
-                    let mut worker = hire();
-                    desk.work(seat, &mut worker, step, |_| ());
+                let index = queue.add_worker();
+                let (queue, new_worker, step) = (&queue, &new_worker, &step);
+                let spawned = thread::Builder::new().spawn_scoped(scope, move || {
+                    let mut worker = new_worker();
+                    queue.work(index, &mut worker, step, |_| ());
                     worker
                 });
-                match helper {
-                    Ok(helper) => helpers.push(helper),
+                match spawned {
+                    Ok(spawned) => threads_spawned.push(spawned),
                     Err(error) => log::warn!("working with {} threads fewer: {error}", wanted + 1),
                 }
             }
         });
         let mut workers = vec![worker];
-        for helper in helpers {
-            workers.push(helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        for spawned in threads_spawned {
+            workers.push(spawned.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
         workers
     });
-    match desk.state.into_inner().unwrap_or_else(PoisonError::into_inner).failure {
+    match queue.state.into_inner().unwrap_or_else(PoisonError::into_inner).failure {
         Some(error) => Err(error),
         None => Ok(workers),
     }
 }
 
-/// Where jobs wait and workers wait for them. A worker has a seat, a number.
-struct Desk<J> {
+/// The jobs that wait, and the workers that wait for jobs. Each worker has an index.
+struct Queue<J> {
     state: Mutex<State<J>>,
     changed: Condvar,
 }
 
 struct State<J> {
-    /// Those that each worker has found, the oldest first.
+    /// One queue per worker: the jobs that it has found, oldest first.
     jobs: Vec<VecDeque<J>>,
-    /// How many these are in all.
+    /// The number of jobs in all queues.
     waiting: usize,
-    /// Workers with a job, which may find more.
+    /// Workers that have a job. Each may still find more jobs.
     busy: usize,
-    /// Workers who wait for one. To wake nobody is a system call too.
+    /// Workers that wait for a job. Waking none of them would cost a system call as well.
     idle: usize,
     stopped: bool,
     failure: Option<Error>,
 }
 
-impl<J> Desk<J> {
-    /// A seat for one worker more.
-    fn seat(&self) -> usize {
+impl<J> Queue<J> {
+    /// Adds a queue for one more worker and returns its index.
+    fn add_worker(&self) -> usize {
         let mut state = self.lock();
         state.jobs.push(VecDeque::new());
         state.jobs.len() - 1
@@ -99,29 +101,29 @@ impl<J> Desk<J> {
 
     fn work<W>(
         &self,
-        seat: usize,
+        index: usize,
         worker: &mut W,
         step: &impl Fn(&mut W, J, &mut Vec<J>) -> Result<()>,
         mut after: impl FnMut(usize),
     ) {
         let mut found = Vec::new();
-        while let Some(job) = self.next(seat) {
+        while let Some(job) = self.next(index) {
             let unwinding = StopOnUnwind(self);
             let result = step(worker, job, &mut found);
             // Dropped only by a panic. `thread::panicking` would also be true where a guard's drop is what calls this.
             std::mem::forget(unwinding);
-            after(self.done(seat, result, &mut found));
+            after(self.done(index, result, &mut found));
         }
     }
 
-    /// A job, or none when all are done or one has failed. Sleeps while there may be more to come.
-    fn next(&self, seat: usize) -> Option<J> {
+    /// Takes a job; `None` when all are done or one has failed. Sleeps while a busy worker may still find more.
+    fn next(&self, index: usize) -> Option<J> {
         let mut state = self.lock();
         loop {
             if state.stopped {
                 return None;
             }
-            if let Some(job) = state.take(seat) {
+            if let Some(job) = state.take(index) {
                 return Some(job);
             }
             if state.busy == 0 {
@@ -133,21 +135,21 @@ impl<J> Desk<J> {
         }
     }
 
-    /// Takes a job off the books, and the jobs that came of it on. Returns how many are waiting.
-    fn done(&self, seat: usize, result: Result<()>, found: &mut Vec<J>) -> usize {
+    /// Records that a worker has done its job, and adds the jobs that it found. Returns how many are waiting.
+    fn done(&self, index: usize, result: Result<()>, found: &mut Vec<J>) -> usize {
         let mut state = self.lock();
         state.busy -= 1;
         state.waiting += found.len();
-        state.jobs[seat].extend(found.drain(..));
+        state.jobs[index].extend(found.drain(..));
         if let Err(error) = result {
             state.stopped = true;
-            // What the others ran into meanwhile is mostly the same.
+            // The errors of other workers usually have the same cause.
             state.failure.get_or_insert(error);
         }
         let (waiting, idle) = (state.waiting, state.idle);
         let over = state.stopped || (waiting == 0 && state.busy == 0);
         drop(state);
-        // One of the jobs is this worker's own next one.
+        // This worker takes one of the jobs itself.
         let wanted = if over { idle } else { idle.min(waiting.saturating_sub(1)) };
         for _ in 0..wanted {
             self.changed.notify_one();
@@ -161,9 +163,9 @@ impl<J> Desk<J> {
 }
 
 impl<J> State<J> {
-    /// The newest of this worker's own jobs, or the oldest of one who has the most.
-    fn take(&mut self, seat: usize) -> Option<J> {
-        let own = self.jobs[seat].pop_back();
+    /// Takes the newest job of this worker, or the oldest job from the longest queue.
+    fn take(&mut self, index: usize) -> Option<J> {
+        let own = self.jobs[index].pop_back();
         let job = own.or_else(|| self.jobs.iter_mut().max_by_key(|jobs| jobs.len())?.pop_front())?;
         self.waiting -= 1;
         self.busy += 1;
@@ -171,8 +173,8 @@ impl<J> State<J> {
     }
 }
 
-/// Lets the others go home when a worker panics, so that the panic is seen and not waited for.
-struct StopOnUnwind<'a, J>(&'a Desk<J>);
+/// Stops the other workers when one panics. The caller then sees the panic instead of waiting forever.
+struct StopOnUnwind<'a, J>(&'a Queue<J>);
 
 impl<J> Drop for StopOnUnwind<'_, J> {
     fn drop(&mut self) {
@@ -207,10 +209,10 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_takes_its_own_newest_job_or_the_oldest_of_one_who_has_many() {
+    fn a_worker_takes_its_own_newest_job_or_the_oldest_of_the_longest_queue() {
         let jobs = [vec![1, 2, 3], vec![4, 5], vec![]].map(VecDeque::from).into();
         let mut state = State { jobs, waiting: 5, busy: 0, idle: 0, stopped: false, failure: None };
-        let taken = [1, 2, 2, 1, 0, 0].map(|seat| state.take(seat));
+        let taken = [1, 2, 2, 1, 0, 0].map(|index| state.take(index));
         assert_eq!(taken, [Some(5), Some(1), Some(2), Some(4), Some(3), None]);
         assert_eq!((state.waiting, state.busy), (0, 5));
     }

@@ -1,4 +1,4 @@
-//! The lowers that an upper was made over, of which some may not exist any more.
+//! The lowers that an upper was made over, of which some may not exist any more. `stack/view.rs` shows what they have.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +10,14 @@ use crate::store::hold::Hold;
 
 /// The lowers of an upper, held against collectors as far as they exist.
 #[derive(Debug)]
-pub(super) struct Below {
+pub(super) struct Lowers {
     /// Those that exist.
     view: View,
     missing: Option<PathBuf>,
     _hold: Hold,
 }
 
-impl Below {
+impl Lowers {
     pub(super) fn open(lowers: &[PathBuf], xattrs: XattrNamespace) -> Result<Self> {
         // A layer that is held first and looked at then cannot be half collected.
         let layers = lowers.iter().filter(|tree| tree.ends_with("fs")).filter_map(|tree| tree.parent());
