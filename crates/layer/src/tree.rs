@@ -1,4 +1,4 @@
-//! One directory tree, read and changed by descriptors. Nothing here knows what a layer or a whiteout is: that is decided in
+//! One directory tree, read and changed by descriptors. Nothing here decides what an entry is to overlayfs: that is decided in
 //! `stack/overlayfs.rs`.
 
 pub(crate) mod attributes;
@@ -6,3 +6,4 @@ pub(crate) mod regular_file;
 pub(crate) mod remove;
 pub(crate) mod size;
 pub(crate) mod walk;
+pub(crate) mod xattr;

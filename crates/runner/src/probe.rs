@@ -1,9 +1,8 @@
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use container::{Overlay, in_private_mount_namespace, require_privilege};
-use layer::Rung;
+use layer::{Rung, XattrNamespace};
 
 use crate::error::{Cause, io_cause};
 use crate::rundir::scratch_dir;
@@ -105,19 +104,12 @@ fn lists(mountinfo: &str, target: &Path) -> bool {
 /// What the kernel has left in the upper and the work directory.
 fn upper(paths: &Paths, private: bool) -> Result<Probe, Cause> {
     let (deleted, replaced) = (paths.upper().join("deleted"), paths.upper().join("replaced"));
-    let metadata = deleted.symlink_metadata().map_err(io_cause("look at", &deleted))?;
-    let whiteout = metadata.file_type().is_char_device() && metadata.rdev() == 0;
-    let mut value = [0; 2];
-    let opaque = match rustix::fs::lgetxattr(&replaced, "trusted.overlay.opaque", &mut value) {
-        Ok(length) => value[..length] == *b"y",
-        // No such attribute, or no attributes at all on this file system.
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => false,
-        Err(error) => return Err(io_cause("read an attribute of", &replaced)(error)),
-    };
+    let deletions =
+        layer::is_whiteout(&deleted, XattrNamespace::Trusted)? && layer::is_opaque(&replaced, XattrNamespace::Trusted)?;
     // The kernel's own note: Documentation/filesystems/overlayfs.rst, "Volatile mount". The mount table calls it `volatile` or,
     // in Linux 6.18, `fsync=volatile`.
     let volatile = paths.work().join("work/incompat/volatile").exists();
-    Ok(Probe { volatile, private, deletions: whiteout && opaque })
+    Ok(Probe { volatile, private, deletions })
 }
 
 #[cfg(test)]

@@ -15,13 +15,13 @@ use rustix::io::Errno;
 
 use super::Captured;
 use super::lowers::Lowers;
-use super::made::{is_opaque, modified};
+use super::made::modified;
 use crate::error::{Error, Result};
-use crate::stack::overlayfs::{self, XattrNamespace};
+use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
 use crate::stack::view::{Directory, Shown};
-use crate::tree::attributes::{XattrList, path_through_proc};
 use crate::tree::size::Inodes;
 use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
+use crate::tree::xattr::{XattrList, path_through_proc};
 
 /// A directory of the upper.
 pub(super) type DirNode = Node<NodeState>;
@@ -110,15 +110,10 @@ impl<'a> Worker<'a> {
         let stat = fstat(dir).map_err(error("look at"))?;
         node.set_identity(&stat);
         self.names.read(|buffer| flistxattr(dir, buffer)).map_err(error("list the extended attributes of"))?;
-        // On the root of an upper neither means anything: the kernel does not look at it.
-        let below_root = node.parent().is_some();
-        if below_root && self.names.has(shared.xattrs.redirect()) {
-            let path = shared.path.join(node.path());
-            return Err(Error::Unmergeable { path, xattr: shared.xattrs.redirect() });
-        }
-        let opaque = below_root
-            && self.names.has(shared.xattrs.opaque())
-            && is_opaque(dir, shared.xattrs).map_err(error("read the extended attributes of"))?;
+        // On the root of an upper neither attribute has a meaning: the kernel does not look at it.
+        let opaque = node.parent().is_some()
+            && overlayfs::hides_below(dir, Some(&self.names), shared.xattrs)
+                .map_err(|why| why.at(shared.path.join(node.path())))?;
         let lowers = match lowers {
             LowerEntries::Shown if opaque => {
                 let path = node.path();
@@ -156,7 +151,7 @@ impl<'a> Worker<'a> {
             }
             match walk::file_type(dir, &entry).map_err(shared.error("look at", &node, Some(name)))? {
                 FileType::Directory => children.push(CString::from(name)),
-                kind => files.settle(name, kind)?,
+                _ => files.settle(name)?,
             }
         }
         if let Some((_, names)) = &to_hide {
@@ -278,30 +273,36 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// Deals with the file `name`, which is no directory.
-    fn settle(&mut self, name: &CStr, kind: FileType) -> Result<()> {
+    /// Deals with the file `name`, which is not a directory.
+    fn settle(&mut self, name: &CStr) -> Result<()> {
         let shared = self.shared;
         let stat = self.stat(name)?;
-        // Another thread may just be cleaning the same file under another name.
+        let path = path_through_proc(self.dir, name);
+        let entry = Entry::new(self.dir, name, &stat);
+        // A device is usually a whiteout, which has no attributes.
+        let is_device = entry.kind == FileType::CharacterDevice;
+        if !is_device {
+            self.list_xattrs(&path, name)?;
+        }
+        // Another thread may be cleaning the same file under another name.
         let mut is_as_it_was = stat.st_nlink == 1;
-        if overlayfs::is_whiteout_device(&stat) {
-            self.has_whiteouts = true;
-        } else {
-            let path = path_through_proc(self.dir, name);
-            let listed = self.names.read(|buffer| llistxattr(&path, buffer));
-            listed.map_err(self.error("list the extended attributes of", name))?;
-            if kind == FileType::RegularFile && self.names.has(shared.xattrs.metacopy()) {
-                let path = shared.path.join(self.node.path()).join(as_os_str(name));
-                return Err(Error::Unmergeable { path, xattr: shared.xattrs.metacopy() });
-            }
-            if overlayfs::is_whiteout_file(&stat) && self.names.has(shared.xattrs.whiteout()) {
+        let classified = Entry { names: Some(self.names), ..entry }.classify(shared.xattrs);
+        match classified.map_err(|why| why.at(shared.path.join(self.node.path()).join(as_os_str(name))))? {
+            EntryKind::Whiteout if is_device => self.has_whiteouts = true,
+            EntryKind::Whiteout => {
                 // The other form needs no mark on the directory, which may be opaque as well.
                 unlinkat(self.dir, name, AtFlags::empty()).map_err(self.error("replace the whiteout", name))?;
                 return self.make_whiteout(name);
             }
-            for attribute in self.names.iter().filter(|attribute| shared.xattrs.owns(attribute.to_bytes())) {
-                removed(lremovexattr(&path, attribute)).map_err(self.error("take overlayfs's attributes off", name))?;
-                is_as_it_was = false;
+            _ => {
+                if is_device {
+                    self.list_xattrs(&path, name)?;
+                }
+                for attribute in self.names.iter().filter(|attribute| shared.xattrs.owns(attribute.to_bytes())) {
+                    removed(lremovexattr(&path, attribute))
+                        .map_err(self.error("take overlayfs's attributes off", name))?;
+                    is_as_it_was = false;
+                }
             }
         }
         match is_as_it_was {
@@ -310,6 +311,11 @@ impl Files<'_> {
             false => self.count(&self.stat(name)?),
         }
         self.clamp(name, &stat)
+    }
+
+    fn list_xattrs(&mut self, path: &CStr, name: &CStr) -> Result<()> {
+        let listed = self.names.read(|buffer| llistxattr(path, buffer));
+        listed.map_err(self.error("list the extended attributes of", name))
     }
 
     /// Makes a whiteout, to hide what the lowers show under `name`.

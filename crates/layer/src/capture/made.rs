@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, RawDir, Stat, Timespec, Timestamps, UTIME_OMIT, fgetxattr, fstat, futimens, openat,
-    statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, RawDir, Stat, Timespec, Timestamps, UTIME_OMIT, fstat, futimens, openat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,9 @@ use crate::error::{Error, Result};
 use crate::json_path;
 use crate::stack::overlayfs::{self, XattrNamespace};
 use crate::stack::view::Shown;
-use crate::tree::attributes::{Attributes, Keep, XattrList};
+use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{self, PATH, READ, as_c_string, open_beneath};
+use crate::tree::xattr::XattrList;
 
 /// A file or directory that the runner put into an upper before the command began: a mount point, `/etc/hosts`.
 ///
@@ -175,7 +176,9 @@ impl TakingOut<'_> {
                 .and_then(|name| walk::open_in(dir.as_fd(), &name, READ))
                 .map_err(self.error("open", &walked))?;
             // Where the lowers' directory does not show, it is no substitute.
-            if is_opaque(dir.as_fd(), self.xattrs).map_err(self.error("read the extended attributes of", &walked))? {
+            if overlayfs::is_opaque_dir(dir.as_fd(), self.xattrs)
+                .map_err(self.error("read the extended attributes of", &walked))?
+            {
                 return Ok(false);
             }
         }
@@ -203,17 +206,6 @@ pub(super) fn modified(stat: &Stat) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
-    }
-}
-
-/// Whether an open directory hides what is below it.
-pub(super) fn is_opaque(dir: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<bool> {
-    let mut value = [0; 2];
-    match fgetxattr(dir, xattrs.opaque(), &mut value) {
-        Ok(length) => Ok(overlayfs::is_opaque(&value[..length])),
-        // RANGE: longer than any value that means something.
-        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
-        Err(errno) => Err(errno),
     }
 }
 

@@ -9,8 +9,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mknodat, openat, 
 use rustix::io::Errno;
 
 use crate::stack::overlayfs::XattrNamespace;
-use crate::tree::attributes::{Attributes, Keep, XattrList};
+use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::open_in;
+use crate::tree::xattr::XattrList;
 
 /// A file to copy: its directory, and what it was when it was looked at.
 #[derive(Clone, Copy)]

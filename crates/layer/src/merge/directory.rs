@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::sync::{Arc, PoisonError};
 
-use rustix::fs::{OFlags, fgetxattr, flistxattr, fstat};
+use rustix::fs::{OFlags, flistxattr, fstat};
 use rustix::io::Errno;
 
 use super::Merged;
@@ -13,8 +13,9 @@ use super::part::{Gathered, Part};
 use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::stack::overlayfs;
-use crate::tree::attributes::{Attributes, Keep, XattrList};
+use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, READ, as_os_str};
+use crate::tree::xattr::XattrList;
 
 /// A merged directory to fill. It exists already, empty.
 pub(super) struct Job {
@@ -130,23 +131,10 @@ impl<'a> Worker<'a> {
 
         let names = &mut self.names;
         names.read(|buffer| flistxattr(from, buffer)).map_err(io("list the extended attributes of"))?;
-        let mut opaque = false;
-        // What is said of a layer's root is said of the layer, and means nothing: the kernel does not look at it.
-        if node.parent().is_some() {
-            if names.has(shared.xattrs.redirect()) {
-                let path = shared.source_path(layer, node, None);
-                return Err(Error::Unmergeable { path, xattr: shared.xattrs.redirect() });
-            }
-            opaque = names.has(shared.xattrs.opaque()) && {
-                let mut value = [0; 2];
-                match fgetxattr(from, shared.xattrs.opaque(), &mut value) {
-                    Ok(length) => overlayfs::is_opaque(&value[..length]),
-                    // Longer than any value that means something.
-                    Err(Errno::RANGE) => false,
-                    Err(errno) => return Err(io("read the extended attributes of")(errno)),
-                }
-            };
-        }
+        // On the root of a layer neither attribute has a meaning: the kernel does not look at it.
+        let opaque = node.parent().is_some()
+            && overlayfs::hides_below(from, Some(names), shared.xattrs)
+                .map_err(|why| why.at(shared.source_path(layer, node, None)))?;
         if gathered.attributes.is_none() {
             let attributes = Attributes::of(from, names, Keep::Visible(shared.xattrs));
             gathered.attributes = Some(attributes.map_err(io("read the attributes of"))?);

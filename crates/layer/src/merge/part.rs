@@ -13,9 +13,10 @@ use super::copy::Original;
 use super::node::DirNode;
 use super::shared::Shared;
 use crate::error::{Error, Result};
-use crate::stack::overlayfs;
-use crate::tree::attributes::{Attributes, XattrList, path_through_proc};
+use crate::stack::overlayfs::{Entry, EntryKind};
+use crate::tree::attributes::Attributes;
 use crate::tree::walk::{as_os_str, file_type, is_dots};
+use crate::tree::xattr::{XattrList, path_through_proc};
 
 /// What the layers have brought to a directory so far.
 #[derive(Default)]
@@ -108,30 +109,16 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// Whether the file hides what is below it and is nothing itself.
+    /// Whether the entry, which is not a directory, is a whiteout.
     fn is_whiteout(&mut self, name: &CStr, kind: FileType) -> Result<bool> {
-        let xattrs = self.shared.xattrs;
-        match kind {
-            FileType::CharacterDevice => {
-                let stat = Original::look(self.from, name).map_err(self.error("look at", Some(name)))?;
-                Ok(overlayfs::is_whiteout_device(&stat))
-            }
-            FileType::RegularFile => {
-                self.list_xattrs(name).map_err(self.error("list the extended attributes of", Some(name)))?;
-                if self.names.has(xattrs.whiteout()) {
-                    let stat = Original::look(self.from, name).map_err(self.error("look at", Some(name)))?;
-                    if overlayfs::is_whiteout_file(&stat) {
-                        return Ok(true);
-                    }
-                }
-                if self.names.has(xattrs.metacopy()) {
-                    let path = self.shared.source_path(self.layer, self.node, Some(name));
-                    return Err(Error::Unmergeable { path, xattr: xattrs.metacopy() });
-                }
-                Ok(false)
-            }
-            _ => Ok(false),
+        // One list costs less than two questions, and a merge asks them of every file.
+        if kind == FileType::RegularFile {
+            self.list_xattrs(name).map_err(self.error("list the extended attributes of", Some(name)))?;
         }
+        let entry = Entry { dir: self.from, name, kind, stat: None, names: Some(self.names) };
+        let classified = entry.classify(self.shared.xattrs);
+        let kind = classified.map_err(|why| why.at(self.shared.source_path(self.layer, self.node, Some(name))))?;
+        Ok(kind == EntryKind::Whiteout)
     }
 
     /// Lists the attributes of a file that is not opened. The call takes a path only: the name alone, where the working

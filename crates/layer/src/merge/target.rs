@@ -16,9 +16,10 @@ use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::Sources;
-use crate::tree::attributes::{Attributes, Keep, XattrList, strip};
+use crate::tree::attributes::{Attributes, Keep, strip};
 use crate::tree::remove;
 use crate::tree::walk::{self, PATH, READ};
+use crate::tree::xattr::XattrList;
 
 /// The root of the merged tree. Until it is finished, only its owner can enter it.
 #[derive(Debug)]

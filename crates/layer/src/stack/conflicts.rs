@@ -11,8 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, fstat, open
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::stack::lookup::{EntryKind, hides_below, kind_of};
-use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
 use crate::tree::walk::{ENTRIES_SIZE_BYTES, PATH, READ, as_os_str, is_dots, open_beneath};
 
 /// A path that several layers provide, so that it depends on their order which of them is shown.
@@ -133,7 +132,8 @@ impl Conflicts {
             }
             for &layer in &directories {
                 let dir = self.open(&path, layer, READ)?;
-                if hides_below(dir.as_fd(), self.xattrs, &self.trees[layer].join(&path))? {
+                let hides = overlayfs::hides_below(dir.as_fd(), None, self.xattrs);
+                if hides.map_err(|why| why.at(self.trees[layer].join(&path)))? {
                     difference = difference.max(Difference::Opaque);
                 }
             }
@@ -162,7 +162,8 @@ impl Conflicts {
             }
             let place = place.join(as_os_str(name));
             let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(Error::io("look at", &place))?;
-            let kind = kind_of(dir.as_fd(), name, &stat, self.xattrs, &place)?;
+            let entry = overlayfs::Entry::new(dir.as_fd(), name, &stat);
+            let kind = entry.classify(self.xattrs).map_err(|why| why.at(&place))?;
             names.entry(name.into()).or_default().push(Entry { layer, kind, stat });
         }
         Ok(())

@@ -5,9 +5,8 @@ mod layer_path;
 use std::path::{Component, Path, PathBuf};
 
 use self::layer_path::{PathEntry, layer_path};
-pub(crate) use self::layer_path::{hides_below, kind_of};
 use crate::error::{Error, Result};
-use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::overlayfs::{EntryKind, XattrNamespace};
 
 /// What a stack shows at a path, which of its layers that is from, and which others have something there.
 ///
@@ -34,22 +33,6 @@ pub struct Origin {
     pub kind: EntryKind,
     /// What becomes of that.
     pub role: Role,
-}
-
-/// What something in a layer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum EntryKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink,
-    /// A fifo, a socket or a device.
-    Special,
-    /// The mark of a deletion, in either form.
-    Whiteout,
 }
 
 /// What becomes of a layer's part.

@@ -9,11 +9,11 @@ use rustix::fs::{AtFlags, FileType, RawDir, Stat, statat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::stack::lookup::{EntryKind, hides_below, kind_of};
-use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
 use crate::stack::sources::{Root, Sources};
-use crate::tree::attributes::{Attributes, Keep, XattrList};
+use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath, open_in};
+use crate::tree::xattr::XattrList;
 
 /// What a stack of trees shows, directory by directory: what the kernel would answer, without a mount and without privilege.
 ///
@@ -212,13 +212,15 @@ impl View {
         name: &CStr,
         stat: &Stat,
     ) -> Result<EntryKind> {
-        kind_of(dir, name, stat, self.xattrs, &self.place(tree, directory, Some(name)))
+        let classified = Entry::new(dir, name, stat).classify(self.xattrs);
+        classified.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
 
     /// Whether the directory `name` hides what is below it.
     fn ends(&self, tree: usize, directory: &Directory, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
         let opened = open_in(dir, name, READ).map_err(self.error("open", tree, directory, Some(name)))?;
-        hides_below(opened.as_fd(), self.xattrs, &self.place(tree, directory, Some(name)))
+        let hides = overlayfs::hides_below(opened.as_fd(), None, self.xattrs);
+        hides.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
 
     /// The path of a directory of a tree, or of `name` in it.

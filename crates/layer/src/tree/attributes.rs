@@ -2,23 +2,16 @@
 //! `stack/overlayfs.rs`.
 
 use std::ffi::{CStr, CString};
-use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
-    fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, futimens, lgetxattr, llistxattr, lsetxattr, utimensat,
+    fgetxattr, fremovexattr, fsetxattr, fstat, futimens, lgetxattr, llistxattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 
+use super::xattr::{MAX_BYTES, USUAL_BYTES, XattrList, path_through_proc};
 use crate::stack::overlayfs::XattrNamespace;
-
-/// The longest list of names (`XATTR_LIST_MAX`) and the longest value (`XATTR_SIZE_MAX`) that the kernel handles:
-/// xattr(7).
-const XATTR_MAX_BYTES: usize = 64 * 1024;
-
-/// Room for what is mostly there.
-const XATTR_USUAL_BYTES: usize = 256;
 
 /// What a file carries besides its content.
 #[derive(Debug)]
@@ -66,10 +59,10 @@ impl Attributes {
             if matches!(keep, Keep::Visible(namespace) if namespace.owns(name.to_bytes())) {
                 continue;
             }
-            let mut value = vec![0; XATTR_USUAL_BYTES];
+            let mut value = vec![0; USUAL_BYTES];
             let length = match get(name, &mut value) {
                 Err(Errno::RANGE) => {
-                    value.resize(XATTR_MAX_BYTES, 0);
+                    value.resize(MAX_BYTES, 0);
                     get(name, &mut value)?
                 }
                 length => length?,
@@ -163,54 +156,4 @@ pub(crate) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
         }
     }
     fchmod(dir, Mode::RWXU)
-}
-
-/// The names of a file's extended attributes.
-#[derive(Debug, Default)]
-pub(crate) struct XattrList {
-    /// The names as listed, each with its NUL.
-    names: Vec<u8>,
-}
-
-impl XattrList {
-    /// Those of an open file.
-    pub(crate) fn of(file: BorrowedFd<'_>) -> rustix::io::Result<Self> {
-        let mut names = Self::default();
-        names.read(|buffer| flistxattr(file, buffer))?;
-        Ok(names)
-    }
-
-    /// Reads other names with `list`. A file system without extended attributes has none.
-    pub(crate) fn read(&mut self, list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<()> {
-        // The kernel makes a buffer as large as this one before it looks at the file, which mostly has little to list.
-        for room in [XATTR_USUAL_BYTES, XATTR_MAX_BYTES] {
-            self.names.clear();
-            self.names.resize(room, 0);
-            let length = list(&mut self.names);
-            self.names.truncate(*length.as_ref().unwrap_or(&0));
-            match length {
-                Err(Errno::RANGE) if room < XATTR_MAX_BYTES => {}
-                Ok(_) | Err(Errno::NOTSUP) => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &CStr> {
-        self.names.split_inclusive(|&byte| byte == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok())
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.iter().any(|listed| listed.to_bytes() == name.as_bytes())
-    }
-}
-
-/// A path for the calls that take no descriptor: xattr(7) has none for a name in a directory before Linux 6.13.
-pub(crate) fn path_through_proc(dir: BorrowedFd<'_>, name: &CStr) -> CString {
-    let mut path = Vec::with_capacity(32 + name.count_bytes());
-    // Neither a write to a vector nor a name without NUL can fail.
-    let _ = write!(path, "/proc/self/fd/{}/", dir.as_raw_fd());
-    path.extend_from_slice(name.to_bytes());
-    CString::new(path).unwrap_or_default()
 }
