@@ -17,7 +17,6 @@ use std::num::NonZeroUsize;
 use std::ops::AddAssign;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, Timespec, fchmod, fstat};
@@ -129,14 +128,10 @@ impl Step {
         [Step::TakeOut, Step::Settle, Step::Stage, Step::Sync, Step::Move, Step::Publish, Step::Finish];
 }
 
-/// Where there are more processors. A capture is all work of the kernel's, and is not alone on its machine.
-const MOST_USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
-
 impl Capture {
     /// Captures uppers that were made over `lowers`, in the order of the mount: **topmost first**, the base last. They are only
     /// read, and only where the upper has an opaque directory or something was [made](Self::made).
     pub fn new(lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self {
             lowers: lowers.into_iter().map(Into::into).collect(),
             made: None,
@@ -144,7 +139,7 @@ impl Capture {
             access: None,
             xattrs: XattrNamespace::default(),
             latest: None,
-            threads: processors.min(MOST_USUAL_THREADS),
+            threads: work_queue::usual_threads(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What can go wrong with a layer, a store or a stack, and what the user can do about it. `display.rs` makes the names printable.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -220,7 +221,11 @@ pub enum Error {
         target: PathBuf,
     },
     /// A merge failed, and so did taking away what it had made: see `left`.
-    #[error("a merge failed half way, and {} could not be removed ({cleanup}): remove it by hand", quoted(left))]
+    #[error(
+        "a merge failed half way, and {} could not be removed ({}): remove it by hand",
+        quoted(left),
+        Chain(cleanup)
+    )]
     Leftover {
         /// What is left on disk.
         left: PathBuf,
@@ -230,6 +235,17 @@ pub enum Error {
         /// Why it could not be removed.
         cleanup: Box<Error>,
     },
+}
+
+/// Displays an error and all its sources on one line.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let sources = std::iter::successors(self.0.source(), |error| error.source());
+        sources.into_iter().try_for_each(|source| write!(formatter, ": {source}"))
+    }
 }
 
 /// The result of an operation on layers.

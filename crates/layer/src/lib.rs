@@ -87,6 +87,7 @@ pub use store::draft::Draft;
 pub use store::gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
 pub use store::hold::{Hold, held};
 pub use store::scan::{Scan, scan};
+pub use tree::locked_dir::LockedDir;
 pub use tree::regular_file::read_regular_file;
 pub use tree::remove::{remove_tree, remove_tree_with};
 pub use tree::size::{TreeSize, count_files};

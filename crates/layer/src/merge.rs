@@ -97,9 +97,6 @@ pub struct Merged {
     pub opaques: u64,
 }
 
-/// Where there are more processors. A merge is all work of the kernel's, and a run is not alone on its machine.
-const MOST_USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
-
 impl Default for Merge {
     fn default() -> Self {
         Self::new()
@@ -109,8 +106,7 @@ impl Default for Merge {
 impl Merge {
     /// Two threads, where there are two processors, and attributes in [`XattrNamespace::Trusted`].
     pub fn new() -> Self {
-        let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { threads: processors.min(MOST_USUAL_THREADS), xattrs: XattrNamespace::default(), access: None }
+        Self { threads: work_queue::usual_threads(), xattrs: XattrNamespace::default(), access: None }
     }
 
     /// Works with at most so many threads.

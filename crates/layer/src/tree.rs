@@ -2,6 +2,7 @@
 //! `stack/overlayfs.rs`.
 
 pub(crate) mod attributes;
+pub(crate) mod locked_dir;
 pub(crate) mod regular_file;
 pub(crate) mod remove;
 pub(crate) mod size;

@@ -1,12 +1,13 @@
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use container::{Cgroup, ContainerId};
+use layer::LockedDir;
 use layer::display::quoted;
-use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
 use crate::error::{Cause, io_cause};
@@ -18,10 +19,7 @@ const KEPT: &str = "kept";
 /// The directory of one run, mode 0700, named after it, and locked: the lock, flock(2), goes when its owner does, however that
 /// happens, and a sweep takes only what nobody has locked.
 #[derive(Debug)]
-pub(crate) struct RunDir {
-    path: PathBuf,
-    lock: File,
-}
+pub(crate) struct RunDir(LockedDir);
 
 impl RunDir {
     /// Makes one in `parent`, which is a [real path](scratch_dir), for a new run, whose name it returns. On an error nothing is left.
@@ -46,36 +44,22 @@ impl RunDir {
 
     /// Takes over the directory of a run whose owner has gone; `None` if it has not, or the directory has.
     pub(crate) fn lock(path: &Path) -> Result<Option<Self>, Cause> {
-        // In a scratch directory that others may write to, a FIFO or a link may have that name.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let lock = match openat(CWD, path, flags, Mode::empty()) {
-            Ok(lock) => File::from(lock),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(io_cause("open", path)(errno)),
-        };
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            Err(error) => return Err(io_cause("lock", path)(error)),
-        }
-        // Whoever had the lock before may have removed the directory under it.
-        let metadata = lock.metadata().map_err(io_cause("look at", path))?;
-        Ok((metadata.nlink() > 0).then(|| Self { path: path.into(), lock }))
+        Ok(LockedDir::try_lock(path)?.map(Self))
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
     /// Removes the directory with all that is in it, which is locked until it is gone.
     pub(crate) fn remove(self) -> Result<(), Cause> {
-        Ok(layer::remove_tree(&self.path)?)
+        Ok(self.0.remove()?)
     }
 
     /// Where it is once it is [kept](Self::keep), whether it has that name already or not.
     pub(crate) fn kept_path(&self) -> PathBuf {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        self.path.with_file_name(name.replacen(PREFIX, KEPT, 1))
+        let name = self.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.path().with_file_name(name.replacen(PREFIX, KEPT, 1))
     }
 
     /// Locks the directory of the run whose upper is at `upper`; `None` if the path is not that of a run's upper.
@@ -106,7 +90,7 @@ impl RunDir {
         let id = ContainerId::of_earlier_run(name.replacen(KEPT, PREFIX, 1)).ok_or_else(not_kept)?;
         let run = Self::lock(&path)?.ok_or_else(|| Cause::InUse { path: path.clone() })?;
         // In /tmp anybody can have made it, with a stack and a container of their choice.
-        let owner = run.lock.metadata().map_err(io_cause("look at", &path))?.uid();
+        let owner = fstat(&run.0).map_err(io_cause("look at", &path))?.st_uid;
         if owner != rustix::process::geteuid().as_raw() {
             return Err(not_kept());
         }
@@ -117,20 +101,9 @@ impl RunDir {
 
     /// Gives the directory a name that is none of a run's, and is still locked. Returns that run's name.
     pub(crate) fn keep(&mut self) -> Result<ContainerId, Cause> {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let kept = self.kept_path();
-        fs::rename(&self.path, &kept).map_err(io_cause("rename", &self.path))?;
-        self.path = kept;
+        let name = self.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.0.rename(self.kept_path())?;
         Ok(ContainerId::of_earlier_run(name).expect("it was a run's"))
-    }
-}
-
-impl Drop for RunDir {
-    /// A child that is just being started has the descriptor too, for a moment. Failing this, closing does.
-    fn drop(&mut self) {
-        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
-            log::debug!("cannot unlock {}: {error}", quoted(&self.path));
-        }
     }
 }
 
@@ -218,7 +191,8 @@ mod tests {
                 "link" => std::os::unix::fs::symlink(id.as_str(), &path).unwrap(),
                 _ => rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap(),
             }
-            assert!(matches!(RunDir::lock(&path), Err(Cause::Io { operation: "open", .. })), "{name}");
+            let locked = RunDir::lock(&path);
+            assert!(matches!(locked, Err(Cause::Layer(layer::Error::Io { operation: "open", .. }))), "{name}");
             assert!(matches!(RunDir::kept(&path), Err(Cause::NotKept { .. })), "{name}");
         }
         assert!(run.path().is_dir());

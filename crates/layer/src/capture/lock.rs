@@ -3,23 +3,24 @@
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, Stat, XattrFlags, fchmod, fgetxattr, flock,
-    fsetxattr, fstat, fsync, mkdir, openat, renameat, rmdir, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, Stat, XattrFlags, fchmod, fgetxattr, fsetxattr,
+    fstat, fsync, mkdir, openat, renameat, rmdir, statat, unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::display::quoted;
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
 use crate::layer::access::Access;
 use crate::layer::meta::Meta;
 use crate::layer::{Layer, json};
 use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::walk::{self, Identity, READ, as_os_str};
 
 /// In a layer's directory: the `layer.json` to be, while the tree is not durable yet. It says nothing of `fs`, which is the
@@ -42,7 +43,7 @@ const UNFINISHED: Mode = Mode::RWXU.union(Mode::SVTX);
 #[derive(Debug)]
 pub(crate) struct CaptureLock<'a> {
     layer: &'a Layer,
-    dir: OwnedFd,
+    dir: LockedDir,
     /// Whether a capture made the directory: this one, or one that was killed.
     made: bool,
 }
@@ -140,18 +141,14 @@ impl<'a> CaptureLock<'a> {
             }
             Err(errno) => return Err(Error::io("open", path)(errno)),
         };
-        match flock(&dir, how) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Ok(Lock::Busy),
-            Err(errno) => return Err(Error::io("lock", path)(errno)),
-        }
-        // The former owner of the lock may have removed the directory.
+        let dir = match LockedDir::attempt(dir, path, how)? {
+            Attempt::Locked(dir) => dir,
+            Attempt::Busy => return Ok(Lock::Busy),
+            Attempt::Gone => return Ok(Lock::Gone),
+        };
         let stat = fstat(&dir).map_err(Error::io("look at", path))?;
         let made = made || Mode::from_raw_mode(stat.st_mode).contains(Mode::SVTX);
-        match stat.st_nlink {
-            0 => Ok(Lock::Gone),
-            _ => Ok(Lock::Taken(Self { layer, dir, made })),
-        }
+        Ok(Lock::Taken(Self { layer, dir, made }))
     }
 
     /// Looks at what is in the layer's directory.
@@ -269,7 +266,7 @@ impl<'a> CaptureLock<'a> {
     /// Restores the layer's directory to what the capture found.
     pub(super) fn give_up(self) {
         if let Err(error) = self.clear() {
-            log::warn!("{error}: the next capture or collector removes it");
+            log::warn!("{}: the next capture or collector removes what is left", Chain(&error));
         }
     }
 
@@ -344,11 +341,4 @@ enum Lock<'a> {
     Busy,
     /// There is no such directory, or it has been removed.
     Gone,
-}
-
-impl Drop for CaptureLock<'_> {
-    fn drop(&mut self) {
-        // Closing the descriptor would not be enough: a child process that is being started may have a copy for a moment.
-        let _closing_does_it_later = flock(&self.dir, FlockOperation::Unlock);
-    }
 }

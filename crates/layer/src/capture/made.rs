@@ -6,8 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, RawDir, Stat, Timespec, Timestamps, UTIME_OMIT, fstat, futimens, openat, statat,
-    unlinkat,
+    AtFlags, CWD, FileType, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, fstat, futimens, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -182,7 +181,7 @@ impl TakingOut<'_> {
                 return Ok(false);
             }
         }
-        if !is_empty(dir.as_fd()).map_err(self.error("read", path))? {
+        if !walk::is_empty(dir.as_fd()).map_err(self.error("read", path))? {
             return Ok(false);
         }
         let attributes = XattrList::of(dir.as_fd())
@@ -207,17 +206,6 @@ pub(super) fn modified(stat: &Stat) -> Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
     }
-}
-
-fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        if !walk::is_dots(entry?.file_name()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -64,10 +64,7 @@ fn refuse_destination(upper: &Upper, lowers: &View, layer: &Layer) -> Result<()>
     let above = match openat(CWD, path, flags, Mode::empty()) {
         Ok(dir) => dir,
         Err(Errno::NOENT) => {
-            let parent = match path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
+            let parent = walk::parent(path);
             openat(CWD, parent, flags, Mode::empty()).map_err(Error::io("open", parent))?
         }
         // The claim says what stands there.

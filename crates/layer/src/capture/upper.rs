@@ -28,10 +28,7 @@ impl Upper {
         let expected = "an upper directory, what an overlay has written";
         let Some(name) = path.file_name() else { return Err(Error::NotADirectory { path, expected }) };
         let name = walk::as_c_string(name).map_err(Error::io("open", &path))?;
-        let above = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let above = walk::parent(&path);
         let opened = openat(CWD, above, PATH.difference(OFlags::NOFOLLOW), Mode::empty())
             .and_then(|parent| Ok((openat(&parent, &name, READ, Mode::empty())?, parent)));
         match opened {

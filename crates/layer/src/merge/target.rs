@@ -1,14 +1,12 @@
 //! The directory that is merged into: prepared for a merge, and restored after one that failed. `directory.rs` fills it.
 
 use std::ffi::CString;
-use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir, XattrFlags, flock, fremovexattr, fsetxattr, fstat, mkdirat,
-    openat, unlinkat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, XattrFlags, fremovexattr, fsetxattr, fstat, mkdirat, openat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -17,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::Sources;
 use crate::tree::attributes::{Attributes, Keep, strip};
+use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove;
 use crate::tree::walk::{self, PATH, READ};
 use crate::tree::xattr::XattrList;
@@ -24,8 +23,7 @@ use crate::tree::xattr::XattrList;
 /// The root of the merged tree. Until it is finished, only its owner can enter it.
 #[derive(Debug)]
 pub(super) struct Target {
-    path: PathBuf,
-    root: OwnedFd,
+    root: LockedDir,
     before: Before,
 }
 
@@ -48,14 +46,13 @@ impl Target {
                 let names = XattrList::of(root.as_fd()).map_err(io("list the extended attributes of"))?;
                 let attributes =
                     Attributes::of(root.as_fd(), &names, Keep::All).map_err(io("read the attributes of"))?;
-                let target = Self { path, root, before: Before::EmptyDirectory(attributes) };
-                target.lock()?;
-                if !is_empty(target.root()).map_err(Error::io("read", &target.path))? {
+                let target = Self::lock(path, root, Before::EmptyDirectory(attributes))?;
+                if !walk::is_empty(target.root()).map_err(Error::io("read", target.path()))? {
                     if !names.has(mark(xattrs)) {
-                        return Err(Error::TargetNotEmpty { path: target.path });
+                        return Err(Error::TargetNotEmpty { path: target.path().into() });
                     }
-                    log::debug!("{}: a killed merge has left it", quoted(&target.path));
-                    remove::empty(target.root(), &target.path, remove::USUAL_THREADS)?;
+                    log::debug!("{}: a killed merge has left it", quoted(target.path()));
+                    remove::empty(target.root(), target.path(), remove::USUAL_THREADS)?;
                 }
                 target.make_ready(xattrs)
             }
@@ -71,11 +68,7 @@ impl Target {
                 let name = path.file_name().ok_or(Errno::INVAL).and_then(walk::as_c_string).map_err(io("make"))?;
                 mkdirat(&parent, &name, Mode::RWXU).map_err(io("make"))?;
                 match openat(&parent, &name, READ, Mode::empty()) {
-                    Ok(root) => {
-                        let target = Self { path, root, before: Before::Nothing { parent, name } };
-                        target.lock()?;
-                        target.make_ready(xattrs)
-                    }
+                    Ok(root) => Self::lock(path, root, Before::Nothing { parent, name })?.make_ready(xattrs),
                     Err(errno) => {
                         let _not_there_or_not_ours = unlinkat(&parent, &name, AtFlags::REMOVEDIR);
                         Err(io("open")(errno))
@@ -89,12 +82,12 @@ impl Target {
         }
     }
 
-    /// Keeps other merges out until the directory is closed.
-    fn lock(&self) -> Result<()> {
-        match flock(&self.root, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
-            Err(Errno::WOULDBLOCK) => Err(Error::TargetInUse { path: self.path.clone() }),
-            Err(errno) => Err(Error::io("lock", &self.path)(errno)),
+    /// Locks the directory, which keeps other merges out until this one has ended.
+    fn lock(path: PathBuf, root: OwnedFd, before: Before) -> Result<Self> {
+        match LockedDir::attempt(root, &path, FlockOperation::NonBlockingLockExclusive)? {
+            Attempt::Locked(root) => Ok(Self { root, before }),
+            Attempt::Busy => Err(Error::TargetInUse { path }),
+            Attempt::Gone => Err(Error::io("lock", path)(Errno::NOENT)),
         }
     }
 
@@ -110,7 +103,7 @@ impl Target {
         match marked {
             Ok(()) => Ok(self),
             Err(errno) => {
-                let failure = Error::io("change the attributes of", &self.path)(errno);
+                let failure = Error::io("change the attributes of", self.path())(errno);
                 Err(self.undo(failure, NonZeroUsize::MIN))
             }
         }
@@ -120,12 +113,12 @@ impl Target {
     pub(super) fn finish(&self, xattrs: XattrNamespace) -> Result<()> {
         match fremovexattr(&self.root, mark(xattrs)) {
             Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::NOTSUP) => Ok(()),
-            Err(errno) => Err(Error::io("remove an extended attribute of", &self.path)(errno)),
+            Err(errno) => Err(Error::io("remove an extended attribute of", self.path())(errno)),
         }
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.root.path()
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
@@ -135,7 +128,8 @@ impl Target {
     /// Removes everything that was made and restores what was there. Returns `failure`, or an error that contains it and
     /// says what is left.
     pub(super) fn undo(self, failure: Error, threads: NonZeroUsize) -> Error {
-        let Self { path, root, before } = self;
+        let Self { root, before } = self;
+        let path = root.path().to_path_buf();
         let cleanup = match before {
             Before::Nothing { parent, name } => {
                 drop(root);
@@ -171,17 +165,6 @@ fn refuse_inside(path: &Path, dir: BorrowedFd<'_>, sources: &Sources) -> Result<
         }
     }
     Ok(())
-}
-
-fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    let mut buffer = [MaybeUninit::uninit(); 1024];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        if !walk::is_dots(entry?.file_name()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -7,11 +7,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, fstat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, RawDir, Stat, fstat, readlinkat, statat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
+use crate::stack::sources::open_root;
 use crate::tree::walk::{ENTRIES_SIZE_BYTES, PATH, READ, as_os_str, is_dots, open_beneath};
 
 /// A path that several layers provide, so that it depends on their order which of them is shown.
@@ -57,7 +58,7 @@ pub fn conflicts(trees: &[impl AsRef<Path>], xattrs: XattrNamespace) -> Result<C
     // `fs/` would follow `fs`.
     let trees: Vec<PathBuf> = trees.iter().map(|tree| tree.as_ref().components().collect()).collect();
     let attributes = |tree: &PathBuf| {
-        let stat = open_root(tree).and_then(|root| fstat(root).map_err(Error::io("look at", tree)))?;
+        let stat = open_root(CWD, tree, PATH).and_then(|root| fstat(root).map_err(Error::io("look at", tree)))?;
         Ok(attributes(&stat))
     };
     let roots = trees.iter().map(attributes).collect::<Result<Vec<_>>>()?;
@@ -172,7 +173,7 @@ impl Conflicts {
     /// Opens what one layer has at `path`.
     fn open(&self, path: &Path, layer: usize, flags: OFlags) -> Result<OwnedFd> {
         let place = || self.trees[layer].join(path);
-        let root = open_root(&self.trees[layer])?;
+        let root = open_root(CWD, &self.trees[layer], PATH)?;
         open_beneath(root.as_fd(), path, flags).map_err(|errno| match errno {
             Errno::XDEV => Error::MountInside { path: place() },
             errno => Error::io("open", place())(errno),
@@ -228,15 +229,6 @@ impl Conflicts {
 /// Type, mode and owner.
 fn attributes(stat: &Stat) -> (u32, u32, u32) {
     (stat.st_mode, stat.st_uid, stat.st_gid)
-}
-
-fn open_root(tree: &Path) -> Result<OwnedFd> {
-    openat(CWD, tree, PATH, Mode::empty()).map_err(|errno| match errno {
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
-            Error::NotADirectory { path: tree.into(), expected: "a layer's tree" }
-        }
-        errno => Error::io("open", tree)(errno),
-    })
 }
 
 /// Whether two files have the same bytes. An error says whether it is the first one's.

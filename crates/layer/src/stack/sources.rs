@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, fstat, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
@@ -58,7 +58,7 @@ impl Sources {
         for path in paths {
             // `fs/` and `fs/.` would follow `fs`.
             let path: PathBuf = path.as_ref().components().collect();
-            let root = open_root(start.as_fd(), &path)?;
+            let root = open_root(start.as_fd(), &path, PATH)?;
             let stat = fstat(&root).map_err(Error::io("look at", &path))?;
             let held = (trees.len() < most_held).then_some(root);
             trees.push(Tree { path, identity: (stat.st_dev, stat.st_ino), root: held });
@@ -95,8 +95,12 @@ impl Sources {
     }
 }
 
-fn open_root(start: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
-    openat(start, path, PATH, Mode::empty()).map_err(|errno| match errno {
+/// Opens the root of the tree at `path`, which is relative to `start`. A symbolic link is not a tree.
+///
+/// # Errors
+/// [`Error::NotADirectory`] if it is not a directory, [`Error::Io`] if it cannot be opened.
+pub(super) fn open_root(start: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    openat(start, path, flags, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
             Error::NotADirectory { path: path.into(), expected: "a layer's tree" }
         }

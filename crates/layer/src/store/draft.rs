@@ -7,10 +7,11 @@ use std::path::Path;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
 
 use crate::display::quoted;
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
 use crate::layer::Layer;
 use crate::layer::access::Access;
-use crate::store::store_dir::{Part, StoreDir, WorkDir};
+use crate::store::store_dir::{Part, StoreDir};
+use crate::tree::locked_dir::LockedDir;
 
 /// A layer in the making, out of sight: nobody who lists the store sees it before it is whole.
 ///
@@ -32,7 +33,7 @@ pub struct Draft {
     layer: Layer,
     store: std::path::PathBuf,
     access: Access,
-    work: Option<WorkDir>,
+    work: Option<LockedDir>,
 }
 
 impl Draft {
@@ -78,14 +79,14 @@ impl Draft {
     }
 
     fn close(&mut self) -> Result<()> {
-        self.work.take().map_or(Ok(()), WorkDir::remove)
+        self.work.take().map_or(Ok(()), LockedDir::remove)
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            log::error!("{} is left for a collector: {error}", quoted(self.layer.path()));
+            log::error!("{} is left for a collector: {}", quoted(self.layer.path()), Chain(&error));
         }
     }
 }

@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 
 use crate::capture::upper_id::UpperId;
 use crate::display::quoted;
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
 use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::regular_file;
 use crate::tree::walk::PATH;
@@ -229,14 +229,15 @@ fn hold(mut file: NamedTempFile, names: &[u8]) -> Result<NamedTempFile> {
 
 /// `None` where nobody can hold anything, nor collect.
 fn if_it_can_be<T>(store: &Path, result: Result<T>) -> Result<Option<T>> {
-    let Err(Error::Io { operation, path, source }) = result else { return result.map(Some) };
+    let Err(error) = result else { return result.map(Some) };
+    let Error::Io { source, .. } = &error else { return Err(error) };
     let level = match source.kind() {
         ErrorKind::ReadOnlyFilesystem => log::Level::Debug,
         ErrorKind::PermissionDenied | ErrorKind::Unsupported => log::Level::Warn,
         _ if source.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) => log::Level::Warn,
-        _ => return Err(Error::Io { operation, path, source }),
+        _ => return Err(error),
     };
-    log::log!(level, "layers of {} are not held: cannot {operation} {}: {source}", quoted(store), quoted(&path));
+    log::log!(level, "layers of {} are not held: {}", quoted(store), Chain(&error));
     Ok(None)
 }
 

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 pub(crate) use self::trash::MadeOfLayer;
 use crate::display::quoted;
 use crate::error::{Error, Result};
-use crate::tree::remove::remove_tree;
+use crate::tree::locked_dir::LockedDir;
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, READ, as_os_str};
 
 /// The interval between two attempts to lock. A collector has the lock for about a millisecond.
@@ -180,18 +180,19 @@ impl StoreDirLock<'_> {
         made.map_err(Error::io("make a file in", path))
     }
 
-    /// Makes a directory in a part of the store directory, and locks it for the caller.
-    pub(crate) fn work_dir(&self, part: Part) -> Result<WorkDir> {
+    /// Makes a directory in a part of the store directory, and locks it for the caller. Dropped, it is an orphan: the next
+    /// collector removes it.
+    pub(crate) fn work_dir(&self, part: Part) -> Result<LockedDir> {
         let make = |parent: &Path| tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(parent);
         let path = self.make_in(part, make)?.keep();
-        let taken = WorkDir::take(&path)?;
+        let taken = take(&path)?;
         taken.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))
     }
 
     /// Takes over at most `most` directories of a part whose owners are dead.
-    pub(crate) fn orphans(&self, part: Part, most: usize) -> Result<Vec<WorkDir>> {
+    pub(crate) fn orphans(&self, part: Part, most: usize) -> Result<Vec<LockedDir>> {
         let dirs = self.store_dir.list(part)?;
-        dirs.iter().filter_map(|path| WorkDir::take(path).transpose()).take(most).collect()
+        dirs.iter().filter_map(|path| take(path).transpose()).take(most).collect()
     }
 }
 
@@ -204,47 +205,13 @@ impl Drop for StoreDirLock<'_> {
     }
 }
 
-/// A directory in the store directory, locked by its owner. Dropped, it is an orphan: the next collector removes it.
-#[derive(Debug)]
-pub(crate) struct WorkDir {
-    path: PathBuf,
-    lock: OwnedFd,
-}
-
-impl WorkDir {
-    /// Locks the directory; `None` if it has an owner or does not exist.
-    fn take(path: &Path) -> Result<Option<Self>> {
-        let lock = match openat(CWD, path, READ, Mode::empty()) {
-            Ok(lock) => lock,
-            // Not a directory: no program of this crate made it.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            Err(errno) => return Err(Error::io("open", path)(errno)),
-        };
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            // The former owner of the lock may have removed the directory.
-            Ok(()) if fstat(&lock).is_ok_and(|stat| stat.st_nlink == 0) => Ok(None),
-            Ok(()) => Ok(Some(Self { path: path.into(), lock })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(Error::io("lock", path)(errno)),
+/// Locks a directory of a part; `None` if it has an owner, or is not a directory that this crate made.
+fn take(path: &Path) -> Result<Option<LockedDir>> {
+    match LockedDir::try_lock(path) {
+        Err(Error::Io { source, .. }) if matches!(Errno::from_io_error(&source), Some(Errno::NOTDIR | Errno::LOOP)) => {
+            Ok(None)
         }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Removes the directory with everything in it. It stays locked until it is gone.
-    pub(crate) fn remove(self) -> Result<()> {
-        remove_tree(&self.path)
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        // As for the lock of the store directory.
-        if let Err(errno) = flock(&self.lock, FlockOperation::Unlock) {
-            log::debug!("cannot unlock {}: {errno}", self.path.display());
-        }
+        taken => taken,
     }
 }
 
@@ -275,7 +242,7 @@ mod tests {
         drop(dead);
 
         let orphans = lock.orphans(Part::New, 9).unwrap();
-        assert_eq!(orphans.iter().map(WorkDir::path).collect::<Vec<_>>(), [&path]);
+        assert_eq!(orphans.iter().map(LockedDir::path).collect::<Vec<_>>(), [&path]);
         assert!(lock.orphans(Part::New, 9).unwrap().is_empty(), "it has been taken over");
         assert!(lock.orphans(Part::Holds, 9).unwrap().is_empty());
         orphans.into_iter().for_each(|orphan| orphan.remove().unwrap());

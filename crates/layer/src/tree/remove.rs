@@ -50,10 +50,7 @@ pub fn remove_tree_with(path: impl AsRef<Path>, threads: NonZeroUsize) -> Result
     let path = path.as_ref().components().as_path();
     let Some(name) = path.file_name() else { return Err(Error::io("remove", path)(Errno::INVAL)) };
     let name = walk::as_c_string(name).map_err(Error::io("remove", path))?;
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = walk::parent(path);
     match openat(CWD, parent, PATH.difference(OFlags::NOFOLLOW), Mode::empty()) {
         Ok(parent) => remove_at(parent.as_fd(), &name, path, threads),
         Err(Errno::NOENT) => Ok(()),

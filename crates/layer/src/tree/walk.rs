@@ -11,13 +11,14 @@ pub(crate) mod visit;
 pub(crate) mod work_queue;
 
 use std::ffi::{CStr, CString, OsStr};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawDirEntry, ResolveFlags, Stat, StatxFlags, fstat, openat, openat2,
-    readlinkat, statat, statx,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawDir, RawDirEntry, ResolveFlags, Stat, StatxFlags, fstat, openat,
+    openat2, readlinkat, statat, statx,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -123,6 +124,26 @@ pub(crate) fn upwards(dir: BorrowedFd<'_>) -> rustix::io::Result<impl Iterator<I
 /// Whether `name` is one of the two that every directory has.
 pub(crate) fn is_dots(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
+}
+
+/// Whether an open directory, which was opened for [reading](READ) and not read from before, has no entries.
+pub(crate) fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    let mut buffer = [MaybeUninit::uninit(); 1024];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        if !is_dots(entry?.file_name()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The directory that `path` is in: `.` for a name alone.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// What `entry` of `dir` is: asked of the file only where the file system does not tell it in the directory.

@@ -3,11 +3,12 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, openat, statat};
+use rustix::fs::{AtFlags, CWD, statat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
+use crate::stack::sources::open_root;
 use crate::tree::walk::{READ, as_c_string, open_in};
 
 /// One name of the path.
@@ -22,12 +23,7 @@ pub(super) struct PathEntry {
 pub(super) fn layer_path(tree: &Path, path: &Path, xattrs: XattrNamespace) -> Result<Vec<PathEntry>> {
     let mut entries = Vec::new();
     let mut place: PathBuf = tree.components().collect();
-    let mut dir = openat(CWD, &place, READ, Mode::empty()).map_err(|errno| match errno {
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
-            Error::NotADirectory { path: place.clone(), expected: "a layer's tree" }
-        }
-        errno => Error::io("open", &place)(errno),
-    })?;
+    let mut dir = open_root(CWD, &place, READ)?;
     for name in path {
         place.push(name);
         let name = as_c_string(name).map_err(Error::io("look up", &place))?;

@@ -7,11 +7,12 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, RenameFlags, fchmod, flock, fstat, openat, statat};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, RenameFlags, fchmod, fstat, openat, statat};
 use rustix::io::Errno;
 
 use super::{Part, STORE_DIR, StoreDir, StoreDirLock, entries, is_trusted};
 use crate::error::{Error, Result};
+use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove::remove_tree;
 use crate::tree::walk::READ;
 
@@ -67,9 +68,14 @@ impl StoreDir {
         let Ok(dir) = openat(CWD, layer, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
         let stat = fstat(&dir).map_err(Error::io("look at", layer))?;
         // A lock on the layer would become a lock on the store directory. A capture that has one ends soon.
-        if !is_trusted(stat.st_uid, store)? || flock(&dir, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !is_trusted(stat.st_uid, store)? {
             return Ok(MadeOfLayer::Unsuitable);
         }
+        let same = dir.try_clone().map_err(Error::io("open", layer))?;
+        let Ok(Attempt::Locked(lock)) = LockedDir::attempt(same, layer, FlockOperation::NonBlockingLockExclusive)
+        else {
+            return Ok(MadeOfLayer::Unsuitable);
+        };
         let mode = Mode::from_raw_mode(stat.st_mode);
         fchmod(&dir, Mode::RWXU).map_err(Error::io("close to others", layer))?;
         // From here on no other user can make a part in it that would lead elsewhere.
@@ -81,7 +87,7 @@ impl StoreDir {
         if made.is_err() {
             let _as_it_was_or_closed = fchmod(&dir, mode);
         }
-        let _closing_does_it_too = flock(&dir, FlockOperation::Unlock);
+        drop(lock);
         match made {
             Ok(()) => Ok(MadeOfLayer::Made(Self { path: store.join(STORE_DIR), dir })),
             Err(Errno::EXIST) => Ok(Self::open(store)?.map_or(MadeOfLayer::Unsuitable, MadeOfLayer::There)),

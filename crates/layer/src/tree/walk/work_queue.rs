@@ -15,6 +15,13 @@ use crate::error::{Error, Result};
 /// Waiting jobs that justify another thread. Starting a thread takes about 50 µs.
 const BACKLOG: usize = 4;
 
+/// Returns the default number of threads of a merge or a capture: two, where there are two processors. Both spend their time
+/// in the kernel and share the machine with other runs.
+pub(crate) fn usual_threads() -> NonZeroUsize {
+    let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    processors.min(NonZeroUsize::MIN.saturating_add(1))
+}
+
 /// Runs `first` and all jobs that result from it, and returns the workers with what they have gathered.
 ///
 /// The caller's thread works. Up to `threads - 1` more join, one for every few jobs that are waiting.
