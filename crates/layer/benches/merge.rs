@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use layer::{Merge, Merged, remove_tree, remove_tree_with};
+use layer::{Merge, Merged, Remove, remove_tree};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 const ROUNDS: usize = 7;
@@ -50,8 +50,8 @@ fn real_packages(dir: &Path, packages: &[&str]) {
     // Not between the merges: ext4 shuns inodes that were freed a moment ago, and looking for others is what would be measured.
     for round in 0..ROUNDS {
         rm.push(timed(|| run(Command::new("rm").arg("-rf").arg(target("cp", round)))));
-        remove_one.push(timed(|| remove_tree_with(target("bare", round), ONE).expect("removed")));
-        remove_two.push(timed(|| remove_tree_with(target("one", round), TWO).expect("removed")));
+        remove_one.push(timed(|| Remove::new().threads(ONE).run(target("bare", round)).expect("removed")));
+        remove_two.push(timed(|| Remove::new().threads(TWO).run(target("one", round)).expect("removed")));
         remove_usual.push(timed(|| remove_tree(target("two", round)).expect("removed")));
     }
     let (count, names) = (trees.len(), packages.join(" "));
@@ -126,7 +126,7 @@ fn same_content(dir: &Path) {
             let start = Instant::now();
             let merged = merge(TWO, &trees[..count], &target);
             times.push(start.elapsed() / merged.linked as u32);
-            remove_tree_with(&target, TWO).expect("removed");
+            Remove::new().threads(TWO).run(&target).expect("removed");
         }
     }
     let [sixty, four_hundred] = per_file.map(median);

@@ -29,6 +29,7 @@ use self::made::{Made, TakingOut};
 use self::record::RunRecord;
 use self::upper::Upper;
 use self::upper_id::UpperId;
+use crate::callback::Callback;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::layer::access::Access;
@@ -78,7 +79,8 @@ use crate::tree::walk::work_queue;
 /// One of two concurrent captures of a layer wins. The other, in whichever process, fails with [`Error::AlreadyCaptured`] and
 /// has changed nothing. The layer's directory may exist, with sidecars and a log in it, which are then as durable as the layer.
 #[derive(Debug, Clone)]
-pub struct Capture {
+#[must_use = "it captures when `into_layer` is called"]
+pub struct Capture<'a> {
     lowers: Vec<PathBuf>,
     made: Option<Vec<Made>>,
     upper: Option<UpperId>,
@@ -86,6 +88,7 @@ pub struct Capture {
     xattrs: XattrNamespace,
     latest: Option<SystemTime>,
     threads: NonZeroUsize,
+    progress: Callback<'a, dyn Fn(Step) + Sync + 'a>,
 }
 
 /// What a capture has done.
@@ -128,7 +131,7 @@ impl Step {
         [Step::TakeOut, Step::Settle, Step::Stage, Step::Sync, Step::Move, Step::Publish, Step::Finish];
 }
 
-impl Capture {
+impl<'a> Capture<'a> {
     /// Captures uppers that were made over `lowers`, in the order of the mount: **topmost first**, the base last. They are only
     /// read, and only where the upper has an opaque directory or something was [made](Self::made).
     pub fn new(lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
@@ -140,6 +143,7 @@ impl Capture {
             xattrs: XattrNamespace::default(),
             latest: None,
             threads: work_queue::usual_threads(),
+            progress: Callback::default(),
         }
     }
 
@@ -176,9 +180,15 @@ impl Capture {
         self
     }
 
-    /// Works with at most so many threads.
+    /// Works with at most `threads` threads.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = threads;
+        self
+    }
+
+    /// Calls `progress` before each step.
+    pub fn progress(mut self, progress: &'a (dyn Fn(Step) + Sync + 'a)) -> Self {
+        self.progress = Callback(Some(progress));
         self
     }
 
@@ -205,20 +215,6 @@ impl Capture {
     /// it shows what it showed, and it can be captured again. Only if the very last step fails, [`Step::Finish`], the layer is
     /// there and may not be after a power cut.
     pub fn into_layer(&self, upper: impl AsRef<Path>, layer: &Layer, meta: Meta) -> Result<Captured> {
-        self.into_layer_watched(upper, layer, meta, &|_| ())
-    }
-
-    /// As [`into_layer`](Self::into_layer), and calls `watch` before each step.
-    ///
-    /// # Errors
-    /// As `into_layer`.
-    pub fn into_layer_watched(
-        &self,
-        upper: impl AsRef<Path>,
-        layer: &Layer,
-        meta: Meta,
-        watch: &dyn Fn(Step),
-    ) -> Result<Captured> {
         let upper = match Upper::open(upper.as_ref()) {
             Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper.as_ref(), layer, missing),
             upper => upper?,
@@ -242,7 +238,7 @@ impl Capture {
         let work = Self::place(&lock, &upper).and_then(|stage| {
             let filling =
                 Filling { upper: &upper, below: &below, made, root_mode: record.root_mode, lock: &lock, stage };
-            self.fill(&filling, meta, watch)
+            self.fill(&filling, meta)
         });
         if work.is_err() && !matches!(work, Err(Error::NotMovedBack { .. })) {
             lock.give_up();
@@ -285,19 +281,19 @@ impl Capture {
         Ok(Captured { size: layer.measure()?, ..Captured::default() })
     }
 
-    fn fill(&self, filling: &Filling<'_>, meta: Meta, watch: &dyn Fn(Step)) -> Result<Captured> {
+    fn fill(&self, filling: &Filling<'_>, meta: Meta) -> Result<Captured> {
         let Filling { upper, below, made, root_mode, lock, stage } = filling;
         let (root, layer) = (upper.root.as_fd(), lock.layer());
-        watch(Step::TakeOut);
+        self.reach(Step::TakeOut);
         let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
-        watch(Step::Settle);
+        self.reach(Step::Settle);
         let mut captured = Captured { taken_out, ..self.settle(upper, below)? };
         // The list in it may have a block of its own, which is not the layer's.
         RunRecord::shorten(root, &upper.path, self.xattrs, *root_mode)?;
         let stat = fstat(root).map_err(Error::io("look at", &upper.path))?;
         captured.size.bytes += size::allocated(&stat);
 
-        watch(Step::Stage);
+        self.reach(Step::Stage);
         let meta = Meta { disk_usage: captured.size.bytes, created_at: SystemTime::now(), ..meta };
         lock.stage(&meta)?;
         // Before anything can be reached by its name in the layer.
@@ -305,21 +301,21 @@ impl Capture {
         if *stage == Stage::Sealed {
             lock.record_upper(&upper.path, self.xattrs);
         }
-        watch(Step::Sync);
+        self.reach(Step::Sync);
         barrier::sync(lock.dir()).map_err(Error::io("sync the file system of", layer.path()))?;
         if let Some(mode) = root_mode {
             let mode = Mode::from_raw_mode(*mode);
             fchmod(root, mode).map_err(Error::io("change the mode of", &upper.path))?;
         }
         RunRecord::shorten(root, &upper.path, self.xattrs, None)?;
-        watch(Step::Move);
+        self.reach(Step::Move);
         if *stage == Stage::Sealed {
             lock.seal()?;
             upper.move_to(lock.dir(), layer)?;
         }
         // From here on a failure has to move the upper back.
         let published = lock.sync().and_then(|()| {
-            watch(Step::Publish);
+            self.reach(Step::Publish);
             lock.publish_from(*stage)
         });
         if let Err(failure) = published {
@@ -328,9 +324,15 @@ impl Capture {
                 Stage::Staged => failure,
             });
         }
-        watch(Step::Finish);
+        self.reach(Step::Finish);
         lock.sync()?;
         Ok(captured)
+    }
+
+    fn reach(&self, step: Step) {
+        if let Some(progress) = self.progress.0 {
+            progress(step);
+        }
     }
 
     fn settle(&self, upper: &Upper, below: &Lowers) -> Result<Captured> {

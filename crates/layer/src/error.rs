@@ -75,6 +75,18 @@ pub enum Error {
         /// The name that was given.
         name: String,
     },
+    /// A text that is not the mode of a directory.
+    #[error("{text:?} is not a mode: write octal permission bits like 0750")]
+    NotAMode {
+        /// The text.
+        text: String,
+    },
+    /// A name that no rung has.
+    #[error("{name:?} is not a rung: use lowerdir+, mount-paths or mount-names")]
+    UnknownRung {
+        /// The name.
+        name: String,
+    },
     /// The target of a merge exists and holds something. It is left as it is.
     #[error("{} is not empty: a merge needs a new or an empty directory", quoted(path))]
     TargetNotEmpty {
@@ -279,7 +291,7 @@ impl Error {
             | Error::MadeUnknown { upper } => Some(upper),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
-            Error::SidecarName { .. } => None,
+            Error::SidecarName { .. } | Error::NotAMode { .. } | Error::UnknownRung { .. } => None,
         }
     }
 

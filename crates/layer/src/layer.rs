@@ -41,16 +41,16 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The layer that stands, or is to stand, at `dir`. Nothing is looked at.
+    /// Returns the layer that is, or will be, at `dir`. Nothing is looked at.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
 
-    /// The layer at `dir`, which has a tree to stack.
+    /// Returns the layer at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs` (a symbolic link is none:
-    /// a layer's tree is its own).
+    /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no directory `fs`; a symbolic link is
+    /// not one, since a layer's tree is its own.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let layer = Self::at(dir);
         check(&layer.dir, "a layer")?;
@@ -100,8 +100,8 @@ impl Layer {
 
 /// The tree at the bottom of every stack: a root file system made from an image, with no layer below it.
 ///
-/// A base has the shape of a layer (`<dir>/fs/` is its tree). It is never touched as used: whoever has layers has their
-/// base.
+/// A base has the shape of a layer (`<dir>/fs/` is its tree). It has no `last_used`: it is needed as long as any layer above it
+/// exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Base {
     dir: PathBuf,
@@ -110,16 +110,25 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base at `dir`. Its hash is the name of its directory, in the form of [`Layer::hash`], until
-    /// [`with_hash`](Self::with_hash) says otherwise, its image is empty until [`with_image`](Self::with_image).
+    /// Returns the base that is, or will be, at `dir`. Nothing is looked at.
+    ///
+    /// Its hash is the name of its directory, in the form of [`Layer::hash`], until [`with_hash`](Self::with_hash) sets another.
+    /// Its image is empty until [`with_image`](Self::with_image) sets it.
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        let dir = dir.into();
+        let hash = layer_hash::text(dir.file_name().unwrap_or_default());
+        Self { dir, hash, image: String::new() }
+    }
+
+    /// Returns the base at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs`.
+    /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no directory `fs`; a symbolic link is
+    /// not one.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
-        let dir = dir.into();
-        check(&dir, "a base")?;
-        let hash = layer_hash::text(dir.file_name().unwrap_or_default());
-        Ok(Self { dir, hash, image: String::new() })
+        let base = Self::at(dir);
+        check(&base.dir, "a base")?;
+        Ok(base)
     }
 
     /// The same base, known by `hash`: what `base_hash` in the `layer.json` of every layer above it says.

@@ -7,7 +7,7 @@
 //! - **A store of layers**: [`scan`] finds them, in the order of last use if asked; [`Collector`] removes the least recently
 //!   used ones, but none that somebody [holds](Hold); a [`Draft`] becomes a layer whole or not at all.
 //! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower directories of their own and which
-//!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
+//!   have to be merged first, [`merge`](fn@merge) hardlinks these into one directory that shows what the kernel would have shown, and
 //!   [`remove_tree`] takes such a directory away again.
 //! - **A new layer**: [`Capture`] makes a layer of the upper directory that an overlay has left. A capture that was killed can be
 //!   repeated.
@@ -55,6 +55,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod callback;
 mod capture;
 pub mod display;
 mod error;
@@ -89,5 +90,14 @@ pub use store::hold::{Hold, held};
 pub use store::scan::{Scan, scan};
 pub use tree::locked_dir::LockedDir;
 pub use tree::regular_file::read_regular_file;
-pub use tree::remove::{remove_tree, remove_tree_with};
+pub use tree::remove::{Remove, remove_tree};
 pub use tree::size::{TreeSize, count_files};
+
+/// The compiler checks that values of these types can be used by several threads.
+const _: fn() = || {
+    fn is_send_and_sync<T: Send + Sync>() {}
+    is_send_and_sync::<(Base, Layer, Meta, Timing, Access, RunRecord, UpperId, Made)>();
+    is_send_and_sync::<(Scan, Hold, Draft, Collector<'_>, Collected, LockedDir)>();
+    is_send_and_sync::<(Plan, Lookup, Conflicts, Merge<'_>, Merged, Capture<'_>, Captured)>();
+    is_send_and_sync::<(Remove, TreeSize, Error)>();
+};

@@ -22,6 +22,7 @@ use self::directory::{Job, Worker};
 use self::hardlinks::HardLinks;
 use self::shared::Shared;
 use self::target::Target;
+use crate::callback::Callback;
 use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::layer::access::Access;
@@ -75,11 +76,16 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 /// read once, at any depth; memory grows with the widest directory and the depth, not with the number of files; and a
 /// quarter of the process's descriptors is enough for any number of layers.
 #[derive(Debug, Clone)]
-pub struct Merge {
+#[must_use = "it merges when `run` is called"]
+pub struct Merge<'a> {
     threads: NonZeroUsize,
     xattrs: XattrNamespace,
     access: Option<Access>,
+    stop: Callback<'a, Stop<'a>>,
 }
+
+/// Returns true when a merge has to stop.
+type Stop<'a> = dyn Fn() -> bool + Sync + 'a;
 
 /// What a merge has made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,19 +103,24 @@ pub struct Merged {
     pub opaques: u64,
 }
 
-impl Default for Merge {
+impl Default for Merge<'_> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Merge {
+impl<'a> Merge<'a> {
     /// Two threads, where there are two processors, and attributes in [`XattrNamespace::Trusted`].
     pub fn new() -> Self {
-        Self { threads: work_queue::usual_threads(), xattrs: XattrNamespace::default(), access: None }
+        Self {
+            threads: work_queue::usual_threads(),
+            xattrs: XattrNamespace::default(),
+            access: None,
+            stop: Callback::default(),
+        }
     }
 
-    /// Works with at most so many threads.
+    /// Works with at most `threads` threads.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = threads;
         self
@@ -132,6 +143,13 @@ impl Merge {
         self
     }
 
+    /// Stops the merge with [`Error::Stopped`] as soon as `stop` returns true. Each thread asks it at each directory of each
+    /// layer.
+    pub fn stop(mut self, stop: &'a (dyn Fn() -> bool + Sync + 'a)) -> Self {
+        self.stop = Callback(Some(stop));
+        self
+    }
+
     /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a new directory in one
     /// that exists, or an empty one, whose own attributes give way to those of the topmost source. No source at all
     /// makes an empty directory of mode 0755, which hides nothing.
@@ -146,29 +164,16 @@ impl Merge {
     /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: a directory that carries
     ///   `redirect`, a file that carries `metacopy`.
     /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show it in an overlay.
+    /// - [`Error::Stopped`] if [`stop`](Self::stop) returned true.
     /// - [`Error::Io`] names the entry that could not be linked, copied or made. A source that changes meanwhile is one
     ///   reason.
     ///
     /// The sources are as they were, and so is `target`: what was made has been removed, or [`Error::Leftover`] says
     /// that it could not be.
     pub fn run(&self, sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
-        self.run_until(sources, target, &|| false)
-    }
-
-    /// As [`run`](Self::run), until `stop` says that nobody waits for it any more, which it is asked at each directory of
-    /// each layer, by any of the threads.
-    ///
-    /// # Errors
-    /// As `run`; [`Error::Stopped`] if it was.
-    pub fn run_until(
-        &self,
-        sources: &[impl AsRef<Path>],
-        target: impl AsRef<Path>,
-        stop: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Merged> {
         let sources = Sources::open(sources)?;
         let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;
-        let merged = self.fill(&sources, &target, stop).and_then(|merged| {
+        let merged = self.fill(&sources, &target).and_then(|merged| {
             if let Some(access) = self.access {
                 access.apply(target.root(), target.path())?;
             }
@@ -178,7 +183,7 @@ impl Merge {
         merged.map_err(|failure| target.undo(failure, self.threads))
     }
 
-    fn fill(&self, sources: &Sources, target: &Target, stop: &(dyn Fn() -> bool + Sync)) -> Result<Merged> {
+    fn fill(&self, sources: &Sources, target: &Target) -> Result<Merged> {
         if sources.len() == 0 {
             fchmod(target.root(), Mode::from_raw_mode(0o755)).map_err(Error::io("set the mode of", target.path()))?;
             return Ok(Merged { directories: 1, ..Merged::default() });
@@ -189,7 +194,7 @@ impl Merge {
             target_path: target.path(),
             root_mode: self.access.map(|access| Mode::from_raw_mode(access.bits())),
             xattrs: self.xattrs,
-            stop,
+            stop: self.stop.0,
             hard_links: HardLinks::default(),
             why_copied: OnceLock::new(),
         };

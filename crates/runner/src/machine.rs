@@ -132,7 +132,7 @@ impl Host for Machine<'_> {
             let xattrs = self.xattrs();
             let cancel = self.options.cancel.clone();
             let stop = || cancel.as_ref().is_some_and(Cancel::is_cancelled);
-            match Merge::new().xattrs(xattrs).run_until(merged, scratch.lower(), &stop) {
+            match Merge::new().xattrs(xattrs).stop(&stop).run(merged, scratch.lower()) {
                 Ok(merged) => self.merged = Some(merged),
                 Err(layer::Error::Stopped { .. }) => {}
                 Err(error) => return Err(error.into()),

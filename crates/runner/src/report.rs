@@ -57,7 +57,7 @@ pub(crate) struct Origin {
 impl Report {
     /// What makes a layer of the upper: it knows the lowers and what the run [made](Self::made). `run` itself captures nothing:
     /// see [`Upper::capture`].
-    pub fn capture(&self) -> Capture {
+    pub fn capture(&self) -> Capture<'static> {
         let capture = Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs);
         match UpperId::of(self.upper.path()) {
             Ok(id) => capture.of_upper(id),
@@ -186,7 +186,7 @@ impl CaptureRecord {
     }
 
     /// The capture, and the `layer.json` to go with it.
-    pub fn into_capture(self) -> (Capture, Meta) {
+    pub fn into_capture(self) -> (Capture<'static>, Meta) {
         let xattrs = match self.xattrs {
             Xattrs::Trusted => XattrNamespace::Trusted,
             Xattrs::User => XattrNamespace::User,

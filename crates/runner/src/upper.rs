@@ -281,7 +281,7 @@ impl Upper {
     /// Closes the root to other users if they could get to `destination`, and records the mode that it had, which is returned.
     fn close_root(&self, destination: &Path, access: Option<Access>) -> io::Result<Option<u32>> {
         let access = match (access, destination.parent()) {
-            (None, Some(parent)) if Access::is_needed_in(parent)? => Access::default(),
+            (None, Some(parent)) if is_access_needed(parent)? => Access::default(),
             (Some(access), _) => access,
             _ => return Ok(None),
         };
@@ -309,7 +309,7 @@ impl Upper {
     ///
     /// # Errors
     /// [`CaptureError`], which gives the upper back.
-    pub fn capture(mut self, capture: &Capture, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
+    pub fn capture(mut self, capture: &Capture<'_>, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
         let captured = match rundir::around(layer.path()) {
             // It is removed with all that is in it.
             Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run }),
@@ -366,6 +366,14 @@ fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
         },
         result => result,
     }
+}
+
+/// Whether a tree in `parent` has to be closed. The error is the kernel's answer.
+fn is_access_needed(parent: &Path) -> io::Result<bool> {
+    Access::is_needed_in(parent).map_err(|error| match error {
+        layer::Error::Io { source, .. } => source,
+        error => io::Error::other(chain(&error)),
+    })
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ impl Fixture {
         Layer::at(self.dir.path().join("store/new"))
     }
 
-    fn capture(&self) -> Capture {
+    fn capture(&self) -> Capture<'static> {
         Capture::new([&self.base]).xattrs(XattrNamespace::User)
     }
 
@@ -354,14 +354,14 @@ fn a_second_capture_is_told_so_and_its_upper_is_left() {
     let other = fixture.dir.path().join("other");
     fill(&fixture.dir.path().join("another-base"), &other);
     let before = tree(&other);
-    let steps = std::cell::RefCell::new(Vec::new());
+    let steps = std::sync::Mutex::new(Vec::new());
     let watch = |step| {
-        steps.borrow_mut().push(step);
+        steps.lock().unwrap().push(step);
         let refused = fixture.try_at(&other);
         assert!(matches!(refused, Err(Error::AlreadyCaptured { .. })), "{step:?}: {refused:?}");
     };
-    fixture.capture().into_layer_watched(&fixture.upper, &fixture.layer(), meta(), &watch).unwrap();
-    assert_eq!(steps.into_inner(), Step::ALL);
+    fixture.capture().progress(&watch).into_layer(&fixture.upper, &fixture.layer(), meta()).unwrap();
+    assert_eq!(steps.into_inner().unwrap(), Step::ALL);
     assert!(matches!(fixture.try_at(&other), Err(Error::AlreadyCaptured { .. })));
     assert_eq!(tree(&other), before);
 }
@@ -389,7 +389,7 @@ fn what_fails_half_way_gives_the_upper_back() {
                 disturb(&fixture)
             }
         };
-        let result = fixture.capture().into_layer_watched(&fixture.upper, &layer, meta(), &watch);
+        let result = fixture.capture().progress(&watch).into_layer(&fixture.upper, &layer, meta());
         assert!(matches!(result, Err(Error::Io { .. })), "{at:?}: {result:?}");
         tidy(&fixture);
         assert_eq!(fs::read_dir(layer.path()).unwrap().count(), 0, "{at:?}");
@@ -424,7 +424,7 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
             }
         };
         let layer = Layer::at(dir.join("store/new"));
-        panic!("{:?}", capture.into_layer_watched(dir.join("upper"), &layer, meta(), &watch));
+        panic!("{:?}", capture.progress(&watch).into_layer(dir.join("upper"), &layer, meta()));
     }
     for (number, step) in Step::ALL.into_iter().enumerate() {
         for next in [Next::Same, Next::Moved, Next::Other, Next::Collector] {
@@ -468,7 +468,7 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
                     }
                 }
                 Next::Collector => {
-                    crate::store::gc::Collector::new().collect(fixture.dir.path().join("store"), &mut |_| {}).unwrap();
+                    crate::store::gc::Collector::new().collect(fixture.dir.path().join("store")).unwrap();
                     assert_eq!(
                         layer.path().exists(),
                         moved,

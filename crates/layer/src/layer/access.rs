@@ -1,7 +1,6 @@
 //! Who may enter a directory that holds a tree: its mode and its group. Mode and owner of the files in a tree are set in
 //! `tree/attributes.rs`.
 
-use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::str::FromStr;
@@ -52,12 +51,15 @@ impl Access {
     /// Whether a tree in the directory `parent` has to be closed: every directory above it lets other users through.
     ///
     /// # Errors
-    /// The kernel's answer if `parent` or a directory above it cannot be looked at.
-    pub fn is_needed_in(parent: impl AsRef<Path>) -> io::Result<bool> {
-        let parent = openat(CWD, parent.as_ref(), PATH.difference(OFlags::NOFOLLOW), Mode::empty())?;
-        let stat = fstat(&parent)?;
-        let open = Mode::from_raw_mode(stat.st_mode).contains(Mode::XOTH);
-        Ok(open && is_reachable_by_others(&parent)?)
+    /// [`Error::Io`] if `parent` or a directory above it cannot be looked at.
+    pub fn is_needed_in(parent: impl AsRef<Path>) -> Result<bool> {
+        let path = parent.as_ref();
+        let parent = openat(CWD, path, PATH.difference(OFlags::NOFOLLOW), Mode::empty());
+        let needed = parent.and_then(|parent| {
+            let open = Mode::from_raw_mode(fstat(&parent)?.st_mode).contains(Mode::XOTH);
+            Ok(open && is_reachable_by_others(&parent)?)
+        });
+        needed.map_err(Error::io("look at", path))
     }
 
     /// Gives the directory `path` this mode and group.
@@ -87,13 +89,13 @@ impl Access {
 }
 
 impl FromStr for Access {
-    type Err = String;
+    type Err = Error;
 
     /// Reads octal permission bits, `0750`.
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self> {
         match u32::from_str_radix(text, 8) {
             Ok(mode) if mode <= 0o777 => Ok(Self::mode(mode)),
-            _ => Err(format!("{text:?} is not a mode: write octal permission bits like 0750")),
+            _ => Err(Error::NotAMode { text: text.into() }),
         }
     }
 }
@@ -121,7 +123,7 @@ mod tests {
     #[test]
     fn modes_are_read_in_octal() {
         for (text, mode) in [("0750", 0o750), ("700", 0o700), ("0", 0), ("0777", 0o777)] {
-            assert_eq!(text.parse(), Ok(Access::mode(mode)), "{text}");
+            assert_eq!(text.parse::<Access>().unwrap(), Access::mode(mode), "{text}");
         }
         for text in ["", "8", "1777", "u+x", "-1", "0x1f"] {
             assert!(text.parse::<Access>().is_err(), "{text}");

@@ -109,7 +109,7 @@ impl<'a> Worker<'a> {
     /// Takes from one layer what no layer above has. Returns whether its directory hides what is below.
     fn gather(&mut self, node: &Arc<DirNode>, layer: usize, is_last: bool, gathered: &mut Gathered) -> Result<bool> {
         let shared = self.shared;
-        if (shared.stop)() {
+        if shared.stop.is_some_and(|stop| stop()) {
             return Err(Error::Stopped { target: shared.target_path.into() });
         }
         let to = self.target.go_either_way(node, || Ok(shared.target));
@@ -226,7 +226,7 @@ mod tests {
             target_path: target,
             root_mode: None,
             xattrs: XattrNamespace::User,
-            stop: &|| false,
+            stop: None,
             hard_links: HardLinks::default(),
             why_copied: OnceLock::new(),
         };

@@ -23,8 +23,8 @@ pub(super) struct Shared<'a> {
     /// The mode of the target's root, if it is not the topmost layer's.
     pub(super) root_mode: Option<Mode>,
     pub(super) xattrs: XattrNamespace,
-    /// Whether nobody waits for the merge any more.
-    pub(super) stop: &'a (dyn Fn() -> bool + Sync),
+    /// Returns true when the merge has to stop.
+    pub(super) stop: Option<&'a (dyn Fn() -> bool + Sync)>,
     pub(super) hard_links: HardLinks,
     /// Why the first of the files that could not be linked could not.
     pub(super) why_copied: OnceLock<Errno>,

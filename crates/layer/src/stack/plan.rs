@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
+
 /// The most lower directories that an overlay may have, the base and the merged directory included.
 ///
 /// `OVL_MAX_STACK` in `fs/overlayfs/params.c`.
@@ -71,11 +73,11 @@ impl fmt::Display for Rung {
 }
 
 impl std::str::FromStr for Rung {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(name: &str) -> Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self> {
         let known = Rung::LADDER.into_iter().find(|rung| rung.to_string() == name);
-        known.ok_or_else(|| format!("{name:?} is no rung: use lowerdir+, mount-paths or mount-names"))
+        known.ok_or_else(|| Error::UnknownRung { name: name.into() })
     }
 }
 
@@ -105,6 +107,7 @@ impl fmt::Debug for RungLimit<'_> {
 
 /// What a rung would come to for a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Estimate {
     /// Which rung.
     pub rung: Rung,
@@ -124,6 +127,7 @@ pub struct Estimate {
 ///
 /// The lowers of the mount are, topmost first: `separate`, the directory into which `merged` goes (if any), `base`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Plan {
     /// The rung.
     pub rung: Rung,
@@ -292,8 +296,8 @@ mod tests {
     #[test]
     fn rungs_are_shown_as_they_are_parsed() {
         for rung in Rung::LADDER {
-            assert_eq!(rung.to_string().parse(), Ok(rung));
+            assert_eq!(rung.to_string().parse::<Rung>().unwrap(), rung);
         }
-        assert!("fsconfig".parse::<Rung>().unwrap_err().contains("lowerdir+"));
+        assert!("fsconfig".parse::<Rung>().unwrap_err().to_string().contains("lowerdir+"));
     }
 }

@@ -17,6 +17,7 @@ use rustix::fs::{FlockOperation, statvfs, syncfs};
 use self::abandoned::Resolved;
 use self::inventory::{Inventory, Stored};
 use self::need::Need;
+use crate::callback::Callback;
 use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
@@ -55,20 +56,21 @@ const BATCH: usize = 64;
 /// use std::time::Duration;
 ///
 /// let collector = layer::Collector::new().max_bytes(50 << 30).max_age(Duration::from_secs(90 * 24 * 3600));
-/// let collected = collector.collect(&store, &mut |_| {})?;
+/// let collected = collector.collect(&store)?;
 /// for layer in &collected.layers {
 ///     println!("{:?}", layer.name);
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Default)]
-#[must_use = "it collects when it is told to"]
-pub struct Collector {
+#[must_use = "it collects when `collect` is called"]
+pub struct Collector<'a> {
     max_bytes: Option<u64>,
     max_entries: Option<u64>,
     min_free_bytes: Option<u64>,
     max_age: Option<Duration>,
     sizes: Sizes,
+    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
 /// Where a collector has the sizes of layers from.
@@ -129,12 +131,12 @@ impl Collected {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// So many layers are looked at.
+    /// The collector has looked at `layers` layers.
     Looked {
         /// Their number.
         layers: usize,
     },
-    /// So many layers are gone.
+    /// The collector has removed `layers` layers.
     Removed {
         /// Their number.
         layers: usize,
@@ -143,19 +145,19 @@ pub enum Progress {
     },
 }
 
-impl Collector {
+impl<'a> Collector<'a> {
     /// A collector without a budget: it removes what killed ones have left, and no layer.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Keeps at most so many bytes of layers, as [`TreeSize`](crate::TreeSize) counts them.
+    /// Keeps at most `bytes` bytes of layers, as [`TreeSize`](crate::TreeSize) counts them.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self
     }
 
-    /// Keeps at most so many inodes: files, directories, symbolic links and all else, with the layers' own directories and files. A
+    /// Keeps at most `entries` inodes: files, directories, symbolic links and all else, with the layers' own directories and files. A
     /// file with several names is one. Every layer is measured.
     pub fn max_entries(mut self, entries: u64) -> Self {
         self.max_entries = Some(entries);
@@ -163,32 +165,38 @@ impl Collector {
         self
     }
 
-    /// Makes room until the file system of the store has so many bytes that an ordinary user can write, as statvfs(3) counts
-    /// them.
+    /// Removes layers until the file system of the store has `bytes` bytes that an ordinary user can write, as statvfs(3)
+    /// counts them.
     pub fn min_free_bytes(mut self, bytes: u64) -> Self {
         self.min_free_bytes = Some(bytes);
         self
     }
 
-    /// Keeps no layer that was last used longer ago.
+    /// Keeps no layer whose last use is more than `age` ago.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
         self
     }
 
-    /// Has the sizes from elsewhere.
+    /// Takes the sizes from where `sizes` says.
     pub fn sizes(mut self, sizes: Sizes) -> Self {
         self.sizes = if self.max_entries.is_some() { Sizes::Measured } else { sizes };
         self
     }
 
-    /// Tells what [`collect`](Self::collect) would do now. Nothing is changed.
+    /// Calls `progress` after each layer that is looked at or removed.
+    pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
+        self.progress = Callback(Some(progress));
+        self
+    }
+
+    /// Returns what [`collect`](Self::collect) would do now. Nothing is changed.
     ///
     /// # Errors
     /// As `collect`.
-    pub fn dry_run(&self, store: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<Collected> {
+    pub fn dry_run(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
-        let inventory = Inventory::take(store, self.sizes, self.max_bytes, progress)?;
+        let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
         let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
         collected.orphans = inventory.unfinished.len();
         if let Some(store_dir) = StoreDir::open(store)? {
@@ -199,19 +207,19 @@ impl Collector {
         Ok(collected)
     }
 
-    /// Collects, and tells `progress` how far it is.
+    /// Removes layers of `store` until it keeps to the budget.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `store` is none, [`Error::Io`] if nothing can be collected there (a read-only store). What
-    /// fails for one layer is told in [`Collected::failed`], and does not keep the others.
-    pub fn collect(&self, store: impl AsRef<Path>, progress: &mut dyn FnMut(Progress)) -> Result<Collected> {
+    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::Io`] if nothing can be collected there (a read-only
+    /// store). A failure with one layer is reported in [`Collected::failed`], and does not keep the others.
+    pub fn collect(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
         let mut collected = Collected::default();
         // Before anything else: if the disk is full, this is room.
         if let Some(store_dir) = StoreDir::open(store)? {
             remove_orphans(&store_dir, &mut collected)?;
         }
-        let inventory = Inventory::take(store, self.sizes, self.max_bytes, progress)?;
+        let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
         resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
         let mut need = self.need(store, &inventory)?;
         let of = self.plan(&inventory, &held(store)?, need).layers.len();
@@ -221,13 +229,19 @@ impl Collector {
             let before = collected.layers.len() - trash.len();
             for (number, path) in (1..).zip(trash) {
                 collected.failed.extend(remove_tree(path).err());
-                progress(Progress::Removed { layers: before + number, of });
+                self.report_progress(Progress::Removed { layers: before + number, of });
             }
             need.free_bytes = self.still_lacking(store, need.free_bytes)?;
         }
         collected.within_budget = !need.is_over();
         collected.failed.extend(inventory.failed);
         Ok(collected)
+    }
+
+    fn report_progress(&self, progress: Progress) {
+        if let Some(report) = self.progress.0 {
+            report(progress);
+        }
     }
 
     /// What is over the budget.

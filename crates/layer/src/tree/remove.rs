@@ -22,39 +22,64 @@ use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, PATH, READ, as_o
 /// threads than processors cost nothing.
 pub(crate) const USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
-/// Removes the directory tree at `path`, or the file, with at most eight threads: [`remove_tree_with`].
+/// Removes the directory tree at `path`, or the file, with the usual options: [`Remove::run`].
 ///
 /// # Errors
-/// As [`remove_tree_with`].
+/// As [`Remove::run`].
 pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
-    remove_tree_with(path, USUAL_THREADS)
+    Remove::new().run(path)
 }
 
-/// Removes the directory tree at `path`, or the file, with at most `threads` threads. It is not an error if `path` does not
-/// exist.
+/// Removes directory trees.
 ///
 /// Symbolic links are removed, never followed. Every step goes by descriptor, so a process that replaces a directory by a
 /// link concurrently gains nothing. Trees may be deeper than a path can be long. The caller's thread removes small trees
 /// alone.
 ///
 /// No other mount is entered, not even at `path` itself: a removal never deletes what a container still has mounted.
-///
-/// # Errors
-/// The first failure ends the removal. What had not been removed by then is left in place.
-/// - [`Error::MountInside`] names a mount point at or below `path`. Nothing in the mount was touched.
-/// - [`Error::Io`] names any other entry that could not be removed.
-///
-/// It is not an error if an entry vanishes concurrently.
-pub fn remove_tree_with(path: impl AsRef<Path>, threads: NonZeroUsize) -> Result<()> {
-    // `link/` would follow the link.
-    let path = path.as_ref().components().as_path();
-    let Some(name) = path.file_name() else { return Err(Error::io("remove", path)(Errno::INVAL)) };
-    let name = walk::as_c_string(name).map_err(Error::io("remove", path))?;
-    let parent = walk::parent(path);
-    match openat(CWD, parent, PATH.difference(OFlags::NOFOLLOW), Mode::empty()) {
-        Ok(parent) => remove_at(parent.as_fd(), &name, path, threads),
-        Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(Error::io("open", parent)(errno)),
+#[derive(Debug, Clone)]
+#[must_use = "it removes when `run` is called"]
+pub struct Remove {
+    threads: NonZeroUsize,
+}
+
+impl Default for Remove {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Remove {
+    /// At most eight threads.
+    pub fn new() -> Self {
+        Self { threads: USUAL_THREADS }
+    }
+
+    /// Works with at most `threads` threads.
+    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Removes the directory tree at `path`, or the file. It is not an error if `path` does not exist.
+    ///
+    /// # Errors
+    /// The first failure ends the removal. What had not been removed by then is left in place.
+    /// - [`Error::MountInside`] names a mount point at or below `path`. Nothing in the mount was touched.
+    /// - [`Error::Io`] names any other entry that could not be removed.
+    ///
+    /// It is not an error if an entry vanishes concurrently.
+    pub fn run(&self, path: impl AsRef<Path>) -> Result<()> {
+        // `link/` would follow the link.
+        let path = path.as_ref().components().as_path();
+        let Some(name) = path.file_name() else { return Err(Error::io("remove", path)(Errno::INVAL)) };
+        let name = walk::as_c_string(name).map_err(Error::io("remove", path))?;
+        let parent = walk::parent(path);
+        match openat(CWD, parent, PATH.difference(OFlags::NOFOLLOW), Mode::empty()) {
+            Ok(parent) => remove_at(parent.as_fd(), &name, path, self.threads),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Error::io("open", parent)(errno)),
+        }
     }
 }
 

@@ -21,6 +21,7 @@ const USUAL_THREADS: NonZeroUsize = remove::USUAL_THREADS;
 
 /// How much of a disk a tree takes, as du(1) counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct TreeSize {
     /// Bytes that are allocated for files, directories and symbolic links, the root of the tree among them. A sparse file counts
     /// with its blocks and not with its length, a file of one byte with the block that it takes.

@@ -46,7 +46,7 @@ where
     }
 }
 
-fn threads(number: usize) -> Merge {
+fn threads(number: usize) -> Merge<'static> {
     Merge::new().threads(NonZeroUsize::new(number).unwrap())
 }
 

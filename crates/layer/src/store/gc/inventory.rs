@@ -46,12 +46,7 @@ impl Inventory {
     /// A recorded size that is more than is in use on the file system is measured instead. So are the largest recorded sizes for
     /// as long as all of them together are more than that, or than `max_bytes`: before anything is removed because of a number,
     /// the number is looked at.
-    pub(super) fn take(
-        store: &Path,
-        how: Sizes,
-        max_bytes: Option<u64>,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Self> {
+    pub(super) fn take(store: &Path, how: Sizes, max_bytes: Option<u64>, progress: &dyn Fn(Progress)) -> Result<Self> {
         let mut inventory = Self::default();
         let mut bases = BTreeSet::new();
         let mut dirs = scan(store)?;
@@ -171,7 +166,7 @@ mod tests {
     }
 
     fn take(store: &Path, how: Sizes, max_bytes: Option<u64>) -> Inventory {
-        let inventory = Inventory::take(store, how, max_bytes, &mut |_| {}).unwrap();
+        let inventory = Inventory::take(store, how, max_bytes, &|_| {}).unwrap();
         assert!(inventory.failed.is_empty(), "{:?}", inventory.failed);
         inventory
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -63,10 +64,11 @@ fn the_least_recently_used_go_and_a_dry_run_says_so_beforehand() {
     for (collector, gone, within_budget) in table {
         let store = store(&["a", "b", "c", "d"]);
         let _hold = Hold::of([store.path().join("c")]).unwrap();
-        let dry = collector.dry_run(&store, &mut |_| {}).unwrap();
+        let dry = collector.dry_run(&store).unwrap();
         assert_eq!(there(store.path()), ["a", "b", "c", "d"]);
-        let mut seen = None;
-        let done = collector.collect(&store, &mut |progress| seen = Some(progress)).unwrap();
+        let seen = Mutex::new(None);
+        let report = |progress| *seen.lock().unwrap() = Some(progress);
+        let done = collector.clone().progress(&report).collect(&store).unwrap();
         assert_eq!(names(&done), gone, "{collector:?}");
         assert_eq!((dry.layers, dry.held, dry.within_budget), (done.layers, done.held, done.within_budget));
         assert_eq!(done.within_budget, within_budget, "{collector:?}");
@@ -77,19 +79,19 @@ fn the_least_recently_used_go_and_a_dry_run_says_so_beforehand() {
             0 => Progress::Looked { layers: 4 },
             layers => Progress::Removed { layers, of: layers },
         };
-        assert_eq!(seen, Some(last));
+        assert_eq!(seen.into_inner().unwrap(), Some(last));
     }
 }
 #[test]
 fn what_others_stand_on_stays() {
     let store = store(&["base", "a"]);
-    let collected = Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap();
+    let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
     assert_eq!(
         (names(&collected), &collected.bases, collected.within_budget),
         (vec!["a"], &vec!["base".into()], false)
     );
     // Nothing stands on it any more.
-    let collected = Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap();
+    let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
     assert_eq!((names(&collected), collected.within_budget), (vec!["base"], true));
 }
 
@@ -102,7 +104,7 @@ fn a_base_is_spared_by_its_whole_hash_and_not_by_its_own() {
         layer.write_meta(&Meta { disk_usage: 10, ..Meta::new(hash, SystemTime::UNIX_EPOCH) }).unwrap();
     };
     base("0123456789ab", digest);
-    let collect = || Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap();
+    let collect = || Collector::new().max_bytes(0).collect(&store).unwrap();
     base("a", digest);
     let collected = collect();
     assert_eq!((names(&collected), &collected.bases), (vec!["012", "a"], &vec!["0123456789ab".into()]));
@@ -119,7 +121,7 @@ fn one_wrong_number_does_not_empty_a_store() {
         let meta = wrong.meta().unwrap().unwrap();
         wrong.write_meta(&Meta { disk_usage: number, ..meta }).unwrap();
         let collector = Collector::new().max_bytes(2 << 20);
-        for collected in [collector.dry_run(&store, &mut |_| {}), collector.collect(&store, &mut |_| {})] {
+        for collected in [collector.dry_run(&store), collector.collect(&store)] {
             let collected = collected.unwrap();
             assert_eq!((names(&collected), collected.within_budget), (vec![], true), "{number}");
         }
@@ -130,19 +132,19 @@ fn one_wrong_number_does_not_empty_a_store() {
 fn what_happens_between_the_look_and_the_removal_counts() {
     let store = store(&["used", "held", "vanished", "made-again", "a", "b"]);
     let path = |name: &str| store.path().join(name);
-    let mut hold = None;
-    let collected = Collector::new().max_bytes(30).collect(&store, &mut |progress| {
+    let hold = Mutex::new(None);
+    let disturb = |progress| {
         if progress == (Progress::Looked { layers: 6 }) {
             Layer::at(path("used")).touch().unwrap();
-            hold = Some(Hold::of([path("held")]).unwrap());
+            *hold.lock().unwrap() = Some(Hold::of([path("held")]).unwrap());
             for name in ["vanished", "made-again"] {
                 fs::remove_dir_all(path(name)).unwrap();
             }
             layer(store.path(), "made-again", 9);
         }
-    });
+    };
     // One of the three that had to go has gone without this collector.
-    let collected = collected.unwrap();
+    let collected = Collector::new().max_bytes(30).progress(&disturb).collect(&store).unwrap();
     assert_eq!((names(&collected), &collected.held[..]), (vec!["a", "b"], &["held".into()][..]));
     assert!(collected.within_budget && collected.failed.is_empty());
     assert_eq!(there(store.path()), ["held", "made-again", "used"]);
@@ -157,8 +159,8 @@ fn orphans_are_removed_and_what_has_an_owner_stays() {
     }
     fs::create_dir(store.path().join(".layered/holds")).unwrap();
     fs::write(store.path().join(".layered/holds/dead"), "a\0").unwrap();
-    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 4);
-    let collected = Collector::new().collect(&store, &mut |_| {}).unwrap();
+    assert_eq!(Collector::new().dry_run(&store).unwrap().orphans, 4);
+    let collected = Collector::new().collect(&store).unwrap();
     assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (4, 0, 0));
     assert!(draft.layer().path().exists());
     assert_eq!(in_store_dir(store.path()), 2, "the draft and its layer");
@@ -194,8 +196,8 @@ fn a_killed_capture_is_completed_or_tidied_up_and_no_tree_is_removed() {
     let at_work = File::open(path("at-work")).unwrap();
     rustix::fs::flock(&at_work, FlockOperation::LockExclusive).unwrap();
 
-    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 7);
-    let collected = Collector::new().collect(&store, &mut |_| {}).unwrap();
+    assert_eq!(Collector::new().dry_run(&store).unwrap().orphans, 7);
+    let collected = Collector::new().collect(&store).unwrap();
     assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (6, 0, 0));
     let mut left: Vec<_> = walkdir::WalkDir::new(store.path())
         .min_depth(2)
@@ -219,7 +221,7 @@ fn a_killed_capture_is_completed_or_tidied_up_and_no_tree_is_removed() {
     for (name, stays) in [("staged", false), ("sealed", false), ("begun", false), ("empty-by-hand", true)] {
         assert_eq!(path(name).exists(), stays, "{name}");
     }
-    assert_eq!(Collector::new().dry_run(&store, &mut |_| {}).unwrap().orphans, 0);
+    assert_eq!(Collector::new().dry_run(&store).unwrap().orphans, 0);
 }
 
 #[test]
@@ -229,7 +231,7 @@ fn what_cannot_be_taken_away_is_told_and_the_rest_goes() {
     fs::create_dir_all(unreadable.join("fs")).unwrap();
     // A symbolic link that leads to itself, where `layer.json` is a file.
     std::os::unix::fs::symlink("layer.json", unreadable.join("layer.json")).unwrap();
-    let collected = Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap();
+    let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
     assert_eq!(names(&collected), ["a", "b"]);
     assert!(
         matches!(&collected.failed[..], [Error::NotARegularFile { path }] if *path == unreadable.join("layer.json")),
@@ -276,7 +278,7 @@ fn a_held_layer_stays_whole_while_collectors_and_makers_storm() {
             work();
         }
     };
-    let collect = |bytes| Collector::new().max_bytes(bytes).collect(store, &mut |_| {}).unwrap();
+    let collect = |bytes| Collector::new().max_bytes(bytes).collect(store).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| until_over(&|| (0..LAYERS).for_each(|number| make(store, &number.to_string()))));
         for _ in 0..2 {
