@@ -1,7 +1,8 @@
-//! What a store costs: looking through it, and holding layers of it against collectors: `cargo bench -p layer --bench store`.
+//! What a store costs: looking through it, and holding layers of it against collectors:
+//! `cargo bench -p layer --bench store`.
 //!
-//! Prints ratios within one run, as the other benchmark does and for the same reason. `LAYERED_LAYERS` says how many layers the store
-//! has, 100,000 if that is not set.
+//! Prints ratios within one run, as the other benchmark does and for the same reason.
+//! `LAYERED_LAYERS` says how many layers the store has, 100,000 if that is not set.
 
 // What a benchmark is for.
 #![allow(clippy::print_stdout)]

@@ -1,4 +1,5 @@
-//! A function of the caller's, as the builders keep it: `Merge`, `Capture` and `Collector` each have a setter for one.
+//! A function of the caller's, as the builders keep it: `Merge`, `Capture` and `Collector` each
+//! have a setter for one.
 
 use std::fmt;
 

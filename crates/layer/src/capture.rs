@@ -1,5 +1,6 @@
-//! Turns an upper that a command has written into a layer that is right in any stack. `capture/directory.rs` changes the tree;
-//! `capture/lock.rs` makes the layer appear whole or not at all.
+//! Turns an upper that a command has written into a layer that is right in any stack.
+//! `capture/directory.rs` changes the tree; `capture/lock.rs` makes the layer appear whole or not
+//! at all.
 
 mod barrier;
 mod directory;
@@ -40,8 +41,9 @@ use crate::tree::walk::work_queue;
 
 /// How the upper directory of an overlay becomes a layer.
 ///
-/// The layer is right in any later stack, above or below siblings that it never saw, and an overlay of it and the same lowers
-/// shows what the overlay of the upper showed. The upper has to be unmounted.
+/// The layer is right in any later stack, above or below siblings that it never saw, and an overlay
+/// of it and the same lowers shows what the overlay of the upper showed. The upper has to be
+/// unmounted.
 ///
 /// ```no_run
 /// # let (base, zlib) = ("/var/cache/layers/debian/fs", "/var/cache/layers/zlib/fs");
@@ -56,28 +58,33 @@ use crate::tree::walk::work_queue;
 /// ```
 ///
 /// # What becomes of what
-/// - Whiteouts stay, as character devices 0:0. A directory that has some gets an empty `origin` attribute: without it the
-///   kernel lists names that cannot be found where no other layer has that directory.
-/// - An opaque directory, which a command leaves that removes one and makes it again, hides all of its name in all layers
-///   below, those that it never saw among them. It becomes a plain one with whiteouts for what it hid in the lowers that the
-///   upper was made over, and so do the directories below it.
-/// - Overlayfs's other attributes (`origin`, `impure`, `uuid`, `nlink`, …) mean something to the old mount only, and go.
-/// - What the run [made](Self::made) goes, unless the command changed it, and so does a directory that the kernel has copied
-///   for nothing else. The modification times of directories stay what they were. A command that wrote nothing leaves an
-///   empty tree.
+/// - Whiteouts stay, as character devices 0:0. A directory that has some gets an empty `origin`
+///   attribute: without it the kernel lists names that cannot be found where no other layer has
+///   that directory.
+/// - An opaque directory, which a command leaves that removes one and makes it again, hides all of
+///   its name in all layers below, those that it never saw among them. It becomes a plain one with
+///   whiteouts for what it hid in the lowers that the upper was made over, and so do the
+///   directories below it.
+/// - Overlayfs's other attributes (`origin`, `impure`, `uuid`, `nlink`, …) mean something to the
+///   old mount only, and go.
+/// - What the run [made](Self::made) goes, unless the command changed it, and so does a directory
+///   that the kernel has copied for nothing else. The modification times of directories stay what
+///   they were. A command that wrote nothing leaves an empty tree.
 /// - All else stays as it is: it is moved, not copied.
 ///
 /// # After a power cut or a kill
-/// The layer is whole or not there. The tree and the future `layer.json` are made durable by one sync of the file system
-/// (syncfs(2)), which concurrent captures of one process share. Only then is the tree moved. When that is durable, too,
-/// `layer.json` gets its name.
+/// The layer is whole or not there. The tree and the future `layer.json` are made durable by one
+/// sync of the file system (syncfs(2)), which concurrent captures of one process share. Only then
+/// is the tree moved. When that is durable, too, `layer.json` gets its name.
 ///
-/// A capture that was killed at any moment can be repeated with the same arguments: it finds the upper where it was, or it
-/// finds the tree moved and completes the layer. A [`Collector`](crate::Collector) does the same for a tree that was moved.
+/// A capture that was killed at any moment can be repeated with the same arguments: it finds the
+/// upper where it was, or it finds the tree moved and completes the layer. A
+/// [`Collector`](crate::Collector) does the same for a tree that was moved.
 ///
 /// # Twice at once
-/// One of two concurrent captures of a layer wins. The other, in whichever process, fails with [`Error::AlreadyCaptured`] and
-/// has changed nothing. The layer's directory may exist, with sidecars and a log in it, which are then as durable as the layer.
+/// One of two concurrent captures of a layer wins. The other, in whichever process, fails with
+/// [`Error::AlreadyCaptured`] and has changed nothing. The layer's directory may exist, with
+/// sidecars and a log in it, which are then as durable as the layer.
 #[derive(Debug, Clone)]
 #[must_use = "it captures when `into_layer` is called"]
 pub struct Capture<'a> {
@@ -132,8 +139,9 @@ impl Step {
 }
 
 impl<'a> Capture<'a> {
-    /// Captures uppers that were made over `lowers`, in the order of the mount: **topmost first**, the base last. They are only
-    /// read, and only where the upper has an opaque directory or something was [made](Self::made).
+    /// Captures uppers that were made over `lowers`, in the order of the mount: **topmost first**,
+    /// the base last. They are only read, and only where the upper has an opaque directory or
+    /// something was [made](Self::made).
     pub fn new(lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         Self {
             lowers: lowers.into_iter().map(Into::into).collect(),
@@ -147,8 +155,8 @@ impl<'a> Capture<'a> {
         }
     }
 
-    /// What the run put into the upper besides the command. What the run has [recorded](RunRecord) on the upper itself is known
-    /// without this.
+    /// What the run put into the upper besides the command. What the run has [recorded](RunRecord)
+    /// on the upper itself is known without this.
     pub fn made(mut self, made: impl IntoIterator<Item = Made>) -> Self {
         self.made = Some(made.into_iter().collect());
         self
@@ -160,8 +168,8 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Gives the layer's directory this mode and group. Without this, a directory that the capture makes is only for its owner
-    /// (0700), and one that exists keeps its mode.
+    /// Gives the layer's directory this mode and group. Without this, a directory that the capture
+    /// makes is only for its owner (0700), and one that exists keeps its mode.
     pub fn access(mut self, access: Access) -> Self {
         self.access = Some(access);
         self
@@ -173,8 +181,9 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Makes every modification time in the tree that is later than `latest` be `latest`, so that a build that is repeated
-    /// comes to the same tree: `SOURCE_DATE_EPOCH` of <https://reproducible-builds.org/specs/source-date-epoch/>.
+    /// Makes every modification time in the tree that is later than `latest` be `latest`, so that a
+    /// build that is repeated comes to the same tree: `SOURCE_DATE_EPOCH` of
+    /// <https://reproducible-builds.org/specs/source-date-epoch/>.
     pub fn clamp_times(mut self, latest: SystemTime) -> Self {
         self.latest = Some(latest);
         self
@@ -192,28 +201,31 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Makes the upper directory `upper` the tree of `layer`, and writes `meta` as its `layer.json`, with `disk_usage` and
-    /// `created_at` filled in.
+    /// Makes the upper directory `upper` the tree of `layer`, and writes `meta` as its
+    /// `layer.json`, with `disk_usage` and `created_at` filled in.
     ///
-    /// The layer's directory is made if it is missing; the one that it is in must exist. The upper must be on the same file
-    /// system, and is moved; it may also stand in the layer's directory as `fs` already. When this returns, the layer is
-    /// durable.
+    /// The layer's directory is made if it is missing; the one that it is in must exist. The upper
+    /// must be on the same file system, and is moved; it may also stand in the layer's directory as
+    /// `fs` already. When this returns, the layer is durable.
     ///
-    /// A lower that does not exist any more is no error unless the upper replaces a directory of the lowers.
+    /// A lower that does not exist any more is no error unless the upper replaces a directory of
+    /// the lowers.
     ///
     /// # Errors
     /// - [`Error::NotADirectory`] if the upper, a lower or the layer is not a directory.
-    /// - [`Error::UpperIsLower`], [`Error::UpperOverlapsLower`], [`Error::UpperIsLayers`], [`Error::AnotherUpper`],
-    ///   [`Error::LayerInsideTree`], [`Error::RootDirectory`], [`Error::AlreadyCaptured`], [`Error::TreeInTheWay`],
-    ///   [`Error::OtherFileSystem`], [`Error::MadeUnknown`]: nothing has been changed.
+    /// - [`Error::UpperIsLower`], [`Error::UpperOverlapsLower`], [`Error::UpperIsLayers`],
+    ///   [`Error::AnotherUpper`], [`Error::LayerInsideTree`], [`Error::RootDirectory`],
+    ///   [`Error::AlreadyCaptured`], [`Error::TreeInTheWay`], [`Error::OtherFileSystem`],
+    ///   [`Error::MadeUnknown`]: nothing has been changed.
     /// - [`Error::LowerMissing`] if a missing lower is needed.
     /// - [`Error::Unmergeable`] for an upper that was written with `redirect_dir` or `metacopy` on.
     /// - [`Error::MountInside`] if something is mounted in the upper or in a lower.
     /// - [`Error::Io`] names what could not be read, changed or moved.
     ///
-    /// There is then no layer, and the upper is where it was, unless [`Error::NotMovedBack`] says otherwise. Over the same lowers
-    /// it shows what it showed, and it can be captured again. Only if the very last step fails, [`Step::Finish`], the layer is
-    /// there and may not be after a power cut.
+    /// There is then no layer, and the upper is where it was, unless [`Error::NotMovedBack`] says
+    /// otherwise. Over the same lowers it shows what it showed, and it can be captured again. Only
+    /// if the very last step fails, [`Step::Finish`], the layer is there and may not be after a
+    /// power cut.
     pub fn into_layer(&self, upper: impl AsRef<Path>, layer: &Layer, meta: Meta) -> Result<Captured> {
         let upper = match Upper::open(upper.as_ref()) {
             Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper.as_ref(), layer, missing),

@@ -1,4 +1,5 @@
-//! What can go wrong with a layer, a store or a stack, and what the user can do about it. `display.rs` makes the names printable.
+//! What can go wrong with a layer, a store or a stack, and what the user can do about it.
+//! `display.rs` makes the names printable.
 
 use std::fmt;
 use std::io;
@@ -8,7 +9,8 @@ use crate::display::quoted;
 
 /// What went wrong with a layer on disk, at which path, and what to do about it.
 ///
-/// The message never repeats its [source](std::error::Error::source): print the chain to see the kernel's own words.
+/// The message never repeats its [source](std::error::Error::source): print the chain to see the
+/// kernel's own words.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -39,7 +41,8 @@ pub enum Error {
         /// The layer's directory.
         layer: PathBuf,
     },
-    /// Something else than a regular file stands where a file of a layer or a store is read: a FIFO, a device, a symbolic link.
+    /// Something else than a regular file stands where a file of a layer or a store is read: a
+    /// FIFO, a device, a symbolic link.
     #[error("{} is not a regular file: remove it", quoted(path))]
     NotARegularFile {
         /// The path.
@@ -111,7 +114,8 @@ pub enum Error {
         /// The source that holds it.
         source_tree: PathBuf,
     },
-    /// A layer that only makes sense to the mount that wrote it: merged, captured or looked up, it would show wrong content.
+    /// A layer that only makes sense to the mount that wrote it: merged, captured or looked up, it
+    /// would show wrong content.
     #[error(
         "{} carries {xattr}: it was written with redirect_dir or metacopy on; mount it as a separate lower or build it again with both off",
         quoted(path)
@@ -122,8 +126,8 @@ pub enum Error {
         /// The extended attribute.
         xattr: &'static str,
     },
-    /// The layer is there already, or somebody else is just capturing it. It and the upper that was to be captured are left as
-    /// they are.
+    /// The layer is there already, or somebody else is just capturing it. It and the upper that was
+    /// to be captured are left as they are.
     #[error("{} is captured already, or is being captured: choose another layer, or use this one", quoted(layer))]
     AlreadyCaptured {
         /// The layer's directory.
@@ -135,8 +139,8 @@ pub enum Error {
         /// The tree.
         path: PathBuf,
     },
-    /// An upper that is to be captured is on another file system than the layer, or reached through another mount. Both are
-    /// left as they are.
+    /// An upper that is to be captured is on another file system than the layer, or reached through
+    /// another mount. Both are left as they are.
     #[error(
         "{} and {} are on different file systems: a tree is moved by a rename, so choose a scratch directory beside the layer",
         quoted(upper),
@@ -162,7 +166,8 @@ pub enum Error {
         /// The lower.
         lower: PathBuf,
     },
-    /// What is to be captured belongs to a layer that is whole or in use, or is a layer or a store itself. It is left as it is.
+    /// What is to be captured belongs to a layer that is whole or in use, or is a layer or a store
+    /// itself. It is left as it is.
     #[error("{} belongs to the layer {}: give an upper that a command has written", quoted(upper), quoted(layer))]
     UpperIsLayers {
         /// The path that was given for the upper.
@@ -190,8 +195,8 @@ pub enum Error {
         /// The path that was given for the layer.
         path: PathBuf,
     },
-    /// A lower is not there any more, and the upper cannot be captured without it: it replaced a directory, whose entries in
-    /// the lowers have to be hidden by name. The upper is left.
+    /// A lower is not there any more, and the upper cannot be captured without it: it replaced a
+    /// directory, whose entries in the lowers have to be hidden by name. The upper is left.
     #[error(
         "{} replaces a directory of the lowers, of which {} does not exist (any more): a collector may have removed it; make it again",
         quoted(path),
@@ -220,7 +225,8 @@ pub enum Error {
         /// Why it could not be moved back.
         cleanup: io::Error,
     },
-    /// Something is mounted inside a tree that is to be removed, merged or captured. What is mounted there is not touched.
+    /// Something is mounted inside a tree that is to be removed, merged or captured. What is
+    /// mounted there is not touched.
     #[error("{} is a mount point: unmount it first", quoted(path))]
     MountInside {
         /// The mount point.

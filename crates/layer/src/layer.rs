@@ -1,5 +1,5 @@
-//! One layer's directory: the paths in it. What the files say is decided by the modules below; a directory of many layers is
-//! in `store`.
+//! One layer's directory: the paths in it. What the files say is decided by the modules below; a
+//! directory of many layers is in `store`.
 
 pub(crate) mod access;
 pub(crate) mod disk_usage;
@@ -30,9 +30,10 @@ use crate::tree::size::TreeSize;
 /// <layer>/.json.*      a JSON file that is being written; locked, flock(2), unless its writer was killed
 /// ```
 ///
-/// A [capture](crate::Capture) holds a lock, flock(2), on the layer's directory. A directory that it has made has the sticky bit
-/// until the layer is complete. What a killed capture has left is completed or removed by the next capture of the layer and by
-/// the next [`Collector`](crate::Collector). Neither removes a tree.
+/// A [capture](crate::Capture) holds a lock, flock(2), on the layer's directory. A directory that
+/// it has made has the sticky bit until the layer is complete. What a killed capture has left is
+/// completed or removed by the next capture of the layer and by the next
+/// [`Collector`](crate::Collector). Neither removes a tree.
 ///
 /// Other files and directories beside these are allowed and left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,8 +50,8 @@ impl Layer {
     /// Returns the layer at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no directory `fs`; a symbolic link is
-    /// not one, since a layer's tree is its own.
+    /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no
+    /// directory `fs`; a symbolic link is not one, since a layer's tree is its own.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let layer = Self::at(dir);
         check(&layer.dir, "a layer")?;
@@ -89,7 +90,8 @@ impl Layer {
 
     /// How large the tree is: [`TreeSize::of`].
     ///
-    /// What was measured when the layer was captured is [`Meta::disk_usage`](crate::Meta::disk_usage).
+    /// What was measured when the layer was captured is
+    /// [`Meta::disk_usage`](crate::Meta::disk_usage).
     ///
     /// # Errors
     /// As [`TreeSize::of`].
@@ -98,10 +100,11 @@ impl Layer {
     }
 }
 
-/// The tree at the bottom of every stack: a root file system made from an image, with no layer below it.
+/// The tree at the bottom of every stack: a root file system made from an image, with no layer
+/// below it.
 ///
-/// A base has the shape of a layer (`<dir>/fs/` is its tree). It has no `last_used`: it is needed as long as any layer above it
-/// exists.
+/// A base has the shape of a layer (`<dir>/fs/` is its tree). It has no `last_used`: it is needed
+/// as long as any layer above it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Base {
     dir: PathBuf,
@@ -112,8 +115,9 @@ pub struct Base {
 impl Base {
     /// Returns the base that is, or will be, at `dir`. Nothing is looked at.
     ///
-    /// Its hash is the name of its directory, in the form of [`Layer::hash`], until [`with_hash`](Self::with_hash) sets another.
-    /// Its image is empty until [`with_image`](Self::with_image) sets it.
+    /// Its hash is the name of its directory, in the form of [`Layer::hash`], until
+    /// [`with_hash`](Self::with_hash) sets another. Its image is empty until
+    /// [`with_image`](Self::with_image) sets it.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
         let hash = layer_hash::text(dir.file_name().unwrap_or_default());
@@ -123,15 +127,16 @@ impl Base {
     /// Returns the base at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no directory `fs`; a symbolic link is
-    /// not one.
+    /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no
+    /// directory `fs`; a symbolic link is not one.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let base = Self::at(dir);
         check(&base.dir, "a base")?;
         Ok(base)
     }
 
-    /// The same base, known by `hash`: what `base_hash` in the `layer.json` of every layer above it says.
+    /// The same base, known by `hash`: what `base_hash` in the `layer.json` of every layer above it
+    /// says.
     pub fn with_hash(mut self, hash: impl Into<String>) -> Self {
         self.hash = hash.into();
         self

@@ -1,5 +1,5 @@
-//! Hardlinks many layers into one directory that shows what the kernel would have shown. `stack/view.rs` has the same rules for
-//! looking only; `merge/directory.rs` does the work.
+//! Hardlinks many layers into one directory that shows what the kernel would have shown.
+//! `stack/view.rs` has the same rules for looking only; `merge/directory.rs` does the work.
 
 mod copy;
 mod directory;
@@ -40,12 +40,14 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 
 /// How layers are hardlinked into one directory that stands for all of them.
 ///
-/// An overlay of the merged directory and a base shows the same tree as one of the layers and the base: names, types,
-/// modes, owners, times to the nanosecond, extended attributes, ACLs, content, and which names are one file. So it does
-/// with more layers above, and so it does after the same writes through an upper. Not carried over is what overlayfs
-/// does not show (its own attributes) and the flags of chattr(1) on directories and copies.
+/// An overlay of the merged directory and a base shows the same tree as one of the layers and the
+/// base: names, types, modes, owners, times to the nanosecond, extended attributes, ACLs, content,
+/// and which names are one file. So it does with more layers above, and so it does after the same
+/// writes through an upper. Not carried over is what overlayfs does not show (its own attributes)
+/// and the flags of chattr(1) on directories and copies.
 ///
-/// The files of the result **are** those of the layers: it is to be a lower directory and never to be written to.
+/// The files of the result **are** those of the layers: it is to be a lower directory and never to
+/// be written to.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -60,21 +62,23 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 /// ```
 ///
 /// # What becomes of what
-/// - A file on top stands alone. A directory is the union of those of its name, downwards to the first opaque one, and
-///   not past a file or a whiteout. Where the union ended before the last layer, the merged directory is opaque, or the
-///   base would show through. Opaque on the root of a layer means nothing.
-/// - Whiteouts stay, to hide the base, as character devices 0:0 whatever they were, and their directories get an empty
-///   `origin` attribute: without it the kernel lists names that cannot be found where no other lower has the directory.
-///   They go where the base is hidden anyway.
+/// - A file on top stands alone. A directory is the union of those of its name, downwards to the
+///   first opaque one, and not past a file or a whiteout. Where the union ended before the last
+///   layer, the merged directory is opaque, or the base would show through. Opaque on the root of a
+///   layer means nothing.
+/// - Whiteouts stay, to hide the base, as character devices 0:0 whatever they were, and their
+///   directories get an empty `origin` attribute: without it the kernel lists names that cannot be
+///   found where no other lower has the directory. They go where the base is hidden anyway.
 /// - A directory carries what it carries in the topmost layer that has it.
-/// - A file that cannot be linked is cloned or copied, with all names that it has: on another file system (`EXDEV`),
-///   beyond the limit of links (`EMLINK`, 65,000 on ext4), immutable (`EPERM`).
+/// - A file that cannot be linked is cloned or copied, with all names that it has: on another file
+///   system (`EXDEV`), beyond the limit of links (`EMLINK`, 65,000 on ext4), immutable (`EPERM`).
 ///
 /// # How
-/// Every step goes by descriptor, and no symbolic link of a layer is followed, not even one that appears meanwhile
-/// (openat2(2), Linux 5.6). Regular files are not opened unless they have to be copied. Each directory of each layer is
-/// read once, at any depth; memory grows with the widest directory and the depth, not with the number of files; and a
-/// quarter of the process's descriptors is enough for any number of layers.
+/// Every step goes by descriptor, and no symbolic link of a layer is followed, not even one that
+/// appears meanwhile (openat2(2), Linux 5.6). Regular files are not opened unless they have to be
+/// copied. Each directory of each layer is read once, at any depth; memory grows with the widest
+/// directory and the depth, not with the number of files; and a quarter of the process's
+/// descriptors is enough for any number of layers.
 #[derive(Debug, Clone)]
 #[must_use = "it merges when `run` is called"]
 pub struct Merge<'a> {
@@ -93,7 +97,8 @@ type Stop<'a> = dyn Fn() -> bool + Sync + 'a;
 pub struct Merged {
     /// Files, symbolic links and special files that are links to those of the layers.
     pub linked: u64,
-    /// Files, symbolic links and special files that are clones or copies, where a link could not be made.
+    /// Files, symbolic links and special files that are clones or copies, where a link could not be
+    /// made.
     pub copied: u64,
     /// Directories, the root among them.
     pub directories: u64,
@@ -126,8 +131,8 @@ impl<'a> Merge<'a> {
         self
     }
 
-    /// Reads and writes overlayfs's attributes in `namespace`: [`XattrNamespace::User`] for layers that mounts with
-    /// `userxattr` have made, to be mounted so again.
+    /// Reads and writes overlayfs's attributes in `namespace`: [`XattrNamespace::User`] for layers
+    /// that mounts with `userxattr` have made, to be mounted so again.
     pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
         self
@@ -135,41 +140,46 @@ impl<'a> Merge<'a> {
 
     /// Gives the root of the target this mode and group, in place of the topmost source's.
     ///
-    /// The target may hold set-user-ID programs and device nodes. If other users of the host can get to the directory that it is
-    /// made in ([`Access::is_needed_in`]), close it ([`Access::default`]), or merge into a directory that is closed. A root that is
-    /// closed is closed in a container, too, if the target is its topmost lower.
+    /// The target may hold set-user-ID programs and device nodes. If other users of the host can
+    /// get to the directory that it is made in ([`Access::is_needed_in`]), close it
+    /// ([`Access::default`]), or merge into a directory that is closed. A root that is closed is
+    /// closed in a container, too, if the target is its topmost lower.
     pub fn access(mut self, access: Access) -> Self {
         self.access = Some(access);
         self
     }
 
-    /// Stops the merge with [`Error::Stopped`] as soon as `stop` returns true. Each thread asks it at each directory of each
-    /// layer.
+    /// Stops the merge with [`Error::Stopped`] as soon as `stop` returns true. Each thread asks it
+    /// at each directory of each layer.
     pub fn stop(mut self, stop: &'a (dyn Fn() -> bool + Sync + 'a)) -> Self {
         self.stop = Callback(Some(stop));
         self
     }
 
-    /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a new directory in one
-    /// that exists, or an empty one, whose own attributes give way to those of the topmost source. No source at all
-    /// makes an empty directory of mode 0755, which hides nothing.
+    /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a
+    /// new directory in one that exists, or an empty one, whose own attributes give way to those of
+    /// the topmost source. No source at all makes an empty directory of mode 0755, which hides
+    /// nothing.
     ///
-    /// The caller's thread waits; its working directory stays what it is. Until all is done, nobody but the owner can
-    /// enter `target`, and an extended attribute (`trusted.layered.merging`) marks it, so that a merge into what a killed
-    /// merge has left starts again.
+    /// The caller's thread waits; its working directory stays what it is. Until all is done, nobody
+    /// but the owner can enter `target`, and an extended attribute (`trusted.layered.merging`)
+    /// marks it, so that a merge into what a killed merge has left starts again.
     ///
     /// # Errors
-    /// - [`Error::NotADirectory`] if a source or an existing target is none; a symbolic link is none.
-    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInUse`] by another merge; [`Error::TargetInsideSource`], under whatever name.
-    /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: a directory that carries
-    ///   `redirect`, a file that carries `metacopy`.
-    /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show it in an overlay.
+    /// - [`Error::NotADirectory`] if a source or an existing target is none; a symbolic link is
+    ///   none.
+    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInUse`] by another merge;
+    ///   [`Error::TargetInsideSource`], under whatever name.
+    /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: a directory
+    ///   that carries `redirect`, a file that carries `metacopy`.
+    /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show
+    ///   it in an overlay.
     /// - [`Error::Stopped`] if [`stop`](Self::stop) returned true.
-    /// - [`Error::Io`] names the entry that could not be linked, copied or made. A source that changes meanwhile is one
-    ///   reason.
+    /// - [`Error::Io`] names the entry that could not be linked, copied or made. A source that
+    ///   changes meanwhile is one reason.
     ///
-    /// The sources are as they were, and so is `target`: what was made has been removed, or [`Error::Leftover`] says
-    /// that it could not be.
+    /// The sources are as they were, and so is `target`: what was made has been removed, or
+    /// [`Error::Leftover`] says that it could not be.
     pub fn run(&self, sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
         let sources = Sources::open(sources)?;
         let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;

@@ -1,5 +1,5 @@
-//! Every parser of this crate with input that is nearly valid: it reads or refuses, and what it has read it writes and reads
-//! again. The parser of holds is private and tested in `hold`.
+//! Every parser of this crate with input that is nearly valid: it reads or refuses, and what it has
+//! read it writes and reads again. The parser of holds is private and tested in `hold`.
 
 use std::fs;
 

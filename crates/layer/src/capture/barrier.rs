@@ -7,9 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{fstat, syncfs};
 use rustix::io::Errno;
 
-/// Makes durable what has been written to the file system of `dir` by now: syncfs(2), once for all threads of this process
-/// that ask while another is under way. A sync that has begun already may have passed by what the caller wrote, so they wait
-/// for the next.
+/// Makes durable what has been written to the file system of `dir` by now: syncfs(2), once for all
+/// threads of this process that ask while another is under way. A sync that has begun already may
+/// have passed by what the caller wrote, so they wait for the next.
 pub(super) fn sync(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     static FILE_SYSTEMS: Mutex<Option<HashMap<u64, Arc<Barrier>>>> = Mutex::new(None);
     let device = fstat(dir)?.st_dev;
@@ -39,7 +39,8 @@ struct State {
 }
 
 impl Barrier {
-    /// Returns when a sync that began after this call has ended: one by `sync`, or by that of another caller.
+    /// Returns when a sync that began after this call has ended: one by `sync`, or by that of
+    /// another caller.
     fn pass(&self, sync: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
         let mut state = self.lock();
         let mine = state.begun + 1;
@@ -63,7 +64,8 @@ impl Barrier {
 }
 
 impl State {
-    /// What became of the sync of this number. A failure is also told to those of an earlier one who come late.
+    /// What became of the sync of this number. A failure is also told to those of an earlier one
+    /// who come late.
     fn outcome(&self, number: u64) -> rustix::io::Result<()> {
         match self.failed {
             Some((failed, errno)) if failed >= number => Err(errno),
@@ -104,8 +106,8 @@ mod tests {
 
     use super::*;
 
-    /// Lets eight threads come while a sync is under way that ends with `first`; all of theirs end with `next`. Returns how
-    /// many of theirs there were, and what they were told.
+    /// Lets eight threads come while a sync is under way that ends with `first`; all of theirs end
+    /// with `next`. Returns how many of theirs there were, and what they were told.
     fn come_together(
         first: rustix::io::Result<()>,
         next: rustix::io::Result<()>,

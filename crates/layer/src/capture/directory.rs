@@ -1,5 +1,5 @@
-//! Changes the directories of an upper so that they are right in any stack, and measures them. `made.rs` has removed the files of
-//! the run before.
+//! Changes the directories of an upper so that they are right in any stack, and measures them.
+//! `made.rs` has removed the files of the run before.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -48,7 +48,8 @@ pub(super) struct Job {
 enum LowerEntries {
     /// It shows, but for what the directory itself hides by name.
     Shown,
-    /// It is hidden, by an opaque directory at this place or above. Here they have this, if they have a directory.
+    /// It is hidden, by an opaque directory at this place or above. Here they have this, if they
+    /// have a directory.
     Hidden(Option<Directory>),
 }
 
@@ -95,9 +96,11 @@ impl<'a> Worker<'a> {
         self.captured
     }
 
-    /// Deals with all in one directory but its directories, which go to `found`, and finishes what is done by that.
+    /// Deals with all in one directory but its directories, which go to `found`, and finishes what
+    /// is done by that.
     ///
-    /// A directory stays opaque until all below it is done: stopped at any moment, the upper shows what it showed.
+    /// A directory stays opaque until all below it is done: stopped at any moment, the upper shows
+    /// what it showed.
     pub(super) fn settle(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
         let Job { node, lowers } = job;
         let shared = self.shared;
@@ -183,8 +186,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Takes overlayfs's attributes off a directory that is done and sees to its time; then its parent, if this was the last
-    /// child, and so on.
+    /// Takes overlayfs's attributes off a directory that is done and sees to its time; then its
+    /// parent, if this was the last child, and so on.
     fn finish(&mut self, mut node: Arc<DirNode>) -> Result<()> {
         let shared = self.shared;
         loop {
@@ -203,7 +206,8 @@ impl<'a> Worker<'a> {
                     };
                     futimens(dir, &times).map_err(error("set the time of"))?;
                 }
-                // Only now: whiteouts can have made it larger, and attributes may have had a block of their own.
+                // Only now: whiteouts can have made it larger, and attributes may have had a block
+                // of their own.
                 let stat = fstat(dir).map_err(error("look at"))?;
                 // The root has the record of the run still.
                 if node.parent().is_some() {
@@ -226,11 +230,13 @@ fn directory(shown: Option<Shown>) -> Option<Directory> {
 }
 
 impl Shared<'_> {
-    /// Takes all of overlayfs's attributes off an open directory, but for the mark that it has whiteouts.
+    /// Takes all of overlayfs's attributes off an open directory, but for the mark that it has
+    /// whiteouts.
     fn clean(&self, dir: BorrowedFd<'_>, names: &mut XattrList, has_whiteouts: bool) -> rustix::io::Result<()> {
         names.read(|buffer| flistxattr(dir, buffer))?;
         let origin = self.xattrs.origin();
-        // Where the kernel found what it copied up says nothing to another mount; that it did so does.
+        // Where the kernel found what it copied up says nothing to another mount; that it did so
+        // does.
         let mut marked = false;
         for name in names.iter().filter(|name| self.xattrs.owns(name.to_bytes())) {
             if has_whiteouts && name.to_bytes() == origin.as_bytes() {
@@ -250,8 +256,8 @@ impl Shared<'_> {
         self.latest.filter(|latest| (time.tv_sec, time.tv_nsec) > (latest.tv_sec, latest.tv_nsec))
     }
 
-    /// For `map_err`: a failed system call on a directory of the upper, or on `name` in it. The path is put together only if
-    /// one has failed.
+    /// For `map_err`: a failed system call on a directory of the upper, or on `name` in it. The
+    /// path is put together only if one has failed.
     fn error(&self, operation: &'static str, node: &DirNode, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
         move |errno| {
             let mut path = self.path.join(node.path());

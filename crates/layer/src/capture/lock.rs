@@ -1,5 +1,5 @@
-//! Lets one capture at a time make a layer, and marks how far it is. `upper.rs` opens and moves the tree; `store/gc/abandoned.rs`
-//! uses the marks of a killed capture.
+//! Lets one capture at a time make a layer, and marks how far it is. `upper.rs` opens and moves the
+//! tree; `store/gc/abandoned.rs` uses the marks of a killed capture.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -23,23 +23,24 @@ use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::walk::{self, Identity, READ, as_os_str};
 
-/// In a layer's directory: the `layer.json` to be, while the tree is not durable yet. It says nothing of `fs`, which is the
-/// caller's if it is there.
+/// In a layer's directory: the `layer.json` to be, while the tree is not durable yet. It says
+/// nothing of `fs`, which is the caller's if it is there.
 const STAGED: &CStr = c".capturing";
 
-/// In a layer's directory: the `layer.json` to be, durable together with the tree. If `fs` stands beside it, the layer lacks
-/// nothing but this file's final name.
+/// In a layer's directory: the `layer.json` to be, durable together with the tree. If `fs` stands
+/// beside it, the layer lacks nothing but this file's final name.
 const SEALED: &CStr = c".captured";
 
 const META: &CStr = c"layer.json";
 
-/// The mode of a layer's directory that a capture has made and not finished. The sticky bit marks it: no user makes such a
-/// directory by hand, so an empty one can be removed.
+/// The mode of a layer's directory that a capture has made and not finished. The sticky bit marks
+/// it: no user makes such a directory by hand, so an empty one can be removed.
 const UNFINISHED: Mode = Mode::RWXU.union(Mode::SVTX);
 
 /// The lock of a layer's directory: no other capture and no collector changes anything in it.
 ///
-/// The kernel ends the lock, flock(2), with the process. The marks stay, and say how far a killed capture was.
+/// The kernel ends the lock, flock(2), with the process. The marks stay, and say how far a killed
+/// capture was.
 #[derive(Debug)]
 pub(crate) struct CaptureLock<'a> {
     layer: &'a Layer,
@@ -93,14 +94,15 @@ impl<'a> CaptureLock<'a> {
         }
     }
 
-    /// Locks the directory of a layer whose capture was killed, to finish it. `None` if there is no directory, or another capture
-    /// has it locked.
+    /// Locks the directory of a layer whose capture was killed, to finish it. `None` if there is no
+    /// directory, or another capture has it locked.
     pub(super) fn take_existing(layer: &'a Layer) -> Result<Option<Self>> {
         Self::existing(layer, FlockOperation::NonBlockingLockExclusive)
     }
 
-    /// Locks the directory of a layer whose capture was killed, for a collector. `None` if no capture has been killed there: there
-    /// is no mark, there is no directory, or a capture has it locked. Only one collector may do this at a time.
+    /// Locks the directory of a layer whose capture was killed, for a collector. `None` if no
+    /// capture has been killed there: there is no mark, there is no directory, or a capture has it
+    /// locked. Only one collector may do this at a time.
     pub(crate) fn take_abandoned(layer: &'a Layer) -> Result<Option<Self>> {
         let dir = match openat(CWD, layer.path(), READ, Mode::empty()) {
             Ok(dir) => dir,
@@ -159,7 +161,8 @@ impl<'a> CaptureLock<'a> {
         let tree = self.has(c"fs")?;
         let is_tree = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if let Some(tree) = tree.filter(is_tree) {
-            // The mark is not whole if power was cut on a file system that does not keep the order of writes.
+            // The mark is not whole if power was cut on a file system that does not keep the order
+            // of writes.
             match json::read::<Meta>(&self.layer.path().join(as_os_str(SEALED))) {
                 Ok(Some(_)) => return Ok(Found::Sealed { tree: walk::identity(&tree) }),
                 Ok(None) | Err(Error::Json { .. }) => {}
@@ -186,7 +189,8 @@ impl<'a> CaptureLock<'a> {
         json::write_new(self.dir.as_fd(), STAGED, &self.layer.path().join(as_os_str(STAGED)), meta)
     }
 
-    /// Records on the layer's directory where its tree comes from, so that a repeated capture finds that it is done.
+    /// Records on the layer's directory where its tree comes from, so that a repeated capture finds
+    /// that it is done.
     pub(super) fn record_upper(&self, upper: &Path, xattrs: XattrNamespace) {
         let path = real(upper);
         if let Err(errno) = fsetxattr(&self.dir, upper_xattr(xattrs), path.as_os_str().as_bytes(), XattrFlags::empty())
@@ -216,7 +220,8 @@ impl<'a> CaptureLock<'a> {
         }
     }
 
-    /// Completes the layer of a capture that was killed when it had [moved the tree](Found::Sealed), and makes that durable.
+    /// Completes the layer of a capture that was killed when it had
+    /// [moved the tree](Found::Sealed), and makes that durable.
     pub(crate) fn publish(&self) -> Result<()> {
         self.publish_from(Stage::Sealed)?;
         self.sync()
@@ -227,7 +232,8 @@ impl<'a> CaptureLock<'a> {
         fsync(&self.dir).map_err(Error::io("sync", self.layer.path()))
     }
 
-    /// Gives the directory the mode and group of `access`, or the default ones if a capture has made it.
+    /// Gives the directory the mode and group of `access`, or the default ones if a capture has
+    /// made it.
     pub(super) fn open_to(&self, access: Option<Access>) -> Result<()> {
         match access {
             Some(access) => access.apply(&self.dir, self.layer.path()),
@@ -270,15 +276,16 @@ impl<'a> CaptureLock<'a> {
         }
     }
 
-    /// Removes the marks, and the directory if a capture has made it, or left a mark in it, and nothing else is in it. Returns
-    /// whether anything was removed.
+    /// Removes the marks, and the directory if a capture has made it, or left a mark in it, and
+    /// nothing else is in it. Returns whether anything was removed.
     pub(crate) fn clear(self) -> Result<bool> {
         let io = |operation| Error::io::<Errno>(operation, self.layer.path());
         let contents = contents(self.dir.as_fd()).map_err(io("read"))?;
         let marked = contents.marks > 0;
         let remove = contents.others == 0 && (marked || self.made);
         if remove {
-            // If this process is killed after the last mark is removed, the mode says that the empty directory can be removed.
+            // If this process is killed after the last mark is removed, the mode says that the
+            // empty directory can be removed.
             fchmod(&self.dir, UNFINISHED).map_err(io("change the mode of"))?;
         }
         self.unmark()?;

@@ -1,4 +1,5 @@
-//! The lowers that an upper was made over, of which some may not exist any more. `stack/view.rs` shows what they have.
+//! The lowers that an upper was made over, of which some may not exist any more. `stack/view.rs`
+//! shows what they have.
 
 use std::path::{Path, PathBuf};
 

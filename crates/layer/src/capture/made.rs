@@ -1,4 +1,5 @@
-//! Recognises and removes what a run put into an upper besides the command. `record.rs` stores the list.
+//! Recognises and removes what a run put into an upper besides the command. `record.rs` stores the
+//! list.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -21,10 +22,12 @@ use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{self, PATH, READ, as_c_string, open_beneath};
 use crate::tree::xattr::XattrList;
 
-/// A file or directory that the runner put into an upper before the command began: a mount point, `/etc/hosts`.
+/// A file or directory that the runner put into an upper before the command began: a mount point,
+/// `/etc/hosts`.
 ///
-/// It is known again by its path, its inode and the time of its last change (`ctime`, inode(7)), which nobody can set: if the
-/// command wrote to it, gave it another mode or put something into it, it is the command's.
+/// It is known again by its path, its inode and the time of its last change (`ctime`, inode(7)),
+/// which nobody can set: if the command wrote to it, gave it another mode or put something into it,
+/// it is the command's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
     #[serde(with = "json_path")]
@@ -35,8 +38,9 @@ pub struct Made {
 }
 
 impl Made {
-    /// What stands at `paths` in the upper directory `upper`, without those where nothing does. They are absolute as in the
-    /// container, or relative to its root, and no part of them may be a symbolic link.
+    /// What stands at `paths` in the upper directory `upper`, without those where nothing does.
+    /// They are absolute as in the container, or relative to its root, and no part of them may be a
+    /// symbolic link.
     ///
     /// To be called when all that is made is there: what is made in a directory changes it.
     ///
@@ -116,8 +120,9 @@ pub(super) struct TakingOut<'a> {
 }
 
 impl TakingOut<'_> {
-    /// Takes out what was made and is as it was made, then the directories that are in the upper for nothing else. The
-    /// modification times of directories stay. Returns how much was taken out.
+    /// Takes out what was made and is as it was made, then the directories that are in the upper
+    /// for nothing else. The modification times of directories stay. Returns how much was taken
+    /// out.
     pub(super) fn run(&self, made: &[Made]) -> Result<u64> {
         let mut unchanged = Vec::new();
         // All before the first is taken out, which changes the directory that it is in.
@@ -147,7 +152,8 @@ impl TakingOut<'_> {
         Ok(taken)
     }
 
-    /// Removes a file or an empty directory, and puts the time back of the directory that it is in. False if it is not empty.
+    /// Removes a file or an empty directory, and puts the time back of the directory that it is in.
+    /// False if it is not empty.
     fn take(&self, place: &Place, is_directory: bool) -> Result<bool> {
         let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let parent = open_to_read(self.root, &place.parent).map_err(self.error("open", &place.parent))?;
@@ -161,8 +167,8 @@ impl TakingOut<'_> {
         Ok(true)
     }
 
-    /// Whether the directory is there only because something was made in it: it is empty now, and looks like that of the
-    /// lowers, which the kernel has copied.
+    /// Whether the directory is there only because something was made in it: it is empty now, and
+    /// looks like that of the lowers, which the kernel has copied.
     fn is_only_on_the_way(&self, path: &Path) -> Result<bool> {
         // Without all lowers nobody knows what it looked like there.
         let Some(lowers) = self.below.if_whole() else { return Ok(false) };
@@ -253,7 +259,8 @@ mod tests {
         let made = Made::look(&upper, &paths).unwrap();
         assert_eq!(made.len(), 8);
 
-        // What the command does: it writes to one, replaces one that holds the same, and adds something.
+        // What the command does: it writes to one, replaces one that holds the same, and adds
+        // something.
         fs::write(upper.join("etc/hosts"), "more").unwrap();
         fs::remove_file(upper.join("etc/resolv.conf")).unwrap();
         fs::write(upper.join("etc/resolv.conf"), "made").unwrap();

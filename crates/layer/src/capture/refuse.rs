@@ -1,5 +1,5 @@
-//! Refuses uppers and destinations that belong to a layer or to the upper itself. What stands in the destination is decided in
-//! `lock.rs`.
+//! Refuses uppers and destinations that belong to a layer or to the upper itself. What stands in
+//! the destination is decided in `lock.rs`.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,8 +17,8 @@ use crate::stack::view::View;
 use crate::store::hold;
 use crate::tree::walk::{self, Identity, PATH, upwards};
 
-/// Refuses an upper that is, holds or lies inside a lower or the tree of any layer, and a destination inside one of these or
-/// inside the upper. Nothing has been changed by then.
+/// Refuses an upper that is, holds or lies inside a lower or the tree of any layer, and a
+/// destination inside one of these or inside the upper. Nothing has been changed by then.
 pub(super) fn refuse(upper: &Upper, lowers: &View, layer: &Layer, xattrs: XattrNamespace) -> Result<()> {
     refuse_upper(upper, lowers, layer, xattrs)?;
     refuse_destination(upper, lowers, layer)
@@ -121,8 +121,8 @@ fn lower_inside(upper: &Upper, lowers: &View) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The directory of the layer whose tree `dir` is or lies in: one with a `layer.json`, or one that somebody holds. The layer
-/// with the identity `own` does not count.
+/// The directory of the layer whose tree `dir` is or lies in: one with a `layer.json`, or one that
+/// somebody holds. The layer with the identity `own` does not count.
 fn layer_around(dir: BorrowedFd<'_>, own: Option<Identity>) -> rustix::io::Result<Option<PathBuf>> {
     let mut below: Option<Identity> = None;
     for above in upwards(dir)? {

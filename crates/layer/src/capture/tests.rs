@@ -1,4 +1,5 @@
-//! Tests of whole captures without root; `integration-tests` compares captured layers with the kernel's overlay.
+//! Tests of whole captures without root; `integration-tests` compares captured layers with the
+//! kernel's overlay.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -504,7 +505,8 @@ fn what_is_recorded_is_what_the_disk_holds() {
     let upper = |path: &str| fixture.upper.join(path);
     fs::File::create(upper("usr/sparse")).unwrap().set_len(300 << 30).unwrap();
     fs::write(upper("usr/large"), vec![1; 1 << 20]).unwrap();
-    // Names of one file in many directories, so that several threads meet it, each with attributes to take off.
+    // Names of one file in many directories, so that several threads meet it, each with attributes
+    // to take off.
     mark(&upper("usr/large"), "origin", &[b'x'; 2000]);
     for n in 0..40 {
         let dir = upper(&format!("usr/links/{n}"));

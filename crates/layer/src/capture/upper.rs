@@ -1,4 +1,5 @@
-//! Opens the upper that is captured, and moves it into the layer. `lock.rs` has the layer's directory.
+//! Opens the upper that is captured, and moves it into the layer. `lock.rs` has the layer's
+//! directory.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -64,7 +65,8 @@ impl Upper {
         rename_new(self.parent.as_fd(), &self.name, dir, c"fs").map_err(Error::io("move the upper to", layer.fs()))
     }
 
-    /// Undoes [`move_to`](Self::move_to) after `failure`, and returns that, or what says where the upper is now.
+    /// Undoes [`move_to`](Self::move_to) after `failure`, and returns that, or what says where the
+    /// upper is now.
     pub(super) fn move_back(&self, dir: BorrowedFd<'_>, layer: &Layer, failure: Error) -> Error {
         match rename_new(dir, c"fs", self.parent.as_fd(), &self.name) {
             Ok(()) => failure,
@@ -75,7 +77,8 @@ impl Upper {
 
 fn rename_new(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new_name: &CStr) -> rustix::io::Result<()> {
     match renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
-        // A file system without RENAME_NOREPLACE. A rename never replaces a directory that holds something.
+        // A file system without RENAME_NOREPLACE. A rename never replaces a directory that holds
+        // something.
         Err(Errno::INVAL | Errno::NOSYS) => renameat(from, name, to, new_name),
         result => result,
     }

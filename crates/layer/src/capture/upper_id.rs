@@ -11,8 +11,9 @@ use crate::tree::walk::READ;
 
 /// The identity of an upper directory: a rename keeps it, a copy has another.
 ///
-/// It is the inode number and, where the file system knows it, the time at which the inode was made (`stx_btime`, statx(2)):
-/// numbers are used again. As JSON: `{"inode":N,"born":[SECONDS,NANOSECONDS]}`, with `born` null where it is not known.
+/// It is the inode number and, where the file system knows it, the time at which the inode was made
+/// (`stx_btime`, statx(2)): numbers are used again. As JSON:
+/// `{"inode":N,"born":[SECONDS,NANOSECONDS]}`, with `born` null where it is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpperId {
     inode: u64,

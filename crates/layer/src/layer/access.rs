@@ -1,5 +1,5 @@
-//! Who may enter a directory that holds a tree: its mode and its group. Mode and owner of the files in a tree are set in
-//! `tree/attributes.rs`.
+//! Who may enter a directory that holds a tree: its mode and its group. Mode and owner of the files
+//! in a tree are set in `tree/attributes.rs`.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -12,8 +12,9 @@ use crate::tree::walk::{self, PATH, READ};
 
 /// The mode and the group of a directory that holds a tree.
 ///
-/// A tree can hold set-user-ID programs and device nodes that a command made as root. Whoever can reach them on the host can
-/// use them, so a directory that this crate makes for a tree is closed to everybody but its owner (0700) by default.
+/// A tree can hold set-user-ID programs and device nodes that a command made as root. Whoever can
+/// reach them on the host can use them, so a directory that this crate makes for a tree is closed
+/// to everybody but its owner (0700) by default.
 ///
 /// ```
 /// use layer::Access;
@@ -37,7 +38,8 @@ impl Default for Access {
 }
 
 impl Access {
-    /// The permission bits `mode`, of which only those for the owner, the group and others count (0777).
+    /// The permission bits `mode`, of which only those for the owner, the group and others count
+    /// (0777).
     pub const fn mode(mode: u32) -> Self {
         Self { mode: mode & 0o777, group: None }
     }
@@ -48,7 +50,8 @@ impl Access {
         self
     }
 
-    /// Whether a tree in the directory `parent` has to be closed: every directory above it lets other users through.
+    /// Whether a tree in the directory `parent` has to be closed: every directory above it lets
+    /// other users through.
     ///
     /// # Errors
     /// [`Error::Io`] if `parent` or a directory above it cannot be looked at.
@@ -100,8 +103,8 @@ impl FromStr for Access {
     }
 }
 
-/// Whether users other than the owner and the group can get to what is in the open directory `dir`: they can search every
-/// directory from there up to the root, `dir` itself not counted.
+/// Whether users other than the owner and the group can get to what is in the open directory `dir`:
+/// they can search every directory from there up to the root, `dir` itself not counted.
 pub(crate) fn is_reachable_by_others(dir: impl AsFd) -> rustix::io::Result<bool> {
     let mut itself = true;
     for above in walk::upwards(dir.as_fd())? {

@@ -1,5 +1,5 @@
-//! How much of the disk a layer takes: what its `layer.json` says, where that can be true. `store/gc/sizes.rs` decides that for a
-//! whole store; `tree/size.rs` measures.
+//! How much of the disk a layer takes: what its `layer.json` says, where that can be true.
+//! `store/gc/sizes.rs` decides that for a whole store; `tree/size.rs` measures.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use crate::layer::meta::Meta;
 use crate::tree::size::TreeSize;
 
 impl Layer {
-    /// Returns the bytes that the layer takes of the disk: [`Meta::disk_usage`] of its `meta`, or measured if that is 0 or more
-    /// than is in use on the whole file system.
+    /// Returns the bytes that the layer takes of the disk: [`Meta::disk_usage`] of its `meta`, or
+    /// measured if that is 0 or more than is in use on the whole file system.
     ///
     /// What is measured is the layer's directory with all that is in it.
     ///
@@ -32,7 +32,8 @@ impl Layer {
 /// Bytes that are in use on the file system of `path`: no tree on it has more.
 pub(crate) fn used_bytes(path: &Path) -> Result<u64> {
     let stat = statvfs(path).map_err(Error::io("ask for the size of the file system of", path))?;
-    // A tmpfs without a limit has no number of blocks, and some network file systems have not either.
+    // A tmpfs without a limit has no number of blocks, and some network file systems have not
+    // either.
     match stat.f_blocks {
         0 => Ok(u64::MAX),
         blocks => Ok(blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize)),

@@ -27,7 +27,8 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
 }
 
-/// Replaces the file with one JSON value and a newline: a reader sees the old file or the new one, also after a power cut.
+/// Replaces the file with one JSON value and a newline: a reader sees the old file or the new one,
+/// also after a power cut.
 pub(crate) fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let text = to_text(path, value)?;
@@ -47,8 +48,8 @@ pub(crate) fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()>
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }
 
-/// Makes the new file `name` in `dir`, with one JSON value and a newline. It is durable once the file system is synced. `path`
-/// is for errors.
+/// Makes the new file `name` in `dir`, with one JSON value and a newline. It is durable once the
+/// file system is synced. `path` is for errors.
 pub(crate) fn write_new<T: Serialize>(dir: BorrowedFd<'_>, name: &CStr, path: &Path, value: &T) -> Result<()> {
     let text = to_text(path, value)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

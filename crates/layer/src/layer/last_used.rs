@@ -15,9 +15,11 @@ use crate::layer::Layer;
 
 const NOW: TimeSpec = TimeSpec::UTIME_NOW;
 
-/// Least-recently-used bookkeeping: the modification time of `<layer>/last_used`. What follows from it is the caller's.
+/// Least-recently-used bookkeeping: the modification time of `<layer>/last_used`. What follows from
+/// it is the caller's.
 impl Layer {
-    /// Marks the layer as used now. The sentinel is made, mode 0644, if it is missing; no JSON is rewritten.
+    /// Marks the layer as used now. The sentinel is made, mode 0644, if it is missing; no JSON is
+    /// rewritten.
     ///
     /// # Errors
     /// [`Error::Io`] if the sentinel can be neither stamped nor made (a read-only store).
@@ -47,8 +49,9 @@ impl Layer {
         modified(&self.last_used_path())
     }
 
-    /// When the layer was last used or, if it never was, when it came to be whole: the time of `layer.json`. This is the
-    /// order in which a [`Collector`](crate::Collector) takes layers. `None` if there is no `layer.json` either.
+    /// When the layer was last used or, if it never was, when it came to be whole: the time of
+    /// `layer.json`. This is the order in which a [`Collector`](crate::Collector) takes layers.
+    /// `None` if there is no `layer.json` either.
     ///
     /// # Errors
     /// [`Error::Io`] if that cannot be found out.

@@ -1,4 +1,5 @@
-//! How a hash in `parent_hashes` or `base_hash` and the name of a layer's directory compare. `meta.rs` has these keys.
+//! How a hash in `parent_hashes` or `base_hash` and the name of a layer's directory compare.
+//! `meta.rs` has these keys.
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -16,10 +17,12 @@ const DIGEST_LENGTH: usize = 32;
 const SHORTEST_PREFIX: usize = 8;
 
 impl Layer {
-    /// The text by which the `layer.json` of other layers knows this layer: the name of its directory.
+    /// The text by which the `layer.json` of other layers knows this layer: the name of its
+    /// directory.
     ///
-    /// JSON has no text for a name that is not UTF-8. Each byte that is not part of valid UTF-8 becomes a slash and two
-    /// lower-case hexadecimal digits. No file name has a slash, so two names never have the same text.
+    /// JSON has no text for a name that is not UTF-8. Each byte that is not part of valid UTF-8
+    /// becomes a slash and two lower-case hexadecimal digits. No file name has a slash, so two
+    /// names never have the same text.
     ///
     /// ```
     /// use std::os::unix::ffi::OsStrExt;
@@ -32,14 +35,16 @@ impl Layer {
         text(self.name())
     }
 
-    /// Whether `hash`, from the `parent_hashes` or the `base_hash` of another layer, means this layer.
+    /// Whether `hash`, from the `parent_hashes` or the `base_hash` of another layer, means this
+    /// layer.
     ///
-    /// Directories are named by the first 12 characters of a hash, and `layer.json` has whole hashes. So this is true
+    /// Directories are named by the first 12 characters of a hash, and `layer.json` has whole
+    /// hashes. So this is true
     ///
     /// - if `hash` is the [text](Self::hash) of the name,
     /// - if the name is the first 12 characters of `hash`,
-    /// - for stores that cut hashes elsewhere: if `hash` is a digest, which is at least 32 hexadecimal digits and nothing else,
-    ///   and the name is the first 8 or more of them.
+    /// - for stores that cut hashes elsewhere: if `hash` is a digest, which is at least 32
+    ///   hexadecimal digits and nothing else, and the name is the first 8 or more of them.
     ///
     /// Other prefixes mean nothing: `debian` is not the layer that `debian-12` means.
     pub fn has_hash(&self, hash: &str) -> bool {
@@ -59,7 +64,8 @@ pub(crate) fn text(name: &OsStr) -> String {
     text
 }
 
-/// Whether the layer whose directory has the name `name`, as [`text`], is the one that `hash` means: [`Layer::has_hash`].
+/// Whether the layer whose directory has the name `name`, as [`text`], is the one that `hash`
+/// means: [`Layer::has_hash`].
 pub(crate) fn is_named(name: &str, hash: &str) -> bool {
     let Some(rest) = hash.strip_prefix(name) else { return false };
     rest.is_empty()

@@ -13,13 +13,14 @@ use crate::layer::{Layer, json};
 
 /// `layer.json`: what any layer is, whoever made it.
 ///
-/// The keys are written in the order of the fields. Keys that this version does not know survive a read and a write, behind
-/// the known ones. The file marks the layer as whole: write it last.
+/// The keys are written in the order of the fields. Keys that this version does not know survive a
+/// read and a write, behind the known ones. The file marks the layer as whole: write it last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     /// How the command that made the layer ended: 0 for success.
     pub exit_status: i64,
-    /// The layers it was made over, topmost first, as their maker names them. May be absent in a file.
+    /// The layers it was made over, topmost first, as their maker names them. May be absent in a
+    /// file.
     #[serde(default)]
     pub parent_hashes: Vec<String>,
     /// The user that the command ran as.
@@ -28,8 +29,9 @@ pub struct Meta {
     pub gid: u32,
     /// The [base](crate::Base) below.
     pub base_hash: String,
-    /// Bytes that were allocated for the tree when the layer was made, as [`TreeSize`](crate::TreeSize) counts them. May be
-    /// absent in a file, then 0. Nothing says that it is true: see [`Layer::disk_usage`].
+    /// Bytes that were allocated for the tree when the layer was made, as
+    /// [`TreeSize`](crate::TreeSize) counts them. May be absent in a file, then 0. Nothing says
+    /// that it is true: see [`Layer::disk_usage`].
     #[serde(default)]
     pub disk_usage: u64,
     /// Seconds of each phase, in order. May be absent or null in a file.
@@ -47,7 +49,8 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// A layer made over `base_hash` at `created_at` as root, successfully, with nothing else known.
+    /// A layer made over `base_hash` at `created_at` as root, successfully, with nothing else
+    /// known.
     pub fn new(base_hash: impl Into<String>, created_at: SystemTime) -> Self {
         Self {
             exit_status: 0,
@@ -140,8 +143,8 @@ impl Layer {
     /// Reads `layer.json`; `None` if there is none, which says that the layer is not whole.
     ///
     /// # Errors
-    /// [`Error::Json`](crate::Error::Json) if it is no valid `layer.json`, [`Error::Io`](crate::Error::Io) if it cannot be
-    /// read.
+    /// [`Error::Json`](crate::Error::Json) if it is no valid `layer.json`,
+    /// [`Error::Io`](crate::Error::Io) if it cannot be read.
     pub fn meta(&self) -> Result<Option<Meta>> {
         json::read(&self.meta_path())
     }
@@ -149,7 +152,8 @@ impl Layer {
     /// Writes `layer.json`: whole or not at all, durable before it is seen.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io); the former `layer.json`, if any, is then still there and nothing else.
+    /// [`Error::Io`](crate::Error::Io); the former `layer.json`, if any, is then still there and
+    /// nothing else.
     pub fn write_meta(&self, meta: &Meta) -> Result<()> {
         json::write(&self.meta_path(), meta)
     }

@@ -1,4 +1,5 @@
-//! Sidecars of a layer: their names, and reading and writing them. `json.rs` replaces the files; `meta.rs` has `layer.json`.
+//! Sidecars of a layer: their names, and reading and writing them. `json.rs` replaces the files;
+//! `meta.rs` has `layer.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::layer::{Layer, json};
 use crate::tree::walk::{Entries, READ, as_os_str};
 
-/// Sidecars: `<layer>/<name>.json`, one JSON value each. Which of them exist is the layer's kind; nothing here interprets
-/// them.
+/// Sidecars: `<layer>/<name>.json`, one JSON value each. Which of them exist is the layer's kind;
+/// nothing here interprets them.
 impl Layer {
     /// The path of a sidecar.
     ///
@@ -26,10 +27,12 @@ impl Layer {
         }
     }
 
-    /// Reads a sidecar as any type, or as raw JSON ([`serde_json::Value`], keys in their order); `None` if there is none.
+    /// Reads a sidecar as any type, or as raw JSON ([`serde_json::Value`], keys in their order);
+    /// `None` if there is none.
     ///
     /// # Errors
-    /// [`Error::Json`] if it is something else, [`Error::Io`] if it cannot be read, [`Error::SidecarName`].
+    /// [`Error::Json`] if it is something else, [`Error::Io`] if it cannot be read,
+    /// [`Error::SidecarName`].
     pub fn read_sidecar<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         json::read(&self.sidecar_path(name)?)
     }
@@ -37,12 +40,14 @@ impl Layer {
     /// Writes a sidecar: whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Serialize`]; the former sidecar, if any, is then still there. [`Error::SidecarName`].
+    /// [`Error::Io`], [`Error::Serialize`]; the former sidecar, if any, is then still there.
+    /// [`Error::SidecarName`].
     pub fn write_sidecar<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
         json::write(&self.sidecar_path(name)?, value)
     }
 
-    /// The names of the sidecars that are there, in order of the alphabet. Names that are not UTF-8 are passed over.
+    /// The names of the sidecars that are there, in order of the alphabet. Names that are not UTF-8
+    /// are passed over.
     ///
     /// # Errors
     /// [`Error::Io`] if the layer's directory cannot be read.

@@ -1,4 +1,5 @@
-//! Copies a file where a link cannot be made, with everything that it carries. `copy/content.rs` copies its bytes.
+//! Copies a file where a link cannot be made, with everything that it carries. `copy/content.rs`
+//! copies its bytes.
 
 mod content;
 
@@ -27,10 +28,11 @@ impl<'a> Original<'a> {
         statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Makes the same file in `to`, with owner, mode, times and all extended attributes that are not overlayfs's own.
+    /// Makes the same file in `to`, with owner, mode, times and all extended attributes that are
+    /// not overlayfs's own.
     ///
-    /// Content is shared where the file system can, holes stay holes. `EXDEV` if the file is a mount point: what is
-    /// mounted on it is no part of the layer.
+    /// Content is shared where the file system can, holes stay holes. `EXDEV` if the file is a
+    /// mount point: what is mounted on it is no part of the layer.
     pub(super) fn copy(&self, to: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<()> {
         let Self { dir, name, stat } = *self;
         let keep = Keep::Visible(xattrs);

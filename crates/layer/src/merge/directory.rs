@@ -1,5 +1,5 @@
-//! One directory of the merged tree: gathered from all layers that have a part in it, marked, and finished after its children.
-//! `part.rs` takes what one layer has.
+//! One directory of the merged tree: gathered from all layers that have a part in it, marked, and
+//! finished after its children. `part.rs` takes what one layer has.
 
 use std::ffi::CString;
 use std::sync::{Arc, PoisonError};
@@ -35,8 +35,8 @@ impl Job {
     }
 }
 
-/// Source directories that a worker keeps open, so that a tree that is deep in a few layers is not walked from its root
-/// again and again.
+/// Source directories that a worker keeps open, so that a tree that is deep in a few layers is not
+/// walked from its root again and again.
 const CURSORS: usize = 4;
 
 /// One thread's means of work.
@@ -106,7 +106,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Takes from one layer what no layer above has. Returns whether its directory hides what is below.
+    /// Takes from one layer what no layer above has. Returns whether its directory hides what is
+    /// below.
     fn gather(&mut self, node: &Arc<DirNode>, layer: usize, is_last: bool, gathered: &mut Gathered) -> Result<bool> {
         let shared = self.shared;
         if shared.stop.is_some_and(|stop| stop()) {
@@ -180,7 +181,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Gives a directory that is done its attributes, then its parent, if this was the last child, and so on.
+    /// Gives a directory that is done its attributes, then its parent, if this was the last child,
+    /// and so on.
     fn finish(&mut self, mut node: Arc<DirNode>) -> Result<()> {
         let shared = self.shared;
         loop {

@@ -1,5 +1,5 @@
-//! Hard links among copies: a file that has several names in a layer stays one file. `relink.rs` repairs files that were linked
-//! under some of their names and copied under others.
+//! Hard links among copies: a file that has several names in a layer stays one file. `relink.rs`
+//! repairs files that were linked under some of their names and copied under others.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -34,15 +34,16 @@ struct Copy {
 }
 
 impl HardLinks {
-    /// The copies, for one thread at a time: whoever comes with a second name waits until the first has been copied.
+    /// The copies, for one thread at a time: whoever comes with a second name waits until the first
+    /// has been copied.
     pub(super) fn lock(&self) -> MutexGuard<'_, Copies> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Copies {
-    /// Makes `name` in `to` another name of the copy of `original`. False if there is none yet, or if it has as many
-    /// names as it can have.
+    /// Makes `name` in `to` another name of the copy of `original`. False if there is none yet, or
+    /// if it has as many names as it can have.
     pub(super) fn link(
         &mut self,
         original: &Stat,
@@ -69,7 +70,8 @@ impl Copies {
 
     /// Remembers that the copy of `original` is `name` in `dir`, and `why` it could not be linked.
     pub(super) fn insert(&mut self, original: &Stat, dir: &Arc<DirNode>, name: &CStr, why: Errno) {
-        // The links that were made before there were too many are of the same file, and have to be found again.
+        // The links that were made before there were too many are of the same file, and have to be
+        // found again.
         let split = why == Errno::MLINK;
         self.split |= split;
         let names: u64 = original.st_nlink as _;

@@ -1,4 +1,5 @@
-//! The type of the nodes in the merged tree. `tree/walk/node.rs` has what a node is; `directory.rs` fills and finishes them.
+//! The type of the nodes in the merged tree. `tree/walk/node.rs` has what a node is; `directory.rs`
+//! fills and finishes them.
 
 use std::sync::Mutex;
 

@@ -121,8 +121,8 @@ impl Part<'_> {
         Ok(kind == EntryKind::Whiteout)
     }
 
-    /// Lists the attributes of a file that is not opened. The call takes a path only: the name alone, where the working
-    /// directory is this thread's own.
+    /// Lists the attributes of a file that is not opened. The call takes a path only: the name
+    /// alone, where the working directory is this thread's own.
     fn list_xattrs(&mut self, name: &CStr) -> rustix::io::Result<()> {
         if self.own_cwd {
             if !self.is_cwd {
@@ -149,7 +149,8 @@ impl Part<'_> {
             },
         };
         if why == Errno::XDEV {
-            // True of the whole directory. Of the whole layer it need not be: a subvolume may stand in it.
+            // True of the whole directory. Of the whole layer it need not be: a subvolume may stand
+            // in it.
             self.no_links = Some(why);
         }
         self.shared.why_copied.get_or_init(|| why);

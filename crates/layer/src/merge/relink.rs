@@ -1,5 +1,5 @@
-//! Brings the names of a file together that reached the limit of links during a merge: linked under some of its names, copied under
-//! the others. `hardlinks.rs` knows the copies.
+//! Brings the names of a file together that reached the limit of links during a merge: linked under
+//! some of its names, copied under the others. `hardlinks.rs` knows the copies.
 
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
@@ -14,9 +14,11 @@ use crate::error::{Error, Result};
 use crate::tree::attributes::times;
 use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, Node, READ, file_type, is_dots};
 
-/// Makes all names of such files names of the copy, so that they are one file again. Returns how many had been links.
+/// Makes all names of such files names of the copy, so that they are one file again. Returns how
+/// many had been links.
 ///
-/// This reads the merged tree once more. It is for the rare merge that has met the limit of links, 65,000 on ext4.
+/// This reads the merged tree once more. It is for the rare merge that has met the limit of links,
+/// 65,000 on ext4.
 pub(super) fn relink(shared: &Shared<'_>, copies: &mut Copies) -> Result<u64> {
     let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
     let mut cursor = Cursor::new(READ | OFlags::NOATIME);

@@ -37,8 +37,8 @@ impl Shared<'_> {
         name.map_or(dir.clone(), |name| dir.join(as_os_str(name)))
     }
 
-    /// For `map_err`: a failed system call on a directory of the target. Its path is put together only if one has
-    /// failed.
+    /// For `map_err`: a failed system call on a directory of the target. Its path is put together
+    /// only if one has failed.
     pub(super) fn target_error(&self, operation: &'static str, node: &DirNode) -> impl FnOnce(Errno) -> Error {
         move |errno| Error::io(operation, self.target_path.join(node.path()))(errno)
     }

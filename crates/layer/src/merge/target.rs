@@ -1,4 +1,5 @@
-//! The directory that is merged into: prepared for a merge, and restored after one that failed. `directory.rs` fills it.
+//! The directory that is merged into: prepared for a merge, and restored after one that failed.
+//! `directory.rs` fills it.
 
 use std::ffi::CString;
 use std::num::NonZeroUsize;
@@ -125,8 +126,8 @@ impl Target {
         self.root.as_fd()
     }
 
-    /// Removes everything that was made and restores what was there. Returns `failure`, or an error that contains it and
-    /// says what is left.
+    /// Removes everything that was made and restores what was there. Returns `failure`, or an error
+    /// that contains it and says what is left.
     pub(super) fn undo(self, failure: Error, threads: NonZeroUsize) -> Error {
         let Self { root, before } = self;
         let path = root.path().to_path_buf();

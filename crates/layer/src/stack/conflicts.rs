@@ -1,4 +1,5 @@
-//! Finds the paths that several sibling layers provide. `lookup.rs` says which of them a stack shows.
+//! Finds the paths that several sibling layers provide. `lookup.rs` says which of them a stack
+//! shows.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
@@ -27,12 +28,13 @@ pub struct Conflict {
     pub difference: Difference,
 }
 
-/// How far layers differ in what they have at a path: the largest difference from the topmost of them.
+/// How far layers differ in what they have at a path: the largest difference from the topmost of
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Difference {
-    /// All are the same file, or have the same content, mode and owner: the order makes no difference but in times and in
-    /// extended attributes.
+    /// All are the same file, or have the same content, mode and owner: the order makes no
+    /// difference but in times and in extended attributes.
     Nothing,
     /// Mode or owner.
     Attributes,
@@ -46,11 +48,12 @@ pub enum Difference {
     Deletion,
 }
 
-/// Finds the paths that several of these `trees` (`<layer>/fs`) provide: those of siblings, each made without the others. For
-/// a layer and what it was made over, it is no conflict that the one changes what the other has.
+/// Finds the paths that several of these `trees` (`<layer>/fs`) provide: those of siblings, each
+/// made without the others. For a layer and what it was made over, it is no conflict that the one
+/// changes what the other has.
 ///
-/// Directories that several have, the root with an empty path among them, are no conflict if they agree in mode and owner and
-/// none is opaque.
+/// Directories that several have, the root with an empty path among them, are no conflict if they
+/// agree in mode and owner and none is opaque.
 ///
 /// # Errors
 /// [`Error::NotADirectory`] if a tree is none.
@@ -73,11 +76,11 @@ pub fn conflicts(trees: &[impl AsRef<Path>], xattrs: XattrNamespace) -> Result<C
     Ok(Conflicts { trees, xattrs, waiting, found, entries: Vec::with_capacity(ENTRIES_SIZE_BYTES) })
 }
 
-/// The iterator that [`conflicts`] returns, directory by directory. It holds what one directory has in all layers, and enters
-/// only those that several have.
+/// The iterator that [`conflicts`] returns, directory by directory. It holds what one directory has
+/// in all layers, and enters only those that several have.
 ///
-/// An item is [`Error::Io`], [`Error::Unmergeable`] or [`Error::MountInside`] for a directory that cannot be compared, after
-/// which it goes on with the next.
+/// An item is [`Error::Io`], [`Error::Unmergeable`] or [`Error::MountInside`] for a directory that
+/// cannot be compared, after which it goes on with the next.
 #[derive(Debug)]
 pub struct Conflicts {
     trees: Vec<PathBuf>,

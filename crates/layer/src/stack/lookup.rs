@@ -1,4 +1,5 @@
-//! Which layer of a stack a path is from, and what hides it in the others. `view.rs` lists whole directories.
+//! Which layer of a stack a path is from, and what hides it in the others. `view.rs` lists whole
+//! directories.
 
 mod layer_path;
 
@@ -8,14 +9,16 @@ use self::layer_path::{PathEntry, layer_path};
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{EntryKind, XattrNamespace};
 
-/// What a stack shows at a path, which of its layers that is from, and which others have something there.
+/// What a stack shows at a path, which of its layers that is from, and which others have something
+/// there.
 ///
-/// Found out by the kernel's own rules: a whiteout, an opaque directory or a file hides what is below it, and directories
-/// are shown as one, with the attributes of the topmost.
+/// Found out by the kernel's own rules: a whiteout, an opaque directory or a file hides what is
+/// below it, and directories are shown as one, with the attributes of the topmost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lookup {
-    /// The path below the root, without `.`, `..` and slashes that mean nothing; empty for the root itself.
+    /// The path below the root, without `.`, `..` and slashes that mean nothing; empty for the root
+    /// itself.
     pub path: PathBuf,
     /// Each layer that has something there, topmost first.
     pub origins: Vec<Origin>,
@@ -47,14 +50,14 @@ pub enum Role {
     Deletes,
     /// It is not shown.
     Hidden {
-        /// The layer that hides it: with a file, a whiteout or an opaque directory there, or in the place of a directory on
-        /// the way.
+        /// The layer that hides it: with a file, a whiteout or an opaque directory there, or in the
+        /// place of a directory on the way.
         by: usize,
     },
 }
 
-/// Something on the way that is no directory. Symbolic links are not followed: a link leads from the stack's root to wherever
-/// a command sees it, through other layers than its own.
+/// Something on the way that is no directory. Symbolic links are not followed: a link leads from
+/// the stack's root to wherever a command sees it, through other layers than its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Obstacle {
@@ -75,8 +78,8 @@ impl Lookup {
     }
 }
 
-/// Looks `path` up in a stack of `trees` (`<layer>/fs`, the base's among them), **topmost first**. The path is one of the stack: a
-/// leading slash is its root. Nothing is mounted.
+/// Looks `path` up in a stack of `trees` (`<layer>/fs`, the base's among them), **topmost first**.
+/// The path is one of the stack: a leading slash is its root. Nothing is mounted.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -92,9 +95,9 @@ impl Lookup {
 /// ```
 ///
 /// # Errors
-/// [`Error::NotADirectory`] if a tree is none; [`Error::Unmergeable`] if it cannot be told, since a directory on the way
-/// carries `redirect` or the file `metacopy`; [`Error::MountInside`] if something is mounted on the way, which an overlay
-/// would not show; [`Error::Io`].
+/// [`Error::NotADirectory`] if a tree is none; [`Error::Unmergeable`] if it cannot be told, since a
+/// directory on the way carries `redirect` or the file `metacopy`; [`Error::MountInside`] if
+/// something is mounted on the way, which an overlay would not show; [`Error::Io`].
 pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<Lookup> {
     let path = normal(path.as_ref());
     let layer_paths = trees.iter().map(|tree| layer_path(tree.as_ref(), &path, xattrs)).collect::<Result<Vec<_>>>()?;
@@ -109,7 +112,8 @@ pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrN
     Ok(Lookup { path, origins, obstacle: obstacle.transpose()? })
 }
 
-/// The path without what means nothing. Where no link is followed, `..` is the name before it taken back.
+/// The path without what means nothing. Where no link is followed, `..` is the name before it taken
+/// back.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for component in path.components() {
@@ -124,8 +128,8 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// What becomes of each layer's part of a path of so many names; and the layer, and the number of names, of what is in the
-/// way.
+/// What becomes of each layer's part of a path of so many names; and the layer, and the number of
+/// names, of what is in the way.
 fn resolve(layer_paths: &[Vec<PathEntry>], names: usize) -> (Vec<Origin>, Option<(usize, usize)>) {
     let mut hidden_by: Vec<Option<usize>> = vec![None; layer_paths.len()];
     let mut obstacle = None;
@@ -176,7 +180,8 @@ fn resolve(layer_paths: &[Vec<PathEntry>], names: usize) -> (Vec<Origin>, Option
 mod tests {
     use super::*;
 
-    /// `d` a directory, `o` an opaque one, `f` a file, `l` a link, `w` a whiteout, one letter a name.
+    /// `d` a directory, `o` an opaque one, `f` a file, `l` a link, `w` a whiteout, one letter a
+    /// name.
     fn layer_path(letters: &str) -> Vec<PathEntry> {
         let entry = |letter| {
             let kind = match letter {
@@ -191,7 +196,8 @@ mod tests {
         letters.chars().map(entry).collect()
     }
 
-    /// The roles in short: `S`, `J`, `D`, the number of the layer that hides it, `-` where the layer has nothing.
+    /// The roles in short: `S`, `J`, `D`, the number of the layer that hides it, `-` where the
+    /// layer has nothing.
     fn roles(layer_paths: &[&str], names: usize) -> (String, Option<(usize, usize)>) {
         let layer_paths: Vec<_> = layer_paths.iter().map(|letters| layer_path(letters)).collect();
         let (origins, obstacle) = resolve(&layer_paths, names);

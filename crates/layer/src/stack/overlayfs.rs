@@ -1,8 +1,9 @@
-//! Decides what an entry of a layer is to overlayfs: the only place that recognises whiteouts, opaque directories and
-//! overlayfs's extended attributes, and that makes them. Looks at one entry at a time; `merge`, `capture`, `view.rs`, `lookup.rs`
-//! and `conflicts.rs` walk the trees.
+//! Decides what an entry of a layer is to overlayfs: the only place that recognises whiteouts,
+//! opaque directories and overlayfs's extended attributes, and that makes them. Looks at one entry
+//! at a time; `merge`, `capture`, `view.rs`, `lookup.rs` and `conflicts.rs` walk the trees.
 //!
-//! The names are those of `fs/overlayfs/overlayfs.h`; what they mean is in `Documentation/filesystems/overlayfs.rst`.
+//! The names are those of `fs/overlayfs/overlayfs.h`; what they mean is in
+//! `Documentation/filesystems/overlayfs.rst`.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -74,8 +75,8 @@ impl XattrNamespace {
         self.names().whiteout
     }
 
-    /// On anything that was copied up: where it was found. On a directory also that it may have whiteouts, see
-    /// [`set_has_whiteouts`].
+    /// On anything that was copied up: where it was found. On a directory also that it may have
+    /// whiteouts, see [`set_has_whiteouts`].
     pub(crate) fn origin(self) -> &'static str {
         self.names().origin
     }
@@ -92,8 +93,8 @@ impl XattrNamespace {
 
     /// Whether overlayfs keeps the attribute `name` for itself, so that a mount does not show it.
     ///
-    /// `<prefix>overlay.*` is not kept: it is how a layer stores what a mount shows as `<prefix>*`, for overlays in
-    /// overlays.
+    /// `<prefix>overlay.*` is not kept: it is how a layer stores what a mount shows as `<prefix>*`,
+    /// for overlays in overlays.
     pub(crate) fn owns(self, name: &[u8]) -> bool {
         match name.strip_prefix(self.names().prefix.as_bytes()) {
             Some(rest) => !rest.starts_with(b"overlay."),
@@ -129,7 +130,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) kind: FileType,
     /// The entry's attributes. Without them, [`classify`](Self::classify) reads them if it has to.
     pub(crate) stat: Option<&'a Stat>,
-    /// The list of extended attributes, which only a regular file needs. Without it, `classify` asks for single attributes.
+    /// The list of extended attributes, which only a regular file needs. Without it, `classify`
+    /// asks for single attributes.
     pub(crate) names: Option<&'a XattrList>,
 }
 
@@ -160,12 +162,14 @@ impl<'a> Entry<'a> {
 
     /// Decides what the entry is to overlayfs, with as few system calls as possible.
     ///
-    /// A whiteout has two forms. The first is a character device 0:0. The second is an empty regular file that carries the
-    /// [whiteout](XattrNamespace::whiteout) attribute. The kernel's lookup decides so. Its readdir leaves the second form out only
-    /// where the directory is marked with opaque `x`; elsewhere it lists names that cannot be found.
+    /// A whiteout has two forms. The first is a character device 0:0. The second is an empty
+    /// regular file that carries the [whiteout](XattrNamespace::whiteout) attribute. The kernel's
+    /// lookup decides so. Its readdir leaves the second form out only where the directory is marked
+    /// with opaque `x`; elsewhere it lists names that cannot be found.
     ///
     /// # Errors
-    /// [`Unclassified::Unmergeable`] for a file that carries `metacopy`: its content is in the layers below.
+    /// [`Unclassified::Unmergeable`] for a file that carries `metacopy`: its content is in the
+    /// layers below.
     pub(crate) fn classify(&self, xattrs: XattrNamespace) -> Result<EntryKind, Unclassified> {
         match self.kind {
             FileType::Directory => Ok(EntryKind::Directory),
@@ -199,13 +203,14 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Decides whether an open directory hides the directories of its name in the layers below. `names` lists its extended
-/// attributes, if they are known.
+/// Decides whether an open directory hides the directories of its name in the layers below. `names`
+/// lists its extended attributes, if they are known.
 ///
 /// Not for the root of a layer: there the kernel looks at neither attribute.
 ///
 /// # Errors
-/// [`Unclassified::Unmergeable`] for a directory that carries `redirect`: its content is elsewhere in the layers below.
+/// [`Unclassified::Unmergeable`] for a directory that carries `redirect`: its content is elsewhere
+/// in the layers below.
 pub(crate) fn hides_below(
     dir: BorrowedFd<'_>,
     names: Option<&XattrList>,
@@ -233,8 +238,8 @@ pub(crate) fn is_opaque_dir(dir: BorrowedFd<'_>, xattrs: XattrNamespace) -> rust
     }
 }
 
-/// Whether the value of [opaque](XattrNamespace::opaque) hides what is below: one byte, `y`. (`x` marks a directory that
-/// has whiteouts in their second form.)
+/// Whether the value of [opaque](XattrNamespace::opaque) hides what is below: one byte, `y`. (`x`
+/// marks a directory that has whiteouts in their second form.)
 fn is_opaque_value(value: &[u8]) -> bool {
     value == b"y"
 }
@@ -250,7 +255,8 @@ fn exists(read: rustix::io::Result<usize>) -> Result<bool, Unclassified> {
     }
 }
 
-/// Returns whether the file at `path` is a whiteout: for a program that checks what a mount has written into its upper.
+/// Returns whether the file at `path` is a whiteout: for a program that checks what a mount has
+/// written into its upper.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be looked at, [`Error::Unmergeable`] if it carries `metacopy`.
@@ -263,8 +269,8 @@ pub fn is_whiteout(path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<boo
     Ok(entry.classify(xattrs).map_err(|why| why.at(path))? == EntryKind::Whiteout)
 }
 
-/// Returns whether the directory at `path` is opaque, so that it hides everything of its name in the layers below: for a
-/// program that checks what a mount has written into its upper.
+/// Returns whether the directory at `path` is opaque, so that it hides everything of its name in
+/// the layers below: for a program that checks what a mount has written into its upper.
 ///
 /// # Errors
 /// [`Error::Io`] if it is not a directory or cannot be read.
@@ -274,7 +280,8 @@ pub fn is_opaque(path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<bool>
     is_opaque_dir(dir.as_fd(), xattrs).map_err(Error::io(READ_XATTRS, path))
 }
 
-/// Makes the whiteout `name` in `dir`, in the first form, which needs no privilege and no attribute on the directory.
+/// Makes the whiteout `name` in `dir`, in the first form, which needs no privilege and no attribute
+/// on the directory.
 pub(crate) fn make_whiteout(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
     mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
@@ -284,10 +291,11 @@ pub(crate) fn set_opaque(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rust
     fsetxattr(dir, namespace.names().opaque, b"y", XattrFlags::empty())
 }
 
-/// Makes the kernel look for whiteouts in the directory when it lists it, even where no other layer has that directory.
+/// Makes the kernel look for whiteouts in the directory when it lists it, even where no other layer
+/// has that directory.
 ///
-/// Without it, `ovl_get_inode` takes the directory for one without whiteouts, and their names are listed but cannot be
-/// found. An empty origin says "copied up, from where is not known".
+/// Without it, `ovl_get_inode` takes the directory for one without whiteouts, and their names are
+/// listed but cannot be found. An empty origin says "copied up, from where is not known".
 pub(crate) fn set_has_whiteouts(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rustix::io::Result<()> {
     fsetxattr(dir, namespace.names().origin, b"", XattrFlags::empty())
 }
@@ -336,7 +344,8 @@ mod tests {
         ] {
             std::fs::write(path(name), content).unwrap();
             let set = xattr.map(|xattr| rustix::fs::setxattr(path(name), xattr, b"", XattrFlags::empty()));
-            // Only root may set a `trusted` attribute; without it the file is a plain one all the same.
+            // Only root may set a `trusted` attribute; without it the file is a plain one all the
+            // same.
             assert!(set.is_none_or(|set| set.is_ok()) || name == "other", "{name}");
         }
         std::fs::create_dir(path("dir")).unwrap();

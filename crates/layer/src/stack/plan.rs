@@ -1,4 +1,5 @@
-//! Decides which layers become lowers of their own and which are merged: arithmetic, without the disk. `merge` does the merging.
+//! Decides which layers become lowers of their own and which are merged: arithmetic, without the
+//! disk. `merge` does the merging.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,11 +11,12 @@ use crate::error::{Error, Result};
 /// `OVL_MAX_STACK` in `fs/overlayfs/params.c`.
 pub const MAX_LOWERS: usize = 500;
 
-/// Splits `layers` into the longest prefix that fits and the rest, which is to be merged into one directory below it.
+/// Splits `layers` into the longest prefix that fits and the rest, which is to be merged into one
+/// directory below it.
 ///
-/// All fit if the sum of their costs is at most `available`. Otherwise the merged directory takes `merged_overhead` of it,
-/// and the prefix has to do with what is left. Costs are bytes of an option string, or 1 where layers are counted. With
-/// nothing to merge the second part is empty.
+/// All fit if the sum of their costs is at most `available`. Otherwise the merged directory takes
+/// `merged_overhead` of it, and the prefix has to do with what is left. Costs are bytes of an
+/// option string, or 1 where layers are counted. With nothing to merge the second part is empty.
 ///
 /// ```
 /// let layers = ["/l/one", "/l/two", "/l/three", "/l/four"];
@@ -49,7 +51,8 @@ pub fn plan_lowerdir<T>(
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Rung {
-    /// `fsconfig(2)` with `lowerdir+`, one call a layer (kernel 6.7): no limit on the length of the names.
+    /// `fsconfig(2)` with `lowerdir+`, one call a layer (kernel 6.7): no limit on the length of the
+    /// names.
     LowerdirPlus,
     /// `mount(2)` with the paths as they are: one page holds all options.
     MountPaths,
@@ -125,7 +128,8 @@ pub struct Estimate {
 
 /// Which layers become lowers of their own, which are merged, and on which rung they are mounted.
 ///
-/// The lowers of the mount are, topmost first: `separate`, the directory into which `merged` goes (if any), `base`.
+/// The lowers of the mount are, topmost first: `separate`, the directory into which `merged` goes
+/// (if any), `base`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Plan {
@@ -142,11 +146,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a stack of `layers` (trees, topmost first, none twice) over `base`. What does not fit is to be merged into
-    /// `merged_dir`, of which only the length of the name counts here.
+    /// Plans a stack of `layers` (trees, topmost first, none twice) over `base`. What does not fit
+    /// is to be merged into `merged_dir`, of which only the length of the name counts here.
     ///
-    /// A rung serves only where none above it can: the first one on which all layers fit is taken, and if there is none the
-    /// one that leaves the fewest to merge. `None` if `ladder` is empty. Nothing is looked at on disk.
+    /// A rung serves only where none above it can: the first one on which all layers fit is taken,
+    /// and if there is none the one that leaves the fewest to merge. `None` if `ladder` is empty.
+    /// Nothing is looked at on disk.
     pub fn new(layers: &[PathBuf], base: &Path, merged_dir: &Path, ladder: &[RungLimit<'_>]) -> Option<Self> {
         let estimates: Vec<_> = ladder.iter().map(|limit| estimate(layers, base, merged_dir, limit)).collect();
         // `min_by_key` takes the first of equals: the highest rung.
@@ -155,7 +160,8 @@ impl Plan {
         Some(Plan { rung: best.rung, separate: separate.into(), merged: merged.into(), base: base.into(), estimates })
     }
 
-    /// The lowers of the mount, topmost first, the base last. `merged_dir` is among them if there is anything to merge.
+    /// The lowers of the mount, topmost first, the base last. `merged_dir` is among them if there
+    /// is anything to merge.
     pub fn lowers(&self, merged_dir: &Path) -> Vec<PathBuf> {
         let merged = (!self.merged.is_empty()).then(|| merged_dir.to_path_buf());
         self.separate.iter().cloned().chain(merged).chain([self.base.clone()]).collect()
@@ -283,7 +289,8 @@ mod tests {
 
     #[test]
     fn the_name_of_the_merged_directory_counts_in_bytes_too() {
-        // Six lowers by count; the bytes of all five layers and the base fit, but not with the merged directory's.
+        // Six lowers by count; the bytes of all five layers and the base fit, but not with the
+        // merged directory's.
         let limit = RungLimit { rung: Rung::MountPaths, max_lowers: 4, max_bytes: 6 + 5 * 10, cost: &length };
         let layers = paths(5, 9);
         let merged = PathBuf::from(format!("/{}", "m".repeat(38)));

@@ -1,4 +1,5 @@
-//! Opens the trees of a stack, with few descriptors. What the trees show together is decided in `view.rs` and in `merge`.
+//! Opens the trees of a stack, with few descriptors. What the trees show together is decided in
+//! `view.rs` and in `merge`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -10,9 +11,9 @@ use rustix::process::{Resource, getrlimit};
 use crate::error::{Error, Result};
 use crate::tree::walk::{Identity, PATH};
 
-/// Of the descriptors that the process may have, one in so many is for the roots of trees. The rest of the roots are
-/// opened anew for each of their directories, so that a thousand layers do with the usual limit of 1,024 and leave most
-/// of it to others.
+/// Of the descriptors that the process may have, one in so many is for the roots of trees. The rest
+/// of the roots are opened anew for each of their directories, so that a thousand layers do with
+/// the usual limit of 1,024 and leave most of it to others.
 const SHARE: u64 = 4;
 
 /// The trees that are merged, topmost first.
@@ -95,7 +96,8 @@ impl Sources {
     }
 }
 
-/// Opens the root of the tree at `path`, which is relative to `start`. A symbolic link is not a tree.
+/// Opens the root of the tree at `path`, which is relative to `start`. A symbolic link is not a
+/// tree.
 ///
 /// # Errors
 /// [`Error::NotADirectory`] if it is not a directory, [`Error::Io`] if it cannot be opened.

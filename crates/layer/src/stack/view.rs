@@ -1,4 +1,5 @@
-//! What a stack of trees shows, directory by directory. `lookup.rs` answers for one path, and says what is hidden there.
+//! What a stack of trees shows, directory by directory. `lookup.rs` answers for one path, and says
+//! what is hidden there.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -15,11 +16,13 @@ use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath, open_in};
 use crate::tree::xattr::XattrList;
 
-/// What a stack of trees shows, directory by directory: what the kernel would answer, without a mount and without privilege.
+/// What a stack of trees shows, directory by directory: what the kernel would answer, without a
+/// mount and without privilege.
 ///
-/// The rules are those of [`Merge`](crate::Merge): a file on top stands alone, a directory is the union downwards to the first
-/// opaque one and not past a file or a whiteout. No symbolic link is followed, neither one on the way nor the last.
-/// ([`lookup`](crate::lookup) tells of one path, and of what is hidden there.)
+/// The rules are those of [`Merge`](crate::Merge): a file on top stands alone, a directory is the
+/// union downwards to the first opaque one and not past a file or a whiteout. No symbolic link is
+/// followed, neither one on the way nor the last. ([`lookup`](crate::lookup) tells of one path, and
+/// of what is hidden there.)
 #[derive(Debug)]
 pub(crate) struct View {
     trees: Sources,
@@ -43,7 +46,8 @@ pub(crate) struct Directory {
 }
 
 impl View {
-    /// The stack of `trees` (`<layer>/fs`), **topmost first**, the base last. Nothing is read but their roots.
+    /// The stack of `trees` (`<layer>/fs`), **topmost first**, the base last. Nothing is read but
+    /// their roots.
     ///
     /// # Errors
     /// [`Error::NotADirectory`] if one of them is none; a symbolic link is none.
@@ -62,8 +66,8 @@ impl View {
         Directory { path: PathBuf::new(), trees: (0..self.trees.len()).collect() }
     }
 
-    /// What the stack shows at `path`, absolute as seen in it or relative to its root; `None` if nothing is there, or a file
-    /// is on the way.
+    /// What the stack shows at `path`, absolute as seen in it or relative to its root; `None` if
+    /// nothing is there, or a file is on the way.
     ///
     /// # Errors
     /// As [`child`](Self::child). A path with `..` is [`Error::Io`].
@@ -88,8 +92,8 @@ impl View {
     /// What `directory` shows under `name`.
     ///
     /// # Errors
-    /// [`Error::Io`] names what cannot be looked at, [`Error::MountInside`] what is mounted in a tree,
-    /// [`Error::Unmergeable`] a directory that is elsewhere in the layers below.
+    /// [`Error::Io`] names what cannot be looked at, [`Error::MountInside`] what is mounted in a
+    /// tree, [`Error::Unmergeable`] a directory that is elsewhere in the layers below.
     pub(crate) fn child(&self, directory: &Directory, name: &OsStr) -> Result<Option<Shown>> {
         let name = as_c_string(name).map_err(Error::io("look up", directory.path.join(name)))?;
         let mut trees = Vec::new();
@@ -153,7 +157,8 @@ impl View {
         Ok(names)
     }
 
-    /// What the directory carries: the topmost tree's attributes, without overlayfs's own. `None` for a stack of no trees.
+    /// What the directory carries: the topmost tree's attributes, without overlayfs's own. `None`
+    /// for a stack of no trees.
     pub(crate) fn attributes(&self, directory: &Directory) -> Result<Option<Attributes>> {
         let Some(&tree) = directory.trees.first() else { return Ok(None) };
         let dir = self.open_to_read(tree, directory)?;

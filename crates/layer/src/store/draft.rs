@@ -1,5 +1,5 @@
-//! A layer in the making, which enters its store whole or not at all. Where it is made is decided in `store_dir.rs`; how an upper
-//! becomes a layer is decided in `capture`.
+//! A layer in the making, which enters its store whole or not at all. Where it is made is decided
+//! in `store_dir.rs`; how an upper becomes a layer is decided in `capture`.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -15,8 +15,9 @@ use crate::tree::locked_dir::LockedDir;
 
 /// A layer in the making, out of sight: nobody who lists the store sees it before it is whole.
 ///
-/// It stands in the store's own directory (`<store>/.layered/new/`), on the file system of the layers, and becomes one of
-/// them by a rename. If its maker is killed, a [collector](crate::Collector) removes what is left.
+/// It stands in the store's own directory (`<store>/.layered/new/`), on the file system of the
+/// layers, and becomes one of them by a rename. If its maker is killed, a
+/// [collector](crate::Collector) removes what is left.
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
@@ -62,12 +63,12 @@ impl Draft {
         &self.layer
     }
 
-    /// Puts it into the store under `name`, which must be free. Only the owner can enter its directory, unless
-    /// [told otherwise](Self::access).
+    /// Puts it into the store under `name`, which must be free. Only the owner can enter its
+    /// directory, unless [told otherwise](Self::access).
     ///
     /// # Errors
-    /// [`Error::Io`], if something of that name is there (`EEXIST`), or for any other reason of the kernel's. The draft is
-    /// removed then.
+    /// [`Error::Io`], if something of that name is there (`EEXIST`), or for any other reason of the
+    /// kernel's. The draft is removed then.
     pub fn publish(self, name: impl AsRef<Path>) -> Result<Layer> {
         let layer = Layer::at(self.store.join(name));
         let dir = std::fs::File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;

@@ -1,5 +1,5 @@
-//! Garbage collection: which layers are removed, in which order and under which locks. `hold.rs` decides which layers are in use;
-//! `store_dir/trash.rs` removes.
+//! Garbage collection: which layers are removed, in which order and under which locks. `hold.rs`
+//! decides which layers are in use; `store_dir/trash.rs` removes.
 
 mod abandoned;
 mod inventory;
@@ -25,31 +25,34 @@ use crate::store::hold::{Stale, held, read};
 use crate::store::store_dir::{MadeOfLayer, Part, StoreDir};
 use crate::tree::remove::remove_tree;
 
-/// Layers that are taken away under one lock, and then removed without it. A rename takes some ten microseconds, so that a
-/// run that wants to hold its layers waits for about one millisecond.
+/// Layers that are taken away under one lock, and then removed without it. A rename takes some ten
+/// microseconds, so that a run that wants to hold its layers waits for about one millisecond.
 const BATCH: usize = 64;
 
 /// Removes the least recently used layers of a store until it keeps to a budget.
 ///
-/// Collects the layers that stand directly in the store and have a `layer.json`, by [last use](Layer::last_used) or, where a
-/// layer was never used, by the age of its `layer.json`. Never collects:
+/// Collects the layers that stand directly in the store and have a `layer.json`, by
+/// [last use](Layer::last_used) or, where a layer was never used, by the age of its `layer.json`.
+/// Never collects:
 /// - layers that a process or a kept result [holds](crate::Hold), as every run holds its own;
-/// - a layer that the `base_hash` of another [means](Layer::has_hash): it is never marked as used, and all that stand on it would
-///   be lost;
+/// - a layer that the `base_hash` of another [means](Layer::has_hash): it is never marked as used,
+///   and all that stand on it would be lost;
 /// - a layer that has been used since the collector looked at it;
-/// - a directory without `layer.json`, which another program may be filling; if a [`Capture`](crate::Capture) was killed there, it
-///   is completed or its marks are removed;
+/// - a directory without `layer.json`, which another program may be filling; if a
+///   [`Capture`](crate::Capture) was killed there, it is completed or its marks are removed;
 /// - symbolic links, which are only names.
 ///
-/// A layer among the `parent_hashes` of another is collected like any. Every layer stands alone on disk, and who stacks it
-/// again needs its parents anyway and marks them as used with it, so that they are as recent as it is.
+/// A layer among the `parent_hashes` of another is collected like any. Every layer stands alone on
+/// disk, and who stacks it again needs its parents anyway and marks them as used with it, so that
+/// they are as recent as it is.
 ///
-/// A layer is gone for all at once: it is renamed into the store's own directory and removed there. If the collector is
-/// killed, the next one removes the rest, and what killed makers of layers have left. Any number of collectors may be at
-/// work in one store.
+/// A layer is gone for all at once: it is renamed into the store's own directory and removed there.
+/// If the collector is killed, the next one removes the rest, and what killed makers of layers have
+/// left. Any number of collectors may be at work in one store.
 ///
-/// A collector works on a full disk: until it has removed something, it makes no directory and no file. Where the store has no
-/// directory of its own yet and there is no room for one, the first layer to be removed becomes that directory.
+/// A collector works on a full disk: until it has removed something, it makes no directory and no
+/// file. Where the store has no directory of its own yet and there is no room for one, the first
+/// layer to be removed becomes that directory.
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
@@ -77,13 +80,14 @@ pub struct Collector<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Sizes {
-    /// [`Meta::disk_usage`](crate::Meta::disk_usage), or measured where that is 0 or cannot be: where it is more than is in use on
-    /// the file system. The largest ones are also measured for as long as all together are more than that, or than
-    /// [`max_bytes`](Collector::max_bytes), so that one wrong number does not empty a store.
+    /// [`Meta::disk_usage`](crate::Meta::disk_usage), or measured where that is 0 or cannot be:
+    /// where it is more than is in use on the file system. The largest ones are also measured for
+    /// as long as all together are more than that, or than [`max_bytes`](Collector::max_bytes), so
+    /// that one wrong number does not empty a store.
     #[default]
     Recorded,
-    /// Each layer's directory is measured: [`TreeSize`](crate::TreeSize). Needed for a budget of entries, which are recorded
-    /// nowhere.
+    /// Each layer's directory is measured: [`TreeSize`](crate::TreeSize). Needed for a budget of
+    /// entries, which are recorded nowhere.
     Measured,
 }
 
@@ -97,10 +101,11 @@ pub struct Collected {
     pub held: Vec<OsString>,
     /// Layers that would have gone if none stood on them.
     pub bases: Vec<OsString>,
-    /// Directories that killed collectors, killed captures and killed makers of layers had left. What another collector is just
-    /// removing counts too: nothing tells whether it lives.
+    /// Directories that killed collectors, killed captures and killed makers of layers had left.
+    /// What another collector is just removing counts too: nothing tells whether it lives.
     pub orphans: usize,
-    /// What could not be looked at or removed. A layer that was taken away already is removed by the next collector.
+    /// What could not be looked at or removed. A layer that was taken away already is removed by
+    /// the next collector.
     pub failed: Vec<Error>,
     /// Whether the budget is kept to now. An age is no budget.
     pub within_budget: bool,
@@ -157,16 +162,17 @@ impl<'a> Collector<'a> {
         self
     }
 
-    /// Keeps at most `entries` inodes: files, directories, symbolic links and all else, with the layers' own directories and files. A
-    /// file with several names is one. Every layer is measured.
+    /// Keeps at most `entries` inodes: files, directories, symbolic links and all else, with the
+    /// layers' own directories and files. A file with several names is one. Every layer is
+    /// measured.
     pub fn max_entries(mut self, entries: u64) -> Self {
         self.max_entries = Some(entries);
         self.sizes = Sizes::Measured;
         self
     }
 
-    /// Removes layers until the file system of the store has `bytes` bytes that an ordinary user can write, as statvfs(3)
-    /// counts them.
+    /// Removes layers until the file system of the store has `bytes` bytes that an ordinary user
+    /// can write, as statvfs(3) counts them.
     pub fn min_free_bytes(mut self, bytes: u64) -> Self {
         self.min_free_bytes = Some(bytes);
         self
@@ -210,8 +216,9 @@ impl<'a> Collector<'a> {
     /// Removes layers of `store` until it keeps to the budget.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::Io`] if nothing can be collected there (a read-only
-    /// store). A failure with one layer is reported in [`Collected::failed`], and does not keep the others.
+    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::Io`] if nothing can be
+    /// collected there (a read-only store). A failure with one layer is reported in
+    /// [`Collected::failed`], and does not keep the others.
     pub fn collect(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
         let mut collected = Collected::default();
@@ -264,14 +271,15 @@ impl<'a> Collector<'a> {
         Ok(least.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize)))
     }
 
-    /// Bytes that the file system lacks, when by the sizes of the layers that have been removed it lacks `expected` still.
+    /// Bytes that the file system lacks, when by the sizes of the layers that have been removed it
+    /// lacks `expected` still.
     fn still_lacking(&self, store: &Path, expected: u64) -> Result<u64> {
         let lacking = self.lacking(store)?;
         if lacking == 0 || expected > 0 {
             return Ok(lacking.min(expected));
         }
-        // On some file systems, Btrfs for one, what was removed becomes free only now. Otherwise it would look as if nothing became
-        // free, and all layers would be removed.
+        // On some file systems, Btrfs for one, what was removed becomes free only now. Otherwise it
+        // would look as if nothing became free, and all layers would be removed.
         let synced = File::open(store).and_then(|dir| Ok(syncfs(dir)?));
         synced.map_err(Error::io("sync the file system of", store))?;
         self.lacking(store)
@@ -302,7 +310,8 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Renames a number of layers away, while nobody can begin to hold one. Returns where they are now.
+    /// Renames a number of layers away, while nobody can begin to hold one. Returns where they are
+    /// now.
     fn take_away(
         &self,
         store: &Path,
@@ -334,7 +343,8 @@ impl<'a> Collector<'a> {
                         self.count(stored, need, collected);
                         trash.push(path);
                     }
-                    // The store directory has no room for more names: those that it has are removed first.
+                    // The store directory has no room for more names: those that it has are removed
+                    // first.
                     Err(error) if error.is_disk_full() && !trash.is_empty() => {
                         layers.push_front(stored);
                         break;
@@ -352,8 +362,8 @@ impl<'a> Collector<'a> {
         Ok(trash)
     }
 
-    /// Makes the store directory on a full disk: one of the layers that have to go becomes it, and is removed there. `None` if
-    /// none can.
+    /// Makes the store directory on a full disk: one of the layers that have to go becomes it, and
+    /// is removed there. `None` if none can.
     ///
     /// No process holds any of the layers, since there is no store directory.
     fn make_store_dir_of_layer(
@@ -441,7 +451,8 @@ fn resolve_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collec
     if unfinished.is_empty() {
         return Ok(());
     }
-    // One collector at a time, where there can be others: without a store directory there is none yet.
+    // One collector at a time, where there can be others: without a store directory there is none
+    // yet.
     let store_dir = StoreDir::open(store)?;
     let _lock = store_dir.as_ref().map(|store_dir| store_dir.lock(FlockOperation::LockExclusive)).transpose()?;
     for layer in unfinished {

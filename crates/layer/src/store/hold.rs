@@ -1,5 +1,5 @@
-//! Which layers are in use: the files in a store's `.layered/holds`. `store_dir.rs` has the directory around them and its lock;
-//! `gc.rs` asks which layers are held.
+//! Which layers are in use: the files in a store's `.layered/holds`. `store_dir.rs` has the
+//! directory around them and its lock; `gc.rs` asks which layers are held.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -20,16 +20,18 @@ use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::regular_file;
 use crate::tree::walk::PATH;
 
-/// Layers that no [collector](crate::Collector) of any process removes for as long as this value exists, and longer if that was
-/// [asked for](Self::keep).
+/// Layers that no [collector](crate::Collector) of any process removes for as long as this value
+/// exists, and longer if that was [asked for](Self::keep).
 ///
-/// It is one small file per store (`<store>/.layered/holds/<random>`), not a lock per layer: a run over hundreds of layers has
-/// one descriptor open for it. The file is locked, flock(2), so that the hold ends with its process, however that happens; a
-/// collector then removes the file. The descriptor is not passed on to programs that are executed.
+/// It is one small file per store (`<store>/.layered/holds/<random>`), not a lock per layer: a run
+/// over hundreds of layers has one descriptor open for it. The file is locked, flock(2), so that
+/// the hold ends with its process, however that happens; a collector then removes the file. The
+/// descriptor is not passed on to programs that are executed.
 ///
-/// The store of a layer is the directory in which it really is: for a symbolic link, that of the layer that the link leads to.
-/// Two cases are not covered: a layer that is bind-mounted elsewhere by itself, and a store that several machines share
-/// over a file system that does not propagate flock(2).
+/// The store of a layer is the directory in which it really is: for a symbolic link, that of the
+/// layer that the link leads to. Two cases are not covered: a layer that is bind-mounted elsewhere
+/// by itself, and a store that several machines share over a file system that does not propagate
+/// flock(2).
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
@@ -46,29 +48,33 @@ pub struct Hold {
     files: Vec<NamedTempFile>,
 }
 
-/// The head of a hold's file, padded with NULs: the path for which the layers stay held without a process, and what identifies
-/// it. Its bytes are allocated from the beginning, so that it can be written on a full disk. The names follow, each ended by a NUL.
+/// The head of a hold's file, padded with NULs: the path for which the layers stay held without a
+/// process, and what identifies it. Its bytes are allocated from the beginning, so that it can be
+/// written on a full disk. The names follow, each ended by a NUL.
 const HEAD_BYTES: usize = 4096;
 
 /// Links to links are followed in one step: a path that is a link again has just been made one.
 const MOST_STEPS: usize = 3;
 
 impl Hold {
-    /// Holds the layers in these directories. Look at the layers *afterwards*: a collector may have removed one just before.
+    /// Holds the layers in these directories. Look at the layers *afterwards*: a collector may have
+    /// removed one just before.
     ///
-    /// Three kinds of store are passed over, and the log says so: a store that cannot be written to, since nobody can collect
-    /// there (unless it is mounted writable elsewhere); one whose file system has no locks, which no collector works without;
-    /// and one whose `.layered` belongs to another user, which no collector uses.
+    /// Three kinds of store are passed over, and the log says so: a store that cannot be written
+    /// to, since nobody can collect there (unless it is mounted writable elsewhere); one whose file
+    /// system has no locks, which no collector works without; and one whose `.layered` belongs to
+    /// another user, which no collector uses.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] says why the layers cannot be
-    /// held. Nothing is held then.
+    /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] says
+    /// why the layers cannot be held. Nothing is held then.
     pub fn of(layers: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
         let hold = Self::acquire(layers, None)?;
         Ok(hold.expect("nothing stops it"))
     }
 
-    /// As [`of`](Self::of), but gives up waiting for a collector as soon as `stop` returns true; `None` then.
+    /// As [`of`](Self::of), but gives up waiting for a collector as soon as `stop` returns true;
+    /// `None` then.
     ///
     /// # Errors
     /// As `of`.
@@ -110,8 +116,9 @@ impl Hold {
         Err(missing(&waiting[0], Errno::LOOP.into()))
     }
 
-    /// Says for what the layers stay held if this value is [kept](Self::keep): for as long as the directory `path`, which must be
-    /// absolute, exists; with `id`, for as long as it is that directory. Dropped without being kept, the value still holds nothing.
+    /// Says for what the layers stay held if this value is [kept](Self::keep): for as long as the
+    /// directory `path`, which must be absolute, exists; with `id`, for as long as it is that
+    /// directory. Dropped without being kept, the value still holds nothing.
     ///
     /// Needs no room on the disk. A collector has to see `path` under the same name.
     ///
@@ -131,7 +138,8 @@ impl Hold {
         Ok(())
     }
 
-    /// Leaves the layers held for the [reason](Self::set_reason) that was given, across processes and restarts of the machine.
+    /// Leaves the layers held for the [reason](Self::set_reason) that was given, across processes
+    /// and restarts of the machine.
     pub fn keep(mut self) {
         for file in self.files.drain(..) {
             let path = file.path().to_path_buf();
@@ -144,7 +152,8 @@ impl Hold {
     /// Ends the hold, and returns what `Drop` can only log.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be removed. The hold has ended all the same, and a collector will remove the file.
+    /// [`Error::Io`] if a file cannot be removed. The hold has ended all the same, and a collector
+    /// will remove the file.
     pub fn release(mut self) -> Result<()> {
         let closed = self.files.drain(..).map(|file| {
             let path = file.path().to_path_buf();
@@ -153,7 +162,8 @@ impl Hold {
         closed.collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// Holds layers of one store by their names. Those that are links go to `links`. False if `stop` has ended the wait.
+    /// Holds layers of one store by their names. Those that are links go to `links`. False if
+    /// `stop` has ended the wait.
     fn register<'a>(
         &mut self,
         store: &Path,
@@ -250,7 +260,8 @@ fn missing(layer: &Path, source: std::io::Error) -> Error {
     }
 }
 
-/// The names of the layers of `store` that somebody [holds](Hold) at this moment, to be shown. None for a user who may not know.
+/// The names of the layers of `store` that somebody [holds](Hold) at this moment, to be shown. None
+/// for a user who may not know.
 ///
 /// # Errors
 /// [`Error::Io`] if that cannot be found out.
@@ -267,8 +278,8 @@ pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
 /// What becomes of the files of holds that have ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stale {
-    /// They are removed. The caller must have the exclusive lock of the store directory: without it, a file may be a hold that
-    /// another process is making.
+    /// They are removed. The caller must have the exclusive lock of the store directory: without
+    /// it, a file may be a hold that another process is making.
     Removed,
     Left,
 }
@@ -280,7 +291,8 @@ pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsStrin
         let file = match regular_file::open(&path) {
             Ok(Some(file)) => file,
             Ok(None) => continue,
-            // Nobody here has made it, and a program that waits at it must not keep the collector waiting.
+            // Nobody here has made it, and a program that waits at it must not keep the collector
+            // waiting.
             Err(Error::NotARegularFile { path }) => {
                 log::warn!("{} holds nothing: it is not a regular file", quoted(&path));
                 continue;

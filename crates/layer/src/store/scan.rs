@@ -1,4 +1,5 @@
-//! Lists the layers of a store: what counts as a layer. Which of them are removed is decided in `gc.rs`.
+//! Lists the layers of a store: what counts as a layer. Which of them are removed is decided in
+//! `gc.rs`.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -11,14 +12,17 @@ use crate::layer::Layer;
 use crate::store::store_dir::STORE_DIR;
 use crate::tree::walk::{Entries, READ, as_os_str};
 
-/// The layers of a store: every directory directly in it that has a `layer.json`, in no particular order.
+/// The layers of a store: every directory directly in it that has a `layer.json`, in no particular
+/// order.
 ///
-/// Everything else is passed over: files, directories without `layer.json` (a layer that is not whole yet, or no longer),
-/// the store's own `.layered`, and what vanishes meanwhile. A symbolic link to a layer counts as one.
+/// Everything else is passed over: files, directories without `layer.json` (a layer that is not
+/// whole yet, or no longer), the store's own `.layered`, and what vanishes meanwhile. A symbolic
+/// link to a layer counts as one.
 ///
 /// # Errors
-/// Returns [`Error::NotADirectory`] if `store` is not a directory, and [`Error::Io`] if it cannot be opened. An item is
-/// [`Error::Io`] for a directory that cannot be looked at; the scan goes on after it.
+/// Returns [`Error::NotADirectory`] if `store` is not a directory, and [`Error::Io`] if it cannot
+/// be opened. An item is [`Error::Io`] for a directory that cannot be looked at; the scan goes on
+/// after it.
 pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
     let store = store.as_ref();
     let entries = openat(CWD, store, READ.difference(OFlags::NOFOLLOW), Mode::empty()).and_then(Entries::new);
@@ -31,7 +35,8 @@ pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
     }
 }
 
-/// The iterator that [`scan`] returns. It holds one directory open and nothing of the layers it has passed.
+/// The iterator that [`scan`] returns. It holds one directory open and nothing of the layers it has
+/// passed.
 #[derive(Debug)]
 pub struct Scan {
     store: PathBuf,
@@ -39,8 +44,9 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// All layers that are left, the least recently used first, with the time of their [last use](Layer::last_used_or_made).
-    /// There is no order without all: this holds a path and a time of each.
+    /// All layers that are left, the least recently used first, with the time of their
+    /// [last use](Layer::last_used_or_made). There is no order without all: this holds a path and a
+    /// time of each.
     ///
     /// # Errors
     /// [`Error::Io`] for the first layer that cannot be looked at.
@@ -92,7 +98,8 @@ impl Scan {
             let layer = Layer::at(self.store.join(name));
             return Some(match statat(CWD, layer.meta_path(), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(_) => Ok(Found::Layer(layer)),
-                // No such file, or the entry itself is a device, a socket, a link that leads nowhere.
+                // No such file, or the entry itself is a device, a socket, a link that leads
+                // nowhere.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Found::Other(layer)),
                 Err(errno) => Err(Error::io("look at", layer.meta_path())(errno)),
             });

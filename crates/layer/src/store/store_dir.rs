@@ -1,5 +1,5 @@
-//! A store's own directory, `.layered`: its parts, its lock and who may use it. `hold.rs` decides what the files of holds say;
-//! `store_dir/trash.rs` moves layers here to remove them.
+//! A store's own directory, `.layered`: its parts, its lock and who may use it. `hold.rs` decides
+//! what the files of holds say; `store_dir/trash.rs` moves layers here to remove them.
 
 mod trash;
 
@@ -27,7 +27,8 @@ const RETRY: Duration = Duration::from_millis(1);
 /// The name of the store directory.
 pub(crate) const STORE_DIR: &str = ".layered";
 
-/// The store directory, `<store>/.layered`. The first hold, draft or collector that needs it makes it.
+/// The store directory, `<store>/.layered`. The first hold, draft or collector that needs it makes
+/// it.
 ///
 /// ```text
 /// <store>/.layered/                     flock(2): shared while a hold or a directory below is made,
@@ -38,9 +39,10 @@ pub(crate) const STORE_DIR: &str = ".layered";
 /// <store>/.layered/layer.json           if the directory was made of a layer: all but `holds` and `new` is garbage
 /// ```
 ///
-/// Holds and layers in the making are locked by their owners, flock(2), and the kernel ends a lock with its owner's process. What
-/// is not locked therefore belongs to a dead owner. An owner makes a hold or a layer under the lock of the store directory, so
-/// that no collector mistakes it for a dead owner's before it is locked. Garbage has no owner.
+/// Holds and layers in the making are locked by their owners, flock(2), and the kernel ends a lock
+/// with its owner's process. What is not locked therefore belongs to a dead owner. An owner makes a
+/// hold or a layer under the lock of the store directory, so that no collector mistakes it for a
+/// dead owner's before it is locked. Garbage has no owner.
 #[derive(Debug)]
 pub(crate) struct StoreDir {
     path: PathBuf,
@@ -84,7 +86,8 @@ impl StoreDir {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io("open", path)(errno)),
         };
-        // Its owner can redirect what is made and removed in it. In /tmp any user could have made it.
+        // Its owner can redirect what is made and removed in it. In /tmp any user could have made
+        // it.
         let owner = fstat(&dir).map_err(Error::io("look at", &path))?.st_uid;
         if !is_trusted(owner, store)? {
             let why = "it belongs neither to root nor to the owner of the store";
@@ -111,7 +114,8 @@ impl StoreDir {
                 Ok(()) => return Ok(Some(StoreDirLock { store_dir: self })),
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) if stop() => return Ok(None),
-                // The kernel reports no event when such a lock becomes free, and another thread cannot interrupt a wait for it.
+                // The kernel reports no event when such a lock becomes free, and another thread
+                // cannot interrupt a wait for it.
                 Err(Errno::WOULDBLOCK) => thread::sleep(RETRY),
                 Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
             }
@@ -167,7 +171,8 @@ pub(crate) struct StoreDirLock<'a> {
 }
 
 impl StoreDirLock<'_> {
-    /// Makes a file of any type in a part of the store directory. Makes the part as well if it is missing.
+    /// Makes a file of any type in a part of the store directory. Makes the part as well if it is
+    /// missing.
     pub(crate) fn make_in<T>(&self, part: Part, make: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
         let path = self.store_dir.path.join(part.name());
         let made = match make(&path) {
@@ -180,8 +185,8 @@ impl StoreDirLock<'_> {
         made.map_err(Error::io("make a file in", path))
     }
 
-    /// Makes a directory in a part of the store directory, and locks it for the caller. Dropped, it is an orphan: the next
-    /// collector removes it.
+    /// Makes a directory in a part of the store directory, and locks it for the caller. Dropped, it
+    /// is an orphan: the next collector removes it.
     pub(crate) fn work_dir(&self, part: Part) -> Result<LockedDir> {
         let make = |parent: &Path| tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(parent);
         let path = self.make_in(part, make)?.keep();
@@ -198,14 +203,16 @@ impl StoreDirLock<'_> {
 
 impl Drop for StoreDirLock<'_> {
     fn drop(&mut self) {
-        // A child process that is being started has a copy of the descriptor for a moment, so closing is not enough.
+        // A child process that is being started has a copy of the descriptor for a moment, so
+        // closing is not enough.
         if let Err(errno) = flock(&self.store_dir.dir, FlockOperation::Unlock) {
             log::debug!("cannot unlock {}: {errno}", quoted(&self.store_dir.path));
         }
     }
 }
 
-/// Locks a directory of a part; `None` if it has an owner, or is not a directory that this crate made.
+/// Locks a directory of a part; `None` if it has an owner, or is not a directory that this crate
+/// made.
 fn take(path: &Path) -> Result<Option<LockedDir>> {
     match LockedDir::try_lock(path) {
         Err(Error::Io { source, .. }) if matches!(Errno::from_io_error(&source), Some(Errno::NOTDIR | Errno::LOOP)) => {
@@ -215,8 +222,8 @@ fn take(path: &Path) -> Result<Option<LockedDir>> {
     }
 }
 
-/// Makes a directory that may exist already. Only its owner may enter it: a user who can open a file in it can also lock that
-/// file, and keep all others waiting.
+/// Makes a directory that may exist already. Only its owner may enter it: a user who can open a
+/// file in it can also lock that file, and keep all others waiting.
 fn make_dir(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make the directory", path)(error)),

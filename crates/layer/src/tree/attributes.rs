@@ -1,5 +1,5 @@
-//! Reads and sets mode, owner, times and extended attributes of a file. Which attributes are overlayfs's own is decided in
-//! `stack/overlayfs.rs`.
+//! Reads and sets mode, owner, times and extended attributes of a file. Which attributes are
+//! overlayfs's own is decided in `stack/overlayfs.rs`.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
@@ -35,7 +35,8 @@ pub(crate) enum Keep {
 }
 
 impl Attributes {
-    /// Those of an open file; `names` lists its extended attributes, if they have been [listed](XattrList::of) already.
+    /// Those of an open file; `names` lists its extended attributes, if they have been
+    /// [listed](XattrList::of) already.
     pub(crate) fn of(file: BorrowedFd<'_>, names: &XattrList, keep: Keep) -> rustix::io::Result<Self> {
         Self::read(&fstat(file)?, names, keep, |name, buffer| fgetxattr(file, name, buffer))
     }
@@ -102,8 +103,8 @@ impl Attributes {
 
     /// Gives an open file these attributes. It must have no others of its own, see [`strip`].
     ///
-    /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode can take the
-    /// permission to set attributes away: hence the order.
+    /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode
+    /// can take the permission to set attributes away: hence the order.
     pub(crate) fn apply(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         let is = fstat(file)?;
         if (is.st_uid, is.st_gid) != (self.uid.as_raw(), self.gid.as_raw()) {
@@ -118,8 +119,8 @@ impl Attributes {
         futimens(file, &self.times)
     }
 
-    /// Gives the new file `name` in `dir` these attributes. For files that are not to be opened: links, devices,
-    /// sockets.
+    /// Gives the new file `name` in `dir` these attributes. For files that are not to be opened:
+    /// links, devices, sockets.
     pub(crate) fn apply_to_name(&self, dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
         chownat(dir, name, Some(self.uid), Some(self.gid), AtFlags::SYMLINK_NOFOLLOW)?;
         let path = path_through_proc(dir, name);
@@ -142,10 +143,11 @@ pub(crate) fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Takes from a new directory what it inherited from the one it is in: ACLs and the setgid bit. Only its owner may
-/// enter it.
+/// Takes from a new directory what it inherited from the one it is in: ACLs and the setgid bit.
+/// Only its owner may enter it.
 ///
-/// What a security module has set stays: that is not inherited from a layer, and may not be removed.
+/// What a security module has set stays: that is not inherited from a layer, and may not be
+/// removed.
 pub(crate) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     for name in XattrList::of(dir)?.iter() {
         if !name.to_bytes().starts_with(b"security.") {

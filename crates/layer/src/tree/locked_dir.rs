@@ -1,5 +1,5 @@
-//! Locks a directory and checks that it still exists: the one place that does both. `store/store_dir.rs` and `capture/lock.rs`
-//! decide what a lock means for a store and for a layer.
+//! Locks a directory and checks that it still exists: the one place that does both.
+//! `store/store_dir.rs` and `capture/lock.rs` decide what a lock means for a store and for a layer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,8 +14,9 @@ use crate::error::{Error, Result};
 
 /// A directory that is open and locked, flock(2), and that existed when the lock was taken.
 ///
-/// A program needs it that makes temporary directories and removes those of dead processes, as the runner does with the
-/// directories of its runs: the kernel ends the lock with the process, so a directory that is not locked has no owner.
+/// A program needs it that makes temporary directories and removes those of dead processes, as the
+/// runner does with the directories of its runs: the kernel ends the lock with the process, so a
+/// directory that is not locked has no owner.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -45,9 +46,11 @@ pub(crate) enum Attempt {
 }
 
 impl LockedDir {
-    /// Locks the directory `path` exclusively. Does not wait, and does not follow a symbolic link at `path` itself.
+    /// Locks the directory `path` exclusively. Does not wait, and does not follow a symbolic link
+    /// at `path` itself.
     ///
-    /// Returns `None` if another process or another value has the directory locked, or if it does not exist.
+    /// Returns `None` if another process or another value has the directory locked, or if it does
+    /// not exist.
     ///
     /// # Errors
     /// [`Error::Io`] if `path` is not a directory, or if it cannot be opened or locked.
@@ -64,7 +67,8 @@ impl LockedDir {
         }
     }
 
-    /// Locks the open directory `dir`, whose path is `path`. `how` is one of the operations that do not wait.
+    /// Locks the open directory `dir`, whose path is `path`. `how` is one of the operations that do
+    /// not wait.
     pub(crate) fn attempt(dir: OwnedFd, path: impl Into<PathBuf>, how: FlockOperation) -> Result<Attempt> {
         let path = path.into();
         match flock(&dir, how) {
@@ -113,7 +117,8 @@ impl AsFd for LockedDir {
 
 impl Drop for LockedDir {
     fn drop(&mut self) {
-        // A child process that is being started has a copy of the descriptor for a moment, so closing is not enough.
+        // A child process that is being started has a copy of the descriptor for a moment, so
+        // closing is not enough.
         if let Err(errno) = flock(&self.dir, FlockOperation::Unlock) {
             log::debug!("cannot unlock {}: {errno}", quoted(&self.path));
         }

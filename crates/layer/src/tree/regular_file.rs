@@ -1,5 +1,5 @@
-//! Reads files whose type, size and content other programs decide: `layer.json`, sidecars, holds, reports. `layer/json.rs`
-//! parses them.
+//! Reads files whose type, size and content other programs decide: `layer.json`, sidecars, holds,
+//! reports. `layer/json.rs` parses them.
 
 use std::fs::File;
 use std::io::Read;
@@ -15,7 +15,8 @@ const MAX_BYTES: u64 = 16 << 20;
 
 /// Reads the whole file at `path`; `None` if there is nothing at `path`.
 ///
-/// Never waits: a FIFO or a device is refused without being read. Never follows a symbolic link at `path` itself.
+/// Never waits: a FIFO or a device is refused without being read. Never follows a symbolic link at
+/// `path` itself.
 ///
 /// # Errors
 /// - [`Error::NotARegularFile`] if `path` is anything but a regular file.

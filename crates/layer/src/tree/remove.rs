@@ -1,4 +1,5 @@
-//! Removes a directory tree, and nothing that is mounted in it. `walk.rs` says how trees are walked.
+//! Removes a directory tree, and nothing that is mounted in it. `walk.rs` says how trees are
+//! walked.
 
 use std::ffi::CStr;
 use std::num::NonZeroUsize;
@@ -17,9 +18,9 @@ use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, PATH, READ, as_o
 
 /// Default number of threads of a removal, however few processors there are.
 ///
-/// Removal mostly waits for the disk: freeing blocks waits where the file system discards synchronously (ext4 with
-/// `discard` and without a journal), and so does reading a directory for the first time. Where nothing waits, more
-/// threads than processors cost nothing.
+/// Removal mostly waits for the disk: freeing blocks waits where the file system discards
+/// synchronously (ext4 with `discard` and without a journal), and so does reading a directory for
+/// the first time. Where nothing waits, more threads than processors cost nothing.
 pub(crate) const USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
 /// Removes the directory tree at `path`, or the file, with the usual options: [`Remove::run`].
@@ -32,11 +33,12 @@ pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
 
 /// Removes directory trees.
 ///
-/// Symbolic links are removed, never followed. Every step goes by descriptor, so a process that replaces a directory by a
-/// link concurrently gains nothing. Trees may be deeper than a path can be long. The caller's thread removes small trees
-/// alone.
+/// Symbolic links are removed, never followed. Every step goes by descriptor, so a process that
+/// replaces a directory by a link concurrently gains nothing. Trees may be deeper than a path can
+/// be long. The caller's thread removes small trees alone.
 ///
-/// No other mount is entered, not even at `path` itself: a removal never deletes what a container still has mounted.
+/// No other mount is entered, not even at `path` itself: a removal never deletes what a container
+/// still has mounted.
 #[derive(Debug, Clone)]
 #[must_use = "it removes when `run` is called"]
 pub struct Remove {
@@ -61,11 +63,13 @@ impl Remove {
         self
     }
 
-    /// Removes the directory tree at `path`, or the file. It is not an error if `path` does not exist.
+    /// Removes the directory tree at `path`, or the file. It is not an error if `path` does not
+    /// exist.
     ///
     /// # Errors
     /// The first failure ends the removal. What had not been removed by then is left in place.
-    /// - [`Error::MountInside`] names a mount point at or below `path`. Nothing in the mount was touched.
+    /// - [`Error::MountInside`] names a mount point at or below `path`. Nothing in the mount was
+    ///   touched.
     /// - [`Error::Io`] names any other entry that could not be removed.
     ///
     /// It is not an error if an entry vanishes concurrently.
@@ -102,7 +106,8 @@ fn run(root: BorrowedFd<'_>, path: &Path, first: Arc<DirNode>, threads: NonZeroU
     work_queue::run(threads, first, new_worker, Remover::clear).map(drop)
 }
 
-/// A directory to remove. Its state records whether an entry was removed since the directory was last read.
+/// A directory to remove. Its state records whether an entry was removed since the directory was
+/// last read.
 type DirNode = Node<AtomicBool>;
 
 /// One thread's means of work.
@@ -115,8 +120,8 @@ struct Remover<'a> {
 }
 
 impl Remover<'_> {
-    /// Removes a directory's non-directory entries. If that empties it, removes it and every ancestor that becomes empty
-    /// in turn. Its directories are added to `found`.
+    /// Removes a directory's non-directory entries. If that empties it, removes it and every
+    /// ancestor that becomes empty in turn. Its directories are added to `found`.
     fn clear(&mut self, node: Arc<DirNode>, found: &mut Vec<Arc<DirNode>>) -> Result<()> {
         if dir(self.root, &mut self.cursor, &node).map(drop) == Err(Errno::ACCESS) {
             self.grant_access(&node);
@@ -179,16 +184,16 @@ impl Remover<'_> {
         Ok(())
     }
 
-    /// Removes a directory that should be empty, then its parent if this was the last entry, and so on. `flags` say
-    /// whether it is a directory at all.
+    /// Removes a directory that should be empty, then its parent if this was the last entry, and so
+    /// on. `flags` say whether it is a directory at all.
     fn finish(&mut self, mut node: Arc<DirNode>, mut flags: AtFlags, found: &mut Vec<Arc<DirNode>>) -> Result<()> {
         while let Some(parent) = node.parent() {
             let removed = dir(self.root, &mut self.cursor, parent).and_then(|dir| unlinkat(dir, node.name(), flags));
             match removed {
                 Ok(()) => parent.state.store(true, Ordering::Relaxed),
                 Err(Errno::NOENT) => {}
-                // FUSE and network file systems may not list an entry if others are removed while the directory is
-                // read. If nothing was removed, another process is making entries.
+                // FUSE and network file systems may not list an entry if others are removed while
+                // the directory is read. If nothing was removed, another process is making entries.
                 Err(Errno::NOTEMPTY | Errno::EXIST) if node.state.swap(false, Ordering::Relaxed) => {
                     found.push(node);
                     return Ok(());
@@ -209,8 +214,8 @@ impl Remover<'_> {
         let Some(parent) = node.parent() else { return };
         let opened = dir(self.root, &mut self.cursor, parent).and_then(|dir| open_in(dir, node.name(), PATH));
         if let Ok(closed) = opened {
-            // fchmod(2) takes no descriptor that was opened as a path only. If it fails, opening the directory fails
-            // again.
+            // fchmod(2) takes no descriptor that was opened as a path only. If it fails, opening
+            // the directory fails again.
             let _seen_later = chmod(format!("/proc/self/fd/{}", closed.as_raw_fd()), Mode::RWXU);
         }
     }
@@ -224,7 +229,8 @@ fn dir<'a>(
 ) -> rustix::io::Result<BorrowedFd<'a>> {
     match node.parent() {
         Some(_) => cursor.go_either_way(node, || Ok(root)),
-        // Where it is the parent of what is to be removed, there need not be the permission to read it.
+        // Where it is the parent of what is to be removed, there need not be the permission to read
+        // it.
         None => Ok(root),
     }
 }

@@ -1,4 +1,5 @@
-//! Measures how much of a disk a tree takes. What a layer's `layer.json` says about that is read in `layer/disk_usage.rs`.
+//! Measures how much of a disk a tree takes. What a layer's `layer.json` says about that is read in
+//! `layer/disk_usage.rs`.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
@@ -16,30 +17,33 @@ use crate::tree::walk::visit::{Entry, visit};
 /// Bytes of one block of `st_blocks` (stat(2)), whatever the blocks of the file system have.
 const BLOCK_BYTES: u64 = 512;
 
-/// Threads of a walk: as many as a removal has, since a walk of a tree that is not in memory waits for the disk, too.
+/// Threads of a walk: as many as a removal has, since a walk of a tree that is not in memory waits
+/// for the disk, too.
 const USUAL_THREADS: NonZeroUsize = remove::USUAL_THREADS;
 
 /// How much of a disk a tree takes, as du(1) counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct TreeSize {
-    /// Bytes that are allocated for files, directories and symbolic links, the root of the tree among them. A sparse file counts
-    /// with its blocks and not with its length, a file of one byte with the block that it takes.
+    /// Bytes that are allocated for files, directories and symbolic links, the root of the tree
+    /// among them. A sparse file counts with its blocks and not with its length, a file of one byte
+    /// with the block that it takes.
     ///
-    /// What is newly written and not yet on the disk counts on ext4, XFS and Btrfs, which reserve its blocks; on ZFS it counts
-    /// some seconds later.
+    /// What is newly written and not yet on the disk counts on ext4, XFS and Btrfs, which reserve
+    /// its blocks; on ZFS it counts some seconds later.
     pub bytes: u64,
-    /// Inodes without the root of the tree: files, directories, symbolic links, whiteouts and all else. A file with several names
-    /// in the tree is one.
+    /// Inodes without the root of the tree: files, directories, symbolic links, whiteouts and all
+    /// else. A file with several names in the tree is one.
     pub entries: u64,
 }
 
 impl TreeSize {
     /// Measures the directory `tree`.
     ///
-    /// A file with several names counts once, in `bytes` as well as in `entries`. No symbolic link is followed, not at `tree`
-    /// itself either, and no mount below it is entered: a mount point counts as one entry without bytes. Trees may be deeper
-    /// than a path can be long. Entries that vanish concurrently may or may not count.
+    /// A file with several names counts once, in `bytes` as well as in `entries`. No symbolic link
+    /// is followed, not at `tree` itself either, and no mount below it is entered: a mount point
+    /// counts as one entry without bytes. Trees may be deeper than a path can be long. Entries that
+    /// vanish concurrently may or may not count.
     ///
     /// ```
     /// # let tree = tempfile::tempdir()?;
@@ -51,7 +55,8 @@ impl TreeSize {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if `tree` is not a directory, or if a part of it cannot be read.
+    /// [`Error::Io`](crate::Error::Io) if `tree` is not a directory, or if a part of it cannot be
+    /// read.
     pub fn of(tree: impl AsRef<Path>) -> Result<Self> {
         let inodes = Inodes::default();
         let look = |size: &mut Self, entry: Entry<'_>| {
@@ -83,7 +88,8 @@ pub(crate) fn allocated(stat: &Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES)
 }
 
-/// The files of a tree that have several names, so that each counts once. The threads of a walk share it.
+/// The files of a tree that have several names, so that each counts once. The threads of a walk
+/// share it.
 #[derive(Debug, Default)]
 pub(crate) struct Inodes {
     /// Those that have been counted.
@@ -91,7 +97,8 @@ pub(crate) struct Inodes {
 }
 
 impl Inodes {
-    /// Adds a file or a directory below the root to `size`, unless it has been counted under another name.
+    /// Adds a file or a directory below the root to `size`, unless it has been counted under
+    /// another name.
     pub(crate) fn count(&self, stat: &Stat, size: &mut TreeSize) {
         // Each directory has one name, whatever its number of links says.
         let has_names = stat.st_nlink > 1 && !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir();
@@ -105,7 +112,8 @@ impl Inodes {
     }
 }
 
-/// Returns the number of names in the directory `tree` that a merge would link: all that are not directories.
+/// Returns the number of names in the directory `tree` that a merge would link: all that are not
+/// directories.
 ///
 /// Walks as [`TreeSize::of`] does, at any depth.
 ///

@@ -1,9 +1,10 @@
-//! Walks trees by descriptor: at any depth, with a bounded number of descriptors, without recursion, by several
-//! threads. `remove.rs`, `size.rs`, `merge` and `capture` are the walks.
+//! Walks trees by descriptor: at any depth, with a bounded number of descriptors, without
+//! recursion, by several threads. `remove.rs`, `size.rs`, `merge` and `capture` are the walks.
 //!
-//! A directory that is still to be processed is a [`Node`], a name and a parent. A [`Cursor`] opens it, usually from
-//! the directory that it holds open already. A [`work_queue`] shares the work. Nothing here follows a symbolic link or
-//! enters another mount. [`Entries`] reads a single directory.
+//! A directory that is still to be processed is a [`Node`], a name and a parent. A [`Cursor`] opens
+//! it, usually from the directory that it holds open already. A [`work_queue`] shares the work.
+//! Nothing here follows a symbolic link or enters another mount. [`Entries`] reads a single
+//! directory.
 
 mod cursor;
 mod node;
@@ -35,18 +36,20 @@ pub(crate) const READ: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(
 /// Room for one `getdents64`: some thousand short names.
 pub(crate) const ENTRIES_SIZE_BYTES: usize = 64 * 1024;
 
-/// The longest path that one call takes, without the NUL that ends it (`PATH_MAX`, path_resolution(7)).
+/// The longest path that one call takes, without the NUL that ends it (`PATH_MAX`,
+/// path_resolution(7)).
 const LONGEST_PATH: usize = 4095;
 
-/// A path below a directory stays below it and on its mount, whatever else is renamed meanwhile (openat2(2), Linux
-/// 5.6). A mount point on the way is `EXDEV`, a symbolic link `ELOOP`, and `ENOTDIR` where a directory was to be
-/// opened.
+/// A path below a directory stays below it and on its mount, whatever else is renamed meanwhile
+/// (openat2(2), Linux 5.6). A mount point on the way is `EXDEV`, a symbolic link `ELOOP`, and
+/// `ENOTDIR` where a directory was to be opened.
 const STAY: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
 /// The device and the inode of a file: what it is, however it is called.
 pub(crate) type Identity = (u64, u64);
 
-/// Opens `path` below `root`; the empty path is `root` itself. The path may be longer than one call can take.
+/// Opens `path` below `root`; the empty path is `root` itself. The path may be longer than one call
+/// can take.
 pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let mut rest = path.as_os_str().as_bytes();
     let mut passed: Option<OwnedFd> = None;
@@ -69,8 +72,8 @@ pub(crate) fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix
 /// Opens `path`, which [stays](STAY) below `dir`. `EXDEV` means a mount point and nothing else.
 fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     match openat2(dir, path, flags, Mode::empty(), STAY) {
-        // The kernel's answer, too, if what was found has been moved out before it was handed over (`complete_walk` in
-        // fs/namei.c).
+        // The kernel's answer, too, if what was found has been moved out before it was handed over
+        // (`complete_walk` in fs/namei.c).
         Err(Errno::XDEV) => {}
         opened => return opened,
     }
@@ -99,7 +102,8 @@ pub(crate) fn path_of(file: BorrowedFd<'_>) -> rustix::io::Result<PathBuf> {
     Ok(OsStr::from_bytes(path.as_bytes()).into())
 }
 
-/// The open directory `dir` and those above it, up to the root of the file system that this process sees.
+/// The open directory `dir` and those above it, up to the root of the file system that this process
+/// sees.
 pub(crate) fn upwards(dir: BorrowedFd<'_>) -> rustix::io::Result<impl Iterator<Item = rustix::io::Result<OwnedFd>>> {
     let mut next = Some(Ok(openat(dir, c".", PATH, Mode::empty())?));
     let mut below = None;
@@ -126,7 +130,8 @@ pub(crate) fn is_dots(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 
-/// Whether an open directory, which was opened for [reading](READ) and not read from before, has no entries.
+/// Whether an open directory, which was opened for [reading](READ) and not read from before, has no
+/// entries.
 pub(crate) fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     let mut buffer = [MaybeUninit::uninit(); 1024];
     let mut entries = RawDir::new(dir, &mut buffer);
@@ -146,7 +151,8 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// What `entry` of `dir` is: asked of the file only where the file system does not tell it in the directory.
+/// What `entry` of `dir` is: asked of the file only where the file system does not tell it in the
+/// directory.
 pub(crate) fn file_type(dir: BorrowedFd<'_>, entry: &RawDirEntry<'_>) -> rustix::io::Result<FileType> {
     known_type(dir, entry.file_name(), entry.file_type())
 }
@@ -161,10 +167,11 @@ fn known_type(dir: BorrowedFd<'_>, name: &CStr, told: FileType) -> rustix::io::R
     }
 }
 
-/// The names in an open directory, each with its type, without `.` and `..` and in no particular order.
+/// The names in an open directory, each with its type, without `.` and `..` and in no particular
+/// order.
 ///
-/// std's `ReadDir`, and with it walkdir, panics when the directory cannot be closed (closedir(3) answers EIO); this ignores
-/// that, since nothing has been written.
+/// std's `ReadDir`, and with it walkdir, panics when the directory cannot be closed (closedir(3)
+/// answers EIO); this ignores that, since nothing has been written.
 #[derive(Debug)]
 pub(crate) struct Entries(Dir);
 

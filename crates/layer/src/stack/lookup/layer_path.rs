@@ -19,7 +19,8 @@ pub(super) struct PathEntry {
     pub(super) is_opaque: bool,
 }
 
-/// What the layer has for each name of `path`, up to the last one that it has. No symbolic link is followed.
+/// What the layer has for each name of `path`, up to the last one that it has. No symbolic link is
+/// followed.
 pub(super) fn layer_path(tree: &Path, path: &Path, xattrs: XattrNamespace) -> Result<Vec<PathEntry>> {
     let mut entries = Vec::new();
     let mut place: PathBuf = tree.components().collect();

@@ -1,4 +1,5 @@
-//! Completes or removes what a killed capture left. The marks that it leaves are defined in `capture/lock.rs`.
+//! Completes or removes what a killed capture left. The marks that it leaves are defined in
+//! `capture/lock.rs`.
 
 use crate::capture::lock::{CaptureLock, Found};
 use crate::error::Result;
@@ -15,7 +16,8 @@ pub(super) enum Resolved {
     Completed,
 }
 
-/// Completes or removes what a killed capture has left in the directory of `layer`. Removes no tree and no file of anybody else.
+/// Completes or removes what a killed capture has left in the directory of `layer`. Removes no tree
+/// and no file of anybody else.
 pub(super) fn resolve(layer: &Layer) -> Result<Resolved> {
     let Some(lock) = CaptureLock::take_abandoned(layer)? else { return Ok(Resolved::Left) };
     match lock.look()? {

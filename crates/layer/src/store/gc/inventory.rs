@@ -1,4 +1,5 @@
-//! Lists the layers of a store in the order of last use, with their sizes. `need.rs` decides how many of them are removed.
+//! Lists the layers of a store in the order of last use, with their sizes. `need.rs` decides how
+//! many of them are removed.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,7 +18,8 @@ use crate::store::scan::{Found, scan};
 use crate::tree::regular_file::read_regular_file;
 use crate::tree::size::TreeSize;
 
-/// The layers of a store, the least recently used first. Some hundred bytes for each: there is no order without all.
+/// The layers of a store, the least recently used first. Some hundred bytes for each: there is no
+/// order without all.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
     pub(super) layers: Vec<Stored>,
@@ -40,12 +42,12 @@ pub(super) struct Stored {
 }
 
 impl Inventory {
-    /// Looks at all layers of `store`. Symbolic links are somebody's names for layers, and free nothing: they are passed
-    /// over.
+    /// Looks at all layers of `store`. Symbolic links are somebody's names for layers, and free
+    /// nothing: they are passed over.
     ///
-    /// A recorded size that is more than is in use on the file system is measured instead. So are the largest recorded sizes for
-    /// as long as all of them together are more than that, or than `max_bytes`: before anything is removed because of a number,
-    /// the number is looked at.
+    /// A recorded size that is more than is in use on the file system is measured instead. So are
+    /// the largest recorded sizes for as long as all of them together are more than that, or than
+    /// `max_bytes`: before anything is removed because of a number, the number is looked at.
     pub(super) fn take(store: &Path, how: Sizes, max_bytes: Option<u64>, progress: &dyn Fn(Progress)) -> Result<Self> {
         let mut inventory = Self::default();
         let mut bases = BTreeSet::new();
@@ -97,7 +99,8 @@ impl Stored {
         }
         let Some(used) = layer.last_used_or_made()? else { return Ok(None) };
         let (recorded, base) = match layer.meta() {
-            // What cannot be read takes its room all the same, and may stand on a base all the same.
+            // What cannot be read takes its room all the same, and may stand on a base all the
+            // same.
             Err(Error::Json { .. }) => (0, base_of_broken(layer)),
             meta => meta?.map_or((0, None), |meta| (meta.disk_usage, Some(meta.base_hash))),
         };

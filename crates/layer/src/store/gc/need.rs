@@ -1,4 +1,5 @@
-//! Decides which layers have to go: arithmetic, without the disk. `inventory.rs` supplies the numbers.
+//! Decides which layers have to go: arithmetic, without the disk. `inventory.rs` supplies the
+//! numbers.
 
 use std::time::SystemTime;
 

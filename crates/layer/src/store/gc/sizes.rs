@@ -1,18 +1,21 @@
-//! Decides which recorded sizes are measured because their sum cannot be true: arithmetic, without the disk. `layer/disk_usage.rs`
-//! asks the same about one layer.
+//! Decides which recorded sizes are measured because their sum cannot be true: arithmetic, without
+//! the disk. `layer/disk_usage.rs` asks the same about one layer.
 
 use super::inventory::Stored;
 use super::need::Size;
 use crate::error::Result;
 
-/// Recorded sizes that have to be found true before the rest is believed, although all together are more than the file system
-/// holds. That is so where layers share blocks (reflinks, hard links from layer to layer).
+/// Recorded sizes that have to be found true before the rest is believed, although all together are
+/// more than the file system holds. That is so where layers share blocks (reflinks, hard links from
+/// layer to layer).
 ///
-/// A wrong number that is believed then is no larger than each of these, so it adds little to what they are together.
+/// A wrong number that is believed then is no larger than each of these, so it adds little to what
+/// they are together.
 const CONFIRMATIONS: usize = 8;
 
-/// Measures the largest of the recorded sizes, one after the other, for as long as all sizes together are more than
-/// `limit_bytes`. Returns the layers that cannot be measured, which are taken out of `layers`.
+/// Measures the largest of the recorded sizes, one after the other, for as long as all sizes
+/// together are more than `limit_bytes`. Returns the layers that cannot be measured, which are
+/// taken out of `layers`.
 pub(super) fn check(
     layers: &mut Vec<Stored>,
     limit_bytes: u64,
@@ -70,7 +73,8 @@ mod tests {
     #[test]
     fn the_largest_are_measured_until_the_sum_can_be() {
         const MAX: u64 = u64::MAX;
-        /// Recorded, really there, the most that there can be; which are measured, and what is believed in the end.
+        /// Recorded, really there, the most that there can be; which are measured, and what is
+        /// believed in the end.
         type Case = (&'static [u64], &'static [u64], u64, &'static [usize], &'static [u64]);
         let table: [Case; 10] = [
             (&[], &[], 0, &[], &[]),

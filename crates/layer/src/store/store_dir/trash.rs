@@ -1,8 +1,8 @@
-//! Moves layers that a collector removes into the store directory, where they are garbage, and removes the garbage. Which layers
-//! go is decided in `gc.rs`.
+//! Moves layers that a collector removes into the store directory, where they are garbage, and
+//! removes the garbage. Which layers go is decided in `gc.rs`.
 //!
-//! A rename needs neither a block nor an inode, so all of this works on a full disk. Any process may remove garbage at any
-//! time, even while another process is removing it.
+//! A rename needs neither a block nor an inode, so all of this works on a full disk. Any process
+//! may remove garbage at any time, even while another process is removing it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ const TRASH: &str = "trash-";
 /// A directory of garbage that collectors of earlier versions made.
 const OLD_TRASH: &str = "trash";
 
-/// While this file exists, the store directory was made of a layer, and everything but its parts is garbage.
+/// While this file exists, the store directory was made of a layer, and everything but its parts is
+/// garbage.
 const MARK: &str = "layer.json";
 
 /// The parts of a store directory, which are never garbage.
@@ -56,10 +57,12 @@ pub(crate) enum MadeOfLayer {
 }
 
 impl StoreDir {
-    /// Renames the directory `layer` to the store directory of `store`, which has none: for a disk without room for a new directory.
+    /// Renames the directory `layer` to the store directory of `store`, which has none: for a disk
+    /// without room for a new directory.
     ///
-    /// No process holds a layer in a store without a store directory. A process that takes a hold concurrently makes the store
-    /// directory first. Then either this call finds it [there](MadeOfLayer::There), or that process finds the layer missing.
+    /// No process holds a layer in a store without a store directory. A process that takes a hold
+    /// concurrently makes the store directory first. Then either this call finds it
+    /// [there](MadeOfLayer::There), or that process finds the layer missing.
     ///
     /// # Errors
     /// [`Error::Io`] if there is no room for the new name either.
@@ -67,7 +70,8 @@ impl StoreDir {
         // It does not exist any more, or this user cannot open it.
         let Ok(dir) = openat(CWD, layer, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
         let stat = fstat(&dir).map_err(Error::io("look at", layer))?;
-        // A lock on the layer would become a lock on the store directory. A capture that has one ends soon.
+        // A lock on the layer would become a lock on the store directory. A capture that has one
+        // ends soon.
         if !is_trusted(stat.st_uid, store)? {
             return Ok(MadeOfLayer::Unsuitable);
         }
@@ -116,7 +120,8 @@ impl StoreDir {
     }
 }
 
-/// What can be removed from a store directory: layers that a collector renamed to it, or the layer that it was made of.
+/// What can be removed from a store directory: layers that a collector renamed to it, or the layer
+/// that it was made of.
 #[derive(Debug, Default)]
 pub(crate) struct Garbage {
     entries: Vec<(PathBuf, FileType)>,

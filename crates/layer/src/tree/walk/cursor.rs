@@ -1,5 +1,5 @@
-//! Opens the directories of a tree one after the other, each from the one before where that is possible. The
-//! directories are those of `node.rs`.
+//! Opens the directories of a tree one after the other, each from the one before where that is
+//! possible. The directories are those of `node.rs`.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::{Node, open_beneath, open_in};
 
 /// One directory of a tree, held open.
 ///
-/// The next directory is usually a child or the parent of this one: one step, whatever the depth. For any other
-/// directory the cursor walks the path from the root.
+/// The next directory is usually a child or the parent of this one: one step, whatever the depth.
+/// For any other directory the cursor walks the path from the root.
 #[derive(Debug)]
 pub(crate) struct Cursor<T> {
     flags: OFlags,
@@ -43,7 +43,8 @@ impl<T> Cursor<T> {
         Ok(self.at.insert((Arc::clone(node), dir)).1.as_fd())
     }
 
-    /// As [`go`](Self::go), but also goes one step up. All nodes must be of one tree and [identified](Node::set_identity).
+    /// As [`go`](Self::go), but also goes one step up. All nodes must be of one tree and
+    /// [identified](Node::set_identity).
     pub(crate) fn go_either_way<R: AsFd>(
         &mut self,
         node: &Arc<Node<T>>,

@@ -1,5 +1,5 @@
-//! A directory of a tree that waits for something: its name, its parent and its unfinished children. `cursor.rs`
-//! opens it.
+//! A directory of a tree that waits for something: its name, its parent and its unfinished
+//! children. `cursor.rs` opens it.
 
 use std::ffi::{CStr, CString, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -11,10 +11,11 @@ use rustix::fs::Stat;
 
 use super::Identity;
 
-/// A directory of a tree: its name, its parent, and how many of its child directories are unfinished.
+/// A directory of a tree: its name, its parent, and how many of its child directories are
+/// unfinished.
 ///
-/// Only directories that wait for something are nodes. Their number is that of the siblings on the way down, not
-/// that of the whole tree.
+/// Only directories that wait for something are nodes. Their number is that of the siblings on the
+/// way down, not that of the whole tree.
 #[derive(Debug)]
 pub(crate) struct Node<T> {
     parent: Option<Arc<Node<T>>>,
@@ -60,7 +61,8 @@ impl<T> Node<T> {
         self.identity.get() == Some(&(stat.st_dev, stat.st_ino))
     }
 
-    /// Sets how many child directories must be done before this one is. The caller calls this before it begins any of them.
+    /// Sets how many child directories must be done before this one is. The caller calls this
+    /// before it begins any of them.
     pub(crate) fn expect(&self, children: usize) {
         self.unfinished.store(children, Ordering::Release);
     }
@@ -84,7 +86,8 @@ impl<T> Node<T> {
 }
 
 impl<T> Drop for Node<T> {
-    /// Drops the ancestors in a loop. Recursion would overflow the stack, since a tree can be deeper than that.
+    /// Drops the ancestors in a loop. Recursion would overflow the stack, since a tree can be
+    /// deeper than that.
     fn drop(&mut self) {
         let mut next = self.parent.take();
         while let Some(mut node) = next.and_then(Arc::into_inner) {

@@ -1,5 +1,5 @@
-//! Visits every entry of a tree that the caller does not change. `tree/remove.rs` and `capture/directory.rs` walk trees that
-//! they change.
+//! Visits every entry of a tree that the caller does not change. `tree/remove.rs` and
+//! `capture/directory.rs` walk trees that they change.
 
 use std::ffi::CStr;
 use std::num::NonZeroUsize;
@@ -25,10 +25,11 @@ pub(crate) enum Entry<'a> {
     File { dir: BorrowedFd<'a>, name: &'a CStr },
 }
 
-/// Calls `look` with each entry of the directory `tree` and returns the workers, each with what it has gathered.
+/// Calls `look` with each entry of the directory `tree` and returns the workers, each with what it
+/// has gathered.
 ///
-/// Up to `threads` threads share the work. `new_worker` makes a thread's own state, on that thread. An entry that vanishes
-/// concurrently is passed over; `look` may answer `NOENT` for it.
+/// Up to `threads` threads share the work. `new_worker` makes a thread's own state, on that thread.
+/// An entry that vanishes concurrently is passed over; `look` may answer `NOENT` for it.
 ///
 /// # Errors
 /// [`Error::Io`] if `tree` is not a directory, or if a part of it cannot be read.

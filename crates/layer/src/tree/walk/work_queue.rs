@@ -1,9 +1,10 @@
-//! Shares jobs among several threads, where each job may find more jobs. `walk.rs` around it says how a job
-//! opens its directory.
+//! Shares jobs among several threads, where each job may find more jobs. `walk.rs` around it says
+//! how a job opens its directory.
 //!
-//! Work stealing: each thread works on its own queue, newest job first, so it stays in one subtree. The
-//! next directory is near, and two threads rarely contend for one directory's lock in the kernel. An idle
-//! thread steals the oldest job from the longest queue; that job is usually a large subtree.
+//! Work stealing: each thread works on its own queue, newest job first, so it stays in one subtree.
+//! The next directory is near, and two threads rarely contend for one directory's lock in the
+//! kernel. An idle thread steals the oldest job from the longest queue; that job is usually a large
+//! subtree.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -15,18 +16,19 @@ use crate::error::{Error, Result};
 /// Waiting jobs that justify another thread. Starting a thread takes about 50 µs.
 const BACKLOG: usize = 4;
 
-/// Returns the default number of threads of a merge or a capture: two, where there are two processors. Both spend their time
-/// in the kernel and share the machine with other runs.
+/// Returns the default number of threads of a merge or a capture: two, where there are two
+/// processors. Both spend their time in the kernel and share the machine with other runs.
 pub(crate) fn usual_threads() -> NonZeroUsize {
     let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     processors.min(NonZeroUsize::MIN.saturating_add(1))
 }
 
-/// Runs `first` and all jobs that result from it, and returns the workers with what they have gathered.
+/// Runs `first` and all jobs that result from it, and returns the workers with what they have
+/// gathered.
 ///
-/// The caller's thread works. Up to `threads - 1` more join, one for every few jobs that are waiting.
-/// `new_worker` makes a thread's own state, on that thread. `step` does one job and pushes the jobs that it
-/// found.
+/// The caller's thread works. Up to `threads - 1` more join, one for every few jobs that are
+/// waiting. `new_worker` makes a thread's own state, on that thread. `step` does one job and pushes
+/// the jobs that it found.
 ///
 /// # Errors
 /// The first error of a `step`. No job is begun after it.
@@ -117,13 +119,15 @@ impl<J> Queue<J> {
         while let Some(job) = self.next(index) {
             let unwinding = StopOnUnwind(self);
             let result = step(worker, job, &mut found);
-            // Dropped only by a panic. `thread::panicking` would also be true where a guard's drop is what calls this.
+            // Dropped only by a panic. `thread::panicking` would also be true where a guard's drop
+            // is what calls this.
             std::mem::forget(unwinding);
             after(self.done(index, result, &mut found));
         }
     }
 
-    /// Takes a job; `None` when all are done or one has failed. Sleeps while a busy worker may still find more.
+    /// Takes a job; `None` when all are done or one has failed. Sleeps while a busy worker may
+    /// still find more.
     fn next(&self, index: usize) -> Option<J> {
         let mut state = self.lock();
         loop {
@@ -142,7 +146,8 @@ impl<J> Queue<J> {
         }
     }
 
-    /// Records that a worker has done its job, and adds the jobs that it found. Returns how many are waiting.
+    /// Records that a worker has done its job, and adds the jobs that it found. Returns how many
+    /// are waiting.
     fn done(&self, index: usize, result: Result<()>, found: &mut Vec<J>) -> usize {
         let mut state = self.lock();
         state.busy -= 1;
@@ -180,7 +185,8 @@ impl<J> State<J> {
     }
 }
 
-/// Stops the other workers when one panics. The caller then sees the panic instead of waiting forever.
+/// Stops the other workers when one panics. The caller then sees the panic instead of waiting
+/// forever.
 struct StopOnUnwind<'a, J>(&'a Queue<J>);
 
 impl<J> Drop for StopOnUnwind<'_, J> {
