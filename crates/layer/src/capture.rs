@@ -39,11 +39,10 @@ use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::size::{self, Inodes, TreeSize};
 use crate::tree::walk::work_queue;
 
-/// How the upper directory of an overlay becomes a layer.
+/// Turns the upper directory of an unmounted overlay into a layer.
 ///
-/// The layer is right in any later stack, above or below siblings that it never saw, and an overlay
-/// of it and the same lowers shows what the overlay of the upper showed. The upper has to be
-/// unmounted.
+/// The new layer can be stacked anywhere: above or below layers that did not exist when the command
+/// ran. Stacked over the same lowers again, it shows exactly what the command left behind.
 ///
 /// ```no_run
 /// # let (base, zlib) = ("/var/cache/layers/debian/fs", "/var/cache/layers/zlib/fs");
@@ -57,34 +56,37 @@ use crate::tree::walk::work_queue;
 /// # Ok::<(), layer::Error>(())
 /// ```
 ///
-/// # What becomes of what
-/// - Whiteouts stay, as character devices 0:0. A directory that has some gets an empty `origin`
-///   attribute: without it the kernel lists names that cannot be found where no other layer has
-///   that directory.
-/// - An opaque directory, which a command leaves that removes one and makes it again, hides all of
-///   its name in all layers below, those that it never saw among them. It becomes a plain one with
-///   whiteouts for what it hid in the lowers that the upper was made over, and so do the
-///   directories below it.
-/// - Overlayfs's other attributes (`origin`, `impure`, `uuid`, `nlink`, …) mean something to the
-///   old mount only, and go.
-/// - What the run [made](Self::made) goes, unless the command changed it, and so does a directory
-///   that the kernel has copied for nothing else. The modification times of directories stay what
-///   they were. A command that wrote nothing leaves an empty tree.
-/// - All else stays as it is: it is moved, not copied.
+/// # What happens to the contents
+/// - **Deleted files** stay deleted. Overlayfs records a deletion as a *whiteout*, a character
+///   device 0:0, and `Capture` keeps it. It also sets an empty `origin` xattr on the directory that
+///   contains the whiteout. Without that xattr, the kernel would list the name of the whiteout in a
+///   directory that no other layer has.
+/// - **Recreated directories** no longer hide other layers' files. If a command removes a directory
+///   and creates it again, overlayfs marks the new directory *opaque*: it hides everything of that
+///   name in every layer below, including layers that the command never saw. `Capture` removes the
+///   mark and instead adds one whiteout for each entry that the directory hid in the lowers of this
+///   run. It does the same for the directories inside it.
+/// - **Overlayfs's other xattrs** (`origin`, `impure`, `uuid`, `nlink`, …) are removed: they have a
+///   meaning only for the old mount.
+/// - **Files that the run itself created** ([`made`](Self::made)) are removed, unless the command
+///   changed them. A directory that the kernel copied up only to hold them is removed too. The
+///   modification times of directories are restored. A command that wrote nothing leaves an empty
+///   tree.
+/// - **Everything else** stays as it is: the tree is moved, not copied.
 ///
 /// # After a power cut or a kill
-/// The layer is whole or not there. The tree and the future `layer.json` are made durable by one
-/// sync of the file system (syncfs(2)), which concurrent captures of one process share. Only then
-/// is the tree moved. When that is durable, too, `layer.json` gets its name.
+/// The layer is either complete or absent. One sync of the file system (syncfs(2)) makes the tree
+/// and the future `layer.json` durable; concurrent captures of one process share it. Only then does
+/// the capture move the tree. When the move is durable, too, `layer.json` gets its name.
 ///
-/// A capture that was killed at any moment can be repeated with the same arguments: it finds the
-/// upper where it was, or it finds the tree moved and completes the layer. A
+/// A capture that was killed at any moment can be repeated with the same arguments. Either it finds
+/// the upper where it was, or it finds the tree moved and completes the layer. A
 /// [`Collector`](crate::Collector) does the same for a tree that was moved.
 ///
 /// # Twice at once
-/// One of two concurrent captures of a layer wins. The other, in whichever process, fails with
-/// [`Error::AlreadyCaptured`] and has changed nothing. The layer's directory may exist, with
-/// sidecars and a log in it, which are then as durable as the layer.
+/// One of two concurrent captures of a layer wins. The other one fails with
+/// [`Error::AlreadyCaptured`] and has changed nothing, whichever process it is in. The layer's
+/// directory may exist, with sidecars and a log in it, which are then as durable as the layer.
 #[derive(Debug, Clone)]
 #[must_use = "it captures when `into_layer` is called"]
 pub struct Capture<'a> {
@@ -104,7 +106,7 @@ pub struct Capture<'a> {
 pub struct Captured {
     /// The layer's tree, as [`TreeSize::of`] measures it. Its bytes are recorded as `disk_usage`.
     pub size: TreeSize,
-    /// What was taken out since the run, and not the command, had made it.
+    /// Files and directories that were removed because the run, and not the command, had made them.
     pub taken_out: u64,
     /// Directories that were opaque.
     pub opaques: u64,
@@ -112,23 +114,23 @@ pub struct Captured {
     pub whiteouts: u64,
 }
 
-/// A step of a capture, in the order in which they are taken.
+/// A step of a capture. The variants are in the order of the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Step {
-    /// What the run made is taken out of the upper.
+    /// The capture removes from the upper what the run made.
     TakeOut,
-    /// The upper is walked: attributes, opaque directories, times.
+    /// The capture walks the upper: attributes, opaque directories, times.
     Settle,
-    /// `layer.json` is written, without its name.
+    /// The capture writes `layer.json` under another name.
     Stage,
-    /// All of it is made durable.
+    /// The capture makes all of it durable.
     Sync,
-    /// The tree is moved to `fs`, durably.
+    /// The capture moves the tree to `fs`, durably.
     Move,
-    /// `layer.json` gets its name: the layer is there.
+    /// `layer.json` gets its name: the layer exists from then on.
     Publish,
-    /// The name is made durable.
+    /// The capture makes the name durable.
     Finish,
 }
 
@@ -140,8 +142,8 @@ impl Step {
 
 impl<'a> Capture<'a> {
     /// Captures uppers that were made over `lowers`, in the order of the mount: **topmost first**,
-    /// the base last. They are only read, and only where the upper has an opaque directory or
-    /// something was [made](Self::made).
+    /// the base last. The capture only reads them, and only where the upper has an opaque directory
+    /// or the run [made](Self::made) something.
     pub fn new(lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         Self {
             lowers: lowers.into_iter().map(Into::into).collect(),
@@ -155,8 +157,8 @@ impl<'a> Capture<'a> {
         }
     }
 
-    /// What the run put into the upper besides the command. What the run has [recorded](RunRecord)
-    /// on the upper itself is known without this.
+    /// Sets what the run put into the upper besides the command. Not needed for what the run has
+    /// [recorded](RunRecord) on the upper itself.
     pub fn made(mut self, made: impl IntoIterator<Item = Made>) -> Self {
         self.made = Some(made.into_iter().collect());
         self
@@ -181,8 +183,8 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Makes every modification time in the tree that is later than `latest` be `latest`, so that a
-    /// build that is repeated comes to the same tree: `SOURCE_DATE_EPOCH` of
+    /// Sets every modification time in the tree that is later than `latest` to `latest`, so that a
+    /// repeated build results in the same tree: `SOURCE_DATE_EPOCH` of
     /// <https://reproducible-builds.org/specs/source-date-epoch/>.
     pub fn clamp_times(mut self, latest: SystemTime) -> Self {
         self.latest = Some(latest);
@@ -204,12 +206,12 @@ impl<'a> Capture<'a> {
     /// Makes the upper directory `upper` the tree of `layer`, and writes `meta` as its
     /// `layer.json`, with `disk_usage` and `created_at` filled in.
     ///
-    /// The layer's directory is made if it is missing; the one that it is in must exist. The upper
-    /// must be on the same file system, and is moved; it may also stand in the layer's directory as
-    /// `fs` already. When this returns, the layer is durable.
+    /// Makes the layer's directory if it is missing; its parent must exist. The upper must be on
+    /// the same file system, and is moved; it may also be in the layer's directory as `fs` already.
+    /// When this returns, the layer is durable.
     ///
-    /// A lower that does not exist any more is no error unless the upper replaces a directory of
-    /// the lowers.
+    /// It is not an error if a lower does not exist any more, unless the upper replaces a directory
+    /// of the lowers.
     ///
     /// # Errors
     /// - [`Error::NotADirectory`] if the upper, a lower or the layer is not a directory.
@@ -222,10 +224,10 @@ impl<'a> Capture<'a> {
     /// - [`Error::MountInside`] if something is mounted in the upper or in a lower.
     /// - [`Error::Io`] names what could not be read, changed or moved.
     ///
-    /// There is then no layer, and the upper is where it was, unless [`Error::NotMovedBack`] says
-    /// otherwise. Over the same lowers it shows what it showed, and it can be captured again. Only
-    /// if the very last step fails, [`Step::Finish`], the layer is there and may not be after a
-    /// power cut.
+    /// On an error there is no layer, and the upper is where it was, unless [`Error::NotMovedBack`]
+    /// says otherwise. Over the same lowers it shows what it showed before, and it can be captured
+    /// again. The only exception is a failure of the last step, [`Step::Finish`]: the layer exists,
+    /// and may be gone after a power cut.
     pub fn into_layer(&self, upper: impl AsRef<Path>, layer: &Layer, meta: Meta) -> Result<Captured> {
         let upper = match Upper::open(upper.as_ref()) {
             Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper.as_ref(), layer, missing),
@@ -258,7 +260,7 @@ impl<'a> Capture<'a> {
         work
     }
 
-    /// Whether the tree stands in the layer's directory already, or will be moved there.
+    /// Decides whether the tree is in the layer's directory already or will be moved there.
     fn place(lock: &CaptureLock<'_>, upper: &Upper) -> Result<Stage> {
         let layer = lock.layer();
         let own = (upper.stat.st_dev, upper.stat.st_ino);
@@ -277,7 +279,8 @@ impl<'a> Capture<'a> {
         Ok(Stage::Sealed)
     }
 
-    /// Completes a capture that was killed after it had moved `upper`, which is `missing` now.
+    /// Completes a capture that was killed after it had moved `upper`. `missing` is the error that
+    /// the upper is not there.
     fn finish_killed(&self, upper: &Path, layer: &Layer, missing: Error) -> Result<Captured> {
         let Some(lock) = CaptureLock::take_existing(layer)? else { return Err(missing) };
         let is_ours = match self.upper {
@@ -387,7 +390,7 @@ impl AddAssign for Captured {
     }
 }
 
-/// A time as the kernel has it, also one before 1970.
+/// Converts a time to the kernel's form, also one before 1970.
 fn timespec(time: SystemTime) -> Timespec {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => {

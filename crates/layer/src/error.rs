@@ -24,12 +24,12 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The path given for a layer, a base or a store does not exist or is no directory.
+    /// The path given for a layer, a base or a store does not exist or is not a directory.
     #[error("{} is not a directory: give the path of {expected}", quoted(path))]
     NotADirectory {
         /// The path that was given.
         path: PathBuf,
-        /// What should stand there: `a layer`, `a store of layers`.
+        /// What is expected there: `a layer`, `a store of layers`.
         expected: &'static str,
     },
     /// A layer without its tree.
@@ -41,8 +41,7 @@ pub enum Error {
         /// The layer's directory.
         layer: PathBuf,
     },
-    /// Something else than a regular file stands where a file of a layer or a store is read: a
-    /// FIFO, a device, a symbolic link.
+    /// A file of a layer or a store is not a regular file but a FIFO, a device or a symbolic link.
     #[error("{} is not a regular file: remove it", quoted(path))]
     NotARegularFile {
         /// The path.
@@ -126,21 +125,21 @@ pub enum Error {
         /// The extended attribute.
         xattr: &'static str,
     },
-    /// The layer is there already, or somebody else is just capturing it. It and the upper that was
-    /// to be captured are left as they are.
+    /// The layer exists already, or another capture of it is running. The layer and the upper are
+    /// unchanged.
     #[error("{} is captured already, or is being captured: choose another layer, or use this one", quoted(layer))]
     AlreadyCaptured {
         /// The layer's directory.
         layer: PathBuf,
     },
-    /// A layer that is to be captured has a tree without `layer.json`, which no capture has left.
+    /// The directory of the new layer has a tree without `layer.json` that no capture left.
     #[error("{} is in the place of the new tree: remove it, or capture it instead", quoted(path))]
     TreeInTheWay {
         /// The tree.
         path: PathBuf,
     },
-    /// An upper that is to be captured is on another file system than the layer, or reached through
-    /// another mount. Both are left as they are.
+    /// The upper is on another file system than the layer, or is reached through another mount.
+    /// Both are unchanged.
     #[error(
         "{} and {} are on different file systems: a tree is moved by a rename, so choose a scratch directory beside the layer",
         quoted(upper),
@@ -152,13 +151,13 @@ pub enum Error {
         /// The layer's directory.
         layer: PathBuf,
     },
-    /// What is to be captured as a new layer is one of those that it was made over.
+    /// The upper that should be captured is one of its own lowers.
     #[error("{} is one of the lowers: give the upper that was written to", quoted(upper))]
     UpperIsLower {
         /// The path that was given for the upper.
         upper: PathBuf,
     },
-    /// The upper that is to be captured lies inside a lower, or a lower inside it.
+    /// The upper that should be captured lies inside a lower, or a lower inside the upper.
     #[error("the upper {} overlaps the lower {}: give the upper that was written to", quoted(upper), quoted(lower))]
     UpperOverlapsLower {
         /// The path that was given for the upper.
@@ -166,8 +165,8 @@ pub enum Error {
         /// The lower.
         lower: PathBuf,
     },
-    /// What is to be captured belongs to a layer that is whole or in use, or is a layer or a store
-    /// itself. It is left as it is.
+    /// The upper that should be captured belongs to a layer that is complete or in use, or is a
+    /// layer or a store itself. It is unchanged.
     #[error("{} belongs to the layer {}: give an upper that a command has written", quoted(upper), quoted(layer))]
     UpperIsLayers {
         /// The path that was given for the upper.
@@ -181,7 +180,8 @@ pub enum Error {
         /// The path that was given for the upper.
         upper: PathBuf,
     },
-    /// A layer is to be made inside a lower, inside the tree of another layer or inside the upper.
+    /// The new layer would lie inside a lower, inside the tree of another layer or inside the
+    /// upper.
     #[error("{} lies inside {}: choose a directory outside of layers and uppers", quoted(layer), quoted(tree))]
     LayerInsideTree {
         /// The path that was given for the layer.
@@ -189,14 +189,15 @@ pub enum Error {
         /// The tree around it.
         tree: PathBuf,
     },
-    /// A layer is to be made of the root directory.
+    /// The directory given for a layer is the root directory.
     #[error("{} is the root directory: choose another directory for the layer", quoted(path))]
     RootDirectory {
         /// The path that was given for the layer.
         path: PathBuf,
     },
-    /// A lower is not there any more, and the upper cannot be captured without it: it replaced a
-    /// directory, whose entries in the lowers have to be hidden by name. The upper is left.
+    /// A lower does not exist any more, and the upper cannot be captured without it: the upper
+    /// replaced a directory, whose entries in the lowers have to be hidden by name. The upper is
+    /// unchanged.
     #[error(
         "{} replaces a directory of the lowers, of which {} does not exist (any more): a collector may have removed it; make it again",
         quoted(path),
@@ -214,7 +215,7 @@ pub enum Error {
         /// The upper.
         upper: PathBuf,
     },
-    /// A capture failed when the upper had been moved, and it could not be moved back: see `left`.
+    /// A capture failed after it had moved the upper, and could not move it back: see `left`.
     #[error("a capture failed half way, and its upper could not be moved back ({cleanup}): it is at {}", quoted(left))]
     NotMovedBack {
         /// Where the upper is.
@@ -225,20 +226,20 @@ pub enum Error {
         /// Why it could not be moved back.
         cleanup: io::Error,
     },
-    /// Something is mounted inside a tree that is to be removed, merged or captured. What is
-    /// mounted there is not touched.
+    /// Something is mounted inside a tree that should be removed, merged or captured. The mount is
+    /// not touched.
     #[error("{} is a mount point: unmount it first", quoted(path))]
     MountInside {
         /// The mount point.
         path: PathBuf,
     },
-    /// A merge was told to stop. What it had made has been taken away.
+    /// The caller stopped a merge. What the merge had made has been removed.
     #[error("the merge into {} was stopped", quoted(target))]
     Stopped {
         /// The target.
         target: PathBuf,
     },
-    /// A merge failed, and so did taking away what it had made: see `left`.
+    /// A merge failed, and what it had made could not be removed: see `left`.
     #[error(
         "a merge failed half way, and {} could not be removed ({}): remove it by hand",
         quoted(left),
@@ -307,7 +308,7 @@ impl Error {
         move |source| Error::Io { operation, path, source: source.into() }
     }
 
-    /// Whether the disk, or somebody's part of it, is full: of blocks or of inodes.
+    /// Whether the disk or a quota is full, of blocks or of inodes.
     pub(crate) fn is_disk_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))

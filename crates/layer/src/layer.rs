@@ -88,10 +88,9 @@ impl Layer {
         self.dir.join("last_used")
     }
 
-    /// How large the tree is: [`TreeSize::of`].
+    /// Measures the tree: [`TreeSize::of`].
     ///
-    /// What was measured when the layer was captured is
-    /// [`Meta::disk_usage`](crate::Meta::disk_usage).
+    /// [`Meta::disk_usage`](crate::Meta::disk_usage) is what the capture of the layer measured.
     ///
     /// # Errors
     /// As [`TreeSize::of`].
@@ -135,14 +134,13 @@ impl Base {
         Ok(base)
     }
 
-    /// The same base, known by `hash`: what `base_hash` in the `layer.json` of every layer above it
-    /// says.
+    /// Sets the hash: the `base_hash` in the `layer.json` of every layer above.
     pub fn with_hash(mut self, hash: impl Into<String>) -> Self {
         self.hash = hash.into();
         self
     }
 
-    /// The same base, made from `image` (`debian:12`).
+    /// Sets the image that the base was made from (`debian:12`).
     pub fn with_image(mut self, image: impl Into<String>) -> Self {
         self.image = image.into();
         self
@@ -158,7 +156,7 @@ impl Base {
         self.dir.join("fs")
     }
 
-    /// What the layers above know this base by.
+    /// The hash by which the layers above know this base.
     pub fn hash(&self) -> &str {
         &self.hash
     }
@@ -169,7 +167,7 @@ impl Base {
     }
 }
 
-/// Holds `dir` to the shape that layers and bases share.
+/// Checks that `dir` has the shape that layers and bases share.
 fn check(dir: &Path, expected: &'static str) -> Result<()> {
     let tree = dir.join("fs");
     match fs::symlink_metadata(&tree) {

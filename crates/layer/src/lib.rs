@@ -1,38 +1,37 @@
-//! Layers on disk: what a directory that is one layer of a stacked root file system holds, and how
-//! many of them become one stack. No mounts, no containers: a program that only looks at a store of
-//! layers needs nothing else.
+//! Layers on disk: what is in a directory that is one layer of a stacked root file system, and how
+//! many layers become one stack. This crate mounts nothing and runs no containers: a program that
+//! only looks at a store of layers needs nothing else.
 //!
 //! - **One layer**: [`Layer`] has the paths; [`Meta`] is its `layer.json`; sidecars hold whatever
-//!   else its maker knows of it, as any serde type or as raw JSON; [`Layer::touch`] and
-//!   [`Layer::last_used`] are the book of least recent use. [`Base`] is the tree at the bottom.
+//!   else its maker knows about it, as any serde type or as raw JSON; [`Layer::touch`] and
+//!   [`Layer::last_used`] record its last use. [`Base`] is the tree at the bottom.
 //! - **A store of layers**: [`scan`] finds them, in the order of last use if asked; [`Collector`]
-//!   removes the least recently used ones, but none that somebody [holds](Hold); a [`Draft`]
+//!   removes the least recently used ones, but none that is [held](Hold); a [`Draft`]
 //!   becomes a layer whole or not at all.
-//! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower
-//!   directories of their own and which have to be merged first, [`merge`](fn@merge) hardlinks
-//!   these into one directory that shows what the kernel would have shown, and [`remove_tree`]
-//!   takes such a directory away again.
-//! - **A new layer**: [`Capture`] makes a layer of the upper directory that an overlay has left. A
+//! - **Many layers, one stack**: [`Plan`] decides which layers become lower directories of their
+//!   own and which have to be merged first. [`merge`](fn@merge) hardlinks these into one directory
+//!   that shows what the kernel would have shown. [`remove_tree`] removes such a directory.
+//! - **A new layer**: [`Capture`] turns the upper directory of an unmounted overlay into a layer. A
 //!   capture that was killed can be repeated.
-//! - **Which layer is it from?** [`lookup`] says which layer of a stack a path is from and which
-//!   others have it; [`conflicts`] finds what several layers provide, the usual cause of builds
-//!   that change with the order.
+//! - **Which layer is it from?** [`lookup`] reports which layer of a stack a path is from, and
+//!   which others have it. [`conflicts`] finds the paths that several layers provide, the usual
+//!   cause of builds that depend on the order.
 //!
 //! # Order
-//! One order everywhere, the kernel's: the **first layer is the topmost**. The base is at the
-//! bottom and not among the layers.
+//! There is one order everywhere, the kernel's: the **first layer is the topmost**. The base is at
+//! the bottom, and is not among the layers.
 //!
 //! # A store
-//! A store is a directory of layers. One entry of it is its own:
+//! A store is a directory of layers. Beside the layers it has one entry of its own, `.layered`:
 //! ```text
 //! <store>/<name>/                       a layer, once it has its `layer.json`; see [`Layer`]
 //! <store>/.layered/holds/<random>       which layers a process or a kept result needs
 //! <store>/.layered/new/<random>/layer   a layer in the making
 //! <store>/.layered/trash-<random>       a layer that a collector removes
 //! ```
-//! `.layered` is made when it is needed first. Holds and layers in the making are locked by their
-//! owners with flock(2). Those that are not locked belong to dead processes, and the next collector
-//! removes them, unless a hold was [kept](Hold::keep) for a directory that still exists.
+//! The first hold, draft or collector makes `.layered`. The owners of holds and of layers in the
+//! making lock them with flock(2). What is not locked belongs to a dead process, and the next
+//! collector removes it, unless a hold was [kept](Hold::keep) for a directory that still exists.
 //!
 //! On a full disk, where `.layered` cannot be made, a collector renames a layer that it has to
 //! remove to `.layered`. For as long as `.layered` has a `layer.json`, everything in it but `holds`
@@ -41,8 +40,8 @@
 //! Only the owner can enter a layer's directory (0700) unless [`Access`] says otherwise: a tree can
 //! hold set-user-ID programs.
 //!
-//! The example `store_index` writes an index of a store as an HTML page: what a documentation
-//! browser shows of it.
+//! The example `store_index` writes an index of a store as an HTML page, as a documentation browser
+//! would show it.
 //!
 //! # Listing a store
 //! ```

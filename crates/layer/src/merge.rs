@@ -38,16 +38,16 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
     Merge::new().run(sources, target)
 }
 
-/// How layers are hardlinked into one directory that stands for all of them.
+/// Hardlinks layers into one directory that stands for all of them.
 ///
-/// An overlay of the merged directory and a base shows the same tree as one of the layers and the
-/// base: names, types, modes, owners, times to the nanosecond, extended attributes, ACLs, content,
-/// and which names are one file. So it does with more layers above, and so it does after the same
-/// writes through an upper. Not carried over is what overlayfs does not show (its own attributes)
-/// and the flags of chattr(1) on directories and copies.
+/// An overlay of the merged directory and a base shows the same tree as an overlay of the layers
+/// and the base: names, types, modes, owners, times to the nanosecond, extended attributes, ACLs,
+/// content, and which names are one file. The same is true with more layers above, and after the
+/// same writes through an upper. Two things are not carried over: overlayfs's own attributes, which
+/// an overlay does not show, and the flags of chattr(1) on directories and copies.
 ///
-/// The files of the result **are** those of the layers: it is to be a lower directory and never to
-/// be written to.
+/// The files of the result **are** those of the layers: use it as a lower directory, and never
+/// write to it.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -61,24 +61,25 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// # What becomes of what
-/// - A file on top stands alone. A directory is the union of those of its name, downwards to the
-///   first opaque one, and not past a file or a whiteout. Where the union ended before the last
-///   layer, the merged directory is opaque, or the base would show through. Opaque on the root of a
-///   layer means nothing.
-/// - Whiteouts stay, to hide the base, as character devices 0:0 whatever they were, and their
-///   directories get an empty `origin` attribute: without it the kernel lists names that cannot be
-///   found where no other lower has the directory. They go where the base is hidden anyway.
-/// - A directory carries what it carries in the topmost layer that has it.
-/// - A file that cannot be linked is cloned or copied, with all names that it has: on another file
+/// # What happens to the contents
+/// - **Files**: the topmost one is taken, and hides everything of its name below.
+/// - **Directories** are the union of those of their name, downwards to the first opaque one, and
+///   not past a file or a whiteout. If the union ends before the last layer, the merged directory
+///   is opaque; otherwise the base would show through. On the root of a layer, opaque has no
+///   meaning. A directory has the attributes of the topmost layer that has it.
+/// - **Whiteouts** stay, to hide the base. They become character devices 0:0, whatever their form
+///   was. Their directories get an empty `origin` xattr: without it, the kernel lists names that
+///   cannot be found in a directory that no other lower has. Where the base is hidden anyway, they
+///   are left out.
+/// - **Files that cannot be linked** are cloned or copied, with all their names: on another file
 ///   system (`EXDEV`), beyond the limit of links (`EMLINK`, 65,000 on ext4), immutable (`EPERM`).
 ///
 /// # How
-/// Every step goes by descriptor, and no symbolic link of a layer is followed, not even one that
-/// appears meanwhile (openat2(2), Linux 5.6). Regular files are not opened unless they have to be
-/// copied. Each directory of each layer is read once, at any depth; memory grows with the widest
-/// directory and the depth, not with the number of files; and a quarter of the process's
-/// descriptors is enough for any number of layers.
+/// Every step goes by descriptor. No symbolic link of a layer is followed, not even one that
+/// appears concurrently (openat2(2), Linux 5.6). Regular files are opened only if they have to be
+/// copied. Each directory of each layer is read once, at any depth. Memory grows with the widest
+/// directory and the depth, not with the number of files. A quarter of the process's descriptors is
+/// enough for any number of layers.
 #[derive(Debug, Clone)]
 #[must_use = "it merges when `run` is called"]
 pub struct Merge<'a> {
@@ -91,7 +92,7 @@ pub struct Merge<'a> {
 /// Returns true when a merge has to stop.
 type Stop<'a> = dyn Fn() -> bool + Sync + 'a;
 
-/// What a merge has made.
+/// The numbers of what a merge has made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Merged {
@@ -104,7 +105,7 @@ pub struct Merged {
     pub directories: u64,
     /// Whiteouts that stay, to hide what a base may have.
     pub whiteouts: u64,
-    /// Directories that are opaque, to hide the base's of that name.
+    /// Directories that are opaque, to hide the directory of that name in the base.
     pub opaques: u64,
 }
 
@@ -131,8 +132,9 @@ impl<'a> Merge<'a> {
         self
     }
 
-    /// Reads and writes overlayfs's attributes in `namespace`: [`XattrNamespace::User`] for layers
-    /// that mounts with `userxattr` have made, to be mounted so again.
+    /// Reads and writes overlayfs's attributes in `namespace`. Layers that were written by mounts
+    /// with `userxattr` need [`XattrNamespace::User`], and the merged directory then needs such a
+    /// mount.
     pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
         self
@@ -157,29 +159,30 @@ impl<'a> Merge<'a> {
     }
 
     /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a
-    /// new directory in one that exists, or an empty one, whose own attributes give way to those of
-    /// the topmost source. No source at all makes an empty directory of mode 0755, which hides
-    /// nothing.
+    /// new directory whose parent exists, or an empty directory, whose attributes are replaced by
+    /// those of the topmost source. Without a source, the result is an empty directory of mode
+    /// 0755, which hides nothing.
     ///
-    /// The caller's thread waits; its working directory stays what it is. Until all is done, nobody
-    /// but the owner can enter `target`, and an extended attribute (`trusted.layered.merging`)
-    /// marks it, so that a merge into what a killed merge has left starts again.
+    /// The caller's thread waits; its working directory does not change. Until the merge has ended,
+    /// only the owner can enter `target`, and an extended attribute (`trusted.layered.merging`)
+    /// marks it. A merge into a target that a killed merge left recognises the mark and starts
+    /// again.
     ///
     /// # Errors
-    /// - [`Error::NotADirectory`] if a source or an existing target is none; a symbolic link is
-    ///   none.
+    /// - [`Error::NotADirectory`] if a source or an existing target is not a directory; a symbolic
+    ///   link is not one.
     /// - [`Error::TargetNotEmpty`]; [`Error::TargetInUse`] by another merge;
     ///   [`Error::TargetInsideSource`], under whatever name.
-    /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: a directory
-    ///   that carries `redirect`, a file that carries `metacopy`.
+    /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: it has a
+    ///   directory with a `redirect` attribute or a file with a `metacopy` attribute.
     /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show
     ///   it in an overlay.
     /// - [`Error::Stopped`] if [`stop`](Self::stop) returned true.
     /// - [`Error::Io`] names the entry that could not be linked, copied or made. A source that
     ///   changes meanwhile is one reason.
     ///
-    /// The sources are as they were, and so is `target`: what was made has been removed, or
-    /// [`Error::Leftover`] says that it could not be.
+    /// After an error the sources are unchanged, and so is `target`: what the merge had made has
+    /// been removed. If that failed, the error is [`Error::Leftover`].
     pub fn run(&self, sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
         let sources = Sources::open(sources)?;
         let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;

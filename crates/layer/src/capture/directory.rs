@@ -26,7 +26,7 @@ use crate::tree::xattr::{XattrList, path_through_proc};
 /// A directory of the upper.
 pub(super) type DirNode = Node<NodeState>;
 
-/// What is left to do when all below the directory is done.
+/// What is left to do when everything below the directory is done.
 pub(super) type NodeState = Mutex<Option<Pending>>;
 
 /// How a directory was, and what it holds.
@@ -44,12 +44,12 @@ pub(super) struct Job {
     lowers: LowerEntries,
 }
 
-/// What becomes of what the lowers have in a directory.
+/// Whether the entries that the lowers have in a directory are shown.
 enum LowerEntries {
-    /// It shows, but for what the directory itself hides by name.
+    /// They are shown, except those that the directory itself hides by name.
     Shown,
-    /// It is hidden, by an opaque directory at this place or above. Here they have this, if they
-    /// have a directory.
+    /// An opaque directory hides them, at this place or above. The lowers have this directory, if
+    /// they have one.
     Hidden(Option<Directory>),
 }
 
@@ -65,13 +65,13 @@ pub(super) struct Shared<'a> {
     pub(super) path: &'a Path,
     pub(super) below: &'a Lowers,
     pub(super) xattrs: XattrNamespace,
-    /// No time is to be later.
+    /// The latest time that a file may have.
     pub(super) latest: Option<Timespec>,
     /// What has been counted in [`Captured::size`].
     pub(super) inodes: Inodes,
 }
 
-/// One thread's means of work.
+/// The state of one thread.
 pub(super) struct Worker<'a> {
     shared: &'a Shared<'a>,
     entries: Vec<u8>,
@@ -91,13 +91,13 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// What this worker has done.
+    /// Returns the numbers of what this worker has done.
     pub(super) fn captured(self) -> Captured {
         self.captured
     }
 
-    /// Deals with all in one directory but its directories, which go to `found`, and finishes what
-    /// is done by that.
+    /// Processes everything in one directory but its directories, which are added to `found`, and
+    /// finishes each directory that this completes.
     ///
     /// A directory stays opaque until all below it is done: stopped at any moment, the upper shows
     /// what it showed.
@@ -106,7 +106,7 @@ impl<'a> Worker<'a> {
         let shared = self.shared;
         let error = |operation| shared.error(operation, &node, None);
         if let Err(Errno::PERM) = self.cursor.go_either_way(&node, || Ok(shared.root)).map(drop) {
-            // Only root and the owner may read without leaving a trace.
+            // Only root and the owner may read without changing the access time.
             self.cursor = Cursor::new(READ);
         }
         let dir = self.cursor.go_either_way(&node, || Ok(shared.root)).map_err(error("open"))?;
@@ -235,8 +235,8 @@ impl Shared<'_> {
     fn clean(&self, dir: BorrowedFd<'_>, names: &mut XattrList, has_whiteouts: bool) -> rustix::io::Result<()> {
         names.read(|buffer| flistxattr(dir, buffer))?;
         let origin = self.xattrs.origin();
-        // Where the kernel found what it copied up says nothing to another mount; that it did so
-        // does.
+        // Another mount cannot use the place from which the kernel copied the file up. It does use
+        // the fact that it was copied up.
         let mut marked = false;
         for name in names.iter().filter(|name| self.xattrs.owns(name.to_bytes())) {
             if has_whiteouts && name.to_bytes() == origin.as_bytes() {
@@ -359,7 +359,7 @@ impl Files<'_> {
     }
 }
 
-/// An attribute that another name of the same file has been rid of already is gone all the same.
+/// It is not an error if the attribute was removed already through another name of the same file.
 fn removed(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
     match result {
         Err(Errno::NODATA) => Ok(()),

@@ -12,9 +12,9 @@ use crate::tree::walk::{self, PATH, READ};
 
 /// The mode and the group of a directory that holds a tree.
 ///
-/// A tree can hold set-user-ID programs and device nodes that a command made as root. Whoever can
-/// reach them on the host can use them, so a directory that this crate makes for a tree is closed
-/// to everybody but its owner (0700) by default.
+/// A tree can hold set-user-ID programs and device nodes that a command made as root. A user who
+/// can reach them on the host can use them. So by default only its owner can enter a directory that
+/// this crate makes for a tree (0700).
 ///
 /// ```
 /// use layer::Access;
@@ -50,8 +50,8 @@ impl Access {
         self
     }
 
-    /// Whether a tree in the directory `parent` has to be closed: every directory above it lets
-    /// other users through.
+    /// Returns whether a tree in the directory `parent` has to be closed, because every directory
+    /// above it lets other users through.
     ///
     /// # Errors
     /// [`Error::Io`] if `parent` or a directory above it cannot be looked at.

@@ -11,16 +11,16 @@ use serde_json::{Map, Value};
 use crate::error::Result;
 use crate::layer::{Layer, json};
 
-/// `layer.json`: what any layer is, whoever made it.
+/// `layer.json`: what is known about every layer, whichever program made it.
 ///
 /// The keys are written in the order of the fields. Keys that this version does not know survive a
-/// read and a write, behind the known ones. The file marks the layer as whole: write it last.
+/// read and a write, behind the known ones. The file marks the layer as complete: write it last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     /// How the command that made the layer ended: 0 for success.
     pub exit_status: i64,
-    /// The layers it was made over, topmost first, as their maker names them. May be absent in a
-    /// file.
+    /// The layers that it was made over, topmost first, as their maker names them. May be absent in
+    /// a file.
     #[serde(default)]
     pub parent_hashes: Vec<String>,
     /// The user that the command ran as.
@@ -30,8 +30,8 @@ pub struct Meta {
     /// The [base](crate::Base) below.
     pub base_hash: String,
     /// Bytes that were allocated for the tree when the layer was made, as
-    /// [`TreeSize`](crate::TreeSize) counts them. May be absent in a file, then 0. Nothing says
-    /// that it is true: see [`Layer::disk_usage`].
+    /// [`TreeSize`](crate::TreeSize) counts them. May be absent in a file; the value is then 0. It
+    /// need not be true: see [`Layer::disk_usage`].
     #[serde(default)]
     pub disk_usage: u64,
     /// Seconds of each phase, in order. May be absent or null in a file.
@@ -40,7 +40,8 @@ pub struct Meta {
     /// When the layer was made, to the second: `2026-01-31T23:59:59Z`.
     #[serde(with = "timestamp")]
     pub created_at: SystemTime,
-    /// The dependency whose failure is the reason of this one's, if it is. May be absent in a file.
+    /// The dependency whose failure caused the failure of this layer, if one did. May be absent in
+    /// a file.
     #[serde(default)]
     pub failed_dep: Option<String>,
     /// Keys that this version does not know, in their order.

@@ -29,7 +29,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// The root of the merge of so many layers.
+    /// The root of a merge of `layers` layers.
     pub(super) fn root(layers: usize) -> Self {
         Self { node: DirNode::root(NodeState::default()), layers: (0..layers).collect(), cut: false, hidden: false }
     }
@@ -39,7 +39,7 @@ impl Job {
 /// walked from its root again and again.
 const CURSORS: usize = 4;
 
-/// One thread's means of work.
+/// The state of one thread.
 pub(super) struct Worker<'a> {
     shared: &'a Shared<'a>,
     /// Whether the working directory is this thread's own, so that a name alone can be a path.
@@ -72,12 +72,13 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// What this worker has made.
+    /// Returns the numbers of what this worker has made.
     pub(super) fn merged(self) -> Merged {
         self.merged
     }
 
-    /// Fills one directory, and finishes what is done by that; the directories in it go to `found`.
+    /// Fills one directory, and finishes each directory that this completes. The directories in it
+    /// are added to `found`.
     pub(super) fn fill(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
         let Job { node, layers, mut cut, hidden } = job;
         let mut gathered = Gathered::default();
@@ -107,7 +108,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes from one layer what no layer above has. Returns whether its directory hides what is
-    /// below.
+    /// below it.
     fn gather(&mut self, node: &Arc<DirNode>, layer: usize, is_last: bool, gathered: &mut Gathered) -> Result<bool> {
         let shared = self.shared;
         if shared.stop.is_some_and(|stop| stop()) {
@@ -122,7 +123,7 @@ impl<'a> Worker<'a> {
             cursor.leave();
         }
         if let Err(Errno::PERM) = cursor.go(node, || shared.sources.root(layer)).map(drop) {
-            // Only root and the owner may read without leaving a trace.
+            // Only root and the owner may read without changing the access time.
             *cursor = Cursor::new(READ);
         }
         let from = cursor.go(node, || shared.sources.root(layer)).map_err(|errno| match errno {
@@ -181,7 +182,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Gives a directory that is done its attributes, then its parent, if this was the last child,
+    /// Gives a directory that is done its attributes; then its parent, if this was the last child,
     /// and so on.
     fn finish(&mut self, mut node: Arc<DirNode>) -> Result<()> {
         let shared = self.shared;
@@ -217,7 +218,7 @@ mod tests {
     use crate::stack::overlayfs::XattrNamespace;
     use crate::stack::sources::Sources;
 
-    /// Fills a target from one layer, by a worker that can have no working directory of its own.
+    /// Fills a target from one layer, by a worker without its own working directory.
     fn fill_through_proc(layer: &Path, target: &Path) -> Result<Merged> {
         fs::create_dir(target).unwrap();
         let root = openat(CWD, target, READ, Mode::empty()).unwrap();

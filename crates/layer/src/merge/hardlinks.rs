@@ -12,13 +12,13 @@ use rustix::io::Errno;
 use super::node::DirNode;
 use crate::tree::walk::{Identity, PATH, open_beneath};
 
-/// The copies of files that have more names than one.
+/// The copies of files that have several names.
 #[derive(Debug, Default)]
 pub(super) struct HardLinks {
     copies: Mutex<Copies>,
 }
 
-/// For each original, where its copy stands.
+/// For each original, the place of its copy.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     of: HashMap<Identity, Copy>,
@@ -29,21 +29,22 @@ pub(super) struct Copies {
 struct Copy {
     dir: Arc<DirNode>,
     name: CString,
-    /// Names of the original that have not come by yet; unknown if some of them have been linked.
+    /// The number of names of the original that the merge has not met yet; unknown if some of them
+    /// have been linked.
     left: Option<u64>,
 }
 
 impl HardLinks {
-    /// The copies, for one thread at a time: whoever comes with a second name waits until the first
-    /// has been copied.
+    /// Returns the copies, for one thread at a time: a thread with a second name waits until the
+    /// first has been copied.
     pub(super) fn lock(&self) -> MutexGuard<'_, Copies> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Copies {
-    /// Makes `name` in `to` another name of the copy of `original`. False if there is none yet, or
-    /// if it has as many names as it can have.
+    /// Makes `name` in `to` another name of the copy of `original`. Returns false if there is no
+    /// copy yet, or if it has as many names as it can have.
     pub(super) fn link(
         &mut self,
         original: &Stat,
@@ -68,10 +69,10 @@ impl Copies {
         Ok(true)
     }
 
-    /// Remembers that the copy of `original` is `name` in `dir`, and `why` it could not be linked.
+    /// Records that the copy of `original` is `name` in `dir`, and `why` it could not be linked.
     pub(super) fn insert(&mut self, original: &Stat, dir: &Arc<DirNode>, name: &CStr, why: Errno) {
-        // The links that were made before there were too many are of the same file, and have to be
-        // found again.
+        // The links that were made before the limit was reached are of the same file, and have to
+        // be found again.
         let split = why == Errno::MLINK;
         self.split |= split;
         let names: u64 = original.st_nlink as _;

@@ -18,10 +18,10 @@ use crate::tree::attributes::Attributes;
 use crate::tree::walk::{as_os_str, file_type, is_dots};
 use crate::tree::xattr::{XattrList, path_through_proc};
 
-/// What the layers have brought to a directory so far.
+/// What the layers have contributed to a directory so far.
 #[derive(Default)]
 pub(super) struct Gathered {
-    /// What the names have become. Not kept for the last layer's: nobody asks any more.
+    /// What each name became. Not recorded for the last layer, since no layer below asks.
     slots: HashMap<CString, Slot>,
     pub(super) children: Vec<Child>,
     pub(super) whiteouts: Vec<CString>,
@@ -121,8 +121,8 @@ impl Part<'_> {
         Ok(kind == EntryKind::Whiteout)
     }
 
-    /// Lists the attributes of a file that is not opened. The call takes a path only: the name
-    /// alone, where the working directory is this thread's own.
+    /// Lists the attributes of a file without opening it. The call takes only a path: the name
+    /// alone, if the thread has its own working directory.
     fn list_xattrs(&mut self, name: &CStr) -> rustix::io::Result<()> {
         if self.own_cwd {
             if !self.is_cwd {
@@ -149,8 +149,8 @@ impl Part<'_> {
             },
         };
         if why == Errno::XDEV {
-            // True of the whole directory. Of the whole layer it need not be: a subvolume may stand
-            // in it.
+            // This is true for the whole directory. It need not be true for the whole layer, which
+            // may contain a subvolume.
             self.no_links = Some(why);
         }
         self.shared.why_copied.get_or_init(|| why);
@@ -178,7 +178,7 @@ impl Part<'_> {
 
     /// For `map_err`: a failed system call on the directory in this layer, or on `name` in it.
     fn error(&self, operation: &'static str, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
-        // On the way to every file: the path is put together only when it is needed.
+        // Every file passes here, so the path is built only when it is needed.
         move |errno| Error::io(operation, self.shared.source_path(self.layer, self.node, name))(errno)
     }
 }

@@ -17,7 +17,7 @@ use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, Node, READ, file_type, is_do
 /// Makes all names of such files names of the copy, so that they are one file again. Returns how
 /// many had been links.
 ///
-/// This reads the merged tree once more. It is for the rare merge that has met the limit of links,
+/// Reads the merged tree once more. Only a merge that has reached the limit of links needs this,
 /// 65,000 on ext4.
 pub(super) fn relink(shared: &Shared<'_>, copies: &mut Copies) -> Result<u64> {
     let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
@@ -64,10 +64,10 @@ fn relink_in(
         }
         let stat = Original::look(dir, name)?;
         if copies.have(&stat) {
-            // Nobody else sees the tree yet, so there may be a moment without the name.
+            // No other program uses the tree yet, so the name may be missing for a moment.
             unlinkat(dir, name, AtFlags::empty())?;
             if !copies.link(&stat, shared.target, dir, name)? {
-                // The copy has as many names as can be, and the original had no more.
+                // The copy has as many names as it can have, and the original had no more.
                 return Err(Errno::MLINK);
             }
             moved += 1;

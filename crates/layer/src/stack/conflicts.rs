@@ -16,7 +16,7 @@ use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
 use crate::stack::sources::open_root;
 use crate::tree::walk::{ENTRIES_SIZE_BYTES, PATH, READ, as_os_str, is_dots, open_beneath};
 
-/// A path that several layers provide, so that it depends on their order which of them is shown.
+/// A path that several layers provide: their order decides which one is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Conflict {
@@ -33,14 +33,14 @@ pub struct Conflict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Difference {
-    /// All are the same file, or have the same content, mode and owner: the order makes no
-    /// difference but in times and in extended attributes.
+    /// All are the same file, or have the same content, mode and owner: the order matters only for
+    /// times and extended attributes.
     Nothing,
     /// Mode or owner.
     Attributes,
-    /// What is in a file, where a symbolic link leads, which device it is.
+    /// The content of a file, the target of a symbolic link, or the number of a device.
     Content,
-    /// A file here, a directory there; or a file and a link.
+    /// The type: for example a file and a directory, or a file and a link.
     Kind,
     /// One of them has an opaque directory, which hides what those below it have there.
     Opaque,
@@ -48,15 +48,15 @@ pub enum Difference {
     Deletion,
 }
 
-/// Finds the paths that several of these `trees` (`<layer>/fs`) provide: those of siblings, each
-/// made without the others. For a layer and what it was made over, it is no conflict that the one
-/// changes what the other has.
+/// Finds the paths that several of these `trees` (`<layer>/fs`) provide.
 ///
-/// Directories that several have, the root with an empty path among them, are no conflict if they
-/// agree in mode and owner and none is opaque.
+/// The trees should be those of siblings, each made without the others: it is not a conflict if a
+/// layer changes what the layers below it have. Directories that several trees have are not a
+/// conflict if they agree in mode and owner and none is opaque. The root, with an empty path, is
+/// one of these directories.
 ///
 /// # Errors
-/// [`Error::NotADirectory`] if a tree is none.
+/// [`Error::NotADirectory`] if a tree is not a directory.
 pub fn conflicts(trees: &[impl AsRef<Path>], xattrs: XattrNamespace) -> Result<Conflicts> {
     // `fs/` would follow `fs`.
     let trees: Vec<PathBuf> = trees.iter().map(|tree| tree.as_ref().components().collect()).collect();
@@ -76,11 +76,11 @@ pub fn conflicts(trees: &[impl AsRef<Path>], xattrs: XattrNamespace) -> Result<C
     Ok(Conflicts { trees, xattrs, waiting, found, entries: Vec::with_capacity(ENTRIES_SIZE_BYTES) })
 }
 
-/// The iterator that [`conflicts`] returns, directory by directory. It holds what one directory has
-/// in all layers, and enters only those that several have.
+/// The iterator that [`conflicts`] returns. It goes directory by directory, and enters only those
+/// that several layers have. In memory it has the entries of one directory.
 ///
 /// An item is [`Error::Io`], [`Error::Unmergeable`] or [`Error::MountInside`] for a directory that
-/// cannot be compared, after which it goes on with the next.
+/// cannot be compared. The iterator then continues with the next one.
 #[derive(Debug)]
 pub struct Conflicts {
     trees: Vec<PathBuf>,
@@ -234,7 +234,7 @@ fn attributes(stat: &Stat) -> (u32, u32, u32) {
     (stat.st_mode, stat.st_uid, stat.st_gid)
 }
 
-/// Whether two files have the same bytes. An error says whether it is the first one's.
+/// Whether two files have the same bytes. An error comes with true if it is about the first file.
 fn same_content(mut one: File, mut other: File) -> Result<bool, (bool, io::Error)> {
     let mut buffers = [[0; 32 * 1024]; 2];
     loop {
@@ -250,7 +250,7 @@ fn same_content(mut one: File, mut other: File) -> Result<bool, (bool, io::Error
     }
 }
 
-/// Fills the buffer, as far as the file goes.
+/// Fills the buffer, or reads to the end of the file.
 fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

@@ -9,11 +9,11 @@ use self::layer_path::{PathEntry, layer_path};
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{EntryKind, XattrNamespace};
 
-/// What a stack shows at a path, which of its layers that is from, and which others have something
+/// What a stack shows at a path, which layer that is from, and which other layers have something
 /// there.
 ///
-/// Found out by the kernel's own rules: a whiteout, an opaque directory or a file hides what is
-/// below it, and directories are shown as one, with the attributes of the topmost.
+/// The rules are the kernel's: a whiteout, an opaque directory or a file hides what is below it,
+/// and directories are shown as one, with the attributes of the topmost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lookup {
@@ -22,7 +22,7 @@ pub struct Lookup {
     pub path: PathBuf,
     /// Each layer that has something there, topmost first.
     pub origins: Vec<Origin>,
-    /// What stands in the way, where the path leads through something that is no directory.
+    /// What is in the way, if the path leads through something that is not a directory.
     pub obstacle: Option<Obstacle>,
 }
 
@@ -34,19 +34,19 @@ pub struct Origin {
     pub layer: usize,
     /// What it has.
     pub kind: EntryKind,
-    /// What becomes of that.
+    /// Whether the stack shows it.
     pub role: Role,
 }
 
-/// What becomes of a layer's part.
+/// Whether a stack shows what one of its layers has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
-    /// It is what the stack shows; of a directory, with these attributes.
+    /// The stack shows it. A directory is shown with these attributes.
     Supplies,
     /// A directory whose entries are shown with those of the directories above.
     Joins,
-    /// It hides what is below, and is nothing itself.
+    /// It hides what is below, and is not shown itself.
     Deletes,
     /// It is not shown.
     Hidden {
@@ -56,8 +56,8 @@ pub enum Role {
     },
 }
 
-/// Something on the way that is no directory. Symbolic links are not followed: a link leads from
-/// the stack's root to wherever a command sees it, through other layers than its own.
+/// An entry on the way that is not a directory. Symbolic links are not followed: a command resolves
+/// a link in the whole stack, through other layers than the link's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Obstacle {
@@ -72,14 +72,14 @@ pub struct Obstacle {
 }
 
 impl Lookup {
-    /// The layer that what is shown is from; `None` if the stack shows nothing there.
+    /// Returns the layer whose entry the stack shows; `None` if it shows nothing there.
     pub fn supplier(&self) -> Option<&Origin> {
         self.origins.iter().find(|origin| origin.role == Role::Supplies)
     }
 }
 
 /// Looks `path` up in a stack of `trees` (`<layer>/fs`, the base's among them), **topmost first**.
-/// The path is one of the stack: a leading slash is its root. Nothing is mounted.
+/// A leading slash is the root of the stack. Nothing is mounted.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -95,9 +95,11 @@ impl Lookup {
 /// ```
 ///
 /// # Errors
-/// [`Error::NotADirectory`] if a tree is none; [`Error::Unmergeable`] if it cannot be told, since a
-/// directory on the way carries `redirect` or the file `metacopy`; [`Error::MountInside`] if
-/// something is mounted on the way, which an overlay would not show; [`Error::Io`].
+/// - [`Error::NotADirectory`] if a tree is not a directory.
+/// - [`Error::Unmergeable`] if a directory on the way carries `redirect`, or the file `metacopy`:
+///   then the layers alone do not say what is shown.
+/// - [`Error::MountInside`] if something is mounted on the way, which an overlay would not show.
+/// - [`Error::Io`] names what cannot be looked at.
 pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<Lookup> {
     let path = normal(path.as_ref());
     let layer_paths = trees.iter().map(|tree| layer_path(tree.as_ref(), &path, xattrs)).collect::<Result<Vec<_>>>()?;
@@ -112,8 +114,8 @@ pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrN
     Ok(Lookup { path, origins, obstacle: obstacle.transpose()? })
 }
 
-/// The path without what means nothing. Where no link is followed, `..` is the name before it taken
-/// back.
+/// Returns the path without `.`, `..` and extra slashes. Since no link is followed, `..` removes
+/// the name before it.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for component in path.components() {
@@ -128,8 +130,8 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// What becomes of each layer's part of a path of so many names; and the layer, and the number of
-/// names, of what is in the way.
+/// Decides the role of each layer's entry at a path of `names` names. Also returns what is in the
+/// way: its layer, and the number of names up to it.
 fn resolve(layer_paths: &[Vec<PathEntry>], names: usize) -> (Vec<Origin>, Option<(usize, usize)>) {
     let mut hidden_by: Vec<Option<usize>> = vec![None; layer_paths.len()];
     let mut obstacle = None;

@@ -11,12 +11,13 @@ use crate::error::{Error, Result};
 /// `OVL_MAX_STACK` in `fs/overlayfs/params.c`.
 pub const MAX_LOWERS: usize = 500;
 
-/// Splits `layers` into the longest prefix that fits and the rest, which is to be merged into one
-/// directory below it.
+/// Splits `layers` into the longest prefix that fits and the rest, which has to be merged into one
+/// directory below the prefix.
 ///
-/// All fit if the sum of their costs is at most `available`. Otherwise the merged directory takes
-/// `merged_overhead` of it, and the prefix has to do with what is left. Costs are bytes of an
-/// option string, or 1 where layers are counted. With nothing to merge the second part is empty.
+/// All layers fit if the sum of their costs is at most `available`. Otherwise the merged directory
+/// takes `merged_overhead` of it, and the prefix gets what is left. A cost is a number of bytes in
+/// an option string, or 1 where layers are counted. If nothing has to be merged, the second part is
+/// empty.
 ///
 /// ```
 /// let layers = ["/l/one", "/l/two", "/l/three", "/l/four"];
@@ -45,18 +46,17 @@ pub fn plan_lowerdir<T>(
     (layers, &[])
 }
 
-/// A way to hand the lower directories to the kernel.
-///
-/// Shown and parsed as `lowerdir+`, `mount-paths`, `mount-names`.
+/// A way to pass the lower directories to the kernel. Displayed and parsed as `lowerdir+`,
+/// `mount-paths`, `mount-names`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Rung {
-    /// `fsconfig(2)` with `lowerdir+`, one call a layer (kernel 6.7): no limit on the length of the
-    /// names.
+    /// `fsconfig(2)` with `lowerdir+`, one call per layer (Linux 6.7): no limit on the length of
+    /// the names.
     LowerdirPlus,
     /// `mount(2)` with the paths as they are: one page holds all options.
     MountPaths,
-    /// `mount(2)` with short names for the same directories, their descriptors' numbers.
+    /// `mount(2)` with short names for the same directories: the numbers of their descriptors.
     MountNames,
 }
 
@@ -108,7 +108,7 @@ impl fmt::Debug for RungLimit<'_> {
     }
 }
 
-/// What a rung would come to for a stack.
+/// The result that a rung would have for a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Estimate {
@@ -118,18 +118,18 @@ pub struct Estimate {
     pub separate: usize,
     /// How many layers have to be merged.
     pub merged: usize,
-    /// The most lowers it takes, the base included.
+    /// The most lowers that the rung takes, the base included.
     pub max_lowers: usize,
     /// The bytes that all layers and the base would take.
     pub bytes: usize,
-    /// The most bytes it takes.
+    /// The most bytes that the rung takes.
     pub max_bytes: usize,
 }
 
 /// Which layers become lowers of their own, which are merged, and on which rung they are mounted.
 ///
-/// The lowers of the mount are, topmost first: `separate`, the directory into which `merged` goes
-/// (if any), `base`.
+/// The lowers of the mount are, topmost first: `separate`, the directory into which `merged` is
+/// merged (if there is any), `base`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Plan {
@@ -141,17 +141,17 @@ pub struct Plan {
     pub merged: Vec<PathBuf>,
     /// The base's tree.
     pub base: PathBuf,
-    /// What each rung of the ladder would have come to, in the order of the ladder.
+    /// The result of each rung of the ladder, in the order of the ladder.
     pub estimates: Vec<Estimate>,
 }
 
 impl Plan {
     /// Plans a stack of `layers` (trees, topmost first, none twice) over `base`. What does not fit
-    /// is to be merged into `merged_dir`, of which only the length of the name counts here.
+    /// has to be merged into `merged_dir`; only the length of that name counts here.
     ///
-    /// A rung serves only where none above it can: the first one on which all layers fit is taken,
-    /// and if there is none the one that leaves the fewest to merge. `None` if `ladder` is empty.
-    /// Nothing is looked at on disk.
+    /// Takes the first rung on which all layers fit. If there is none, takes the first of those
+    /// that leave the fewest layers to merge. Returns `None` if `ladder` is empty. Reads nothing
+    /// from the disk.
     pub fn new(layers: &[PathBuf], base: &Path, merged_dir: &Path, ladder: &[RungLimit<'_>]) -> Option<Self> {
         let estimates: Vec<_> = ladder.iter().map(|limit| estimate(layers, base, merged_dir, limit)).collect();
         // `min_by_key` takes the first of equals: the highest rung.
@@ -160,8 +160,8 @@ impl Plan {
         Some(Plan { rung: best.rung, separate: separate.into(), merged: merged.into(), base: base.into(), estimates })
     }
 
-    /// The lowers of the mount, topmost first, the base last. `merged_dir` is among them if there
-    /// is anything to merge.
+    /// Returns the lowers of the mount, topmost first, the base last. `merged_dir` is among them if
+    /// there is anything to merge.
     pub fn lowers(&self, merged_dir: &Path) -> Vec<PathBuf> {
         let merged = (!self.merged.is_empty()).then(|| merged_dir.to_path_buf());
         self.separate.iter().cloned().chain(merged).chain([self.base.clone()]).collect()

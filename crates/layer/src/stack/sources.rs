@@ -11,15 +11,15 @@ use rustix::process::{Resource, getrlimit};
 use crate::error::{Error, Result};
 use crate::tree::walk::{Identity, PATH};
 
-/// Of the descriptors that the process may have, one in so many is for the roots of trees. The rest
-/// of the roots are opened anew for each of their directories, so that a thousand layers do with
-/// the usual limit of 1,024 and leave most of it to others.
+/// One in `SHARE` of the descriptors that the process may have is used for the roots of trees. The
+/// other roots are opened again for each of their directories. So a thousand layers need only a
+/// quarter of the usual limit of 1,024.
 const SHARE: u64 = 4;
 
 /// The trees that are merged, topmost first.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    /// Where relative paths begin: the workers' own working directories are elsewhere.
+    /// The directory that relative paths start from: the workers have other working directories.
     start: OwnedFd,
     trees: Vec<Tree>,
 }
@@ -31,7 +31,7 @@ struct Tree {
     root: Option<OwnedFd>,
 }
 
-/// The root of a tree, held or opened for this once.
+/// The root of a tree: kept open, or opened for this use.
 pub(crate) enum Root<'a> {
     Held(BorrowedFd<'a>),
     Opened(OwnedFd),

@@ -21,8 +21,8 @@ use crate::tree::xattr::XattrList;
 ///
 /// The rules are those of [`Merge`](crate::Merge): a file on top stands alone, a directory is the
 /// union downwards to the first opaque one and not past a file or a whiteout. No symbolic link is
-/// followed, neither one on the way nor the last. ([`lookup`](crate::lookup) tells of one path, and
-/// of what is hidden there.)
+/// followed, neither one on the way nor the last. ([`lookup`](crate::lookup) is about one path, and
+/// about what is hidden there.)
 #[derive(Debug)]
 pub(crate) struct View {
     trees: Sources,
@@ -34,7 +34,7 @@ pub(crate) struct View {
 pub(crate) enum Shown {
     /// A directory, put together from one or more trees.
     Directory(Directory),
-    /// Anything else: that of the tree with this index, the topmost being 0.
+    /// Anything else, from the tree with this index; the topmost tree is 0.
     File(usize),
 }
 
@@ -50,7 +50,7 @@ impl View {
     /// their roots.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if one of them is none; a symbolic link is none.
+    /// [`Error::NotADirectory`] if one of them is not a directory; a symbolic link is not one.
     pub(crate) fn new(trees: &[impl AsRef<Path>]) -> Result<Self> {
         Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default() })
     }
@@ -61,13 +61,13 @@ impl View {
         self
     }
 
-    /// The root of the stack. A stack of no trees has one too, which holds nothing.
+    /// Returns the root of the stack. A stack of no trees has an empty root.
     pub(crate) fn root(&self) -> Directory {
         Directory { path: PathBuf::new(), trees: (0..self.trees.len()).collect() }
     }
 
-    /// What the stack shows at `path`, absolute as seen in it or relative to its root; `None` if
-    /// nothing is there, or a file is on the way.
+    /// Returns what the stack shows at `path`, which is absolute in the stack or relative to its
+    /// root; `None` if there is nothing, or a file is on the way.
     ///
     /// # Errors
     /// As [`child`](Self::child). A path with `..` is [`Error::Io`].
@@ -157,8 +157,8 @@ impl View {
         Ok(names)
     }
 
-    /// What the directory carries: the topmost tree's attributes, without overlayfs's own. `None`
-    /// for a stack of no trees.
+    /// Returns the attributes of the directory: those of the topmost tree, without overlayfs's own.
+    /// `None` for a stack of no trees.
     pub(crate) fn attributes(&self, directory: &Directory) -> Result<Option<Attributes>> {
         let Some(&tree) = directory.trees.first() else { return Ok(None) };
         let dir = self.open_to_read(tree, directory)?;
@@ -200,7 +200,7 @@ impl View {
     fn open_to_read(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
         let opened = self.trees.root(tree).and_then(|root| {
             match open_beneath(root.as_fd(), &directory.path, READ | rustix::fs::OFlags::NOATIME) {
-                // Only root and the owner may read without leaving a trace.
+                // Only root and the owner may read without changing the access time.
                 Err(Errno::PERM) => open_beneath(root.as_fd(), &directory.path, READ),
                 opened => opened,
             }

@@ -13,9 +13,9 @@ use crate::layer::access::Access;
 use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::locked_dir::LockedDir;
 
-/// A layer in the making, out of sight: nobody who lists the store sees it before it is whole.
+/// A layer in the making: a program that lists the store does not see it before it is complete.
 ///
-/// It stands in the store's own directory (`<store>/.layered/new/`), on the file system of the
+/// It is made in the store's own directory (`<store>/.layered/new/`), on the file system of the
 /// layers, and becomes one of them by a rename. If its maker is killed, a
 /// [collector](crate::Collector) removes what is left.
 ///
@@ -58,17 +58,18 @@ impl Draft {
         self
     }
 
-    /// Where it is made. Everything in this directory comes along.
+    /// Returns the layer at the place where it is made. Everything in its directory becomes part of
+    /// the store.
     pub fn layer(&self) -> &Layer {
         &self.layer
     }
 
-    /// Puts it into the store under `name`, which must be free. Only the owner can enter its
-    /// directory, unless [told otherwise](Self::access).
+    /// Moves the layer into the store under `name`, which must be free. Only the owner can enter
+    /// its directory, unless [`access`](Self::access) says otherwise.
     ///
     /// # Errors
-    /// [`Error::Io`], if something of that name is there (`EEXIST`), or for any other reason of the
-    /// kernel's. The draft is removed then.
+    /// [`Error::Io`] if `name` exists (`EEXIST`), or if the kernel refuses for another reason. The
+    /// draft is then removed.
     pub fn publish(self, name: impl AsRef<Path>) -> Result<Layer> {
         let layer = Layer::at(self.store.join(name));
         let dir = std::fs::File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;

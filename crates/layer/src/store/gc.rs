@@ -25,30 +25,31 @@ use crate::store::hold::{Stale, held, read};
 use crate::store::store_dir::{MadeOfLayer, Part, StoreDir};
 use crate::tree::remove::remove_tree;
 
-/// Layers that are taken away under one lock, and then removed without it. A rename takes some ten
-/// microseconds, so that a run that wants to hold its layers waits for about one millisecond.
+/// The number of layers that are renamed under one lock, and then removed without it. A rename
+/// takes about ten microseconds, so a run that wants to hold its layers waits about one
+/// millisecond.
 const BATCH: usize = 64;
 
 /// Removes the least recently used layers of a store until it keeps to a budget.
 ///
-/// Collects the layers that stand directly in the store and have a `layer.json`, by
+/// Collects the layers that are directly in the store and have a `layer.json`, by
 /// [last use](Layer::last_used) or, where a layer was never used, by the age of its `layer.json`.
 /// Never collects:
 /// - layers that a process or a kept result [holds](crate::Hold), as every run holds its own;
-/// - a layer that the `base_hash` of another [means](Layer::has_hash): it is never marked as used,
-///   and all that stand on it would be lost;
+/// - a layer that the `base_hash` of another layer [names](Layer::has_hash): a base is never marked
+///   as used, and all layers over it would be lost;
 /// - a layer that has been used since the collector looked at it;
 /// - a directory without `layer.json`, which another program may be filling; if a
 ///   [`Capture`](crate::Capture) was killed there, it is completed or its marks are removed;
 /// - symbolic links, which are only names.
 ///
-/// A layer among the `parent_hashes` of another is collected like any. Every layer stands alone on
-/// disk, and who stacks it again needs its parents anyway and marks them as used with it, so that
-/// they are as recent as it is.
+/// A layer among the `parent_hashes` of another is collected like any other. Every layer is
+/// complete by itself on disk. A run that stacks a layer also stacks its parents and marks them as
+/// used, so they are as recent as it is.
 ///
-/// A layer is gone for all at once: it is renamed into the store's own directory and removed there.
-/// If the collector is killed, the next one removes the rest, and what killed makers of layers have
-/// left. Any number of collectors may be at work in one store.
+/// A layer disappears in one step: the collector renames it into the store's own directory and
+/// removes it there. If the collector is killed, the next one removes the rest, and what killed
+/// makers of layers left. Any number of collectors may work in one store.
 ///
 /// A collector works on a full disk: until it has removed something, it makes no directory and no
 /// file. Where the store has no directory of its own yet and there is no room for one, the first
@@ -76,18 +77,18 @@ pub struct Collector<'a> {
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
-/// Where a collector has the sizes of layers from.
+/// Where a collector takes the sizes of layers from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Sizes {
-    /// [`Meta::disk_usage`](crate::Meta::disk_usage), or measured where that is 0 or cannot be:
-    /// where it is more than is in use on the file system. The largest ones are also measured for
-    /// as long as all together are more than that, or than [`max_bytes`](Collector::max_bytes), so
+    /// From [`Meta::disk_usage`](crate::Meta::disk_usage). The collector measures a layer if that
+    /// is 0, or more than is in use on the file system. It also measures the largest layers for as
+    /// long as the sum is more than is in use, or more than [`max_bytes`](Collector::max_bytes), so
     /// that one wrong number does not empty a store.
     #[default]
     Recorded,
-    /// Each layer's directory is measured: [`TreeSize`](crate::TreeSize). Needed for a budget of
-    /// entries, which are recorded nowhere.
+    /// The collector measures each layer's directory: [`TreeSize`](crate::TreeSize). A budget of
+    /// entries needs this, since they are not recorded.
     Measured,
 }
 
@@ -95,23 +96,24 @@ pub enum Sizes {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Collected {
-    /// The layers that are gone, the least recently used first.
+    /// The layers that were removed, the least recently used first.
     pub layers: Vec<CollectedLayer>,
-    /// Layers that would have gone if nobody held them.
+    /// Layers that would have been removed if they were not held.
     pub held: Vec<OsString>,
-    /// Layers that would have gone if none stood on them.
+    /// Layers that would have been removed if they were not the base of others.
     pub bases: Vec<OsString>,
     /// Directories that killed collectors, killed captures and killed makers of layers had left.
-    /// What another collector is just removing counts too: nothing tells whether it lives.
+    /// What another collector is removing at the moment counts too, since nothing shows whether
+    /// that collector is alive.
     pub orphans: usize,
     /// What could not be looked at or removed. A layer that was taken away already is removed by
     /// the next collector.
     pub failed: Vec<Error>,
-    /// Whether the budget is kept to now. An age is no budget.
+    /// Whether the store keeps to the budget now. An age is not a budget.
     pub within_budget: bool,
 }
 
-/// A layer that is gone.
+/// A layer that was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CollectedLayer {
@@ -126,7 +128,7 @@ pub struct CollectedLayer {
 }
 
 impl Collected {
-    /// Bytes of all layers that are gone.
+    /// Returns the bytes of all layers that were removed.
     pub fn bytes(&self) -> u64 {
         self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.bytes))
     }
@@ -151,7 +153,7 @@ pub enum Progress {
 }
 
 impl<'a> Collector<'a> {
-    /// A collector without a budget: it removes what killed ones have left, and no layer.
+    /// A collector without a budget: it removes what killed collectors left, and no layer.
     pub fn new() -> Self {
         Self::default()
     }
@@ -222,7 +224,7 @@ impl<'a> Collector<'a> {
     pub fn collect(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
         let mut collected = Collected::default();
-        // Before anything else: if the disk is full, this is room.
+        // Before anything else: if the disk is full, this frees space.
         if let Some(store_dir) = StoreDir::open(store)? {
             remove_orphans(&store_dir, &mut collected)?;
         }
@@ -251,7 +253,7 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// What is over the budget.
+    /// Returns how much is over the budget.
     fn need(&self, store: &Path, inventory: &Inventory) -> Result<Need> {
         let total = inventory.total();
         let over = |there: u64, most: Option<u64>| most.map_or(0, |most| there.saturating_sub(most));
@@ -259,7 +261,7 @@ impl<'a> Collector<'a> {
             bytes: over(total.bytes, self.max_bytes),
             entries: over(total.entries, self.max_entries),
             free_bytes: self.lacking(store)?,
-            // An age before the epoch is none that a layer has.
+            // No layer was last used before the epoch.
             oldest: self.max_age.and_then(|age| SystemTime::now().checked_sub(age)),
         })
     }
@@ -310,8 +312,8 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Renames a number of layers away, while nobody can begin to hold one. Returns where they are
-    /// now.
+    /// Renames a number of layers into the store directory, while no process can take a hold.
+    /// Returns their new paths.
     fn take_away(
         &self,
         store: &Path,
@@ -328,7 +330,7 @@ impl<'a> Collector<'a> {
         let lock = store_dir.lock(FlockOperation::LockExclusive)?;
         let held = read(&store_dir, Stale::Removed)?;
         let mut trash = Vec::new();
-        // How much room one of them makes is seen when it is removed.
+        // Only the removal of a layer shows how much space it frees.
         let most = if need.is_room_only() { 1 } else { BATCH };
         while trash.len() < most {
             let Some(&stored) = layers.front().filter(|stored| need.wants(stored.used)) else { break };
@@ -378,7 +380,7 @@ impl<'a> Collector<'a> {
                 break;
             }
             let layer = Layer::at(store.join(&*stored.name));
-            // What is wrong with one of them is told when its turn comes.
+            // An error with one of them is reported when its turn comes.
             if stored.is_base || !matches!(is_as_it_was(&layer, stored), Ok(Some(true))) {
                 continue;
             }
@@ -396,14 +398,15 @@ impl<'a> Collector<'a> {
         Ok(None)
     }
 
-    /// Counts a layer that has been taken away.
+    /// Counts a layer that was renamed away.
     fn count(&self, stored: &Stored, need: &mut Need, collected: &mut Collected) {
         need.gone(stored.size);
         collected.layers.push(self.report(stored));
     }
 }
 
-/// Whether a layer was last used when the collector thinks. `None` if it is gone.
+/// Whether a layer was not used since the collector looked at it. `None` if it does not exist any
+/// more.
 fn is_as_it_was(layer: &Layer, stored: &Stored) -> Result<Option<bool>> {
     Ok(layer.last_used_or_made()?.map(|used| used == stored.used))
 }

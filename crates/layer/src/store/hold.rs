@@ -20,8 +20,8 @@ use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::regular_file;
 use crate::tree::walk::PATH;
 
-/// Layers that no [collector](crate::Collector) of any process removes for as long as this value
-/// exists, and longer if that was [asked for](Self::keep).
+/// Keeps layers from every [collector](crate::Collector) of any process for as long as this value
+/// exists, and longer if the caller [keeps](Self::keep) it.
 ///
 /// It is one small file per store (`<store>/.layered/holds/<random>`), not a lock per layer: a run
 /// over hundreds of layers has one descriptor open for it. The file is locked, flock(2), so that
@@ -60,10 +60,11 @@ impl Hold {
     /// Holds the layers in these directories. Look at the layers *afterwards*: a collector may have
     /// removed one just before.
     ///
-    /// Three kinds of store are passed over, and the log says so: a store that cannot be written
-    /// to, since nobody can collect there (unless it is mounted writable elsewhere); one whose file
-    /// system has no locks, which no collector works without; and one whose `.layered` belongs to
-    /// another user, which no collector uses.
+    /// Three kinds of store are skipped, and the log says so:
+    /// - a store that cannot be written to, since no collector can remove anything there (unless it
+    ///   is mounted writable elsewhere);
+    /// - a store whose file system has no locks, without which no collector works;
+    /// - a store whose `.layered` belongs to another user, which no collector uses.
     ///
     /// # Errors
     /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] says
@@ -116,14 +117,16 @@ impl Hold {
         Err(missing(&waiting[0], Errno::LOOP.into()))
     }
 
-    /// Says for what the layers stay held if this value is [kept](Self::keep): for as long as the
-    /// directory `path`, which must be absolute, exists; with `id`, for as long as it is that
-    /// directory. Dropped without being kept, the value still holds nothing.
+    /// Sets the reason for which the layers stay held if this value is [kept](Self::keep): they are
+    /// held for as long as the directory `path` exists, or with `id` for as long as it is that
+    /// directory. The path must be absolute. If the value is dropped without being kept, it holds
+    /// nothing.
     ///
     /// Needs no room on the disk. A collector has to see `path` under the same name.
     ///
     /// # Errors
-    /// [`Error::Io`] if that cannot be written down, as for a path of more than 4,000 bytes.
+    /// [`Error::Io`] if the reason cannot be written, for example if the path has more than 4,000
+    /// bytes.
     pub fn set_reason(&self, path: &Path, id: Option<UpperId>) -> Result<()> {
         let mut head = path.as_os_str().as_bytes().to_vec();
         head.push(0);
@@ -231,13 +234,13 @@ fn make_file(holds: &Path) -> std::io::Result<NamedTempFile> {
 
 /// Makes the new file one that holds the layers of these names, which follow the head.
 fn hold(mut file: NamedTempFile, names: &[u8]) -> Result<NamedTempFile> {
-    // A process that is just looking at the holds has it locked for a moment.
+    // A process that looks at the holds has it locked for a moment.
     retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)).map_err(Error::io("lock", file.path()))?;
     file.write_all(names).map_err(Error::io("write", file.path()))?;
     Ok(file)
 }
 
-/// `None` where nobody can hold anything, nor collect.
+/// Returns `None` for a store in which no process can hold or collect anything.
 fn if_it_can_be<T>(store: &Path, result: Result<T>) -> Result<Option<T>> {
     let Err(error) = result else { return result.map(Some) };
     let Error::Io { source, .. } = &error else { return Err(error) };
@@ -260,11 +263,11 @@ fn missing(layer: &Path, source: std::io::Error) -> Error {
     }
 }
 
-/// The names of the layers of `store` that somebody [holds](Hold) at this moment, to be shown. None
-/// for a user who may not know.
+/// Returns the names of the layers of `store` that are [held](Hold) at this moment, for display.
+/// The set is empty for a user who may not read the holds.
 ///
 /// # Errors
-/// [`Error::Io`] if that cannot be found out.
+/// [`Error::Io`] if the holds cannot be read.
 pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
     let store_dir = StoreDir::open(store.as_ref());
     match store_dir
@@ -284,22 +287,22 @@ pub(crate) enum Stale {
     Left,
 }
 
-/// The names of all layers of a store that somebody holds.
+/// Returns the names of all layers of a store that are held.
 pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsString>> {
     let mut names = HashSet::new();
     for path in store_dir.list(Part::Holds)? {
         let file = match regular_file::open(&path) {
             Ok(Some(file)) => file,
             Ok(None) => continue,
-            // Nobody here has made it, and a program that waits at it must not keep the collector
-            // waiting.
+            // No program of this crate made it, and a program that waits at it must not keep the
+            // collector waiting.
             Err(Error::NotARegularFile { path }) => {
                 log::warn!("{} holds nothing: it is not a regular file", quoted(&path));
                 continue;
             }
             Err(error) => return Err(error),
         };
-        // Shared: of two processes that look at once neither takes the other for the holder.
+        // Shared: if two processes look concurrently, neither mistakes the other for the holder.
         let live = match flock(&file, FlockOperation::NonBlockingLockShared) {
             Err(Errno::WOULDBLOCK) => true,
             Err(errno) => return Err(Error::io("lock", path)(errno)),
@@ -344,7 +347,7 @@ impl Held {
         let Some((path, id)) = &self.reason else { return false };
         match UpperId::of(path) {
             Ok(found) => id.is_empty() || found.to_text() == *id,
-            // What cannot be looked at may be there.
+            // A path that cannot be looked at may exist.
             Err(Error::Io { source, .. }) => !matches!(
                 Errno::from_io_error(&source),
                 Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG)

@@ -12,12 +12,12 @@ use crate::layer::Layer;
 use crate::store::store_dir::STORE_DIR;
 use crate::tree::walk::{Entries, READ, as_os_str};
 
-/// The layers of a store: every directory directly in it that has a `layer.json`, in no particular
-/// order.
+/// Lists the layers of a store: every directory directly in it that has a `layer.json`, in no
+/// particular order.
 ///
-/// Everything else is passed over: files, directories without `layer.json` (a layer that is not
-/// whole yet, or no longer), the store's own `.layered`, and what vanishes meanwhile. A symbolic
-/// link to a layer counts as one.
+/// Skips everything else: files, directories without `layer.json` (a layer that is not complete),
+/// the store's own `.layered`, and what vanishes concurrently. A symbolic link to a layer counts as
+/// a layer.
 ///
 /// # Errors
 /// Returns [`Error::NotADirectory`] if `store` is not a directory, and [`Error::Io`] if it cannot
@@ -35,8 +35,8 @@ pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
     }
 }
 
-/// The iterator that [`scan`] returns. It holds one directory open and nothing of the layers it has
-/// passed.
+/// The iterator that [`scan`] returns. It keeps one directory open, and nothing of the layers that
+/// it has passed.
 #[derive(Debug)]
 pub struct Scan {
     store: PathBuf,
@@ -44,9 +44,8 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// All layers that are left, the least recently used first, with the time of their
-    /// [last use](Layer::last_used_or_made). There is no order without all: this holds a path and a
-    /// time of each.
+    /// Returns all remaining layers, the least recently used first, with the time of their
+    /// [last use](Layer::last_used_or_made). In memory it has a path and a time for each.
     ///
     /// # Errors
     /// [`Error::Io`] for the first layer that cannot be looked at.
@@ -84,7 +83,7 @@ pub(crate) enum Found {
 }
 
 impl Scan {
-    /// The next directory, or what else there is that is no file.
+    /// Returns the next entry that is not a regular file.
     pub(crate) fn next_dir(&mut self) -> Option<Result<Found>> {
         loop {
             let (name, kind) = match self.entries.next()? {

@@ -110,7 +110,7 @@ fn run(root: BorrowedFd<'_>, path: &Path, first: Arc<DirNode>, threads: NonZeroU
 /// last read.
 type DirNode = Node<AtomicBool>;
 
-/// One thread's means of work.
+/// The state of one thread.
 struct Remover<'a> {
     /// Where the nodes' paths begin.
     root: BorrowedFd<'a>,

@@ -17,8 +17,8 @@ use crate::tree::walk::visit::{Entry, visit};
 /// Bytes of one block of `st_blocks` (stat(2)), whatever the blocks of the file system have.
 const BLOCK_BYTES: u64 = 512;
 
-/// Threads of a walk: as many as a removal has, since a walk of a tree that is not in memory waits
-/// for the disk, too.
+/// Threads of a walk: as many as a removal has, since a walk of a tree that is not in memory also
+/// waits for the disk.
 const USUAL_THREADS: NonZeroUsize = remove::USUAL_THREADS;
 
 /// How much of a disk a tree takes, as du(1) counts it.
@@ -29,8 +29,8 @@ pub struct TreeSize {
     /// among them. A sparse file counts with its blocks and not with its length, a file of one byte
     /// with the block that it takes.
     ///
-    /// What is newly written and not yet on the disk counts on ext4, XFS and Btrfs, which reserve
-    /// its blocks; on ZFS it counts some seconds later.
+    /// Data that is not yet on the disk counts on ext4, XFS and Btrfs, which reserve its blocks. On
+    /// ZFS it counts some seconds later.
     pub bytes: u64,
     /// Inodes without the root of the tree: files, directories, symbolic links, whiteouts and all
     /// else. A file with several names in the tree is one.

@@ -33,19 +33,19 @@ pub(crate) const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFla
 /// A directory to read.
 pub(crate) const READ: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Room for one `getdents64`: some thousand short names.
+/// The size of a buffer for one `getdents64`: about a thousand short names.
 pub(crate) const ENTRIES_SIZE_BYTES: usize = 64 * 1024;
 
 /// The longest path that one call takes, without the NUL that ends it (`PATH_MAX`,
 /// path_resolution(7)).
 const LONGEST_PATH: usize = 4095;
 
-/// A path below a directory stays below it and on its mount, whatever else is renamed meanwhile
+/// A path below a directory stays below it and on its mount, whatever is renamed concurrently
 /// (openat2(2), Linux 5.6). A mount point on the way is `EXDEV`, a symbolic link `ELOOP`, and
 /// `ENOTDIR` where a directory was to be opened.
 const STAY: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
-/// The device and the inode of a file: what it is, however it is called.
+/// The device and the inode of a file, which identify it under all its names.
 pub(crate) type Identity = (u64, u64);
 
 /// Opens `path` below `root`; the empty path is `root` itself. The path may be longer than one call
@@ -64,7 +64,7 @@ pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> 
     open_staying(from, if rest.is_empty() { b"." } else { rest }, flags)
 }
 
-/// Opens the file `name` in `dir`, without a word of `name` being a path.
+/// Opens the file `name` in `dir`. `name` is a single name, not a path.
 pub(crate) fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     open_staying(dir, name, flags)
 }
@@ -72,13 +72,13 @@ pub(crate) fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix
 /// Opens `path`, which [stays](STAY) below `dir`. `EXDEV` means a mount point and nothing else.
 fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     match openat2(dir, path, flags, Mode::empty(), STAY) {
-        // The kernel's answer, too, if what was found has been moved out before it was handed over
-        // (`complete_walk` in fs/namei.c).
+        // The kernel also returns this if the file was moved out of the directory before it was
+        // opened (`complete_walk` in fs/namei.c).
         Err(Errno::XDEV) => {}
         opened => return opened,
     }
     match openat2(dir, path, flags, Mode::empty(), STAY.difference(ResolveFlags::NO_XDEV)) {
-        // Moved back.
+        // It was moved back.
         Ok(found) if mount_of(found.as_fd())? == mount_of(dir)? => Ok(found),
         Ok(_) => Err(Errno::XDEV),
         Err(Errno::XDEV) => Err(Errno::NOENT),
@@ -91,7 +91,7 @@ pub(crate) fn mount_of(file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     Ok(statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
-/// What `stat` identifies.
+/// Returns what identifies the file of `stat`.
 pub(crate) fn identity(stat: &Stat) -> Identity {
     (stat.st_dev, stat.st_ino)
 }
@@ -151,14 +151,14 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// What `entry` of `dir` is: asked of the file only where the file system does not tell it in the
-/// directory.
+/// Returns the type of `entry` in `dir`. Asks the file only if the file system does not report the
+/// type in the directory.
 pub(crate) fn file_type(dir: BorrowedFd<'_>, entry: &RawDirEntry<'_>) -> rustix::io::Result<FileType> {
     known_type(dir, entry.file_name(), entry.file_type())
 }
 
-fn known_type(dir: BorrowedFd<'_>, name: &CStr, told: FileType) -> rustix::io::Result<FileType> {
-    match told {
+fn known_type(dir: BorrowedFd<'_>, name: &CStr, reported: FileType) -> rustix::io::Result<FileType> {
+    match reported {
         FileType::Unknown => {
             let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
             Ok(FileType::from_raw_mode(stat.st_mode))

@@ -29,7 +29,7 @@ pub(crate) enum Entry<'a> {
 /// has gathered.
 ///
 /// Up to `threads` threads share the work. `new_worker` makes a thread's own state, on that thread.
-/// An entry that vanishes concurrently is passed over; `look` may answer `NOENT` for it.
+/// An entry that vanishes concurrently is skipped; `look` may return `NOENT` for it.
 ///
 /// # Errors
 /// [`Error::Io`] if `tree` is not a directory, or if a part of it cannot be read.
@@ -52,7 +52,7 @@ pub(crate) fn visit<W: Send>(
     Ok(visitors.into_iter().map(|visitor| visitor.worker).collect())
 }
 
-/// One thread's means of work.
+/// The state of one thread.
 struct Visitor<'a, W, L> {
     tree: &'a Path,
     root: &'a OwnedFd,
@@ -63,7 +63,7 @@ struct Visitor<'a, W, L> {
 }
 
 impl<W, L: Fn(&mut W, Entry<'_>) -> rustix::io::Result<()>> Visitor<'_, W, L> {
-    /// Looks at a directory and at the files in it. The directories in it go to `found`.
+    /// Looks at a directory and at the files in it. The directories in it are added to `found`.
     fn read(&mut self, node: Arc<Node<()>>, found: &mut Vec<Arc<Node<()>>>) -> Result<()> {
         let Self { tree, root, cursor, entries, look, worker } = self;
         let error = |operation, name: Option<&CStr>| {
@@ -73,7 +73,7 @@ impl<W, L: Fn(&mut W, Entry<'_>) -> rustix::io::Result<()>> Visitor<'_, W, L> {
         };
         let dir = match cursor.go_either_way(&node, || Ok(root.as_fd())) {
             Ok(dir) => dir,
-            // It has vanished, or something else has its name now.
+            // It has vanished, or another file has its name now.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             Err(Errno::XDEV) => {
                 return look(worker, Entry::MountPoint).map_err(error("look at", None));
