@@ -1,7 +1,9 @@
-//! What a merge costs, and taking it away, against the tools that it replaces: `cargo bench -p layer`.
+//! What a merge costs, and taking it away, against the tools that it replaces:
+//! `cargo bench -p layer`.
 //!
-//! Prints ratios within one run, since times drift by half from minute to minute: everything is done in turn, round by round, and
-//! the medians are compared. Real Debian packages are the layers, 60 at a time, downloaded once by `scripts/debian-layers`.
+//! Prints ratios within one run, since times drift by half from minute to minute: everything is
+//! done in turn, round by round, and the medians are compared. Real Debian packages are the layers,
+//! 60 at a time, downloaded once by `scripts/debian-layers`.
 
 // What a benchmark is for.
 #![allow(clippy::print_stdout)]
@@ -15,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use layer::{Merge, Merged, remove_tree, remove_tree_with};
+use layer::{Merge, Merged, Remove, remove_tree};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
 const ROUNDS: usize = 7;
@@ -47,11 +49,12 @@ fn real_packages(dir: &Path, packages: &[&str]) {
         one.push(timed(|| merged = merge(ONE, &trees, &target("one", round))));
         two.push(timed(|| merged = merge(TWO, &trees, &target("two", round))));
     }
-    // Not between the merges: ext4 shuns inodes that were freed a moment ago, and looking for others is what would be measured.
+    // Not between the merges: ext4 shuns inodes that were freed a moment ago, and looking for
+    // others is what would be measured.
     for round in 0..ROUNDS {
         rm.push(timed(|| run(Command::new("rm").arg("-rf").arg(target("cp", round)))));
-        remove_one.push(timed(|| remove_tree_with(target("bare", round), ONE).expect("removed")));
-        remove_two.push(timed(|| remove_tree_with(target("one", round), TWO).expect("removed")));
+        remove_one.push(timed(|| Remove::new().threads(ONE).run(target("bare", round)).expect("removed")));
+        remove_two.push(timed(|| Remove::new().threads(TWO).run(target("one", round)).expect("removed")));
         remove_usual.push(timed(|| remove_tree(target("two", round)).expect("removed")));
     }
     let (count, names) = (trees.len(), packages.join(" "));
@@ -62,11 +65,13 @@ fn real_packages(dir: &Path, packages: &[&str]) {
     table("removal", "rm -rf", rm, ours);
 }
 
-/// The calls that no merge can do without, to be made by one thread that knows all names beforehand: the floor.
+/// The calls that no merge can do without, to be made by one thread that knows all names
+/// beforehand: the floor.
 struct Calls {
     /// Each directory after the one that it is in.
     directories: Vec<PathBuf>,
-    /// Of each directory of each layer: itself, where it goes, and the files that no layer above has.
+    /// Of each directory of each layer: itself, where it goes, and the files that no layer above
+    /// has.
     parts: Vec<(PathBuf, PathBuf, Vec<OsString>)>,
 }
 
@@ -109,7 +114,8 @@ impl Calls {
     }
 }
 
-/// Layers that all have files in the same directories: the cost of a file must not grow with the number of layers.
+/// Layers that all have files in the same directories: the cost of a file must not grow with the
+/// number of layers.
 fn same_content(dir: &Path) {
     let tree = |n: usize| dir.join(format!("same/{n}"));
     for n in 0..400 {
@@ -126,7 +132,7 @@ fn same_content(dir: &Path) {
             let start = Instant::now();
             let merged = merge(TWO, &trees[..count], &target);
             times.push(start.elapsed() / merged.linked as u32);
-            remove_tree_with(&target, TWO).expect("removed");
+            Remove::new().threads(TWO).run(&target).expect("removed");
         }
     }
     let [sixty, four_hundred] = per_file.map(median);

@@ -1,7 +1,8 @@
-//! What a store costs: looking through it, and holding layers of it against collectors: `cargo bench -p layer --bench store`.
+//! What a store costs: looking through it, and holding layers of it against collectors:
+//! `cargo bench -p layer --bench store`.
 //!
-//! Prints ratios within one run, as the other benchmark does and for the same reason. `LAYERED_LAYERS` says how many layers the store
-//! has, 100,000 if that is not set.
+//! Prints ratios within one run, as the other benchmark does and for the same reason.
+//! `LAYERED_LAYERS` says how many layers the store has, 100,000 if that is not set.
 
 // What a benchmark is for.
 #![allow(clippy::print_stdout)]
@@ -49,7 +50,7 @@ fn holds(store: &Path) {
             }
             let mut looks = Vec::new();
             for _ in 0..ROUNDS {
-                looks.push(timed(|| drop(Collector::new().collect(store, &mut |_| {}).expect("collected"))));
+                looks.push(timed(|| drop(Collector::new().collect(store).expect("collected"))));
             }
             println!(
                 "  a collector with nothing to do beside 64 threads that hold and release all the time: {:.1?}",
@@ -60,7 +61,7 @@ fn holds(store: &Path) {
     println!("  6,400 holds of 400 layers by 64 threads at once: {:.0?} a layer", at_once / (6_400 * 400));
     // Others' holds are what a collector reads, and no holder.
     let others: Vec<_> = (0..64).map(|_| Hold::of(layers.iter().map(Layer::path)).expect("held")).collect();
-    let look = || drop(Collector::new().max_bytes(0).collect(store, &mut |_| {}).expect("collected"));
+    let look = || drop(Collector::new().max_bytes(0).collect(store).expect("collected"));
     println!(
         "  a collector over 400 layers that 64 runs hold, all of it: {:.1?}",
         median((0..ROUNDS).map(|_| timed(look)).collect())
@@ -86,7 +87,7 @@ fn scans(store: &Path) {
             peak = peak_memory_kib();
         }
         survey.push(timed(|| {
-            Collector::new().max_bytes(0).dry_run(store, &mut |_| {}).expect("a store");
+            Collector::new().max_bytes(0).dry_run(store).expect("a store");
         }));
     }
     let [find, scan, survey] = [find, scan, survey].map(median);
@@ -96,7 +97,7 @@ fn scans(store: &Path) {
     println!("  a dry run of a collector that wants all {survey:>9.1?}   {:.2}", ratio(survey, find));
     println!("memory: a scan {} KiB, the dry run {} KiB", peak - before, peak_memory_kib() - peak);
     let time = timed(|| {
-        let collected = Collector::new().max_bytes(0).collect(store, &mut |_| {}).expect("collected");
+        let collected = Collector::new().max_bytes(0).collect(store).expect("collected");
         assert_eq!((collected.layers.len(), collected.failed.len()), (count, 0));
     });
     println!("collecting them all: {:.1?} a layer", time / u32::try_from(count).expect("not that many"));

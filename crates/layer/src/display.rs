@@ -1,8 +1,9 @@
-//! Names and texts that somebody else chose, made safe to print.
+//! Makes names and texts that other programs chose safe to print. `json_path.rs` writes such names
+//! into JSON.
 //!
-//! A file name may hold every byte but `/` and NUL. Printed as it is, a name can drive the terminal, forge the next line of a
-//! table, or reverse the direction of the text around it. The same goes for strings in `layer.json` and for messages that
-//! quote a name.
+//! A file name may hold every byte but `/` and NUL. Printed as it is, a name can drive the
+//! terminal, forge the next line of a table, or reverse the direction of the text around it. The
+//! same goes for strings in `layer.json` and for messages that quote a name.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Display, Formatter, Write};
@@ -10,8 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use os_display::Quotable;
 
-/// Displays a path or a name as a shell takes it: as it is if possible, in quotes if it has spaces or other characters that
-/// mean something to a shell, and with escapes (`$'a\nb'`) if it has control characters or bytes that are not UTF-8.
+/// Displays a path or a name as a shell takes it: as it is if possible, in quotes if it has spaces
+/// or other characters that mean something to a shell, and with escapes (`$'a\nb'`) if it has
+/// control characters or bytes that are not UTF-8.
 ///
 /// ```
 /// assert_eq!(layer::display::quoted("usr/lib").to_string(), "usr/lib");
@@ -22,8 +24,8 @@ pub fn quoted<N: AsRef<OsStr> + ?Sized>(name: &N) -> Quoted<'_> {
     Quoted(name.as_ref())
 }
 
-/// Displays a text without its control characters: each is written as an escape (`\n`, `\u{1b}`), so that the text stays on
-/// its line.
+/// Displays a text without its control characters: each is written as an escape (`\n`, `\u{1b}`),
+/// so that the text stays on its line.
 ///
 /// ```
 /// assert_eq!(layer::display::escaped("größe: \x1b[2J\n").to_string(), r"größe: \u{1b}[2J\n");
@@ -32,8 +34,9 @@ pub fn escaped<T: Display>(text: T) -> Escaped<T> {
     Escaped(text)
 }
 
-/// Displays JSON with its control characters written as `\u001b`, so that it is still the same JSON. Takes a
-/// [`serde_json::Value`] or a text that is JSON; `{:#}` displays a value on several lines.
+/// Displays JSON with its control characters written as `\u001b`, so that it is still the same
+/// JSON. Takes a [`serde_json::Value`] or a text that is JSON; `{:#}` displays a value on several
+/// lines.
 ///
 /// ```
 /// let value = serde_json::json!(["\u{9b}2J"]);
@@ -65,7 +68,8 @@ impl Display for Quoted<'_> {
     }
 }
 
-/// Writes a name as os_display writes one that has control characters, but without any character that turns the text around.
+/// Writes a name as os_display writes one that has control characters, but without any character
+/// that turns the text around.
 fn write_in_escapes(name: &OsStr, formatter: &mut Formatter<'_>) -> fmt::Result {
     formatter.write_str("$'")?;
     let mut after_escape = false;
@@ -142,8 +146,8 @@ impl<E: Fn(char) -> String> Write for Escaping<'_, '_, E> {
     }
 }
 
-/// Whether a terminal takes the character for a command: control characters (C0, DEL, C1), the two separators of lines, and
-/// what changes the direction of text.
+/// Whether a terminal takes the character for a command: control characters (C0, DEL, C1), the two
+/// separators of lines, and what changes the direction of text.
 fn is_unprintable(character: char) -> bool {
     character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') || is_bidi_control(character)
 }

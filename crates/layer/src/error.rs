@@ -1,6 +1,7 @@
 //! The errors of this crate, and their messages for users. [`display`](crate::display)
 //! escapes the paths in the messages.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -71,6 +72,18 @@ pub enum Error {
     /// The name of a sidecar cannot be the name of a file, or is the one of `layer.json`.
     #[error("{name:?} cannot name a sidecar; use a file name without `/` and without `.json`, other than `layer`")]
     SidecarName {
+        /// The name that the caller passed.
+        name: String,
+    },
+    /// The text is not the mode of a directory.
+    #[error("{text:?} is not a mode; write octal permission bits like 0750")]
+    NotAMode {
+        /// The text that the caller passed.
+        text: String,
+    },
+    /// No rung has this name.
+    #[error("{name:?} is not a rung; use lowerdir+, mount-paths or mount-names")]
+    UnknownRung {
         /// The name that the caller passed.
         name: String,
     },
@@ -252,8 +265,9 @@ pub enum Error {
     },
     /// A merge failed, and could not remove the entries that it had created. They are at `left`.
     #[error(
-        "the merge failed and left {}, because it could not remove it ({cleanup}; remove it by hand)",
-        quoted(left)
+        "the merge failed and left {}, because it could not remove it ({}; remove it by hand)",
+        quoted(left),
+        Chain(cleanup)
     )]
     Leftover {
         /// The path that is left on disk.
@@ -264,6 +278,17 @@ pub enum Error {
         /// Why the path could not be removed.
         cleanup: Box<Error>,
     },
+}
+
+/// Displays an error and all its sources on one line.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let sources = std::iter::successors(self.0.source(), |error| error.source());
+        sources.into_iter().try_for_each(|source| write!(formatter, ": {source}"))
+    }
 }
 
 /// The result of an operation on layers.
@@ -297,7 +322,7 @@ impl Error {
             | Error::MadeUnknown { upper } => Some(upper),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
-            Error::SidecarName { .. } => None,
+            Error::SidecarName { .. } | Error::NotAMode { .. } | Error::UnknownRung { .. } => None,
         }
     }
 
@@ -309,7 +334,7 @@ impl Error {
     }
 
     /// Returns whether the disk or a quota has no blocks or inodes left.
-    pub(crate) fn is_for_want_of_room(&self) -> bool {
+    pub(crate) fn is_disk_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }

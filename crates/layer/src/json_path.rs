@@ -1,7 +1,9 @@
 //! Paths in JSON, whose strings are UTF-8 where a path may be any bytes.
+//! [`display`](crate::display) prints paths.
 //!
-//! A path is a string if it is UTF-8, else an array of its bytes, so that every path comes back as it was. Use the module with
-//! `#[serde(with = "layer::json_path")]`, or its functions by themselves.
+//! A path is a string if it is UTF-8, else an array of its bytes, so that every path comes back as
+//! it was. Use the module with `#[serde(with = "layer::json_path")]`, or its functions by
+//! themselves.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

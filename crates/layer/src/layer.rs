@@ -1,8 +1,20 @@
+//! One layer's directory: the paths in it. What the files say is decided by the modules below; a
+//! directory of many layers is in `store`.
+
+pub(crate) mod access;
+pub(crate) mod disk_usage;
+pub(crate) mod json;
+mod last_used;
+pub(crate) mod layer_hash;
+pub(crate) mod meta;
+mod sidecar;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result, TreeSize, layer_hash};
+use crate::error::{Error, Result};
+use crate::tree::size::TreeSize;
 
 /// One layer's directory and the paths in it.
 ///
@@ -18,9 +30,10 @@ use crate::{Error, Result, TreeSize, layer_hash};
 /// <layer>/.json.*      a JSON file that is being written; locked, flock(2), unless its writer was killed
 /// ```
 ///
-/// A [capture](crate::Capture) holds a lock, flock(2), on the layer's directory. A directory that it has made has the sticky bit
-/// until the layer is complete. What a killed capture has left is completed or removed by the next capture of the layer and by
-/// the next [`Collector`](crate::Collector). Neither removes a tree.
+/// A [capture](crate::Capture) holds a lock, flock(2), on the layer's directory. A directory that
+/// it has made has the sticky bit until the layer is complete. What a killed capture has left is
+/// completed or removed by the next capture of the layer and by the next
+/// [`Collector`](crate::Collector). Neither removes a tree.
 ///
 /// Other files and directories beside these are allowed and left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,16 +42,16 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The layer that stands, or is to stand, at `dir`. Nothing is looked at.
+    /// Returns the layer that is, or will be, at `dir`. Nothing is looked at.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
 
-    /// The layer at `dir`, which has a tree to stack.
+    /// Returns the layer at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs` (a symbolic link is none:
-    /// a layer's tree is its own).
+    /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no
+    /// directory `fs`; a symbolic link is not one, since a layer's tree is its own.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let layer = Self::at(dir);
         check(&layer.dir, "a layer")?;
@@ -75,9 +88,9 @@ impl Layer {
         self.dir.join("last_used")
     }
 
-    /// How large the tree is: [`TreeSize::of`].
+    /// Measures the tree: [`TreeSize::of`].
     ///
-    /// What was measured when the layer was captured is [`Meta::disk_usage`](crate::Meta::disk_usage).
+    /// [`Meta::disk_usage`](crate::Meta::disk_usage) is what the capture of the layer measured.
     ///
     /// # Errors
     /// As [`TreeSize::of`].
@@ -86,10 +99,11 @@ impl Layer {
     }
 }
 
-/// The tree at the bottom of every stack: a root file system made from an image, with no layer below it.
+/// The tree at the bottom of every stack: a root file system made from an image, with no layer
+/// below it.
 ///
-/// A base has the shape of a layer (`<dir>/fs/` is its tree). It is never touched as used: whoever has layers has their
-/// base.
+/// A base has the shape of a layer (`<dir>/fs/` is its tree). It has no `last_used`: it is needed
+/// as long as any layer above it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Base {
     dir: PathBuf,
@@ -98,25 +112,35 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base at `dir`. Its hash is the name of its directory, in the form of [`Layer::hash`], until
-    /// [`with_hash`](Self::with_hash) says otherwise, its image is empty until [`with_image`](Self::with_image).
+    /// Returns the base that is, or will be, at `dir`. Nothing is looked at.
     ///
-    /// # Errors
-    /// [`Error::NotADirectory`] if `dir` is none, [`Error::NoTree`] if it has no directory `fs`.
-    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+    /// Its hash is the name of its directory, in the form of [`Layer::hash`], until
+    /// [`with_hash`](Self::with_hash) sets another. Its image is empty until
+    /// [`with_image`](Self::with_image) sets it.
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
-        check(&dir, "a base")?;
         let hash = layer_hash::text(dir.file_name().unwrap_or_default());
-        Ok(Self { dir, hash, image: String::new() })
+        Self { dir, hash, image: String::new() }
     }
 
-    /// The same base, known by `hash`: what `base_hash` in the `layer.json` of every layer above it says.
+    /// Returns the base at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no
+    /// directory `fs`; a symbolic link is not one.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+        let base = Self::at(dir);
+        check(&base.dir, "a base")?;
+        Ok(base)
+    }
+
+    /// Sets the hash: the `base_hash` in the `layer.json` of every layer above.
     pub fn with_hash(mut self, hash: impl Into<String>) -> Self {
         self.hash = hash.into();
         self
     }
 
-    /// The same base, made from `image` (`debian:12`).
+    /// Sets the image that the base was made from (`debian:12`).
     pub fn with_image(mut self, image: impl Into<String>) -> Self {
         self.image = image.into();
         self
@@ -132,7 +156,7 @@ impl Base {
         self.dir.join("fs")
     }
 
-    /// What the layers above know this base by.
+    /// The hash by which the layers above know this base.
     pub fn hash(&self) -> &str {
         &self.hash
     }
@@ -143,7 +167,7 @@ impl Base {
     }
 }
 
-/// Holds `dir` to the shape that layers and bases share.
+/// Checks that `dir` has the shape that layers and bases share.
 fn check(dir: &Path, expected: &'static str) -> Result<()> {
     let tree = dir.join("fs");
     match fs::symlink_metadata(&tree) {

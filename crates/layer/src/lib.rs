@@ -1,40 +1,47 @@
-//! Layers on disk: what a directory that is one layer of a stacked root file system holds, and how many of them become one
-//! stack. No mounts, no containers: a program that only looks at a store of layers needs nothing else.
+//! Layers on disk: what is in a directory that is one layer of a stacked root file system, and how
+//! many layers become one stack. This crate mounts nothing and runs no containers: a program that
+//! only looks at a store of layers needs nothing else.
 //!
-//! - **One layer**: [`Layer`] has the paths; [`Meta`] is its `layer.json`; sidecars hold whatever else its maker knows of it,
-//!   as any serde type or as raw JSON; [`Layer::touch`] and [`Layer::last_used`] are the book of least recent use. [`Base`] is
-//!   the tree at the bottom.
-//! - **A store of layers**: [`scan`] finds them, in the order of last use if asked; [`Collector`] removes the least recently
-//!   used ones, but none that somebody [holds](Hold); a [`Draft`] becomes a layer whole or not at all.
-//! - **Many layers, one stack**: [`Plan`] says which layers the kernel can take as lower directories of their own and which
-//!   have to be merged first, [`merge`] hardlinks these into one directory that shows what the kernel would have shown, and
-//!   [`remove_tree`] takes such a directory away again.
-//! - **A new layer**: [`Capture`] makes a layer of the upper directory that an overlay has left. A capture that was killed can be
-//!   repeated.
-//! - **Which layer is it from?** [`lookup`] says which layer of a stack a path is from and which others have it; [`conflicts`]
-//!   finds what several layers provide, the usual cause of builds that change with the order.
+//! - **One layer**: [`Layer`] has the paths; [`Meta`] is its `layer.json`; sidecars hold whatever
+//!   else its maker knows about it, as any serde type or as raw JSON; [`Layer::touch`] and
+//!   [`Layer::last_used`] record its last use. [`Base`] is the tree at the bottom.
+//! - **A store of layers**: [`scan`] finds them, in the order of last use if asked; [`Collector`]
+//!   removes the least recently used ones, but none that is [held](Hold); a [`Draft`]
+//!   becomes a layer whole or not at all.
+//! - **Many layers, one stack**: [`Plan`] decides which layers become lower directories of their
+//!   own and which have to be merged first. [`merge`](fn@merge) hardlinks these into one directory
+//!   that shows what the kernel would have shown. [`remove_tree`] removes such a directory.
+//! - **A new layer**: [`Capture`] turns the upper directory of an unmounted overlay into a layer. A
+//!   capture that was killed can be repeated.
+//! - **Which layer is it from?** [`lookup`] reports which layer of a stack a path is from, and
+//!   which others have it. [`conflicts`] finds the paths that several layers provide, the usual
+//!   cause of builds that depend on the order.
 //!
 //! # Order
-//! One order everywhere, the kernel's: the **first layer is the topmost**. The base is at the bottom and not among the layers.
+//! There is one order everywhere, the kernel's: the **first layer is the topmost**. The base is at
+//! the bottom, and is not among the layers.
 //!
 //! # A store
-//! A store is a directory of layers. One entry of it is its own:
+//! A store is a directory of layers. Beside the layers it has one entry of its own, `.layered`:
 //! ```text
 //! <store>/<name>/                       a layer, once it has its `layer.json`; see [`Layer`]
 //! <store>/.layered/holds/<random>       which layers a process or a kept result needs
 //! <store>/.layered/new/<random>/layer   a layer in the making
 //! <store>/.layered/trash-<random>       a layer that a collector removes
 //! ```
-//! `.layered` is made when it is needed first. Holds and layers in the making are locked by their owners with flock(2). Those that
-//! are not locked belong to dead processes, and the next collector removes them, unless a hold was [kept](Hold::keep) for a
-//! directory that still exists.
+//! The first hold, draft or collector makes `.layered`. The owners of holds and of layers in the
+//! making lock them with flock(2). What is not locked belongs to a dead process, and the next
+//! collector removes it, unless a hold was [kept](Hold::keep) for a directory that still exists.
 //!
-//! On a full disk, where `.layered` cannot be made, a collector renames a layer that it has to remove to `.layered`. For as long
-//! as `.layered` has a `layer.json`, everything in it but `holds` and `new` is garbage.
+//! On a full disk, where `.layered` cannot be made, a collector renames a layer that it has to
+//! remove to `.layered`. For as long as `.layered` has a `layer.json`, everything in it but `holds`
+//! and `new` is garbage.
 //!
-//! Only the owner can enter a layer's directory (0700) unless [`Access`] says otherwise: a tree can hold set-user-ID programs.
+//! Only the owner can enter a layer's directory (0700) unless [`Access`] says otherwise: a tree can
+//! hold set-user-ID programs.
 //!
-//! The example `store_index` writes an index of a store as an HTML page: what a documentation browser shows of it.
+//! The example `store_index` writes an index of a store as an HTML page, as a documentation browser
+//! would show it.
 //!
 //! # Listing a store
 //! ```
@@ -55,55 +62,49 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod access;
-mod area;
-mod attributes;
+mod callback;
 mod capture;
-mod conflicts;
-mod disk_usage;
 pub mod display;
-mod draft;
 mod error;
-mod gc;
-mod hold;
-mod json;
 pub mod json_path;
-mod last_used;
 mod layer;
-mod layer_hash;
-mod lookup;
 mod merge;
-mod meta;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
-mod overlayfs;
 #[cfg(test)]
 mod parser_tests;
-mod plan;
-mod regular_file;
-mod remove;
-mod scan;
-mod sidecar;
-mod sources;
-mod tree_size;
-mod view;
-mod walk;
+mod stack;
+mod store;
+mod tree;
 
-pub use access::Access;
-pub use capture::{Capture, Captured, Made, RunRecord, Step, UpperId};
-pub use conflicts::{Conflict, Conflicts, Difference, conflicts};
-pub use draft::Draft;
+pub use capture::made::Made;
+pub use capture::record::RunRecord;
+pub use capture::upper_id::UpperId;
+pub use capture::{Capture, Captured, Step};
 pub use error::{Error, Result};
-pub use gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
-pub use hold::{Hold, held};
+pub use layer::access::Access;
+pub use layer::meta::{Meta, Timing};
 pub use layer::{Base, Layer};
-pub use lookup::{EntryKind, Lookup, Obstacle, Origin, Role, lookup};
 pub use merge::{Merge, Merged, merge};
-pub use meta::{Meta, Timing};
-pub use overlayfs::XattrNamespace;
-pub use plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
-pub use regular_file::read_regular_file;
-pub use remove::{remove_tree, remove_tree_with};
-pub use scan::{Scan, scan};
-pub use tree_size::{TreeSize, count_files};
+pub use stack::conflicts::{Conflict, Conflicts, Difference, conflicts};
+pub use stack::lookup::{Lookup, Obstacle, Origin, Role, lookup};
+pub use stack::overlayfs::{EntryKind, XattrNamespace, is_opaque, is_whiteout};
+pub use stack::plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
+pub use store::draft::Draft;
+pub use store::gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
+pub use store::hold::{Hold, held};
+pub use store::scan::{Scan, scan};
+pub use tree::locked_dir::LockedDir;
+pub use tree::regular_file::read_regular_file;
+pub use tree::remove::{Remove, remove_tree};
+pub use tree::size::{TreeSize, count_files};
+
+/// The compiler checks that values of these types can be used by several threads.
+const _: fn() = || {
+    fn is_send_and_sync<T: Send + Sync>() {}
+    is_send_and_sync::<(Base, Layer, Meta, Timing, Access, RunRecord, UpperId, Made)>();
+    is_send_and_sync::<(Scan, Hold, Draft, Collector<'_>, Collected, LockedDir)>();
+    is_send_and_sync::<(Plan, Lookup, Conflicts, Merge<'_>, Merged, Capture<'_>, Captured)>();
+    is_send_and_sync::<(Remove, TreeSize, Error)>();
+};

@@ -1,10 +1,13 @@
-//! Many layers hardlinked into one directory that shows what the kernel would have shown.
+//! Hardlinks many layers into one directory that shows what the kernel would have shown.
+//! `stack/view.rs` has the same rules for looking only; `merge/directory.rs` does the work.
 
 mod copy;
 mod directory;
-mod groups;
+mod hardlinks;
+mod node;
 mod part;
-mod reunite;
+mod relink;
+mod shared;
 mod target;
 
 use std::num::NonZeroUsize;
@@ -15,13 +18,17 @@ use std::thread;
 
 use rustix::fs::{Mode, fchmod};
 
-use self::directory::{Job, Shared, Worker};
-use self::groups::Groups;
+use self::directory::{Job, Worker};
+use self::hardlinks::HardLinks;
+use self::shared::Shared;
 use self::target::Target;
+use crate::callback::Callback;
 use crate::display::quoted;
-use crate::sources::Sources;
-use crate::walk::crew;
-use crate::{Access, Error, Result, XattrNamespace};
+use crate::error::{Error, Result};
+use crate::layer::access::Access;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::sources::Sources;
+use crate::tree::walk::work_queue;
 
 /// Merges layers, topmost first, into one directory, with the usual options: [`Merge::run`].
 ///
@@ -31,14 +38,16 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
     Merge::new().run(sources, target)
 }
 
-/// How layers are hardlinked into one directory that stands for all of them.
+/// Hardlinks layers into one directory that stands for all of them.
 ///
-/// An overlay of the merged directory and a base shows the same tree as one of the layers and the base: names, types,
-/// modes, owners, times to the nanosecond, extended attributes, ACLs, content, and which names are one file. So it does
-/// with more layers above, and so it does after the same writes through an upper. Not carried over is what overlayfs
-/// does not show (its own attributes) and the flags of chattr(1) on directories and copies.
+/// An overlay of the merged directory and a base shows the same tree as an overlay of the layers
+/// and the base: names, types, modes, owners, times to the nanosecond, extended attributes, ACLs,
+/// content, and which names are one file. The same is true with more layers above, and after the
+/// same writes through an upper. Two things are not carried over: overlayfs's own attributes, which
+/// an overlay does not show, and the flags of chattr(1) on directories and copies.
 ///
-/// The files of the result **are** those of the layers: it is to be a lower directory and never to be written to.
+/// The files of the result **are** those of the layers: use it as a lower directory, and never
+/// write to it.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -52,69 +61,80 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// # What becomes of what
-/// - A file on top stands alone. A directory is the union of those of its name, downwards to the first opaque one, and
-///   not past a file or a whiteout. Where the union ended before the last layer, the merged directory is opaque, or the
-///   base would show through. Opaque on the root of a layer means nothing.
-/// - Whiteouts stay, to hide the base, as character devices 0:0 whatever they were, and their directories get an empty
-///   `origin` attribute: without it the kernel lists names that cannot be found where no other lower has the directory.
-///   They go where the base is hidden anyway.
-/// - A directory carries what it carries in the topmost layer that has it.
-/// - A file that cannot be linked is cloned or copied, with all names that it has: on another file system (`EXDEV`),
-///   beyond the limit of links (`EMLINK`, 65,000 on ext4), immutable (`EPERM`).
+/// # What happens to the contents
+/// - **Files**: the topmost one is taken, and hides everything of its name below.
+/// - **Directories** are the union of those of their name, downwards to the first opaque one, and
+///   not past a file or a whiteout. If the union ends before the last layer, the merged directory
+///   is opaque; otherwise the base would show through. On the root of a layer, opaque has no
+///   meaning. A directory has the attributes of the topmost layer that has it.
+/// - **Whiteouts** stay, to hide the base. They become character devices 0:0, whatever their form
+///   was. Their directories get an empty `origin` xattr: without it, the kernel lists names that
+///   cannot be found in a directory that no other lower has. Where the base is hidden anyway, they
+///   are left out.
+/// - **Files that cannot be linked** are cloned or copied, with all their names: on another file
+///   system (`EXDEV`), beyond the limit of links (`EMLINK`, 65,000 on ext4), immutable (`EPERM`).
 ///
 /// # How
-/// Every step goes by descriptor, and no symbolic link of a layer is followed, not even one that appears meanwhile
-/// (openat2(2), Linux 5.6). Regular files are not opened unless they have to be copied. Each directory of each layer is
-/// read once, at any depth; memory grows with the widest directory and the depth, not with the number of files; and a
-/// quarter of the process's descriptors is enough for any number of layers.
+/// Every step goes by descriptor. No symbolic link of a layer is followed, not even one that
+/// appears concurrently (openat2(2), Linux 5.6). Regular files are opened only if they have to be
+/// copied. Each directory of each layer is read once, at any depth. Memory grows with the widest
+/// directory and the depth, not with the number of files. A quarter of the process's descriptors is
+/// enough for any number of layers.
 #[derive(Debug, Clone)]
-pub struct Merge {
+#[must_use = "it merges when `run` is called"]
+pub struct Merge<'a> {
     threads: NonZeroUsize,
     xattrs: XattrNamespace,
     access: Option<Access>,
+    stop: Callback<'a, Stop<'a>>,
 }
 
-/// What a merge has made.
+/// Returns true when a merge has to stop.
+type Stop<'a> = dyn Fn() -> bool + Sync + 'a;
+
+/// The numbers of what a merge has made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Merged {
     /// Files, symbolic links and special files that are links to those of the layers.
     pub linked: u64,
-    /// Files, symbolic links and special files that are clones or copies, where a link could not be made.
+    /// Files, symbolic links and special files that are clones or copies, where a link could not be
+    /// made.
     pub copied: u64,
     /// Directories, the root among them.
     pub directories: u64,
     /// Whiteouts that stay, to hide what a base may have.
     pub whiteouts: u64,
-    /// Directories that are opaque, to hide the base's of that name.
+    /// Directories that are opaque, to hide the directory of that name in the base.
     pub opaques: u64,
 }
 
-/// Where there are more processors. A merge is all work of the kernel's, and a run is not alone on its machine.
-const MOST_USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
-
-impl Default for Merge {
+impl Default for Merge<'_> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Merge {
+impl<'a> Merge<'a> {
     /// Two threads, where there are two processors, and attributes in [`XattrNamespace::Trusted`].
     pub fn new() -> Self {
-        let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { threads: processors.min(MOST_USUAL_THREADS), xattrs: XattrNamespace::default(), access: None }
+        Self {
+            threads: work_queue::usual_threads(),
+            xattrs: XattrNamespace::default(),
+            access: None,
+            stop: Callback::default(),
+        }
     }
 
-    /// Works with at most so many threads.
+    /// Works with at most `threads` threads.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// Reads and writes overlayfs's attributes in `namespace`: [`XattrNamespace::User`] for layers that mounts with
-    /// `userxattr` have made, to be mounted so again.
+    /// Reads and writes overlayfs's attributes in `namespace`. Layers that were written by mounts
+    /// with `userxattr` need [`XattrNamespace::User`], and the merged directory then needs such a
+    /// mount.
     pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
         self
@@ -122,51 +142,51 @@ impl Merge {
 
     /// Gives the root of the target this mode and group, in place of the topmost source's.
     ///
-    /// The target may hold set-user-ID programs and device nodes. If other users of the host can get to the directory that it is
-    /// made in ([`Access::is_needed_in`]), close it ([`Access::default`]), or merge into a directory that is closed. A root that is
-    /// closed is closed in a container, too, if the target is its topmost lower.
+    /// The target may hold set-user-ID programs and device nodes. If other users of the host can
+    /// get to the directory that it is made in ([`Access::is_needed_in`]), close it
+    /// ([`Access::default`]), or merge into a directory that is closed. A root that is closed is
+    /// closed in a container, too, if the target is its topmost lower.
     pub fn access(mut self, access: Access) -> Self {
         self.access = Some(access);
         self
     }
 
-    /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a new directory in one
-    /// that exists, or an empty one, whose own attributes give way to those of the topmost source. No source at all
-    /// makes an empty directory of mode 0755, which hides nothing.
-    ///
-    /// The caller's thread waits; its working directory stays what it is. Until all is done, nobody but the owner can
-    /// enter `target`, and an extended attribute (`trusted.layered.merging`) marks it, so that a merge into what a killed
-    /// merge has left starts again.
-    ///
-    /// # Errors
-    /// - [`Error::NotADirectory`] if a source or an existing target is none; a symbolic link is none.
-    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInUse`] by another merge; [`Error::TargetInsideSource`], under whatever name.
-    /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: a directory that carries
-    ///   `redirect`, a file that carries `metacopy`.
-    /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show it in an overlay.
-    /// - [`Error::Io`] names the entry that could not be linked, copied or made. A source that changes meanwhile is one
-    ///   reason.
-    ///
-    /// The sources are as they were, and so is `target`: what was made has been removed, or [`Error::Leftover`] says
-    /// that it could not be.
-    pub fn run(&self, sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
-        self.run_until(sources, target, &|| false)
+    /// Stops the merge with [`Error::Stopped`] as soon as `stop` returns true. Each thread asks it
+    /// at each directory of each layer.
+    pub fn stop(mut self, stop: &'a (dyn Fn() -> bool + Sync + 'a)) -> Self {
+        self.stop = Callback(Some(stop));
+        self
     }
 
-    /// As [`run`](Self::run), until `stop` says that nobody waits for it any more, which it is asked at each directory of
-    /// each layer, by any of the threads.
+    /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a
+    /// new directory whose parent exists, or an empty directory, whose attributes are replaced by
+    /// those of the topmost source. Without a source, the result is an empty directory of mode
+    /// 0755, which hides nothing.
+    ///
+    /// The caller's thread waits; its working directory does not change. Until the merge has ended,
+    /// only the owner can enter `target`, and an extended attribute (`trusted.layered.merging`)
+    /// marks it. A merge into a target that a killed merge left recognises the mark and starts
+    /// again.
     ///
     /// # Errors
-    /// As `run`; [`Error::Stopped`] if it was.
-    pub fn run_until(
-        &self,
-        sources: &[impl AsRef<Path>],
-        target: impl AsRef<Path>,
-        stop: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Merged> {
+    /// - [`Error::NotADirectory`] if a source or an existing target is not a directory; a symbolic
+    ///   link is not one.
+    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInUse`] by another merge;
+    ///   [`Error::TargetInsideSource`], under whatever name.
+    /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: it has a
+    ///   directory with a `redirect` attribute or a file with a `metacopy` attribute.
+    /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show
+    ///   it in an overlay.
+    /// - [`Error::Stopped`] if [`stop`](Self::stop) returned true.
+    /// - [`Error::Io`] names the entry that could not be linked, copied or made. A source that
+    ///   changes meanwhile is one reason.
+    ///
+    /// After an error the sources are unchanged, and so is `target`: what the merge had made has
+    /// been removed. If that failed, the error is [`Error::Leftover`].
+    pub fn run(&self, sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
         let sources = Sources::open(sources)?;
         let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;
-        let merged = self.fill(&sources, &target, stop).and_then(|merged| {
+        let merged = self.fill(&sources, &target).and_then(|merged| {
             if let Some(access) = self.access {
                 access.apply(target.root(), target.path())?;
             }
@@ -176,7 +196,7 @@ impl Merge {
         merged.map_err(|failure| target.undo(failure, self.threads))
     }
 
-    fn fill(&self, sources: &Sources, target: &Target, stop: &(dyn Fn() -> bool + Sync)) -> Result<Merged> {
+    fn fill(&self, sources: &Sources, target: &Target) -> Result<Merged> {
         if sources.len() == 0 {
             fchmod(target.root(), Mode::from_raw_mode(0o755)).map_err(Error::io("set the mode of", target.path()))?;
             return Ok(Merged { directories: 1, ..Merged::default() });
@@ -187,11 +207,11 @@ impl Merge {
             target_path: target.path(),
             root_mode: self.access.map(|access| Mode::from_raw_mode(access.bits())),
             xattrs: self.xattrs,
-            stop,
-            groups: Groups::default(),
+            stop: self.stop.0,
+            hard_links: HardLinks::default(),
             why_copied: OnceLock::new(),
         };
-        let work = || crew::run(self.threads, Job::root(sources.len()), || Worker::new(&shared), Worker::fill);
+        let work = || work_queue::run(self.threads, Job::root(sources.len()), || Worker::new(&shared), Worker::fill);
         // Not on the caller's thread: it keeps the working directory that it shares with others.
         let workers = thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, work) {
             Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
@@ -201,9 +221,9 @@ impl Merge {
         for worker in workers {
             merged += worker.merged();
         }
-        let mut copies = shared.groups.lock();
+        let mut copies = shared.hard_links.lock();
         if copies.are_split() {
-            let moved = reunite::reunite(&shared, &mut copies)?;
+            let moved = relink::relink(&shared, &mut copies)?;
             merged.linked -= moved;
             merged.copied += moved;
         }

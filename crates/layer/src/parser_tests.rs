@@ -1,15 +1,22 @@
-//! Every parser of this crate with input that is nearly valid: it reads or refuses, and what it has read it writes and reads
-//! again. The parser of holds is private and tested in `hold`.
+//! Every parser of this crate with input that is nearly valid: it reads or refuses, and what it has
+//! read it writes and reads again. The parser of holds is private and tested in `hold`.
 
 use std::fs;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::capture::made::Made;
+use crate::capture::record::RunRecord;
+use crate::capture::upper_id::UpperId;
 use crate::display::escaped_json;
+use crate::error::Error;
 use crate::json_path::JsonPath;
+use crate::layer::Layer;
+use crate::layer::access::Access;
+use crate::layer::meta::Meta;
 use crate::mutated::{self, config};
-use crate::{Access, Error, Layer, Made, Meta, RunRecord, Rung, UpperId};
+use crate::stack::plan::Rung;
 
 fn valid_meta() -> Value {
     json!({

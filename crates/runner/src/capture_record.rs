@@ -67,7 +67,7 @@ impl CaptureRecord {
     }
 
     /// Returns the capture, and the `layer.json` to go with it.
-    pub fn into_capture(self) -> (Capture, Meta) {
+    pub fn into_capture(self) -> (Capture<'static>, Meta) {
         let mut capture = Capture::new(self.lowers.into_iter().map(|JsonPath(path)| path)).xattrs(self.xattrs);
         if let Some(made) = self.made {
             capture = capture.made(made);

@@ -4,10 +4,9 @@
 //! A whole run is in `run`.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use layer::Rung;
+use layer::{Rung, XattrNamespace};
 
 use crate::error::{in_phase, io_error, with_undone};
 use crate::kernel::{Kernel, Linux};
@@ -99,19 +98,12 @@ fn lists(mountinfo: &str, target: &Path) -> bool {
 /// Inspects what the kernel has left in the upper and the work directory.
 fn upper(paths: &Paths, private: bool) -> Result<Probe> {
     let (deleted, replaced) = (paths.upper().join("deleted"), paths.upper().join("replaced"));
-    let metadata = deleted.symlink_metadata().map_err(io_error("look at", &deleted))?;
-    let whiteout = metadata.file_type().is_char_device() && metadata.rdev() == 0;
-    let mut value = [0; 2];
-    let opaque = match rustix::fs::lgetxattr(&replaced, "trusted.overlay.opaque", &mut value) {
-        Ok(length) => value[..length] == *b"y",
-        // The attribute is missing, or the file system has no attributes at all.
-        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => false,
-        Err(error) => return Err(io_error("read an attribute of", &replaced)(error)),
-    };
+    let xattrs = XattrNamespace::Trusted;
+    let deletions = layer::is_whiteout(&deleted, xattrs)? && layer::is_opaque(&replaced, xattrs)?;
     // The kernel creates this directory: Documentation/filesystems/overlayfs.rst, "Volatile mount". The
     // mount table would say `volatile` or, in Linux 6.18, `fsync=volatile`.
     let volatile = paths.work().join("work/incompat/volatile").exists();
-    Ok(Probe { volatile, private, deletions: whiteout && opaque })
+    Ok(Probe { volatile, private, deletions })
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ impl Origin {
 impl Report {
     /// Returns a capture that makes the upper a layer. It knows the lowers and what the run
     /// [made](Self::made). `run` itself captures nothing: see [`Upper::capture`].
-    pub fn capture(&self) -> Capture {
+    pub fn capture(&self) -> Capture<'static> {
         let capture = Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs);
         match UpperId::of(self.upper.path()) {
             Ok(id) => capture.of_upper(id),

@@ -3,14 +3,15 @@
 //! What lies in it is in `scratch`; who owns the upper in it is in `upper`.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use container::{Cgroup, ContainerId};
+use layer::LockedDir;
 use layer::display::quoted;
-use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
 use crate::Result;
@@ -28,9 +29,8 @@ const KEPT: &str = "kept";
 /// directories that no process has locked.
 #[derive(Debug)]
 pub(crate) struct RunDir {
-    path: PathBuf,
+    dir: LockedDir,
     id: ContainerId,
-    lock: File,
 }
 
 impl RunDir {
@@ -60,25 +60,11 @@ impl RunDir {
     /// a run.
     pub(crate) fn lock(path: &Path) -> Result<Option<Self>> {
         let Some(id) = path.file_name().and_then(run_id) else { return Ok(None) };
-        // If others may write to the scratch directory, a FIFO or a symbolic link may have that name.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let lock = match openat(CWD, path, flags, Mode::empty()) {
-            Ok(lock) => File::from(lock),
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(io_error("open", path)(errno)),
-        };
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            Err(error) => return Err(io_error("lock", path)(error)),
-        }
-        // The previous owner of the lock may have removed the directory in the meantime.
-        let metadata = lock.metadata().map_err(io_error("look at", path))?;
-        Ok((metadata.nlink() > 0).then(|| Self { path: path.into(), id, lock }))
+        Ok(LockedDir::try_lock(path)?.map(|dir| Self { dir, id }))
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.dir.path()
     }
 
     /// Returns the name of the run, which is also its container's.
@@ -88,13 +74,13 @@ impl RunDir {
 
     /// Removes the directory and everything in it. It stays locked until it is removed.
     pub(crate) fn remove(&self) -> Result<()> {
-        Ok(layer::remove_tree(&self.path)?)
+        Ok(layer::remove_tree(self.path())?)
     }
 
     /// Returns the path that the directory has when it is [kept](Self::keep), which it may be
     /// already.
     pub(crate) fn kept_path(&self) -> PathBuf {
-        self.path.with_file_name(self.id.as_str().replacen(PREFIX, KEPT, 1))
+        self.path().with_file_name(self.id.as_str().replacen(PREFIX, KEPT, 1))
     }
 
     /// Locks the directory of the run whose upper is at `upper`. Returns `None` if the path is not
@@ -124,7 +110,7 @@ impl RunDir {
         }
         let run = Self::lock(&path)?.ok_or_else(|| Cause::InUse { path: path.clone() })?;
         // In /tmp anybody can create such a directory, with a stack and a container of their choice.
-        let owner = run.lock.metadata().map_err(io_error("look at", &path))?.uid();
+        let owner = fstat(&run.dir).map_err(io_error("look at", &path))?.st_uid;
         if owner != rustix::process::geteuid().as_raw() {
             return Err(not_kept().into());
         }
@@ -135,20 +121,7 @@ impl RunDir {
 
     /// Gives the directory a name that is not a run's. It stays locked.
     pub(crate) fn keep(&mut self) -> Result<()> {
-        let kept = self.kept_path();
-        fs::rename(&self.path, &kept).map_err(io_error("rename", &self.path))?;
-        self.path = kept;
-        Ok(())
-    }
-}
-
-impl Drop for RunDir {
-    /// Unlocks explicitly: a child that is being started holds the descriptor, too, for a moment.
-    /// If unlocking fails, closing does it.
-    fn drop(&mut self) {
-        if let Err(error) = flock(&self.lock, FlockOperation::Unlock) {
-            log::debug!("cannot unlock {}: {error}", quoted(&self.path));
-        }
+        Ok(self.dir.rename(self.kept_path())?)
     }
 }
 
@@ -258,7 +231,10 @@ mod tests {
                 _ => rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap(),
             }
             let (locked, kept) = (RunDir::lock(&path).unwrap_err(), RunDir::kept(&path).unwrap_err());
-            assert!(matches!(locked.cause(), Cause::Io { operation: "open", .. }), "{name}: {locked}");
+            assert!(
+                matches!(locked.cause(), Cause::Layer(layer::Error::Io { operation: "open", .. })),
+                "{name}: {locked}"
+            );
             assert!(matches!(kept.cause(), Cause::NotKept { .. }), "{name}: {kept}");
         }
         assert!(run.path().is_dir());

@@ -160,7 +160,7 @@ pub(crate) fn merge(
     if plan.merged.is_empty() {
         return Ok(None);
     }
-    match Merge::new().xattrs(xattrs).run_until(&plan.merged, target, stop) {
+    match Merge::new().xattrs(xattrs).stop(stop).run(&plan.merged, target) {
         Ok(merged) => Ok(Some(merged)),
         Err(layer::Error::Stopped { .. }) => Ok(None),
         Err(error) => Err(error.into()),

@@ -298,7 +298,7 @@ impl Upper {
     /// mode that it had.
     fn close_root(&self, destination: &Path, access: Option<Access>) -> io::Result<Option<u32>> {
         let access = match (access, destination.parent()) {
-            (None, Some(parent)) if Access::is_needed_in(parent)? => Access::default(),
+            (None, Some(parent)) if is_access_needed(parent)? => Access::default(),
             (Some(access), _) => access,
             _ => return Ok(None),
         };
@@ -327,7 +327,7 @@ impl Upper {
     ///
     /// # Errors
     /// [`CaptureError`], which gives the upper back.
-    pub fn capture(self, capture: &Capture, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
+    pub fn capture(self, capture: &Capture<'_>, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
         let captured = match rundir::around(layer.path()) {
             // That directory is removed with everything in it.
             Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run }),
@@ -386,6 +386,14 @@ fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
         },
         result => result,
     }
+}
+
+/// Returns whether a tree in `parent` must be closed to other users. The error is the kernel's.
+fn is_access_needed(parent: &Path) -> io::Result<bool> {
+    Access::is_needed_in(parent).map_err(|error| match error {
+        layer::Error::Io { source, .. } => source,
+        error => io::Error::other(chain(&error)),
+    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use integration_tests::stack::{Attributes, Dir, Item, Mount, private_mounts, require_root};
 use integration_tests::tree::Snapshot;
-use layer::Error;
+use layer::{Error, Remove};
 use rustix::fs::{CWD, FileType, IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, mount_bind, move_mount, unmount};
@@ -38,7 +38,7 @@ fn only_the_tree_itself_is_removed() {
     for threads in 1..=4 {
         let (dir, path) = make(&tree());
         fs::write(dir.path().join("beside"), "").unwrap();
-        layer::remove_tree_with(&path, NonZeroUsize::new(threads).unwrap()).unwrap();
+        Remove::new().threads(NonZeroUsize::new(threads).unwrap()).run(&path).unwrap();
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["beside"]);
     }

@@ -249,7 +249,7 @@ fn a_base_that_is_a_layer_of_a_store_is_held() {
     base.write_meta(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
     let mut run = layered_run(&fixture, [], UNTIL_INPUT_ENDS).stdin(Stdio::piped()).spawn().unwrap();
     wait_until_begun(&mut run);
-    let collected = Collector::new().max_bytes(0).collect(fixture.path(), &mut |_| {}).unwrap();
+    let collected = Collector::new().max_bytes(0).collect(fixture.path()).unwrap();
     assert_eq!((collected.layers.len(), &collected.held[..]), (0, &["base".into()][..]));
     assert!(run.wait_with_output().unwrap().status.success());
 }
@@ -260,7 +260,7 @@ fn a_store_directory_of_another_user_is_not_used() {
     make(&fixture.store(), "a");
     let area = fixture.store().join(".layered");
     std::os::unix::fs::chown(&area, Some(1000), Some(1000)).unwrap();
-    let refused = Collector::new().max_bytes(0).collect(fixture.store(), &mut |_| {}).unwrap_err();
+    let refused = Collector::new().max_bytes(0).collect(fixture.store()).unwrap_err();
     assert_eq!(refused.path(), Some(&*area));
     let run = layered_run(&fixture, [&"a".into()], "true").output().unwrap();
     let stderr = String::from_utf8_lossy(&run.stderr);
@@ -298,7 +298,7 @@ fn layers_of_a_read_only_store_are_run_but_not_held() {
             let layers = [Layer::open(fixture.store().join("a")).unwrap()];
             let report = fixture.run(&layers, "cat /begin/a");
             assert_eq!(stdout(&report), "a");
-            let refused = Collector::new().max_bytes(0).collect(fixture.store(), &mut |_| {}).unwrap_err();
+            let refused = Collector::new().max_bytes(0).collect(fixture.store()).unwrap_err();
             assert!(
                 matches!(&refused, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
             );
@@ -320,7 +320,7 @@ fn a_mount_in_a_collected_layer_is_reported_and_stays() {
         let work = || {
             private_mounts().unwrap();
             mount_bind(&precious, store.join("a/fs/end")).unwrap();
-            let collected = Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap();
+            let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
             assert_eq!(collected.layers.len(), 2);
             let Some(Error::MountInside { path }) = collected.failed.first() else { panic!("{collected:?}") };
             assert!(precious.join("file").exists() && path.starts_with(store.join(".layered")), "{collected:?}");
@@ -330,7 +330,7 @@ fn a_mount_in_a_collected_layer_is_reported_and_stays() {
         };
         scope.spawn(work).join().unwrap();
     });
-    let collected = Collector::new().collect(&store, &mut |_| {}).unwrap();
+    let collected = Collector::new().collect(&store).unwrap();
     assert_eq!((collected.orphans, collected.failed.len()), (1, 0), "{collected:?}");
     assert!(in_area(&store).is_empty() && precious.join("file").exists());
 }
@@ -342,7 +342,7 @@ fn a_run_over_a_collected_layer_is_refused() {
     ["gone", "held"].iter().for_each(|name| make(&store, name));
     let [gone, held] = ["gone", "held"].map(|name| Layer::open(store.join(name)).unwrap());
     let _hold = Hold::of([held.path()]).unwrap();
-    assert_eq!(Collector::new().max_bytes(0).collect(&store, &mut |_| {}).unwrap().layers[0].name, "gone");
+    assert_eq!(Collector::new().max_bytes(0).collect(&store).unwrap().layers[0].name, "gone");
     let template = integration_tests::shell("true").build().unwrap();
     let error = runner::run(&fixture.base(), &[held, gone.clone()], &template, fixture.options()).unwrap_err();
     assert_eq!((error.phase(), error.path()), (Some(runner::Phase::Inputs), Some(gone.path())));

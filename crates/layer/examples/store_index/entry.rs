@@ -75,7 +75,8 @@ fn name(layer: &Layer) -> String {
     escape(&layer.name().to_string_lossy())
 }
 
-/// One that cannot be read is shown with the reason, and the others are shown all the same. The name comes escaped.
+/// One that cannot be read is shown with the reason, and the others are shown all the same. The
+/// name comes escaped.
 pub(crate) fn write_unreadable(
     name: &str,
     error: &layer::Error,

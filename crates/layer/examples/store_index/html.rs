@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-/// Text for the content of an element or for a quoted attribute. What is not to be seen, or turns the text around, is written
-/// out: a name is not to look like another.
+/// Text for the content of an element or for a quoted attribute. What is not to be seen, or turns
+/// the text around, is written out: a name is not to look like another.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -38,7 +38,8 @@ pub(crate) fn percent_encode(bytes: &[u8]) -> String {
     encoded
 }
 
-/// The URL of the directory `to` for a page in the directory `from`, both absolute and without symbolic links.
+/// The URL of the directory `to` for a page in the directory `from`, both absolute and without
+/// symbolic links.
 pub(crate) fn relative_url(from: &Path, to: &Path) -> String {
     let common = from.components().zip(to.components()).take_while(|(from, to)| from == to).count();
     let up = from.components().skip(common).map(|_| "..".to_string());

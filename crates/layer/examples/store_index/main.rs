@@ -4,8 +4,9 @@
 //! $ cargo run -p layer --example store_index /var/cache/layers index.html
 //! ```
 //!
-//! It needs nothing but `layer`: no runtime, no mounts, no root where the store can be read. One layer at a time is held in
-//! memory. Whatever stands in a layer may be hostile: it is escaped, and the page runs no script but its own.
+//! It needs nothing but `layer`: no runtime, no mounts, no root where the store can be read. One
+//! layer at a time is held in memory. Whatever stands in a layer may be hostile: it is escaped, and
+//! the page runs no script but its own.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -73,7 +74,8 @@ fn write_index(store: &Path, links: &str, now: SystemTime, out: impl Write) -> R
 }
 
 fn write_page(store: &str, summary: &str, mut rows: File, mut out: impl Write) -> Result<()> {
-    // Unknown to whoever made the layers, so that nothing of theirs runs even where the escaping should fail.
+    // Unknown to whoever made the layers, so that nothing of theirs runs even where the escaping
+    // should fail.
     let nonce = format!("{:016x}", RandomState::new().build_hasher().finish());
     let store = escape(store);
     write!(

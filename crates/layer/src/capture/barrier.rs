@@ -1,4 +1,4 @@
-//! One sync of a file system for all who wait for one.
+//! Syncs a file system once for all threads that wait for a sync. `capture.rs` decides when.
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -7,9 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{fstat, syncfs};
 use rustix::io::Errno;
 
-/// Makes durable what has been written to the file system of `dir` by now: syncfs(2), once for all threads of this process
-/// that ask while another is under way. A sync that has begun already may have passed by what the caller wrote, so they wait
-/// for the next.
+/// Makes durable what has been written to the file system of `dir` by now: syncfs(2), once for all
+/// threads of this process that ask while another sync is running. A sync that has begun already
+/// may miss what the caller wrote, so those threads wait for the next one.
 pub(super) fn sync(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     static FILE_SYSTEMS: Mutex<Option<HashMap<u64, Arc<Barrier>>>> = Mutex::new(None);
     let device = fstat(dir)?.st_dev;
@@ -32,14 +32,16 @@ struct State {
     /// How many syncs have begun, and how many of them have ended. At most one is under way.
     begun: u64,
     ended: u64,
-    /// Who waits for one to end. To wake nobody is a system call too.
+    /// The threads that wait for a sync to end. Waking none of them would cost a system call as
+    /// well.
     waiting: usize,
     /// The last that failed, and why.
     failed: Option<(u64, Errno)>,
 }
 
 impl Barrier {
-    /// Returns when a sync that began after this call has ended: one by `sync`, or by that of another caller.
+    /// Returns when a sync that began after this call has ended: one by `sync`, or by that of
+    /// another caller.
     fn pass(&self, sync: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
         let mut state = self.lock();
         let mine = state.begun + 1;
@@ -63,7 +65,8 @@ impl Barrier {
 }
 
 impl State {
-    /// What became of the sync of this number. A failure is also told to those of an earlier one who come late.
+    /// Returns the outcome of the sync of this number. Threads that ask late about an earlier sync
+    /// also get the failure of a later one.
     fn outcome(&self, number: u64) -> rustix::io::Result<()> {
         match self.failed {
             Some((failed, errno)) if failed >= number => Err(errno),
@@ -72,7 +75,7 @@ impl State {
     }
 }
 
-/// Ends a sync also where it panics, so that nobody waits for ever.
+/// Ends a sync even if it panics, so that no thread waits forever.
 struct Over<'a>(&'a Barrier, rustix::io::Result<()>);
 
 impl Over<'_> {
@@ -104,8 +107,8 @@ mod tests {
 
     use super::*;
 
-    /// Lets eight threads come while a sync is under way that ends with `first`; all of theirs end with `next`. Returns how
-    /// many of theirs there were, and what they were told.
+    /// Lets eight threads come while a sync is under way that ends with `first`; all of theirs end
+    /// with `next`. Returns how many of theirs there were, and what they were told.
     fn come_together(
         first: rustix::io::Result<()>,
         next: rustix::io::Result<()>,

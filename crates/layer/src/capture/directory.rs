@@ -1,4 +1,5 @@
-//! One directory of an upper, made right for any stack: without what meant something to the old mount only.
+//! Changes the directories of an upper so that they are right in any stack, and measures them.
+//! `made.rs` has removed the files of the run before.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -13,19 +14,20 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Captured;
-use super::below::Below;
-use super::made::{is_opaque, modified};
-use crate::attributes::{XattrList, path_through_proc};
-use crate::tree_size::Inodes;
-use crate::view::{Directory, Shown};
-use crate::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
-use crate::{Error, Result, XattrNamespace, overlayfs};
+use super::lowers::Lowers;
+use super::made::modified;
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
+use crate::stack::view::{Directory, Shown};
+use crate::tree::size::Inodes;
+use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, READ, as_c_string, as_os_str};
+use crate::tree::xattr::{XattrList, path_through_proc};
 
 /// A directory of the upper.
-pub(super) type Branch = Node<Note>;
+pub(super) type DirNode = Node<NodeState>;
 
-/// What is left to do when all below the directory is done.
-pub(super) type Note = Mutex<Option<Pending>>;
+/// What is left to do when everything below the directory is done.
+pub(super) type NodeState = Mutex<Option<Pending>>;
 
 /// How a directory was, and what it holds.
 #[derive(Debug)]
@@ -38,21 +40,22 @@ pub(super) struct Pending {
 
 /// A directory to deal with.
 pub(super) struct Job {
-    branch: Arc<Branch>,
-    lowers: Lowers,
+    node: Arc<DirNode>,
+    lowers: LowerEntries,
 }
 
-/// What becomes of what the lowers have in a directory.
-enum Lowers {
-    /// It shows, but for what the directory itself hides by name.
-    Show,
-    /// It is hidden, by an opaque directory at this place or above. Here they have this, if they have a directory.
+/// Whether the entries that the lowers have in a directory are shown.
+enum LowerEntries {
+    /// They are shown, except those that the directory itself hides by name.
+    Shown,
+    /// An opaque directory hides them, at this place or above. The lowers have this directory, if
+    /// they have one.
     Hidden(Option<Directory>),
 }
 
 impl Job {
     pub(super) fn root() -> Self {
-        Self { branch: Branch::root(Note::default()), lowers: Lowers::Show }
+        Self { node: DirNode::root(NodeState::default()), lowers: LowerEntries::Shown }
     }
 }
 
@@ -60,20 +63,20 @@ impl Job {
 pub(super) struct Shared<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
-    pub(super) below: &'a Below,
+    pub(super) below: &'a Lowers,
     pub(super) xattrs: XattrNamespace,
-    /// No time is to be later.
+    /// The latest time that a file may have.
     pub(super) latest: Option<Timespec>,
     /// What has been counted in [`Captured::size`].
     pub(super) inodes: Inodes,
 }
 
-/// One thread's means of work.
+/// The state of one thread.
 pub(super) struct Worker<'a> {
     shared: &'a Shared<'a>,
     entries: Vec<u8>,
     names: XattrList,
-    cursor: Cursor<Note>,
+    cursor: Cursor<NodeState>,
     captured: Captured,
 }
 
@@ -88,52 +91,49 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// What this worker has done.
+    /// Returns the numbers of what this worker has done.
     pub(super) fn captured(self) -> Captured {
         self.captured
     }
 
-    /// Deals with all in one directory but its directories, which go to `found`, and finishes what is done by that.
+    /// Processes everything in one directory but its directories, which are added to `found`, and
+    /// finishes each directory that this completes.
     ///
-    /// A directory stays opaque until all below it is done: stopped at any moment, the upper shows what it showed.
+    /// A directory stays opaque until all below it is done: stopped at any moment, the upper shows
+    /// what it showed.
     pub(super) fn settle(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
-        let Job { branch, lowers } = job;
+        let Job { node, lowers } = job;
         let shared = self.shared;
-        let error = |operation| shared.error(operation, &branch, None);
-        if let Err(Errno::PERM) = self.cursor.go_either_way(&branch, || Ok(shared.root)).map(drop) {
-            // Only root and the owner may read without leaving a trace.
+        let error = |operation| shared.error(operation, &node, None);
+        if let Err(Errno::PERM) = self.cursor.go_either_way(&node, || Ok(shared.root)).map(drop) {
+            // Only root and the owner may read without changing the access time.
             self.cursor = Cursor::new(READ);
         }
-        let dir = self.cursor.go_either_way(&branch, || Ok(shared.root)).map_err(error("open"))?;
+        let dir = self.cursor.go_either_way(&node, || Ok(shared.root)).map_err(error("open"))?;
         let stat = fstat(dir).map_err(error("look at"))?;
-        branch.meet(&stat);
+        node.set_identity(&stat);
         self.names.read(|buffer| flistxattr(dir, buffer)).map_err(error("list the extended attributes of"))?;
-        // On the root of an upper neither means anything: the kernel does not look at it.
-        let below_root = branch.parent().is_some();
-        if below_root && self.names.has(shared.xattrs.redirect()) {
-            let path = shared.path.join(branch.path());
-            return Err(Error::Unmergeable { path, xattr: shared.xattrs.redirect() });
-        }
-        let opaque = below_root
-            && self.names.has(shared.xattrs.opaque())
-            && is_opaque(dir, shared.xattrs).map_err(error("read the extended attributes of"))?;
+        // On the root of an upper neither attribute has a meaning: the kernel does not look at it.
+        let opaque = node.parent().is_some()
+            && overlayfs::hides_below(dir, Some(&self.names), shared.xattrs)
+                .map_err(|why| why.at(shared.path.join(node.path())))?;
         let lowers = match lowers {
-            Lowers::Show if opaque => {
-                let path = branch.path();
+            LowerEntries::Shown if opaque => {
+                let path = node.path();
                 let below = shared.below.whole(&shared.path.join(&path))?;
-                Lowers::Hidden(directory(below.find(path)?))
+                LowerEntries::Hidden(directory(below.find(path)?))
             }
             lowers => lowers,
         };
         self.captured.opaques += u64::from(opaque);
 
         let to_hide = match &lowers {
-            Lowers::Hidden(Some(directory)) => Some((directory, shared.below.present().names(directory)?)),
+            LowerEntries::Hidden(Some(directory)) => Some((directory, shared.below.present().names(directory)?)),
             _ => None,
         };
         let mut files = Files {
             shared,
-            branch: &branch,
+            node: &node,
             dir,
             names: &mut self.names,
             captured: &mut self.captured,
@@ -152,9 +152,9 @@ impl<'a> Worker<'a> {
             if to_hide.is_some() {
                 present.insert(name.to_owned());
             }
-            match walk::file_type(dir, &entry).map_err(shared.error("look at", &branch, Some(name)))? {
+            match walk::file_type(dir, &entry).map_err(shared.error("look at", &node, Some(name)))? {
                 FileType::Directory => children.push(CString::from(name)),
-                kind => files.settle(name, kind)?,
+                _ => files.settle(name)?,
             }
         }
         if let Some((_, names)) = &to_hide {
@@ -168,33 +168,33 @@ impl<'a> Worker<'a> {
         }
         let Files { has_whiteouts, touched, .. } = files;
         let pending = Pending { modified: modified(&stat), has_whiteouts, touched };
-        *branch.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
+        *node.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(pending);
         if children.is_empty() {
-            return self.finish(branch);
+            return self.finish(node);
         }
-        branch.expect(children.len());
+        node.expect(children.len());
         for name in children {
             let lowers = match (&lowers, &to_hide) {
-                (Lowers::Show, _) => Lowers::Show,
-                (Lowers::Hidden(_), Some((directory_below, names))) if names.contains_key(as_os_str(&name)) => {
-                    Lowers::Hidden(directory(shared.below.present().child(directory_below, as_os_str(&name))?))
+                (LowerEntries::Shown, _) => LowerEntries::Shown,
+                (LowerEntries::Hidden(_), Some((directory_below, names))) if names.contains_key(as_os_str(&name)) => {
+                    LowerEntries::Hidden(directory(shared.below.present().child(directory_below, as_os_str(&name))?))
                 }
-                (Lowers::Hidden(_), _) => Lowers::Hidden(None),
+                (LowerEntries::Hidden(_), _) => LowerEntries::Hidden(None),
             };
-            found.push(Job { branch: Branch::child(&branch, name, Note::default()), lowers });
+            found.push(Job { node: DirNode::child(&node, name, NodeState::default()), lowers });
         }
         Ok(())
     }
 
-    /// Takes overlayfs's attributes off a directory that is done and sees to its time; then its parent, if this was the last
-    /// child, and so on.
-    fn finish(&mut self, mut branch: Arc<Branch>) -> Result<()> {
+    /// Takes overlayfs's attributes off a directory that is done and sees to its time; then its
+    /// parent, if this was the last child, and so on.
+    fn finish(&mut self, mut node: Arc<DirNode>) -> Result<()> {
         let shared = self.shared;
         loop {
-            let pending = branch.note.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let pending = node.state.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(pending) = pending {
-                let error = |operation| shared.error(operation, &branch, None);
-                let dir = self.cursor.go_either_way(&branch, || Ok(shared.root)).map_err(error("open"))?;
+                let error = |operation| shared.error(operation, &node, None);
+                let dir = self.cursor.go_either_way(&node, || Ok(shared.root)).map_err(error("open"))?;
                 shared
                     .clean(dir, &mut self.names, pending.has_whiteouts)
                     .map_err(error("take overlayfs's attributes off"))?;
@@ -206,15 +206,16 @@ impl<'a> Worker<'a> {
                     };
                     futimens(dir, &times).map_err(error("set the time of"))?;
                 }
-                // Only now: whiteouts can have made it larger, and attributes may have had a block of their own.
+                // Only now: whiteouts can have made it larger, and attributes may have had a block
+                // of their own.
                 let stat = fstat(dir).map_err(error("look at"))?;
                 // The root has the record of the run still.
-                if branch.parent().is_some() {
+                if node.parent().is_some() {
                     shared.inodes.count(&stat, &mut self.captured.size);
                 }
             }
-            match branch.parent() {
-                Some(parent) if parent.child_done() => branch = Arc::clone(parent),
+            match node.parent() {
+                Some(parent) if parent.child_done() => node = Arc::clone(parent),
                 _ => return Ok(()),
             }
         }
@@ -229,11 +230,13 @@ fn directory(shown: Option<Shown>) -> Option<Directory> {
 }
 
 impl Shared<'_> {
-    /// Takes all of overlayfs's attributes off an open directory, but for the mark that it has whiteouts.
+    /// Takes all of overlayfs's attributes off an open directory, but for the mark that it has
+    /// whiteouts.
     fn clean(&self, dir: BorrowedFd<'_>, names: &mut XattrList, has_whiteouts: bool) -> rustix::io::Result<()> {
         names.read(|buffer| flistxattr(dir, buffer))?;
         let origin = self.xattrs.origin();
-        // Where the kernel found what it copied up says nothing to another mount; that it did so does.
+        // Another mount cannot use the place from which the kernel copied the file up. It does use
+        // the fact that it was copied up.
         let mut marked = false;
         for name in names.iter().filter(|name| self.xattrs.owns(name.to_bytes())) {
             if has_whiteouts && name.to_bytes() == origin.as_bytes() {
@@ -253,11 +256,11 @@ impl Shared<'_> {
         self.latest.filter(|latest| (time.tv_sec, time.tv_nsec) > (latest.tv_sec, latest.tv_nsec))
     }
 
-    /// For `map_err`: a failed system call on a directory of the upper, or on `name` in it. The path is put together only if
-    /// one has failed.
-    fn error(&self, operation: &'static str, branch: &Branch, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
+    /// For `map_err`: a failed system call on a directory of the upper, or on `name` in it. The
+    /// path is put together only if one has failed.
+    fn error(&self, operation: &'static str, node: &DirNode, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
         move |errno| {
-            let mut path = self.path.join(branch.path());
+            let mut path = self.path.join(node.path());
             path.extend(name.map(as_os_str));
             super::failure(operation, path)(errno)
         }
@@ -267,7 +270,7 @@ impl Shared<'_> {
 /// The files of one directory.
 struct Files<'a> {
     shared: &'a Shared<'a>,
-    branch: &'a Branch,
+    node: &'a DirNode,
     dir: BorrowedFd<'a>,
     names: &'a mut XattrList,
     captured: &'a mut Captured,
@@ -276,30 +279,36 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// Deals with the file `name`, which is no directory.
-    fn settle(&mut self, name: &CStr, kind: FileType) -> Result<()> {
+    /// Deals with the file `name`, which is not a directory.
+    fn settle(&mut self, name: &CStr) -> Result<()> {
         let shared = self.shared;
         let stat = self.stat(name)?;
-        // Another thread may just be cleaning the same file under another name.
+        let path = path_through_proc(self.dir, name);
+        let entry = Entry::new(self.dir, name, &stat);
+        // A device is usually a whiteout, which has no attributes.
+        let is_device = entry.kind == FileType::CharacterDevice;
+        if !is_device {
+            self.list_xattrs(&path, name)?;
+        }
+        // Another thread may be cleaning the same file under another name.
         let mut is_as_it_was = stat.st_nlink == 1;
-        if overlayfs::is_whiteout_device(&stat) {
-            self.has_whiteouts = true;
-        } else {
-            let path = path_through_proc(self.dir, name);
-            let listed = self.names.read(|buffer| llistxattr(&path, buffer));
-            listed.map_err(self.error("list the extended attributes of", name))?;
-            if kind == FileType::RegularFile && self.names.has(shared.xattrs.metacopy()) {
-                let path = shared.path.join(self.branch.path()).join(as_os_str(name));
-                return Err(Error::Unmergeable { path, xattr: shared.xattrs.metacopy() });
-            }
-            if overlayfs::is_whiteout_file(&stat) && self.names.has(shared.xattrs.whiteout()) {
+        let classified = Entry { names: Some(self.names), ..entry }.classify(shared.xattrs);
+        match classified.map_err(|why| why.at(shared.path.join(self.node.path()).join(as_os_str(name))))? {
+            EntryKind::Whiteout if is_device => self.has_whiteouts = true,
+            EntryKind::Whiteout => {
                 // The other form needs no mark on the directory, which may be opaque as well.
                 unlinkat(self.dir, name, AtFlags::empty()).map_err(self.error("replace the whiteout", name))?;
                 return self.make_whiteout(name);
             }
-            for attribute in self.names.iter().filter(|attribute| shared.xattrs.owns(attribute.to_bytes())) {
-                removed(lremovexattr(&path, attribute)).map_err(self.error("take overlayfs's attributes off", name))?;
-                is_as_it_was = false;
+            _ => {
+                if is_device {
+                    self.list_xattrs(&path, name)?;
+                }
+                for attribute in self.names.iter().filter(|attribute| shared.xattrs.owns(attribute.to_bytes())) {
+                    removed(lremovexattr(&path, attribute))
+                        .map_err(self.error("take overlayfs's attributes off", name))?;
+                    is_as_it_was = false;
+                }
             }
         }
         match is_as_it_was {
@@ -308,6 +317,11 @@ impl Files<'_> {
             false => self.count(&self.stat(name)?),
         }
         self.clamp(name, &stat)
+    }
+
+    fn list_xattrs(&mut self, path: &CStr, name: &CStr) -> Result<()> {
+        let listed = self.names.read(|buffer| llistxattr(path, buffer));
+        listed.map_err(self.error("list the extended attributes of", name))
     }
 
     /// Makes a whiteout, to hide what the lowers show under `name`.
@@ -341,11 +355,11 @@ impl Files<'_> {
     }
 
     fn error(&self, operation: &'static str, name: &CStr) -> impl FnOnce(Errno) -> Error {
-        self.shared.error(operation, self.branch, Some(name))
+        self.shared.error(operation, self.node, Some(name))
     }
 }
 
-/// An attribute that another name of the same file has been rid of already is gone all the same.
+/// It is not an error if the attribute was removed already through another name of the same file.
 fn removed(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
     match result {
         Err(Errno::NODATA) => Ok(()),

@@ -1,4 +1,5 @@
-//! What a run put into an upper besides the command: known again, and taken out.
+//! Recognises and removes what a run put into an upper besides the command. `record.rs` stores the
+//! list.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -6,23 +7,27 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, RawDir, Stat, Timespec, Timestamps, UTIME_OMIT, fgetxattr, fstat, futimens, openat,
-    statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, Stat, Timespec, Timestamps, UTIME_OMIT, fstat, futimens, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::below::Below;
-use crate::attributes::{Attributes, Keep, XattrList};
+use super::lowers::Lowers;
 use crate::display::quoted;
-use crate::view::Shown;
-use crate::walk::{self, PATH, READ, as_c_string, open_beneath};
-use crate::{Error, Result, XattrNamespace, json_path, overlayfs};
+use crate::error::{Error, Result};
+use crate::json_path;
+use crate::stack::overlayfs::{self, XattrNamespace};
+use crate::stack::view::Shown;
+use crate::tree::attributes::{Attributes, Keep};
+use crate::tree::walk::{self, PATH, READ, as_c_string, open_beneath};
+use crate::tree::xattr::XattrList;
 
-/// A file or directory that the runner put into an upper before the command began: a mount point, `/etc/hosts`.
+/// A file or directory that the runner put into an upper before the command began: a mount point,
+/// `/etc/hosts`.
 ///
-/// It is known again by its path, its inode and the time of its last change (`ctime`, inode(7)), which nobody can set: if the
-/// command wrote to it, gave it another mode or put something into it, it is the command's.
+/// It is known again by its path, its inode and the time of its last change (`ctime`, inode(7)),
+/// which nobody can set: if the command wrote to it, gave it another mode or put something into it,
+/// it is the command's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
     #[serde(with = "json_path")]
@@ -33,8 +38,9 @@ pub struct Made {
 }
 
 impl Made {
-    /// What stands at `paths` in the upper directory `upper`, without those where nothing does. They are absolute as in the
-    /// container, or relative to its root, and no part of them may be a symbolic link.
+    /// What stands at `paths` in the upper directory `upper`, without those where nothing does.
+    /// They are absolute as in the container, or relative to its root, and no part of them may be a
+    /// symbolic link.
     ///
     /// To be called when all that is made is there: what is made in a directory changes it.
     ///
@@ -109,13 +115,14 @@ impl Place {
 pub(super) struct TakingOut<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
-    pub(super) below: &'a Below,
+    pub(super) below: &'a Lowers,
     pub(super) xattrs: XattrNamespace,
 }
 
 impl TakingOut<'_> {
-    /// Takes out what was made and is as it was made, then the directories that are in the upper for nothing else. The
-    /// modification times of directories stay. Returns how much was taken out.
+    /// Takes out what was made and is as it was made, then the directories that are in the upper
+    /// for nothing else. The modification times of directories stay. Returns how much was taken
+    /// out.
     pub(super) fn run(&self, made: &[Made]) -> Result<u64> {
         let mut unchanged = Vec::new();
         // All before the first is taken out, which changes the directory that it is in.
@@ -145,7 +152,8 @@ impl TakingOut<'_> {
         Ok(taken)
     }
 
-    /// Removes a file or an empty directory, and puts the time back of the directory that it is in. False if it is not empty.
+    /// Removes a file or an empty directory, and puts the time back of the directory that it is in.
+    /// False if it is not empty.
     fn take(&self, place: &Place, is_directory: bool) -> Result<bool> {
         let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let parent = open_to_read(self.root, &place.parent).map_err(self.error("open", &place.parent))?;
@@ -159,8 +167,8 @@ impl TakingOut<'_> {
         Ok(true)
     }
 
-    /// Whether the directory is there only because something was made in it: it is empty now, and looks like that of the
-    /// lowers, which the kernel has copied.
+    /// Whether the directory is there only because something was made in it: it is empty now, and
+    /// looks like that of the lowers, which the kernel has copied.
     fn is_only_on_the_way(&self, path: &Path) -> Result<bool> {
         // Without all lowers nobody knows what it looked like there.
         let Some(lowers) = self.below.if_whole() else { return Ok(false) };
@@ -173,11 +181,13 @@ impl TakingOut<'_> {
                 .and_then(|name| walk::open_in(dir.as_fd(), &name, READ))
                 .map_err(self.error("open", &walked))?;
             // Where the lowers' directory does not show, it is no substitute.
-            if is_opaque(dir.as_fd(), self.xattrs).map_err(self.error("read the extended attributes of", &walked))? {
+            if overlayfs::is_opaque_dir(dir.as_fd(), self.xattrs)
+                .map_err(self.error("read the extended attributes of", &walked))?
+            {
                 return Ok(false);
             }
         }
-        if !is_empty(dir.as_fd()).map_err(self.error("read", path))? {
+        if !walk::is_empty(dir.as_fd()).map_err(self.error("read", path))? {
             return Ok(false);
         }
         let attributes = XattrList::of(dir.as_fd())
@@ -204,28 +214,6 @@ pub(super) fn modified(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Whether an open directory hides what is below it.
-pub(super) fn is_opaque(dir: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<bool> {
-    let mut value = [0; 2];
-    match fgetxattr(dir, xattrs.opaque(), &mut value) {
-        Ok(length) => Ok(overlayfs::is_opaque(&value[..length])),
-        // RANGE: longer than any value that means something.
-        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        if !walk::is_dots(entry?.file_name()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -237,7 +225,7 @@ mod tests {
     fn take_out(upper: &Path, lower: &Path, made: &[Made]) -> u64 {
         let root = openat(CWD, upper, READ, Mode::empty()).unwrap();
         let xattrs = XattrNamespace::User;
-        let below = Below::open(&[lower.into()], xattrs).unwrap();
+        let below = Lowers::open(&[lower.into()], xattrs).unwrap();
         TakingOut { root: root.as_fd(), path: upper, below: &below, xattrs }.run(made).unwrap()
     }
 
@@ -271,7 +259,8 @@ mod tests {
         let made = Made::look(&upper, &paths).unwrap();
         assert_eq!(made.len(), 8);
 
-        // What the command does: it writes to one, replaces one that holds the same, and adds something.
+        // What the command does: it writes to one, replaces one that holds the same, and adds
+        // something.
         fs::write(upper.join("etc/hosts"), "more").unwrap();
         fs::remove_file(upper.join("etc/resolv.conf")).unwrap();
         fs::write(upper.join("etc/resolv.conf"), "made").unwrap();

@@ -1,4 +1,5 @@
-//! What a run notes on the root of its upper: enough to capture the upper without the report of the run.
+//! What a run records on the root of its upper, so that the upper can be captured without the
+//! report of the run. `made.rs` removes the files that the record lists.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -7,20 +8,24 @@ use rustix::fs::{CWD, Mode, XattrFlags, fgetxattr, fremovexattr, fsetxattr, open
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::Made;
+use super::made::Made;
 use crate::display::quoted;
-use crate::walk::READ;
-use crate::{Error, Result, XattrNamespace};
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::walk::READ;
 
-/// What a run notes in an extended attribute of its upper's root: `trusted.layered.run`, or `user.layered.run` where overlayfs
-/// uses that namespace. The attribute moves with the upper, and [`Capture`](crate::Capture) removes it.
+/// What a run records in an extended attribute of its upper's root: `trusted.layered.run`, or
+/// `user.layered.run` where overlayfs uses that namespace. The attribute moves with the upper, and
+/// [`Capture`](crate::Capture) removes it.
 ///
 /// A command cannot forge the first: `trusted` attributes need CAP_SYS_ADMIN (xattr(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// What the run put into the upper besides the command. `None` if the list is longer than the file system takes.
+    /// What the run put into the upper besides the command. `None` if the list is longer than the
+    /// file system takes.
     pub made: Option<Vec<Made>>,
-    /// The permission bits that the root of the upper has in the container, if the root was closed to other users since.
+    /// The permission bits that the root of the upper has in the container, if the root was closed
+    /// to other users since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_mode: Option<u32>,
 }
@@ -106,7 +111,8 @@ impl RunRecord {
         Some(Self { root_mode: Some(mode), ..Self::default() })
     }
 
-    /// Removes the record from the open upper `root`, all but `root_mode`: what the run made has been dealt with.
+    /// Removes the record from the open upper `root`, all but `root_mode`: what the run made has
+    /// been dealt with.
     pub(super) fn shorten(
         root: BorrowedFd<'_>,
         upper: &Path,
@@ -134,7 +140,8 @@ fn name(xattrs: XattrNamespace) -> &'static str {
     }
 }
 
-/// The attribute that a capture leaves until the tree is moved: the mode of the root, as a decimal number.
+/// The attribute that a capture leaves until the tree is moved: the mode of the root, as a decimal
+/// number.
 fn rest_name(xattrs: XattrNamespace) -> &'static str {
     match xattrs {
         XattrNamespace::Trusted => "trusted.layered.mode",

@@ -1,4 +1,5 @@
-//! What a capture refuses to take or to write into: everything that belongs to a layer or to the upper itself.
+//! Refuses uppers and destinations that belong to a layer or to the upper itself. What stands in
+//! the destination is decided in `lock.rs`.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,14 +8,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, stat, statat};
 use rustix::io::Errno;
 
-use super::RunRecord;
+use super::record::RunRecord;
 use super::upper::Upper;
-use crate::view::View;
-use crate::walk::{self, Identity, PATH, upwards};
-use crate::{Error, Layer, Result, XattrNamespace, hold};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::view::View;
+use crate::store::hold;
+use crate::tree::walk::{self, Identity, PATH, upwards};
 
-/// Refuses an upper that is, holds or lies inside a lower or the tree of any layer, and a destination inside one of these or
-/// inside the upper. Nothing has been changed by then.
+/// Refuses an upper that is, holds or lies inside a lower or the tree of any layer, and a
+/// destination inside one of these or inside the upper. Nothing has been changed by then.
 pub(super) fn refuse(upper: &Upper, lowers: &View, layer: &Layer, xattrs: XattrNamespace) -> Result<()> {
     refuse_upper(upper, lowers, layer, xattrs)?;
     refuse_destination(upper, lowers, layer)
@@ -60,10 +64,7 @@ fn refuse_destination(upper: &Upper, lowers: &View, layer: &Layer) -> Result<()>
     let above = match openat(CWD, path, flags, Mode::empty()) {
         Ok(dir) => dir,
         Err(Errno::NOENT) => {
-            let parent = match path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
+            let parent = walk::parent(path);
             openat(CWD, parent, flags, Mode::empty()).map_err(Error::io("open", parent))?
         }
         // The claim says what stands there.
@@ -120,8 +121,8 @@ fn lower_inside(upper: &Upper, lowers: &View) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The directory of the layer whose tree `dir` is or lies in: one with a `layer.json`, or one that somebody holds. The layer
-/// with the identity `own` does not count.
+/// The directory of the layer whose tree `dir` is or lies in: one with a `layer.json`, or one that
+/// somebody holds. The layer with the identity `own` does not count.
 fn layer_around(dir: BorrowedFd<'_>, own: Option<Identity>) -> rustix::io::Result<Option<PathBuf>> {
     let mut below: Option<Identity> = None;
     for above in upwards(dir)? {

@@ -1,3 +1,6 @@
+//! Tests of whole captures without root; `integration-tests` compares captured layers with the
+//! kernel's overlay.
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::process::Command;
@@ -27,7 +30,7 @@ impl Fixture {
         Layer::at(self.dir.path().join("store/new"))
     }
 
-    fn capture(&self) -> Capture {
+    fn capture(&self) -> Capture<'static> {
         Capture::new([&self.base]).xattrs(XattrNamespace::User)
     }
 
@@ -232,7 +235,7 @@ fn refuses_what_is_not_its_own(fixture: &Fixture) {
     whole.write_meta(&meta()).unwrap();
     let used = Layer::at(path("other/used"));
     fs::create_dir_all(used.fs().join("sub")).unwrap();
-    let _hold = crate::Hold::of([used.path()]).unwrap();
+    let _hold = crate::store::hold::Hold::of([used.path()]).unwrap();
     let uppers = [
         (whole.fs(), &whole),
         (whole.fs().join("sub"), &whole),
@@ -352,14 +355,14 @@ fn a_second_capture_is_told_so_and_its_upper_is_left() {
     let other = fixture.dir.path().join("other");
     fill(&fixture.dir.path().join("another-base"), &other);
     let before = tree(&other);
-    let steps = std::cell::RefCell::new(Vec::new());
+    let steps = std::sync::Mutex::new(Vec::new());
     let watch = |step| {
-        steps.borrow_mut().push(step);
+        steps.lock().unwrap().push(step);
         let refused = fixture.try_at(&other);
         assert!(matches!(refused, Err(Error::AlreadyCaptured { .. })), "{step:?}: {refused:?}");
     };
-    fixture.capture().into_layer_watched(&fixture.upper, &fixture.layer(), meta(), &watch).unwrap();
-    assert_eq!(steps.into_inner(), Step::ALL);
+    fixture.capture().progress(&watch).into_layer(&fixture.upper, &fixture.layer(), meta()).unwrap();
+    assert_eq!(steps.into_inner().unwrap(), Step::ALL);
     assert!(matches!(fixture.try_at(&other), Err(Error::AlreadyCaptured { .. })));
     assert_eq!(tree(&other), before);
 }
@@ -387,7 +390,7 @@ fn what_fails_half_way_gives_the_upper_back() {
                 disturb(&fixture)
             }
         };
-        let result = fixture.capture().into_layer_watched(&fixture.upper, &layer, meta(), &watch);
+        let result = fixture.capture().progress(&watch).into_layer(&fixture.upper, &layer, meta());
         assert!(matches!(result, Err(Error::Io { .. })), "{at:?}: {result:?}");
         tidy(&fixture);
         assert_eq!(fs::read_dir(layer.path()).unwrap().count(), 0, "{at:?}");
@@ -422,7 +425,7 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
             }
         };
         let layer = Layer::at(dir.join("store/new"));
-        panic!("{:?}", capture.into_layer_watched(dir.join("upper"), &layer, meta(), &watch));
+        panic!("{:?}", capture.progress(&watch).into_layer(dir.join("upper"), &layer, meta()));
     }
     for (number, step) in Step::ALL.into_iter().enumerate() {
         for next in [Next::Same, Next::Moved, Next::Other, Next::Collector] {
@@ -466,7 +469,7 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
                     }
                 }
                 Next::Collector => {
-                    crate::Collector::new().collect(fixture.dir.path().join("store"), &mut |_| {}).unwrap();
+                    crate::store::gc::Collector::new().collect(fixture.dir.path().join("store")).unwrap();
                     assert_eq!(
                         layer.path().exists(),
                         moved,
@@ -502,7 +505,8 @@ fn what_is_recorded_is_what_the_disk_holds() {
     let upper = |path: &str| fixture.upper.join(path);
     fs::File::create(upper("usr/sparse")).unwrap().set_len(300 << 30).unwrap();
     fs::write(upper("usr/large"), vec![1; 1 << 20]).unwrap();
-    // Names of one file in many directories, so that several threads meet it, each with attributes to take off.
+    // Names of one file in many directories, so that several threads meet it, each with attributes
+    // to take off.
     mark(&upper("usr/large"), "origin", &[b'x'; 2000]);
     for n in 0..40 {
         let dir = upper(&format!("usr/links/{n}"));

@@ -1,4 +1,5 @@
-//! The directory that is captured, and where it goes.
+//! Opens the upper that is captured, and moves it into the layer. `lock.rs` has the layer's
+//! directory.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,9 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fstat, openat, renameat, renameat_with, statat};
 use rustix::io::Errno;
 
-use super::claim::Claim;
-use crate::walk::{self, PATH, READ};
-use crate::{Error, Layer, Result};
+use super::lock::CaptureLock;
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::tree::walk::{self, PATH, READ};
 
 /// The directory that is captured.
 pub(super) struct Upper {
@@ -27,10 +29,7 @@ impl Upper {
         let expected = "an upper directory, what an overlay has written";
         let Some(name) = path.file_name() else { return Err(Error::NotADirectory { path, expected }) };
         let name = walk::as_c_string(name).map_err(Error::io("open", &path))?;
-        let above = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let above = walk::parent(&path);
         let opened = openat(CWD, above, PATH.difference(OFlags::NOFOLLOW), Mode::empty())
             .and_then(|parent| Ok((openat(&parent, &name, READ, Mode::empty())?, parent)));
         match opened {
@@ -44,14 +43,14 @@ impl Upper {
     }
 
     /// Sees that it can be moved into the layer's directory, before anything is changed.
-    pub(super) fn require_same_mount(&self, claim: &Claim<'_>) -> Result<()> {
+    pub(super) fn require_same_mount(&self, lock: &CaptureLock<'_>) -> Result<()> {
         let place = |file: BorrowedFd<'_>| Ok::<_, Errno>((fstat(file)?.st_dev, walk::mount_of(file)?));
         // Also the directory that it is in: something may be mounted on the upper.
-        let places = [self.root.as_fd(), self.parent.as_fd(), claim.dir()].map(place);
+        let places = [self.root.as_fd(), self.parent.as_fd(), lock.dir()].map(place);
         match places {
             [Ok(root), Ok(parent), Ok(layer)] if root == layer && parent == layer => Ok(()),
             [Err(errno), ..] | [_, Err(errno), _] | [.., Err(errno)] => Err(Error::io("look at", &self.path)(errno)),
-            _ => Err(Error::OtherFileSystem { upper: self.path.clone(), layer: claim.layer().path().into() }),
+            _ => Err(Error::OtherFileSystem { upper: self.path.clone(), layer: lock.layer().path().into() }),
         }
     }
 
@@ -66,7 +65,8 @@ impl Upper {
         rename_new(self.parent.as_fd(), &self.name, dir, c"fs").map_err(Error::io("move the upper to", layer.fs()))
     }
 
-    /// Undoes [`move_to`](Self::move_to) after `failure`, and returns that, or what says where the upper is now.
+    /// Undoes [`move_to`](Self::move_to) after `failure`, and returns that, or what says where the
+    /// upper is now.
     pub(super) fn move_back(&self, dir: BorrowedFd<'_>, layer: &Layer, failure: Error) -> Error {
         match rename_new(dir, c"fs", self.parent.as_fd(), &self.name) {
             Ok(()) => failure,
@@ -77,7 +77,8 @@ impl Upper {
 
 fn rename_new(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new_name: &CStr) -> rustix::io::Result<()> {
     match renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
-        // A file system without RENAME_NOREPLACE. A rename never replaces a directory that holds something.
+        // A file system without RENAME_NOREPLACE. A rename never replaces a directory that holds
+        // something.
         Err(Errno::INVAL | Errno::NOSYS) => renameat(from, name, to, new_name),
         result => result,
     }

@@ -1,4 +1,4 @@
-//! How an upper is known again, wherever it has been moved to.
+//! How an upper is recognised after it was moved. `record.rs` has what else is known about it.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -6,13 +6,14 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, StatxFlags, openat, statx};
 use serde::{Deserialize, Serialize};
 
-use crate::walk::READ;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::tree::walk::READ;
 
 /// The identity of an upper directory: a rename keeps it, a copy has another.
 ///
-/// It is the inode number and, where the file system knows it, the time at which the inode was made (`stx_btime`, statx(2)):
-/// numbers are used again. As JSON: `{"inode":N,"born":[SECONDS,NANOSECONDS]}`, with `born` null where it is not known.
+/// It is the inode number and, where the file system knows it, the time at which the inode was made
+/// (`stx_btime`, statx(2)): numbers are used again. As JSON:
+/// `{"inode":N,"born":[SECONDS,NANOSECONDS]}`, with `born` null where it is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpperId {
     inode: u64,

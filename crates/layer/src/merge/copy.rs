@@ -1,4 +1,5 @@
-//! What is done where a link cannot be made: the file again, with all that it carries.
+//! Copies a file where a link cannot be made, with everything that it carries. `copy/content.rs`
+//! copies its bytes.
 
 mod content;
 
@@ -8,11 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, mknodat, openat, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
 
-use crate::XattrNamespace;
-use crate::attributes::{Attributes, Keep, XattrList};
-use crate::walk::open_in;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::attributes::{Attributes, Keep};
+use crate::tree::walk::open_in;
+use crate::tree::xattr::XattrList;
 
-/// A file to copy: its directory, and what it was when it was looked at.
+/// A file to copy: its directory, its name, and its attributes when it was looked at.
 #[derive(Clone, Copy)]
 pub(super) struct Original<'a> {
     pub(super) dir: BorrowedFd<'a>,
@@ -26,10 +28,11 @@ impl<'a> Original<'a> {
         statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Makes the same file in `to`, with owner, mode, times and all extended attributes that are not overlayfs's own.
+    /// Makes the same file in `to`, with owner, mode, times and all extended attributes that are
+    /// not overlayfs's own.
     ///
-    /// Content is shared where the file system can, holes stay holes. `EXDEV` if the file is a mount point: what is
-    /// mounted on it is no part of the layer.
+    /// Shares the content where the file system can; holes stay holes. Fails with `EXDEV` if the
+    /// file is a mount point: the mount is not part of the layer.
     pub(super) fn copy(&self, to: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<()> {
         let Self { dir, name, stat } = *self;
         let keep = Keep::Visible(xattrs);
@@ -41,17 +44,17 @@ impl<'a> Original<'a> {
             FileType::CharacterDevice | FileType::BlockDevice => {
                 mknodat(to, name, kind, Mode::RUSR, stat.st_rdev as _)?
             }
-            // The caller was told otherwise by the directory: it is changing.
+            // The directory reported another type to the caller, so it is changing.
             FileType::Directory | FileType::Unknown => return Err(Errno::ISDIR),
         }
         Attributes::of_name(dir, name, stat, keep)?.apply_to_name(to, name)
     }
 
     fn copy_regular(&self, to: BorrowedFd<'_>, keep: Keep) -> rustix::io::Result<()> {
-        // NONBLOCK: nobody must be waited for if a fifo has taken the place of the file.
+        // NONBLOCK: the open must not wait if a FIFO has replaced the file.
         let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let from = match open_in(self.dir, self.name, read | OFlags::NOATIME) {
-            // Neither root nor the owner.
+            // This process is neither root nor the owner.
             Err(Errno::PERM) => open_in(self.dir, self.name, read)?,
             opened => opened?,
         };

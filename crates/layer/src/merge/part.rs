@@ -1,4 +1,4 @@
-//! One layer's part of a merged directory.
+//! Takes one layer's part of a merged directory. `directory.rs` decides which layers have a part.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -10,15 +10,18 @@ use rustix::io::Errno;
 
 use super::Merged;
 use super::copy::Original;
-use super::directory::{Branch, Shared};
-use crate::attributes::{Attributes, XattrList, path_through_proc};
-use crate::walk::{as_os_str, file_type, is_dots};
-use crate::{Error, Result, overlayfs};
+use super::node::DirNode;
+use super::shared::Shared;
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::{Entry, EntryKind};
+use crate::tree::attributes::Attributes;
+use crate::tree::walk::{as_os_str, file_type, is_dots};
+use crate::tree::xattr::{XattrList, path_through_proc};
 
-/// What the layers have brought to a directory so far.
+/// What the layers have contributed to a directory so far.
 #[derive(Default)]
 pub(super) struct Gathered {
-    /// What the names have become. Not kept for the last layer's: nobody asks any more.
+    /// What each name became. Not recorded for the last layer, since no layer below asks.
     slots: HashMap<CString, Slot>,
     pub(super) children: Vec<Child>,
     pub(super) whiteouts: Vec<CString>,
@@ -45,7 +48,7 @@ pub(super) struct Child {
 /// One layer's part of a merged directory.
 pub(super) struct Part<'a> {
     pub(super) shared: &'a Shared<'a>,
-    pub(super) branch: &'a Arc<Branch>,
+    pub(super) node: &'a Arc<DirNode>,
     pub(super) layer: usize,
     pub(super) from: BorrowedFd<'a>,
     pub(super) to: BorrowedFd<'a>,
@@ -86,7 +89,7 @@ impl Part<'_> {
             }
             let slot = if kind == FileType::Directory {
                 mkdirat(self.to, name, Mode::RWXU).map_err(|errno| {
-                    let path = self.shared.target_path.join(self.branch.path()).join(as_os_str(name));
+                    let path = self.shared.target_path.join(self.node.path()).join(as_os_str(name));
                     Error::io("make", path)(errno)
                 })?;
                 children.push(Child { name: name.into(), layers: vec![self.layer], cut: false });
@@ -106,34 +109,20 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// Whether the file hides what is below it and is nothing itself.
+    /// Whether the entry, which is not a directory, is a whiteout.
     fn is_whiteout(&mut self, name: &CStr, kind: FileType) -> Result<bool> {
-        let xattrs = self.shared.xattrs;
-        match kind {
-            FileType::CharacterDevice => {
-                let stat = Original::look(self.from, name).map_err(self.error("look at", Some(name)))?;
-                Ok(overlayfs::is_whiteout_device(&stat))
-            }
-            FileType::RegularFile => {
-                self.list_xattrs(name).map_err(self.error("list the extended attributes of", Some(name)))?;
-                if self.names.has(xattrs.whiteout()) {
-                    let stat = Original::look(self.from, name).map_err(self.error("look at", Some(name)))?;
-                    if overlayfs::is_whiteout_file(&stat) {
-                        return Ok(true);
-                    }
-                }
-                if self.names.has(xattrs.metacopy()) {
-                    let path = self.shared.source_path(self.layer, self.branch, Some(name));
-                    return Err(Error::Unmergeable { path, xattr: xattrs.metacopy() });
-                }
-                Ok(false)
-            }
-            _ => Ok(false),
+        // One list costs less than two questions, and a merge asks them of every file.
+        if kind == FileType::RegularFile {
+            self.list_xattrs(name).map_err(self.error("list the extended attributes of", Some(name)))?;
         }
+        let entry = Entry { dir: self.from, name, kind, stat: None, names: Some(self.names) };
+        let classified = entry.classify(self.shared.xattrs);
+        let kind = classified.map_err(|why| why.at(self.shared.source_path(self.layer, self.node, Some(name))))?;
+        Ok(kind == EntryKind::Whiteout)
     }
 
-    /// Lists the attributes of a file that is not opened. The call takes a path only: the name alone, where the working
-    /// directory is this thread's own.
+    /// Lists the attributes of a file without opening it. The call takes only a path: the name
+    /// alone, if the thread has its own working directory.
     fn list_xattrs(&mut self, name: &CStr) -> rustix::io::Result<()> {
         if self.own_cwd {
             if !self.is_cwd {
@@ -160,12 +149,13 @@ impl Part<'_> {
             },
         };
         if why == Errno::XDEV {
-            // True of the whole directory. Of the whole layer it need not be: a subvolume may stand in it.
+            // This is true for the whole directory. It need not be true for the whole layer, which
+            // may contain a subvolume.
             self.no_links = Some(why);
         }
         self.shared.why_copied.get_or_init(|| why);
         self.copy(name, why).map_err(|errno| match errno {
-            Errno::XDEV => Error::MountInside { path: self.shared.source_path(self.layer, self.branch, Some(name)) },
+            Errno::XDEV => Error::MountInside { path: self.shared.source_path(self.layer, self.node, Some(name)) },
             errno => self.error("copy", Some(name))(errno),
         })?;
         self.merged.copied += 1;
@@ -178,17 +168,17 @@ impl Part<'_> {
         if stat.st_nlink == 1 {
             return original.copy(self.to, self.shared.xattrs);
         }
-        let mut copies = self.shared.groups.lock();
+        let mut copies = self.shared.hard_links.lock();
         if !copies.link(&stat, self.shared.target, self.to, name)? {
             original.copy(self.to, self.shared.xattrs)?;
-            copies.insert(&stat, self.branch, name, why);
+            copies.insert(&stat, self.node, name, why);
         }
         Ok(())
     }
 
     /// For `map_err`: a failed system call on the directory in this layer, or on `name` in it.
     fn error(&self, operation: &'static str, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
-        // On the way to every file: the path is put together only when it is needed.
-        move |errno| Error::io(operation, self.shared.source_path(self.layer, self.branch, name))(errno)
+        // Every file passes here, so the path is built only when it is needed.
+        move |errno| Error::io(operation, self.shared.source_path(self.layer, self.node, name))(errno)
     }
 }

@@ -1,32 +1,34 @@
-//! The directory that is merged into: made ready, and made as it was.
+//! The directory that is merged into: prepared for a merge, and restored after one that failed.
+//! `directory.rs` fills it.
 
 use std::ffi::CString;
-use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir, XattrFlags, flock, fremovexattr, fsetxattr, fstat, mkdirat,
-    openat, unlinkat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, XattrFlags, fremovexattr, fsetxattr, fstat, mkdirat, openat, unlinkat,
 };
 use rustix::io::Errno;
 
-use crate::attributes::{Attributes, Keep, XattrList, strip};
 use crate::display::quoted;
-use crate::sources::Sources;
-use crate::walk::{self, PATH, READ};
-use crate::{Error, Result, XattrNamespace, remove};
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::sources::Sources;
+use crate::tree::attributes::{Attributes, Keep, strip};
+use crate::tree::locked_dir::{Attempt, LockedDir};
+use crate::tree::remove;
+use crate::tree::walk::{self, PATH, READ};
+use crate::tree::xattr::XattrList;
 
-/// The root of the merged tree. Until it is finished nobody but its owner can enter it.
+/// The root of the merged tree. Until it is finished, only its owner can enter it.
 #[derive(Debug)]
 pub(super) struct Target {
-    path: PathBuf,
-    root: OwnedFd,
+    root: LockedDir,
     before: Before,
 }
 
-/// What stood there before.
+/// What was at the path before.
 #[derive(Debug)]
 enum Before {
     Nothing { parent: OwnedFd, name: CString },
@@ -34,7 +36,7 @@ enum Before {
 }
 
 impl Target {
-    /// Makes the directory at `path`, or takes the empty one that is there, or one that a killed merge has left.
+    /// Makes the directory at `path`, or takes an empty one, or one that a killed merge left.
     pub(super) fn prepare(path: &Path, sources: &Sources, xattrs: XattrNamespace) -> Result<Self> {
         // `to/` and `to/.` would follow `to`.
         let path: PathBuf = path.components().collect();
@@ -45,14 +47,13 @@ impl Target {
                 let names = XattrList::of(root.as_fd()).map_err(io("list the extended attributes of"))?;
                 let attributes =
                     Attributes::of(root.as_fd(), &names, Keep::All).map_err(io("read the attributes of"))?;
-                let target = Self { path, root, before: Before::EmptyDirectory(attributes) };
-                target.lock()?;
-                if !is_empty(target.root()).map_err(Error::io("read", &target.path))? {
+                let target = Self::lock(path, root, Before::EmptyDirectory(attributes))?;
+                if !walk::is_empty(target.root()).map_err(Error::io("read", target.path()))? {
                     if !names.has(mark(xattrs)) {
-                        return Err(Error::TargetNotEmpty { path: target.path });
+                        return Err(Error::TargetNotEmpty { path: target.path().into() });
                     }
-                    log::debug!("{}: a killed merge has left it", quoted(&target.path));
-                    remove::empty(target.root(), &target.path, remove::USUAL_THREADS)?;
+                    log::debug!("{}: a killed merge has left it", quoted(target.path()));
+                    remove::empty(target.root(), target.path(), remove::USUAL_THREADS)?;
                 }
                 target.make_ready(xattrs)
             }
@@ -68,11 +69,7 @@ impl Target {
                 let name = path.file_name().ok_or(Errno::INVAL).and_then(walk::as_c_string).map_err(io("make"))?;
                 mkdirat(&parent, &name, Mode::RWXU).map_err(io("make"))?;
                 match openat(&parent, &name, READ, Mode::empty()) {
-                    Ok(root) => {
-                        let target = Self { path, root, before: Before::Nothing { parent, name } };
-                        target.lock()?;
-                        target.make_ready(xattrs)
-                    }
+                    Ok(root) => Self::lock(path, root, Before::Nothing { parent, name })?.make_ready(xattrs),
                     Err(errno) => {
                         let _not_there_or_not_ours = unlinkat(&parent, &name, AtFlags::REMOVEDIR);
                         Err(io("open")(errno))
@@ -86,16 +83,16 @@ impl Target {
         }
     }
 
-    /// Keeps other merges away, until the directory is closed.
-    fn lock(&self) -> Result<()> {
-        match flock(&self.root, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(()),
-            Err(Errno::WOULDBLOCK) => Err(Error::TargetInUse { path: self.path.clone() }),
-            Err(errno) => Err(Error::io("lock", &self.path)(errno)),
+    /// Locks the directory, which keeps other merges out until this one has ended.
+    fn lock(path: PathBuf, root: OwnedFd, before: Before) -> Result<Self> {
+        match LockedDir::attempt(root, &path, FlockOperation::NonBlockingLockExclusive)? {
+            Attempt::Locked(root) => Ok(Self { root, before }),
+            Attempt::Busy => Err(Error::TargetInUse { path }),
+            Attempt::Gone => Err(Error::io("lock", path)(Errno::NOENT)),
         }
     }
 
-    /// Takes all attributes off the directory and notes that it is being filled.
+    /// Removes all attributes of the directory and marks it as being filled.
     fn make_ready(self, xattrs: XattrNamespace) -> Result<Self> {
         let marked = strip(self.root.as_fd()).and_then(|()| {
             match fsetxattr(&self.root, mark(xattrs), b"", XattrFlags::empty()) {
@@ -107,32 +104,33 @@ impl Target {
         match marked {
             Ok(()) => Ok(self),
             Err(errno) => {
-                let failure = Error::io("change the attributes of", &self.path)(errno);
+                let failure = Error::io("change the attributes of", self.path())(errno);
                 Err(self.undo(failure, NonZeroUsize::MIN))
             }
         }
     }
 
-    /// Takes the note away: the directory is filled.
+    /// Removes the mark: the directory is filled.
     pub(super) fn finish(&self, xattrs: XattrNamespace) -> Result<()> {
         match fremovexattr(&self.root, mark(xattrs)) {
             Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::NOTSUP) => Ok(()),
-            Err(errno) => Err(Error::io("remove an extended attribute of", &self.path)(errno)),
+            Err(errno) => Err(Error::io("remove an extended attribute of", self.path())(errno)),
         }
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.root.path()
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// Takes everything away that was made and puts back what was there. Returns `failure`, or one that holds it and
-    /// says what is left.
+    /// Removes everything that was made and restores what was there. Returns `failure`, or an error
+    /// that contains it and says what is left.
     pub(super) fn undo(self, failure: Error, threads: NonZeroUsize) -> Error {
-        let Self { path, root, before } = self;
+        let Self { root, before } = self;
+        let path = root.path().to_path_buf();
         let cleanup = match before {
             Before::Nothing { parent, name } => {
                 drop(root);
@@ -170,24 +168,14 @@ fn refuse_inside(path: &Path, dir: BorrowedFd<'_>, sources: &Sources) -> Result<
     Ok(())
 }
 
-fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
-    let mut buffer = [MaybeUninit::uninit(); 1024];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(entry) = entries.next() {
-        if !walk::is_dots(entry?.file_name()) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::{Access, Merge};
+    use crate::layer::access::Access;
+    use crate::merge::Merge;
 
     const XATTRS: XattrNamespace = XattrNamespace::User;
 

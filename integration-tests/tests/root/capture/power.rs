@@ -1,10 +1,10 @@
 //! Captures that a power cut interrupts: checks the content of the disk at each step. Needs loop
 //! devices and mkfs.ext4.
 
-use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 
 use integration_tests::disk::{Disk, run};
 use integration_tests::stack::{private_mounts, require_root};
@@ -55,18 +55,19 @@ fn cut_at_every_step() {
 
     // A power cut keeps only the data that has reached the disk by then. The last cut is just after
     // the capture.
-    let cuts = RefCell::new(Vec::new());
+    let cuts = Mutex::new(Vec::new());
     let cut = |step: Option<Step>| {
-        let copy = dir.path().join(format!("cut{}", cuts.borrow().len()));
+        let mut cuts = cuts.lock().unwrap();
+        let copy = dir.path().join(format!("cut{}", cuts.len()));
         snapshot(&image, &copy);
-        cuts.borrow_mut().push((step, copy));
+        cuts.push((step, copy));
     };
     let layer = Layer::at(disk.path().join("layer"));
-    Capture::new([&lower]).into_layer_watched(&upper, &layer, meta(), &|step| cut(Some(step))).unwrap();
+    Capture::new([&lower]).progress(&|step| cut(Some(step))).into_layer(&upper, &layer, meta()).unwrap();
     cut(None);
     drop(disk);
 
-    let cuts = cuts.into_inner();
+    let cuts = cuts.into_inner().unwrap();
     assert_eq!(cuts.len(), Step::ALL.len() + 1);
     for (step, image) in cuts {
         let disk = Disk::mount(&image, dir.path().join("after"));

@@ -47,7 +47,7 @@ where
     }
 }
 
-fn threads(number: usize) -> Merge {
+fn threads(number: usize) -> Merge<'static> {
     Merge::new().threads(NonZeroUsize::new(number).unwrap())
 }
 

@@ -1,4 +1,4 @@
-//! The bytes of a regular file.
+//! Copies the bytes of a regular file; `merge/copy.rs` around it copies the rest.
 
 use std::os::fd::BorrowedFd;
 
@@ -8,10 +8,11 @@ use rustix::io::{Errno, pread, pwrite};
 /// Bytes moved by one call where the kernel cannot do it alone.
 const BLOCK_BYTES: usize = 128 * 1024;
 
-/// Makes the new, empty file `to` hold the `size` bytes of `from`: as a clone, or its data copied and its holes left
-/// out.
+/// Makes the new, empty file `to` hold the `size` bytes of `from`: as a clone, or its data copied
+/// and its holes left out.
 pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> rustix::io::Result<()> {
-    // Why it cannot be cloned does not matter: whatever is wrong with one of the files shows in the copy.
+    // Why it cannot be cloned does not matter: whatever is wrong with one of the files shows in the
+    // copy.
     if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
@@ -24,7 +25,8 @@ pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> rusti
     Ok(())
 }
 
-/// Where the next data after `position` starts and ends; all is data where the file system cannot tell.
+/// Where the next data after `position` starts and ends; all is data where the file system cannot
+/// tell.
 fn next_data(from: BorrowedFd<'_>, position: u64, size: u64) -> rustix::io::Result<Option<(u64, u64)>> {
     if position >= size {
         return Ok(None);
@@ -65,7 +67,8 @@ fn copy_by_hand(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) 
         let wanted = usize::try_from(end - position).unwrap_or(usize::MAX).min(BLOCK_BYTES);
         let read = pread(from, &mut buffer[..wanted], position)?;
         if read == 0 {
-            // It has been cut short since its size was asked for: it is no layer that is being changed.
+            // It has been cut short since its size was asked for: it is no layer that is being
+            // changed.
             return Err(Errno::STALE);
         }
         let mut block = &buffer[..read];

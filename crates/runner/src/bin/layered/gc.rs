@@ -4,6 +4,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use layer::display::{escaped_json, quoted};
@@ -62,7 +63,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn collector(&self) -> Collector {
+    fn collector(&self) -> Collector<'static> {
         let mut collector = Collector::new();
         if let Some(bytes) = self.max_bytes {
             collector = collector.max_bytes(bytes);
@@ -84,13 +85,14 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let collector = args.collector();
-    let mut bar = Bar::new();
+    let bar = Mutex::new(Bar::new());
+    let show = |progress| bar.lock().unwrap_or_else(PoisonError::into_inner).show(progress);
+    let collector = args.collector().progress(&show);
     let collected = match args.dry_run {
-        true => collector.dry_run(&args.store, &mut |progress| bar.show(progress)),
-        false => collector.collect(&args.store, &mut |progress| bar.show(progress)),
+        true => collector.dry_run(&args.store),
+        false => collector.collect(&args.store),
     };
-    bar.clear();
+    bar.into_inner().unwrap_or_else(PoisonError::into_inner).clear();
     let collected = collected?;
     let mut out = io::stdout().lock();
     match args.json {

@@ -1,0 +1,351 @@
+//! Lets one capture at a time make a layer, and marks how far it is. `upper.rs` opens and moves the
+//! tree; `store/gc/abandoned.rs` uses the marks of a killed capture.
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, Stat, XattrFlags, fchmod, fgetxattr, fsetxattr,
+    fstat, fsync, mkdir, openat, renameat, rmdir, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::display::quoted;
+use crate::error::{Chain, Error, Result};
+use crate::layer::access::Access;
+use crate::layer::meta::Meta;
+use crate::layer::{Layer, json};
+use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::locked_dir::{Attempt, LockedDir};
+use crate::tree::walk::{self, Identity, READ, as_os_str};
+
+/// In a layer's directory: the `layer.json` to be, while the tree is not durable yet. It says
+/// nothing of `fs`, which is the caller's if it is there.
+const STAGED: &CStr = c".capturing";
+
+/// In a layer's directory: the `layer.json` to be, durable together with the tree. If `fs` stands
+/// beside it, the layer lacks nothing but this file's final name.
+const SEALED: &CStr = c".captured";
+
+const META: &CStr = c"layer.json";
+
+/// The mode of a layer's directory that a capture has made and not finished. The sticky bit marks
+/// it: no user makes such a directory by hand, so an empty one can be removed.
+const UNFINISHED: Mode = Mode::RWXU.union(Mode::SVTX);
+
+/// The lock of a layer's directory: no other capture and no collector changes anything in it.
+///
+/// The kernel ends the lock, flock(2), with the process. The marks stay, and say how far a killed
+/// capture was.
+#[derive(Debug)]
+pub(crate) struct CaptureLock<'a> {
+    layer: &'a Layer,
+    dir: LockedDir,
+    /// Whether a capture made the directory: this one, or one that was killed.
+    made: bool,
+}
+
+/// What is in a layer's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// A layer.
+    Layer,
+    /// All of a layer but for the name of its `layer.json`: [`CaptureLock::publish`] completes it.
+    Sealed {
+        /// What identifies the tree.
+        tree: Identity,
+    },
+    /// Neither of these.
+    Unfinished {
+        /// What identifies the entry in the place of the tree, if there is one.
+        tree: Option<Identity>,
+    },
+}
+
+/// Which mark a capture has put into the layer's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// [`STAGED`].
+    Staged,
+    /// [`SEALED`].
+    Sealed,
+}
+
+impl<'a> CaptureLock<'a> {
+    /// Locks the layer's directory, which is made if it is missing.
+    pub(super) fn take(layer: &'a Layer) -> Result<Self> {
+        loop {
+            let made = match mkdir(layer.path(), UNFINISHED) {
+                Ok(()) => true,
+                Err(Errno::EXIST) => false,
+                Err(errno) => return Err(Error::io("make the directory", layer.path())(errno)),
+            };
+            match Self::lock(layer, made, FlockOperation::NonBlockingLockExclusive)? {
+                Lock::Taken(lock) => return Ok(lock),
+                Lock::Gone => {}
+                // Collectors lock it for a moment.
+                Lock::Busy if Self::is_locked_by_collectors(layer)? => thread::yield_now(),
+                Lock::Busy => return Err(Error::AlreadyCaptured { layer: layer.path().into() }),
+            }
+        }
+    }
+
+    /// Locks the directory of a layer whose capture was killed, to finish it. `None` if there is no
+    /// directory, or another capture has it locked.
+    pub(super) fn take_existing(layer: &'a Layer) -> Result<Option<Self>> {
+        Self::existing(layer, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Locks the directory of a layer whose capture was killed, for a collector. `None` if no
+    /// capture has been killed there: there is no mark, there is no directory, or a capture has it
+    /// locked. Only one collector may do this at a time.
+    pub(crate) fn take_abandoned(layer: &'a Layer) -> Result<Option<Self>> {
+        let dir = match openat(CWD, layer.path(), READ, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(errno) => return Err(Error::io("open", layer.path())(errno)),
+        };
+        let io = |operation| Error::io::<Errno>(operation, layer.path());
+        let made = Mode::from_raw_mode(fstat(&dir).map_err(io("look at"))?.st_mode).contains(Mode::SVTX);
+        let contents = contents(dir.as_fd()).map_err(io("read"))?;
+        // Not locked without a reason: a capture that begins would have to wait.
+        match contents.marks > 0 || (made && contents.others == 0) {
+            true => Self::existing(layer, FlockOperation::NonBlockingLockShared),
+            false => Ok(None),
+        }
+    }
+
+    fn existing(layer: &'a Layer, how: FlockOperation) -> Result<Option<Self>> {
+        match Self::lock(layer, false, how) {
+            Ok(Lock::Taken(lock)) => Ok(Some(lock)),
+            Ok(Lock::Busy | Lock::Gone) | Err(Error::NotADirectory { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Captures lock exclusively, collectors shared.
+    fn is_locked_by_collectors(layer: &'a Layer) -> Result<bool> {
+        Ok(!matches!(Self::lock(layer, false, FlockOperation::NonBlockingLockShared)?, Lock::Busy))
+    }
+
+    fn lock(layer: &'a Layer, made: bool, how: FlockOperation) -> Result<Lock<'a>> {
+        let path = layer.path();
+        let dir = match openat(CWD, path, READ.difference(OFlags::NOFOLLOW), Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(Lock::Gone),
+            Err(Errno::NOTDIR) => {
+                let expected = "a layer, new or without layer.json";
+                return Err(Error::NotADirectory { path: path.into(), expected });
+            }
+            Err(errno) => return Err(Error::io("open", path)(errno)),
+        };
+        let dir = match LockedDir::attempt(dir, path, how)? {
+            Attempt::Locked(dir) => dir,
+            Attempt::Busy => return Ok(Lock::Busy),
+            Attempt::Gone => return Ok(Lock::Gone),
+        };
+        let stat = fstat(&dir).map_err(Error::io("look at", path))?;
+        let made = made || Mode::from_raw_mode(stat.st_mode).contains(Mode::SVTX);
+        Ok(Lock::Taken(Self { layer, dir, made }))
+    }
+
+    /// Looks at what is in the layer's directory.
+    pub(crate) fn look(&self) -> Result<Found> {
+        if self.has(META)?.is_some() {
+            return Ok(Found::Layer);
+        }
+        let tree = self.has(c"fs")?;
+        let is_tree = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if let Some(tree) = tree.filter(is_tree) {
+            // The mark is not whole if power was cut on a file system that does not keep the order
+            // of writes.
+            match json::read::<Meta>(&self.layer.path().join(as_os_str(SEALED))) {
+                Ok(Some(_)) => return Ok(Found::Sealed { tree: walk::identity(&tree) }),
+                Ok(None) | Err(Error::Json { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Found::Unfinished { tree: tree.as_ref().map(walk::identity) })
+    }
+
+    /// Removes the marks of a killed capture.
+    pub(crate) fn unmark(&self) -> Result<()> {
+        for mark in [STAGED, SEALED] {
+            match unlinkat(&self.dir, mark, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(Error::io("remove", self.layer.path().join(as_os_str(mark)))(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the `layer.json` to be beside its place.
+    pub(super) fn stage(&self, meta: &Meta) -> Result<()> {
+        self.unmark()?;
+        json::write_new(self.dir.as_fd(), STAGED, &self.layer.path().join(as_os_str(STAGED)), meta)
+    }
+
+    /// Records on the layer's directory where its tree comes from, so that a repeated capture finds
+    /// that it is done.
+    pub(super) fn record_upper(&self, upper: &Path, xattrs: XattrNamespace) {
+        let path = real(upper);
+        if let Err(errno) = fsetxattr(&self.dir, upper_xattr(xattrs), path.as_os_str().as_bytes(), XattrFlags::empty())
+        {
+            // Then only the report of the run says whose layer it is.
+            log::debug!("{}: its upper is not recorded: {errno}", quoted(self.layer.path()));
+        }
+    }
+
+    /// Whether the tree was moved here from `upper`.
+    pub(super) fn has_moved_from(&self, upper: &Path, xattrs: XattrNamespace) -> bool {
+        let mut value = vec![0; 4096];
+        let length = fgetxattr(&self.dir, upper_xattr(xattrs), &mut value[..]);
+        length.is_ok_and(|length| value[..length] == *real(upper).as_os_str().as_bytes())
+    }
+
+    /// Marks the tree and the staged `layer.json` as durable.
+    pub(super) fn seal(&self) -> Result<()> {
+        self.rename(STAGED, SEALED)
+    }
+
+    /// Gives `layer.json` its name: the layer exists from then on.
+    pub(super) fn publish_from(&self, stage: Stage) -> Result<()> {
+        match stage {
+            Stage::Staged => self.rename(STAGED, META),
+            Stage::Sealed => self.rename(SEALED, META),
+        }
+    }
+
+    /// Completes the layer of a capture that was killed when it had
+    /// [moved the tree](Found::Sealed), and makes that durable.
+    pub(crate) fn publish(&self) -> Result<()> {
+        self.publish_from(Stage::Sealed)?;
+        self.sync()
+    }
+
+    /// Makes the names in the directory durable.
+    pub(super) fn sync(&self) -> Result<()> {
+        fsync(&self.dir).map_err(Error::io("sync", self.layer.path()))
+    }
+
+    /// Gives the directory the mode and group of `access`, or the default ones if a capture has
+    /// made it.
+    pub(super) fn open_to(&self, access: Option<Access>) -> Result<()> {
+        match access {
+            Some(access) => access.apply(&self.dir, self.layer.path()),
+            None if self.made => Access::default().apply(&self.dir, self.layer.path()),
+            None => Ok(()),
+        }
+    }
+
+    fn rename(&self, from: &CStr, to: &CStr) -> Result<()> {
+        let path = self.layer.path().join(as_os_str(to));
+        // `layer.json` was not there when the lock was taken; a rename would replace a file.
+        if self.has(to)?.is_some() {
+            return Err(Error::io("rename a file to", path)(Errno::EXIST));
+        }
+        renameat(&self.dir, from, &self.dir, to).map_err(Error::io("rename a file to", path))
+    }
+
+    fn has(&self, name: &CStr) -> Result<Option<Stat>> {
+        match statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::io("look at", self.layer.path().join(as_os_str(name)))(errno)),
+        }
+    }
+
+    /// The layer whose directory this is.
+    pub(super) fn layer(&self) -> &Layer {
+        self.layer
+    }
+
+    /// The layer's directory.
+    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Restores the layer's directory to what the capture found.
+    pub(super) fn give_up(self) {
+        if let Err(error) = self.clear() {
+            log::warn!("{}: the next capture or collector removes what is left", Chain(&error));
+        }
+    }
+
+    /// Removes the marks, and the directory if a capture has made it, or left a mark in it, and
+    /// nothing else is in it. Returns whether anything was removed.
+    pub(crate) fn clear(self) -> Result<bool> {
+        let io = |operation| Error::io::<Errno>(operation, self.layer.path());
+        let contents = contents(self.dir.as_fd()).map_err(io("read"))?;
+        let marked = contents.marks > 0;
+        let remove = contents.others == 0 && (marked || self.made);
+        if remove {
+            // If this process is killed after the last mark is removed, the mode says that the
+            // empty directory can be removed.
+            fchmod(&self.dir, UNFINISHED).map_err(io("change the mode of"))?;
+        }
+        self.unmark()?;
+        if !remove {
+            return Ok(marked);
+        }
+        match rmdir(self.layer.path()) {
+            // Another process has put something in.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(true),
+            Err(errno) => Err(io("remove")(errno)),
+        }
+    }
+}
+
+/// The extended attribute of a layer's directory that says where its tree was.
+fn upper_xattr(xattrs: XattrNamespace) -> &'static str {
+    match xattrs {
+        XattrNamespace::Trusted => "trusted.layered.upper",
+        XattrNamespace::User => "user.layered.upper",
+    }
+}
+
+/// `path` as an absolute one, without symbolic links as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    for above in path.ancestors().skip(1) {
+        if let (Ok(real), Ok(rest)) = (std::fs::canonicalize(above), path.strip_prefix(above)) {
+            return real.join(rest);
+        }
+    }
+    path
+}
+
+/// How many entries a layer's directory has.
+struct Contents {
+    marks: usize,
+    others: usize,
+}
+
+fn contents(dir: BorrowedFd<'_>) -> rustix::io::Result<Contents> {
+    let mut contents = Contents { marks: 0, others: 0 };
+    let dir = openat(dir, c".", READ, Mode::empty())?;
+    let mut buffer = [MaybeUninit::uninit(); 1024];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        match entry.file_name() {
+            name if walk::is_dots(name) => {}
+            name if name == STAGED || name == SEALED => contents.marks += 1,
+            _ => contents.others += 1,
+        }
+    }
+    Ok(contents)
+}
+
+/// The outcome of locking a layer's directory.
+enum Lock<'a> {
+    Taken(CaptureLock<'a>),
+    /// Another process has it locked.
+    Busy,
+    /// There is no such directory, or it has been removed.
+    Gone,
+}

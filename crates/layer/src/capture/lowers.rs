@@ -1,0 +1,56 @@
+//! The lowers that an upper was made over, of which some may not exist any more. `stack/view.rs`
+//! shows what they have.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::view::View;
+use crate::store::hold::Hold;
+
+/// The lowers of an upper, held against collectors as far as they exist.
+#[derive(Debug)]
+pub(super) struct Lowers {
+    /// Those that exist.
+    view: View,
+    missing: Option<PathBuf>,
+    _hold: Hold,
+}
+
+impl Lowers {
+    pub(super) fn open(lowers: &[PathBuf], xattrs: XattrNamespace) -> Result<Self> {
+        // A layer that is held first and looked at then cannot be half collected.
+        let layers = lowers.iter().filter(|tree| tree.ends_with("fs")).filter_map(|tree| tree.parent());
+        let hold = Hold::of(layers.filter(|layer| Layer::at(*layer).meta_path().symlink_metadata().is_ok()));
+        let hold = match hold {
+            // It was removed just now.
+            Err(Error::NotADirectory { .. }) => Hold::default(),
+            hold => hold?,
+        };
+        let (present, missing): (Vec<_>, Vec<_>) = lowers.iter().partition(|lower| lower.symlink_metadata().is_ok());
+        let missing = missing.first().map(|lower| lower.to_path_buf());
+        Ok(Self { view: View::new(&present)?.xattrs(xattrs), missing, _hold: hold })
+    }
+
+    /// The stack of those lowers that exist.
+    pub(super) fn present(&self) -> &View {
+        &self.view
+    }
+
+    /// The stack of all lowers, to be compared with the directory `path` in the upper.
+    ///
+    /// # Errors
+    /// [`Error::LowerMissing`] if one of them does not exist.
+    pub(super) fn whole(&self, path: &Path) -> Result<&View> {
+        match &self.missing {
+            None => Ok(&self.view),
+            Some(lower) => Err(Error::LowerMissing { path: path.into(), lower: lower.clone() }),
+        }
+    }
+
+    /// The stack of all lowers, if all of them exist.
+    pub(super) fn if_whole(&self) -> Option<&View> {
+        self.missing.is_none().then_some(&self.view)
+    }
+}

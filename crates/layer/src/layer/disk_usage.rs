@@ -1,0 +1,65 @@
+//! How much of the disk a layer takes: what its `layer.json` says, where that can be true.
+//! `store/gc/sizes.rs` decides that for a whole store; `tree/size.rs` measures.
+
+use std::path::Path;
+
+use rustix::fs::statvfs;
+
+use crate::display::quoted;
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::layer::meta::Meta;
+use crate::tree::size::TreeSize;
+
+impl Layer {
+    /// Returns the bytes that the layer takes of the disk: [`Meta::disk_usage`] of its `meta`, or
+    /// measured if that is 0 or more than is in use on the whole file system.
+    ///
+    /// What is measured is the layer's directory with all that is in it.
+    ///
+    /// # Errors
+    /// As [`TreeSize::of`].
+    pub fn disk_usage(&self, meta: &Meta) -> Result<u64> {
+        match meta.disk_usage {
+            0 => {}
+            recorded if recorded <= used_bytes(self.path())? => return Ok(recorded),
+            impossible => log::debug!("{} cannot have {impossible} bytes", quoted(self.path())),
+        }
+        Ok(TreeSize::of(self.path())?.bytes)
+    }
+}
+
+/// Bytes that are in use on the file system of `path`: no tree on it has more.
+pub(crate) fn used_bytes(path: &Path) -> Result<u64> {
+    let stat = statvfs(path).map_err(Error::io("ask for the size of the file system of", path))?;
+    // A tmpfs without a limit has no number of blocks, and some network file systems have not
+    // either.
+    match stat.f_blocks {
+        0 => Ok(u64::MAX),
+        blocks => Ok(blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn numbers_that_cannot_be_are_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = Layer::at(dir.path());
+        fs::create_dir(layer.fs()).unwrap();
+        fs::write(layer.fs().join("file"), [1; 100_000]).unwrap();
+        let measured = TreeSize::of(layer.path()).unwrap().bytes;
+        let stat = statvfs(dir.path()).unwrap();
+        let capacity = stat.f_blocks * stat.f_frsize;
+        for (recorded, told) in [(1, 1), (150_000, 150_000), (0, measured), (capacity, measured), (u64::MAX, measured)]
+        {
+            let meta = Meta { disk_usage: recorded, ..Meta::new("base", SystemTime::UNIX_EPOCH) };
+            assert_eq!(layer.disk_usage(&meta).unwrap(), told, "{recorded}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! When a layer was last used. Which layers are removed for that is decided in `store/gc.rs`.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, open};
+use nix::sys::stat::{Mode, UtimensatFlags, futimens, utimensat};
+use nix::sys::time::TimeSpec;
+
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+
+const NOW: TimeSpec = TimeSpec::UTIME_NOW;
+
+/// Least-recently-used bookkeeping: the modification time of `<layer>/last_used`. What follows from
+/// it is the caller's.
+impl Layer {
+    /// Marks the layer as used now. The sentinel is made, mode 0644, if it is missing; no JSON is
+    /// rewritten.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the sentinel can be neither stamped nor made (a read-only store).
+    pub fn touch(&self) -> Result<()> {
+        let path = self.last_used_path();
+        match utimensat(AT_FDCWD, &path, &NOW, &NOW, UtimensatFlags::NoFollowSymlink) {
+            Err(Errno::ENOENT) => {}
+            result => return result.map_err(Error::io("stamp", path)),
+        }
+        // Somebody else may make a FIFO of that name just now.
+        let flags = OFlag::O_WRONLY
+            | OFlag::O_CREAT
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_NONBLOCK
+            | OFlag::O_NOCTTY
+            | OFlag::O_CLOEXEC;
+        let file = open(&path, flags, Mode::from_bits_truncate(0o644)).map_err(Error::io("create", &path))?;
+        // Somebody else may have made it meanwhile, with an older stamp.
+        futimens(&file, &NOW, &NOW).map_err(Error::io("stamp", path))
+    }
+
+    /// When the layer was last used; `None` if it never was.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be found out.
+    pub fn last_used(&self) -> Result<Option<SystemTime>> {
+        modified(&self.last_used_path())
+    }
+
+    /// When the layer was last used or, if it never was, when it came to be whole: the time of
+    /// `layer.json`. This is the order in which a [`Collector`](crate::Collector) takes layers.
+    /// `None` if there is no `layer.json` either.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be found out.
+    pub fn last_used_or_made(&self) -> Result<Option<SystemTime>> {
+        let used = self.last_used()?;
+        if used.is_some() {
+            return Ok(used);
+        }
+        modified(&self.meta_path())
+    }
+}
+
+/// The modification time of a file, if it is there.
+fn modified(path: &Path) -> Result<Option<SystemTime>> {
+    match fs::symlink_metadata(path).and_then(|metadata| metadata.modified()) {
+        Ok(time) => Ok(Some(time)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::io("look at", path)(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    #[test]
+    fn a_touch_makes_the_sentinel_and_stamps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = Layer::at(dir.path());
+        assert_eq!(layer.last_used().unwrap(), None);
+        layer.touch().unwrap();
+        let metadata = fs::metadata(layer.last_used_path()).unwrap();
+        assert_eq!((metadata.permissions().mode() & 0o7777, metadata.len()), (0o644, 0));
+
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        fs::File::open(layer.last_used_path()).unwrap().set_modified(long_ago).unwrap();
+        assert_eq!(layer.last_used().unwrap(), Some(long_ago));
+        layer.touch().unwrap();
+        assert!(layer.last_used().unwrap() > Some(long_ago));
+    }
+
+    #[test]
+    fn a_missing_layer_is_an_error_and_a_symlink_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Layer::at(dir.path().join("x")).touch(), Err(Error::Io { operation: "create", .. })));
+
+        let outside = dir.path().join("outside");
+        let layer = Layer::at(dir.path().join("layer"));
+        fs::create_dir(layer.path()).unwrap();
+        std::os::unix::fs::symlink(&outside, layer.last_used_path()).unwrap();
+        layer.touch().unwrap();
+        assert!(!outside.exists());
+    }
+}

@@ -1,0 +1,257 @@
+//! Which layer of a stack a path is from, and what hides it in the others. `view.rs` lists whole
+//! directories.
+
+mod layer_path;
+
+use std::path::{Component, Path, PathBuf};
+
+use self::layer_path::{PathEntry, layer_path};
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::{EntryKind, XattrNamespace};
+
+/// What a stack shows at a path, which layer that is from, and which other layers have something
+/// there.
+///
+/// The rules are the kernel's: a whiteout, an opaque directory or a file hides what is below it,
+/// and directories are shown as one, with the attributes of the topmost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lookup {
+    /// The path below the root, without `.`, `..` and slashes that mean nothing; empty for the root
+    /// itself.
+    pub path: PathBuf,
+    /// Each layer that has something there, topmost first.
+    pub origins: Vec<Origin>,
+    /// What is in the way, if the path leads through something that is not a directory.
+    pub obstacle: Option<Obstacle>,
+}
+
+/// What one layer has at the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Origin {
+    /// The layer, as it was given: 0 is the topmost.
+    pub layer: usize,
+    /// What it has.
+    pub kind: EntryKind,
+    /// Whether the stack shows it.
+    pub role: Role,
+}
+
+/// Whether a stack shows what one of its layers has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// The stack shows it. A directory is shown with these attributes.
+    Supplies,
+    /// A directory whose entries are shown with those of the directories above.
+    Joins,
+    /// It hides what is below, and is not shown itself.
+    Deletes,
+    /// It is not shown.
+    Hidden {
+        /// The layer that hides it: with a file, a whiteout or an opaque directory there, or in the
+        /// place of a directory on the way.
+        by: usize,
+    },
+}
+
+/// An entry on the way that is not a directory. Symbolic links are not followed: a command resolves
+/// a link in the whole stack, through other layers than the link's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Obstacle {
+    /// The layer that it is from.
+    pub layer: usize,
+    /// Its path below the root.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Where a symbolic link leads.
+    pub target: Option<PathBuf>,
+}
+
+impl Lookup {
+    /// Returns the layer whose entry the stack shows; `None` if it shows nothing there.
+    pub fn supplier(&self) -> Option<&Origin> {
+        self.origins.iter().find(|origin| origin.role == Role::Supplies)
+    }
+}
+
+/// Looks `path` up in a stack of `trees` (`<layer>/fs`, the base's among them), **topmost first**.
+/// A leading slash is the root of the stack. Nothing is mounted.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # for name in ["gcc", "clang"] {
+/// #     std::fs::create_dir_all(dir.path().join(name).join("fs/usr/bin"))?;
+/// #     std::fs::write(dir.path().join(name).join("fs/usr/bin/cc"), name)?;
+/// # }
+/// let stack = [dir.path().join("gcc/fs"), dir.path().join("clang/fs")];
+/// let found = layer::lookup(&stack, "/usr/bin/cc", layer::XattrNamespace::Trusted)?;
+/// assert_eq!(found.supplier().map(|origin| origin.layer), Some(0));
+/// assert_eq!(found.origins[1].role, layer::Role::Hidden { by: 0 });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// - [`Error::NotADirectory`] if a tree is not a directory.
+/// - [`Error::Unmergeable`] if a directory on the way carries `redirect`, or the file `metacopy`:
+///   then the layers alone do not say what is shown.
+/// - [`Error::MountInside`] if something is mounted on the way, which an overlay would not show.
+/// - [`Error::Io`] names what cannot be looked at.
+pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<Lookup> {
+    let path = normal(path.as_ref());
+    let layer_paths = trees.iter().map(|tree| layer_path(tree.as_ref(), &path, xattrs)).collect::<Result<Vec<_>>>()?;
+    let (origins, in_the_way) = resolve(&layer_paths, path.components().count());
+    let obstacle = in_the_way.map(|(layer, names)| {
+        let way: PathBuf = path.components().take(names).collect();
+        let kind = layer_paths[layer][names - 1].kind;
+        let place = trees[layer].as_ref().join(&way);
+        let target = (kind == EntryKind::Symlink).then(|| std::fs::read_link(&place)).transpose();
+        Ok(Obstacle { layer, path: way, kind, target: target.map_err(Error::io("read the link", place))? })
+    });
+    Ok(Lookup { path, origins, obstacle: obstacle.transpose()? })
+}
+
+/// Returns the path without `.`, `..` and extra slashes. Since no link is followed, `..` removes
+/// the name before it.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => normal.push(name),
+            Component::ParentDir => {
+                normal.pop();
+            }
+            _ => {}
+        }
+    }
+    normal
+}
+
+/// Decides the role of each layer's entry at a path of `names` names. Also returns what is in the
+/// way: its layer, and the number of names up to it.
+fn resolve(layer_paths: &[Vec<PathEntry>], names: usize) -> (Vec<Origin>, Option<(usize, usize)>) {
+    let mut hidden_by: Vec<Option<usize>> = vec![None; layer_paths.len()];
+    let mut obstacle = None;
+    // The root is all layers' together; opaque on a layer's root means nothing.
+    let mut topmost = (!layer_paths.is_empty()).then_some(0);
+    for name in 0..names {
+        // Below this layer nothing of the name is shown.
+        let mut cut = None;
+        topmost = None;
+        for (layer, entries) in layer_paths.iter().enumerate() {
+            let Some(entry) = entries.get(name) else { continue };
+            hidden_by[layer] = hidden_by[layer].or(cut);
+            if hidden_by[layer].is_some() {
+                continue;
+            }
+            match (entry.kind, topmost) {
+                (EntryKind::Directory, _) => {
+                    topmost = topmost.or(Some(layer));
+                    cut = entry.is_opaque.then_some(layer);
+                }
+                (EntryKind::Whiteout, _) => cut = Some(layer),
+                // A file below directories ends them.
+                (_, Some(above)) => (hidden_by[layer], cut) = (Some(above), Some(layer)),
+                (_, None) => {
+                    (topmost, cut) = (Some(layer), Some(layer));
+                    if name + 1 < names {
+                        obstacle = Some((layer, name + 1));
+                    }
+                }
+            }
+        }
+    }
+    let whole = layer_paths.iter().enumerate().filter(|(_, entries)| entries.len() == names);
+    let origins = whole.map(|(layer, entries)| {
+        let kind = entries.last().map_or(EntryKind::Directory, |entry| entry.kind);
+        let role = match (hidden_by[layer], kind) {
+            (Some(by), _) => Role::Hidden { by },
+            (None, EntryKind::Whiteout) => Role::Deletes,
+            (None, _) if topmost == Some(layer) => Role::Supplies,
+            (None, _) => Role::Joins,
+        };
+        Origin { layer, kind, role }
+    });
+    (origins.collect(), obstacle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `d` a directory, `o` an opaque one, `f` a file, `l` a link, `w` a whiteout, one letter a
+    /// name.
+    fn layer_path(letters: &str) -> Vec<PathEntry> {
+        let entry = |letter| {
+            let kind = match letter {
+                'd' | 'o' => EntryKind::Directory,
+                'f' => EntryKind::File,
+                'l' => EntryKind::Symlink,
+                'w' => EntryKind::Whiteout,
+                _ => panic!("{letter}"),
+            };
+            PathEntry { kind, is_opaque: letter == 'o' }
+        };
+        letters.chars().map(entry).collect()
+    }
+
+    /// The roles in short: `S`, `J`, `D`, the number of the layer that hides it, `-` where the
+    /// layer has nothing.
+    fn roles(layer_paths: &[&str], names: usize) -> (String, Option<(usize, usize)>) {
+        let layer_paths: Vec<_> = layer_paths.iter().map(|letters| layer_path(letters)).collect();
+        let (origins, obstacle) = resolve(&layer_paths, names);
+        let role = |layer| match origins.iter().find(|origin| origin.layer == layer).map(|origin| origin.role) {
+            Some(Role::Supplies) => "S".into(),
+            Some(Role::Joins) => "J".into(),
+            Some(Role::Deletes) => "D".into(),
+            Some(Role::Hidden { by }) => by.to_string(),
+            None => "-".into(),
+        };
+        ((0..layer_paths.len()).map(role).collect(), obstacle)
+    }
+
+    /// The entries of each layer, the names of the path, the roles, what is in the way.
+    type Case = (&'static [&'static str], usize, &'static str, Option<(usize, usize)>);
+
+    #[test]
+    fn what_is_on_top_is_shown_by_the_kernels_rules() {
+        let table: [Case; 18] = [
+            (&[], 0, "", None),
+            (&["", ""], 0, "SJ", None),
+            (&["", ""], 1, "--", None),
+            (&["f", "f", ""], 1, "S0-", None),
+            (&["", "d", "d"], 1, "-SJ", None),
+            (&["d", "o", "d"], 1, "SJ1", None),
+            // A directory over a file, and one below that.
+            (&["d", "f", "d"], 1, "S01", None),
+            (&["f", "d", "w"], 1, "S00", None),
+            (&["w", "f", "f"], 1, "D00", None),
+            (&["d", "w", "d"], 1, "SD1", None),
+            // Deeper: the directories of each layer.
+            (&["dd", "d", "df"], 2, "S-0", None),
+            (&["o", "df"], 2, "-0", None),
+            (&["w", "df"], 2, "-0", None),
+            (&["dw", "o", "df"], 2, "D-1", None),
+            (&["d", "df", "o", "df"], 2, "-S-2", None),
+            // Something in the way.
+            (&["l", "df"], 2, "-0", Some((0, 1))),
+            (&["d", "df", "f", "df"], 2, "-S-2", None),
+            (&["df", "ddf"], 3, "-0", Some((0, 2))),
+        ];
+        for (layer_paths, names, expected, obstacle) in table {
+            assert_eq!(roles(layer_paths, names), (expected.to_string(), obstacle), "{layer_paths:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_one_of_the_stack() {
+        for (path, expected) in
+            [("/usr//bin/./cc", "usr/bin/cc"), ("usr/lib/../bin/cc/", "usr/bin/cc"), ("../..", ""), ("/", ""), ("", "")]
+        {
+            assert_eq!(normal(Path::new(path)), Path::new(expected), "{path}");
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Decides what an entry of a layer is to overlayfs: the only place that recognises whiteouts,
+//! opaque directories and overlayfs's extended attributes, and that makes them. Looks at one entry
+//! at a time; `merge`, `capture`, `view.rs`, `lookup.rs` and `conflicts.rs` walk the trees.
+//!
+//! The names are those of `fs/overlayfs/overlayfs.h`; what they mean is in
+//! `Documentation/filesystems/overlayfs.rst`.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, Stat, XattrFlags, fgetxattr, fsetxattr, lgetxattr, llistxattr, lstat, mknodat,
+    openat, statat,
+};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::tree::walk::READ;
+use crate::tree::xattr::{XattrList, path_through_proc};
+
+/// Where overlayfs keeps its extended attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum XattrNamespace {
+    /// `trusted.overlay.*`, of mounts by a privileged user.
+    #[default]
+    Trusted,
+    /// `user.overlay.*`, of mounts with `userxattr`.
+    User,
+}
+
+/// The names of one namespace.
+struct Names {
+    prefix: &'static str,
+    opaque: &'static str,
+    whiteout: &'static str,
+    origin: &'static str,
+    redirect: &'static str,
+    metacopy: &'static str,
+}
+
+const TRUSTED: Names = Names {
+    prefix: "trusted.overlay.",
+    opaque: "trusted.overlay.opaque",
+    whiteout: "trusted.overlay.whiteout",
+    origin: "trusted.overlay.origin",
+    redirect: "trusted.overlay.redirect",
+    metacopy: "trusted.overlay.metacopy",
+};
+
+const USER: Names = Names {
+    prefix: "user.overlay.",
+    opaque: "user.overlay.opaque",
+    whiteout: "user.overlay.whiteout",
+    origin: "user.overlay.origin",
+    redirect: "user.overlay.redirect",
+    metacopy: "user.overlay.metacopy",
+};
+
+impl XattrNamespace {
+    fn names(self) -> &'static Names {
+        match self {
+            XattrNamespace::Trusted => &TRUSTED,
+            XattrNamespace::User => &USER,
+        }
+    }
+
+    /// On a directory: `y` hides the directory of that name in the layers below.
+    pub(crate) fn opaque(self) -> &'static str {
+        self.names().opaque
+    }
+
+    /// On an empty regular file: makes it a whiteout.
+    pub(crate) fn whiteout(self) -> &'static str {
+        self.names().whiteout
+    }
+
+    /// On anything that was copied up: where it was found. On a directory also that it may have
+    /// whiteouts, see [`set_has_whiteouts`].
+    pub(crate) fn origin(self) -> &'static str {
+        self.names().origin
+    }
+
+    /// On a directory: where its content is in the layers below.
+    pub(crate) fn redirect(self) -> &'static str {
+        self.names().redirect
+    }
+
+    /// On a regular file: its content is in the layers below.
+    pub(crate) fn metacopy(self) -> &'static str {
+        self.names().metacopy
+    }
+
+    /// Whether overlayfs keeps the attribute `name` for itself, so that a mount does not show it.
+    ///
+    /// `<prefix>overlay.*` is not kept: it is how a layer stores what a mount shows as `<prefix>*`,
+    /// for overlays in overlays.
+    pub(crate) fn owns(self, name: &[u8]) -> bool {
+        match name.strip_prefix(self.names().prefix.as_bytes()) {
+            Some(rest) => !rest.starts_with(b"overlay."),
+            None => false,
+        }
+    }
+}
+
+/// What an entry of a layer is to overlayfs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A fifo, a socket or a device.
+    Special,
+    /// A whiteout in either form: it hides what is below it, and is not shown itself.
+    Whiteout,
+}
+
+/// An entry in a directory of a layer, with what the caller knows about it already.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    /// The directory.
+    pub(crate) dir: BorrowedFd<'a>,
+    /// The name in it.
+    pub(crate) name: &'a CStr,
+    /// The type, which the directory itself may have reported.
+    pub(crate) kind: FileType,
+    /// The entry's attributes. Without them, [`classify`](Self::classify) reads them if it has to.
+    pub(crate) stat: Option<&'a Stat>,
+    /// The list of extended attributes, which only a regular file needs. Without it, `classify`
+    /// asks for single attributes.
+    pub(crate) names: Option<&'a XattrList>,
+}
+
+/// Why [`Entry::classify`] or [`hides_below`] cannot decide.
+#[derive(Debug)]
+pub(crate) enum Unclassified {
+    /// The entry carries this attribute: it makes sense only to the mount that wrote it.
+    Unmergeable(&'static str),
+    /// A system call failed.
+    Failed(&'static str, Errno),
+}
+
+impl Unclassified {
+    /// Returns the error about the entry, whose path is `path`.
+    pub(crate) fn at(self, path: impl Into<PathBuf>) -> Error {
+        match self {
+            Unclassified::Unmergeable(xattr) => Error::Unmergeable { path: path.into(), xattr },
+            Unclassified::Failed(operation, errno) => Error::io(operation, path)(errno),
+        }
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// The entry `name` of `dir`, of which `stat` is known.
+    pub(crate) fn new(dir: BorrowedFd<'a>, name: &'a CStr, stat: &'a Stat) -> Self {
+        Self { dir, name, kind: FileType::from_raw_mode(stat.st_mode), stat: Some(stat), names: None }
+    }
+
+    /// Decides what the entry is to overlayfs, with as few system calls as possible.
+    ///
+    /// A whiteout has two forms. The first is a character device 0:0. The second is an empty
+    /// regular file that carries the [whiteout](XattrNamespace::whiteout) attribute. The kernel's
+    /// lookup decides so. Its readdir leaves the second form out only where the directory is marked
+    /// with opaque `x`; elsewhere it lists names that cannot be found.
+    ///
+    /// # Errors
+    /// [`Unclassified::Unmergeable`] for a file that carries `metacopy`: its content is in the
+    /// layers below.
+    pub(crate) fn classify(&self, xattrs: XattrNamespace) -> Result<EntryKind, Unclassified> {
+        match self.kind {
+            FileType::Directory => Ok(EntryKind::Directory),
+            FileType::Symlink => Ok(EntryKind::Symlink),
+            FileType::CharacterDevice if self.stat()?.st_rdev == 0 => Ok(EntryKind::Whiteout),
+            FileType::RegularFile if self.is_whiteout_file(xattrs)? => Ok(EntryKind::Whiteout),
+            FileType::RegularFile if self.has(xattrs.metacopy())? => Err(Unclassified::Unmergeable(xattrs.metacopy())),
+            FileType::RegularFile => Ok(EntryKind::File),
+            _ => Ok(EntryKind::Special),
+        }
+    }
+
+    fn is_whiteout_file(&self, xattrs: XattrNamespace) -> Result<bool, Unclassified> {
+        // First the answer that is known.
+        match self.names {
+            Some(names) => Ok(names.has(xattrs.whiteout()) && self.stat()?.st_size == 0),
+            None => Ok(self.stat()?.st_size == 0 && self.has(xattrs.whiteout())?),
+        }
+    }
+
+    fn stat(&self) -> Result<Stat, Unclassified> {
+        let read = || statat(self.dir, self.name, AtFlags::SYMLINK_NOFOLLOW);
+        self.stat.copied().map_or_else(read, Ok).map_err(|errno| Unclassified::Failed("look at", errno))
+    }
+
+    fn has(&self, xattr: &'static str) -> Result<bool, Unclassified> {
+        match self.names {
+            Some(names) => Ok(names.has(xattr)),
+            None => exists(lgetxattr(path_through_proc(self.dir, self.name), xattr, &mut [0_u8; 0])),
+        }
+    }
+}
+
+/// Decides whether an open directory hides the directories of its name in the layers below. `names`
+/// lists its extended attributes, if they are known.
+///
+/// Not for the root of a layer: there the kernel looks at neither attribute.
+///
+/// # Errors
+/// [`Unclassified::Unmergeable`] for a directory that carries `redirect`: its content is elsewhere
+/// in the layers below.
+pub(crate) fn hides_below(
+    dir: BorrowedFd<'_>,
+    names: Option<&XattrList>,
+    xattrs: XattrNamespace,
+) -> Result<bool, Unclassified> {
+    let has = |xattr| match names {
+        Some(names) => Ok(names.has(xattr)),
+        None => exists(fgetxattr(dir, xattr, &mut [0_u8; 0])),
+    };
+    if has(xattrs.redirect())? {
+        return Err(Unclassified::Unmergeable(xattrs.redirect()));
+    }
+    let unknown_or_marked = names.is_none_or(|names| names.has(xattrs.opaque()));
+    Ok(unknown_or_marked && is_opaque_dir(dir, xattrs).map_err(|errno| Unclassified::Failed(READ_XATTRS, errno))?)
+}
+
+/// Whether an open directory is opaque.
+pub(crate) fn is_opaque_dir(dir: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<bool> {
+    let mut value = [0; 2];
+    match fgetxattr(dir, xattrs.opaque(), &mut value) {
+        Ok(length) => Ok(is_opaque_value(&value[..length])),
+        // RANGE: longer than any value that has a meaning.
+        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether the value of [opaque](XattrNamespace::opaque) hides what is below: one byte, `y`. (`x`
+/// marks a directory that has whiteouts in their second form.)
+fn is_opaque_value(value: &[u8]) -> bool {
+    value == b"y"
+}
+
+const READ_XATTRS: &str = "read the extended attributes of";
+
+/// Whether an attribute exists, by the outcome of reading it.
+fn exists(read: rustix::io::Result<usize>) -> Result<bool, Unclassified> {
+    match read {
+        Ok(_) | Err(Errno::RANGE) => Ok(true),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+        Err(errno) => Err(Unclassified::Failed(READ_XATTRS, errno)),
+    }
+}
+
+/// Returns whether the file at `path` is a whiteout: for a program that checks what a mount has
+/// written into its upper.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be looked at, [`Error::Unmergeable`] if it carries `metacopy`.
+pub fn is_whiteout(path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<bool> {
+    let path = path.as_ref();
+    let stat = lstat(path).map_err(Error::io("look at", path))?;
+    let mut names = XattrList::default();
+    names.read(|buffer| llistxattr(path, buffer)).map_err(Error::io("list the extended attributes of", path))?;
+    let entry = Entry { names: Some(&names), ..Entry::new(CWD, c"", &stat) };
+    Ok(entry.classify(xattrs).map_err(|why| why.at(path))? == EntryKind::Whiteout)
+}
+
+/// Returns whether the directory at `path` is opaque, so that it hides everything of its name in
+/// the layers below: for a program that checks what a mount has written into its upper.
+///
+/// # Errors
+/// [`Error::Io`] if it is not a directory or cannot be read.
+pub fn is_opaque(path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<bool> {
+    let path = path.as_ref();
+    let dir = openat(CWD, path, READ, Mode::empty()).map_err(Error::io("open", path))?;
+    is_opaque_dir(dir.as_fd(), xattrs).map_err(Error::io(READ_XATTRS, path))
+}
+
+/// Makes the whiteout `name` in `dir`, in the first form, which needs no privilege and no attribute
+/// on the directory.
+pub(crate) fn make_whiteout(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
+    mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+}
+
+/// Makes the directory hide what is below it.
+pub(crate) fn set_opaque(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rustix::io::Result<()> {
+    fsetxattr(dir, namespace.names().opaque, b"y", XattrFlags::empty())
+}
+
+/// Makes the kernel look for whiteouts in the directory when it lists it, even where no other layer
+/// has that directory.
+///
+/// Without it, `ovl_get_inode` takes the directory for one without whiteouts, and their names are
+/// listed but cannot be found. An empty origin says "copied up, from where is not known".
+pub(crate) fn set_has_whiteouts(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rustix::io::Result<()> {
+    fsetxattr(dir, namespace.names().origin, b"", XattrFlags::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlayfs_owns_its_prefix_but_not_what_it_stores_for_an_overlay_inside() {
+        for (name, trusted, user) in [
+            ("trusted.overlay.opaque", true, false),
+            ("trusted.overlay.anything", true, false),
+            ("trusted.overlay.", true, false),
+            ("trusted.overlay.overlay.opaque", false, false),
+            ("trusted.overlay", false, false),
+            ("trusted.overlayed", false, false),
+            ("user.overlay.redirect", false, true),
+            ("user.overlay.overlay.redirect", false, false),
+            ("user.comment", false, false),
+            ("system.posix_acl_access", false, false),
+        ] {
+            assert_eq!(XattrNamespace::Trusted.owns(name.as_bytes()), trusted, "{name}");
+            assert_eq!(XattrNamespace::User.owns(name.as_bytes()), user, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_letter_y_is_opaque() {
+        assert!(is_opaque_value(b"y"));
+        for value in [&b""[..], b"n", b"x", b"Y", b"yes"] {
+            assert!(!is_opaque_value(value), "{}", value.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn an_entry_is_the_same_whether_its_attributes_are_known_or_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for (name, content, xattr) in [
+            ("file", "", None),
+            ("marked", "", Some("user.overlay.whiteout")),
+            ("marked-and-full", "x", Some("user.overlay.whiteout")),
+            ("other", "", Some("trusted.overlay.whiteout")),
+            ("metacopy", "x", Some("user.overlay.metacopy")),
+        ] {
+            std::fs::write(path(name), content).unwrap();
+            let set = xattr.map(|xattr| rustix::fs::setxattr(path(name), xattr, b"", XattrFlags::empty()));
+            // Only root may set a `trusted` attribute; without it the file is a plain one all the
+            // same.
+            assert!(set.is_none_or(|set| set.is_ok()) || name == "other", "{name}");
+        }
+        std::fs::create_dir(path("dir")).unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        mknodat(CWD, path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        mknodat(CWD, path("device"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+        let open = openat(CWD, dir.path(), READ, Mode::empty()).unwrap();
+        for (name, expected) in [
+            (c"file", Some(EntryKind::File)),
+            (c"marked", Some(EntryKind::Whiteout)),
+            (c"marked-and-full", Some(EntryKind::File)),
+            (c"other", Some(EntryKind::File)),
+            (c"metacopy", None),
+            (c"dir", Some(EntryKind::Directory)),
+            (c"link", Some(EntryKind::Symlink)),
+            (c"fifo", Some(EntryKind::Special)),
+            (c"device", Some(EntryKind::Whiteout)),
+        ] {
+            let stat = statat(&open, name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            let mut names = XattrList::default();
+            names.read(|buffer| llistxattr(path(name.to_str().unwrap()), buffer)).unwrap();
+            let read = Entry::new(open.as_fd(), name, &stat);
+            let listed = Entry { stat: None, names: Some(&names), ..read };
+            for entry in [read, listed] {
+                match (entry.classify(XattrNamespace::User), expected) {
+                    (Ok(kind), Some(expected)) => assert_eq!(kind, expected, "{name:?}"),
+                    (Err(Unclassified::Unmergeable(xattr)), None) => assert_eq!(xattr, "user.overlay.metacopy"),
+                    (other, _) => panic!("{name:?}: {other:?}"),
+                }
+            }
+            let is_whiteout = is_whiteout(path(name.to_str().unwrap()), XattrNamespace::User);
+            assert_eq!(is_whiteout.ok(), expected.map(|kind| kind == EntryKind::Whiteout), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_value_of_opaque_means_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        for (value, expected) in [(&b"y"[..], true), (b"x", false), (b"yes", false)] {
+            rustix::fs::setxattr(dir.path(), "user.overlay.opaque", value, XattrFlags::empty()).unwrap();
+            let names = XattrList::of(openat(CWD, dir.path(), READ, Mode::empty()).unwrap().as_fd()).unwrap();
+            let open = openat(CWD, dir.path(), READ, Mode::empty()).unwrap();
+            for names in [None, Some(&names)] {
+                assert_eq!(hides_below(open.as_fd(), names, XattrNamespace::User).unwrap(), expected);
+            }
+            assert_eq!(is_opaque(&dir, XattrNamespace::User).unwrap(), expected);
+        }
+        assert!(!is_opaque(&dir, XattrNamespace::Trusted).unwrap());
+    }
+}

@@ -1,0 +1,310 @@
+//! Decides which layers become lowers of their own and which are merged: arithmetic, without the
+//! disk. `merge` does the merging.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The most lower directories that an overlay may have, the base and the merged directory included.
+///
+/// `OVL_MAX_STACK` in `fs/overlayfs/params.c`.
+pub const MAX_LOWERS: usize = 500;
+
+/// Splits `layers` into the longest prefix that fits and the rest, which has to be merged into one
+/// directory below the prefix.
+///
+/// All layers fit if the sum of their costs is at most `available`. Otherwise the merged directory
+/// takes `merged_overhead` of it, and the prefix gets what is left. A cost is a number of bytes in
+/// an option string, or 1 where layers are counted. If nothing has to be merged, the second part is
+/// empty.
+///
+/// ```
+/// let layers = ["/l/one", "/l/two", "/l/three", "/l/four"];
+/// let cost = |path: &&str| path.len() + 1; // and the colon
+/// assert_eq!(layer::plan_lowerdir(31, 10, cost, &layers), (&layers[..], &[][..]));
+/// assert_eq!(layer::plan_lowerdir(30, 10, cost, &layers), (&layers[..2], &layers[2..]));
+/// ```
+pub fn plan_lowerdir<T>(
+    available: usize,
+    merged_overhead: usize,
+    cost: impl Fn(&T) -> usize,
+    layers: &[T],
+) -> (&[T], &[T]) {
+    let left = available.checked_sub(merged_overhead);
+    let mut sum = 0_usize;
+    let mut prefix = 0;
+    for (index, layer) in layers.iter().enumerate() {
+        sum = sum.saturating_add(cost(layer));
+        if sum > available {
+            return layers.split_at(prefix);
+        }
+        if left.is_some_and(|left| sum <= left) {
+            prefix = index + 1;
+        }
+    }
+    (layers, &[])
+}
+
+/// A way to pass the lower directories to the kernel. Displayed and parsed as `lowerdir+`,
+/// `mount-paths`, `mount-names`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Rung {
+    /// `fsconfig(2)` with `lowerdir+`, one call per layer (Linux 6.7): no limit on the length of
+    /// the names.
+    LowerdirPlus,
+    /// `mount(2)` with the paths as they are: one page holds all options.
+    MountPaths,
+    /// `mount(2)` with short names for the same directories: the numbers of their descriptors.
+    MountNames,
+}
+
+impl Rung {
+    /// All rungs, the best first.
+    pub const LADDER: [Rung; 3] = [Rung::LowerdirPlus, Rung::MountPaths, Rung::MountNames];
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(match self {
+            Rung::LowerdirPlus => "lowerdir+",
+            Rung::MountPaths => "mount-paths",
+            Rung::MountNames => "mount-names",
+        })
+    }
+}
+
+impl std::str::FromStr for Rung {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let known = Rung::LADDER.into_iter().find(|rung| rung.to_string() == name);
+        known.ok_or_else(|| Error::UnknownRung { name: name.into() })
+    }
+}
+
+/// What one rung can hold.
+#[derive(Clone, Copy)]
+pub struct RungLimit<'a> {
+    /// Which rung.
+    pub rung: Rung,
+    /// The most lowers, the base and the merged directory included: [`MAX_LOWERS`], or fewer.
+    pub max_lowers: usize,
+    /// The most bytes that all lowers may take in the option string; [`usize::MAX`] for no limit.
+    pub max_bytes: usize,
+    /// The bytes that one lower takes in the option string, its separator included.
+    pub cost: &'a dyn Fn(&Path) -> usize,
+}
+
+impl fmt::Debug for RungLimit<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("RungLimit")
+            .field("rung", &self.rung)
+            .field("max_lowers", &self.max_lowers)
+            .field("max_bytes", &self.max_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The result that a rung would have for a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Estimate {
+    /// Which rung.
+    pub rung: Rung,
+    /// How many layers stay lowers of their own.
+    pub separate: usize,
+    /// How many layers have to be merged.
+    pub merged: usize,
+    /// The most lowers that the rung takes, the base included.
+    pub max_lowers: usize,
+    /// The bytes that all layers and the base would take.
+    pub bytes: usize,
+    /// The most bytes that the rung takes.
+    pub max_bytes: usize,
+}
+
+/// Which layers become lowers of their own, which are merged, and on which rung they are mounted.
+///
+/// The lowers of the mount are, topmost first: `separate`, the directory into which `merged` is
+/// merged (if there is any), `base`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The rung.
+    pub rung: Rung,
+    /// The trees that stay separate, topmost first.
+    pub separate: Vec<PathBuf>,
+    /// The trees to merge, topmost first; all of them lie below the separate ones.
+    pub merged: Vec<PathBuf>,
+    /// The base's tree.
+    pub base: PathBuf,
+    /// The result of each rung of the ladder, in the order of the ladder.
+    pub estimates: Vec<Estimate>,
+}
+
+impl Plan {
+    /// Plans a stack of `layers` (trees, topmost first, none twice) over `base`. What does not fit
+    /// has to be merged into `merged_dir`; only the length of that name counts here.
+    ///
+    /// Takes the first rung on which all layers fit. If there is none, takes the first of those
+    /// that leave the fewest layers to merge. Returns `None` if `ladder` is empty. Reads nothing
+    /// from the disk.
+    pub fn new(layers: &[PathBuf], base: &Path, merged_dir: &Path, ladder: &[RungLimit<'_>]) -> Option<Self> {
+        let estimates: Vec<_> = ladder.iter().map(|limit| estimate(layers, base, merged_dir, limit)).collect();
+        // `min_by_key` takes the first of equals: the highest rung.
+        let best = estimates.iter().min_by_key(|estimate| estimate.merged)?;
+        let (separate, merged) = layers.split_at(best.separate);
+        Some(Plan { rung: best.rung, separate: separate.into(), merged: merged.into(), base: base.into(), estimates })
+    }
+
+    /// Returns the lowers of the mount, topmost first, the base last. `merged_dir` is among them if
+    /// there is anything to merge.
+    pub fn lowers(&self, merged_dir: &Path) -> Vec<PathBuf> {
+        let merged = (!self.merged.is_empty()).then(|| merged_dir.to_path_buf());
+        self.separate.iter().cloned().chain(merged).chain([self.base.clone()]).collect()
+    }
+}
+
+fn estimate(layers: &[PathBuf], base: &Path, merged_dir: &Path, limit: &RungLimit<'_>) -> Estimate {
+    let costs: Vec<usize> = layers.iter().map(|layer| (limit.cost)(layer)).collect();
+    let cost = |cost: &usize| *cost;
+    let base_bytes = (limit.cost)(base);
+    let by_count = plan_lowerdir(limit.max_lowers.saturating_sub(1), 1, |_| 1, layers).0.len();
+    let by_bytes =
+        plan_lowerdir(limit.max_bytes.saturating_sub(base_bytes), (limit.cost)(merged_dir), cost, &costs).0.len();
+    let mut separate = by_count.min(by_bytes);
+    if by_count < layers.len() && separate == by_count {
+        // All bytes fit, but the count asks for a merged directory, whose name must fit too.
+        let left = limit.max_bytes.saturating_sub(base_bytes).saturating_sub((limit.cost)(merged_dir));
+        separate = plan_lowerdir(left, 0, cost, &costs[..separate]).0.len();
+    }
+    Estimate {
+        rung: limit.rung,
+        separate,
+        merged: layers.len() - separate,
+        max_lowers: limit.max_lowers,
+        bytes: costs.iter().copied().fold(base_bytes, usize::saturating_add),
+        max_bytes: limit.max_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_that_fits() {
+        // (available, merged_overhead, costs, separate)
+        let table: [(usize, usize, &[usize], usize); 12] = [
+            (0, 0, &[], 0),
+            (10, 100, &[], 0),
+            (10, 100, &[10], 1),
+            (10, 100, &[5, 5], 2),
+            (10, 3, &[5, 6], 1),
+            (10, 5, &[5, 6], 1),
+            (10, 6, &[5, 6], 0),
+            (10, 100, &[5, 6], 0),
+            (10, 4, &[2, 2, 2, 2, 2], 5),
+            (10, 4, &[2, 2, 2, 2, 2, 2], 3),
+            (10, 4, &[20, 1, 1], 0),
+            (usize::MAX, 1, &[usize::MAX, usize::MAX], 2),
+        ];
+        for (available, overhead, costs, separate) in table {
+            let split = plan_lowerdir(available, overhead, |cost| *cost, costs);
+            assert_eq!(split, costs.split_at(separate), "{available} {overhead} {costs:?}");
+        }
+    }
+
+    #[test]
+    fn the_prefix_fits_and_one_more_does_not() {
+        let costs: Vec<usize> = (0..40).map(|n| (n * 7) % 11).collect();
+        let total: usize = costs.iter().sum();
+        for available in 0..total + 5 {
+            for overhead in [0, 1, 5, 50] {
+                let (separate, merged) = plan_lowerdir(available, overhead, |cost| *cost, &costs);
+                let sum: usize = separate.iter().sum();
+                match merged {
+                    [] => assert!(sum <= available),
+                    [next, ..] => {
+                        assert!(total > available);
+                        assert!(sum + overhead <= available || separate.is_empty());
+                        assert!(sum + next + overhead > available, "{available} {overhead}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn paths(count: usize, length: usize) -> Vec<PathBuf> {
+        (0..count).map(|n| PathBuf::from(format!("/{n:0width$}", width = length - 1))).collect()
+    }
+
+    fn length(path: &Path) -> usize {
+        path.as_os_str().len() + 1
+    }
+
+    fn fixed(_: &Path) -> usize {
+        4
+    }
+
+    fn ladder() -> [RungLimit<'static>; 3] {
+        let limit = |rung, max_bytes, cost| RungLimit { rung, max_lowers: MAX_LOWERS, max_bytes, cost };
+        [
+            limit(Rung::LowerdirPlus, usize::MAX, &length),
+            limit(Rung::MountPaths, 4000, &length),
+            limit(Rung::MountNames, 4000, &fixed),
+        ]
+    }
+
+    #[test]
+    fn a_rung_serves_only_where_none_above_can() {
+        // (rungs on offer, layers, bytes of a path, rung, merged)
+        let all = ladder();
+        let table: [(&[RungLimit<'_>], usize, usize, Rung, usize); 10] = [
+            (&all, 0, 60, Rung::LowerdirPlus, 0),
+            (&all, 499, 60, Rung::LowerdirPlus, 0),
+            (&all, 500, 60, Rung::LowerdirPlus, 2),
+            (&all, 1000, 60, Rung::LowerdirPlus, 502),
+            (&all[1..], 60, 60, Rung::MountPaths, 0),
+            (&all[1..], 66, 60, Rung::MountNames, 0),
+            (&all[1..], 499, 60, Rung::MountNames, 0),
+            (&all[1..], 520, 60, Rung::MountNames, 22),
+            (&all[1..2], 100, 60, Rung::MountPaths, 35),
+            (&all[..1], 499, 2000, Rung::LowerdirPlus, 0),
+        ];
+        for (ladder, count, length, rung, merged) in table {
+            let layers = paths(count, length);
+            let plan = Plan::new(&layers, Path::new("/base"), Path::new("/merged"), ladder).unwrap();
+            assert_eq!((plan.rung, plan.merged.len()), (rung, merged), "{count} layers of {length} bytes");
+            assert_eq!([plan.separate.clone(), plan.merged.clone()].concat(), layers);
+            let lowers = plan.lowers(Path::new("/merged"));
+            assert!(lowers.len() <= MAX_LOWERS);
+            assert_eq!(lowers.len(), plan.separate.len() + usize::from(merged > 0) + 1);
+        }
+        assert_eq!(Plan::new(&[], Path::new("/base"), Path::new("/merged"), &[]), None);
+    }
+
+    #[test]
+    fn the_name_of_the_merged_directory_counts_in_bytes_too() {
+        // Six lowers by count; the bytes of all five layers and the base fit, but not with the
+        // merged directory's.
+        let limit = RungLimit { rung: Rung::MountPaths, max_lowers: 4, max_bytes: 6 + 5 * 10, cost: &length };
+        let layers = paths(5, 9);
+        let merged = PathBuf::from(format!("/{}", "m".repeat(38)));
+        let plan = Plan::new(&layers, Path::new("/base"), &merged, &[limit]).unwrap();
+        let bytes: usize = plan.lowers(&merged).iter().map(|path| length(path)).sum();
+        assert!(bytes <= limit.max_bytes && plan.lowers(&merged).len() <= 4, "{plan:?}");
+        assert_eq!(plan.separate.len(), 1);
+    }
+
+    #[test]
+    fn rungs_are_shown_as_they_are_parsed() {
+        for rung in Rung::LADDER {
+            assert_eq!(rung.to_string().parse::<Rung>().unwrap(), rung);
+        }
+        assert!("fsconfig".parse::<Rung>().unwrap_err().to_string().contains("lowerdir+"));
+    }
+}

@@ -1,0 +1,134 @@
+//! Opens the trees of a stack, with few descriptors. What the trees show together is decided in
+//! `view.rs` and in `merge`.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use crate::error::{Error, Result};
+use crate::tree::walk::{Identity, PATH};
+
+/// One in `SHARE` of the descriptors that the process may have is used for the roots of trees. The
+/// other roots are opened again for each of their directories. So a thousand layers need only a
+/// quarter of the usual limit of 1,024.
+const SHARE: u64 = 4;
+
+/// The trees that are merged, topmost first.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    /// The directory that relative paths start from: the workers have other working directories.
+    start: OwnedFd,
+    trees: Vec<Tree>,
+}
+
+#[derive(Debug)]
+struct Tree {
+    path: PathBuf,
+    identity: Identity,
+    root: Option<OwnedFd>,
+}
+
+/// The root of a tree: kept open, or opened for this use.
+pub(crate) enum Root<'a> {
+    Held(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for Root<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Root::Held(root) => *root,
+            Root::Opened(root) => root.as_fd(),
+        }
+    }
+}
+
+impl Sources {
+    /// Opens the trees at `paths`, topmost first.
+    pub(crate) fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Self::open_and_hold(paths, usize::try_from(limit / SHARE).unwrap_or(usize::MAX))
+    }
+
+    fn open_and_hold(paths: &[impl AsRef<Path>], most_held: usize) -> Result<Self> {
+        let start = openat(CWD, c".", PATH, Mode::empty()).map_err(Error::io("open", "."))?;
+        let mut trees = Vec::with_capacity(paths.len());
+        for path in paths {
+            // `fs/` and `fs/.` would follow `fs`.
+            let path: PathBuf = path.as_ref().components().collect();
+            let root = open_root(start.as_fd(), &path, PATH)?;
+            let stat = fstat(&root).map_err(Error::io("look at", &path))?;
+            let held = (trees.len() < most_held).then_some(root);
+            trees.push(Tree { path, identity: (stat.st_dev, stat.st_ino), root: held });
+        }
+        Ok(Self { start, trees })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.trees.len()
+    }
+
+    /// The path of a tree, as it was given.
+    pub(crate) fn path(&self, tree: usize) -> &Path {
+        &self.trees[tree].path
+    }
+
+    /// The path of the tree whose root this is.
+    pub(crate) fn find(&self, identity: Identity) -> Option<&Path> {
+        self.trees.iter().find(|tree| tree.identity == identity).map(|tree| tree.path.as_path())
+    }
+
+    /// The root of a tree.
+    pub(crate) fn root(&self, tree: usize) -> rustix::io::Result<Root<'_>> {
+        let Tree { path, identity, root } = &self.trees[tree];
+        if let Some(root) = root {
+            return Ok(Root::Held(root.as_fd()));
+        }
+        let root = openat(&self.start, path, PATH, Mode::empty())?;
+        let stat = fstat(&root)?;
+        if *identity != (stat.st_dev, stat.st_ino) {
+            return Err(Errno::STALE);
+        }
+        Ok(Root::Opened(root))
+    }
+}
+
+/// Opens the root of the tree at `path`, which is relative to `start`. A symbolic link is not a
+/// tree.
+///
+/// # Errors
+/// [`Error::NotADirectory`] if it is not a directory, [`Error::Io`] if it cannot be opened.
+pub(super) fn open_root(start: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    openat(start, path, flags, Mode::empty()).map_err(|errno| match errno {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
+            Error::NotADirectory { path: path.into(), expected: "a layer's tree" }
+        }
+        errno => Error::io("open", path)(errno),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn roots_that_are_not_held_are_opened_again_and_are_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [dir.path().join("held"), dir.path().join("opened")];
+        paths.iter().for_each(|path| fs::create_dir(path).unwrap());
+        let sources = Sources::open_and_hold(&paths, 1).unwrap();
+        assert!(matches!(sources.root(0), Ok(Root::Held(_))));
+        assert!(matches!(sources.root(1), Ok(Root::Opened(_))));
+        for (index, path) in paths.iter().enumerate() {
+            fs::rename(path, path.with_extension("old")).unwrap();
+            fs::create_dir(path).unwrap();
+            let root = sources.root(index).map(drop);
+            assert_eq!(root, if index == 0 { Ok(()) } else { Err(Errno::STALE) });
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! What a stack of trees shows, directory by directory. `lookup.rs` answers for one path, and says
+//! what is hidden there.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, RawDir, Stat, statat};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
+use crate::stack::sources::{Root, Sources};
+use crate::tree::attributes::{Attributes, Keep};
+use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath, open_in};
+use crate::tree::xattr::XattrList;
+
+/// What a stack of trees shows, directory by directory: what the kernel would answer, without a
+/// mount and without privilege.
+///
+/// The rules are those of [`Merge`](crate::Merge): a file on top stands alone, a directory is the
+/// union downwards to the first opaque one and not past a file or a whiteout. No symbolic link is
+/// followed, neither one on the way nor the last. ([`lookup`](crate::lookup) is about one path, and
+/// about what is hidden there.)
+#[derive(Debug)]
+pub(crate) struct View {
+    trees: Sources,
+    xattrs: XattrNamespace,
+}
+
+/// What a stack shows at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// A directory, put together from one or more trees.
+    Directory(Directory),
+    /// Anything else, from the tree with this index; the topmost tree is 0.
+    File(usize),
+}
+
+/// A directory as a stack shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    trees: Vec<usize>,
+}
+
+impl View {
+    /// The stack of `trees` (`<layer>/fs`), **topmost first**, the base last. Nothing is read but
+    /// their roots.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] if one of them is not a directory; a symbolic link is not one.
+    pub(crate) fn new(trees: &[impl AsRef<Path>]) -> Result<Self> {
+        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default() })
+    }
+
+    /// The same, with overlayfs's attributes in `namespace`.
+    pub(crate) fn xattrs(mut self, namespace: XattrNamespace) -> Self {
+        self.xattrs = namespace;
+        self
+    }
+
+    /// Returns the root of the stack. A stack of no trees has an empty root.
+    pub(crate) fn root(&self) -> Directory {
+        Directory { path: PathBuf::new(), trees: (0..self.trees.len()).collect() }
+    }
+
+    /// Returns what the stack shows at `path`, which is absolute in the stack or relative to its
+    /// root; `None` if there is nothing, or a file is on the way.
+    ///
+    /// # Errors
+    /// As [`child`](Self::child). A path with `..` is [`Error::Io`].
+    pub(crate) fn find(&self, path: impl AsRef<Path>) -> Result<Option<Shown>> {
+        let path = path.as_ref();
+        let mut shown = Shown::Directory(self.root());
+        for component in path.components() {
+            let name = match component {
+                Component::Normal(name) => name,
+                Component::RootDir | Component::CurDir => continue,
+                Component::ParentDir | Component::Prefix(_) => return Err(Error::io("look up", path)(Errno::INVAL)),
+            };
+            let Shown::Directory(directory) = shown else { return Ok(None) };
+            match self.child(&directory, name)? {
+                Some(found) => shown = found,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(shown))
+    }
+
+    /// What `directory` shows under `name`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names what cannot be looked at, [`Error::MountInside`] what is mounted in a
+    /// tree, [`Error::Unmergeable`] a directory that is elsewhere in the layers below.
+    pub(crate) fn child(&self, directory: &Directory, name: &OsStr) -> Result<Option<Shown>> {
+        let name = as_c_string(name).map_err(Error::io("look up", directory.path.join(name)))?;
+        let mut trees = Vec::new();
+        for &tree in &directory.trees {
+            let dir = self.open(tree, directory)?;
+            let stat = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(self.error("look at", tree, directory, Some(&name))(errno)),
+            };
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                let is_hidden =
+                    !trees.is_empty() || self.kind(tree, directory, dir.as_fd(), &name, &stat)? == EntryKind::Whiteout;
+                if !is_hidden {
+                    return Ok(Some(Shown::File(tree)));
+                }
+                break;
+            }
+            trees.push(tree);
+            if self.ends(tree, directory, dir.as_fd(), &name)? {
+                break;
+            }
+        }
+        let path = directory.path.join(as_os_str(&name));
+        Ok((!trees.is_empty()).then_some(Shown::Directory(Directory { path, trees })))
+    }
+
+    /// The names that `directory` shows, each with the tree that it comes from.
+    ///
+    /// # Errors
+    /// As [`child`](Self::child).
+    pub(crate) fn names(&self, directory: &Directory) -> Result<BTreeMap<OsString, usize>> {
+        let mut names = BTreeMap::new();
+        let mut hidden: HashSet<CString> = HashSet::new();
+        let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
+        for (index, &tree) in directory.trees.iter().enumerate() {
+            let dir = self.open_to_read(tree, directory)?;
+            let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
+            while let Some(entry) = entries.next() {
+                let entry = entry.map_err(self.error("read", tree, directory, None))?;
+                let name = entry.file_name();
+                if walk::is_dots(name) || hidden.contains(name) || names.contains_key(as_os_str(name)) {
+                    continue;
+                }
+                let kind = walk::file_type(dir.as_fd(), &entry);
+                let is_whiteout = match kind.map_err(self.error("look at", tree, directory, Some(name)))? {
+                    FileType::CharacterDevice | FileType::RegularFile => {
+                        let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW);
+                        let stat = stat.map_err(self.error("look at", tree, directory, Some(name)))?;
+                        self.kind(tree, directory, dir.as_fd(), name, &stat)? == EntryKind::Whiteout
+                    }
+                    _ => false,
+                };
+                if !is_whiteout {
+                    names.insert(as_os_str(name).to_owned(), tree);
+                } else if index + 1 < directory.trees.len() {
+                    hidden.insert(name.to_owned());
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// Returns the attributes of the directory: those of the topmost tree, without overlayfs's own.
+    /// `None` for a stack of no trees.
+    pub(crate) fn attributes(&self, directory: &Directory) -> Result<Option<Attributes>> {
+        let Some(&tree) = directory.trees.first() else { return Ok(None) };
+        let dir = self.open_to_read(tree, directory)?;
+        let attributes = XattrList::of(dir.as_fd())
+            .and_then(|names| Attributes::of(dir.as_fd(), &names, Keep::Visible(self.xattrs)));
+        attributes.map(Some).map_err(self.error("read the attributes of", tree, directory, None))
+    }
+
+    /// The path of the tree whose root this is.
+    pub(crate) fn tree_of(&self, root: &Stat) -> Option<&Path> {
+        self.tree_with(walk::identity(root))
+    }
+
+    /// The path of the tree whose root has this identity.
+    pub(crate) fn tree_with(&self, identity: walk::Identity) -> Option<&Path> {
+        self.trees.find(identity)
+    }
+
+    /// How many trees there are.
+    pub(crate) fn len(&self) -> usize {
+        self.trees.len()
+    }
+
+    /// The path of a tree, as it was given.
+    pub(crate) fn path(&self, tree: usize) -> &Path {
+        self.trees.path(tree)
+    }
+
+    /// The root of a tree.
+    pub(crate) fn root_of(&self, tree: usize) -> rustix::io::Result<Root<'_>> {
+        self.trees.root(tree)
+    }
+
+    fn open(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
+        let opened = self.trees.root(tree).and_then(|root| open_beneath(root.as_fd(), &directory.path, PATH));
+        opened.map_err(self.error("open", tree, directory, None))
+    }
+
+    fn open_to_read(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
+        let opened = self.trees.root(tree).and_then(|root| {
+            match open_beneath(root.as_fd(), &directory.path, READ | rustix::fs::OFlags::NOATIME) {
+                // Only root and the owner may read without changing the access time.
+                Err(Errno::PERM) => open_beneath(root.as_fd(), &directory.path, READ),
+                opened => opened,
+            }
+        });
+        opened.map_err(self.error("open", tree, directory, None))
+    }
+
+    /// What `name` in an open directory of a tree is to overlayfs.
+    fn kind(
+        &self,
+        tree: usize,
+        directory: &Directory,
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        stat: &Stat,
+    ) -> Result<EntryKind> {
+        let classified = Entry::new(dir, name, stat).classify(self.xattrs);
+        classified.map_err(|why| why.at(self.place(tree, directory, Some(name))))
+    }
+
+    /// Whether the directory `name` hides what is below it.
+    fn ends(&self, tree: usize, directory: &Directory, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
+        let opened = open_in(dir, name, READ).map_err(self.error("open", tree, directory, Some(name)))?;
+        let hides = overlayfs::hides_below(opened.as_fd(), None, self.xattrs);
+        hides.map_err(|why| why.at(self.place(tree, directory, Some(name))))
+    }
+
+    /// The path of a directory of a tree, or of `name` in it.
+    fn place(&self, tree: usize, directory: &Directory, name: Option<&CStr>) -> PathBuf {
+        let mut path = self.trees.path(tree).join(&directory.path);
+        path.extend(name.map(as_os_str));
+        path
+    }
+
+    /// For `map_err`: a failed system call on a directory of a tree, or on `name` in it.
+    fn error(
+        &self,
+        operation: &'static str,
+        tree: usize,
+        directory: &Directory,
+        name: Option<&CStr>,
+    ) -> impl FnOnce(Errno) -> Error {
+        move |errno| match (errno, self.place(tree, directory, name)) {
+            (Errno::XDEV, path) => Error::MountInside { path },
+            (errno, path) => Error::io(operation, path)(errno),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{CWD, Mode, XattrFlags, mknodat, setxattr};
+
+    use super::*;
+
+    fn whiteout(path: &Path) {
+        mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    }
+
+    /// Three trees in which every rule has a case.
+    fn stack(dir: &Path) -> Vec<PathBuf> {
+        let trees: Vec<_> = ["top", "middle", "base"].map(|name| dir.join(name)).into();
+        let [top, middle, base] = [&trees[0], &trees[1], &trees[2]];
+        for directory in ["union", "opaque/deep"] {
+            trees.iter().for_each(|tree| fs::create_dir_all(tree.join(directory)).unwrap());
+        }
+        for (tree, files) in [
+            (top, &["union/top", "opaque/new", "file"][..]),
+            (middle, &["union/middle", "opaque/old", "cut", "marked"]),
+            (base, &["union/base", "union/gone", "opaque/old", "dir-in-base", "marked"]),
+        ] {
+            files.iter().for_each(|file| fs::write(tree.join(file), "").unwrap());
+        }
+        whiteout(&middle.join("union/gone"));
+        whiteout(&top.join("dir-in-base"));
+        setxattr(top.join("opaque"), "user.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+        setxattr(middle.join("marked"), "user.overlay.whiteout", b"", XattrFlags::empty()).unwrap();
+        // A directory, a file below it, a directory below that.
+        fs::create_dir(top.join("cut")).unwrap();
+        fs::create_dir(base.join("cut")).unwrap();
+        fs::write(base.join("cut/hidden"), "").unwrap();
+        symlink("union", top.join("link")).unwrap();
+        trees
+    }
+
+    #[test]
+    fn what_is_shown_and_where_it_comes_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let stack = View::new(&stack(dir.path())).unwrap().xattrs(XattrNamespace::User);
+        let directory = |path: &str, trees: &[usize]| {
+            Some(Shown::Directory(Directory { path: path.into(), trees: trees.to_vec() }))
+        };
+        for (path, expected) in [
+            ("/", directory("", &[0, 1, 2])),
+            ("union", directory("union", &[0, 1, 2])),
+            ("/union/base", Some(Shown::File(2))),
+            ("/union/gone", None),
+            ("/file", Some(Shown::File(0))),
+            ("/file/below", None),
+            ("/dir-in-base", None),
+            ("/marked", None),
+            ("/opaque", directory("opaque", &[0])),
+            ("/opaque/old", None),
+            ("/opaque/deep", directory("opaque/deep", &[0])),
+            ("/cut", directory("cut", &[0])),
+            ("/link", Some(Shown::File(0))),
+            ("/link/top", None),
+            ("/missing", None),
+        ] {
+            assert_eq!(stack.find(path).unwrap(), expected, "{path}");
+        }
+        assert!(matches!(stack.find("/union/../file"), Err(Error::Io { .. })));
+
+        let names = |path: &str| match stack.find(path).unwrap() {
+            Some(Shown::Directory(directory)) => stack.names(&directory).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let expected = |names: &[(&str, usize)]| names.iter().map(|&(name, tree)| (name.into(), tree)).collect();
+        assert_eq!(names("/union"), expected(&[("top", 0), ("middle", 1), ("base", 2)]));
+        assert_eq!(names("/opaque"), expected(&[("new", 0), ("deep", 0)]));
+        assert_eq!(names("/"), expected(&[("union", 0), ("opaque", 0), ("cut", 0), ("file", 0), ("link", 0)]));
+    }
+
+    #[test]
+    fn a_stack_of_nothing_shows_nothing() {
+        let stack = View::new(&[] as &[&Path]).unwrap();
+        assert_eq!(stack.find("/usr").unwrap(), None);
+        assert!(stack.names(&stack.root()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_directory_that_is_elsewhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("moved")).unwrap();
+        setxattr(dir.path().join("moved"), "user.overlay.redirect", b"/other", XattrFlags::empty()).unwrap();
+        let stack = View::new(&[dir.path()]).unwrap().xattrs(XattrNamespace::User);
+        assert!(matches!(stack.find("/moved"), Err(Error::Unmergeable { path, .. }) if path.ends_with("moved")));
+    }
+}

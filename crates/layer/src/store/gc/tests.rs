@@ -1,0 +1,307 @@
+//! Tests of the collector as a whole; the modules beside it have tests of their own.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use super::*;
+use crate::layer::meta::Meta;
+use crate::store::draft::Draft;
+use crate::store::hold::Hold;
+
+/// A store of layers that were used at 1, 2, … and have 10 bytes each.
+fn store(names: &[&str]) -> tempfile::TempDir {
+    let store = tempfile::tempdir().unwrap();
+    names.iter().zip(1..).for_each(|(name, used)| layer(store.path(), name, used));
+    store
+}
+
+fn layer(store: &Path, name: &str, used: u64) {
+    let layer = Layer::at(store.join(name));
+    fs::create_dir_all(layer.fs()).unwrap();
+    layer.write_meta(&Meta { disk_usage: 10, ..Meta::new("base", SystemTime::UNIX_EPOCH) }).unwrap();
+    layer.touch().unwrap();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(used);
+    File::open(layer.last_used_path()).unwrap().set_modified(time).unwrap();
+}
+
+fn there(store: &Path) -> Vec<OsString> {
+    let mut names: Vec<_> =
+        crate::store::scan::scan(store).unwrap().map(|layer| layer.unwrap().name().into()).collect();
+    names.sort();
+    names
+}
+
+fn names(collected: &Collected) -> Vec<&str> {
+    collected.layers.iter().map(|layer| layer.name.to_str().unwrap()).collect()
+}
+
+/// Files and directories in the store's own directory, its parts not counted.
+fn in_store_dir(store: &Path) -> usize {
+    let store_dir = store.join(".layered");
+    let entries = walkdir::WalkDir::new(&store_dir).min_depth(1).into_iter().map(|entry| entry.unwrap().into_path());
+    entries.filter(|path| ["holds", "new"].iter().all(|part| *path != store_dir.join(part))).count()
+}
+
+#[test]
+fn the_least_recently_used_go_and_a_dry_run_says_so_beforehand() {
+    let day = Duration::from_secs(24 * 3600);
+    let none = Collector::new();
+    let table = [
+        (none.clone(), &[][..], true),
+        (none.clone().max_bytes(40), &[], true),
+        (none.clone().max_bytes(39), &["a"], true),
+        (none.clone().max_bytes(10), &["a", "b", "d"], true),
+        (none.clone().max_bytes(9), &["a", "b", "d"], false),
+        // The layer's directory, `fs`, `layer.json` and `last_used`: four times four.
+        (none.clone().max_entries(16), &[], true),
+        (none.clone().max_entries(11), &["a", "b"], true),
+        (none.clone().max_age(day), &["a", "b", "d"], true),
+        (none.clone().min_free_bytes(u64::MAX), &["a", "b", "d"], false),
+    ];
+    for (collector, gone, within_budget) in table {
+        let store = store(&["a", "b", "c", "d"]);
+        let _hold = Hold::of([store.path().join("c")]).unwrap();
+        let dry = collector.dry_run(&store).unwrap();
+        assert_eq!(there(store.path()), ["a", "b", "c", "d"]);
+        let seen = Mutex::new(None);
+        let report = |progress| *seen.lock().unwrap() = Some(progress);
+        let done = collector.clone().progress(&report).collect(&store).unwrap();
+        assert_eq!(names(&done), gone, "{collector:?}");
+        assert_eq!((dry.layers, dry.held, dry.within_budget), (done.layers, done.held, done.within_budget));
+        assert_eq!(done.within_budget, within_budget, "{collector:?}");
+        assert!(done.failed.is_empty() && dry.failed.is_empty());
+        assert_eq!(there(store.path()).len(), 4 - gone.len());
+        assert_eq!(in_store_dir(store.path()), 1, "the hold");
+        let last = match gone.len() {
+            0 => Progress::Looked { layers: 4 },
+            layers => Progress::Removed { layers, of: layers },
+        };
+        assert_eq!(seen.into_inner().unwrap(), Some(last));
+    }
+}
+#[test]
+fn what_others_stand_on_stays() {
+    let store = store(&["base", "a"]);
+    let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
+    assert_eq!(
+        (names(&collected), &collected.bases, collected.within_budget),
+        (vec!["a"], &vec!["base".into()], false)
+    );
+    // Nothing stands on it any more.
+    let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
+    assert_eq!((names(&collected), collected.within_budget), (vec!["base"], true));
+}
+
+#[test]
+fn a_base_is_spared_by_its_whole_hash_and_not_by_its_own() {
+    let digest = "0123456789abcdef0123456789abcdef";
+    let store = store(&["0123456789ab", "012", "a"]);
+    let base = |name: &str, hash: &str| {
+        let layer = Layer::at(store.path().join(name));
+        layer.write_meta(&Meta { disk_usage: 10, ..Meta::new(hash, SystemTime::UNIX_EPOCH) }).unwrap();
+    };
+    base("0123456789ab", digest);
+    let collect = || Collector::new().max_bytes(0).collect(&store).unwrap();
+    base("a", digest);
+    let collected = collect();
+    assert_eq!((names(&collected), &collected.bases), (vec!["012", "a"], &vec!["0123456789ab".into()]));
+    assert_eq!(names(&collect()), ["0123456789ab"]);
+}
+
+#[test]
+fn one_wrong_number_does_not_empty_a_store() {
+    for number in [u64::MAX, 10_u64.pow(13), 3 << 20] {
+        let store = store(&["a", "b", "c", "d"]);
+        // So that the smallest of the numbers could be.
+        fs::write(store.path().join("file"), vec![1; 4 << 20]).unwrap();
+        let wrong = Layer::at(store.path().join("c"));
+        let meta = wrong.meta().unwrap().unwrap();
+        wrong.write_meta(&Meta { disk_usage: number, ..meta }).unwrap();
+        let collector = Collector::new().max_bytes(2 << 20);
+        for collected in [collector.dry_run(&store), collector.collect(&store)] {
+            let collected = collected.unwrap();
+            assert_eq!((names(&collected), collected.within_budget), (vec![], true), "{number}");
+        }
+    }
+}
+
+#[test]
+fn what_happens_between_the_look_and_the_removal_counts() {
+    let store = store(&["used", "held", "vanished", "made-again", "a", "b"]);
+    let path = |name: &str| store.path().join(name);
+    let hold = Mutex::new(None);
+    let disturb = |progress| {
+        if progress == (Progress::Looked { layers: 6 }) {
+            Layer::at(path("used")).touch().unwrap();
+            *hold.lock().unwrap() = Some(Hold::of([path("held")]).unwrap());
+            for name in ["vanished", "made-again"] {
+                fs::remove_dir_all(path(name)).unwrap();
+            }
+            layer(store.path(), "made-again", 9);
+        }
+    };
+    // One of the three that had to go has gone without this collector.
+    let collected = Collector::new().max_bytes(30).progress(&disturb).collect(&store).unwrap();
+    assert_eq!((names(&collected), &collected.held[..]), (vec!["a", "b"], &["held".into()][..]));
+    assert!(collected.within_budget && collected.failed.is_empty());
+    assert_eq!(there(store.path()), ["held", "made-again", "used"]);
+}
+
+#[test]
+fn orphans_are_removed_and_what_has_an_owner_stays() {
+    let store = store(&["a"]);
+    let draft = Draft::begin(&store).unwrap();
+    for orphan in ["trash-dead/fs/a", "trash/of-an-earlier-version/0/fs", "new/dead/layer/fs", "new/empty"] {
+        fs::create_dir_all(store.path().join(".layered").join(orphan)).unwrap();
+    }
+    fs::create_dir(store.path().join(".layered/holds")).unwrap();
+    fs::write(store.path().join(".layered/holds/dead"), "a\0").unwrap();
+    assert_eq!(Collector::new().dry_run(&store).unwrap().orphans, 4);
+    let collected = Collector::new().collect(&store).unwrap();
+    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (4, 0, 0));
+    assert!(draft.layer().path().exists());
+    assert_eq!(in_store_dir(store.path()), 2, "the draft and its layer");
+}
+
+#[test]
+fn a_killed_capture_is_completed_or_tidied_up_and_no_tree_is_removed() {
+    let store = store(&["a"]);
+    let path = |path: &str| store.path().join(path);
+    let meta = serde_json::to_vec(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
+    type Mark<'a> = Option<(&'a str, &'a [u8])>;
+    // (name, whether there is a tree, the mark and its content)
+    let dirs: [(&str, bool, Mark<'_>); 9] = [
+        ("staged", false, Some((".capturing", b"{"))),
+        ("staged-with-log", false, Some((".capturing", b""))),
+        ("staged-in-place", true, Some((".capturing", &meta))),
+        ("sealed", false, Some((".captured", &meta))),
+        ("moved", true, Some((".captured", &meta))),
+        ("moved-and-cut", true, Some((".captured", b"{"))),
+        ("at-work", true, Some((".captured", &meta))),
+        ("by-hand", true, None),
+        ("empty-by-hand", false, None),
+    ];
+    for (name, tree, mark) in dirs {
+        fs::create_dir_all(path(name).join(if tree { "fs/usr" } else { "" })).unwrap();
+        if let Some((mark, content)) = mark {
+            fs::write(path(name).join(mark), content).unwrap();
+        }
+    }
+    fs::write(path("staged-with-log/layer.log"), "").unwrap();
+    fs::create_dir(path("begun")).unwrap();
+    fs::set_permissions(path("begun"), fs::Permissions::from_mode(0o1700)).unwrap();
+    let at_work = File::open(path("at-work")).unwrap();
+    rustix::fs::flock(&at_work, FlockOperation::LockExclusive).unwrap();
+
+    assert_eq!(Collector::new().dry_run(&store).unwrap().orphans, 7);
+    let collected = Collector::new().collect(&store).unwrap();
+    assert_eq!((collected.orphans, collected.layers.len(), collected.failed.len()), (6, 0, 0));
+    let mut left: Vec<_> = walkdir::WalkDir::new(store.path())
+        .min_depth(2)
+        .max_depth(2)
+        .into_iter()
+        .map(|entry| entry.unwrap().path().strip_prefix(store.path()).unwrap().display().to_string())
+        .filter(|path| !path.starts_with("a/") && !path.starts_with(".layered/"))
+        .collect();
+    left.sort();
+    let expected = [
+        "at-work/.captured",
+        "at-work/fs",
+        "by-hand/fs",
+        "moved-and-cut/fs",
+        "moved/fs",
+        "moved/layer.json",
+        "staged-in-place/fs",
+        "staged-with-log/layer.log",
+    ];
+    assert_eq!(left, expected);
+    for (name, stays) in [("staged", false), ("sealed", false), ("begun", false), ("empty-by-hand", true)] {
+        assert_eq!(path(name).exists(), stays, "{name}");
+    }
+    assert_eq!(Collector::new().dry_run(&store).unwrap().orphans, 0);
+}
+
+#[test]
+fn what_cannot_be_taken_away_is_told_and_the_rest_goes() {
+    let store = store(&["a", "b"]);
+    let unreadable = store.path().join("unreadable");
+    fs::create_dir_all(unreadable.join("fs")).unwrap();
+    // A symbolic link that leads to itself, where `layer.json` is a file.
+    std::os::unix::fs::symlink("layer.json", unreadable.join("layer.json")).unwrap();
+    let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
+    assert_eq!(names(&collected), ["a", "b"]);
+    assert!(
+        matches!(&collected.failed[..], [Error::NotARegularFile { path }] if *path == unreadable.join("layer.json")),
+        "{:?}",
+        collected.failed
+    );
+}
+
+/// Makes a layer out of sight and puts it into the store, unless another one has been quicker.
+fn make(store: &Path, name: &str) {
+    let draft = Draft::begin(store).unwrap();
+    fs::create_dir(draft.layer().fs()).unwrap();
+    fs::write(draft.layer().fs().join("file"), name).unwrap();
+    draft.layer().write_meta(&Meta { disk_usage: 1, ..Meta::new("base", SystemTime::now()) }).unwrap();
+    let _made_once = draft.publish(name);
+}
+
+/// Holds two layers, looks at them, and lets go. Returns whether both were there.
+fn hold_and_look(layers: [Layer; 2]) -> bool {
+    let hold = match Hold::of(layers.iter().map(Layer::path)) {
+        Ok(hold) => hold,
+        Err(Error::NotADirectory { path, .. }) => {
+            assert!(layers.iter().any(|layer| layer.path() == path));
+            return false;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    for layer in &layers {
+        assert_eq!(fs::read(layer.fs().join("file")).unwrap(), layer.name().as_encoded_bytes());
+        assert!(layer.meta_path().exists());
+    }
+    hold.release().unwrap();
+    true
+}
+
+#[test]
+fn a_held_layer_stays_whole_while_collectors_and_makers_storm() {
+    const LAYERS: usize = 12;
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path();
+    let [is_over, was_missing] = [const { AtomicBool::new(false) }; 2];
+    let until_over = |work: &dyn Fn()| {
+        while !is_over.load(Ordering::Relaxed) {
+            work();
+        }
+    };
+    let collect = |bytes| Collector::new().max_bytes(bytes).collect(store).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| until_over(&|| (0..LAYERS).for_each(|number| make(store, &number.to_string()))));
+        for _ in 0..2 {
+            scope.spawn(|| until_over(&|| drop(collect(8))));
+        }
+        let user = |user: usize| {
+            let layers = |turn| [turn % LAYERS, (turn * 5 + user) % LAYERS];
+            let layer = |number: usize| Layer::at(store.join(number.to_string()));
+            let (mut turn, mut looks) = (0, 0);
+            // If no layer was ever missing, nothing was tried.
+            while looks < 100 || !was_missing.load(Ordering::Relaxed) {
+                match hold_and_look(layers(turn).map(layer)) {
+                    true => looks += 1,
+                    false => was_missing.store(true, Ordering::Relaxed),
+                }
+                turn += 1;
+            }
+        };
+        let users = [1, 2, 3].map(|number| scope.spawn(move || user(number)));
+        let users = users.map(|user| user.join());
+        is_over.store(true, Ordering::Relaxed);
+        users.into_iter().for_each(|user| user.unwrap());
+    });
+    collect(0);
+    assert_eq!((there(store).len(), in_store_dir(store)), (0, 0));
+}

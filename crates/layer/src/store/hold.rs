@@ -1,0 +1,540 @@
+//! Which layers are in use: the files in a store's `.layered/holds`. `store_dir.rs` has the
+//! directory around them and its lock; `gc.rs` asks which layers are held.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, openat, statat};
+use rustix::io::{Errno, retry_on_intr};
+use tempfile::NamedTempFile;
+
+use crate::capture::upper_id::UpperId;
+use crate::display::quoted;
+use crate::error::{Chain, Error, Result};
+use crate::store::store_dir::{Part, StoreDir};
+use crate::tree::regular_file;
+use crate::tree::walk::PATH;
+
+/// Keeps layers from every [collector](crate::Collector) of any process for as long as this value
+/// exists, and longer if the caller [keeps](Self::keep) it.
+///
+/// It is one small file per store (`<store>/.layered/holds/<random>`), not a lock per layer: a run
+/// over hundreds of layers has one descriptor open for it. The file is locked, flock(2), so that
+/// the hold ends with its process, however that happens; a collector then removes the file. The
+/// descriptor is not passed on to programs that are executed.
+///
+/// The store of a layer is the directory in which it really is: for a symbolic link, that of the
+/// layer that the link leads to. Two cases are not covered: a layer that is bind-mounted elsewhere
+/// by itself, and a store that several machines share over a file system that does not propagate
+/// flock(2).
+///
+/// ```
+/// # let store = tempfile::tempdir()?;
+/// # std::fs::create_dir_all(store.path().join("gcc/fs"))?;
+/// # let layers = [layer::Layer::at(store.path().join("gcc"))];
+/// let hold = layer::Hold::of(layers.iter().map(layer::Layer::path))?;
+/// // A layer that exists now stays.
+/// hold.release()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+#[must_use = "dropped, it holds nothing any more"]
+pub struct Hold {
+    files: Vec<NamedTempFile>,
+}
+
+/// The head of a hold's file, padded with NULs: the path for which the layers stay held without a
+/// process, and what identifies it. Its bytes are allocated from the beginning, so that it can be
+/// written on a full disk. The names follow, each ended by a NUL.
+const HEAD_BYTES: usize = 4096;
+
+/// Links to links are followed in one step: a path that is a link again has just been made one.
+const MOST_STEPS: usize = 3;
+
+impl Hold {
+    /// Holds the layers in these directories. Look at the layers *afterwards*: a collector may have
+    /// removed one just before.
+    ///
+    /// Three kinds of store are skipped, and the log says so:
+    /// - a store that cannot be written to, since no collector can remove anything there (unless it
+    ///   is mounted writable elsewhere);
+    /// - a store whose file system has no locks, without which no collector works;
+    /// - a store whose `.layered` belongs to another user, which no collector uses.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] says
+    /// why the layers cannot be held. Nothing is held then.
+    pub fn of(layers: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
+        let hold = Self::acquire(layers, None)?;
+        Ok(hold.expect("nothing stops it"))
+    }
+
+    /// As [`of`](Self::of), but gives up waiting for a collector as soon as `stop` returns true;
+    /// `None` then.
+    ///
+    /// # Errors
+    /// As `of`.
+    pub fn of_until(
+        layers: impl IntoIterator<Item = impl AsRef<Path>>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Self>> {
+        Self::acquire(layers, Some(stop))
+    }
+
+    fn acquire(
+        layers: impl IntoIterator<Item = impl AsRef<Path>>,
+        stop: Option<&dyn Fn() -> bool>,
+    ) -> Result<Option<Self>> {
+        let mut hold = Self::default();
+        let mut waiting: Vec<PathBuf> = layers.into_iter().map(|layer| layer.as_ref().into()).collect();
+        for _ in 0..MOST_STEPS {
+            let mut stores: BTreeMap<&Path, Vec<(&Path, &OsStr)>> = BTreeMap::new();
+            let mut links = Vec::new();
+            for layer in &waiting {
+                match split(layer) {
+                    Some((store, name)) => stores.entry(store).or_default().push((layer, name)),
+                    None => links.push(layer.as_path()),
+                }
+            }
+            for (store, layers) in stores {
+                if !hold.register(store, &layers, &mut links, stop)? {
+                    return Ok(None);
+                }
+            }
+            // The root directory is in no store.
+            let real = |layer: &Path| fs::canonicalize(layer).map_err(|error| missing(layer, error));
+            let real = links.into_iter().map(real).collect::<Result<Vec<_>>>()?;
+            waiting = real.into_iter().filter(|layer| layer.parent().is_some()).collect();
+            if waiting.is_empty() {
+                return Ok(Some(hold));
+            }
+        }
+        Err(missing(&waiting[0], Errno::LOOP.into()))
+    }
+
+    /// Sets the reason for which the layers stay held if this value is [kept](Self::keep): they are
+    /// held for as long as the directory `path` exists, or with `id` for as long as it is that
+    /// directory. The path must be absolute. If the value is dropped without being kept, it holds
+    /// nothing.
+    ///
+    /// Needs no room on the disk. A collector has to see `path` under the same name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the reason cannot be written, for example if the path has more than 4,000
+    /// bytes.
+    pub fn set_reason(&self, path: &Path, id: Option<UpperId>) -> Result<()> {
+        let mut head = path.as_os_str().as_bytes().to_vec();
+        head.push(0);
+        head.extend(id.map(UpperId::to_text).unwrap_or_default().bytes());
+        if !path.is_absolute() || head.len() >= HEAD_BYTES {
+            return Err(Error::io("hold layers for", path)(Errno::INVAL));
+        }
+        head.resize(HEAD_BYTES, 0);
+        for file in &self.files {
+            file.as_file().write_all_at(&head, 0).map_err(Error::io("write", file.path()))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the layers held for the [reason](Self::set_reason) that was given, across processes
+    /// and restarts of the machine.
+    pub fn keep(mut self) {
+        for file in self.files.drain(..) {
+            let path = file.path().to_path_buf();
+            if let Err(error) = file.keep() {
+                log::warn!("cannot keep {}: {error}", quoted(&path));
+            }
+        }
+    }
+
+    /// Ends the hold, and returns what `Drop` can only log.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be removed. The hold has ended all the same, and a collector
+    /// will remove the file.
+    pub fn release(mut self) -> Result<()> {
+        let closed = self.files.drain(..).map(|file| {
+            let path = file.path().to_path_buf();
+            file.close().map_err(Error::io("remove", path))
+        });
+        closed.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// Holds layers of one store by their names. Those that are links go to `links`. False if
+    /// `stop` has ended the wait.
+    fn register<'a>(
+        &mut self,
+        store: &Path,
+        layers: &[(&'a Path, &'a OsStr)],
+        links: &mut Vec<&'a Path>,
+        stop: Option<&dyn Fn() -> bool>,
+    ) -> Result<bool> {
+        let dir = openat(CWD, store, PATH.difference(OFlags::NOFOLLOW), Mode::empty());
+        let dir = dir.map_err(|errno| missing(layers[0].0, errno.into()))?;
+        let store_dir = if_it_can_be(store, StoreDir::make(store))?;
+        // No collector removes anything until the file says what is held.
+        let lock = match (&store_dir, stop) {
+            (None, _) => None,
+            (Some(store_dir), None) => if_it_can_be(store, store_dir.lock(FlockOperation::LockShared))?,
+            (Some(store_dir), Some(stop)) => match if_it_can_be(store, store_dir.lock_shared_until(stop))? {
+                Some(None) => return Ok(false),
+                lock => lock.flatten(),
+            },
+        };
+        let mut names = vec![0; HEAD_BYTES];
+        for &(layer, name) in layers {
+            let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| missing(layer, errno.into()))?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Symlink => links.push(layer),
+                FileType::Directory => {
+                    names.extend_from_slice(name.as_bytes());
+                    names.push(0);
+                }
+                _ => return Err(missing(layer, Errno::NOTDIR.into())),
+            }
+        }
+        if let Some(lock) = lock.filter(|_| names.len() > HEAD_BYTES) {
+            let file = lock.make_in(Part::Holds, make_file).and_then(|file| hold(file, &names));
+            self.files.extend(if_it_can_be(store, file)?);
+        }
+        Ok(true)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        for file in self.files.drain(..) {
+            let path = file.path().to_path_buf();
+            if let Err(error) = file.close() {
+                log::warn!("{} is left, and holds nothing: {error}", quoted(&path));
+            }
+        }
+    }
+}
+
+/// The store of a layer and the layer's name in it, where the path itself says so.
+fn split(layer: &Path) -> Option<(&Path, &OsStr)> {
+    // `link/` and `link/.` would follow the link.
+    let layer = layer.components().as_path();
+    match (layer.parent()?, layer.file_name()?) {
+        (store, name) if store.as_os_str().is_empty() => Some((Path::new("."), name)),
+        (store, name) => Some((store, name)),
+    }
+}
+
+fn make_file(holds: &Path) -> std::io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("").rand_bytes(16).permissions(Permissions::from_mode(0o644)).tempfile_in(holds)
+}
+
+/// Makes the new file one that holds the layers of these names, which follow the head.
+fn hold(mut file: NamedTempFile, names: &[u8]) -> Result<NamedTempFile> {
+    // A process that looks at the holds has it locked for a moment.
+    retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)).map_err(Error::io("lock", file.path()))?;
+    file.write_all(names).map_err(Error::io("write", file.path()))?;
+    Ok(file)
+}
+
+/// Returns `None` for a store in which no process can hold or collect anything.
+fn if_it_can_be<T>(store: &Path, result: Result<T>) -> Result<Option<T>> {
+    let Err(error) = result else { return result.map(Some) };
+    let Error::Io { source, .. } = &error else { return Err(error) };
+    let level = match source.kind() {
+        ErrorKind::ReadOnlyFilesystem => log::Level::Debug,
+        ErrorKind::PermissionDenied | ErrorKind::Unsupported => log::Level::Warn,
+        _ if source.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) => log::Level::Warn,
+        _ => return Err(error),
+    };
+    log::log!(level, "layers of {} are not held: {}", quoted(store), Chain(&error));
+    Ok(None)
+}
+
+fn missing(layer: &Path, source: std::io::Error) -> Error {
+    match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            Error::NotADirectory { path: layer.into(), expected: "a layer" }
+        }
+        _ => Error::io("look at", layer)(source),
+    }
+}
+
+/// Returns the names of the layers of `store` that are [held](Hold) at this moment, for display.
+/// The set is empty for a user who may not read the holds.
+///
+/// # Errors
+/// [`Error::Io`] if the holds cannot be read.
+pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
+    let store_dir = StoreDir::open(store.as_ref());
+    match store_dir
+        .and_then(|store_dir| store_dir.map_or_else(|| Ok(HashSet::new()), |store_dir| read(&store_dir, Stale::Left)))
+    {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(HashSet::new()),
+        held => held,
+    }
+}
+
+/// What becomes of the files of holds that have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stale {
+    /// They are removed. The caller must have the exclusive lock of the store directory: without
+    /// it, a file may be a hold that another process is making.
+    Removed,
+    Left,
+}
+
+/// Returns the names of all layers of a store that are held.
+pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsString>> {
+    let mut names = HashSet::new();
+    for path in store_dir.list(Part::Holds)? {
+        let file = match regular_file::open(&path) {
+            Ok(Some(file)) => file,
+            Ok(None) => continue,
+            // No program of this crate made it, and a program that waits at it must not keep the
+            // collector waiting.
+            Err(Error::NotARegularFile { path }) => {
+                log::warn!("{} holds nothing: it is not a regular file", quoted(&path));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        // Shared: if two processes look concurrently, neither mistakes the other for the holder.
+        let live = match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => true,
+            Err(errno) => return Err(Error::io("lock", path)(errno)),
+            Ok(()) => false,
+        };
+        let held = Held::parse(&regular_file::read(file.try_clone().map_err(Error::io("read", &path))?, &path)?);
+        if live || held.has_reason() {
+            names.extend(held.names);
+        } else if stale == Stale::Removed {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path)(error)),
+                _ => log::debug!("{}: its holder is gone", quoted(&path)),
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// What the file of a hold says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    /// The path for which the layers stay held without a process, and what identifies it.
+    reason: Option<(PathBuf, String)>,
+    names: Vec<OsString>,
+}
+
+impl Held {
+    fn parse(bytes: &[u8]) -> Self {
+        let (head, names) = bytes.split_at(bytes.len().min(HEAD_BYTES));
+        let mut head = head.split(|&byte| byte == 0);
+        let path = PathBuf::from(OsString::from_vec(head.next().unwrap_or_default().into()));
+        let id = String::from_utf8_lossy(head.next().unwrap_or_default()).into_owned();
+        let names = names.split(|&byte| byte == 0).filter(|name| !name.is_empty());
+        Self {
+            reason: path.is_absolute().then_some((path, id)),
+            names: names.map(|name| OsString::from_vec(name.into())).collect(),
+        }
+    }
+
+    /// Whether the layers are held without a process.
+    fn has_reason(&self) -> bool {
+        let Some((path, id)) = &self.reason else { return false };
+        match UpperId::of(path) {
+            Ok(found) => id.is_empty() || found.to_text() == *id,
+            // A path that cannot be looked at may exist.
+            Err(Error::Io { source, .. }) => !matches!(
+                Errno::from_io_error(&source),
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG)
+            ),
+            Err(_) => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    use proptest::prelude::*;
+
+    use crate::mutated;
+
+    fn store(names: &[&OsStr]) -> tempfile::TempDir {
+        let store = tempfile::tempdir().unwrap();
+        names.iter().for_each(|name| fs::create_dir_all(store.path().join(name).join("fs")).unwrap());
+        store
+    }
+
+    /// The content of a hold's file.
+    fn file(head: &str, names: &[u8]) -> Vec<u8> {
+        let mut bytes = head.as_bytes().to_vec();
+        bytes.resize(HEAD_BYTES, 0);
+        bytes.extend_from_slice(names);
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(mutated::config())]
+
+        #[test]
+        fn files_of_any_content(text in mutated::bytes([file("/run/kept\x001:2", b"gcc\0new\nline\0"), file("", b"a\0")])) {
+            let held = Held::parse(&text);
+            prop_assert!(held.names.iter().all(|name| !name.is_empty() && !name.as_bytes().contains(&0)));
+            prop_assert!(held.reason.iter().all(|(path, _)| path.is_absolute()));
+            let _ = held.has_reason();
+        }
+    }
+
+    fn seen(store: &Path) -> Vec<OsString> {
+        let mut names: Vec<_> = held(store).unwrap().into_iter().collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn names_are_held_until_the_hold_goes() {
+        let odd = OsStr::from_bytes(b"new\nline \xff");
+        let store = store(&["a".as_ref(), "b".as_ref(), odd]);
+        let path = |name: &OsStr| store.path().join(name);
+        assert_eq!(seen(store.path()), [""; 0]);
+        let first = Hold::of([path("a".as_ref()), path(odd)]).unwrap();
+        let second = Hold::of([path("b".as_ref()).join("."), path("a".as_ref()), path("a".as_ref())]).unwrap();
+        assert_eq!(seen(store.path()), ["a".as_ref(), "b".as_ref(), odd]);
+        drop(first);
+        assert_eq!(seen(store.path()), ["a", "b"]);
+        second.release().unwrap();
+        assert_eq!(seen(store.path()), [""; 0]);
+        assert_eq!(fs::read_dir(store.path().join(".layered/holds")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_layer_is_held_where_it_really_stands() {
+        let [real, links] = [store(&["a".as_ref()]), store(&[])];
+        symlink(real.path().join("a"), links.path().join("first")).unwrap();
+        symlink("first", links.path().join("second")).unwrap();
+        let _hold = Hold::of([links.path().join("second"), links.path().join("first/fs/..")]).unwrap();
+        assert_eq!(seen(real.path()), ["a"]);
+        assert_eq!(seen(links.path()), [""; 0]);
+        let _nothing_to_hold = Hold::of(["/"]).unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_is_named_and_nothing_is_held() {
+        let store = store(&["a".as_ref()]);
+        let path = |name: &str| store.path().join(name);
+        fs::write(path("file"), "").unwrap();
+        symlink("nowhere", path("dangling")).unwrap();
+        for wrong in ["missing", "file", "dangling", "missing/deeper"] {
+            let error = Hold::of([path("a"), path(wrong)]).unwrap_err();
+            assert!(matches!(&error, Error::NotADirectory { path: named, .. } if *named == path(wrong)), "{error}");
+            assert_eq!(seen(store.path()), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn what_a_dead_holder_left_holds_nothing_and_goes() {
+        let store = store(&["a".as_ref()]);
+        let hold = Hold::of([store.path().join("a")]).unwrap();
+        let left = store.path().join(".layered/holds/dead");
+        fs::write(&left, file("", b"a\0b\0")).unwrap();
+        let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
+        assert_eq!(read(&store_dir, Stale::Left).unwrap(), HashSet::from(["a".into()]));
+        assert!(left.exists());
+        assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+        assert!(!left.exists());
+        drop(hold);
+    }
+
+    #[test]
+    fn a_kept_hold_lasts_as_long_as_its_reason() {
+        let store = store(&["a".as_ref()]);
+        let path = |name: &str| store.path().join(name);
+        for with_id in [false, true] {
+            let (run, upper) = (path("kept-run"), path("upper"));
+            fs::create_dir(&upper).unwrap();
+            let id = with_id.then(|| UpperId::of(&upper).unwrap());
+            let hold = Hold::of([path("a")]).unwrap();
+            hold.set_reason(&run, None).unwrap();
+            fs::rename(&upper, &run).unwrap();
+            hold.set_reason(&run, id).unwrap();
+            hold.keep();
+            let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
+            assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+            if with_id {
+                // Another directory of that name is none of its.
+                fs::rename(&run, path("elsewhere")).unwrap();
+                fs::create_dir(&run).unwrap();
+                assert_eq!(read(&store_dir, Stale::Left).unwrap(), HashSet::new());
+                fs::remove_dir(path("elsewhere")).unwrap();
+            }
+            fs::remove_dir(&run).unwrap();
+            assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::new());
+            assert_eq!(store_dir.list(Part::Holds).unwrap(), [""; 0].map(PathBuf::from));
+        }
+    }
+
+    #[test]
+    fn a_reason_has_to_be_an_absolute_path_that_fits() {
+        let store = store(&["a".as_ref()]);
+        let hold = Hold::of([store.path().join("a")]).unwrap();
+        let long = format!("/{}", "x".repeat(HEAD_BYTES));
+        for wrong in ["relative", "", &long] {
+            assert!(matches!(hold.set_reason(Path::new(wrong), None), Err(Error::Io { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_file_of_a_hold_holds_nothing_and_keeps_nobody_waiting() {
+        let store = store(&["a".as_ref()]);
+        let _hold = Hold::of([store.path().join("a")]).unwrap();
+        let holds = store.path().join(".layered/holds");
+        rustix::fs::mknodat(CWD, holds.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        fs::create_dir(holds.join("directory")).unwrap();
+        symlink("/dev/zero", holds.join("link")).unwrap();
+        for (name, content) in [("empty", &b""[..]), ("short", b"b\0c\0"), ("text", b"/\0\0"), ("bytes", &[255; 9000])]
+        {
+            fs::write(holds.join(name), content).unwrap();
+        }
+        let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
+        assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+        assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+    }
+
+    #[test]
+    fn a_wait_for_a_collector_can_be_ended() {
+        let store = store(&["a".as_ref()]);
+        let path = store.path().join("a");
+        let store_dir = StoreDir::make(store.path()).unwrap();
+        let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let stop = || {
+            asked.set(asked.get() + 1);
+            asked.get() == 3
+        };
+        assert!(Hold::of_until([&path], &stop).unwrap().is_none());
+        drop(lock);
+        assert!(Hold::of_until([&path], &|| false).unwrap().is_some());
+    }
+
+    #[test]
+    fn any_bytes_can_be_read() {
+        let table = [
+            (file("/run", b"a\0b\0"), Some(("/run", "")), &["a", "b"][..]),
+            (file("/run\x001 2 3", b"a\0"), Some(("/run", "1 2 3")), &["a"]),
+            (file("", b"a"), None, &["a"]),
+            (b"a\0b\0".to_vec(), None, &[]),
+            (Vec::new(), None, &[]),
+        ];
+        for (bytes, reason, names) in table {
+            let reason = reason.map(|(path, id)| (PathBuf::from(path), id.to_string()));
+            assert_eq!(Held::parse(&bytes), Held { reason, names: names.iter().map(Into::into).collect() });
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Lists the layers of a store: what counts as a layer. Which of them are removed is decided in
+//! `gc.rs`.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+use crate::store::store_dir::STORE_DIR;
+use crate::tree::walk::{Entries, READ, as_os_str};
+
+/// Lists the layers of a store: every directory directly in it that has a `layer.json`, in no
+/// particular order.
+///
+/// Skips everything else: files, directories without `layer.json` (a layer that is not complete),
+/// the store's own `.layered`, and what vanishes concurrently. A symbolic link to a layer counts as
+/// a layer.
+///
+/// # Errors
+/// Returns [`Error::NotADirectory`] if `store` is not a directory, and [`Error::Io`] if it cannot
+/// be opened. An item is [`Error::Io`] for a directory that cannot be looked at; the scan goes on
+/// after it.
+pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
+    let store = store.as_ref();
+    let entries = openat(CWD, store, READ.difference(OFlags::NOFOLLOW), Mode::empty()).and_then(Entries::new);
+    match entries {
+        Ok(entries) => Ok(Scan { store: store.into(), entries }),
+        Err(Errno::NOENT | Errno::NOTDIR) => {
+            Err(Error::NotADirectory { path: store.into(), expected: "a store of layers" })
+        }
+        Err(errno) => Err(Error::io("open", store)(errno)),
+    }
+}
+
+/// The iterator that [`scan`] returns. It keeps one directory open, and nothing of the layers that
+/// it has passed.
+#[derive(Debug)]
+pub struct Scan {
+    store: PathBuf,
+    entries: Entries,
+}
+
+impl Scan {
+    /// Returns all remaining layers, the least recently used first, with the time of their
+    /// [last use](Layer::last_used_or_made). In memory it has a path and a time for each.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for the first layer that cannot be looked at.
+    pub fn by_last_use(self) -> Result<Vec<(SystemTime, Layer)>> {
+        let mut layers = Vec::new();
+        for layer in self {
+            let layer = layer?;
+            // Or it has gone since.
+            layers.extend(layer.last_used_or_made()?.map(|time| (time, layer)));
+        }
+        layers.sort_unstable();
+        Ok(layers)
+    }
+}
+
+impl Iterator for Scan {
+    type Item = Result<Layer>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.next_dir()? {
+                Ok(Found::Layer(layer)) => return Some(Ok(layer)),
+                Ok(Found::Other(_)) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// A directory in a store.
+pub(crate) enum Found {
+    Layer(Layer),
+    /// It has no `layer.json`.
+    Other(Layer),
+}
+
+impl Scan {
+    /// Returns the next entry that is not a regular file.
+    pub(crate) fn next_dir(&mut self) -> Option<Result<Found>> {
+        loop {
+            let (name, kind) = match self.entries.next()? {
+                Ok(entry) => entry,
+                Err(errno) => return Some(Err(Error::io("read", &self.store)(errno))),
+            };
+            let name = as_os_str(&name);
+            if kind == FileType::RegularFile || name == STORE_DIR {
+                continue;
+            }
+            let layer = Layer::at(self.store.join(name));
+            return Some(match statat(CWD, layer.meta_path(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Ok(Found::Layer(layer)),
+                // No such file, or the entry itself is a device, a socket, a link that leads
+                // nowhere.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Found::Other(layer)),
+                Err(errno) => Err(Error::io("look at", layer.meta_path())(errno)),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn layers_are_found_and_the_rest_is_passed_over() {
+        let store = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "half", "c"] {
+            fs::create_dir_all(store.path().join(name).join("fs")).unwrap();
+        }
+        for name in ["a", "b", "c"] {
+            // Not valid JSON: a scan reads none.
+            fs::write(store.path().join(name).join("layer.json"), "{").unwrap();
+        }
+        fs::create_dir(store.path().join(".layered")).unwrap();
+        fs::write(store.path().join(".layered/layer.json"), "{}").unwrap();
+        fs::write(store.path().join("README"), "").unwrap();
+        std::os::unix::fs::symlink("nowhere", store.path().join("dangling")).unwrap();
+        std::os::unix::fs::symlink("loop", store.path().join("loop")).unwrap();
+        std::os::unix::fs::symlink("a", store.path().join("link")).unwrap();
+        rustix::fs::mknodat(CWD, store.path().join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+
+        let mut names: Vec<_> = scan(&store).unwrap().map(|layer| layer.unwrap().name().to_owned()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "b", "c", "link"]);
+    }
+
+    #[test]
+    fn the_least_recently_used_comes_first() {
+        let store = tempfile::tempdir().unwrap();
+        let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        for (name, made, used) in [("a", 5, Some(9)), ("b", 7, None), ("c", 8, Some(1))] {
+            let layer = Layer::at(store.path().join(name));
+            fs::create_dir(layer.path()).unwrap();
+            fs::File::create(layer.meta_path()).unwrap().set_modified(at(made)).unwrap();
+            if let Some(used) = used {
+                fs::File::create(layer.last_used_path()).unwrap().set_modified(at(used)).unwrap();
+            }
+        }
+        let layer = |name| Layer::at(store.path().join(name));
+        let order = scan(&store).unwrap().by_last_use().unwrap();
+        assert_eq!(order, [(at(1), layer("c")), (at(7), layer("b")), (at(9), layer("a"))]);
+    }
+
+    #[test]
+    fn a_store_that_is_none_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        assert!(matches!(scan(&missing), Err(Error::NotADirectory { path, .. }) if path == missing));
+    }
+}

@@ -1,0 +1,268 @@
+//! A store's own directory, `.layered`: its parts, its lock and who may use it. `hold.rs` decides
+//! what the files of holds say; `store_dir/trash.rs` moves layers here to remove them.
+
+mod trash;
+
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, RawDir, SeekFrom, flock, fstat, openat, seek, stat};
+use rustix::io::Errno;
+
+pub(crate) use self::trash::MadeOfLayer;
+use crate::display::quoted;
+use crate::error::{Error, Result};
+use crate::tree::locked_dir::LockedDir;
+use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, READ, as_os_str};
+
+/// The interval between two attempts to lock. A collector has the lock for about a millisecond.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// The name of the store directory.
+pub(crate) const STORE_DIR: &str = ".layered";
+
+/// The store directory, `<store>/.layered`. The first hold, draft or collector that needs it makes
+/// it.
+///
+/// ```text
+/// <store>/.layered/                     flock(2): shared while a hold or a directory below is made,
+///                                       exclusive while a collector looks at the holds and takes layers away
+/// <store>/.layered/holds/<random>       the names of the layers that are held, each ended by a NUL
+/// <store>/.layered/new/<random>/layer   a layer in the making
+/// <store>/.layered/trash-<random>       a layer that a collector has taken away: garbage
+/// <store>/.layered/layer.json           if the directory was made of a layer: all but `holds` and `new` is garbage
+/// ```
+///
+/// Holds and layers in the making are locked by their owners, flock(2), and the kernel ends a lock
+/// with its owner's process. What is not locked therefore belongs to a dead owner. An owner makes a
+/// hold or a layer under the lock of the store directory, so that no collector mistakes it for a
+/// dead owner's before it is locked. Garbage has no owner.
+#[derive(Debug)]
+pub(crate) struct StoreDir {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+/// A directory in the store directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Files with the names of layers that are held.
+    Holds,
+    /// Directories in which layers are made.
+    New,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Part::Holds => "holds",
+            Part::New => "new",
+        }
+    }
+}
+
+impl StoreDir {
+    /// Opens the store directory of `store`, and makes it if it is missing.
+    pub(crate) fn make(store: &Path) -> Result<Self> {
+        // It usually exists.
+        if let Some(store_dir) = Self::open(store)? {
+            return Ok(store_dir);
+        }
+        make_dir(&store.join(STORE_DIR))?;
+        Self::open(store)?.ok_or_else(|| Error::io("open", store.join(STORE_DIR))(Errno::NOENT))
+    }
+
+    /// Opens the store directory of `store`; `None` if it has none.
+    pub(crate) fn open(store: &Path) -> Result<Option<Self>> {
+        let path = store.join(STORE_DIR);
+        let dir = match openat(CWD, &path, READ, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(Error::io("open", path)(errno)),
+        };
+        // Its owner can redirect what is made and removed in it. In /tmp any user could have made
+        // it.
+        let owner = fstat(&dir).map_err(Error::io("look at", &path))?.st_uid;
+        if !is_trusted(owner, store)? {
+            let why = "it belongs neither to root nor to the owner of the store";
+            return Err(Error::io("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
+        }
+        Ok(Some(Self { path, dir }))
+    }
+
+    /// Waits for the lock, and takes it.
+    pub(crate) fn lock(&self, how: FlockOperation) -> Result<StoreDirLock<'_>> {
+        loop {
+            match flock(&self.dir, how) {
+                Ok(()) => return Ok(StoreDirLock { store_dir: self }),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
+            }
+        }
+    }
+
+    /// Waits for the shared lock until `stop` returns true; `None` then.
+    pub(crate) fn lock_shared_until(&self, stop: &dyn Fn() -> bool) -> Result<Option<StoreDirLock<'_>>> {
+        loop {
+            match flock(&self.dir, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(Some(StoreDirLock { store_dir: self })),
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if stop() => return Ok(None),
+                // The kernel reports no event when such a lock becomes free, and another thread
+                // cannot interrupt a wait for it.
+                Err(Errno::WOULDBLOCK) => thread::sleep(RETRY),
+                Err(errno) => return Err(Error::io("lock", &self.path)(errno)),
+            }
+        }
+    }
+
+    /// Lists a part of the store directory. Lists nothing if the part was never made.
+    pub(crate) fn list(&self, part: Part) -> Result<Vec<PathBuf>> {
+        let path = self.path.join(part.name());
+        let entries = match openat(&self.dir, part.name(), READ, Mode::empty()) {
+            Ok(dir) => entries(&dir),
+            Err(Errno::NOENT) => Ok(Vec::new()),
+            Err(errno) => Err(errno),
+        };
+        match entries {
+            Ok(entries) => Ok(entries.into_iter().map(|(name, _)| path.join(name)).collect()),
+            Err(errno) => Err(Error::io("read", path)(errno)),
+        }
+    }
+}
+
+/// Whether a store directory that belongs to `owner` may be used for `store`.
+fn is_trusted(owner: u32, store: &Path) -> Result<bool> {
+    Ok(owner == 0 || owner == stat(store).map_err(Error::io("look at", store))?.st_uid)
+}
+
+/// Lists a directory. Entries that vanish concurrently may or may not be listed.
+fn entries(dir: impl AsFd) -> rustix::io::Result<Vec<(OsString, FileType)>> {
+    let dir = dir.as_fd();
+    // The descriptor may have been read before.
+    seek(dir, SeekFrom::Start(0))?;
+    let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut found = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        match walk::file_type(dir, &entry) {
+            _ if walk::is_dots(name) => {}
+            Ok(kind) => found.push((as_os_str(name).to_owned(), kind)),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(found)
+}
+
+/// The lock of a [`StoreDir`], released when it is dropped.
+#[derive(Debug)]
+#[must_use = "dropped, it is released"]
+pub(crate) struct StoreDirLock<'a> {
+    store_dir: &'a StoreDir,
+}
+
+impl StoreDirLock<'_> {
+    /// Makes a file of any type in a part of the store directory. Makes the part as well if it is
+    /// missing.
+    pub(crate) fn make_in<T>(&self, part: Part, make: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
+        let path = self.store_dir.path.join(part.name());
+        let made = match make(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_dir(&path)?;
+                make(&path)
+            }
+            made => made,
+        };
+        made.map_err(Error::io("make a file in", path))
+    }
+
+    /// Makes a directory in a part of the store directory, and locks it for the caller. Dropped, it
+    /// is an orphan: the next collector removes it.
+    pub(crate) fn work_dir(&self, part: Part) -> Result<LockedDir> {
+        let make = |parent: &Path| tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(parent);
+        let path = self.make_in(part, make)?.keep();
+        let taken = take(&path)?;
+        taken.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))
+    }
+
+    /// Takes over at most `most` directories of a part whose owners are dead.
+    pub(crate) fn orphans(&self, part: Part, most: usize) -> Result<Vec<LockedDir>> {
+        let dirs = self.store_dir.list(part)?;
+        dirs.iter().filter_map(|path| take(path).transpose()).take(most).collect()
+    }
+}
+
+impl Drop for StoreDirLock<'_> {
+    fn drop(&mut self) {
+        // A child process that is being started has a copy of the descriptor for a moment, so
+        // closing is not enough.
+        if let Err(errno) = flock(&self.store_dir.dir, FlockOperation::Unlock) {
+            log::debug!("cannot unlock {}: {errno}", quoted(&self.store_dir.path));
+        }
+    }
+}
+
+/// Locks a directory of a part; `None` if it has an owner, or is not a directory that this crate
+/// made.
+fn take(path: &Path) -> Result<Option<LockedDir>> {
+    match LockedDir::try_lock(path) {
+        Err(Error::Io { source, .. }) if matches!(Errno::from_io_error(&source), Some(Errno::NOTDIR | Errno::LOOP)) => {
+            Ok(None)
+        }
+        taken => taken,
+    }
+}
+
+/// Makes a directory that may exist already. Only its owner may enter it: a user who can open a
+/// file in it can also lock that file, and keep all others waiting.
+fn make_dir(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make the directory", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_without_its_owner_is_an_orphan() {
+        let store = tempfile::tempdir().unwrap();
+        assert!(StoreDir::open(store.path()).unwrap().is_none());
+        let store_dir = StoreDir::make(store.path()).unwrap();
+        let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
+        let [live, dead] = [(); 2].map(|()| lock.work_dir(Part::New).unwrap());
+        fs::create_dir_all(dead.path().join("layer/fs/a")).unwrap();
+        let path = dead.path().to_path_buf();
+        drop(dead);
+
+        let orphans = lock.orphans(Part::New, 9).unwrap();
+        assert_eq!(orphans.iter().map(LockedDir::path).collect::<Vec<_>>(), [&path]);
+        assert!(lock.orphans(Part::New, 9).unwrap().is_empty(), "it has been taken over");
+        assert!(lock.orphans(Part::Holds, 9).unwrap().is_empty());
+        orphans.into_iter().for_each(|orphan| orphan.remove().unwrap());
+        assert_eq!(store_dir.list(Part::New).unwrap(), [live.path()]);
+    }
+
+    #[test]
+    fn the_store_directory_is_not_a_link_that_leads_elsewhere() {
+        let [store, elsewhere] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(elsewhere.path(), store.path().join(STORE_DIR)).unwrap();
+        assert!(
+            matches!(StoreDir::make(store.path()), Err(Error::Io { path, .. }) if path == store.path().join(STORE_DIR))
+        );
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+    }
+}

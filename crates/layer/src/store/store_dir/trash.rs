@@ -1,0 +1,274 @@
+//! Moves layers that a collector removes into the store directory, where they are garbage, and
+//! removes the garbage. Which layers go is decided in `gc.rs`.
+//!
+//! A rename needs neither a block nor an inode, so all of this works on a full disk. Any process
+//! may remove garbage at any time, even while another process is removing it.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, RenameFlags, fchmod, fstat, openat, statat};
+use rustix::io::Errno;
+
+use super::{Part, STORE_DIR, StoreDir, StoreDirLock, entries, is_trusted};
+use crate::error::{Error, Result};
+use crate::tree::locked_dir::{Attempt, LockedDir};
+use crate::tree::remove::remove_tree;
+use crate::tree::walk::READ;
+
+/// How the name of garbage begins.
+const TRASH: &str = "trash-";
+
+/// A directory of garbage that collectors of earlier versions made.
+const OLD_TRASH: &str = "trash";
+
+/// While this file exists, the store directory was made of a layer, and everything but its parts is
+/// garbage.
+const MARK: &str = "layer.json";
+
+/// The parts of a store directory, which are never garbage.
+const PARTS: [Part; 2] = [Part::Holds, Part::New];
+
+impl StoreDirLock<'_> {
+    /// Returns a new name. A layer that is renamed to it becomes garbage.
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.store_dir.path.join(format!("{TRASH}{:016x}", RandomState::new().build_hasher().finish()))
+    }
+
+    /// Makes the directory `layer` garbage, and returns its new path.
+    pub(crate) fn throw_away(&self, layer: &Path) -> Result<PathBuf> {
+        let to = self.trash();
+        match renameat(layer, &to) {
+            Ok(()) => Ok(to),
+            Err(errno) => Err(Error::io("take away", layer)(errno)),
+        }
+    }
+}
+
+/// The outcome of an attempt to make a store directory of a layer.
+#[derive(Debug)]
+pub(crate) enum MadeOfLayer {
+    /// The layer is the store directory now, and [garbage](StoreDir::garbage).
+    Made(StoreDir),
+    /// Another process has made the store directory.
+    There(StoreDir),
+    /// This layer cannot become the store directory. It is unchanged.
+    Unsuitable,
+}
+
+impl StoreDir {
+    /// Renames the directory `layer` to the store directory of `store`, which has none: for a disk
+    /// without room for a new directory.
+    ///
+    /// No process holds a layer in a store without a store directory. A process that takes a hold
+    /// concurrently makes the store directory first. Then either this call finds it
+    /// [there](MadeOfLayer::There), or that process finds the layer missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is no room for the new name either.
+    pub(crate) fn make_of(store: &Path, layer: &Path) -> Result<MadeOfLayer> {
+        // It does not exist any more, or this user cannot open it.
+        let Ok(dir) = openat(CWD, layer, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
+        let stat = fstat(&dir).map_err(Error::io("look at", layer))?;
+        // A lock on the layer would become a lock on the store directory. A capture that has one
+        // ends soon.
+        if !is_trusted(stat.st_uid, store)? {
+            return Ok(MadeOfLayer::Unsuitable);
+        }
+        let same = dir.try_clone().map_err(Error::io("open", layer))?;
+        let Ok(Attempt::Locked(lock)) = LockedDir::attempt(same, layer, FlockOperation::NonBlockingLockExclusive)
+        else {
+            return Ok(MadeOfLayer::Unsuitable);
+        };
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        fchmod(&dir, Mode::RWXU).map_err(Error::io("close to others", layer))?;
+        // From here on no other user can make a part in it that would lead elsewhere.
+        let has = |part: &Part| !matches!(statat(&dir, part.name(), AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
+        let made = match PARTS.iter().any(has) {
+            true => Err(Errno::NOTEMPTY),
+            false => renameat(layer, &store.join(STORE_DIR)),
+        };
+        if made.is_err() {
+            let _as_it_was_or_closed = fchmod(&dir, mode);
+        }
+        drop(lock);
+        match made {
+            Ok(()) => Ok(MadeOfLayer::Made(Self { path: store.join(STORE_DIR), dir })),
+            Err(Errno::EXIST) => Ok(Self::open(store)?.map_or(MadeOfLayer::Unsuitable, MadeOfLayer::There)),
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => Err(Error::io("take away", layer)(errno)),
+            // For example a mount point.
+            Err(_) => Ok(MadeOfLayer::Unsuitable),
+        }
+    }
+
+    /// Lists what can be removed from the store directory.
+    pub(crate) fn garbage(&self) -> Result<Garbage> {
+        let all = entries(&self.dir).map_err(Error::io("read", &self.path))?;
+        let was_layer = all.iter().any(|(name, _)| name == MARK);
+        let mut garbage = Garbage::default();
+        for (name, kind) in all {
+            let path = self.path.join(&name);
+            let is_part = PARTS.iter().any(|part| name == part.name());
+            let is_trash = name == OLD_TRASH || name.as_encoded_bytes().starts_with(TRASH.as_bytes());
+            match was_layer && name == MARK {
+                true => garbage.mark = Some(path),
+                false if is_trash || (was_layer && !is_part) => garbage.entries.push((path, kind)),
+                false => {}
+            }
+        }
+        Ok(garbage)
+    }
+}
+
+/// What can be removed from a store directory: layers that a collector renamed to it, or the layer
+/// that it was made of.
+#[derive(Debug, Default)]
+pub(crate) struct Garbage {
+    entries: Vec<(PathBuf, FileType)>,
+    /// The file that marks the entries as garbage. It is removed after them.
+    mark: Option<PathBuf>,
+}
+
+impl Garbage {
+    /// The number of directories.
+    pub(crate) fn directories(&self) -> usize {
+        self.entries.iter().filter(|(_, kind)| kind.is_dir()).count()
+    }
+
+    /// Removes the garbage, and returns the errors.
+    pub(crate) fn remove(self) -> Vec<Error> {
+        let mut failed: Vec<_> = self.entries.iter().filter_map(|(path, _)| remove_tree(path).err()).collect();
+        if failed.is_empty() {
+            failed.extend(self.mark.and_then(|mark| remove_tree(mark).err()));
+        }
+        failed
+    }
+}
+
+fn renameat(from: &Path, to: &Path) -> rustix::io::Result<()> {
+    rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+    use crate::layer::Layer;
+    use crate::store::hold::Hold;
+
+    fn store(names: &[&str]) -> tempfile::TempDir {
+        let store = tempfile::tempdir().unwrap();
+        for name in names {
+            let layer = Layer::at(store.path().join(name));
+            fs::create_dir_all(layer.fs()).unwrap();
+            fs::write(layer.meta_path(), "{}").unwrap();
+            fs::write(layer.log_path(), "").unwrap();
+            fs::set_permissions(layer.path(), fs::Permissions::from_mode(0o750)).unwrap();
+        }
+        store
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn what_is_thrown_away_is_garbage_and_the_parts_are_not() {
+        let store = store(&["a", "b"]);
+        let store_dir = StoreDir::make(store.path()).unwrap();
+        let hold = Hold::of([store.path().join("b")]).unwrap();
+        let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
+        let draft = lock.work_dir(Part::New).unwrap();
+        let trash = lock.throw_away(&store.path().join("a")).unwrap();
+        assert!(trash.join("fs").is_dir());
+        // Of an earlier version; of a later one.
+        fs::create_dir_all(store_dir.path.join("trash/dead/0/fs")).unwrap();
+        fs::create_dir_all(store_dir.path.join("room")).unwrap();
+        let garbage = store_dir.garbage().unwrap();
+        assert_eq!(garbage.directories(), 2);
+        assert!(garbage.remove().is_empty());
+        assert_eq!(names(&store_dir.path), ["holds", "new", "room"]);
+        assert!(draft.path().exists());
+        drop(lock);
+        hold.release().unwrap();
+    }
+
+    #[test]
+    fn a_layer_that_became_the_store_directory_is_garbage_until_its_mark_is_gone() {
+        let store = store(&["a", "b"]);
+        let MadeOfLayer::Made(store_dir) = StoreDir::make_of(store.path(), &store.path().join("a")).unwrap() else {
+            panic!("it is not suitable")
+        };
+        assert_eq!((names(store.path()), mode(&store_dir.path)), (vec![".layered".into(), "b".into()], 0o700));
+        // A hold that is taken now finds a store directory like any other.
+        let hold = Hold::of([store.path().join("b")]).unwrap();
+        assert_eq!(names(&store_dir.path), ["fs", "holds", "layer.json", "layer.log"]);
+        assert_eq!(store_dir.garbage().unwrap().directories(), 1);
+        // Killed half way.
+        fs::remove_dir(store_dir.path.join("fs")).unwrap();
+        let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
+        assert!(store_dir.garbage().unwrap().remove().is_empty());
+        assert_eq!(names(&store_dir.path), ["holds"]);
+        assert_eq!(crate::store::hold::held(store.path()).unwrap().len(), 1);
+        hold.release().unwrap();
+        fs::write(store_dir.path.join("other"), "").unwrap();
+        assert!(store_dir.garbage().unwrap().entries.is_empty());
+    }
+
+    #[test]
+    fn of_a_holder_and_a_collector_one_wins() {
+        for _ in 0..100 {
+            let store = store(&["a"]);
+            let path = store.path().join("a");
+            let start = Barrier::new(2);
+            let (hold, made) = thread::scope(|scope| {
+                let holder = scope.spawn(|| {
+                    start.wait();
+                    Hold::of([&path])
+                });
+                start.wait();
+                let made = StoreDir::make_of(store.path(), &path).unwrap();
+                (holder.join().unwrap(), made)
+            });
+            match (&hold, &made) {
+                (Ok(_), MadeOfLayer::There(store_dir)) => {
+                    assert!(path.join("layer.json").exists() && store_dir.garbage().unwrap().mark.is_none());
+                }
+                (Err(Error::NotADirectory { path: missing, .. }), MadeOfLayer::Made(_)) => assert_eq!(*missing, path),
+                neither => panic!("{neither:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_layer_that_cannot_be_the_store_directory_stays_as_it_is() {
+        let store = store(&["locked", "room", "link", "file"]);
+        let path = |name: &str| store.path().join(name);
+        let locked = fs::File::open(path("locked")).unwrap();
+        rustix::fs::flock(&locked, FlockOperation::LockShared).unwrap();
+        fs::create_dir(path("room/holds")).unwrap();
+        std::os::unix::fs::symlink("/", path("link/new")).unwrap();
+        fs::write(path("regular"), "").unwrap();
+        for name in ["locked", "room", "link", "regular", "missing"] {
+            let made = StoreDir::make_of(store.path(), &path(name)).unwrap();
+            assert!(matches!(made, MadeOfLayer::Unsuitable), "{name}: {made:?}");
+        }
+        assert_eq!(["locked", "room", "link"].map(|name| mode(&path(name))), [0o750; 3]);
+        // Another process was quicker.
+        StoreDir::make(store.path()).unwrap();
+        let made = StoreDir::make_of(store.path(), &path("file")).unwrap();
+        assert!(matches!(made, MadeOfLayer::There(_)), "{made:?}");
+        assert_eq!((mode(&path("file")), path("file/fs").is_dir()), (0o750, true));
+    }
+}

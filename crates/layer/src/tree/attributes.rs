@@ -1,0 +1,161 @@
+//! Reads and sets mode, owner, times and extended attributes of a file. Which attributes are
+//! overlayfs's own is decided in `stack/overlayfs.rs`.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
+    fgetxattr, fremovexattr, fsetxattr, fstat, futimens, lgetxattr, llistxattr, lsetxattr, utimensat,
+};
+use rustix::io::Errno;
+
+use super::xattr::{MAX_BYTES, USUAL_BYTES, XattrList, path_through_proc};
+use crate::stack::overlayfs::XattrNamespace;
+
+/// What a file carries besides its content.
+#[derive(Debug)]
+pub(crate) struct Attributes {
+    kind: FileType,
+    mode: Mode,
+    uid: Uid,
+    gid: Gid,
+    times: Timestamps,
+    /// Names and values, in the order of the file system.
+    xattrs: Vec<(CString, Vec<u8>)>,
+}
+
+/// Which extended attributes are meant.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Keep {
+    /// All but those that overlayfs keeps for itself.
+    Visible(XattrNamespace),
+    /// All.
+    All,
+}
+
+impl Attributes {
+    /// Those of an open file; `names` lists its extended attributes, if they have been
+    /// [listed](XattrList::of) already.
+    pub(crate) fn of(file: BorrowedFd<'_>, names: &XattrList, keep: Keep) -> rustix::io::Result<Self> {
+        Self::read(&fstat(file)?, names, keep, |name, buffer| fgetxattr(file, name, buffer))
+    }
+
+    /// Those of the file `name` in `dir`, which is not opened; `stat` is its own.
+    pub(crate) fn of_name(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat, keep: Keep) -> rustix::io::Result<Self> {
+        let path = path_through_proc(dir, name);
+        let mut names = XattrList::default();
+        names.read(|buffer| llistxattr(&path, buffer))?;
+        Self::read(stat, &names, keep, |name, buffer| lgetxattr(&path, name, buffer))
+    }
+
+    fn read(
+        stat: &Stat,
+        names: &XattrList,
+        keep: Keep,
+        get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
+    ) -> rustix::io::Result<Self> {
+        let mut xattrs = Vec::new();
+        for name in names.iter() {
+            if matches!(keep, Keep::Visible(namespace) if namespace.owns(name.to_bytes())) {
+                continue;
+            }
+            let mut value = vec![0; USUAL_BYTES];
+            let length = match get(name, &mut value) {
+                Err(Errno::RANGE) => {
+                    value.resize(MAX_BYTES, 0);
+                    get(name, &mut value)?
+                }
+                length => length?,
+            };
+            value.truncate(length);
+            value.shrink_to_fit();
+            xattrs.push((name.to_owned(), value));
+        }
+        Ok(Self {
+            kind: FileType::from_raw_mode(stat.st_mode),
+            mode: Mode::from_raw_mode(stat.st_mode),
+            uid: Uid::from_raw(stat.st_uid),
+            gid: Gid::from_raw(stat.st_gid),
+            times: times(stat),
+            xattrs,
+        })
+    }
+
+    /// Whether these are the same, but for the time of the last access.
+    pub(crate) fn look_like(&self, other: &Self) -> bool {
+        let sorted = |attributes: &Self| {
+            let mut xattrs = attributes.xattrs.clone();
+            xattrs.sort();
+            xattrs
+        };
+        let plain = |Self { kind, mode, uid, gid, times, .. }: &Self| {
+            (*kind, *mode, *uid, *gid, times.last_modification.tv_sec, times.last_modification.tv_nsec)
+        };
+        plain(self) == plain(other) && sorted(self) == sorted(other)
+    }
+
+    /// Replaces the permission bits. An ACL, which can give more than they say, is dropped.
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.xattrs.retain(|(name, _)| name.to_bytes() != b"system.posix_acl_access");
+    }
+
+    /// Gives an open file these attributes. It must have no others of its own, see [`strip`].
+    ///
+    /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode
+    /// can take the permission to set attributes away: hence the order.
+    pub(crate) fn apply(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        let is = fstat(file)?;
+        if (is.st_uid, is.st_gid) != (self.uid.as_raw(), self.gid.as_raw()) {
+            fchown(file, Some(self.uid), Some(self.gid))?;
+        }
+        for (name, value) in &self.xattrs {
+            fsetxattr(file, name, value, XattrFlags::empty())?;
+        }
+        if !self.xattrs.is_empty() || Mode::from_raw_mode(is.st_mode) != self.mode {
+            fchmod(file, self.mode)?;
+        }
+        futimens(file, &self.times)
+    }
+
+    /// Gives the new file `name` in `dir` these attributes. For files that are not to be opened:
+    /// links, devices, sockets.
+    pub(crate) fn apply_to_name(&self, dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
+        chownat(dir, name, Some(self.uid), Some(self.gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        let path = path_through_proc(dir, name);
+        for (attribute, value) in &self.xattrs {
+            lsetxattr(&path, attribute, value, XattrFlags::empty())?;
+        }
+        // A symbolic link has no mode of its own.
+        if self.kind != FileType::Symlink {
+            chmodat(dir, name, self.mode, AtFlags::empty())?;
+        }
+        utimensat(dir, name, &self.times, AtFlags::SYMLINK_NOFOLLOW)
+    }
+}
+
+/// The times of a file that can be set.
+pub(crate) fn times(stat: &Stat) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
+        last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
+    }
+}
+
+/// Takes from a new directory what it inherited from the one it is in: ACLs and the setgid bit.
+/// Only its owner may enter it.
+///
+/// What a security module has set stays: that is not inherited from a layer, and may not be
+/// removed.
+pub(crate) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    for name in XattrList::of(dir)?.iter() {
+        if !name.to_bytes().starts_with(b"security.") {
+            match fremovexattr(dir, name) {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    fchmod(dir, Mode::RWXU)
+}
