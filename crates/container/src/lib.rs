@@ -28,14 +28,13 @@
 //! # Ok::<(), container::Error>(())
 //! ```
 
-// The types of a specification are part of the interface.
-pub use oci_spec;
-
 mod bundle;
 mod cgroup;
 mod display;
 mod error;
 mod id;
+mod init;
+mod input;
 mod mounted;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
@@ -55,6 +54,8 @@ pub use bundle::Bundle;
 pub use cgroup::{Cgroup, CgroupLayout, PreparedMoves, Usage};
 pub use error::{Error, Result};
 pub use id::ContainerId;
+pub use init::Init;
+pub use input::Input;
 pub use mounted::Mounted;
 pub use namespace::{in_private_mount_namespace, mount_private_tmpfs, require_privilege};
 pub use output::{Callback, CaptureLimit, Excerpt, Output};
@@ -62,10 +63,10 @@ pub use overlay::{
     DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, OverlayXattrs, copy_root_attributes,
 };
 pub use rootfs::{MountPoint, Rootfs};
-pub use runtime::{Finished, Flaw, Init, Input, Invocation, Runtime, RuntimeVersion, Status};
+pub use runtime::{Finished, Flaw, Invocation, Runtime, RuntimeVersion, Status};
 pub use supervise::{Cancel, Signals};
 pub use template::{
-    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RootAccess, Seccomp,
-    Template, TemplateBuilder, TemplateError, Terminal, parse_size,
+    Capability, Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RlimitKind,
+    RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal, parse_size,
 };
 pub use user::{User, UserSpec};

@@ -6,8 +6,10 @@ use std::path::Path;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::id::ContainerId;
 use crate::mutated::{self, config};
-use crate::{ContainerId, Mount, Network, Rlimit, Template, UserSpec, parse_size};
+use crate::template::{Mount, Network, Rlimit, Template, parse_size};
+use crate::user::UserSpec;
 
 const MOUNTS: [&str; 4] = [
     "type=bind,source=/srv/sources,target=/src,readonly",
@@ -37,7 +39,7 @@ fn valid_spec() -> Value {
 fn use_up(template: Template) -> Result<(), TestCaseError> {
     let config = template.instantiate(Path::new("/run/merged")).unwrap();
     let _ = (template.user(), template.network(), template.hostname(), template.cwd(), template.controllers());
-    let _ = (config.spec().unwrap(), config.has_terminal(), config.cgroups_path());
+    let _ = (config.spec(), config.has_terminal(), config.cgroups_path());
     prop_assert_eq!(config.rootfs(), Path::new("/run/merged"));
     let spec = template.user_spec();
     prop_assert_eq!(spec.to_string().parse::<UserSpec>().unwrap(), spec);

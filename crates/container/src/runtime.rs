@@ -12,11 +12,18 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use crate::supervise::{Ended, Facts, Orders, PID_FILE, Program, SOCKET, Supervised, Task, terminal_size};
-use crate::{
-    Bundle, Cancel, Cgroup, Config, ContainerId, Error, Excerpt, Output, Result, Signals, Usage, cgroup,
-    require_privilege,
+use crate::bundle::Bundle;
+use crate::cgroup::{self, Cgroup, Usage};
+use crate::error::{Error, Result};
+use crate::id::ContainerId;
+use crate::init::Init;
+use crate::input::Input;
+use crate::namespace::require_privilege;
+use crate::output::{Excerpt, Output};
+use crate::supervise::{
+    Cancel, Ended, Facts, Orders, PID_FILE, Program, SOCKET, Signals, Supervised, Task, terminal_size,
 };
+use crate::template::Config;
 
 mod flaws;
 mod log;
@@ -33,37 +40,6 @@ pub use version::RuntimeVersion;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,
-}
-
-/// The source of the command's standard input. What applies to a file also applies to the caller's
-/// own standard input.
-#[derive(Debug, Default)]
-#[non_exhaustive]
-pub enum Input {
-    /// Empty: the command reads end-of-file immediately.
-    #[default]
-    Null,
-    /// Reads the caller's standard input. A terminal is read only while the caller is in its
-    /// foreground.
-    Inherit,
-    /// Reads a file, starting at its current offset. The command gets a pipe, unless the file is
-    /// itself a pipe without a name, a socket or `/dev/null`. After the run, the offset of a
-    /// regular file is where the command stopped reading.
-    File(fs::File),
-}
-
-/// The program that is process 1 of the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Init {
-    /// A small init of this crate. It starts the command, forwards signals to it, and reaps the
-    /// processes that the command leaves behind. The command can end itself by a signal, as it can
-    /// outside a container.
-    #[default]
-    Provided,
-    /// The command itself, for a command that is an init. The kernel does not deliver signals from
-    /// inside the container to process 1 unless it has a handler for them, and the command must
-    /// reap its orphans itself: pid_namespaces(7).
-    None,
 }
 
 /// How a command ended.
@@ -496,7 +472,7 @@ impl Drop for RemovedIfEmpty {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Template, Terminal};
+    use crate::template::{Template, Terminal};
 
     #[test]
     fn arguments() {

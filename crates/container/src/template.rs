@@ -2,16 +2,21 @@
 //! in `defaults` and `seccomp`; what is refused is in `validate`.
 
 mod builder;
+mod caller_limits;
+mod capability;
 mod choices;
 mod config;
 mod controllers;
 mod defaults;
 mod error;
+mod fields;
 #[cfg(test)]
 mod golden;
 mod mount;
+mod mount_entry;
 mod mount_spec;
 mod rlimit;
+mod rlimit_spec;
 mod seccomp;
 #[cfg(test)]
 mod shape;
@@ -29,21 +34,20 @@ use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::UserSpec;
-use crate::user::NOBODY;
+use crate::user::{NOBODY, UserSpec};
 
 pub use builder::TemplateBuilder;
+pub use capability::Capability;
 pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 pub use config::Config;
+pub use defaults::ROOTFS_PLACEHOLDER;
 pub use error::TemplateError;
 pub use mount::Mount;
-pub use rlimit::Rlimit;
+pub use mount_entry::MountEntry;
+pub use rlimit::{Rlimit, RlimitKind};
 pub use size::parse_size;
 
-/// What stands in `root.path` of a template, in the place of the root file system.
-pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
-
-/// How the environment's entry of that name begins.
+/// The beginning of the environment's entry for `HOME`.
 const HOME: &str = "HOME=";
 
 /// The largest file that is read. A configuration with Docker's seccomp profile has about 20 KB.
@@ -83,13 +87,6 @@ pub struct Template {
 }
 
 impl Template {
-    /// Starts a template that runs the program `argv[0]` with the arguments that follow.
-    ///
-    /// A name without a slash is looked up in the container's `PATH`.
-    pub fn builder(argv: impl IntoIterator<Item = impl Into<String>>) -> TemplateBuilder {
-        TemplateBuilder::new(argv.into_iter().map(Into::into).collect())
-    }
-
     /// Reads a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`].
     ///
     /// # Errors
@@ -149,22 +146,6 @@ impl Template {
     pub fn with_terminal(mut self, terminal: Terminal) -> Template {
         Arc::make_mut(&mut self.value)["process"]["terminal"] = Value::from(terminal == Terminal::Attached);
         self
-    }
-
-    /// The configuration of a run over `rootfs`: the same but for `root.path`.
-    ///
-    /// A relative `rootfs` is one below the bundle's directory, as the specification has it.
-    ///
-    /// # Errors
-    ///
-    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON.
-    pub fn instantiate(&self, rootfs: &Path) -> Result<Config, TemplateError> {
-        let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
-            field: "root.path",
-            path: rootfs.to_owned(),
-            remedy: "choose another scratch directory",
-        })?;
-        Ok(Config::new(self.clone(), rootfs))
     }
 
     /// The command: the program and its arguments.
@@ -280,60 +261,6 @@ impl Serialize for Template {
     }
 }
 
-/// A mount of a [`Template`]: its own or the caller's.
-#[derive(Debug, Clone, Copy)]
-pub struct MountEntry<'a> {
-    json: &'a Value,
-}
-
-impl<'a> MountEntry<'a> {
-    /// Where it appears in the container: an absolute path without `..`.
-    pub fn destination(&self) -> &'a Path {
-        Path::new(self.json["destination"].as_str().unwrap_or_default())
-    }
-
-    /// What is mounted: the path on the host for a bind mount, otherwise a name that means something only to the kernel.
-    pub fn source(&self) -> Option<&'a Path> {
-        self.json["source"].as_str().map(Path::new)
-    }
-
-    /// The type of the file system: `tmpfs`, `proc`; bind mounts need not have one.
-    pub fn file_system(&self) -> Option<&'a str> {
-        self.json["type"].as_str()
-    }
-
-    /// The mode that a tmpfs is to have, if it has the option for it.
-    pub fn mode(&self) -> Option<u32> {
-        let mode = |option: &Value| u32::from_str_radix(option.as_str()?.strip_prefix("mode=")?, 8).ok();
-        self.json["options"].as_array()?.iter().rev().find_map(mode)
-    }
-
-    /// Whether a bind mount shows the mounts below its source, too.
-    pub(crate) fn is_recursive(&self) -> bool {
-        self.has_option("rbind")
-    }
-
-    /// Whether a bind mount is read-only with the mounts below its source.
-    pub(crate) fn is_recursively_read_only(&self) -> bool {
-        self.has_option("rro")
-    }
-
-    /// Whether a tmpfs is filled with what it covers, as runc and crun do with an option of their own.
-    pub(crate) fn copies_what_it_covers(&self) -> bool {
-        self.file_system() == Some("tmpfs") && self.has_option("tmpcopyup")
-    }
-
-    fn has_option(&self, name: &str) -> bool {
-        self.json["options"].as_array().is_some_and(|all| all.iter().any(|option| option == name))
-    }
-
-    /// Whether it shows a file or directory of the host.
-    pub fn is_bind(&self) -> bool {
-        // The options decide and the type is "a dummy, often none" (config.md, "Mounts"); runc takes the type as well.
-        self.file_system() == Some("bind") || self.has_option("bind") || self.has_option("rbind")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
@@ -369,7 +296,7 @@ mod tests {
         expected["root"]["path"] = json!("/run/x/merged");
         let config = template.instantiate(Path::new("/run/x/merged")).unwrap();
         assert_eq!(serde_json::to_string(&config).unwrap(), expected.to_string());
-        assert_eq!(config.spec().unwrap().root().as_ref().unwrap().path(), Path::new("/run/x/merged"));
+        assert_eq!(config.spec().root().as_ref().unwrap().path(), Path::new("/run/x/merged"));
         assert_eq!(serde_json::to_value(&template).unwrap(), foreign(), "the template is as it was");
     }
 

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use oci_spec::runtime::LinuxSeccomp;
+use serde_json::Value;
 
 /// The network that the container sees.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,7 +67,7 @@ pub enum Seccomp {
     Unconfined,
     /// Those of this profile. It holds for the container's init, too, which needs `clone`, `close`, `execve`, `exit_group`, `fcntl`,
     /// `ioctl`, `kill`, `prctl`, `rt_sigaction`, `rt_sigprocmask`, `rt_sigtimedwait`, `sched_setaffinity`, `setsid`, `wait4` and `write`.
-    Custom(LinuxSeccomp),
+    Custom(Value),
 }
 
 /// Whether set-user-ID programs and file capabilities work inside the container.

@@ -2,20 +2,23 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
-use oci_spec::runtime::{PosixRlimit, Spec};
-use rustix::process::Resource;
+use oci_spec::runtime::PosixRlimit;
 use rustix::termios::Winsize;
 use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
+use super::caller_limits::{self, hard_limit_of_caller};
 use super::defaults::OPEN_FILES;
 use super::error::TemplateError;
-use super::rlimit::{self, Rlimit};
-use super::{HOME, MountEntry, Template};
+use super::mount_entry::MountEntry;
+use super::rlimit::{Rlimit, RlimitKind};
+use super::{HOME, Template};
+use crate::error::Result;
+use crate::init::Init;
+use crate::rootfs::Rootfs;
 use crate::supervise::PATH_INSIDE;
-use crate::user::NOBODY;
-use crate::{Init, Result, Rootfs, User};
+use crate::user::{NOBODY, User};
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
 ///
@@ -47,6 +50,24 @@ struct Start {
 /// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
 const CRUN_FILTER: &str = "run.oci.seccomp_bpf_data";
 
+impl Template {
+    /// The configuration of a run over `rootfs`: the same but for `root.path`.
+    ///
+    /// A relative `rootfs` is one below the bundle's directory, as the specification has it.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON.
+    pub fn instantiate(&self, rootfs: &Path) -> Result<Config, TemplateError> {
+        let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
+            field: "root.path",
+            path: rootfs.to_owned(),
+            remedy: "choose another scratch directory",
+        })?;
+        Ok(Config::new(self.clone(), rootfs))
+    }
+}
+
 impl Config {
     /// `template` has been checked.
     pub(super) fn new(template: Template, rootfs: impl Into<String>) -> Config {
@@ -63,14 +84,9 @@ impl Config {
         }
     }
 
-    /// The configuration in `oci-spec`'s types: a copy, and without the keys that they do not have.
-    ///
-    /// # Errors
-    ///
-    /// [`TemplateError::NotASpec`]; a configuration that came from a template deserializes.
-    pub fn spec(&self) -> Result<Spec, TemplateError> {
-        let value = serde_json::to_value(self).map_err(|source| TemplateError::Serialize { source })?;
-        Spec::deserialize(value).map_err(|source| TemplateError::NotASpec { source })
+    #[cfg(test)]
+    pub(crate) fn spec(&self) -> oci_spec::runtime::Spec {
+        Deserialize::deserialize(serde_json::to_value(self).unwrap()).unwrap()
     }
 
     /// The path of the root file system that the container will see as `/`.
@@ -149,12 +165,12 @@ impl Config {
 
     /// Lowers the limit of open files to the hard limit of the calling process, if it is the builder's default and higher.
     pub(crate) fn with_limits_of_caller(self) -> Config {
-        self.with_open_files_of(rlimit::of_caller(Resource::Nofile))
+        self.with_open_files_of(hard_limit_of_caller(RlimitKind::Nofile))
     }
 
     fn with_open_files_of(mut self, of_caller: u64) -> Config {
         if self.limits().any(|limit| limit == OPEN_FILES) {
-            self.open_files = rlimit::lowered_open_files(of_caller);
+            self.open_files = caller_limits::lowered_open_files(of_caller);
         }
         if let Some(Rlimit { soft, hard, .. }) = self.open_files {
             log::debug!(
@@ -167,12 +183,12 @@ impl Config {
     /// Refuses limits that the calling process may not give to the container, but for the default that
     /// [`with_limits_of_caller`](Self::with_limits_of_caller) lowers.
     pub(crate) fn check_limits(&self) -> Result<(), TemplateError> {
-        self.limits().filter(|limit| *limit != OPEN_FILES).try_for_each(|limit| rlimit::check_for_caller(&limit))
+        self.limits().filter(|limit| *limit != OPEN_FILES).try_for_each(|limit| caller_limits::check_for_caller(&limit))
     }
 
     fn limits(&self) -> impl Iterator<Item = Rlimit> + '_ {
         let limits = self.template.array("/process/rlimits").filter_map(|limit| PosixRlimit::deserialize(limit).ok());
-        limits.map(|limit| Rlimit { kind: limit.typ(), soft: limit.soft(), hard: limit.hard() })
+        limits.map(|limit| Rlimit { kind: RlimitKind::of_spec(limit.typ()), soft: limit.soft(), hard: limit.hard() })
     }
 
     /// Mounts files, sockets and FIFOs read-only without `rro`, which says the same of the mounts below: a file has none, and crun

@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{self as oci, Capability, PosixRlimitType};
+use oci_spec::runtime as oci;
 
-use super::rlimit::Rlimit;
+use super::capability::Capability;
+use super::rlimit::{Rlimit, RlimitKind};
+
+/// The value of `root.path` in a template, in place of the path of a root file system.
+pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
 
 /// The version of the specification that a built configuration keeps to: `errnoRet` and `rro` came with 1.1.0.
 pub(super) const OCI_VERSION: &str = "1.1.0";
@@ -18,7 +22,7 @@ pub(super) const TERM: &str = "xterm";
 /// The soft limit is the kernel's own (`INR_OPEN_CUR`, include/uapi/linux/fs.h): programs that close every descriptor up to it
 /// one by one take seconds under the millions that a service manager may have given to its children. The hard limit is systemd's,
 /// and what moby/moby#45534 recommends: programs that need more files raise the soft limit by themselves.
-pub(super) const OPEN_FILES: Rlimit = Rlimit { kind: PosixRlimitType::RlimitNofile, soft: 1024, hard: 524_288 };
+pub(super) const OPEN_FILES: Rlimit = Rlimit { kind: RlimitKind::Nofile, soft: 1024, hard: 524_288 };
 
 /// What Docker leaves to root in a container (moby, daemon/pkg/oci/caps/defaults.go): enough for package managers and
 /// services, nothing that reaches the host.

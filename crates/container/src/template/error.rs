@@ -2,10 +2,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oci_spec::runtime::PosixRlimitType;
 use os_display::Quotable;
 
-use super::rlimit::Shown;
+use super::defaults::ROOTFS_PLACEHOLDER;
+use super::rlimit::{RlimitKind, Shown};
 
 /// What is wrong with a template, a mount or a bundle: the field, the value that was found and what to do about it.
 ///
@@ -156,7 +156,7 @@ pub enum TemplateError {
     #[error("the limit {kind} of {} (soft) and {} (hard) {problem}", Shown(*soft), Shown(*hard))]
     Rlimit {
         /// Which limit.
-        kind: PosixRlimitType,
+        kind: RlimitKind,
         /// What the process may use.
         soft: u64,
         /// What it may raise the soft limit to.
@@ -168,7 +168,7 @@ pub enum TemplateError {
     #[error("the limit {kind} of {} is above {highest}, the most that this process may give: {remedy}", Shown(*hard))]
     RlimitBeyondCaller {
         /// Which limit.
-        kind: PosixRlimitType,
+        kind: RlimitKind,
         /// The hard limit that was asked for.
         hard: u64,
         /// The highest one that is possible.
@@ -185,16 +185,22 @@ pub enum TemplateError {
         problem: String,
     },
     /// A configuration without a root file system to fill in.
-    #[error("root.path is absent: write {:?} there, the place of the root file system", super::ROOTFS_PLACEHOLDER)]
+    #[error("root.path is absent: write {:?} there, the place of the root file system", ROOTFS_PLACEHOLDER)]
     RootAbsent,
     /// A configuration whose root file system is fixed already.
     #[error(
         "root.path is {found:?} and would be overwritten: write {:?} there, the place of the root file system",
-        super::ROOTFS_PLACEHOLDER
+        ROOTFS_PLACEHOLDER
     )]
     RootFilled {
         /// What stands there.
         found: String,
+    },
+    /// A seccomp profile that is not one of the OCI runtime specification.
+    #[error("the seccomp profile is not a linux.seccomp of the OCI runtime specification")]
+    Seccomp {
+        /// The reason.
+        source: serde_json::Error,
     },
     /// JSON that is not a configuration of the OCI runtime specification.
     #[error("not a config.json of the OCI runtime specification")]

@@ -6,15 +6,17 @@ use std::path::PathBuf;
 use oci_spec::runtime as oci;
 use serde_json::Value;
 
-use super::builder::{CpuQuota, TemplateBuilder};
+use super::capability::Capability;
 use super::choices::{Network, NoNewPrivileges, RootAccess, Terminal};
+use super::defaults::{self, ROOTFS_PLACEHOLDER};
 use super::error::TemplateError;
+use super::fields::{CpuQuota, Fields};
 use super::rlimit::Rlimit;
-use super::{ROOTFS_PLACEHOLDER, defaults, seccomp};
+use super::seccomp;
 use crate::user::NOBODY;
 
 /// The configuration with these fields. They are not checked here.
-pub(super) fn to_value(fields: TemplateBuilder) -> Result<Value, TemplateError> {
+pub(super) fn to_value(fields: &Fields) -> Result<Value, TemplateError> {
     let mut root = oci::Root::default();
     root.set_path(PathBuf::from(ROOTFS_PLACEHOLDER)).set_readonly(Some(fields.root_access == RootAccess::ReadOnly));
 
@@ -28,7 +30,7 @@ pub(super) fn to_value(fields: TemplateBuilder) -> Result<Value, TemplateError> 
         .set_mounts(Some(mounts))
         .set_hostname(fields.hostname.clone())
         .set_annotations((!fields.annotations.is_empty()).then_some(annotations))
-        .set_linux(Some(linux(&fields)))
+        .set_linux(Some(linux(fields)?))
         .set_process(Some(process(fields)));
 
     let mut value = serde_json::to_value(&spec).map_err(|source| TemplateError::Serialize { source })?;
@@ -48,12 +50,12 @@ fn in_order(value: &mut Value) {
     }
 }
 
-fn process(fields: TemplateBuilder) -> oci::Process {
+fn process(fields: &Fields) -> oci::Process {
     let mut user = oci::User::default();
     let (uid, gid) = fields.user.ids().unwrap_or((NOBODY, NOBODY));
     user.set_uid(uid).set_gid(gid);
     user.set_username(fields.user.ids().is_none().then(|| fields.user.to_string()));
-    user.set_additional_gids((!fields.additional_gids.is_empty()).then_some(fields.additional_gids));
+    user.set_additional_gids((!fields.additional_gids.is_empty()).then(|| fields.additional_gids.clone()));
 
     let mut env: Vec<String> = fields.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
     if fields.terminal == Terminal::Attached && !fields.env.iter().any(|(key, _)| key == "TERM") {
@@ -64,17 +66,17 @@ fn process(fields: TemplateBuilder) -> oci::Process {
     process
         .set_terminal(Some(fields.terminal == Terminal::Attached))
         .set_user(user)
-        .set_args(Some(fields.args))
+        .set_args(Some(fields.args.clone()))
         .set_env(Some(env))
-        .set_cwd(fields.cwd)
+        .set_cwd(fields.cwd.clone())
         .set_capabilities(Some(capabilities(&fields.capabilities)))
         .set_rlimits(Some(fields.rlimits.iter().map(rlimit).collect()))
         .set_no_new_privileges(Some(fields.no_new_privileges == NoNewPrivileges::On));
     process
 }
 
-fn capabilities(capabilities: &[oci::Capability]) -> oci::LinuxCapabilities {
-    let all: HashSet<_> = capabilities.iter().copied().collect();
+fn capabilities(capabilities: &[Capability]) -> oci::LinuxCapabilities {
+    let all: HashSet<_> = capabilities.iter().copied().map(Capability::to_spec).collect();
     let mut sets = oci::LinuxCapabilities::default();
     sets.set_bounding(Some(all.clone()))
         .set_effective(Some(all.clone()))
@@ -87,11 +89,11 @@ fn capabilities(capabilities: &[oci::Capability]) -> oci::LinuxCapabilities {
 
 fn rlimit(limit: &Rlimit) -> oci::PosixRlimit {
     // The only one of these types without setters; a builder fails when a field is missing, and none is.
-    let builder = oci::PosixRlimitBuilder::default().typ(limit.kind).soft(limit.soft).hard(limit.hard);
+    let builder = oci::PosixRlimitBuilder::default().typ(limit.kind.to_spec()).soft(limit.soft).hard(limit.hard);
     builder.build().expect("every field is given")
 }
 
-fn linux(fields: &TemplateBuilder) -> oci::Linux {
+fn linux(fields: &Fields) -> Result<oci::Linux, TemplateError> {
     let mut linux = oci::Linux::default();
     linux
         .set_resources(Some(resources(fields)))
@@ -100,8 +102,8 @@ fn linux(fields: &TemplateBuilder) -> oci::Linux {
         .set_sysctl(sysctl(&fields.network))
         .set_masked_paths(Some(defaults::MASKED_PATHS.map(String::from).to_vec()))
         .set_readonly_paths(Some(defaults::READ_ONLY_PATHS.map(String::from).to_vec()))
-        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, &fields.capabilities));
-    linux
+        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, &fields.capabilities)?);
+    Ok(linux)
 }
 
 fn namespaces(network: &Network) -> Vec<oci::LinuxNamespace> {
@@ -128,7 +130,7 @@ fn sysctl(network: &Network) -> Option<HashMap<String, String>> {
     (*network == Network::None).then(|| settings.into())
 }
 
-fn resources(fields: &TemplateBuilder) -> oci::LinuxResources {
+fn resources(fields: &Fields) -> oci::LinuxResources {
     // Denied first; the runtime allows the devices that it makes itself after it (config-linux.md, "Default Devices").
     let mut every_device = oci::LinuxDeviceCgroup::default();
     every_device.set_allow(false).set_access(Some("rwm".to_owned()));
@@ -155,7 +157,7 @@ fn resources(fields: &TemplateBuilder) -> oci::LinuxResources {
     resources
 }
 
-fn cpu(fields: &TemplateBuilder) -> oci::LinuxCpu {
+fn cpu(fields: &Fields) -> oci::LinuxCpu {
     let mut cpu = oci::LinuxCpu::default();
     cpu.set_cpus(fields.cpus.clone()).set_mems(fields.mems.clone());
     if let Some(CpuQuota { quota, period }) = fields.cpu_quota {

@@ -3,22 +3,22 @@
 
 use std::path::{Component, Path};
 
-use oci_spec::runtime::{self as oci, PosixRlimitType, Spec};
+use oci_spec::runtime::{self as oci, Spec};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ROOTFS_PLACEHOLDER;
-use super::builder::{CpuQuota, TemplateBuilder};
 use super::choices::Network;
+use super::defaults::ROOTFS_PLACEHOLDER;
 use super::error::TemplateError;
-use crate::UserSpec;
-use crate::user::NOBODY;
+use super::fields::{CpuQuota, Fields};
+use super::rlimit::RlimitKind;
+use crate::user::{NOBODY, UserSpec};
 
 /// `HOST_NAME_MAX`, see gethostname(2): what sethostname(2) takes.
 const HOST_NAME_MAX: usize = 64;
 
 /// What can no longer be told, or not even be written, once the fields are a configuration.
-pub(super) fn builder(fields: &TemplateBuilder) -> Result<(), TemplateError> {
+pub(super) fn fields(fields: &Fields) -> Result<(), TemplateError> {
     for (key, _) in &fields.env {
         if key.is_empty() || key.contains('=') {
             return Err(TemplateError::EnvironmentKey { key: key.clone() });
@@ -47,7 +47,7 @@ pub(super) fn builder(fields: &TemplateBuilder) -> Result<(), TemplateError> {
             return Err(TemplateError::CpuQuota { quota, period });
         }
     }
-    if let Some(limit) = fields.rlimits.iter().find(|limit| limit.kind == PosixRlimitType::RlimitNofile) {
+    if let Some(limit) = fields.rlimits.iter().find(|limit| limit.kind == RlimitKind::Nofile) {
         if limit.soft == 0 {
             return Err(TemplateError::Limit {
                 field: "process.rlimits[RLIMIT_NOFILE]",
@@ -164,7 +164,7 @@ fn rlimits(limits: &[oci::PosixRlimit]) -> Result<(), TemplateError> {
         } else {
             continue;
         };
-        return Err(TemplateError::Rlimit { kind, soft, hard, problem });
+        return Err(TemplateError::Rlimit { kind: RlimitKind::of_spec(kind), soft, hard, problem });
     }
     Ok(())
 }

@@ -8,10 +8,11 @@
 //!
 //! A name that an architecture lacks, or that libseccomp does not know yet, is passed over by the runtimes.
 
-use oci_spec::runtime::{Arch, Capability, LinuxSeccomp, LinuxSeccompAction as Action};
+use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction as Action};
 
+use super::architectures::{architectures, set_architectures};
 use super::rule::{allow, answer, masked};
-use super::{architectures, set_architectures};
+use crate::template::capability::Capability;
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;

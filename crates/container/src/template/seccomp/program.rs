@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn every_name_of_the_profile_has_a_number() {
         let known: HashSet<_> = x86_64_calls().into_iter().chain(x86_calls()).map(|(_, name)| name).collect();
-        let profile = super::super::profile::default("x86_64", &[oci_spec::runtime::Capability::SysAdmin]);
+        let profile = super::super::profile::default("x86_64", &[crate::template::Capability::SysAdmin]);
         let names = profile.syscalls().iter().flatten().flat_map(|rule| rule.names());
         let unknown: BTreeSet<_> = names.map(String::as_str).filter(|name| !known.contains(name)).collect();
         // Two are i386's through socketcall(2), which is let through, one is another architecture's.

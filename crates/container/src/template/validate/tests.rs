@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
-use crate::{Mount, Template};
+use crate::template::{Mount, Seccomp, Template, TemplateBuilder};
 
 fn not_utf8() -> PathBuf {
     OsStr::from_bytes(b"/\xff").into()
@@ -116,9 +116,13 @@ fn a_builder_refuses_what_could_not_run() {
                 .into(),
         ),
         (
-            base().rlimit(PosixRlimitType::RlimitCore, 2, 1),
+            base().rlimit(RlimitKind::Core, 2, 1),
             "the limit RLIMIT_CORE of 2 (soft) and 1 (hard) is refused by the kernel: the soft limit is at most the hard one"
                 .into(),
+        ),
+        (
+            base().seccomp(Seccomp::Custom(json!({"defaultAction": "allow"}))),
+            "the seccomp profile is not a linux.seccomp of the OCI runtime specification".into(),
         ),
         (base().cpus(""), cpu_list("cpus", "")),
         (base().cpus("0-"), cpu_list("cpus", "0-")),
@@ -148,7 +152,7 @@ fn a_builder_takes_what_lies_just_inside() {
         .cpu_quota(Duration::from_millis(1), Duration::from_secs(1))
         .pids_limit(1)
         .memory_limit_bytes(i64::MAX as u64)
-        .rlimit(PosixRlimitType::RlimitCore, 0, 0)
+        .rlimit(RlimitKind::Core, 0, 0)
         .build();
     assert_eq!(built.unwrap().hostname(), Some(longest.as_str()));
 }
