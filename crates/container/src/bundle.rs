@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf, absolute};
 
 use rustix::fs::OFlags;
 
+use crate::error::{Error, Result};
 use crate::template::{Config, TemplateError};
 
 /// A directory with the `config.json` of one run, which an OCI runtime takes as `--bundle`.
@@ -28,13 +29,13 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::Io`] if `dir` is not a directory, if it already has a `config.json`, or if
+    /// [`Error::Io`] if `dir` is not a directory, if it already has a `config.json`, or if
     /// the file cannot be written. An existing `config.json` stays as it is; a symbolic link of
     /// that name is not followed. A partly written file is removed. If that fails too,
-    /// [`TemplateError::Leftover`] names the file that is left.
-    pub fn create(dir: impl AsRef<Path>, config: &Config) -> Result<Bundle, TemplateError> {
+    /// [`Error::HalfWritten`] names the file that is left.
+    pub fn create(dir: impl AsRef<Path>, config: &Config) -> Result<Bundle> {
         // The runtime has another working directory.
-        let path = absolute(dir.as_ref()).map_err(TemplateError::io("find", dir.as_ref()))?;
+        let path = absolute(dir.as_ref()).map_err(Error::io("find", dir.as_ref()))?;
         let config_path = path.join("config.json");
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         write_new(&config_path, |file| file.write_all(&json))?;
@@ -42,12 +43,12 @@ impl Bundle {
     }
 
     /// Overwrites `config.json` with the configuration for a runtime.
-    pub(crate) fn write(&self, config: &Config) -> Result<(), TemplateError> {
+    pub(crate) fn write(&self, config: &Config) -> Result<()> {
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         let mut options = OpenOptions::new();
         options.write(true).truncate(true).custom_flags(OFlags::NOFOLLOW.bits() as i32);
         let written = options.open(&self.config_path).and_then(|mut file| file.write_all(&json));
-        written.map_err(TemplateError::io("write", &self.config_path))
+        written.map_err(Error::io("write", &self.config_path))
     }
 
     /// Returns the directory as an absolute path.
@@ -71,19 +72,19 @@ impl Bundle {
 }
 
 /// Creates the file at `path` and fills it with `content`. Removes the file if that fails.
-fn write_new(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), TemplateError> {
+fn write_new(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .custom_flags(OFlags::NOFOLLOW.bits() as i32)
         .open(path)
-        .map_err(TemplateError::io("create", path))?;
-    let Err(failure) = content(&mut file).map_err(TemplateError::io("write", path)) else { return Ok(()) };
+        .map_err(Error::io("create", path))?;
+    let Err(failure) = content(&mut file).map_err(Error::io("write", path)) else { return Ok(()) };
     // This process may remove the file, because it has created it exclusively.
     match fs::remove_file(path) {
         Ok(()) => Err(failure),
-        Err(cleanup) => Err(TemplateError::Leftover { left: path.to_owned(), failure: Box::new(failure), cleanup }),
+        Err(cleanup) => Err(Error::HalfWritten { left: path.to_owned(), failure: Box::new(failure), cleanup }),
     }
 }
 
@@ -116,7 +117,7 @@ mod tests {
         let elsewhere = dir.path().join("elsewhere");
         symlink(&elsewhere, dir.path().join("config.json")).unwrap();
         let error = Bundle::create(dir.path(), &config()).unwrap_err();
-        let TemplateError::Io { operation: "create", source, .. } = error else { panic!("{error:?}") };
+        let Error::Io { operation: "create", source, .. } = error else { panic!("{error:?}") };
         assert_eq!(source.kind(), io::ErrorKind::AlreadyExists);
         assert!(!elsewhere.exists());
     }
@@ -138,7 +139,7 @@ mod tests {
             Err(io::ErrorKind::StorageFull.into())
         })
         .unwrap_err();
-        assert!(matches!(error, TemplateError::Io { operation: "write", .. }), "{error:?}");
+        assert!(matches!(error, Error::Io { operation: "write", .. }), "{error:?}");
         assert!(!path.exists());
     }
 
@@ -153,8 +154,8 @@ mod tests {
             Err(io::ErrorKind::StorageFull.into())
         })
         .unwrap_err();
-        let TemplateError::Leftover { left, failure, .. } = error else { panic!("{error:?}") };
+        let Error::HalfWritten { left, failure, .. } = error else { panic!("{error:?}") };
         assert_eq!(left, path);
-        assert!(matches!(*failure, TemplateError::Io { operation: "write", .. }));
+        assert!(matches!(*failure, Error::Io { operation: "write", .. }));
     }
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use os_display::Quotable;
 use rustix::io::Errno;
 
-use crate::TemplateError;
 use crate::display::escaped;
+use crate::template::TemplateError;
 
 /// What went wrong with a mount, a bundle or a runtime, at which path, and what to do about it.
 ///
@@ -26,6 +26,25 @@ pub enum Error {
     /// A template or a `config.json` that no container can be made from.
     #[error("the runtime configuration cannot be used")]
     Template(#[from] TemplateError),
+    /// A file that cannot be used as a template. It was only read.
+    #[error("{} cannot serve as a template", path.maybe_quote())]
+    TemplateFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its content.
+        source: TemplateError,
+    },
+    /// A `config.json` was written only in part and could not be removed.
+    #[error("a half-written {} could not be removed ({cleanup}): remove it by hand", left.maybe_quote())]
+    HalfWritten {
+        /// The file that is left.
+        left: PathBuf,
+        /// The first failure.
+        #[source]
+        failure: Box<Error>,
+        /// Why the file could not be removed.
+        cleanup: io::Error,
+    },
     /// More lower directories than the kernel stacks.
     #[error("{count} lower directories are more than the {limit} that overlayfs stacks: merge some of them first")]
     TooManyLowers {
@@ -200,6 +219,7 @@ impl Error {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Error::Io { path, .. } | Error::Leftover { path, .. } | Error::LinkedMountPoint { path } => Some(path),
+            Error::TemplateFile { path, .. } | Error::HalfWritten { left: path, .. } => Some(path),
             Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
             Error::StrayWorkingDirectory { cwd, .. } => Some(cwd),
             Error::UnknownUser { file, .. } => Some(file),

@@ -34,6 +34,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
+use crate::error::{Error, Result};
 use crate::user::{NOBODY, UserSpec};
 
 pub use builder::TemplateBuilder;
@@ -74,7 +75,7 @@ const MAX_BYTES: u64 = 16 << 20;
 ///     .build()?;
 /// let config = template.instantiate(Path::new("/run/build/rootfs"))?;
 /// assert_eq!(config.rootfs(), Path::new("/run/build/rootfs"));
-/// # Ok::<(), container::TemplateError>(())
+/// # Ok::<(), container::Error>(())
 /// ```
 ///
 /// [OCI runtime specification]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config.md
@@ -91,19 +92,18 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::Io`] when the file cannot be read, [`TemplateError::File`] with what [`from_json`](Self::from_json)
-    /// found when it cannot be used.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Template, TemplateError> {
+    /// [`Error::Io`] if the file cannot be read or has more than 16 MiB, and [`Error::TemplateFile`] with the error of
+    /// [`from_json`](Self::from_json) if it cannot be used.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Template> {
         let path = path.as_ref();
         let mut json = Vec::new();
         File::open(path)
             .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut json))
-            .map_err(TemplateError::io("read", path))?;
+            .map_err(Error::io("read", path))?;
         if json.len() as u64 > MAX_BYTES {
-            return Err(TemplateError::io("read", path)(io::ErrorKind::FileTooLarge.into()));
+            return Err(Error::io("read", path)(io::Error::from(io::ErrorKind::FileTooLarge)));
         }
-        Template::from_json(&json)
-            .map_err(|source| TemplateError::File { path: path.to_owned(), source: Box::new(source) })
+        Template::from_json(&json).map_err(|source| Error::TemplateFile { path: path.to_owned(), source })
     }
 
     /// Takes over the text of a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Nothing in it is changed.
@@ -317,8 +317,9 @@ mod tests {
     fn a_root_that_json_cannot_carry_is_named() {
         let template = Template::builder(["true"]).build().unwrap();
         let error = template.instantiate(Path::new(OsStr::from_bytes(b"/run/\xff"))).unwrap_err();
+        let Error::Template(reason) = error else { panic!("{error:?}") };
         assert_eq!(
-            error.to_string(),
+            reason.to_string(),
             "root.path \"/run/\\xFF\" is not UTF-8, and config.json is JSON: choose another scratch directory"
         );
     }
@@ -360,11 +361,10 @@ mod tests {
         fs::write(&path, "{}").unwrap();
         let error = Template::from_file(&path).unwrap_err();
         assert_eq!(error.to_string(), format!("{} cannot serve as a template", path.display()));
-        let TemplateError::File { source, .. } = error else { panic!("{error:?}") };
-        assert!(matches!(*source, TemplateError::RootAbsent));
+        assert!(matches!(error, Error::TemplateFile { source: TemplateError::RootAbsent, .. }), "{error:?}");
 
         let error = Template::from_file("/dev/zero").unwrap_err();
-        assert!(matches!(error, TemplateError::Io { operation: "read", .. }), "{error}");
+        assert!(matches!(error, Error::Io { operation: "read", .. }), "{error}");
 
         fs::write(&path, foreign().to_string()).unwrap();
         assert_eq!(Template::from_file(&path).unwrap(), Template::from_value(foreign()).unwrap());

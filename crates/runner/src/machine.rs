@@ -206,11 +206,11 @@ impl Host for Machine<'_> {
         scratch.record(&self.made, self.xattrs())?;
 
         let cgroup = Cgroup::new(self.id().as_str())?;
-        let config = self.template.instantiate(mounted.path()).map_err(container::Error::from)?;
+        let config = self.template.instantiate(mounted.path())?;
         // A template from a file may name a group of its own, which is then the runtime's to remove.
         let own = config.cgroups_path().is_none();
         let config = config.with_default_cgroups_path(cgroup.container_path()).with_user(user);
-        let bundle = Bundle::create(scratch.bundle(), &config).map_err(container::Error::from)?;
+        let bundle = Bundle::create(scratch.bundle(), &config)?;
         Ok(Prepared { bundle, cgroup: own.then_some(cgroup) })
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use container::{Error as ContainerError, Overlay, Template, TemplateError};
+use container::{Error as ContainerError, Overlay, Template};
 use integration_tests::{Fixture, shell};
 use layer::{Base, Error as LayerError, Layer};
 use runner::{Cause, Error, Options, Phase};
@@ -134,7 +134,7 @@ fn a_config_json_whose_root_is_filled() {
     value["root"]["path"] = "/elsewhere".into();
     fs::write(&path, value.to_string()).unwrap();
     match Template::from_file(&path).unwrap_err() {
-        TemplateError::File { path: named, source } => {
+        ContainerError::TemplateFile { path: named, source } => {
             assert_eq!(named, path);
             assert!(source.to_string().contains("<rootfs>"), "{source}");
         }

@@ -58,7 +58,7 @@ impl Template {
     /// # Errors
     ///
     /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON.
-    pub fn instantiate(&self, rootfs: &Path) -> Result<Config, TemplateError> {
+    pub fn instantiate(&self, rootfs: &Path) -> Result<Config> {
         let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
             field: "root.path",
             path: rootfs.to_owned(),

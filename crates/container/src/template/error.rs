@@ -1,16 +1,14 @@
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
-
-use os_display::Quotable;
 
 use super::defaults::ROOTFS_PLACEHOLDER;
 use super::rlimit::{RlimitKind, Shown};
 
-/// What is wrong with a template, a mount or a bundle: the field, the value that was found and what to do about it.
+/// The reason why a template cannot be used: the field, its value, and what to do about it.
 ///
-/// Everything but [`Io`](Self::Io) and [`Leftover`](Self::Leftover) is found before anything on disk is touched. The
-/// message never repeats its [source](std::error::Error::source): print the chain to see the reason below it.
+/// The check touches nothing on disk. Every function of this crate that does returns [`Error`](crate::Error), into which
+/// `?` converts this one. The message never repeats its [source](std::error::Error::source): print the chain to see the
+/// reason below it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
@@ -214,41 +212,4 @@ pub enum TemplateError {
         /// The reason.
         source: serde_json::Error,
     },
-    /// A file that cannot serve as a template. It is only read.
-    #[error("{} cannot serve as a template", path.maybe_quote())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with its content.
-        source: Box<TemplateError>,
-    },
-    /// A system call failed.
-    #[error("cannot {operation} {}", path.maybe_quote())]
-    Io {
-        /// What was tried, as a verb: `read`, `create`, `write`.
-        operation: &'static str,
-        /// The path it was tried on.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// A `config.json` could not be written whole, and its half could not be removed either.
-    #[error("a half-written {} could not be removed ({cleanup}): remove it by hand", left.maybe_quote())]
-    Leftover {
-        /// What is left on disk.
-        left: PathBuf,
-        /// The first failure.
-        #[source]
-        failure: Box<TemplateError>,
-        /// Why it could not be removed.
-        cleanup: io::Error,
-    },
-}
-
-impl TemplateError {
-    /// For `map_err`: names the operation and the path of a failed system call.
-    pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> TemplateError {
-        let path = path.into();
-        move |source| TemplateError::Io { operation, path, source }
-    }
 }
