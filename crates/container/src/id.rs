@@ -2,7 +2,7 @@ use std::fmt;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The name of one run: of its container, its cgroups and, where a caller likes, its files.
 ///
@@ -27,8 +27,7 @@ impl ContainerId {
     }
 
     /// The name of a run that there has been already; `None` if runtimes would refuse it.
-    pub fn of_earlier_run(name: impl Into<String>) -> Option<Self> {
-        let name = name.into();
+    pub(crate) fn of_earlier_run(name: String) -> Option<Self> {
         let fits = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
         (fits && !name.is_empty()).then_some(Self(name))
     }
@@ -54,7 +53,7 @@ mod tests {
         let (one, two) = (ContainerId::random("x").unwrap(), ContainerId::random("x").unwrap());
         assert_ne!(one, two);
         assert_eq!(one.as_str().len(), "x-0123456789abcdef".len());
-        assert_eq!(ContainerId::of_earlier_run(one.as_str()), Some(one));
-        assert_eq!(ContainerId::of_earlier_run("../x"), None);
+        assert_eq!(ContainerId::of_earlier_run(one.to_string()), Some(one));
+        assert_eq!(ContainerId::of_earlier_run("../x".into()), None);
     }
 }

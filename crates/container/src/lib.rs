@@ -28,6 +28,7 @@
 //! # Ok::<(), container::Error>(())
 //! ```
 
+pub mod advanced;
 mod bundle;
 mod cgroup;
 mod display;
@@ -35,11 +36,10 @@ mod error;
 mod id;
 mod init;
 mod input;
-mod mounted;
+mod mount_namespace;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
-mod namespace;
 mod output;
 mod overlay;
 #[cfg(test)]
@@ -56,17 +56,14 @@ pub use error::{Error, Result};
 pub use id::ContainerId;
 pub use init::Init;
 pub use input::Input;
-pub use mounted::Mounted;
-pub use namespace::{in_private_mount_namespace, mount_private_tmpfs, require_privilege};
+pub use mount_namespace::{in_private_mount_namespace, require_privilege};
 pub use output::{Callback, CaptureLimit, Excerpt, Output};
-pub use overlay::{
-    DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, OverlayXattrs, copy_root_attributes,
-};
-pub use rootfs::{MountPoint, Rootfs};
+pub use overlay::{DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Mounted, Overlay, OverlayXattrs};
+pub use rootfs::Rootfs;
 pub use runtime::{Finished, Flaw, Invocation, Runtime, RuntimeVersion, Status};
 pub use supervise::{Cancel, Signals};
 pub use template::{
     Capability, Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RlimitKind,
-    RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal, parse_size,
+    RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal,
 };
 pub use user::{User, UserSpec};

@@ -116,7 +116,7 @@ proptest! {
 
     #[test]
     fn names_of_runs(text in mutated::text(["layered-0123456789abcdef"])) {
-        if let Some(id) = ContainerId::of_earlier_run(text.as_str()) {
+        if let Some(id) = ContainerId::of_earlier_run(text.clone()) {
             prop_assert!(!id.as_str().contains(['/', '\n', '\0']) && id.as_str() == text);
         }
     }

@@ -31,7 +31,7 @@ pub struct Rootfs {
 
 /// What a mount needs to stand on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MountPoint {
+enum MountPoint {
     /// A directory.
     Directory,
     /// A file of any kind but a directory.
@@ -92,7 +92,7 @@ impl Rootfs {
     ///
     /// # Errors
     /// [`Error::Io`] if something of the other kind is there, or nothing can be made.
-    pub fn mount_point(&mut self, path: &Path, kind: MountPoint) -> Result<()> {
+    fn mount_point(&mut self, path: &Path, kind: MountPoint) -> Result<()> {
         self.mount_point_with(path, kind, USUAL_MODE)
     }
 
@@ -135,7 +135,7 @@ impl Rootfs {
         }
     }
 
-    /// Makes sure that everything the template mounts has something to be mounted on, like [`mount_point`](Self::mount_point),
+    /// Makes sure that everything the template mounts has something to be mounted on, like `mount_point`,
     /// and that the command's working directory is there. Runtimes do that too, but only what was made here is told by
     /// [`made`](Self::made). What is below another of the template's mounts is left to the runtime: here it would lie under that
     /// mount.
@@ -331,7 +331,7 @@ impl MountPoint {
     ///
     /// # Errors
     /// [`Error::Io`] if there is nothing at `source`.
-    pub fn for_source(source: &Path) -> Result<Self> {
+    fn for_source(source: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(source).map_err(Error::io("bind", source))?;
         Ok(if metadata.is_dir() { MountPoint::Directory } else { MountPoint::File })
     }

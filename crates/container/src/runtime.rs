@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::id::ContainerId;
 use crate::init::Init;
 use crate::input::Input;
-use crate::namespace::require_privilege;
+use crate::mount_namespace::require_privilege;
 use crate::output::{Excerpt, Output};
 use crate::supervise::{
     Cancel, Ended, Facts, Orders, PID_FILE, Program, SOCKET, Signals, Supervised, Task, terminal_size,
@@ -195,7 +195,7 @@ pub struct Finished {
 impl Finished {
     /// Returns the result of a command that wrote nothing and used nothing, such as one that never
     /// started.
-    pub fn new(status: Status) -> Self {
+    pub(crate) fn new(status: Status) -> Self {
         Self { status, stdout: None, stderr: None, output_error: None, usage: Usage::default() }
     }
 }
@@ -242,28 +242,9 @@ impl Runtime {
         vec!["--root".into(), state.into(), "--log-format".into(), "json".into(), "--log".into(), log.into()]
     }
 
-    /// Returns the configuration adapted to this runtime. [`run`](Self::run) does this itself; call
-    /// it only to start the runtime without `run`.
-    ///
-    /// For every runtime, it lowers the default limit of open files to the caller's hard limit. It
-    /// also mounts read-only files, sockets and FIFOs without the recursive option, which some
-    /// versions of crun apply only to directories. It inspects the sources of bind mounts now.
-    ///
-    /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as a compiled
-    /// BPF program, in an annotation that crun defines. Compiling the profile with libseccomp takes
-    /// half of crun's time. The profile stays in the configuration for versions of crun that do not
-    /// know the annotation. On machines other than x86_64, and for a profile of the caller's, crun
-    /// compiles the profile.
-    ///
-    /// Runtimes other than runc lose CAP_MKNOD, unless the template has its own device rules. The
-    /// reason is that crun and youki allow the host's console (`c 5:1`) after the template's rules,
-    /// whatever those say. With the capability, the command could create a device node for the
-    /// console in `/dev`. Without it, the command can still create FIFOs and sockets. Since Linux
-    /// 5.8 it can also create whiteouts, though not on an overlay.
-    ///
-    /// Under these runtimes, a device node for the console that a layer already contains can still
-    /// be opened.
-    pub fn prepare_config(&self, config: Config) -> Config {
+    /// Returns the configuration adapted to this runtime:
+    /// [`advanced::prepare_config`](crate::advanced::prepare_config).
+    pub(crate) fn prepare_config(&self, config: Config) -> Config {
         let config = config.with_limits_of_caller().with_binds_of_files();
         match (self.is_runc(), self.is_crun()) {
             (true, _) => config,

@@ -1,8 +1,9 @@
 use std::path::Path;
 
+use container::advanced::{copy_root_attributes, unstarted};
 use container::{
     Bundle, Cancel, Cgroup, ContainerId, Finished, Invocation, Mounted, Overlay, OverlayXattrs, Rootfs, Status,
-    Template, copy_root_attributes, in_private_mount_namespace, require_privilege,
+    Template, in_private_mount_namespace, require_privilege,
 };
 use layer::{Base, Hold, Layer, Made, Merge, Merged, Plan, Rung, XattrNamespace};
 
@@ -152,7 +153,7 @@ impl Host for Machine<'_> {
         if let Err(error) = copy_root_attributes(topmost, &scratch.upper()) {
             log::warn!("{}", chain(&error));
         }
-        self.outcome(Finished::new(Status::Cancelled))
+        self.outcome(unstarted(Status::Cancelled))
     }
 
     fn prep_upper(&mut self, scratch: &Scratch) -> Result<(), Cause> {

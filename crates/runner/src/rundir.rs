@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use container::advanced::id_of_earlier_run;
 use container::{Cgroup, ContainerId};
 use layer::display::quoted;
 use rustix::fs::{CWD, Dir, FlockOperation, Mode, OFlags, flock, openat};
@@ -103,7 +104,7 @@ impl RunDir {
         if !path.is_dir() {
             return Err(not_kept());
         }
-        let id = ContainerId::of_earlier_run(name.replacen(KEPT, PREFIX, 1)).ok_or_else(not_kept)?;
+        let id = id_of_earlier_run(name.replacen(KEPT, PREFIX, 1)).ok_or_else(not_kept)?;
         let run = Self::lock(&path)?.ok_or_else(|| Cause::InUse { path: path.clone() })?;
         // In /tmp anybody can have made it, with a stack and a container of their choice.
         let owner = run.lock.metadata().map_err(io_cause("look at", &path))?.uid();
@@ -121,7 +122,7 @@ impl RunDir {
         let kept = self.kept_path();
         fs::rename(&self.path, &kept).map_err(io_cause("rename", &self.path))?;
         self.path = kept;
-        Ok(ContainerId::of_earlier_run(name).expect("it was a run's"))
+        Ok(id_of_earlier_run(name).expect("it was a run's"))
     }
 }
 

@@ -4,7 +4,8 @@ use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use container::{ContainerId, mount_private_tmpfs};
+use container::ContainerId;
+use container::advanced::mount_private_tmpfs;
 use layer::display::quoted;
 use layer::{Hold, Made, RunRecord, XattrNamespace};
 

@@ -2,7 +2,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
-use container::{Cancel, LowerNames, MountApi, Overlay};
+use container::advanced::{fixed_option_bytes, lower_option_bytes};
+use container::{Cancel, LowerNames, MountApi};
 use layer::display::quoted;
 use layer::{Base, Hold, Layer, Plan, Rung, RungLimit};
 
@@ -81,7 +82,7 @@ impl<'a> Stack<'a> {
     pub(crate) fn plan(&self, options: &Options<'_>, scratch: &Paths) -> Result<Plan, Cause> {
         let available = match options.rung {
             Some(rung) => vec![rung],
-            None => available_rungs(MountApi::detect()?),
+            None => available_rungs(MountApi::detect()?).collect(),
         };
         let [upper, work] = [scratch.upper(), scratch.work()];
         let limits: Vec<_> = available.into_iter().map(|rung| limit(rung, options, &upper, &work)).collect();
@@ -102,22 +103,17 @@ pub(crate) fn hold(base: &Base, layers: &[Layer], cancel: Option<&Cancel>) -> Re
 }
 
 /// The rungs that a kernel with `api` has.
-fn available_rungs(api: MountApi) -> Vec<Rung> {
-    match api {
-        MountApi::Fsconfig => Rung::LADDER.to_vec(),
-        _ => vec![Rung::MountPaths, Rung::MountNames],
-    }
+fn available_rungs(api: MountApi) -> impl Iterator<Item = Rung> {
+    Rung::LADDER.into_iter().filter(move |rung| api.includes(mechanism(*rung).0))
 }
 
 fn limit<'a>(rung: Rung, options: &Options<'_>, upper: &Path, work: &Path) -> RungLimit<'a> {
-    let left = |names| options.max_option_bytes.saturating_sub(Overlay::fixed_option_bytes(names, upper, work));
-    let max_bytes = match mechanism(rung) {
-        (MountApi::Fsconfig, _) => usize::MAX,
-        (_, names) => left(names),
-    };
-    let cost: &dyn Fn(&Path) -> usize = match mechanism(rung) {
-        (_, LowerNames::Short) => &|path| Overlay::option_bytes(LowerNames::Short, path),
-        _ => &|path| Overlay::option_bytes(LowerNames::Paths, path),
+    let (api, names) = mechanism(rung);
+    let left = |_| options.max_option_bytes.saturating_sub(fixed_option_bytes(names, upper, work));
+    let max_bytes = api.max_option_bytes().map_or(usize::MAX, left);
+    let cost: &dyn Fn(&Path) -> usize = match names {
+        LowerNames::Short => &|path| lower_option_bytes(LowerNames::Short, path),
+        LowerNames::Paths => &|path| lower_option_bytes(LowerNames::Paths, path),
     };
     RungLimit { rung, max_lowers: options.max_lowers, max_bytes, cost }
 }

@@ -63,7 +63,7 @@ fn says_no_room(error: &Error) -> bool {
         source = error.source();
     }
     let text = text.to_lowercase();
-    text.contains("no space left") || text.contains("no space or no inode is left")
+    text.contains("no space left") || text.contains("out of space or out of inodes")
 }
 
 /// Runs with the room that `options` make of 1, 2, … until one succeeds, and returns what failed on the way.

@@ -5,7 +5,6 @@ use crate::{Cgroup, Result};
 
 /// How the machine's cgroup hierarchies are mounted: see cgroups(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum CgroupLayout {
     /// None is.
     Missing,

@@ -56,7 +56,7 @@ pub enum Seccomp {
     /// not start. [`Unconfined`](Self::Unconfined) gives it back; so does `CAP_SYS_ADMIN`, and far more with it.
     ///
     /// runc has libseccomp compile the filter at each start, which takes milliseconds (6 on x86_64 with 2.5.4). crun is spared that
-    /// on x86_64: see [`Runtime::prepare_config`](crate::Runtime::prepare_config).
+    /// on x86_64: see [`prepare_config`](crate::advanced::prepare_config).
     #[default]
     Default,
     /// Those of [`Default`](Self::Default) by the machine's own convention alone: a 32-bit program is killed (SIGSYS) at its first

@@ -132,7 +132,7 @@ impl Config {
     }
 
     /// Names the control group, in the place of one that the template may have named.
-    pub fn set_cgroups_path(&mut self, path: impl Into<String>) {
+    fn set_cgroups_path(&mut self, path: impl Into<String>) {
         self.cgroups_path = Some(path.into());
     }
 

@@ -26,13 +26,13 @@ pub(crate) struct Args {
     /// The directory that holds the layers.
     store: PathBuf,
     /// Keep at most so many bytes of layers: a number, or one with k, m, g, t.
-    #[arg(long, value_name = "N", value_parser = container::parse_size, group = "budget")]
+    #[arg(long, value_name = "N", value_parser = container::advanced::parse_size, group = "budget")]
     max_bytes: Option<u64>,
     /// Keep at most so many files and directories. Every layer is measured.
     #[arg(long, value_name = "N", group = "budget")]
     max_inodes: Option<u64>,
     /// Make room until the file system has so many bytes free: a number, or one with k, m, g, t.
-    #[arg(long, value_name = "N", value_parser = container::parse_size, group = "budget")]
+    #[arg(long, value_name = "N", value_parser = container::advanced::parse_size, group = "budget")]
     min_free: Option<u64>,
     /// Keep no layer that was last used longer ago: 12h, 90d.
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration, group = "budget")]

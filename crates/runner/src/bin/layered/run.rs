@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use container::advanced::parse_size;
 use container::{
     Fsync, Init, Input, Mount, Network, NoNewPrivileges, Output, Rlimit, Runtime, Seccomp, Status, Template, Terminal,
     UserSpec,
@@ -72,7 +73,7 @@ pub(crate) struct Args {
     #[arg(long = "mount", value_name = "SPEC")]
     mounts: Vec<Mount>,
     /// The most memory that the container may use, including swap: bytes, or with k, m, g, t.
-    #[arg(long, value_name = "SIZE", value_parser = container::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     /// The most processes and threads that the container may have.
     #[arg(long, value_name = "N")]
@@ -113,7 +114,7 @@ pub(crate) struct Args {
     output: Option<PathBuf>,
     /// End the command when it has written more than SIZE to the file of --output; the file holds
     /// no more than that: bytes, or with k, m, g.
-    #[arg(long, value_name = "SIZE", value_parser = container::parse_size, requires = "output")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "output")]
     output_limit: Option<u64>,
     /// Write the report to FILE, as JSON.
     #[arg(long, value_name = "FILE")]

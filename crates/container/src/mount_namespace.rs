@@ -5,7 +5,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Runs `work` on a thread that has a mount namespace of its own and returns what it returns.
 ///
