@@ -2,6 +2,7 @@
 
 /// The program that is process 1 of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Init {
     /// A small init of this crate. It starts the command, forwards signals to it, and reaps the
     /// processes that the command leaves behind. The command can end itself by a signal, as it can

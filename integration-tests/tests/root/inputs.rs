@@ -120,7 +120,7 @@ fn templates_that_no_container_can_be_made_from() {
         (build(Template::builder(Vec::<String>::new())), "process.args is empty"),
         (build(shell("true").cwd("relative")), "is relative"),
         (build(shell("true").env("A", "nul\0")), "NUL"),
-        (build(shell("true").hostname("h".repeat(65))), "64"),
+        (build(shell("true").hostname("h".repeat(65).as_str())), "64"),
     ] {
         assert!(error.contains(expected), "{error}");
     }

@@ -124,8 +124,8 @@ impl TemplateBuilder {
     }
 
     /// The container's own hostname, at most 64 bytes; the host's by default.
-    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
-        self.fields.hostname = Some(hostname.into());
+    pub fn hostname<'a>(mut self, hostname: impl Into<Option<&'a str>>) -> Self {
+        self.fields.hostname = hostname.into().map(str::to_owned);
         self
     }
 
@@ -156,30 +156,30 @@ impl TemplateBuilder {
     }
 
     /// The most memory that the container may use, in bytes, with no swap beyond it; unlimited by default.
-    pub fn memory_limit_bytes(mut self, limit: u64) -> Self {
-        self.fields.memory_limit_bytes = Some(limit);
+    pub fn memory_limit_bytes(mut self, limit: impl Into<Option<u64>>) -> Self {
+        self.fields.memory_limit_bytes = limit.into();
         self
     }
 
     /// How many processes and threads the container may have at a time; unlimited by default.
-    pub fn pids_limit(mut self, limit: u64) -> Self {
-        self.fields.pids_limit = Some(limit);
+    pub fn pids_limit(mut self, limit: impl Into<Option<u64>>) -> Self {
+        self.fields.pids_limit = limit.into();
         self
     }
 
     /// The processors that the container may run on, as in [`cpuset(7)`]: `0-3,5`; all by default.
     ///
     /// [`cpuset(7)`]: https://man7.org/linux/man-pages/man7/cpuset.7.html
-    pub fn cpus(mut self, list: impl Into<String>) -> Self {
-        self.fields.cpus = Some(list.into());
+    pub fn cpus<'a>(mut self, list: impl Into<Option<&'a str>>) -> Self {
+        self.fields.cpus = list.into().map(str::to_owned);
         self
     }
 
     /// The memory nodes that the container may allocate from, as in [`cpuset(7)`]: `0-1`; all by default.
     ///
     /// [`cpuset(7)`]: https://man7.org/linux/man-pages/man7/cpuset.7.html
-    pub fn mems(mut self, list: impl Into<String>) -> Self {
-        self.fields.mems = Some(list.into());
+    pub fn mems<'a>(mut self, list: impl Into<Option<&'a str>>) -> Self {
+        self.fields.mems = list.into().map(str::to_owned);
         self
     }
 

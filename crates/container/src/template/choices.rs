@@ -4,6 +4,7 @@ use serde_json::Value;
 
 /// The network that the container sees.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Network {
     /// A network namespace of its own with nothing but an unconfigured loopback interface. In it every user may serve every port,
     /// as under Docker.
@@ -19,6 +20,7 @@ pub enum Network {
 
 /// Whether the command gets a terminal of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Terminal {
     /// Standard input, output and error are pipes.
     #[default]
@@ -34,6 +36,7 @@ pub enum Terminal {
 /// A build writes into a tree that is thrown away if the machine goes down, so waiting for the disk at each file gains
 /// nothing; package managers, which do that for every file, spend most of their time so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Fsync {
     /// `sync`, `msync` and `sync_file_range` succeed immediately without doing anything. `fsync`, `fdatasync` and `syncfs` do not
     /// wait for the root file system either, since its overlay is volatile (Linux 5.10). On bind mounts they do what they say.
@@ -48,6 +51,7 @@ pub enum Fsync {
 
 /// The system calls that the container may make.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub enum Seccomp {
     /// Those that Docker's default profile lets through. Others are answered with an error and nothing happens: `EPERM` to
     /// those that a capability would allow, and lets through if the container has it; `ENOSYS` to the rest.

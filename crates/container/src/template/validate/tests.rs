@@ -64,7 +64,7 @@ fn a_builder_refuses_what_could_not_run() {
         ),
         (base().hostname(""), "the hostname \"\" is empty: leave it out for the host's".into()),
         (
-            base().hostname("é".repeat(33)),
+            base().hostname("é".repeat(33).as_str()),
             format!("the hostname {:?} is too long: the kernel takes at most 64 bytes", "é".repeat(33)),
         ),
         (

@@ -36,61 +36,8 @@ pub(crate) struct Args {
     /// The OCI runtime: runc, crun, youki, or the path of one.
     #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
     runtime: PathBuf,
-    /// Set a variable in the command's environment; may be repeated.
-    #[arg(long, value_name = "K=V", value_parser = variable)]
-    env: Vec<(String, String)>,
-    /// The command's working directory [default: /].
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<PathBuf>,
-    /// The command's user and group: numbers, or names in the stack's /etc/passwd and /etc/group. A
-    /// number alone is also the group's number. A name alone gets its own group and all groups that
-    /// list it [default: 0:0].
-    #[arg(long, value_name = "NAME|UID[:GROUP|GID]")]
-    user: Option<UserSpec>,
-    /// The container's hostname [default: the host's].
-    #[arg(long, value_name = "H")]
-    hostname: Option<String>,
-    /// The network: `none` has only a loopback interface; `host` is the host's network, with its
-    /// /etc/hosts and /etc/resolv.conf.
-    #[arg(long, value_name = "none|host", value_parser = ["none", "host"], default_value = "none")]
-    network: String,
-    /// The system calls that the command may make. `default` is Docker's default profile, under
-    /// which the command cannot create namespaces. `native` is the same without 32-bit programs,
-    /// which makes runc start faster. `unconfined` allows all system calls.
-    #[arg(
-        long,
-        value_name = "default|native|unconfined",
-        value_parser = ["default", "native", "unconfined"],
-        default_value = "default"
-    )]
-    seccomp: String,
-    /// Prevent the command from gaining privileges: set-user-ID programs (su, sudo) run as their
-    /// caller.
-    #[arg(long)]
-    no_new_privileges: bool,
-    /// Add a mount: type=bind,source=/a,target=/b (append ,readonly to make it read-only) or
-    /// type=tmpfs,target=/c,size=64m; may be repeated.
-    #[arg(long = "mount", value_name = "SPEC")]
-    mounts: Vec<Mount>,
-    /// The most memory that the container may use, including swap: bytes, or with k, m, g, t.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    memory: Option<u64>,
-    /// The most processes and threads that the container may have.
-    #[arg(long, value_name = "N")]
-    pids: Option<u64>,
-    /// The processors that the container may use: 0-3,5.
-    #[arg(long, value_name = "LIST")]
-    cpus: Option<String>,
-    /// Set a limit of setrlimit(2), with Docker's name and in the kernel's units or `unlimited`:
-    /// nofile=4096, nofile=1024:65536, core=0; may be repeated. Without HARD, SOFT is both
-    /// [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
-    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
-    ulimits: Vec<Rlimit>,
-    /// What sync, msync and sync_file_range do. `fake`: they succeed without waiting for the disk,
-    /// since the upper is useless after a power cut. `real`: they wait. fsync never waits for the
-    /// upper.
-    #[arg(long, value_name = "fake|real", value_parser = ["fake", "real"], default_value = "fake")]
-    sync: String,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// End the command after this time: 90s, 2h 30m.
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -122,27 +69,95 @@ pub(crate) struct Args {
     /// Print how long each phase took, on standard error.
     #[arg(long)]
     timings: bool,
-    /// Give the command a terminal: for an interactive shell.
-    #[arg(long)]
-    tty: bool,
     /// Make the command process 1 of its container, without an init that forwards signals and reaps
     /// orphans: for a command that is itself an init.
     #[arg(long)]
     no_init: bool,
     /// Use this config.json, whose root.path is `<rootfs>`; COMMAND, if given, replaces its
     /// command.
-    #[arg(
-        long,
-        value_name = "config.json",
-        conflicts_with_all = [
-            "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus",
-            "ulimits", "sync", "tty"
-        ]
-    )]
+    #[arg(long, value_name = "config.json")]
     spec: Option<PathBuf>,
     /// The command and its arguments.
     #[arg(last = true, value_name = "COMMAND", required_unless_present = "spec")]
     command: Vec<String>,
+}
+
+/// The options that `--spec` replaces.
+#[derive(Debug, clap::Args)]
+#[group(conflicts_with = "spec")]
+struct TemplateArgs {
+    /// Set a variable in the command's environment; may be repeated.
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// The command's working directory.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    cwd: PathBuf,
+    /// The command's user and group: numbers, or names in the stack's /etc/passwd and /etc/group. A
+    /// number alone is also the group's number. A name alone gets its own group and all groups that
+    /// list it.
+    #[arg(long, value_name = "NAME|UID[:GROUP|GID]", default_value = "0:0")]
+    user: UserSpec,
+    /// The container's hostname [default: the host's].
+    #[arg(long, value_name = "H")]
+    hostname: Option<String>,
+    /// The network: `none` has only a loopback interface; `host` is the host's network, with its
+    /// /etc/hosts and /etc/resolv.conf.
+    #[arg(long, value_name = "none|host", default_value = "none")]
+    network: NetworkArg,
+    /// The system calls that the command may make. `default` is Docker's default profile, under
+    /// which the command cannot create namespaces. `native` is the same without 32-bit programs,
+    /// which makes runc start faster. `unconfined` allows all system calls.
+    #[arg(long, value_name = "default|native|unconfined", default_value = "default")]
+    seccomp: SeccompArg,
+    /// Prevent the command from gaining privileges: set-user-ID programs (su, sudo) run as their
+    /// caller.
+    #[arg(long)]
+    no_new_privileges: bool,
+    /// Add a mount: type=bind,source=/a,target=/b (append ,readonly to make it read-only) or
+    /// type=tmpfs,target=/c,size=64m; may be repeated.
+    #[arg(long = "mount", value_name = "SPEC")]
+    mounts: Vec<Mount>,
+    /// The most memory that the container may use, including swap: bytes, or with k, m, g, t.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// The most processes and threads that the container may have.
+    #[arg(long, value_name = "N")]
+    pids: Option<u64>,
+    /// The processors that the container may use: 0-3,5.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<String>,
+    /// Set a limit of setrlimit(2), with Docker's name and in the kernel's units or `unlimited`:
+    /// nofile=4096, nofile=1024:65536, core=0; may be repeated. Without HARD, SOFT is both
+    /// [default: nofile=1024:524288, or less if the caller's own hard limit is lower].
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    ulimits: Vec<Rlimit>,
+    /// What sync, msync and sync_file_range do. `fake`: they succeed without waiting for the disk,
+    /// since the upper is useless after a power cut. `real`: they wait. fsync never waits for the
+    /// upper.
+    #[arg(long, value_name = "fake|real", default_value = "fake")]
+    sync: SyncArg,
+    /// Give the command a terminal: for an interactive shell.
+    #[arg(long)]
+    tty: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum NetworkArg {
+    None,
+    Host,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum SeccompArg {
+    Default,
+    Native,
+    Unconfined,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum SyncArg {
+    Fake,
+    Real,
 }
 
 const AFTER_HELP: &str = "\
@@ -323,50 +338,46 @@ fn template(args: &Args) -> anyhow::Result<Template> {
         let template = Template::from_file(path)?;
         return Ok(if args.command.is_empty() { template } else { template.with_args(&args.command)? });
     }
-    let mut builder = Template::builder(&args.command);
-    for (key, value) in &args.env {
-        builder = builder.env(key, value);
+    args.template.template(&args.command)
+}
+
+impl TemplateArgs {
+    fn template(&self, command: &[String]) -> anyhow::Result<Template> {
+        let builder = Template::builder(command)
+            .cwd(&self.cwd)
+            .user_spec(self.user.clone())
+            .hostname(self.hostname.as_deref())
+            .memory_limit_bytes(self.memory)
+            .pids_limit(self.pids)
+            .cpus(self.cpus.as_deref())
+            .network(match self.network {
+                NetworkArg::None => Network::None,
+                NetworkArg::Host => Network::Host,
+            })
+            .seccomp(match self.seccomp {
+                SeccompArg::Default => Seccomp::Default,
+                SeccompArg::Native => Seccomp::Native,
+                SeccompArg::Unconfined => Seccomp::Unconfined,
+            })
+            .fsync(match self.sync {
+                SyncArg::Fake => Fsync::Ignored,
+                SyncArg::Real => Fsync::Real,
+            })
+            .no_new_privileges(if self.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off })
+            .terminal(if self.tty { Terminal::Attached } else { Terminal::None });
+        let builder = self.env.iter().fold(builder, |builder, (key, value)| builder.env(key, value));
+        let ulimits = self.ulimits.iter();
+        let builder = ulimits.fold(builder, |builder, limit| builder.rlimit(limit.kind, limit.soft, limit.hard));
+        let builder = self.mounts.iter().try_fold(builder, |builder, mount| {
+            let relative = mount.source().is_some_and(Path::is_relative);
+            let mount = match relative {
+                true => mount.clone().source_in(&std::env::current_dir().context("cannot tell the working directory")?),
+                false => mount.clone(),
+            };
+            anyhow::Ok(builder.mount(mount))
+        })?;
+        Ok(builder.build()?)
     }
-    if let Some(cwd) = &args.cwd {
-        builder = builder.cwd(cwd);
-    }
-    if let Some(user) = &args.user {
-        builder = builder.user_spec(user.clone());
-    }
-    if let Some(hostname) = &args.hostname {
-        builder = builder.hostname(hostname);
-    }
-    for mount in &args.mounts {
-        let relative = mount.source().is_some_and(Path::is_relative);
-        let mount = match relative {
-            true => mount.clone().source_in(&std::env::current_dir().context("cannot tell the working directory")?),
-            false => mount.clone(),
-        };
-        builder = builder.mount(mount);
-    }
-    if let Some(memory) = args.memory {
-        builder = builder.memory_limit_bytes(memory);
-    }
-    if let Some(pids) = args.pids {
-        builder = builder.pids_limit(pids);
-    }
-    if let Some(cpus) = &args.cpus {
-        builder = builder.cpus(cpus);
-    }
-    for limit in &args.ulimits {
-        builder = builder.rlimit(limit.kind, limit.soft, limit.hard);
-    }
-    let network = if args.network == "host" { Network::Host } else { Network::None };
-    let seccomp = match args.seccomp.as_str() {
-        "unconfined" => Seccomp::Unconfined,
-        "native" => Seccomp::Native,
-        _ => Seccomp::Default,
-    };
-    let fsync = if args.sync == "real" { Fsync::Real } else { Fsync::Ignored };
-    let privileges = if args.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off };
-    let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
-    let builder = builder.network(network).seccomp(seccomp).fsync(fsync);
-    Ok(builder.no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
 /// Returns the exit status for the shell. `signal` is the signal that cancelled the run.
