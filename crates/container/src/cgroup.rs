@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 mod layout;
 mod moves;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::id::ContainerId;
 use crate::mutated::{self, config};
-use crate::template::{Mount, Network, Rlimit, Template, parse_size};
+use crate::template::{Mount, Network, Rlimit, Template, Terminal, parse_size};
 use crate::user::UserSpec;
 
 const MOUNTS: [&str; 4] = [
@@ -50,7 +50,7 @@ fn use_up(template: Template) -> Result<(), TestCaseError> {
     let config =
         config.with_default_cgroups_path("/x").with_filter_for_crun().with_limits_of_caller().with_binds_of_files();
     prop_assert!(serde_json::to_value(&config).unwrap().is_object());
-    let other = template.with_terminal(crate::Terminal::Attached).with_args(["true"]).unwrap();
+    let other = template.with_terminal(Terminal::Attached).with_args(["true"]).unwrap();
     prop_assert_eq!(other.args().collect::<Vec<_>>(), ["true"]);
     let text = serde_json::to_string(&other).unwrap();
     prop_assert!(Template::from_json(text).is_ok());

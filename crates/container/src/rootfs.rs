@@ -8,7 +8,8 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, fchown, openat2};
 use rustix::io::Errno;
 
-use crate::{Error, Result, Template};
+use crate::error::{Error, Result};
+use crate::template::Template;
 
 mod users;
 mod working_directory;

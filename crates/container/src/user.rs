@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use crate::TemplateError;
+use crate::template::TemplateError;
 
 /// The number that a `config.json` holds while only the name of a user or group is known: that of
 /// nobody. A program that runs such a configuration without looking up the name does not grant any

@@ -1,7 +1,7 @@
 use std::fmt;
 
-use super::{Version, mounted};
-use crate::{Cgroup, Result};
+use super::{Cgroup, Version, mounted};
+use crate::error::Result;
 
 /// How the machine's cgroup hierarchies are mounted: see cgroups(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

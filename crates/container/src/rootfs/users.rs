@@ -12,9 +12,10 @@ use rustix::io::Errno;
 
 use super::Rootfs;
 use super::working_directory::View;
-use crate::user::Account;
+use crate::error::{Error, Result};
+use crate::template::Template;
 use crate::user::accounts::{self, NO_HOME};
-use crate::{Error, Result, Template, User};
+use crate::user::{Account, User};
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
@@ -126,7 +127,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::TemplateBuilder;
+    use crate::template::TemplateBuilder;
 
     /// A root file system with a user and groups.
     fn root() -> TempDir {

@@ -295,7 +295,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{Error, Rootfs, Template};
+    use crate::error::Error;
+    use crate::rootfs::Rootfs;
+    use crate::template::Template;
 
     /// A root file system, and a directory of the host's that is bound into it.
     struct Trees {

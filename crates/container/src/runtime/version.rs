@@ -1,10 +1,11 @@
 use std::fmt;
 use std::process::{Command, Stdio};
 
-use super::{Flaw, Runtime, flaws};
+use super::Runtime;
+use super::flaws::{self, Flaw};
 use crate::display::escaped;
+use crate::error::{Error, Result};
 use crate::supervise::close_descriptors;
-use crate::{Error, Result};
 
 /// What a runtime says of itself when it is asked for its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
