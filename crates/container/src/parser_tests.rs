@@ -45,7 +45,7 @@ fn use_up(template: Template) -> Result<(), TestCaseError> {
     prop_assert_eq!(spec.to_string().parse::<UserSpec>().unwrap(), spec);
     for mount in template.mounts() {
         prop_assert!(mount.destination().is_absolute());
-        let _ = (mount.source(), mount.mode(), mount.is_bind(), mount.is_recursive(), mount.copies_what_it_covers());
+        let _ = (mount.source(), mount.mode(), mount.is_bind(), mount.is_recursive(), mount.copies_covered_directory());
     }
     let config =
         config.with_default_cgroups_path("/x").with_filter_for_crun().with_limits_of_caller().with_binds_of_files();

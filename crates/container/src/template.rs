@@ -1,5 +1,5 @@
-//! Typed fields to a runtime-spec configuration, without touching anything. What a default container looks like is data
-//! in `defaults` and `seccomp`; what is refused is in `validate`.
+//! A container without its root file system. `builder` makes one from typed fields, `validate`
+//! checks it, `defaults` has the default container as data, and `config` adds the root file system.
 
 mod builder;
 mod caller_limits;
@@ -51,15 +51,17 @@ pub use size::parse_size;
 /// The beginning of the environment's entry for `HOME`.
 const HOME: &str = "HOME=";
 
-/// The largest file that is read. A configuration with Docker's seccomp profile has about 20 KB.
+/// The largest file that is read, in bytes. A configuration with Docker's seccomp profile has about
+/// 20 KB.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// A container but for its root file system: a valid `config.json` of the [OCI runtime specification] in which `root.path`
-/// is [`ROOTFS_PLACEHOLDER`].
+/// A container without its root file system: a valid `config.json` of the [OCI runtime
+/// specification] in which `root.path` is [`ROOTFS_PLACEHOLDER`].
 ///
-/// One template serves any number of runs: [`instantiate`](Self::instantiate) fills in a root file system each time. It
-/// is made from typed fields by [`builder`](Self::builder), with defaults close to Docker's, or from an existing
-/// `config.json` by [`from_file`](Self::from_file), of which every key is kept, known or not.
+/// One template serves any number of runs: [`instantiate`](Self::instantiate) adds a root file
+/// system each time. [`builder`](Self::builder) creates a template from typed fields, with defaults
+/// close to Docker's. [`from_file`](Self::from_file) reads an existing `config.json` and keeps
+/// every key, known or not.
 ///
 /// ```
 /// use std::path::Path;
@@ -81,9 +83,9 @@ const MAX_BYTES: u64 = 16 << 20;
 /// [OCI runtime specification]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config.md
 #[derive(Debug, Clone)]
 pub struct Template {
-    /// Shared with every configuration that is made of it.
+    /// Shared with every configuration of this template.
     value: Arc<Value>,
-    /// What its `linux.seccomp` is compiled to, if that is this crate's own.
+    /// The compiled `linux.seccomp`, if this crate has made the profile.
     filter: Option<Arc<OnceLock<Option<String>>>>,
 }
 
@@ -91,9 +93,9 @@ impl Template {
     /// Reads a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`].
     ///
     /// # Errors
-    ///
-    /// [`Error::Io`] if the file cannot be read or has more than 16 MiB, and [`Error::TemplateFile`] with the error of
-    /// [`from_json`](Self::from_json) if it cannot be used.
+    /// [`Error::Io`] if the file cannot be read or has more than 16 MiB, and
+    /// [`Error::TemplateFile`] with the error of [`from_json`](Self::from_json) if it cannot be
+    /// used.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Template> {
         let path = path.as_ref();
         let mut json = Vec::new();
@@ -106,33 +108,34 @@ impl Template {
         Template::from_json(&json).map_err(|source| Error::TemplateFile { path: path.to_owned(), source })
     }
 
-    /// Takes over the text of a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Nothing in it is changed.
+    /// Parses the text of a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Changes
+    /// nothing in it.
     ///
     /// # Errors
-    ///
-    /// [`TemplateError::NotASpec`] when it is no JSON or no configuration, and what [`from_value`](Self::from_value) finds.
+    /// [`TemplateError::NotASpec`] if the text is not JSON, and the errors of
+    /// [`from_value`](Self::from_value).
     pub fn from_json(json: impl AsRef<[u8]>) -> Result<Template, TemplateError> {
         let value = serde_json::from_slice(json.as_ref()).map_err(|source| TemplateError::NotASpec { source })?;
         Template::from_value(value)
     }
 
-    /// Takes over a configuration in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Nothing in it is changed, and keys that
-    /// the specification does not have survive.
+    /// Creates a template from a configuration in which `root.path` is [`ROOTFS_PLACEHOLDER`].
+    /// Changes nothing in it, and keeps keys that the specification does not have.
     ///
     /// # Errors
-    ///
-    /// [`TemplateError::NotASpec`] when it does not have the specification's types, [`TemplateError::RootAbsent`] and
-    /// [`TemplateError::RootFilled`], and the rest of [`TemplateError`] for values that the builder would refuse too.
+    /// - [`TemplateError::NotASpec`] if a value does not have the specification's type.
+    /// - [`TemplateError::RootAbsent`] or [`TemplateError::RootFilled`] without the placeholder.
+    /// - Another [`TemplateError`] for a value that the builder would refuse too.
     pub fn from_value(value: Value) -> Result<Template, TemplateError> {
         validate::value(&value)?;
         Ok(Template { value: Arc::new(value), filter: None })
     }
 
-    /// The same container with another command.
+    /// Replaces the command.
     ///
     /// # Errors
-    ///
-    /// [`TemplateError::NoCommand`], [`TemplateError::EmptyProgram`] and [`TemplateError::Nul`], as from the builder.
+    /// [`TemplateError::NoCommand`], [`TemplateError::EmptyProgram`] and [`TemplateError::Nul`], as
+    /// from the builder.
     pub fn with_args(mut self, argv: impl IntoIterator<Item = impl Into<String>>) -> Result<Template, TemplateError> {
         let argv: Vec<String> = argv.into_iter().map(Into::into).collect();
         validate::args(&argv)?;
@@ -142,33 +145,35 @@ impl Template {
         Ok(self)
     }
 
-    /// The same container, with a terminal for the command or without one. A `TERM` in its environment stays what it is.
+    /// Sets whether the command gets a terminal. Does not change a `TERM` in its environment.
     pub fn with_terminal(mut self, terminal: Terminal) -> Template {
         Arc::make_mut(&mut self.value)["process"]["terminal"] = Value::from(terminal == Terminal::Attached);
         self
     }
 
-    /// The command: the program and its arguments.
+    /// Returns the command: the program and its arguments.
     pub fn args(&self) -> impl Iterator<Item = &str> {
         self.array("/process/args").filter_map(Value::as_str)
     }
 
-    /// The command's working directory.
+    /// Returns the command's working directory.
     pub fn cwd(&self) -> Option<&Path> {
         self.value.pointer("/process/cwd")?.as_str().map(Path::new)
     }
 
-    /// The numbers of the user and the group that the command runs as. They mean nothing while only a name is known, and are
-    /// nobody's (65534) then if the builder has made the template: see [`user_spec`](Self::user_spec).
+    /// Returns the numbers of the command's user and group. If only a name is known, the numbers
+    /// have no meaning; the builder then writes those of nobody (65534). See
+    /// [`user_spec`](Self::user_spec).
     pub fn user(&self) -> (u32, u32) {
         let id = |name| self.value.pointer(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         (id("/process/user/uid").unwrap_or_default(), id("/process/user/gid").unwrap_or_default())
     }
 
-    /// The user and the group that the command runs as, by number or by name.
+    /// Returns the command's user and group by number or by name.
     ///
-    /// In the configuration a [`UserSpec`] with a name is the text of `process.user.username`, which runtimes on Linux do not look
-    /// at. It counts only beside the numbers of nobody (65534): with others, a file's own numbers decide.
+    /// The configuration stores a [`UserSpec`] with a name in `process.user.username`, which
+    /// runtimes on Linux ignore. The name counts only if the numbers are those of nobody (65534).
+    /// Otherwise, the numbers of the configuration decide.
     pub fn user_spec(&self) -> UserSpec {
         let name = self.value.pointer("/process/user/username").and_then(Value::as_str);
         let (uid, gid) = self.user();
@@ -176,24 +181,25 @@ impl Template {
         name.and_then(|name| name.parse().ok()).unwrap_or(UserSpec::of_ids(uid, gid))
     }
 
-    /// The supplementary groups, by number.
+    /// Returns the numbers of the supplementary groups.
     pub(crate) fn additional_gids(&self) -> impl Iterator<Item = u32> {
         let ids = self.array("/process/user/additionalGids").filter_map(Value::as_u64);
         ids.filter_map(|id| u32::try_from(id).ok())
     }
 
-    /// The `HOME` in the environment, if there is one.
+    /// Returns the `HOME` of the environment, if it has one.
     pub(crate) fn home(&self) -> Option<&str> {
-        // Of several variables of one name, runtimes keep the last.
+        // If a variable is set several times, runtimes keep the last value.
         self.array("/process/env").filter_map(|entry| entry.as_str()?.strip_prefix(HOME)).last()
     }
 
-    /// The container's own hostname, if it has one; otherwise it shows the host's.
+    /// Returns the container's own hostname. Without one, the container shows the host's.
     pub fn hostname(&self) -> Option<&str> {
         self.value.get("hostname")?.as_str()
     }
 
-    /// The network that the container sees. A configuration that names no network namespace has the host's.
+    /// Returns the container's network. A configuration without a network namespace has the host's
+    /// network.
     pub fn network(&self) -> Network {
         let namespace = self.array("/linux/namespaces").find(|entry| entry["type"] == "network");
         match namespace.map(|entry| entry["path"].as_str().filter(|path| !path.is_empty())) {
@@ -203,7 +209,7 @@ impl Template {
         }
     }
 
-    /// Whether the command gets a terminal of its own.
+    /// Returns whether the command gets a terminal.
     pub fn terminal(&self) -> Terminal {
         match self.value.pointer("/process/terminal") {
             Some(Value::Bool(true)) => Terminal::Attached,
@@ -211,17 +217,20 @@ impl Template {
         }
     }
 
-    /// The controllers that its limits need, by name (cgroups(7)): what [`Cgroup::require`](crate::Cgroup::require) looks for.
+    /// Returns the controllers that the limits need, by their names in cgroups(7).
+    /// [`Cgroup::require`](crate::Cgroup::require) looks for them.
     pub fn controllers(&self) -> BTreeSet<String> {
         controllers::needed(&self.value)
     }
 
-    /// What the runtime mounts into the root file system, in its order: a later one covers an earlier one.
+    /// Returns the mounts of the container in the runtime's order. A later mount covers an earlier
+    /// one.
     pub fn mounts(&self) -> impl Iterator<Item = MountEntry<'_>> {
         self.array("/mounts").map(|json| MountEntry { json })
     }
 
-    /// Whether its device rules deny every device and allow none, as the builder's do: a runtime adds those that it makes.
+    /// Returns whether the device rules deny every device and allow none, as the builder's do. A
+    /// runtime adds the devices that it creates.
     pub(crate) fn denies_devices(&self) -> bool {
         let any = |value: &Value| value.is_null() || value == -1;
         let every = |rule: &Value| {
@@ -234,7 +243,7 @@ impl Template {
         rules().any(every) && rules().all(|rule| rule["allow"] == false)
     }
 
-    /// The program that its seccomp profile comes to, in Base64, made when it is first asked for.
+    /// Returns the compiled seccomp profile in Base64. The first call compiles it.
     fn filter(&self) -> Option<&str> {
         let compile = || {
             let profile = LinuxSeccomp::deserialize(self.value.pointer("/linux/seccomp")?).ok()?;
@@ -249,7 +258,7 @@ impl Template {
 }
 
 impl PartialEq for Template {
-    /// Whether they are the same configuration.
+    /// Returns whether both are the same configuration.
     fn eq(&self, other: &Self) -> bool {
         self.value == other.value
     }
@@ -271,7 +280,7 @@ mod tests {
 
     use super::*;
 
-    /// With keys that `oci-spec` does not know, at every depth.
+    /// A configuration with keys that `oci-spec` does not know, at every depth.
     fn foreign() -> Value {
         json!({
             "ociVersion": "1.0.2-dev",
@@ -288,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_root_of_a_foreign_configuration_changes() {
+    fn only_the_root_of_a_configuration_from_elsewhere_changes() {
         let template = Template::from_json(foreign().to_string()).unwrap();
         assert_eq!(serde_json::to_string(&template).unwrap(), foreign().to_string());
 
@@ -297,11 +306,11 @@ mod tests {
         let config = template.instantiate(Path::new("/run/x/merged")).unwrap();
         assert_eq!(serde_json::to_string(&config).unwrap(), expected.to_string());
         assert_eq!(config.spec().root().as_ref().unwrap().path(), Path::new("/run/x/merged"));
-        assert_eq!(serde_json::to_value(&template).unwrap(), foreign(), "the template is as it was");
+        assert_eq!(serde_json::to_value(&template).unwrap(), foreign(), "the template does not change");
     }
 
     #[test]
-    fn another_command_changes_nothing_else() {
+    fn a_new_command_changes_nothing_else() {
         let mut expected = foreign();
         expected["process"]["args"] = json!(["make", ""]);
         let template = Template::from_value(foreign()).unwrap();
@@ -310,11 +319,11 @@ mod tests {
         let refused = |argv: Vec<&str>| template.clone().with_args(argv).unwrap_err().to_string();
         assert_eq!(refused(vec![]), "process.args is empty: give the command to run");
         assert_eq!(refused(vec![""]), "process.args[0] is empty: give the name or the path of a program");
-        assert!(refused(vec!["a", "b\0"]).starts_with("process.args[1] is \"b\\0\", with a NUL byte"));
+        assert!(refused(vec!["a", "b\0"]).starts_with("process.args[1] is \"b\\0\", which contains a NUL byte"));
     }
 
     #[test]
-    fn a_root_that_json_cannot_carry_is_named() {
+    fn a_root_that_is_not_utf8_is_named() {
         let template = Template::builder(["true"]).build().unwrap();
         let error = template.instantiate(Path::new(OsStr::from_bytes(b"/run/\xff"))).unwrap_err();
         let Error::Template(reason) = error else { panic!("{error:?}") };
@@ -325,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_runner_what_it_has_to_prepare() {
+    fn the_getters_return_what_a_runner_has_to_prepare() {
         let foreign = Template::from_value(foreign()).unwrap();
         assert_eq!(foreign.args().collect::<Vec<_>>(), ["sh"]);
         assert_eq!(foreign.hostname(), Some("here"));
@@ -353,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_named_in_what_is_wrong_with_it() {
+    fn an_error_of_a_file_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         assert_eq!(Template::from_file(&path).unwrap_err().to_string(), format!("cannot read {}", path.display()));

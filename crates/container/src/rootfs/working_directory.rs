@@ -106,7 +106,7 @@ impl View {
     pub(super) fn new<'t>(root: &OwnedFd, mounts: impl Iterator<Item = MountEntry<'t>>) -> rustix::io::Result<Self> {
         let root = Content::Open(Rc::new(fcntl_dupfd_cloexec(root, 3)?), MountsBelow::Seen);
         let mut view = Self { root, mounts: Vec::new() };
-        for mount in mounts.filter(|mount| !mount.copies_what_it_covers()) {
+        for mount in mounts.filter(|mount| !mount.copies_covered_directory()) {
             // A destination that leads nowhere is the runtime's to refuse.
             if let Ok(Some(steps)) = view.walk(mount.destination(), Unsafe::Passed) {
                 view.mounts.push(Mounted { at: path(&steps), content: Content::of(&mount) });

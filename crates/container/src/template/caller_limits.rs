@@ -20,9 +20,9 @@ pub(super) fn lowered_open_files(of_caller: u64) -> Option<Rlimit> {
     (of_caller < OPEN_FILES.hard).then_some(lowered)
 }
 
-/// Refuses a limit that the calling process may not give to a container. Without CAP_SYS_RESOURCE, that
-/// is any limit above the caller's own hard limit. Even with it, the sysctl `fs.nr_open` bounds the
-/// number of open files.
+/// Refuses a limit that the calling process may not give to a container. Without CAP_SYS_RESOURCE,
+/// that is any limit above the caller's own hard limit. Even with it, the sysctl `fs.nr_open`
+/// bounds the number of open files.
 pub(super) fn check_for_caller(limit: &Rlimit) -> Result<(), TemplateError> {
     let is_privileged = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
     let own = if is_privileged { Rlimit::UNLIMITED } else { hard_limit_of_caller(limit.kind) };

@@ -1,4 +1,5 @@
-//! The capabilities that the builder can give to a container. `spec` writes them into the configuration.
+//! The capabilities that the builder can give to a container. `spec` writes them into the
+//! configuration.
 
 use oci_spec::runtime as oci;
 

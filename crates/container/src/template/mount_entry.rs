@@ -11,39 +11,41 @@ pub struct MountEntry<'a> {
 }
 
 impl<'a> MountEntry<'a> {
-    /// Where it appears in the container: an absolute path without `..`.
+    /// Returns the path in the container: an absolute path without `..`.
     pub fn destination(&self) -> &'a Path {
         Path::new(self.json["destination"].as_str().unwrap_or_default())
     }
 
-    /// What is mounted: the path on the host for a bind mount, otherwise a name that means something only to the kernel.
+    /// Returns the path on the host, for a bind mount. For other mounts, only the kernel interprets
+    /// it.
     pub fn source(&self) -> Option<&'a Path> {
         self.json["source"].as_str().map(Path::new)
     }
 
-    /// The type of the file system: `tmpfs`, `proc`; bind mounts need not have one.
+    /// Returns the type of the file system, such as `tmpfs` or `proc`. A bind mount may have none.
     pub fn file_system(&self) -> Option<&'a str> {
         self.json["type"].as_str()
     }
 
-    /// The mode that a tmpfs is to have, if it has the option for it.
-    pub fn mode(&self) -> Option<u32> {
+    /// Returns the mode of a tmpfs, if its options have one.
+    pub(crate) fn mode(&self) -> Option<u32> {
         let mode = |option: &Value| u32::from_str_radix(option.as_str()?.strip_prefix("mode=")?, 8).ok();
         self.json["options"].as_array()?.iter().rev().find_map(mode)
     }
 
-    /// Whether a bind mount shows the mounts below its source, too.
+    /// Returns whether a bind mount includes the mounts below its source.
     pub(crate) fn is_recursive(&self) -> bool {
         self.has_option("rbind")
     }
 
-    /// Whether a bind mount is read-only with the mounts below its source.
+    /// Returns whether a bind mount and the mounts below its source are read-only.
     pub(crate) fn is_recursively_read_only(&self) -> bool {
         self.has_option("rro")
     }
 
-    /// Whether a tmpfs is filled with what it covers, as runc and crun do with an option of their own.
-    pub(crate) fn copies_what_it_covers(&self) -> bool {
+    /// Returns whether the runtime copies the covered directory into the tmpfs. `tmpcopyup` is an
+    /// option of runc and crun, not of the kernel.
+    pub(crate) fn copies_covered_directory(&self) -> bool {
         self.file_system() == Some("tmpfs") && self.has_option("tmpcopyup")
     }
 
@@ -51,9 +53,10 @@ impl<'a> MountEntry<'a> {
         self.json["options"].as_array().is_some_and(|all| all.iter().any(|option| option == name))
     }
 
-    /// Whether it shows a file or directory of the host.
-    pub fn is_bind(&self) -> bool {
-        // The options decide and the type is "a dummy, often none" (config.md, "Mounts"); runc takes the type as well.
+    /// Returns whether it is a bind mount.
+    pub(crate) fn is_bind(&self) -> bool {
+        // The options decide, and the type is "a dummy, often none" (config.md, "Mounts"). runc
+        // also accepts the type.
         self.file_system() == Some("bind") || self.has_option("bind") || self.has_option("rbind")
     }
 }

@@ -1,5 +1,5 @@
-//! A resource limit of the command's processes. `rlimit_spec` reads one from text, and `caller_limits`
-//! compares it with the limits of the calling process.
+//! A resource limit of the command's processes. `rlimit_spec` reads one from text, and
+//! `caller_limits` compares it with the limits of the calling process.
 
 use std::fmt;
 
@@ -65,8 +65,8 @@ pub enum RlimitKind {
     Stack,
 }
 
-/// One row per kind, in the order of the enum: the name in Docker's `--ulimit` (Docker has no `as`), the
-/// name in the specification, and the kernel's number.
+/// One row per kind, in the order of the enum: the name in Docker's `--ulimit` (which does not have
+/// `as`), the type in the specification, and the kernel's resource.
 const KINDS: [(RlimitKind, &str, PosixRlimitType, Resource); 16] = [
     (RlimitKind::As, "as", PosixRlimitType::RlimitAs, Resource::As),
     (RlimitKind::Core, "core", PosixRlimitType::RlimitCore, Resource::Core),

@@ -29,12 +29,12 @@ fn parse(spec: &str) -> Result<Rlimit, String> {
         return Err("has no value: write NAME=SOFT or NAME=SOFT:HARD, as in nofile=1024:4096".to_owned());
     };
     let Some(kind) = RlimitKind::named(name) else {
-        return Err(format!("has an unknown name {name:?}: it can be {}", RlimitKind::names().join(", ")));
+        return Err(format!("has an unknown name {name:?}: the names are {}", RlimitKind::names().join(", ")));
     };
     let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
     let (soft, hard) = (number(soft)?, number(hard)?);
     if soft > hard {
-        return Err("has a soft limit above the hard one: the soft limit comes first".to_owned());
+        return Err("has a soft limit above the hard limit: the soft limit comes first".to_owned());
     }
     Ok(Rlimit { kind, soft, hard })
 }
@@ -81,11 +81,11 @@ mod tests {
         let limit = |text: &str| format!("has the limit {text:?}: write a number, or unlimited");
         let unknown = |name: &str| {
             format!(
-                "has an unknown name {name:?}: it can be as, core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, \
+                "has an unknown name {name:?}: the names are as, core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, \
                  nproc, rss, rtprio, rttime, sigpending, stack"
             )
         };
-        let order = "has a soft limit above the hard one: the soft limit comes first";
+        let order = "has a soft limit above the hard limit: the soft limit comes first";
         let table = [
             ("", no_value.into()),
             ("nofile", no_value.into()),

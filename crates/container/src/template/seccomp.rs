@@ -1,8 +1,9 @@
-//! The filter of a container: which profile, and the rules that make `fsync` free.
+//! The seccomp profile of a container. `profile` has Docker's default, `sync` the rules that make
+//! `fsync` fast, and `bpf` compiles a profile.
 
 mod architectures;
+mod bpf;
 mod profile;
-mod program;
 mod rule;
 mod sync;
 
@@ -17,7 +18,7 @@ use super::choices::{Fsync, Seccomp};
 use super::error::TemplateError;
 use architectures::{architectures, set_architectures};
 
-/// What `linux.seccomp` is for a container that has `capabilities`.
+/// Returns `linux.seccomp` for a container that has `capabilities`.
 pub(super) fn filter(
     seccomp: &Seccomp,
     fsync: Fsync,
@@ -27,7 +28,7 @@ pub(super) fn filter(
         Seccomp::Default => Some(profile::default(ARCH, capabilities)),
         Seccomp::Native => {
             let mut profile = profile::default(ARCH, capabilities);
-            // The first is the machine's own.
+            // The first is the machine's own ABI.
             set_architectures(&mut profile, architectures(ARCH).iter().copied().take(1).collect());
             Some(profile)
         }
@@ -46,12 +47,13 @@ pub(super) fn filter(
     })
 }
 
-/// The program of a filter as crun takes it: in Base64. `None` if it is for the runtime to make.
-pub(super) fn compiled(filter: &LinuxSeccomp) -> Option<String> {
-    program::compile(filter).map(|program| BASE64_STANDARD.encode(program))
+/// Returns the profile as a BPF program in Base64, the form that crun accepts. Returns `None` if
+/// the runtime has to compile it.
+pub(super) fn compiled(profile: &LinuxSeccomp) -> Option<String> {
+    bpf::compile(profile).map(|program| BASE64_STANDARD.encode(program))
 }
 
-/// A profile that lets every call through: the ground for rules that change a few.
+/// Returns a profile that allows every call, to which rules for a few calls can be added.
 fn allow_all() -> LinuxSeccomp {
     let mut profile = LinuxSeccomp::default();
     profile.set_default_action(LinuxSeccompAction::ScmpActAllow);

@@ -1,10 +1,10 @@
-//! The ABIs that a machine's kernel runs, as a profile names them.
+//! The ABIs of an architecture, as a profile names them.
 
 use oci_spec::runtime::{Arch, LinuxSeccomp};
 
-/// Returns the ABIs that a program for a machine of `arch` may use: the machine's own and those that the
-/// kernel runs beside it (Docker's list). libseccomp kills a process that makes a call through an ABI
-/// that the filter does not name.
+/// Returns the ABIs that a program for a machine of `arch` may use: the machine's own and those
+/// that the kernel runs beside it (Docker's list). libseccomp kills a process that makes a call
+/// through an ABI that the filter does not name.
 pub(super) fn architectures(arch: &str) -> &'static [Arch] {
     match arch {
         "x86_64" => &[Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32],
