@@ -202,7 +202,7 @@ impl Host for Machine<'_> {
         let user = rootfs.find_user(self.template)?;
         self.user = (user.uid(), user.gid());
         // Where the caller has left a link or a mount in the upper, it is not found and stays the upper's own.
-        self.made = Made::look(scratch.upper(), rootfs.made())?;
+        self.made = Made::look(scratch.upper(), rootfs.created())?;
         // Before the command runs, which may fill the disk.
         scratch.record(&self.made, self.xattrs())?;
 
