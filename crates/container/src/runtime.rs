@@ -1,3 +1,6 @@
+//! Runs a bundle with an OCI runtime and decides how the command ended. `supervise` looks after the
+//! container; `runtime::flaws` knows what is wrong with versions of runtimes.
+
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::fs;
@@ -35,8 +38,9 @@ pub use version::RuntimeVersion;
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their
 /// arguments.
 ///
-/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/` and, with a
-/// terminal, a socket. With runc and crun they are a few kilobytes. They stay there after the run.
+/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/` and, with
+/// a terminal, a socket. With runc and crun they are a few kilobytes. They stay there after the
+/// run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,
@@ -44,7 +48,8 @@ pub struct Runtime {
 
 /// How a command ended.
 ///
-/// As JSON: `{"exited":0}`, `{"signaled":9}`, `"timed_out"`, `"cancelled"`, `"out_of_memory"`, `"output_limit"`.
+/// As JSON: `{"exited":0}`, `{"signaled":9}`, `"timed_out"`, `"cancelled"`, `"out_of_memory"`,
+/// `"output_limit"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -297,11 +302,11 @@ impl Runtime {
     /// - [`Error::Template`] if `config.json` cannot be written, or with
     ///   [`TemplateError::RlimitBeyondCaller`](crate::TemplateError::RlimitBeyondCaller) if a limit
     ///   exceeds the caller's.
-    /// - [`Error::Io`] if the root file system or its account files cannot be read, the runtime's log
-    ///   cannot be created, or the container cannot be watched.
+    /// - [`Error::Io`] if the root file system or its account files cannot be read, the runtime's
+    ///   log cannot be created, or the container cannot be watched.
     ///
-    /// The bundle's directory then holds `config.json`. If the runtime was started, it may also hold
-    /// the runtime's `runtime.log`, `pid` and `state/`.
+    /// The bundle's directory then holds `config.json`. If the runtime was started, it may also
+    /// hold the runtime's `runtime.log`, `pid` and `state/`.
     pub fn run(&self, invocation: Invocation<'_>) -> Result<Finished> {
         let Invocation { bundle, id, cgroup, stdin, stdout, stderr, init, .. } = invocation;
         let Invocation { timeout, grace, cancel, signals, output_limit_bytes: output_limit, .. } = invocation;
@@ -432,8 +437,8 @@ impl Drop for Removed<'_> {
     }
 }
 
-/// Removes the group that a template names, when dropped, if it is empty. The runtime's `delete` does
-/// so, but it does not run if the container had to be killed.
+/// Removes the group that a template names, when dropped, if it is empty. The runtime's `delete`
+/// does so, but it does not run if the container had to be killed.
 struct RemovedIfEmpty(Cgroup);
 
 impl RemovedIfEmpty {
@@ -456,7 +461,7 @@ mod tests {
     use crate::template::{Template, Terminal};
 
     #[test]
-    fn arguments() {
+    fn the_arguments_start_a_detached_container() {
         let id = ContainerId::random("x").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let template = Template::builder(["true"]).build().unwrap();
@@ -476,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_as_json() {
+    fn a_status_is_written_as_json() {
         let table = [
             (Status::Exited(0), r#"{"exited":0}"#),
             (Status::Signaled(9), r#"{"signaled":9}"#),
