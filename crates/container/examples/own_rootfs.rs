@@ -1,7 +1,8 @@
-//! Runs a command in a root file system of your own: `own_rootfs ROOTFS COMMAND [ARGUMENT]...`, as root.
+//! Runs a command in a root file system of your own: `own_rootfs ROOTFS COMMAND [ARGUMENT]...`, as
+//! root.
 //!
-//! The overlay keeps what the command writes in a temporary directory, which must not lie in ROOTFS. The
-//! program removes it at the end.
+//! The overlay keeps what the command writes in a temporary directory, which must not lie in
+//! ROOTFS. The program removes it at the end.
 
 use std::error::Error;
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! Parts for a program that prepares containers step by step, as the crate `runner` does.
 //!
-//! [`Overlay`](crate::Overlay) and [`Runtime::run`](crate::Runtime::run) are enough for most programs.
+//! [`Overlay`](crate::Overlay) and [`Runtime::run`](crate::Runtime::run) are enough for most
+//! programs.
 
 use crate::id::ContainerId;
 use crate::runtime::{Finished, Runtime, Status};
@@ -22,8 +23,8 @@ pub use crate::template::parse_size;
 /// [`Runtime::run`](crate::Runtime::run), which does this itself.
 ///
 /// For every runtime, it lowers the default limit of open files to the caller's hard limit. It also
-/// mounts read-only files, sockets and FIFOs without the recursive option, which some versions of crun
-/// apply only to directories. It inspects the sources of bind mounts now.
+/// mounts read-only files, sockets and FIFOs without the recursive option, which some versions of
+/// crun apply only to directories. It inspects the sources of bind mounts now.
 ///
 /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as a compiled BPF
 /// program, in an annotation that crun defines. Compiling the profile with libseccomp takes half of
@@ -31,11 +32,11 @@ pub use crate::template::parse_size;
 /// annotation. On machines other than x86_64, and for a profile of the caller's, crun compiles the
 /// profile.
 ///
-/// Runtimes other than runc lose CAP_MKNOD, unless the template has its own device rules. The reason is
-/// that crun and youki allow the host's console (`c 5:1`) after the template's rules, whatever those
-/// say. With the capability, the command could create a device node for the console in `/dev`. Without
-/// it, the command can still create FIFOs and sockets. Since Linux 5.8 it can also create whiteouts,
-/// though not on an overlay.
+/// Runtimes other than runc lose CAP_MKNOD, unless the template has its own device rules. The
+/// reason is that crun and youki allow the host's console (`c 5:1`) after the template's rules,
+/// whatever those say. With the capability, the command could create a device node for the console
+/// in `/dev`. Without it, the command can still create FIFOs and sockets. Since Linux 5.8 it can
+/// also create whiteouts, though not on an overlay.
 ///
 /// Under these runtimes, a device node for the console that a layer already contains can still be
 /// opened.

@@ -1,25 +1,25 @@
 //! Runs a command in a container whose root file system is stacked from directories.
 //!
 //! A program that builds software in containers often has its files in many directories: one per
-//! package, one per step. Copying them together for each command is slow. Overlayfs shows them as one
-//! root file system without copying, and an OCI runtime runs the command in it. Both have sharp edges.
-//! The kernel silently truncates long mount options. Runtimes follow symbolic links to the host, report
-//! their own failures with the exit status of the command, and leave containers running when their
-//! caller is killed. This crate deals with these edges. It does not know where the directories come
-//! from.
+//! package, one per step. Copying them together for each command is slow. Overlayfs shows them as
+//! one root file system without copying, and an OCI runtime runs the command in it. Both have sharp
+//! edges. The kernel silently truncates long mount options. Runtimes follow symbolic links to the
+//! host, report their own failures with the exit status of the command, and leave containers
+//! running when their caller is killed. This crate deals with these edges. It does not know where
+//! the directories come from.
 //!
 //! # Model
-//! 1. [`Overlay`] stacks the *lowers*, topmost first. Writes go to another directory, the *upper*; the
-//!    lowers never change. [`Mounted`] is the guard of the mount.
-//! 2. [`Template`] describes the container except for its root file system: the command, its user, its
-//!    limits, and the rest of a `config.json`. [`Template::instantiate`] adds the root file system, and
-//!    [`Bundle`] writes the file.
+//! 1. [`Overlay`] stacks the *lowers*, topmost first. Writes go to another directory, the *upper*;
+//!    the lowers never change. [`Mounted`] is the guard of the mount.
+//! 2. [`Template`] describes the container except for its root file system: the command, its user,
+//!    its limits, and the rest of a `config.json`. [`Template::instantiate`] adds the root file
+//!    system, and [`Bundle`] writes the file.
 //! 3. [`Runtime::run`] runs the command and returns its [`Status`]. When the caller is killed, the
-//!    container dies with it. [`Output`] receives what the command prints, [`Cancel`] ends it early, and
-//!    [`Cgroup`] accounts for what it uses.
+//!    container dies with it. [`Output`] receives what the command prints, [`Cancel`] ends it
+//!    early, and [`Cgroup`] accounts for what it uses.
 //!
-//! The mount belongs to the host unless the caller creates a [mount namespace](in_private_mount_namespace)
-//! first. In one, nothing remains mounted after a crash.
+//! The mount belongs to the host unless the caller creates a [mount
+//! namespace](in_private_mount_namespace) first. In one, nothing remains mounted after a crash.
 //!
 //! # Example
 //! ```no_run
@@ -41,8 +41,8 @@
 //!
 //! # Requirements
 //! Root, or at least CAP_SYS_ADMIN ([`require_privilege`]), and runc, crun or youki
-//! ([`Runtime::version`] knows their [flaws](RuntimeVersion::flaws)). [`Rootfs`] needs Linux 5.6. From
-//! 5.10, overlays are volatile; from 6.7, the length of the paths of the lowers is unlimited
+//! ([`Runtime::version`] knows their [flaws](RuntimeVersion::flaws)). [`Rootfs`] needs Linux 5.6.
+//! From 5.10, overlays are volatile; from 6.7, the length of the paths of the lowers is unlimited
 //! ([`MountApi::detect`]). cgroup v1, v2 and both side by side work ([`Cgroup::layout`]).
 
 pub mod advanced;

@@ -1,4 +1,5 @@
-//! The destinations of the command's output, and excerpts of it. `supervise` copies the output there.
+//! The destinations of the command's output, and excerpts of it. `supervise` copies the output
+//! there.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -27,11 +27,12 @@ pub use root_attributes::copy_root_attributes;
 /// The most lower directories that an overlay can have: `OVL_MAX_STACK` in `fs/overlayfs/params.c`.
 pub const MAX_LOWERS: usize = 500;
 
-/// An overlay to mount: lower directories, topmost first, and perhaps an upper that receives the writes.
+/// An overlay to mount: lower directories, topmost first, and perhaps an upper that receives the
+/// writes.
 ///
-/// The mount has the options `redirect_dir=nofollow,index=off,metacopy=off,xino=off`. Since Linux 5.10 it
-/// is also `volatile`: the kernel does not flush the upper when the overlay is unmounted. After a power
-/// failure, do not use an upper that has not been synced.
+/// The mount has the options `redirect_dir=nofollow,index=off,metacopy=off,xino=off`. Since Linux
+/// 5.10 it is also `volatile`: the kernel does not flush the upper when the overlay is unmounted.
+/// After a power failure, do not use an upper that has not been synced.
 ///
 /// ```no_run
 /// let overlay = container::Overlay::new(["/layers/a/fs", "/layers/b/fs", "/base/fs"]).writable("upper", "work");
@@ -52,8 +53,8 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Creates a read-only overlay of `lowers`, topmost first. The kernel requires at least two, all
-    /// different.
+    /// Creates a read-only overlay of `lowers`, topmost first. The kernel requires at least two,
+    /// all different.
     pub fn new<P: Into<PathBuf>>(lowers: impl IntoIterator<Item = P>) -> Self {
         let lowers = lowers.into_iter().map(Into::into).collect();
         Self {
@@ -66,9 +67,9 @@ impl Overlay {
         }
     }
 
-    /// Makes the overlay writable. Writes go to `upper`. The kernel needs `work`, an empty directory on
-    /// the same file system, for itself. No other mount may use either of them; the kernel does not
-    /// check this.
+    /// Makes the overlay writable. Writes go to `upper`. The kernel needs `work`, an empty
+    /// directory on the same file system, for itself. No other mount may use either of them; the
+    /// kernel does not check this.
     pub fn writable(mut self, upper: impl Into<PathBuf>, work: impl Into<PathBuf>) -> Self {
         self.writable = Some(Writable { upper: upper.into(), work: work.into() });
         self
@@ -80,8 +81,8 @@ impl Overlay {
         self
     }
 
-    /// Sets the names of the lowers. By default they are paths, as long as all paths together fit into
-    /// one page.
+    /// Sets the names of the lowers. By default they are paths, as long as all paths together fit
+    /// into one page.
     pub fn names(mut self, names: LowerNames) -> Self {
         self.names = Some(names);
         self
@@ -104,8 +105,8 @@ impl Overlay {
     /// # Errors
     /// Nothing is mounted if this fails.
     /// - [`Error::TooManyLowers`] and [`Error::OptionsTooLong`] before any system call.
-    /// - [`Error::Mount`] with the kernel's own message. This includes a kernel that would mount the
-    ///   overlay read-only, because it cannot write to the work directory.
+    /// - [`Error::Mount`] with the kernel's own message. This includes a kernel that would mount
+    ///   the overlay read-only, because it cannot write to the work directory.
     /// - [`Error::Io`] if a directory cannot be opened.
     pub fn mount(&self, target: impl AsRef<Path>) -> Result<Mounted> {
         let target = absolute(target.as_ref())?;

@@ -1,5 +1,5 @@
-//! Every parser of this crate that others reach with input that is nearly valid: it reads or refuses, and what it has read makes
-//! sense. Parsers that are private to a module are tested there.
+//! Tests the public parsers with nearly valid input: each accepts it or returns an error, and
+//! accepted values are consistent. Private parsers have such tests in their own modules.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ const MOUNTS: [&str; 4] = [
     "src=relative,destination=/d",
 ];
 
-/// A configuration with all that this crate looks at.
+/// Returns a configuration with all keys that this crate reads.
 fn valid_spec() -> Value {
     let builder = Template::builder(["make", "-j4"]).cwd("/src").env("A", "1").user(1000, 1001).hostname("builder");
     let builder = MOUNTS.iter().fold(builder, |builder, mount| {
@@ -28,15 +28,15 @@ fn valid_spec() -> Value {
     let builder = builder.network(Network::Joined("/run/netns/a".into())).cgroups_path("/builds/1");
     let builder = builder.memory_limit_bytes(1 << 30).pids_limit(100).cpus("0-1").mems("0");
     let mut value = serde_json::to_value(builder.build().unwrap()).unwrap();
-    // It is most of the text, and nothing in it is read.
+    // The rules are most of the text, and this crate does not read them.
     value["linux"]["seccomp"]["syscalls"].as_array_mut().unwrap().truncate(2);
     value["process"]["user"]["username"] = json!("opam:staff");
     value["x-unknown"] = json!({"deep": [1.5, null, 18446744073709551615_u64]});
     value
 }
 
-/// Asks a template all that a run asks it.
-fn use_up(template: Template) -> Result<(), TestCaseError> {
+/// Calls everything on a template that a run calls.
+fn use_as_a_run_does(template: Template) -> Result<(), TestCaseError> {
     let config = template.instantiate(Path::new("/run/merged")).unwrap();
     let _ = (template.user(), template.network(), template.hostname(), template.cwd(), template.controllers());
     let _ = (config.spec(), config.has_terminal(), config.cgroups_path());
@@ -63,7 +63,7 @@ proptest! {
     #[test]
     fn specs_of_any_text(text in mutated::bytes([valid_spec().to_string()])) {
         if let Ok(template) = Template::from_json(text) {
-            use_up(template)?;
+            use_as_a_run_does(template)?;
         }
     }
 
@@ -72,9 +72,9 @@ proptest! {
         match Template::from_value(value.clone()) {
             Ok(template) => {
                 prop_assert_eq!(serde_json::to_value(&template).unwrap(), value);
-                use_up(template)?;
+                use_as_a_run_does(template)?;
             }
-            // One line, and no character that a terminal takes for a command.
+            // The message has no character that a terminal interprets.
             Err(error) => prop_assert!(error.to_string().chars().all(|character| !character.is_control()), "{}", error),
         }
     }
@@ -84,10 +84,10 @@ proptest! {
         match text.parse::<Mount>() {
             Ok(mount) => {
                 let mount = if mount.source().is_some() { mount.source_in(Path::new("/")) } else { mount };
-                // It may have a path that no container can have.
+                // The path may be one that no container can have.
                 if let Ok(template) = Template::builder(["true"]).mount(mount.clone()).build() {
                     prop_assert!(template.mounts().any(|entry| entry.destination() == mount.destination()));
-                    use_up(template)?;
+                    use_as_a_run_does(template)?;
                 }
             }
             Err(error) => prop_assert!(error.to_string().chars().all(|character| !character.is_control()), "{}", error),

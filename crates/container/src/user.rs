@@ -14,9 +14,11 @@ use crate::template::TemplateError;
 /// privileges.
 pub(crate) const NOBODY: u32 = 65534;
 
-/// A user, and perhaps a group, by number or by name: `UID[:GID]`, `NAME[:GROUP]`, `NAME:GID` or `UID:GROUP`.
+/// A user, and perhaps a group, by number or by name: `UID[:GID]`, `NAME[:GROUP]`, `NAME:GID` or
+/// `UID:GROUP`.
 ///
-/// Digits are always a number, never a name. A number needs no line in `/etc/passwd` or `/etc/group`.
+/// Digits are always a number, never a name. A number needs no line in `/etc/passwd` or
+/// `/etc/group`.
 ///
 /// | Text | User | Group | Supplementary groups |
 /// |---|---|---|---|

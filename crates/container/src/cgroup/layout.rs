@@ -1,3 +1,5 @@
+//! How the machine's hierarchies are mounted.
+
 use std::fmt;
 
 use super::{Cgroup, Version, mounted};
@@ -6,13 +8,13 @@ use crate::error::Result;
 /// How the machine's cgroup hierarchies are mounted: see cgroups(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CgroupLayout {
-    /// None is.
+    /// No hierarchy is mounted.
     Missing,
-    /// Hierarchies of version 1 alone.
+    /// Only hierarchies of version 1.
     Legacy,
-    /// The one of version 2 alone.
+    /// Only the hierarchy of version 2.
     Unified,
-    /// The one of version 2 beside some of version 1.
+    /// The hierarchy of version 2 beside hierarchies of version 1.
     Hybrid,
 }
 
@@ -28,7 +30,7 @@ impl fmt::Display for CgroupLayout {
 }
 
 impl Cgroup {
-    /// The machine's layout.
+    /// Returns the machine's layout.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if the mount table cannot be read.
@@ -58,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layouts_by_what_is_mounted() {
+    fn the_mounted_versions_decide_the_layout() {
         let v1 = || Version::V1(vec!["cpu".into()]);
         let table = [
             (vec![], CgroupLayout::Missing),

@@ -12,12 +12,12 @@ use crate::mount_namespace::is_in_private_namespace;
 /// The directory in which the number of a descriptor is a path.
 pub(super) const DESCRIPTORS: &str = "/proc/thread-self/fd";
 
-/// Runs `work`, which changes the working directory. No other thread sees the change, and the calling
-/// thread's working directory is the same afterwards.
+/// Runs `work`, which changes the working directory. No other thread sees the change, and the
+/// calling thread's working directory is the same afterwards.
 pub(super) fn anywhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     if is_in_private_namespace() {
-        // In a private mount namespace, the calling thread shares its working directory only with threads
-        // that it has started itself.
+        // In a private mount namespace, the calling thread shares its working directory only with
+        // threads that it has started itself.
         unshare(CloneFlags::CLONE_FS).map_err(Error::io("leave", "the common working directory"))?;
         let _restore = Restore::current()?;
         return work();
@@ -25,9 +25,9 @@ pub(super) fn anywhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Resu
     on_a_thread(CloneFlags::CLONE_FS, work)
 }
 
-/// Runs `work` in [`DESCRIPTORS`], on a thread with its own descriptor table. The hundreds of descriptors
-/// that only the mount needs do not count against the process's limit, and the kernel closes them when
-/// the thread ends.
+/// Runs `work` in [`DESCRIPTORS`], on a thread with its own descriptor table. The hundreds of
+/// descriptors that only the mount needs do not count against the process's limit, and the kernel
+/// closes them when the thread ends.
 pub(super) fn among_descriptors<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     on_a_thread(CloneFlags::CLONE_FS | CloneFlags::CLONE_FILES, || {
         nix::unistd::chdir(Path::new(DESCRIPTORS)).map_err(Error::io("change to", DESCRIPTORS))?;
@@ -35,7 +35,8 @@ pub(super) fn among_descriptors<T: Send>(work: impl FnOnce() -> Result<T> + Send
     })
 }
 
-/// Runs `work` on a thread that stops sharing `own` with the process, in the caller's mount namespace.
+/// Runs `work` on a thread that stops sharing `own` with the process, in the caller's mount
+/// namespace.
 fn on_a_thread<T: Send>(own: CloneFlags, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()

@@ -1,5 +1,5 @@
-//! Mounts an overlay with fsopen(2) and fsconfig(2), one call per directory. `mount2` is for kernels
-//! without `lowerdir+`.
+//! Mounts an overlay with fsopen(2) and fsconfig(2), one call per directory. `mount2` is for
+//! kernels without `lowerdir+`.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -23,8 +23,8 @@ use crate::error::{Error, Result};
 const MAX_VALUE_BYTES: usize = 255;
 
 impl MountApi {
-    /// Returns the best interface of the running kernel. The first call finds it by trying; later calls
-    /// return the same.
+    /// Returns the best interface of the running kernel. The first call finds it by trying; later
+    /// calls return the same.
     ///
     /// # Errors
     /// [`Error::Io`] if the attempt fails for another reason, such as a lack of descriptors.
@@ -39,14 +39,14 @@ impl MountApi {
     }
 }
 
-/// Finds out whether the kernel has `lowerdir+`. Before Linux 6.5, overlayfs accepts every parameter and
-/// checks it later; 6.5 and 6.6 refuse this one. The kernel would log the refusal of a bad lower, so the
-/// attempt uses `/`, which is always a valid one.
+/// Finds out whether the kernel has `lowerdir+`. Before Linux 6.5, overlayfs accepts every
+/// parameter and checks it later; 6.5 and 6.6 refuse this one. The kernel would log the refusal of
+/// a bad lower, so the attempt uses `/`, which is always a valid one.
 fn detect() -> io::Result<MountApi> {
     let context = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => context,
-        // The system call or the file system is missing or not permitted: the error of mount(2) will say
-        // more.
+        // The system call or the file system is missing or not permitted: the error of mount(2)
+        // will say more.
         Err(Errno::NOSYS | Errno::PERM | Errno::NODEV) => return Ok(MountApi::Mount2),
         Err(error) => return Err(error.into()),
     };
@@ -57,9 +57,9 @@ fn detect() -> io::Result<MountApi> {
     }
 }
 
-/// Names the directories by their paths. A path that is too long for a string value is replaced by its
-/// descriptor. So is a path with a backslash, which the kernel takes for an escape in `upperdir` and
-/// `workdir` but not in `lowerdir+`.
+/// Names the directories by their paths. A path that is too long for a string value is replaced by
+/// its descriptor. So is a path with a backslash, which the kernel takes for an escape in
+/// `upperdir` and `workdir` but not in `lowerdir+`.
 pub(super) fn mount_paths(request: &Request) -> Result<()> {
     mount(request, |path, write| {
         let name = path.as_os_str().as_bytes();

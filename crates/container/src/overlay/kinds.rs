@@ -1,14 +1,16 @@
-//! The choices of an overlay mount: system calls, names, device nodes and xattrs. `overlay` applies them.
+//! The choices of an overlay mount: system calls, names, device nodes and xattrs. `overlay` applies
+//! them.
 
 /// The system calls that mount an overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MountApi {
     /// [`fsopen(2)`](https://man7.org/linux/man-pages/man2/fsopen.2.html) and `fsconfig(2)` with
-    /// `lowerdir+`, since Linux 6.7: one call per lower directory, so the length of all names together
-    /// has no limit.
+    /// `lowerdir+`, since Linux 6.7: one call per lower directory, so the length of all names
+    /// together has no limit.
     Fsconfig,
-    /// [`mount(2)`](https://man7.org/linux/man-pages/man2/mount.2.html): one page holds all options.
+    /// [`mount(2)`](https://man7.org/linux/man-pages/man2/mount.2.html): one page holds all
+    /// options.
     Mount2,
 }
 
@@ -27,8 +29,8 @@ impl MountApi {
     }
 }
 
-/// The most bytes of options that mount(2) accepts: a page without the final NUL. The kernel silently
-/// truncates a longer string (`copy_mount_options` in `fs/namespace.c`).
+/// The most bytes of options that mount(2) accepts: a page without the final NUL. The kernel
+/// silently truncates a longer string (`copy_mount_options` in `fs/namespace.c`).
 pub const MAX_OPTION_BYTES: usize = 4095;
 
 /// The names by which the kernel gets the lower directories, and which the mount table shows.
@@ -36,10 +38,10 @@ pub const MAX_OPTION_BYTES: usize = 4095;
 pub enum LowerNames {
     /// Their paths.
     Paths,
-    /// The shortest possible names, however long the paths are. With [`MountApi::Fsconfig`], each lower
-    /// is named `.` from inside the directory. With [`MountApi::Mount2`], which names all lowers at
-    /// once, they are named by the numbers of open descriptors. This keeps the mount table short, which
-    /// runtimes read repeatedly. The names mean nothing after the mount.
+    /// The shortest possible names, however long the paths are. With [`MountApi::Fsconfig`], each
+    /// lower is named `.` from inside the directory. With [`MountApi::Mount2`], which names all
+    /// lowers at once, they are named by the numbers of open descriptors. This keeps the mount
+    /// table short, which runtimes read repeatedly. The names mean nothing after the mount.
     Short,
 }
 

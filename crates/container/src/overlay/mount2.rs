@@ -1,4 +1,5 @@
-//! Mounts an overlay with mount(2), which takes all options in one page. `fsconfig` needs Linux 6.7.
+//! Mounts an overlay with mount(2), which takes all options in one page. `fsconfig` needs Linux
+//! 6.7.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -19,8 +20,8 @@ pub(super) enum Volatile {
     No,
 }
 
-/// Escapes a lower directory for the option string, where `:` separates lowers, `,` separates options and
-/// `\` escapes.
+/// Escapes a lower directory for the option string, where `:` separates lowers, `,` separates
+/// options and `\` escapes.
 pub(super) fn escape_lower(path: &Path) -> Vec<u8> {
     escaped(path.as_os_str().as_bytes(), |byte| matches!(byte, b':' | b',' | b'\\'))
 }
@@ -28,8 +29,8 @@ pub(super) fn escape_lower(path: &Path) -> Vec<u8> {
 /// Returns the length of what [`escape_lower`] returns.
 pub(super) fn escaped_lower_bytes(path: &Path) -> usize {
     let path = path.as_os_str().as_bytes();
-    // Sums of bytes let the compiler use vector instructions. Planning calls this for every layer and
-    // every rung.
+    // Sums of bytes let the compiler use vector instructions. Planning calls this for every layer
+    // and every rung.
     let special = |part: &[u8]| part.iter().map(|byte| u8::from(matches!(byte, b':' | b',' | b'\\'))).sum::<u8>();
     path.len() + path.chunks(255).map(|part| usize::from(special(part))).sum::<usize>()
 }
@@ -111,9 +112,9 @@ fn mount(request: &Request, lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>
     };
     let mut result = attempt(Volatile::Yes)?;
     if matches!(result, Err((Errno::EINVAL, _))) && writable.is_some() {
-        // Before Linux 5.10, the kernel does not know `volatile`. If the second attempt fails too, the
-        // first error is reported: the second may be about something that the first attempt left in the
-        // work directory.
+        // Before Linux 5.10, the kernel does not know `volatile`. If the second attempt fails too,
+        // the first error is reported: the second may be about something that the first attempt
+        // left in the work directory.
         let second = attempt(Volatile::No)?;
         if second.is_ok() {
             log::debug!("this kernel has no volatile overlays: the unmount will flush the upper");

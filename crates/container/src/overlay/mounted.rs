@@ -22,9 +22,9 @@ pub struct Mounted {
     armed: bool,
 }
 
-/// How often a busy mount is unmounted again. A process that has ended may close its last file a moment
-/// later. The kernel reports no event for that, so each wait is twice as long as the one before: 1 ms at
-/// first, one second in all.
+/// How often a busy mount is unmounted again. A process that has ended may close its last file a
+/// moment later. The kernel reports no event for that, so each wait is twice as long as the one
+/// before: 1 ms at first, one second in all.
 const RETRIES: u32 = 10;
 
 impl Mounted {
@@ -49,8 +49,8 @@ impl Mounted {
 
     /// Unmounts the overlay. If it is busy, tries again for up to a second.
     ///
-    /// Success does not mean that the overlay is unused: another mount namespace may have a copy of the
-    /// mount. The overlay is unused only when all its processes have ended.
+    /// Success does not mean that the overlay is unused: another mount namespace may have a copy of
+    /// the mount. The overlay is unused only when all its processes have ended.
     ///
     /// # Errors
     /// [`Error::Unmount`]: the overlay is still mounted. Do not delete anything below the mount point:

@@ -6,11 +6,12 @@ use super::kinds::{LowerNames, MAX_OPTION_BYTES, MountApi, OverlayXattrs};
 use super::mount2::{self, Volatile};
 use super::request::{Request, Writable};
 
-/// The most bytes that a directory takes if it is named by its descriptor: six digits and a separator.
+/// The most bytes that a directory takes if it is named by its descriptor: six digits and a
+/// separator.
 const DESCRIPTOR_BYTES: usize = 7;
 
-/// Returns the bytes that `lower` takes in the options of mount(2), including escapes and the separator.
-/// A short name, the number of a descriptor, counts as six digits.
+/// Returns the bytes that `lower` takes in the options of mount(2), including escapes and the
+/// separator. A short name, the number of a descriptor, counts as six digits.
 pub fn lower_option_bytes(names: LowerNames, lower: &Path) -> usize {
     match names {
         LowerNames::Paths => mount2::escaped_lower_bytes(lower) + 1,

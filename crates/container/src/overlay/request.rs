@@ -1,5 +1,5 @@
-//! A mount that is ready to be attempted, and the explanation if the kernel refuses it. `fsconfig` and
-//! `mount2` attempt it.
+//! A mount that is ready to be attempted, and the explanation if the kernel refuses it. `fsconfig`
+//! and `mount2` attempt it.
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use super::kinds::{DeviceNodes, OverlayXattrs};
 use crate::error::{Error, Result};
 
-/// Options that every overlay gets, because distributions have different defaults for them. With any of
-/// these features on, the kernel marks every directory that a command creates as opaque. Such a directory
-/// would hide what sibling layers have in it.
+/// Options that every overlay gets, because distributions have different defaults for them. With
+/// any of these features on, the kernel marks every directory that a command creates as opaque.
+/// Such a directory would hide what sibling layers have in it.
 pub(super) const OPTIONS: [(&str, &str); 4] =
     [("redirect_dir", "nofollow"), ("index", "off"), ("metacopy", "off"), ("xino", "off")];
 

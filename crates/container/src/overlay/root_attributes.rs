@@ -17,12 +17,12 @@ use crate::error::{Error, Result};
 /// Copies the owner, the mode, the modification time and the xattrs of the directory `from` to the
 /// directory `to`, except the overlay xattrs.
 ///
-/// The root of an upper is the `/` that the container sees. Before the overlay is mounted, it must look
-/// like the root of the topmost lower: with mode 0700, for example, only root could enter it.
+/// The root of an upper is the `/` that the container sees. Before the overlay is mounted, it must
+/// look like the root of the topmost lower: with mode 0700, for example, only root could enter it.
 ///
 /// # Errors
-/// [`Error::Io`]. It is not an error if the file system of `to` cannot hold an xattr: a warning is logged
-/// and the xattr is left out.
+/// [`Error::Io`]. It is not an error if the file system of `to` cannot hold an xattr: a warning is
+/// logged and the xattr is left out.
 pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
     let open = |path: &Path| -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -201,8 +201,8 @@ impl TemplateBuilder {
         self
     }
 
-    /// Sets the system calls that the container may make. By default, these are the calls that Docker's
-    /// default profile allows with these [capabilities](Self::capabilities).
+    /// Sets the system calls that the container may make. By default, these are the calls that
+    /// Docker's default profile allows with these [capabilities](Self::capabilities).
     ///
     /// For the `fsync` family, [`fsync`](Self::fsync) overrides the profile. To use a profile
     /// unchanged, set [`Fsync::Real`] too.
