@@ -150,8 +150,8 @@ impl Rootfs {
     /// link.
     ///
     /// Runtimes create them too, but [`created`](Self::created) lists only what this value creates.
-    /// Mount points inside another of the template's mounts are left to the runtime: created here,
-    /// that mount would hide them.
+    /// Mount points inside another of the template's mounts are left to the runtime, because that mount
+    /// would hide anything created here.
     ///
     /// The command's [user](Self::find_user) owns a working directory that this function creates,
     /// with the parents that it creates. An existing directory keeps its owner.
