@@ -80,7 +80,7 @@ pub enum Error {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel refused to unmount. The mount still exists.
+    /// The kernel refused to unmount. The mount still exists, with everything in it.
     #[error("cannot unmount {}: end the processes that use it and unmount it by hand before you remove anything below it", target.maybe_quote())]
     Unmount {
         /// The mount point.
