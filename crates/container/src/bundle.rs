@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf, absolute};
 
 use rustix::fs::OFlags;
 
+use crate::error::{Error, Result};
 use crate::template::{Config, TemplateError};
 
 /// A directory with the `config.json` of one run, which an OCI runtime takes as `--bundle`.
@@ -27,16 +28,16 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::Io`] if `dir` is not a directory, if it already has a `config.json`, or if
+    /// [`Error::Io`] if `dir` is not a directory, if it already has a `config.json`, or if
     /// the file cannot be created. An existing `config.json` stays as it is; a symbolic link of
     /// that name is not followed.
-    pub fn create(dir: impl AsRef<Path>, config: Config) -> Result<Bundle, TemplateError> {
+    pub fn create(dir: impl AsRef<Path>, config: Config) -> Result<Bundle> {
         // The runtime has another working directory.
-        let path = absolute(dir.as_ref()).map_err(TemplateError::io("find", dir.as_ref()))?;
+        let path = absolute(dir.as_ref()).map_err(Error::io("find", dir.as_ref()))?;
         let config_path = path.join("config.json");
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
-        options.open(&config_path).map_err(TemplateError::io("create", &config_path))?;
+        options.open(&config_path).map_err(Error::io("create", &config_path))?;
         Ok(Bundle { path, config_path, config })
     }
 
@@ -45,14 +46,14 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::Io`] if the file cannot be written, or if a symbolic link has replaced it.
+    /// [`Error::Io`] if the file cannot be written, or if a symbolic link has replaced it.
     /// A partly written file stays in the bundle.
-    pub fn write(&self, config: &Config) -> Result<(), TemplateError> {
+    pub fn write(&self, config: &Config) -> Result<()> {
         let json = serde_json::to_vec(config).map_err(|source| TemplateError::Serialize { source })?;
         let mut options = OpenOptions::new();
         options.write(true).truncate(true).custom_flags(OFlags::NOFOLLOW.bits() as i32);
         let written = options.open(&self.config_path).and_then(|mut file| file.write_all(&json));
-        written.map_err(TemplateError::io("write", &self.config_path))
+        written.map_err(Error::io("write", &self.config_path))
     }
 
     /// Returns the directory as an absolute path.
@@ -108,7 +109,7 @@ mod tests {
         let elsewhere = dir.path().join("elsewhere");
         symlink(&elsewhere, dir.path().join("config.json")).unwrap();
         let error = Bundle::create(dir.path(), config()).unwrap_err();
-        let TemplateError::Io { operation: "create", source, .. } = error else { panic!("{error:?}") };
+        let Error::Io { operation: "create", source, .. } = error else { panic!("{error:?}") };
         assert_eq!(source.kind(), io::ErrorKind::AlreadyExists);
         assert!(!elsewhere.exists());
     }
@@ -122,7 +123,7 @@ mod tests {
         fs::remove_file(bundle.config_path()).unwrap();
         symlink(&elsewhere, bundle.config_path()).unwrap();
         let error = bundle.write(bundle.config()).unwrap_err();
-        assert!(matches!(error, TemplateError::Io { operation: "write", .. }), "{error:?}");
+        assert!(matches!(error, Error::Io { operation: "write", .. }), "{error:?}");
         assert_eq!(fs::read_to_string(elsewhere).unwrap(), "theirs");
     }
 

@@ -1,3 +1,6 @@
+//! The control group of a run. `layout` is about the machine's hierarchies, and `moves` makes the
+//! first move into a group fast.
+
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -11,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 mod layout;
 mod moves;
@@ -310,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_directories() {
+    fn only_directories_are_groups() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["b", "a"] {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -323,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_is_read_from_both_versions() {
+    fn usage_is_read_from_both_versions() {
         let dir = tempfile::tempdir().unwrap();
         let group = |version: &str| {
             let group = dir.path().join(version).join("run");

@@ -1,9 +1,10 @@
-//! Messages of the kernel and of runtimes, which quote names as they are, made safe to print. Paths are left to `os_display`.
+//! Makes messages of the kernel and of runtimes safe to print: they quote names unchanged.
+//! `os_display` does the same for paths.
 
 use std::fmt::{self, Display, Formatter, Write};
 
-/// Displays a text without its control characters: each is written as an escape (`\n`, `\u{1b}`), so that the text stays on
-/// its line and no terminal takes it for a command.
+/// Displays a text with each control character escaped (`\n`, `\u{1b}`). The text stays on one
+/// line, and a terminal does not interpret it as a command.
 pub(crate) fn escaped(text: &str) -> Escaped<'_> {
     Escaped(text)
 }
@@ -20,11 +21,12 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// Control characters, the two separators of lines, and what changes the direction of text (`Bidi_Control` of Unicode).
+/// Returns whether the character is a control character, one of the two line separators, or changes
+/// the direction of text (`Bidi_Control` in Unicode).
 fn is_unprintable(character: char) -> bool {
-    let turns =
+    let changes_direction =
         matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    turns || character.is_control() || matches!(character, '\u{2028}' | '\u{2029}')
+    changes_direction || character.is_control() || matches!(character, '\u{2028}' | '\u{2029}')
 }
 
 #[cfg(test)]
@@ -32,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_stays_on_its_line() {
+    fn escaped_text_stays_on_one_line() {
         let text = "exec: \"é\n\x1b[2J\": no\u{9b}\u{202e}";
         assert_eq!(escaped(text).to_string(), r#"exec: "é\n\u{1b}[2J": no\u{9b}\u{202e}"#);
     }

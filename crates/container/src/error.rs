@@ -1,73 +1,97 @@
+//! The errors of this crate. `template::error` has what is wrong with a template.
+//!
+//! A message of a failed system call begins with "cannot", a verb and the path.
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use os_display::Quotable;
 use rustix::io::Errno;
 
-use crate::TemplateError;
 use crate::display::escaped;
+use crate::template::TemplateError;
 
-/// What went wrong with a mount, a bundle or a runtime, at which path, and what to do about it.
+/// A failure of a mount, a bundle or a runtime: the path, the reason, and what to do about it.
 ///
-/// The message never repeats its [source](std::error::Error::source): print the chain to see the kernel's own words.
+/// The message never repeats its [source](std::error::Error::source). Print the chain to see the
+/// kernel's error.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A system call failed.
     #[error("cannot {operation} {}", path.maybe_quote())]
     Io {
-        /// What was tried, as a verb: `open`, `write`, `unmount`.
+        /// The operation as a verb: `open`, `write`, `unmount`.
         operation: &'static str,
-        /// The path it was tried on.
+        /// The path of the operation.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A template or a `config.json` that no container can be made from.
+    /// A template or a `config.json` that cannot be used.
     #[error("the runtime configuration cannot be used")]
     Template(#[from] TemplateError),
-    /// More lower directories than the kernel stacks.
+    /// A file that cannot be used as a template. It was only read.
+    #[error("{} cannot serve as a template", path.maybe_quote())]
+    TemplateFile {
+        /// The file.
+        path: PathBuf,
+        /// The problem with its content.
+        source: TemplateError,
+    },
+    /// A `config.json` was written only in part and could not be removed.
+    #[error("a half-written {} could not be removed ({cleanup}): remove it by hand", left.maybe_quote())]
+    HalfWritten {
+        /// The file that is left.
+        left: PathBuf,
+        /// The first failure.
+        #[source]
+        failure: Box<Error>,
+        /// Why the file could not be removed.
+        cleanup: io::Error,
+    },
+    /// More lower directories than the kernel can stack.
     #[error("{count} lower directories are more than the {limit} that overlayfs stacks: merge some of them first")]
     TooManyLowers {
-        /// How many were given.
+        /// The number of lower directories.
         count: usize,
         /// [`MAX_LOWERS`](crate::MAX_LOWERS).
         limit: usize,
     },
-    /// The options of mount(2) do not fit into one page. The kernel would cut them off without a word.
-    #[error("{bytes} bytes of mount options are more than the {limit} that mount(2) takes: merge some layers first")]
+    /// The options of mount(2) do not fit into one page. The kernel would silently truncate them.
+    #[error("{bytes} bytes of mount options are more than the {limit} that mount(2) accepts: merge some layers first")]
     OptionsTooLong {
-        /// Bytes of the option string.
+        /// The bytes of the option string.
         bytes: usize,
-        /// The most that the kernel takes whole.
+        /// The most bytes that the kernel accepts.
         limit: usize,
     },
     /// The kernel refused the overlay. Nothing is mounted.
     #[error("cannot mount an overlay on {}: {call}{}", target.maybe_quote(), hint(message, advice))]
     Mount {
-        /// Where it was to be mounted.
+        /// The mount point.
         target: PathBuf,
-        /// The failed call, as a trace would show it.
+        /// The failed call, in the form of a trace.
         call: String,
-        /// What the kernel wrote into the log of the file system context; empty where it has none.
+        /// The kernel's messages in the log of the file system context. Empty if there are none.
         message: String,
-        /// What to do about it, where that is known.
+        /// The likely cause or remedy, if known.
         advice: Option<&'static str>,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel refused to unmount. The mount is still there, and so is all that lies below it.
-    #[error("cannot unmount {}: end what uses it, unmount it by hand and only then remove anything below it", target.maybe_quote())]
+    /// The kernel refused to unmount. The mount still exists, with everything in it.
+    #[error("cannot unmount {}: end the processes that use it and unmount it by hand before you remove anything below it", target.maybe_quote())]
     Unmount {
-        /// What is still mounted.
+        /// The mount point.
         target: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A directory of the system's own is a symbolic link in the root file system.
-    #[error("{} is a symbolic link, through which a runtime could write to the host: a layer may have a directory there, or nothing", path.maybe_quote())]
+    /// `/dev`, `/proc` or `/sys` is a symbolic link in the root file system.
+    #[error("{} is a symbolic link, through which a runtime could write to the host: replace it by a directory or remove it", path.maybe_quote())]
     LinkedMountPoint {
-        /// The link, as seen from outside.
+        /// The path of the link on the host.
         path: PathBuf,
     },
     /// The command's working directory may lead out of the root file system.
@@ -76,45 +100,45 @@ pub enum Error {
         cwd.maybe_quote(), target.maybe_quote()
     )]
     StrayWorkingDirectory {
-        /// The working directory, as it was given.
+        /// The working directory of the template.
         cwd: PathBuf,
-        /// Where its links lead, as far as they can be followed.
+        /// The path to which it leads, as far as it can be followed.
         target: PathBuf,
-        /// What is wrong with that.
+        /// The problem with the target.
         why: &'static str,
     },
-    /// The container's file of users, or of groups, does not have the one that the command is to run as.
+    /// The container's account files do not have the command's user or group.
     #[error(
         "the {kind} {} is not in the container's {}: add a layer that has it, or give its number", name.quote(), file.maybe_quote()
     )]
     UnknownUser {
         /// `user` or `group`.
         kind: &'static str,
-        /// Its name.
+        /// The name.
         name: String,
         /// The path of the file in the container: `/etc/passwd` or `/etc/group`.
         file: PathBuf,
     },
-    /// A private mount namespace could not be made.
+    /// The kernel refused to create a private mount namespace.
     #[error("cannot create a private mount namespace{}", namespace_advice(source))]
     Namespace {
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The runtime is not there, or is no program.
+    /// The runtime does not exist or cannot be executed.
     #[error("cannot start the runtime {}{}", program.maybe_quote(), start_advice(source))]
     RuntimeStart {
-        /// The program, as it was given.
+        /// The program.
         program: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// The runtime failed by itself; no command ran, or its end is not known.
+    /// The runtime failed. No command ran, or its result is unknown.
     #[error("the runtime {} failed ({ended}): {}", program.maybe_quote(), escaped(message))]
     Runtime {
         /// The program.
         program: PathBuf,
-        /// How it ended: `exit status: 1`.
+        /// The runtime's exit status, such as `exit status: 1`.
         ended: std::process::ExitStatus,
         /// The runtime's own message, or what the runtime did.
         message: String,
@@ -124,9 +148,9 @@ pub enum Error {
     /// The command does not exist in the container.
     #[error("the command does not exist in the container: {}", path.maybe_quote())]
     CommandNotFound {
-        /// The path in the container; a name that is in no directory of its `PATH`.
+        /// The path in the container, or a name that is not in any directory of its `PATH`.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The command exists in the container but cannot be executed.
@@ -134,15 +158,15 @@ pub enum Error {
     CommandNotExecutable {
         /// The path in the container.
         path: PathBuf,
-        /// What the kernel's answer means for this file, and what to do; empty if that is not known.
+        /// The meaning of the kernel's error for this file, and what to do. Empty if unknown.
         reason: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// A configuration without a proc file system, through which the container is started.
-    #[error("the template mounts no proc on /proc, which the container is started through: add that mount")]
+    /// The configuration does not mount proc, which is needed to start the container.
+    #[error("the template does not mount proc on /proc, which is needed to start the container: add that mount")]
     NoProc,
-    /// A limit that nothing on this machine holds.
+    /// A limit that this machine cannot enforce.
     #[error(
         "the machine has no cgroup controller {controller:?}, which a limit needs: mount or enable it, or run without that limit"
     )]
@@ -150,12 +174,12 @@ pub enum Error {
         /// Its name in cgroups(7).
         controller: String,
     },
-    /// What should have been removed after a run is still there.
-    #[error("{} is left: remove it by hand", path.maybe_quote())]
+    /// A file or a control group could not be removed after a run.
+    #[error("cannot remove {}: remove it by hand", path.maybe_quote())]
     Leftover {
-        /// What is left.
+        /// The path that is left.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
 }
@@ -178,7 +202,8 @@ fn because(reason: &str) -> String {
 fn namespace_advice(source: &io::Error) -> &'static str {
     match Errno::from_io_error(source) {
         Some(Errno::PERM | Errno::ACCESS) => ": this needs root (CAP_SYS_ADMIN)",
-        // The kernel's answer to mount(2) that makes `/` a slave. unshare(2) with these flags does not give it.
+        // mount(2) fails with this when it makes `/` a slave. unshare(2) does not, with these
+        // flags.
         Some(Errno::INVAL) => {
             ": / is not a mount point, as in a plain chroot; run `mount --rbind DIR DIR` before `chroot DIR`"
         }
@@ -188,8 +213,8 @@ fn namespace_advice(source: &io::Error) -> &'static str {
 
 fn start_advice(source: &io::Error) -> &'static str {
     match Errno::from_io_error(source) {
-        Some(Errno::NOENT) => ": install it, or name another one",
-        Some(Errno::ACCESS | Errno::NOEXEC) => ": it cannot be executed; name another one",
+        Some(Errno::NOENT) => ": install it, or give another one",
+        Some(Errno::ACCESS | Errno::NOEXEC) => ": it cannot be executed; give another one",
         _ => "",
     }
 }
@@ -198,10 +223,11 @@ fn start_advice(source: &io::Error) -> &'static str {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// The path that the error is about.
+    /// Returns the path that the error concerns.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Error::Io { path, .. } | Error::Leftover { path, .. } | Error::LinkedMountPoint { path } => Some(path),
+            Error::TemplateFile { path, .. } | Error::HalfWritten { left: path, .. } => Some(path),
             Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
             Error::StrayWorkingDirectory { cwd, .. } => Some(cwd),
             Error::UnknownUser { file, .. } => Some(file),
@@ -211,7 +237,8 @@ impl Error {
         }
     }
 
-    /// For `map_err`: names the operation and the path of a failed system call.
+    /// Returns a function for `map_err` that adds the operation and the path to a failed system
+    /// call.
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Error {
         let path = path.into();
         move |source| Error::Io { operation, path, source: source.into() }
@@ -229,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_others_chose_are_escaped() {
+    fn control_characters_in_messages_are_escaped() {
         use std::os::unix::process::ExitStatusExt;
         let message = || "exec: \"\u{1b}[2J\n\"".to_string();
         let program = "/x\u{1b}".into();
@@ -258,12 +285,12 @@ mod tests {
     }
 
     #[test]
-    fn advice_is_given_where_it_is_known_to_help() {
+    fn an_error_has_advice_if_the_cause_is_known() {
         let start = |errno: Errno| Error::RuntimeStart { program: "runc".into(), source: errno.into() }.to_string();
         let namespace = |errno: Errno| Error::Namespace { source: errno.into() }.to_string();
         let table = [
-            (start(Errno::NOENT), "cannot start the runtime runc: install it, or name another one"),
-            (start(Errno::ACCESS), "cannot start the runtime runc: it cannot be executed; name another one"),
+            (start(Errno::NOENT), "cannot start the runtime runc: install it, or give another one"),
+            (start(Errno::ACCESS), "cannot start the runtime runc: it cannot be executed; give another one"),
             (start(Errno::NOMEM), "cannot start the runtime runc"),
             (namespace(Errno::PERM), "cannot create a private mount namespace: this needs root (CAP_SYS_ADMIN)"),
             (

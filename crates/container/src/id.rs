@@ -1,39 +1,42 @@
+//! The names of containers.
+
 use std::fmt;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// The name of one run: of its container, its cgroups and, where a caller likes, its files.
+/// The name of one run's container and control group. A caller may use it for files too.
 ///
-/// 64 random bits keep runs apart: asking the runtime to delete a container of the same name first would end another's run.
+/// 64 random bits distinguish runs. Without them, a run would have to delete a container of the
+/// same name first, and that could belong to another run.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ContainerId(String);
 
 impl ContainerId {
-    /// `<prefix>-<16 hexadecimal digits>`, the digits from the kernel's random numbers.
+    /// Returns `<prefix>-<16 hexadecimal digits>` with random digits from the kernel.
     ///
     /// # Errors
-    /// [`Error::Io`] if the kernel has none to give.
+    /// [`Error::Io`] if the kernel returns no random bits.
     ///
     /// # Panics
-    /// If `prefix` has other characters than ASCII letters, digits, `_`, `-` and `.`: runtimes refuse these.
+    /// If `prefix` contains other characters than ASCII letters, digits, `_`, `-` and `.`. Runtimes
+    /// refuse others.
     pub fn random(prefix: &str) -> Result<Self> {
         assert!(prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)), "{prefix:?}");
         let mut bits = [0; 8];
-        // Up to 256 bytes come whole.
+        // getrandom(2) returns up to 256 bytes completely.
         getrandom(&mut bits, GetRandomFlags::empty()).map_err(Error::io("get random bits from", "the kernel"))?;
         Ok(Self(format!("{prefix}-{:016x}", u64::from_ne_bytes(bits))))
     }
 
-    /// The name of a run that there has been already; `None` if runtimes would refuse it.
-    pub fn of_earlier_run(name: impl Into<String>) -> Option<Self> {
-        let name = name.into();
+    /// Returns the name of an earlier run, or `None` if runtimes would refuse it.
+    pub(crate) fn of_earlier_run(name: String) -> Option<Self> {
         let fits = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
         (fits && !name.is_empty()).then_some(Self(name))
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -50,11 +53,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_differ_and_have_one_shape() {
+    fn ids_differ_and_have_the_same_form() {
         let (one, two) = (ContainerId::random("x").unwrap(), ContainerId::random("x").unwrap());
         assert_ne!(one, two);
         assert_eq!(one.as_str().len(), "x-0123456789abcdef".len());
-        assert_eq!(ContainerId::of_earlier_run(one.as_str()), Some(one));
-        assert_eq!(ContainerId::of_earlier_run("../x"), None);
+        assert_eq!(ContainerId::of_earlier_run(one.to_string()), Some(one));
+        assert_eq!(ContainerId::of_earlier_run("../x".into()), None);
     }
 }

@@ -1,17 +1,27 @@
-//! Containers: overlayfs mounts, the runtime-spec template, and the OCI runtimes that run it. No cache format, no layers'
-//! metadata: any runner with directories of its own can use it.
+//! Runs a command in a container whose root file system is stacked from directories.
 //!
-//! - **A root file system**: [`Overlay`] stacks directories and mounts them, in the caller's mount namespace or in
-//!   [one of its own](in_private_mount_namespace); [`Mounted`] is the guard; [`Rootfs`] puts files into it safely, and
-//!   finds its users.
-//! - **What runs in it**: [`Template`] is a runtime-spec configuration without a root; [`Template::instantiate`] fills it in,
-//!   [`Bundle`] writes it as `config.json`.
-//! - **Running it**: [`Runtime`] is runc, crun, youki or another program with their command line. It tells its own failures
-//!   from the command's, and nothing that a container has started outlives it. [`Output`] says where the command's output goes, [`Cancel`] ends it, [`Cgroup`] accounts for it.
-//! - **What the machine has**: [`MountApi::detect`], [`Cgroup::layout`], [`Runtime::version`] with
-//!   [what is known to be wrong](RuntimeVersion::flaws) with it.
+//! A program that builds software in containers often has its files in many directories: one per
+//! package, one per step. Copying them together for each command is slow. Overlayfs shows them as
+//! one root file system without copying, and an OCI runtime runs the command in it. Both have sharp
+//! edges. The kernel silently truncates long mount options. Runtimes follow symbolic links to the
+//! host, report their own failures with the exit status of the command, and leave containers
+//! running when their caller is killed. This crate deals with these edges. It does not know where
+//! the directories come from.
 //!
-//! # A container over two directories
+//! # Model
+//! 1. [`Overlay`] stacks the *lowers*, topmost first. Writes go to another directory, the *upper*;
+//!    the lowers never change. [`Mounted`] is the guard of the mount.
+//! 2. [`Template`] describes the container except for its root file system: the command, its user,
+//!    its limits, and the rest of a `config.json`. [`Template::instantiate`] adds the root file
+//!    system, and [`Bundle`] writes the file.
+//! 3. [`Runtime::run`] runs the command and returns its [`Status`]. When the caller is killed, the
+//!    container dies with it. [`Output`] receives what the command prints, [`Cancel`] ends it
+//!    early, and [`Cgroup`] accounts for what it uses.
+//!
+//! The mount belongs to the host unless the caller creates a [mount
+//! namespace](in_private_mount_namespace) first. In one, nothing remains mounted after a crash.
+//!
+//! # Example
 //! ```no_run
 //! use container::{Bundle, ContainerId, Output, Overlay, Runtime, Supervision, Template, in_private_mount_namespace};
 //!
@@ -28,20 +38,26 @@
 //! println!("{status:?}");
 //! # Ok::<(), container::Error>(())
 //! ```
+//! The command writes object files into `run/upper`. `examples/own_rootfs.rs` is a whole program.
+//!
+//! # Requirements
+//! Root, or at least CAP_SYS_ADMIN ([`require_privilege`]), and runc, crun or youki
+//! ([`Runtime::version`] knows their [flaws](RuntimeVersion::flaws)). [`Rootfs`] needs Linux 5.6.
+//! From 5.10, overlays are volatile; from 6.7, the length of the paths of the lowers is unlimited
+//! ([`MountApi::detect`]). cgroup v1, v2 and both side by side work ([`Cgroup::layout`]).
 
-// The types of a specification are part of the interface.
-pub use oci_spec;
-
+pub mod advanced;
 mod bundle;
 mod cgroup;
 mod display;
 mod error;
 mod id;
-mod mounted;
+mod init;
+mod input;
+mod mount_namespace;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
-mod namespace;
 mod output;
 mod overlay;
 #[cfg(test)]
@@ -57,18 +73,27 @@ pub use bundle::Bundle;
 pub use cgroup::{Cgroup, CgroupLayout, PreparedMoves, Usage};
 pub use error::{Error, Result};
 pub use id::ContainerId;
-pub use mounted::Mounted;
-pub use namespace::{in_private_mount_namespace, mount_private_tmpfs, require_privilege};
+pub use init::Init;
+pub use input::Input;
+pub use mount_namespace::{in_private_mount_namespace, require_privilege};
 pub use output::{Callback, CaptureLimit, Excerpt, Output};
-pub use overlay::{
-    DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Overlay, OverlayXattrs, copy_root_attributes,
-};
-pub use rootfs::{MountPoint, Rootfs};
-pub use runtime::{Finished, Flaw, Init, Input, Runtime, RuntimeVersion, Status};
+pub use overlay::{DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Mounted, Overlay, OverlayXattrs};
+pub use rootfs::Rootfs;
+pub use runtime::{Finished, Flaw, Runtime, RuntimeVersion, Status};
 pub use supervise::{Cancel, Signals};
 pub use supervision::Supervision;
 pub use template::{
-    Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RootAccess, Seccomp,
-    Template, TemplateBuilder, TemplateError, Terminal, parse_size,
+    Capability, Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RlimitKind,
+    RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal,
 };
 pub use user::{User, UserSpec};
+
+/// A caller may move these to other threads, and share those that `run` borrows.
+const _: fn() = || {
+    fn send<T: Send>() {}
+    fn send_sync<T: Send + Sync>() {}
+    send::<Supervision<'_>>();
+    send::<Output<'_>>();
+    send_sync::<(Bundle, Cancel, Cgroup, Config, ContainerId, Error, Finished, Mounted, Overlay)>();
+    send_sync::<(Rootfs, Runtime, RuntimeVersion, Signals, Template, TemplateBuilder, TemplateError)>();
+};

@@ -1,7 +1,9 @@
+//! The destinations of the command's output, and excerpts of it. `supervise` copies the output
+//! there.
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
 
 /// The destination of one of the command's output streams.
 ///
@@ -121,25 +123,8 @@ pub struct Excerpt {
 
 impl Excerpt {
     /// Creates an empty excerpt that will hold no more than `limit`.
-    pub fn new(limit: CaptureLimit) -> Self {
+    pub(crate) fn new(limit: CaptureLimit) -> Self {
         Self { limit, head: Vec::new(), tail: VecDeque::new(), total: 0 }
-    }
-
-    /// Reads an excerpt of a log on disk, from the beginning of the file. Changes the offset of the
-    /// file.
-    ///
-    /// # Errors The kernel's, if the file cannot be read.
-    pub fn of_file(mut log: &File, limit: CaptureLimit) -> io::Result<Self> {
-        let mut excerpt = Self::new(limit);
-        excerpt.total = log.seek(SeekFrom::End(0))?;
-        log.rewind()?;
-        log.take(limit.head_bytes as u64).read_to_end(&mut excerpt.head)?;
-        let tail = excerpt.total.saturating_sub(excerpt.head.len() as u64).min(limit.tail_bytes as u64);
-        log.seek(SeekFrom::Start(excerpt.total - tail))?;
-        let mut bytes = Vec::new();
-        log.take(tail).read_to_end(&mut bytes)?;
-        excerpt.tail = bytes.into();
-        Ok(excerpt)
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
@@ -187,7 +172,6 @@ impl fmt::Display for Excerpt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     #[test]
     fn an_excerpt_keeps_both_ends_however_the_pieces_fall() {
@@ -209,9 +193,6 @@ mod tests {
                 assert_eq!(excerpt.total_bytes(), 26);
                 assert_eq!(excerpt.omitted_bytes(), 26 - kept.len() as u64);
                 assert!(excerpt.tail.capacity() <= 64 && excerpt.head.capacity() <= 64);
-                let mut log = tempfile::tempfile().unwrap();
-                log.write_all(&text).unwrap();
-                assert_eq!(Excerpt::of_file(&log, excerpt.limit).unwrap(), excerpt);
             }
         }
     }

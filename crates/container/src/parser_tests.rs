@@ -1,13 +1,15 @@
-//! Every parser of this crate that others reach with input that is nearly valid: it reads or refuses, and what it has read makes
-//! sense. Parsers that are private to a module are tested there.
+//! Tests the public parsers with nearly valid input: each accepts it or returns an error, and
+//! accepted values are consistent. Private parsers have such tests in their own modules.
 
 use std::path::Path;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::id::ContainerId;
 use crate::mutated::{self, config};
-use crate::{ContainerId, Mount, Network, Rlimit, Template, UserSpec, parse_size};
+use crate::template::{Mount, Network, Rlimit, Template, Terminal, parse_size};
+use crate::user::UserSpec;
 
 const MOUNTS: [&str; 4] = [
     "type=bind,source=/srv/sources,target=/src,readonly",
@@ -16,7 +18,7 @@ const MOUNTS: [&str; 4] = [
     "src=relative,destination=/d",
 ];
 
-/// A configuration with all that this crate looks at.
+/// Returns a configuration with all keys that this crate reads.
 fn valid_spec() -> Value {
     let builder = Template::builder(["make", "-j4"]).cwd("/src").env("A", "1").user(1000, 1001).hostname("builder");
     let builder = MOUNTS.iter().fold(builder, |builder, mount| {
@@ -26,29 +28,29 @@ fn valid_spec() -> Value {
     let builder = builder.network(Network::Joined("/run/netns/a".into())).cgroups_path("/builds/1");
     let builder = builder.memory_limit_bytes(1 << 30).pids_limit(100).cpus("0-1").mems("0");
     let mut value = serde_json::to_value(builder.build().unwrap()).unwrap();
-    // It is most of the text, and nothing in it is read.
+    // The rules are most of the text, and this crate does not read them.
     value["linux"]["seccomp"]["syscalls"].as_array_mut().unwrap().truncate(2);
     value["process"]["user"]["username"] = json!("opam:staff");
     value["x-unknown"] = json!({"deep": [1.5, null, 18446744073709551615_u64]});
     value
 }
 
-/// Asks a template all that a run asks it.
-fn use_up(template: Template) -> Result<(), TestCaseError> {
+/// Calls everything on a template that a run calls.
+fn use_as_a_run_does(template: Template) -> Result<(), TestCaseError> {
     let config = template.instantiate(Path::new("/run/merged")).unwrap();
     let _ = (template.user(), template.network(), template.hostname(), template.cwd(), template.controllers());
-    let _ = (config.spec().unwrap(), config.has_terminal(), config.cgroups_path());
+    let _ = (config.spec(), config.has_terminal(), config.cgroups_path());
     prop_assert_eq!(config.rootfs(), Path::new("/run/merged"));
     let spec = template.user_spec();
     prop_assert_eq!(spec.to_string().parse::<UserSpec>().unwrap(), spec);
     for mount in template.mounts() {
         prop_assert!(mount.destination().is_absolute());
-        let _ = (mount.source(), mount.mode(), mount.is_bind(), mount.is_recursive(), mount.copies_what_it_covers());
+        let _ = (mount.source(), mount.mode(), mount.is_bind(), mount.is_recursive(), mount.copies_covered_directory());
     }
     let config =
         config.with_default_cgroups_path("/x").with_filter_for_crun().with_limits_of_caller().with_binds_of_files();
     prop_assert!(serde_json::to_value(&config).unwrap().is_object());
-    let other = template.with_terminal(crate::Terminal::Attached).with_args(["true"]).unwrap();
+    let other = template.with_terminal(Terminal::Attached).with_args(["true"]).unwrap();
     prop_assert_eq!(other.args().collect::<Vec<_>>(), ["true"]);
     let text = serde_json::to_string(&other).unwrap();
     prop_assert!(Template::from_json(text).is_ok());
@@ -61,7 +63,7 @@ proptest! {
     #[test]
     fn specs_of_any_text(text in mutated::bytes([valid_spec().to_string()])) {
         if let Ok(template) = Template::from_json(text) {
-            use_up(template)?;
+            use_as_a_run_does(template)?;
         }
     }
 
@@ -70,9 +72,9 @@ proptest! {
         match Template::from_value(value.clone()) {
             Ok(template) => {
                 prop_assert_eq!(serde_json::to_value(&template).unwrap(), value);
-                use_up(template)?;
+                use_as_a_run_does(template)?;
             }
-            // One line, and no character that a terminal takes for a command.
+            // The message has no character that a terminal interprets.
             Err(error) => prop_assert!(error.to_string().chars().all(|character| !character.is_control()), "{}", error),
         }
     }
@@ -82,10 +84,10 @@ proptest! {
         match text.parse::<Mount>() {
             Ok(mount) => {
                 let mount = if mount.source().is_some() { mount.source_in(Path::new("/")) } else { mount };
-                // It may have a path that no container can have.
+                // The path may be one that no container can have.
                 if let Ok(template) = Template::builder(["true"]).mount(mount.clone()).build() {
                     prop_assert!(template.mounts().any(|entry| entry.destination() == mount.destination()));
-                    use_up(template)?;
+                    use_as_a_run_does(template)?;
                 }
             }
             Err(error) => prop_assert!(error.to_string().chars().all(|character| !character.is_control()), "{}", error),
@@ -114,7 +116,7 @@ proptest! {
 
     #[test]
     fn names_of_runs(text in mutated::text(["layered-0123456789abcdef"])) {
-        if let Some(id) = ContainerId::of_earlier_run(text.as_str()) {
+        if let Some(id) = ContainerId::of_earlier_run(text.clone()) {
             prop_assert!(!id.as_str().contains(['/', '\n', '\0']) && id.as_str() == text);
         }
     }

@@ -1,3 +1,7 @@
+//! Prepares a mounted root file system: puts files into it and creates mount points.
+//! `rootfs::users` finds its users, and `rootfs::working_directory` follows paths through the
+//! template's mounts.
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
@@ -8,71 +12,76 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, fchown, openat2};
 use rustix::io::Errno;
 
-use crate::{Error, Result, Template};
+use crate::error::{Error, Result};
+use crate::template::Template;
 
 mod users;
 mod working_directory;
 
 use working_directory::{Found, Refusal, View};
 
-/// A mounted root file system, seen from outside as the container will see it from inside: no name and no symbolic link in it
-/// leads out of it.
+/// A mounted root file system, in which paths resolve as they will inside the container: no name
+/// and no symbolic link leads out of it.
 ///
-/// Every path is absolute as in the container. What is made here lands in the upper through the overlay, so the kernel copies
-/// the parents up as it should; the modification times of parents that were there before are put back.
+/// Every path is an absolute path in the container. New files go through the overlay to the upper,
+/// so the kernel copies their parents up correctly. Existing parents keep their modification times.
 ///
-/// [`openat2(2)`](https://man7.org/linux/man-pages/man2/openat2.2.html) with `RESOLVE_IN_ROOT`, kernel 5.6.
+/// Paths are resolved by [`openat2(2)`](https://man7.org/linux/man-pages/man2/openat2.2.html) with
+/// `RESOLVE_IN_ROOT`, which needs Linux 5.6. The crate `libpathrs` is a general solution for the
+/// same problem; it neither restores modification times nor lists what it created.
 #[derive(Debug)]
 pub struct Rootfs {
     root: OwnedFd,
     path: PathBuf,
-    made: Vec<PathBuf>,
+    created: Vec<PathBuf>,
 }
 
-/// What a mount needs to stand on.
+/// The kind of file that a mount needs as its mount point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MountPoint {
+enum MountPoint {
     /// A directory.
     Directory,
-    /// A file of any kind but a directory.
+    /// A file that is not a directory.
     File,
 }
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
 
-/// The mode of a directory that is made, as runtimes make it.
+/// The mode of a new directory, the same as runtimes use.
 const USUAL_MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// The mode of a tmpfs that is mounted without one (tmpfs(5)).
+/// The mode of a tmpfs that is mounted without the option (tmpfs(5)).
 const TMPFS_MODE: Mode = Mode::from_raw_mode(0o1777);
 
-/// How often a path is resolved again that the rest of the machine has disturbed. Each time takes microseconds.
+/// How often to retry openat2(2) after EAGAIN, that is, after a concurrent rename or mount anywhere
+/// on the machine. Each attempt takes microseconds.
 const MOST_ATTEMPTS: usize = 10_000;
 
 impl Rootfs {
-    /// The root file system at `path`.
+    /// Opens the root file system at `path`.
     ///
     /// # Errors
-    /// [`Error::Io`] if `path` is no directory.
+    /// [`Error::Io`] if `path` is not a directory.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let root = rustix::fs::openat(CWD, &path, DIRECTORY | OFlags::PATH, Mode::empty())
             .map_err(Error::io("open the directory", &path))?;
-        Ok(Self { root, path, made: Vec::new() })
+        Ok(Self { root, path, created: Vec::new() })
     }
 
-    /// Everything that was made here, parents before what is in them, as absolute paths in the container in which no part is a
-    /// symbolic link.
-    pub fn made(&self) -> &[PathBuf] {
-        &self.made
+    /// Returns everything that this value has created, parents before their contents. The paths are
+    /// absolute in the container and contain no symbolic links.
+    pub fn created(&self) -> &[PathBuf] {
+        &self.created
     }
 
-    /// Puts a file there, mode 0644, owned by root, in place of whatever stood there but a directory. A symbolic link is
-    /// replaced, not followed. Missing parents are made, mode 0755.
+    /// Creates a file at `path` with mode 0644, owned by root. Replaces an existing file that is
+    /// not a directory, and replaces a symbolic link instead of following it. Creates missing
+    /// parents with mode 0755.
     ///
     /// # Errors
-    /// [`Error::Io`], naming the path as seen from outside: a directory stands there, a parent is none, no space is left. What
-    /// was made until then is in the upper.
+    /// [`Error::Io`] with the path on the host: `path` is a directory, a parent is not a directory,
+    /// or no space is left. Files that were created before the failure stay in the upper.
     pub fn put_file(&mut self, path: &Path, contents: &[u8]) -> Result<()> {
         let outside = self.outside(path);
         let (parent, name) = self.parent(path)?;
@@ -82,17 +91,18 @@ impl Rootfs {
             Err(error) => return Err(Error::io("replace", outside)(error)),
         }
         let mut file = create(&parent, name).map_err(Error::io("create", &outside))?;
-        self.made.push(self.real(&parent, path));
+        self.created.push(self.real(&parent, path));
         file.write_all(contents).map_err(Error::io("write", &outside))?;
-        rustix::fs::futimens(&parent, &times).map_err(Error::io("put the time back of the directory of", &outside))
+        rustix::fs::futimens(&parent, &times)
+            .map_err(Error::io("restore the modification time of the directory of", &outside))
     }
 
-    /// Makes sure that `path` exists for something to be mounted on: an empty file or a directory, with its parents, is made
-    /// if nothing is there, or a symbolic link to nowhere, which it replaces.
+    /// Makes sure that `path` exists and can be mounted on. Creates an empty file or a directory,
+    /// with its parents, if `path` does not exist. Replaces a dangling symbolic link.
     ///
     /// # Errors
-    /// [`Error::Io`] if something of the other kind is there, or nothing can be made.
-    pub fn mount_point(&mut self, path: &Path, kind: MountPoint) -> Result<()> {
+    /// [`Error::Io`] if `path` is of the other kind or cannot be created.
+    fn mount_point(&mut self, path: &Path, kind: MountPoint) -> Result<()> {
         self.mount_point_with(path, kind, USUAL_MODE)
     }
 
@@ -118,7 +128,7 @@ impl Rootfs {
                     MountPoint::File => create(&parent, name).map(drop),
                 };
                 match make() {
-                    // A link to nowhere, as /etc/resolv.conf often is, gives way.
+                    // A dangling link, as /etc/resolv.conf often is, is replaced.
                     Err(Errno::EXIST) => {
                         rustix::fs::unlinkat(&parent, name, AtFlags::empty())
                             .map_err(Error::io("replace", &outside))?;
@@ -127,29 +137,35 @@ impl Rootfs {
                     made => made,
                 }
                 .map_err(Error::io("create", &outside))?;
-                self.made.push(self.real(&parent, path));
+                self.created.push(self.real(&parent, path));
                 rustix::fs::futimens(&parent, &times)
-                    .map_err(Error::io("put the time back of the directory of", &outside))
+                    .map_err(Error::io("restore the modification time of the directory of", &outside))
             }
             Err(error) => Err(Error::io("open", outside)(error)),
         }
     }
 
-    /// Makes sure that everything the template mounts has something to be mounted on, like [`mount_point`](Self::mount_point),
-    /// and that the command's working directory is there. Runtimes do that too, but only what was made here is told by
-    /// [`made`](Self::made). What is below another of the template's mounts is left to the runtime: here it would lie under that
-    /// mount.
+    /// Creates the missing mount points of the template's mounts and the command's working
+    /// directory. A mount point is an empty file or a directory; it replaces a dangling symbolic
+    /// link.
     ///
-    /// If the working directory is missing, it belongs to the command's [user](Self::find_user), and so does every directory above
-    /// it that had to be made. What is there already keeps its owner.
+    /// Runtimes create them too, but [`created`](Self::created) lists only what this value creates.
+    /// Mount points inside another of the template's mounts are left to the runtime, because that mount
+    /// would hide anything created here.
     ///
-    /// Runtimes go to the working directory before the command runs, some of them with descriptors of the host's still open. So the
-    /// path is followed here first, through links, `..` and the template's mounts, as the kernel will follow it inside.
+    /// The command's [user](Self::find_user) owns a working directory that this function creates,
+    /// with the parents that it creates. An existing directory keeps its owner.
+    ///
+    /// Runtimes change to the working directory before the command runs, some of them with
+    /// descriptors of the host still open. Therefore this function follows the path first, through
+    /// links, `..` and the template's mounts, as the kernel will do inside the container.
     ///
     /// # Errors
-    /// [`Error::Io`] if the source of a bind does not exist, and as for `mount_point`. [`Error::StrayWorkingDirectory`] if the working
-    /// directory leads into `/proc`, or into a mount that has to be made before anyone can look into it. If the working directory is
-    /// made, as for `find_user`.
+    /// - [`Error::Io`] if the source of a bind mount does not exist, or a mount point is of the
+    ///   wrong kind or cannot be created.
+    /// - [`Error::StrayWorkingDirectory`] if the working directory leads into `/proc`, or into a
+    ///   mount whose contents are unknown before the run.
+    /// - The errors of [`find_user`](Self::find_user) if it creates the working directory.
     pub fn mount_points(&mut self, template: &Template) -> Result<()> {
         let mut covered: Vec<&Path> = Vec::new();
         for mount in template.mounts() {
@@ -158,7 +174,7 @@ impl Rootfs {
                 match (mount.is_bind(), mount.source()) {
                     (true, Some(source)) => self.mount_point(destination, MountPoint::for_source(source)?)?,
                     (true, None) => {}
-                    // A runtime gives the root of a tmpfs the mode of what it is mounted on.
+                    // A runtime gives the root of a tmpfs the mode of its mount point.
                     (false, _) if mount.file_system() == Some("tmpfs") => {
                         let mode = mount.mode().map_or(TMPFS_MODE, Mode::from_raw_mode);
                         self.mount_point_with(destination, MountPoint::Directory, mode)?;
@@ -177,7 +193,7 @@ impl Rootfs {
     fn working_directory(&mut self, cwd: &Path, template: &Template) -> Result<()> {
         let view = View::new(&self.root, template.mounts()).map_err(Error::io("look at", &self.path))?;
         match view.find(cwd) {
-            // A file, or a link to one: the runtime knows what to say.
+            // The path is a file or a link to one, which the runtime reports.
             Ok(Found::InRoot(path)) => match self.directory(&path) {
                 Ok(_) => self.give_away(&path, template),
                 Err(error) => {
@@ -191,31 +207,33 @@ impl Rootfs {
         }
     }
 
-    /// Makes the command's user the owner of what was made of `path`, a directory without links on the way.
+    /// Makes the command's user the owner of the created part of `path`, which contains no links.
     fn give_away(&self, path: &Path, template: &Template) -> Result<()> {
-        let mut made = self.made.iter().filter(|made| path.starts_with(made)).peekable();
-        if made.peek().is_none() {
+        let mut created = self.created.iter().filter(|created| path.starts_with(created)).peekable();
+        if created.peek().is_none() {
             return Ok(());
         }
         let (uid, gid) = match template.user_spec().ids() {
-            // Whoever can make something here is root.
+            // The caller is root, because it has created the directory.
             Some((0, 0)) => return Ok(()),
             Some(ids) => ids,
             None => self.find_user(template).map(|user| (user.uid(), user.gid()))?,
         };
         let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        made.try_for_each(|path| {
+        created.try_for_each(|path| {
             let change = self.resolve(path, DIRECTORY).and_then(|directory| fchown(directory, owner.0, owner.1));
             change.map_err(Error::io("change the owner of", self.outside(path)))
         })
     }
 
-    /// Makes sure that `/dev`, `/proc` and `/sys` are no symbolic links, if they are there. Runtimes look at the places of their
-    /// mounts, but not at all that they make: over a `/dev` that leads to `/etc`, runc 1.1.5 makes `/dev/fd`, `/dev/ptmx` and
-    /// their like in the `/etc` of the host.
+    /// Refuses `/dev`, `/proc` and `/sys` that are symbolic links. It is not an error if they do
+    /// not exist.
+    ///
+    /// Runtimes check their mount points, but not every file that they create. If `/dev` is a link
+    /// to `/etc`, runc 1.1.5 creates `/dev/fd`, `/dev/ptmx` and others in the `/etc` of the host.
     ///
     /// # Errors
-    /// [`Error::LinkedMountPoint`] for the first that is one.
+    /// [`Error::LinkedMountPoint`] for the first one that is a symbolic link.
     pub fn refuse_links(&self) -> Result<()> {
         for path in ["/dev", "/proc", "/sys"].map(Path::new) {
             let outside = self.outside(path);
@@ -230,15 +248,16 @@ impl Rootfs {
         Ok(())
     }
 
-    /// The directory that holds `path`, made if it is missing, and the last name in `path`.
+    /// Returns the parent directory of `path`, which it creates if necessary, and the last name in
+    /// `path`.
     fn parent<'p>(&mut self, path: &'p Path) -> Result<(OwnedFd, &'p OsStr)> {
         match (path.parent(), path.file_name()) {
             (Some(parent), Some(name)) if path.is_absolute() => Ok((self.directory(parent)?, name)),
-            _ => Err(Error::io("make a file of", self.outside(path))(Errno::INVAL)),
+            _ => Err(Error::io("create", self.outside(path))(Errno::INVAL)),
         }
     }
 
-    /// The directory at `path`, made with its parents where it is missing.
+    /// Opens the directory at `path`. Creates it and its parents if necessary.
     fn directory(&mut self, path: &Path) -> Result<OwnedFd> {
         match self.resolve(path, DIRECTORY) {
             Ok(found) => return Ok(found),
@@ -252,7 +271,7 @@ impl Rootfs {
                 Component::Normal(name) => name,
                 Component::RootDir | Component::CurDir => continue,
                 Component::ParentDir | Component::Prefix(_) => {
-                    return Err(Error::io("make", self.outside(path))(Errno::INVAL));
+                    return Err(Error::io("create", self.outside(path))(Errno::INVAL));
                 }
             };
             walked.push(name);
@@ -262,10 +281,10 @@ impl Rootfs {
                 Err(Errno::NOENT) => {
                     let times = modification_time(&directory, &outside)?;
                     let made = make_directory(&directory, name, USUAL_MODE)
-                        .map_err(Error::io("make the directory", &outside))?;
-                    self.made.push(self.real(&directory, &walked));
+                        .map_err(Error::io("create the directory", &outside))?;
+                    self.created.push(self.real(&directory, &walked));
                     rustix::fs::futimens(&directory, &times)
-                        .map_err(Error::io("put the time back of the directory of", &outside))?;
+                        .map_err(Error::io("restore the modification time of the directory of", &outside))?;
                     made
                 }
                 Err(error) => return Err(Error::io("open the directory", outside)(error)),
@@ -279,14 +298,15 @@ impl Rootfs {
         let mut attempts = 0;
         loop {
             match openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), inside) {
-                // openat2(2): a rename or a mount somewhere on the machine came in the way of a `..`; "the caller may retry".
+                // A concurrent rename or mount made the kernel give up on a `..`; "the caller may
+                // retry": openat2(2).
                 Err(Errno::AGAIN) if attempts < MOST_ATTEMPTS => attempts += 1,
                 result => return result,
             }
         }
     }
 
-    /// `path`, whose last name is in `parent`, without a symbolic link on the way.
+    /// Returns `path`, whose last name is in `parent`, without symbolic links.
     fn real(&self, parent: &OwnedFd, path: &Path) -> PathBuf {
         if path.parent() == Some(Path::new("/")) {
             return path.into();
@@ -298,6 +318,7 @@ impl Rootfs {
         real.unwrap_or_else(|| path.into())
     }
 
+    /// Returns the path on the host.
     fn outside(&self, path: &Path) -> PathBuf {
         self.path.join(path.strip_prefix("/").unwrap_or(path))
     }
@@ -306,7 +327,7 @@ impl Rootfs {
 fn make_directory(parent: impl AsFd, name: &OsStr, mode: Mode) -> rustix::io::Result<OwnedFd> {
     rustix::fs::mkdirat(&parent, name, mode)?;
     let made = rustix::fs::openat(&parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-    // Neither the umask nor a default ACL has a say.
+    // Neither the umask nor a default ACL affects the mode then.
     rustix::fs::fchmod(&made, mode)?;
     Ok(made)
 }
@@ -327,11 +348,11 @@ fn modification_time(directory: &OwnedFd, about: &Path) -> Result<Timestamps> {
 }
 
 impl MountPoint {
-    /// What a mount with this source needs to stand on: a directory for a directory, a file for anything else.
+    /// Returns the kind of mount point that a bind mount of `source` needs.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is nothing at `source`.
-    pub fn for_source(source: &Path) -> Result<Self> {
+    /// [`Error::Io`] if `source` does not exist.
+    fn for_source(source: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(source).map_err(Error::io("bind", source))?;
         Ok(if metadata.is_dir() { MountPoint::Directory } else { MountPoint::File })
     }
@@ -345,7 +366,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     #[test]
-    fn a_file_is_put_in_place_of_what_is_there_and_parents_keep_their_times() {
+    fn a_file_replaces_another_and_its_parent_keeps_its_time() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("etc")).unwrap();
         fs::write(dir.path().join("etc/hosts"), "old").unwrap();
@@ -359,23 +380,23 @@ mod tests {
         assert_eq!(fs::read(dir.path().join("etc/hosts")).unwrap(), b"new");
         assert!(fs::symlink_metadata(dir.path().join("etc/resolv.conf")).unwrap().is_file());
         assert_eq!(fs::metadata(dir.path().join("etc")).unwrap().modified().unwrap(), long_ago);
-        assert_eq!(rootfs.made(), [Path::new("/etc/hosts"), Path::new("/etc/resolv.conf")]);
+        assert_eq!(rootfs.created(), [Path::new("/etc/hosts"), Path::new("/etc/resolv.conf")]);
     }
 
     #[test]
-    fn missing_parents_are_made_and_told() {
+    fn missing_parents_are_created_and_listed() {
         let dir = tempfile::tempdir().unwrap();
         let mut rootfs = Rootfs::open(dir.path()).unwrap();
         rootfs.put_file(Path::new("/a/b/c"), b"").unwrap();
         rootfs.mount_point(Path::new("/a/d/e"), MountPoint::Directory).unwrap();
         rootfs.mount_point(Path::new("/a/f"), MountPoint::File).unwrap();
         rootfs.mount_point(Path::new("/a/b/c"), MountPoint::File).unwrap();
-        assert_eq!(rootfs.made(), ["/a", "/a/b", "/a/b/c", "/a/d", "/a/d/e", "/a/f"].map(PathBuf::from));
+        assert_eq!(rootfs.created(), ["/a", "/a/b", "/a/b/c", "/a/d", "/a/d/e", "/a/f"].map(PathBuf::from));
         assert!(dir.path().join("a/d/e").is_dir() && dir.path().join("a/f").is_file());
     }
 
     #[test]
-    fn what_was_made_is_told_by_its_real_path() {
+    fn created_files_are_listed_by_their_real_paths() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("run/inner")).unwrap();
         fs::create_dir(dir.path().join("var")).unwrap();
@@ -383,11 +404,11 @@ mod tests {
         let mut rootfs = Rootfs::open(dir.path()).unwrap();
         rootfs.put_file(Path::new("/var/run/file"), b"").unwrap();
         rootfs.mount_point(Path::new("/var/run/new/point"), MountPoint::File).unwrap();
-        assert_eq!(rootfs.made(), ["/run/inner/file", "/run/inner/new", "/run/inner/new/point"].map(PathBuf::from));
+        assert_eq!(rootfs.created(), ["/run/inner/file", "/run/inner/new", "/run/inner/new/point"].map(PathBuf::from));
     }
 
     #[test]
-    fn mounts_of_all_kinds_and_the_working_directory_have_their_places() {
+    fn mount_points_of_all_kinds_and_the_working_directory_are_created() {
         let dir = tempfile::tempdir().unwrap();
         let value = serde_json::json!({
             "ociVersion": "1.1.0",
@@ -404,7 +425,7 @@ mod tests {
         let mut rootfs = Rootfs::open(dir.path()).unwrap();
         rootfs.mount_points(&Template::from_value(value).unwrap()).unwrap();
         let expected = ["/proc", "/tmp", "/plain", "/file", "/job", "/job/here"];
-        assert_eq!(rootfs.made(), expected.map(PathBuf::from));
+        assert_eq!(rootfs.created(), expected.map(PathBuf::from));
         for (name, mode) in [("proc", 0o755), ("tmp", 0o1700), ("plain", 0o1777), ("job", 0o755)] {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777, mode, "{name}");
@@ -413,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn no_symlink_leads_out() {
+    fn no_symbolic_link_leads_out() {
         let outside = tempfile::tempdir().unwrap();
         fs::create_dir(outside.path().join("sub")).unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -422,12 +443,12 @@ mod tests {
         symlink(outside.path().join("hosts"), dir.path().join("hosts")).unwrap();
         let mut rootfs = Rootfs::open(dir.path()).unwrap();
 
-        // The link's target does not exist inside, so nothing can be made there.
+        // The link's target does not exist in the container, so the file cannot be created.
         assert!(rootfs.put_file(Path::new("/absolute/x"), b"x").is_err());
         // `..` ends at the root.
         rootfs.put_file(Path::new("/dots/x"), b"x").unwrap();
         assert!(dir.path().join("x").is_file());
-        // The last name is replaced.
+        // A link in the last place is replaced.
         rootfs.put_file(Path::new("/hosts"), b"x").unwrap();
         assert!(fs::symlink_metadata(dir.path().join("hosts")).unwrap().is_file());
         assert!(rootfs.mount_point(Path::new("/absolute/sub"), MountPoint::Directory).is_err());
@@ -435,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_own_directories_are_no_links() {
+    fn links_in_place_of_system_directories_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let rootfs = Rootfs::open(dir.path()).unwrap();
         rootfs.refuse_links().unwrap();
@@ -452,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_nowhere_gives_way() {
+    fn a_dangling_link_is_replaced_by_a_mount_point() {
         let dir = tempfile::tempdir().unwrap();
         symlink("../run/stub", dir.path().join("resolv.conf")).unwrap();
         symlink("/run/lock", dir.path().join("lock")).unwrap();
@@ -464,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_of_the_wrong_kind_is_named() {
+    fn an_error_names_the_file_of_the_wrong_kind() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("hosts")).unwrap();
         fs::write(dir.path().join("file"), "").unwrap();

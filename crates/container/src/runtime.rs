@@ -1,3 +1,6 @@
+//! Runs a bundle with an OCI runtime and decides how the command ended. `supervise` looks after the
+//! container; `runtime::flaws` knows what is wrong with versions of runtimes.
+
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -10,11 +13,16 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use crate::error::chain;
-use crate::supervise::{Ended, Facts, Orders, PID_FILE, Program, SOCKET, Supervised, Task, terminal_size};
-use crate::{
-    Bundle, Cancel, Cgroup, Config, ContainerId, Error, Excerpt, Result, Supervision, Usage, cgroup, require_privilege,
-};
+use crate::bundle::Bundle;
+use crate::cgroup::{self, Cgroup, Usage};
+use crate::error::{Error, Result, chain};
+use crate::id::ContainerId;
+use crate::init::Init;
+use crate::mount_namespace::require_privilege;
+use crate::output::Excerpt;
+use crate::supervise::{Cancel, Ended, Facts, Orders, PID_FILE, Program, SOCKET, Supervised, Task, terminal_size};
+use crate::supervision::Supervision;
+use crate::template::Config;
 
 mod flaws;
 mod log;
@@ -26,47 +34,18 @@ pub use version::RuntimeVersion;
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their
 /// arguments.
 ///
-/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/` and, with a
-/// terminal, a socket. With runc and crun they are a few kilobytes. They stay there after the run.
+/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/` and, with
+/// a terminal, a socket. With runc and crun they are a few kilobytes. They stay there after the
+/// run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,
 }
 
-/// The source of the command's standard input. What applies to a file also applies to the caller's
-/// own standard input.
-#[derive(Debug, Default)]
-#[non_exhaustive]
-pub enum Input {
-    /// Empty: the command reads end-of-file immediately.
-    #[default]
-    Null,
-    /// Reads the caller's standard input. A terminal is read only while the caller is in its
-    /// foreground.
-    Inherit,
-    /// Reads a file, starting at its current offset. The command gets a pipe, unless the file is
-    /// itself a pipe without a name, a socket or `/dev/null`. After the run, the offset of a
-    /// regular file is where the command stopped reading.
-    File(fs::File),
-}
-
-/// The program that is process 1 of the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Init {
-    /// A small init of this crate. It starts the command, forwards signals to it, and reaps the
-    /// processes that the command leaves behind. The command can end itself by a signal, as it can
-    /// outside a container.
-    #[default]
-    Provided,
-    /// The command itself, for a command that is an init. The kernel does not deliver signals from
-    /// inside the container to process 1 unless it has a handler for them, and the command must
-    /// reap its orphans itself: pid_namespaces(7).
-    None,
-}
-
 /// How a command ended.
 ///
-/// As JSON: `{"exited":0}`, `{"signaled":9}`, `"timed_out"`, `"cancelled"`, `"out_of_memory"`, `"output_limit"`.
+/// As JSON: `{"exited":0}`, `{"signaled":9}`, `"timed_out"`, `"cancelled"`, `"out_of_memory"`,
+/// `"output_limit"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -114,7 +93,7 @@ pub struct Finished {
 impl Finished {
     /// Returns the result of a command that wrote nothing and used nothing, such as one that never
     /// started.
-    pub fn new(status: Status) -> Self {
+    pub(crate) fn new(status: Status) -> Self {
         Self { status, stdout: None, stderr: None, output_error: None, usage: Usage::default() }
     }
 }
@@ -161,28 +140,9 @@ impl Runtime {
         vec!["--root".into(), state.into(), "--log-format".into(), "json".into(), "--log".into(), log.into()]
     }
 
-    /// Returns the configuration adapted to this runtime. [`run`](Self::run) does this itself; call
-    /// it only to start the runtime without `run`.
-    ///
-    /// For every runtime, it lowers the default limit of open files to the caller's hard limit. It
-    /// also mounts read-only files, sockets and FIFOs without the recursive option, which some
-    /// versions of crun apply only to directories. It inspects the sources of bind mounts now.
-    ///
-    /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as a compiled
-    /// BPF program, in an annotation that crun defines. Compiling the profile with libseccomp takes
-    /// half of crun's time. The profile stays in the configuration for versions of crun that do not
-    /// know the annotation. On machines other than x86_64, and for a profile of the caller's, crun
-    /// compiles the profile.
-    ///
-    /// Runtimes other than runc lose CAP_MKNOD, unless the template has its own device rules. The
-    /// reason is that crun and youki allow the host's console (`c 5:1`) after the template's rules,
-    /// whatever those say. With the capability, the command could create a device node for the
-    /// console in `/dev`. Without it, the command can still create FIFOs and sockets. Since Linux
-    /// 5.8 it can also create whiteouts, though not on an overlay.
-    ///
-    /// Under these runtimes, a device node for the console that a layer already contains can still
-    /// be opened.
-    pub fn prepare_config(&self, config: Config) -> Config {
+    /// Returns the configuration adapted to this runtime:
+    /// [`advanced::prepare_config`](crate::advanced::prepare_config).
+    pub(crate) fn prepare_config(&self, config: Config) -> Config {
         let config = config.with_limits_of_caller().with_binds_of_files();
         match (self.is_runc(), self.is_crun()) {
             (true, _) => config,
@@ -238,8 +198,8 @@ impl Runtime {
     /// - [`Error::Template`] if `config.json` cannot be written, or with
     ///   [`TemplateError::RlimitBeyondCaller`](crate::TemplateError::RlimitBeyondCaller) if a limit
     ///   exceeds the caller's.
-    /// - [`Error::Io`] if the root file system or its account files cannot be read, the runtime's log
-    ///   cannot be created, or the container cannot be watched.
+    /// - [`Error::Io`] if the root file system or its account files cannot be read, the runtime's
+    ///   log cannot be created, or the container cannot be watched.
     ///
     /// The bundle's directory then holds `config.json`. If the runtime was started, it may also hold
     /// the runtime's `runtime.log`, `pid` and `state/`.
@@ -381,8 +341,8 @@ impl Drop for Removed<'_> {
     }
 }
 
-/// Removes the group that a template names, when dropped, if it is empty. The runtime's `delete` does
-/// so, but it does not run if the container had to be killed.
+/// Removes the group that a template names, when dropped, if it is empty. The runtime's `delete`
+/// does so, but it does not run if the container had to be killed.
 struct RemovedIfEmpty(Cgroup);
 
 impl RemovedIfEmpty {
@@ -402,10 +362,10 @@ impl Drop for RemovedIfEmpty {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Template, Terminal};
+    use crate::template::{Template, Terminal};
 
     #[test]
-    fn arguments() {
+    fn the_arguments_start_a_detached_container() {
         let id = ContainerId::random("x").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let template = Template::builder(["true"]).build().unwrap();
@@ -425,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_as_json() {
+    fn a_status_is_written_as_json() {
         let table = [
             (Status::Exited(0), r#"{"exited":0}"#),
             (Status::Signaled(9), r#"{"signaled":9}"#),

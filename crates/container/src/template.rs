@@ -1,17 +1,22 @@
-//! Typed fields to a runtime-spec configuration, without touching anything. What a default container looks like is data
-//! in `defaults` and `seccomp`; what is refused is in `validate`.
+//! A container without its root file system. `builder` makes one from typed fields, `validate`
+//! checks it, `defaults` has the default container as data, and `config` adds the root file system.
 
 mod builder;
+mod caller_limits;
+mod capability;
 mod choices;
 mod config;
 mod controllers;
 mod defaults;
 mod error;
+mod fields;
 #[cfg(test)]
 mod golden;
 mod mount;
+mod mount_entry;
 mod mount_spec;
 mod rlimit;
+mod rlimit_spec;
 mod seccomp;
 #[cfg(test)]
 mod shape;
@@ -29,32 +34,34 @@ use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::UserSpec;
-use crate::user::NOBODY;
+use crate::error::{Error, Result};
+use crate::user::{NOBODY, UserSpec};
 
 pub use builder::TemplateBuilder;
+pub use capability::Capability;
 pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 pub use config::Config;
+pub use defaults::ROOTFS_PLACEHOLDER;
 pub use error::TemplateError;
 pub use mount::Mount;
-pub use rlimit::Rlimit;
+pub use mount_entry::MountEntry;
+pub use rlimit::{Rlimit, RlimitKind};
 pub use size::parse_size;
 
-/// What stands in `root.path` of a template, in the place of the root file system.
-pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
-
-/// How the environment's entry of that name begins.
+/// The beginning of the environment's entry for `HOME`.
 const HOME: &str = "HOME=";
 
-/// The largest file that is read. A configuration with Docker's seccomp profile has about 20 KB.
+/// The largest file that is read, in bytes. A configuration with Docker's seccomp profile has about
+/// 20 KB.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// A container but for its root file system: a valid `config.json` of the [OCI runtime specification] in which `root.path`
-/// is [`ROOTFS_PLACEHOLDER`].
+/// A container without its root file system: a valid `config.json` of the [OCI runtime
+/// specification] in which `root.path` is [`ROOTFS_PLACEHOLDER`].
 ///
-/// One template serves any number of runs: [`instantiate`](Self::instantiate) fills in a root file system each time. It
-/// is made from typed fields by [`builder`](Self::builder), with defaults close to Docker's, or from an existing
-/// `config.json` by [`from_file`](Self::from_file), of which every key is kept, known or not.
+/// One template serves any number of runs: [`instantiate`](Self::instantiate) adds a root file
+/// system each time. [`builder`](Self::builder) creates a template from typed fields, with defaults
+/// close to Docker's. [`from_file`](Self::from_file) reads an existing `config.json` and keeps
+/// every key, known or not.
 ///
 /// ```
 /// use std::path::Path;
@@ -70,72 +77,65 @@ const MAX_BYTES: u64 = 16 << 20;
 ///     .build()?;
 /// let config = template.instantiate(Path::new("/run/build/rootfs"))?;
 /// assert_eq!(config.rootfs(), Path::new("/run/build/rootfs"));
-/// # Ok::<(), container::TemplateError>(())
+/// # Ok::<(), container::Error>(())
 /// ```
 ///
 /// [OCI runtime specification]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config.md
 #[derive(Debug, Clone)]
 pub struct Template {
-    /// Shared with every configuration that is made of it.
+    /// Shared with every configuration of this template.
     value: Arc<Value>,
-    /// What its `linux.seccomp` is compiled to, if that is this crate's own.
+    /// The compiled `linux.seccomp`, if this crate has made the profile.
     filter: Option<Arc<OnceLock<Option<String>>>>,
 }
 
 impl Template {
-    /// Starts a template that runs the program `argv[0]` with the arguments that follow.
-    ///
-    /// A name without a slash is looked up in the container's `PATH`.
-    pub fn builder(argv: impl IntoIterator<Item = impl Into<String>>) -> TemplateBuilder {
-        TemplateBuilder::new(argv.into_iter().map(Into::into).collect())
-    }
-
     /// Reads a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`].
     ///
     /// # Errors
-    ///
-    /// [`TemplateError::Io`] when the file cannot be read, [`TemplateError::File`] with what [`from_json`](Self::from_json)
-    /// found when it cannot be used.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<Template, TemplateError> {
+    /// [`Error::Io`] if the file cannot be read or has more than 16 MiB, and
+    /// [`Error::TemplateFile`] with the error of [`from_json`](Self::from_json) if it cannot be
+    /// used.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Template> {
         let path = path.as_ref();
         let mut json = Vec::new();
         File::open(path)
             .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut json))
-            .map_err(TemplateError::io("read", path))?;
+            .map_err(Error::io("read", path))?;
         if json.len() as u64 > MAX_BYTES {
-            return Err(TemplateError::io("read", path)(io::ErrorKind::FileTooLarge.into()));
+            return Err(Error::io("read", path)(io::Error::from(io::ErrorKind::FileTooLarge)));
         }
-        Template::from_json(&json)
-            .map_err(|source| TemplateError::File { path: path.to_owned(), source: Box::new(source) })
+        Template::from_json(&json).map_err(|source| Error::TemplateFile { path: path.to_owned(), source })
     }
 
-    /// Takes over the text of a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Nothing in it is changed.
+    /// Parses the text of a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Changes
+    /// nothing in it.
     ///
     /// # Errors
-    ///
-    /// [`TemplateError::NotASpec`] when it is no JSON or no configuration, and what [`from_value`](Self::from_value) finds.
+    /// [`TemplateError::NotASpec`] if the text is not JSON, and the errors of
+    /// [`from_value`](Self::from_value).
     pub fn from_json(json: impl AsRef<[u8]>) -> Result<Template, TemplateError> {
         let value = serde_json::from_slice(json.as_ref()).map_err(|source| TemplateError::NotASpec { source })?;
         Template::from_value(value)
     }
 
-    /// Takes over a configuration in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Nothing in it is changed, and keys that
-    /// the specification does not have survive.
+    /// Creates a template from a configuration in which `root.path` is [`ROOTFS_PLACEHOLDER`].
+    /// Changes nothing in it, and keeps keys that the specification does not have.
     ///
     /// # Errors
-    ///
-    /// [`TemplateError::NotASpec`] when it does not have the specification's types, [`TemplateError::RootAbsent`] and
-    /// [`TemplateError::RootFilled`], and the rest of [`TemplateError`] for values that the builder would refuse too.
+    /// - [`TemplateError::NotASpec`] if a value does not have the specification's type.
+    /// - [`TemplateError::RootAbsent`] or [`TemplateError::RootFilled`] without the placeholder.
+    /// - Another [`TemplateError`] for a value that the builder would refuse too.
     pub fn from_value(value: Value) -> Result<Template, TemplateError> {
         validate::value(&value)?;
         Ok(Template { value: Arc::new(value), filter: None })
     }
 
-    /// The same container with another command.
+    /// Replaces the command.
     ///
     /// # Errors
-    ///
-    /// [`TemplateError::NoCommand`], [`TemplateError::EmptyProgram`] and [`TemplateError::Nul`], as from the builder.
+    /// [`TemplateError::NoCommand`], [`TemplateError::EmptyProgram`] and [`TemplateError::Nul`], as
+    /// from the builder.
     pub fn with_args(mut self, argv: impl IntoIterator<Item = impl Into<String>>) -> Result<Template, TemplateError> {
         let argv: Vec<String> = argv.into_iter().map(Into::into).collect();
         validate::args(&argv)?;
@@ -145,49 +145,35 @@ impl Template {
         Ok(self)
     }
 
-    /// The same container, with a terminal for the command or without one. A `TERM` in its environment stays what it is.
+    /// Sets whether the command gets a terminal. Does not change a `TERM` in its environment.
     pub fn with_terminal(mut self, terminal: Terminal) -> Template {
         Arc::make_mut(&mut self.value)["process"]["terminal"] = Value::from(terminal == Terminal::Attached);
         self
     }
 
-    /// The configuration of a run over `rootfs`: the same but for `root.path`.
-    ///
-    /// A relative `rootfs` is one below the bundle's directory, as the specification has it.
-    ///
-    /// # Errors
-    ///
-    /// [`TemplateError::NotUtf8`] when `rootfs` cannot be written as JSON.
-    pub fn instantiate(&self, rootfs: &Path) -> Result<Config, TemplateError> {
-        let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
-            field: "root.path",
-            path: rootfs.to_owned(),
-            remedy: "choose another scratch directory",
-        })?;
-        Ok(Config::new(self.clone(), rootfs))
-    }
-
-    /// The command: the program and its arguments.
+    /// Returns the command: the program and its arguments.
     pub fn args(&self) -> impl Iterator<Item = &str> {
         self.array("/process/args").filter_map(Value::as_str)
     }
 
-    /// The command's working directory.
+    /// Returns the command's working directory.
     pub fn cwd(&self) -> Option<&Path> {
         self.value.pointer("/process/cwd")?.as_str().map(Path::new)
     }
 
-    /// The numbers of the user and the group that the command runs as. They mean nothing while only a name is known, and are
-    /// nobody's (65534) then if the builder has made the template: see [`user_spec`](Self::user_spec).
+    /// Returns the numbers of the command's user and group. If only a name is known, the numbers
+    /// have no meaning; the builder then writes those of nobody (65534). See
+    /// [`user_spec`](Self::user_spec).
     pub fn user(&self) -> (u32, u32) {
         let id = |name| self.value.pointer(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         (id("/process/user/uid").unwrap_or_default(), id("/process/user/gid").unwrap_or_default())
     }
 
-    /// The user and the group that the command runs as, by number or by name.
+    /// Returns the command's user and group by number or by name.
     ///
-    /// In the configuration a [`UserSpec`] with a name is the text of `process.user.username`, which runtimes on Linux do not look
-    /// at. It counts only beside the numbers of nobody (65534): with others, a file's own numbers decide.
+    /// The configuration stores a [`UserSpec`] with a name in `process.user.username`, which
+    /// runtimes on Linux ignore. The name counts only if the numbers are those of nobody (65534).
+    /// Otherwise, the numbers of the configuration decide.
     pub fn user_spec(&self) -> UserSpec {
         let name = self.value.pointer("/process/user/username").and_then(Value::as_str);
         let (uid, gid) = self.user();
@@ -195,24 +181,25 @@ impl Template {
         name.and_then(|name| name.parse().ok()).unwrap_or(UserSpec::of_ids(uid, gid))
     }
 
-    /// The supplementary groups, by number.
+    /// Returns the numbers of the supplementary groups.
     pub(crate) fn additional_gids(&self) -> impl Iterator<Item = u32> {
         let ids = self.array("/process/user/additionalGids").filter_map(Value::as_u64);
         ids.filter_map(|id| u32::try_from(id).ok())
     }
 
-    /// The `HOME` in the environment, if there is one.
+    /// Returns the `HOME` of the environment, if it has one.
     pub(crate) fn home(&self) -> Option<&str> {
-        // Of several variables of one name, runtimes keep the last.
+        // If a variable is set several times, runtimes keep the last value.
         self.array("/process/env").filter_map(|entry| entry.as_str()?.strip_prefix(HOME)).last()
     }
 
-    /// The container's own hostname, if it has one; otherwise it shows the host's.
+    /// Returns the container's own hostname. Without one, the container shows the host's.
     pub fn hostname(&self) -> Option<&str> {
         self.value.get("hostname")?.as_str()
     }
 
-    /// The network that the container sees. A configuration that names no network namespace has the host's.
+    /// Returns the container's network. A configuration without a network namespace has the host's
+    /// network.
     pub fn network(&self) -> Network {
         let namespace = self.array("/linux/namespaces").find(|entry| entry["type"] == "network");
         match namespace.map(|entry| entry["path"].as_str().filter(|path| !path.is_empty())) {
@@ -222,7 +209,7 @@ impl Template {
         }
     }
 
-    /// Whether the command gets a terminal of its own.
+    /// Returns whether the command gets a terminal.
     pub fn terminal(&self) -> Terminal {
         match self.value.pointer("/process/terminal") {
             Some(Value::Bool(true)) => Terminal::Attached,
@@ -230,17 +217,20 @@ impl Template {
         }
     }
 
-    /// The controllers that its limits need, by name (cgroups(7)): what [`Cgroup::require`](crate::Cgroup::require) looks for.
+    /// Returns the controllers that the limits need, by their names in cgroups(7).
+    /// [`Cgroup::require`](crate::Cgroup::require) looks for them.
     pub fn controllers(&self) -> BTreeSet<String> {
         controllers::needed(&self.value)
     }
 
-    /// What the runtime mounts into the root file system, in its order: a later one covers an earlier one.
+    /// Returns the mounts of the container in the runtime's order. A later mount covers an earlier
+    /// one.
     pub fn mounts(&self) -> impl Iterator<Item = MountEntry<'_>> {
         self.array("/mounts").map(|json| MountEntry { json })
     }
 
-    /// Whether its device rules deny every device and allow none, as the builder's do: a runtime adds those that it makes.
+    /// Returns whether the device rules deny every device and allow none, as the builder's do. A
+    /// runtime adds the devices that it creates.
     pub(crate) fn denies_devices(&self) -> bool {
         let any = |value: &Value| value.is_null() || value == -1;
         let every = |rule: &Value| {
@@ -253,7 +243,7 @@ impl Template {
         rules().any(every) && rules().all(|rule| rule["allow"] == false)
     }
 
-    /// The program that its seccomp profile comes to, in Base64, made when it is first asked for.
+    /// Returns the compiled seccomp profile in Base64. The first call compiles it.
     fn filter(&self) -> Option<&str> {
         let compile = || {
             let profile = LinuxSeccomp::deserialize(self.value.pointer("/linux/seccomp")?).ok()?;
@@ -268,7 +258,7 @@ impl Template {
 }
 
 impl PartialEq for Template {
-    /// Whether they are the same configuration.
+    /// Returns whether both are the same configuration.
     fn eq(&self, other: &Self) -> bool {
         self.value == other.value
     }
@@ -277,60 +267,6 @@ impl PartialEq for Template {
 impl Serialize for Template {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.value.as_ref().serialize(serializer)
-    }
-}
-
-/// A mount of a [`Template`]: its own or the caller's.
-#[derive(Debug, Clone, Copy)]
-pub struct MountEntry<'a> {
-    json: &'a Value,
-}
-
-impl<'a> MountEntry<'a> {
-    /// Where it appears in the container: an absolute path without `..`.
-    pub fn destination(&self) -> &'a Path {
-        Path::new(self.json["destination"].as_str().unwrap_or_default())
-    }
-
-    /// What is mounted: the path on the host for a bind mount, otherwise a name that means something only to the kernel.
-    pub fn source(&self) -> Option<&'a Path> {
-        self.json["source"].as_str().map(Path::new)
-    }
-
-    /// The type of the file system: `tmpfs`, `proc`; bind mounts need not have one.
-    pub fn file_system(&self) -> Option<&'a str> {
-        self.json["type"].as_str()
-    }
-
-    /// The mode that a tmpfs is to have, if it has the option for it.
-    pub fn mode(&self) -> Option<u32> {
-        let mode = |option: &Value| u32::from_str_radix(option.as_str()?.strip_prefix("mode=")?, 8).ok();
-        self.json["options"].as_array()?.iter().rev().find_map(mode)
-    }
-
-    /// Whether a bind mount shows the mounts below its source, too.
-    pub(crate) fn is_recursive(&self) -> bool {
-        self.has_option("rbind")
-    }
-
-    /// Whether a bind mount is read-only with the mounts below its source.
-    pub(crate) fn is_recursively_read_only(&self) -> bool {
-        self.has_option("rro")
-    }
-
-    /// Whether a tmpfs is filled with what it covers, as runc and crun do with an option of their own.
-    pub(crate) fn copies_what_it_covers(&self) -> bool {
-        self.file_system() == Some("tmpfs") && self.has_option("tmpcopyup")
-    }
-
-    fn has_option(&self, name: &str) -> bool {
-        self.json["options"].as_array().is_some_and(|all| all.iter().any(|option| option == name))
-    }
-
-    /// Whether it shows a file or directory of the host.
-    pub fn is_bind(&self) -> bool {
-        // The options decide and the type is "a dummy, often none" (config.md, "Mounts"); runc takes the type as well.
-        self.file_system() == Some("bind") || self.has_option("bind") || self.has_option("rbind")
     }
 }
 
@@ -344,7 +280,7 @@ mod tests {
 
     use super::*;
 
-    /// With keys that `oci-spec` does not know, at every depth.
+    /// A configuration with keys that `oci-spec` does not know, at every depth.
     fn foreign() -> Value {
         json!({
             "ociVersion": "1.0.2-dev",
@@ -361,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_root_of_a_foreign_configuration_changes() {
+    fn only_the_root_of_a_configuration_from_elsewhere_changes() {
         let template = Template::from_json(foreign().to_string()).unwrap();
         assert_eq!(serde_json::to_string(&template).unwrap(), foreign().to_string());
 
@@ -369,12 +305,12 @@ mod tests {
         expected["root"]["path"] = json!("/run/x/merged");
         let config = template.instantiate(Path::new("/run/x/merged")).unwrap();
         assert_eq!(serde_json::to_string(&config).unwrap(), expected.to_string());
-        assert_eq!(config.spec().unwrap().root().as_ref().unwrap().path(), Path::new("/run/x/merged"));
-        assert_eq!(serde_json::to_value(&template).unwrap(), foreign(), "the template is as it was");
+        assert_eq!(config.spec().root().as_ref().unwrap().path(), Path::new("/run/x/merged"));
+        assert_eq!(serde_json::to_value(&template).unwrap(), foreign(), "the template does not change");
     }
 
     #[test]
-    fn another_command_changes_nothing_else() {
+    fn a_new_command_changes_nothing_else() {
         let mut expected = foreign();
         expected["process"]["args"] = json!(["make", ""]);
         let template = Template::from_value(foreign()).unwrap();
@@ -383,21 +319,22 @@ mod tests {
         let refused = |argv: Vec<&str>| template.clone().with_args(argv).unwrap_err().to_string();
         assert_eq!(refused(vec![]), "process.args is empty: give the command to run");
         assert_eq!(refused(vec![""]), "process.args[0] is empty: give the name or the path of a program");
-        assert!(refused(vec!["a", "b\0"]).starts_with("process.args[1] is \"b\\0\", with a NUL byte"));
+        assert!(refused(vec!["a", "b\0"]).starts_with("process.args[1] is \"b\\0\", which contains a NUL byte"));
     }
 
     #[test]
-    fn a_root_that_json_cannot_carry_is_named() {
+    fn a_root_that_is_not_utf8_is_named() {
         let template = Template::builder(["true"]).build().unwrap();
         let error = template.instantiate(Path::new(OsStr::from_bytes(b"/run/\xff"))).unwrap_err();
+        let Error::Template(reason) = error else { panic!("{error:?}") };
         assert_eq!(
-            error.to_string(),
+            reason.to_string(),
             "root.path \"/run/\\xFF\" is not UTF-8, and config.json is JSON: choose another scratch directory"
         );
     }
 
     #[test]
-    fn tells_a_runner_what_it_has_to_prepare() {
+    fn the_getters_return_what_a_runner_has_to_prepare() {
         let foreign = Template::from_value(foreign()).unwrap();
         assert_eq!(foreign.args().collect::<Vec<_>>(), ["sh"]);
         assert_eq!(foreign.hostname(), Some("here"));
@@ -425,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_named_in_what_is_wrong_with_it() {
+    fn an_error_of_a_file_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         assert_eq!(Template::from_file(&path).unwrap_err().to_string(), format!("cannot read {}", path.display()));
@@ -433,11 +370,10 @@ mod tests {
         fs::write(&path, "{}").unwrap();
         let error = Template::from_file(&path).unwrap_err();
         assert_eq!(error.to_string(), format!("{} cannot serve as a template", path.display()));
-        let TemplateError::File { source, .. } = error else { panic!("{error:?}") };
-        assert!(matches!(*source, TemplateError::RootAbsent));
+        assert!(matches!(error, Error::TemplateFile { source: TemplateError::RootAbsent, .. }), "{error:?}");
 
         let error = Template::from_file("/dev/zero").unwrap_err();
-        assert!(matches!(error, TemplateError::Io { operation: "read", .. }), "{error}");
+        assert!(matches!(error, Error::Io { operation: "read", .. }), "{error}");
 
         fs::write(&path, foreign().to_string()).unwrap();
         assert_eq!(Template::from_file(&path).unwrap(), Template::from_value(foreign()).unwrap());

@@ -7,16 +7,18 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use crate::TemplateError;
+use crate::template::TemplateError;
 
 /// The number that a `config.json` holds while only the name of a user or group is known: that of
 /// nobody. A program that runs such a configuration without looking up the name does not grant any
 /// privileges.
 pub(crate) const NOBODY: u32 = 65534;
 
-/// A user, and perhaps a group, by number or by name: `UID[:GID]`, `NAME[:GROUP]`, `NAME:GID` or `UID:GROUP`.
+/// A user, and perhaps a group, by number or by name: `UID[:GID]`, `NAME[:GROUP]`, `NAME:GID` or
+/// `UID:GROUP`.
 ///
-/// Digits are always a number, never a name. A number needs no line in `/etc/passwd` or `/etc/group`.
+/// Digits are always a number, never a name. A number needs no line in `/etc/passwd` or
+/// `/etc/group`.
 ///
 /// | Text | User | Group | Supplementary groups |
 /// |---|---|---|---|

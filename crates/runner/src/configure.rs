@@ -47,7 +47,7 @@ pub(crate) fn configure(
     let numbers = (user.uid(), user.gid());
     // Behind a symbolic link or a mount that the caller left in the upper, `look` finds nothing. What
     // is there stays the caller's.
-    let made = Made::look(scratch.upper(), rootfs.made())?;
+    let made = Made::look(scratch.upper(), rootfs.created())?;
     // Before the command runs, because the command may fill the disk.
     scratch.record(&made, xattrs)?;
 

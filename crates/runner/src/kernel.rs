@@ -7,9 +7,10 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use container::advanced::mount_private_tmpfs;
 use container::{
     Cgroup, ContainerId, Finished, Mounted, Overlay, Runtime, Supervision, Template, in_private_mount_namespace,
-    mount_private_tmpfs, require_privilege,
+    require_privilege,
 };
 
 use crate::Result;

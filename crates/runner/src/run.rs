@@ -4,6 +4,7 @@
 //! The steps are in `stack` (hold, plan, merge), `scratch` (the directory and its end), `configure`
 //! and `kernel` (mount, execute, unmount).
 
+use container::advanced::unstarted;
 use container::{Cancel, Cgroup, Finished, Status, Template};
 use layer::{Base, Layer, Made, Merged, Plan};
 
@@ -80,7 +81,7 @@ fn run_on<K: Kernel>(
         let merged = clock.step(Phase::Merge, || stack::merge(&plan, &scratch.lower(), namespace, &is_cancelled))?;
         if is_cancelled() {
             scratch.never_mounted(&plan);
-            let finished = Finished::new(Status::Cancelled);
+            let finished = unstarted(Status::Cancelled);
             return Ok(Ran { plan, merged, finished, made: Vec::new(), user: template.user() });
         }
         let lowers = plan.lowers(&scratch.lower());

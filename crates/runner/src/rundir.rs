@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use container::advanced::id_of_earlier_run;
 use container::{Cgroup, ContainerId};
 use layer::LockedDir;
 use layer::display::quoted;
@@ -129,8 +130,8 @@ impl RunDir {
 fn run_id(name: &OsStr) -> Option<ContainerId> {
     let name = name.to_str()?;
     match is_name(KEPT, name) {
-        true => ContainerId::of_earlier_run(name.replacen(KEPT, PREFIX, 1)),
-        false => ContainerId::of_earlier_run(name).filter(|_| is_name(PREFIX, name)),
+        true => id_of_earlier_run(name.replacen(KEPT, PREFIX, 1)),
+        false => id_of_earlier_run(name).filter(|_| is_name(PREFIX, name)),
     }
 }
 

@@ -8,7 +8,8 @@ use std::ops::Deref;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use container::{ContainerId, copy_root_attributes};
+use container::ContainerId;
+use container::advanced::copy_root_attributes;
 use layer::display::quoted;
 use layer::{Hold, Made, Plan, RunRecord, XattrNamespace};
 

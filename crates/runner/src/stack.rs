@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
+use container::advanced::{fixed_option_bytes, lower_option_bytes};
 use container::{ContainerId, LowerNames, MountApi, Overlay};
 use layer::display::quoted;
 use layer::{Base, Hold, Layer, Merge, Merged, Plan, Rung, RungLimit, XattrNamespace};
@@ -130,7 +131,7 @@ impl<'a> Stack<'a> {
     pub(crate) fn plan(&self, limits: &Limits, scratch: &Paths) -> Result<Plan> {
         let available = match limits.rung {
             Some(rung) => vec![rung],
-            None => available_rungs(MountApi::detect()?),
+            None => available_rungs(MountApi::detect()?).collect(),
         };
         let [upper, work] = [scratch.upper(), scratch.work()];
         let limits: Vec<_> = available.into_iter().map(|rung| limit(rung, limits, &upper, &work)).collect();
@@ -168,22 +169,17 @@ pub(crate) fn merge(
 }
 
 /// Returns the rungs that a kernel with `api` has.
-fn available_rungs(api: MountApi) -> Vec<Rung> {
-    match api {
-        MountApi::Fsconfig => Rung::LADDER.to_vec(),
-        _ => vec![Rung::MountPaths, Rung::MountNames],
-    }
+fn available_rungs(api: MountApi) -> impl Iterator<Item = Rung> {
+    Rung::LADDER.into_iter().filter(move |rung| api.includes(mechanism(*rung).0))
 }
 
 fn limit<'a>(rung: Rung, limits: &Limits, upper: &Path, work: &Path) -> RungLimit<'a> {
-    let left = |names| limits.max_option_bytes.saturating_sub(Overlay::fixed_option_bytes(names, upper, work));
-    let max_bytes = match mechanism(rung) {
-        (MountApi::Fsconfig, _) => usize::MAX,
-        (_, names) => left(names),
-    };
-    let cost: &dyn Fn(&Path) -> usize = match mechanism(rung) {
-        (_, LowerNames::Short) => &|path| Overlay::option_bytes(LowerNames::Short, path),
-        _ => &|path| Overlay::option_bytes(LowerNames::Paths, path),
+    let (api, names) = mechanism(rung);
+    let left = |_| limits.max_option_bytes.saturating_sub(fixed_option_bytes(names, upper, work));
+    let max_bytes = api.max_option_bytes().map_or(usize::MAX, left);
+    let cost: &dyn Fn(&Path) -> usize = match names {
+        LowerNames::Short => &|path| lower_option_bytes(LowerNames::Short, path),
+        LowerNames::Paths => &|path| lower_option_bytes(LowerNames::Paths, path),
     };
     RungLimit { rung, max_lowers: limits.max_lowers, max_bytes, cost }
 }

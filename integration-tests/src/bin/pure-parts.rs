@@ -5,7 +5,8 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use container::{LowerNames, Mount, Overlay, Runtime, Template};
+use container::advanced::{lower_option_bytes, prepare_config};
+use container::{LowerNames, Mount, Runtime, Template};
 use layer::{MAX_LOWERS, Plan, Rung, RungLimit};
 
 fn main() -> Result<()> {
@@ -26,8 +27,8 @@ fn plan() -> Box<dyn FnMut() -> Result<()>> {
     let layers: Vec<_> = (0..500).map(|n| PathBuf::from(format!("/var/cache/layers/{n:060}/fs"))).collect();
     Box::new(move || {
         let (paths, names) = (
-            |path: &Path| Overlay::option_bytes(LowerNames::Paths, path),
-            |path: &Path| Overlay::option_bytes(LowerNames::Short, path),
+            |path: &Path| lower_option_bytes(LowerNames::Paths, path),
+            |path: &Path| lower_option_bytes(LowerNames::Short, path),
         );
         let limit = |rung, max_bytes, cost| RungLimit { rung, max_lowers: MAX_LOWERS, max_bytes, cost };
         let ladder = [
@@ -61,7 +62,7 @@ fn filter() -> Box<dyn FnMut() -> Result<()>> {
     Box::new(move || {
         let template = Template::builder(black_box(["make"])).build()?;
         let config = template.instantiate(Path::new("/scratch/layered-0123456789abcdef/bundle/merged"))?;
-        black_box(serde_json::to_vec(&crun.prepare_config(config))?);
+        black_box(serde_json::to_vec(&prepare_config(&crun, config))?);
         Ok(())
     })
 }

@@ -8,10 +8,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use container::oci_spec::runtime::Capability;
 use container::{
-    DeviceNodes, Error as ContainerError, Mount, Network, NoNewPrivileges, Overlay, RootAccess, Runtime, Seccomp,
-    Template, TemplateBuilder, in_private_mount_namespace,
+    Capability, DeviceNodes, Error as ContainerError, Mount, Network, NoNewPrivileges, Overlay, RootAccess, Runtime,
+    Seccomp, Template, TemplateBuilder, in_private_mount_namespace,
 };
 use integration_tests::{Fixture, RUNTIMES, find, shell, stderr, stdout};
 use layer::Layer;

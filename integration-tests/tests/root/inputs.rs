@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use container::{Error as ContainerError, Overlay, Template, TemplateError};
+use container::{Error as ContainerError, Overlay, Template};
 use integration_tests::{Fixture, shell};
 use layer::{Base, Error as LayerError, Layer};
 use runner::{Cause, Error, Options, Phase};
@@ -121,7 +121,7 @@ fn invalid_templates_are_refused() {
         (build(Template::builder(Vec::<String>::new())), "process.args is empty"),
         (build(shell("true").cwd("relative")), "is relative"),
         (build(shell("true").env("A", "nul\0")), "NUL"),
-        (build(shell("true").hostname("h".repeat(65))), "64"),
+        (build(shell("true").hostname("h".repeat(65).as_str())), "64"),
     ] {
         assert!(error.contains(expected), "{error}");
     }
@@ -135,7 +135,7 @@ fn a_config_json_without_the_rootfs_placeholder_is_refused() {
     value["root"]["path"] = "/elsewhere".into();
     fs::write(&path, value.to_string()).unwrap();
     match Template::from_file(&path).unwrap_err() {
-        TemplateError::File { path: named, source } => {
+        ContainerError::TemplateFile { path: named, source } => {
             assert_eq!(named, path);
             assert!(source.to_string().contains("<rootfs>"), "{source}");
         }

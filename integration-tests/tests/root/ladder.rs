@@ -58,7 +58,7 @@ fn on_a_rung(rung: Rung, base: &Base, layers: &[Layer], dir: &Path) -> Result<Sn
     }
     let lowers = plan.lowers(&lower);
     ensure!(lowers.len() <= layer::MAX_LOWERS);
-    container::copy_root_attributes(&lowers[0], &upper)?;
+    container::advanced::copy_root_attributes(&lowers[0], &upper)?;
     let overlay = Overlay::new(lowers).writable(&upper, &work);
     let overlay = match rung {
         Rung::LowerdirPlus => overlay.api(MountApi::Fsconfig),

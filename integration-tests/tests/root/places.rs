@@ -69,7 +69,7 @@ fn a_layer_without_permission_is_refused() {
     // (the directory without permission, the message)
     for (path, words) in [
         (&layer, format!("layered: cannot look at {}: Permission denied", tree.display())),
-        (&tree, "one of its directories cannot be read by this process: Permission denied".into()),
+        (&tree, "this process cannot read one of its directories: Permission denied".into()),
     ] {
         let open = fs::metadata(path).unwrap().permissions();
         fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();

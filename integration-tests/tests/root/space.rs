@@ -67,7 +67,7 @@ fn says_no_room(error: &Error) -> bool {
         source = error.source();
     }
     let text = text.to_lowercase();
-    text.contains("no space left") || text.contains("no space or no inode is left")
+    text.contains("no space left") || text.contains("out of space or out of inodes")
 }
 
 /// Repeats a run with the options for 1, 2, … units of room until it succeeds. Returns the phases

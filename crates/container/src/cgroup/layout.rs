@@ -1,19 +1,20 @@
+//! How the machine's hierarchies are mounted.
+
 use std::fmt;
 
-use super::{Version, mounted};
-use crate::{Cgroup, Result};
+use super::{Cgroup, Version, mounted};
+use crate::error::Result;
 
 /// How the machine's cgroup hierarchies are mounted: see cgroups(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum CgroupLayout {
-    /// None is.
+    /// No hierarchy is mounted.
     Missing,
-    /// Hierarchies of version 1 alone.
+    /// Only hierarchies of version 1.
     Legacy,
-    /// The one of version 2 alone.
+    /// Only the hierarchy of version 2.
     Unified,
-    /// The one of version 2 beside some of version 1.
+    /// The hierarchy of version 2 beside hierarchies of version 1.
     Hybrid,
 }
 
@@ -29,7 +30,7 @@ impl fmt::Display for CgroupLayout {
 }
 
 impl Cgroup {
-    /// The machine's layout.
+    /// Returns the machine's layout.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if the mount table cannot be read.
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layouts_by_what_is_mounted() {
+    fn the_mounted_versions_decide_the_layout() {
         let v1 = || Version::V1(vec!["cpu".into()]);
         let table = [
             (vec![], CgroupLayout::Missing),

@@ -1,6 +1,10 @@
+//! Mounts an overlay with fsopen(2) and fsconfig(2), one call per directory. `mount2` is for
+//! kernels without `lowerdir+`.
+
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::CWD;
@@ -10,19 +14,39 @@ use rustix::mount::{
     fsmount, fsopen, move_mount,
 };
 
-use super::{DeviceNodes, MountApi, OPTIONS, OverlayXattrs, Request, Writable, pin, quote};
-use crate::{Error, Result};
+use super::chdir::DESCRIPTORS;
+use super::kinds::{DeviceNodes, MountApi, OverlayXattrs};
+use super::request::{OPTIONS, Request, Writable, pin, quote};
+use crate::error::{Error, Result};
 
-/// A string value of fsconfig(2) holds 255 bytes; one more is EINVAL without a message.
+/// The most bytes of a string value of fsconfig(2). One more is EINVAL without a message.
 const MAX_VALUE_BYTES: usize = 255;
 
-/// Whether the kernel knows `lowerdir+`. Before 6.5 overlayfs takes any parameter and looks at it later; 6.5 and 6.6 refuse
-/// this one. A lower that is refused for its own sake would be told in the kernel's log, so the question is asked with one that
-/// always does.
-pub(super) fn detect() -> io::Result<MountApi> {
+impl MountApi {
+    /// Returns the best interface of the running kernel. The first call finds it by trying; later
+    /// calls return the same.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the attempt fails for another reason, such as a lack of descriptors.
+    pub fn detect() -> Result<Self> {
+        static DETECTED: OnceLock<MountApi> = OnceLock::new();
+        if let Some(api) = DETECTED.get() {
+            return Ok(*api);
+        }
+        let api = detect().map_err(Error::io("ask the kernel for", "overlay"))?;
+        log::debug!("overlays are mounted with {api:?}");
+        Ok(*DETECTED.get_or_init(|| api))
+    }
+}
+
+/// Finds out whether the kernel has `lowerdir+`. Before Linux 6.5, overlayfs accepts every
+/// parameter and checks it later; 6.5 and 6.6 refuse this one. The kernel would log the refusal of
+/// a bad lower, so the attempt uses `/`, which is always a valid one.
+fn detect() -> io::Result<MountApi> {
     let context = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => context,
-        // Not there, not allowed, or not with this file system: mount(2) has the last word.
+        // The system call or the file system is missing or not permitted: the error of mount(2)
+        // will say more.
         Err(Errno::NOSYS | Errno::PERM | Errno::NODEV) => return Ok(MountApi::Mount2),
         Err(error) => return Err(error.into()),
     };
@@ -33,8 +57,9 @@ pub(super) fn detect() -> io::Result<MountApi> {
     }
 }
 
-/// Names the directories by their paths. One that is too long for a string, and one with a backslash, which the kernel takes for an
-/// escape in `upperdir` and `workdir` but not in `lowerdir+`, goes by its descriptor.
+/// Names the directories by their paths. A path that is too long for a string value is replaced by
+/// its descriptor. So is a path with a backslash, which the kernel takes for an escape in
+/// `upperdir` and `workdir` but not in `lowerdir+`.
 pub(super) fn mount_paths(request: &Request) -> Result<()> {
     mount(request, |path, write| {
         let name = path.as_os_str().as_bytes();
@@ -42,11 +67,11 @@ pub(super) fn mount_paths(request: &Request) -> Result<()> {
             return write(name);
         }
         let pinned = pin(path)?;
-        write(format!("{}/{}", super::cwd::DESCRIPTORS, pinned.as_raw_fd()).as_bytes())
+        write(format!("{}/{}", DESCRIPTORS, pinned.as_raw_fd()).as_bytes())
     })
 }
 
-/// Names each directory from within it. The working directory is the caller's to put back.
+/// Names each directory `.` from inside it. The caller restores the working directory.
 pub(super) fn mount_from_within(request: &Request) -> Result<()> {
     mount(request, |path, write| {
         rustix::process::chdir(path).map_err(Error::io("open the directory", path))?;
@@ -54,13 +79,13 @@ pub(super) fn mount_from_within(request: &Request) -> Result<()> {
     })
 }
 
-/// Hands a name for a directory to the kernel, which holds the directory itself from then on.
+/// Passes a name for a directory to the kernel, which from then on holds the directory itself.
 type Name = fn(&Path, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
 fn mount(request: &Request, name: Name) -> Result<()> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|error| request.failed("fsopen(\"overlay\")".into(), String::new(), error))?;
-    // What it is called in messages is not always the value.
+    // A message shows the path even if the kernel gets another name for it.
     let set_shown = |key: &str, value: &[u8], shown: &[u8]| {
         fsconfig_set_string(&context, key, value).map_err(|error| {
             let call = format!("fsconfig({key}, {})", quote(shown));
@@ -104,11 +129,11 @@ fn mount(request: &Request, name: Name) -> Result<()> {
     })
 }
 
-/// What the kernel has to say: errors and warnings of the context, oldest first.
+/// Reads the errors and warnings that the kernel has logged in the context, oldest first.
 fn message(context: BorrowedFd<'_>) -> String {
     let mut lines = Vec::new();
     let mut buffer = [0; 1024];
-    // One read is one line, "e overlay: …"; ENODATA after the last.
+    // Each read returns one line, such as "e overlay: …". After the last, it fails with ENODATA.
     while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
         let line = String::from_utf8_lossy(&buffer[..length]);
         lines.push(line.trim().trim_start_matches("e ").trim_start_matches("w ").to_string());

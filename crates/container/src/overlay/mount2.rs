@@ -1,3 +1,6 @@
+//! Mounts an overlay with mount(2), which takes all options in one page. `fsconfig` needs Linux
+//! 6.7.
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -6,29 +9,33 @@ use nix::errno::Errno;
 use nix::mount::MsFlags;
 use rustix::fd::{AsRawFd, OwnedFd};
 
-use super::{DeviceNodes, MAX_OPTION_BYTES, OPTIONS, OverlayXattrs, Request, Writable, pin, quote};
-use crate::{Error, Result};
+use super::kinds::{DeviceNodes, MAX_OPTION_BYTES, OverlayXattrs};
+use super::request::{OPTIONS, Request, Writable, pin, quote};
+use crate::error::{Error, Result};
 
+/// Whether the options include `volatile`, which Linux has since 5.10.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Volatile {
     Yes,
     No,
 }
 
-/// A lower directory in an option string: `:` separates lowers, `,` options, and `\` escapes.
+/// Escapes a lower directory for the option string, where `:` separates lowers, `,` separates
+/// options and `\` escapes.
 pub(super) fn escape_lower(path: &Path) -> Vec<u8> {
     escaped(path.as_os_str().as_bytes(), |byte| matches!(byte, b':' | b',' | b'\\'))
 }
 
-/// How long that is.
+/// Returns the length of what [`escape_lower`] returns.
 pub(super) fn escaped_lower_bytes(path: &Path) -> usize {
     let path = path.as_os_str().as_bytes();
-    // Counted in bytes, which the processor adds many at a time: it is asked of every layer on every rung.
+    // Sums of bytes let the compiler use vector instructions. Planning calls this for every layer
+    // and every rung.
     let special = |part: &[u8]| part.iter().map(|byte| u8::from(matches!(byte, b':' | b',' | b'\\'))).sum::<u8>();
     path.len() + path.chunks(255).map(|part| usize::from(special(part))).sum::<usize>()
 }
 
-/// The upper or the work directory in an option string.
+/// Escapes the upper or the work directory for the option string.
 pub(super) fn escape(path: &OsStr) -> Vec<u8> {
     escaped(path.as_bytes(), |byte| matches!(byte, b',' | b'\\'))
 }
@@ -38,7 +45,7 @@ fn escaped(path: &[u8], is_special: impl Fn(u8) -> bool) -> Vec<u8> {
     path.iter().flat_map(|byte| escape(*byte).into_iter().chain([*byte])).collect()
 }
 
-/// The option string. Names come escaped.
+/// Returns the option string. The names are already escaped.
 pub(super) fn options(
     lowers: &[Vec<u8>],
     writable: Option<(&[u8], &[u8])>,
@@ -73,7 +80,8 @@ pub(super) fn mount_paths(request: &Request) -> Result<()> {
     }
 }
 
-/// Names all directories by their descriptors' numbers. The working directory is that of the descriptors.
+/// Names all directories by the numbers of their descriptors. The working directory must be
+/// [`DESCRIPTORS`](super::chdir::DESCRIPTORS).
 pub(super) fn mount_descriptors(request: &Request) -> Result<()> {
     let number = |descriptor: &OwnedFd| descriptor.as_raw_fd().to_string().into_bytes();
     let pinned: Vec<OwnedFd> = request.lowers.iter().map(|lower| pin(lower)).collect::<Result<_>>()?;
@@ -94,7 +102,7 @@ fn mount(request: &Request, lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>
     };
     let attempt = |volatile| {
         let options = options(lowers, writable, request.xattrs, volatile);
-        // The kernel would cut a longer string off and mount what is left of it.
+        // The kernel would truncate a longer string and mount the rest.
         if options.len() > MAX_OPTION_BYTES {
             return Err(Error::OptionsTooLong { bytes: options.len(), limit: MAX_OPTION_BYTES });
         }
@@ -104,8 +112,9 @@ fn mount(request: &Request, lowers: &[Vec<u8>], writable: Option<(&[u8], &[u8])>
     };
     let mut result = attempt(Volatile::Yes)?;
     if matches!(result, Err((Errno::EINVAL, _))) && writable.is_some() {
-        // A kernel before 5.10 does not know `volatile`. If that was not it, the first answer is the one to tell: the second
-        // may be about what the first attempt has left in the work directory.
+        // Before Linux 5.10, the kernel does not know `volatile`. If the second attempt fails too,
+        // the first error is reported: the second may be about something that the first attempt
+        // left in the work directory.
         let second = attempt(Volatile::No)?;
         if second.is_ok() {
             log::debug!("this kernel has no volatile overlays: the unmount will flush the upper");
@@ -120,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes() {
+    fn special_characters_of_paths_are_escaped() {
         let long = [b':'; 1000];
         let escaped: Vec<u8> = b"\\:".repeat(1000);
         let table: [(&[u8], &[u8], &[u8]); 6] = [
@@ -139,14 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn option_string() {
+    fn options_are_joined_in_the_kernels_order() {
         use OverlayXattrs::{Trusted, User};
         let lowers = [b"/a".to_vec(), b"/b\\:c".to_vec()];
         let tail = "redirect_dir=nofollow,index=off,metacopy=off,xino=off";
         let table = [
             (Some((&b"/u"[..], &b"/w"[..])), Trusted, Volatile::Yes, "upperdir=/u,workdir=/w,volatile,"),
             (Some((&b"/u"[..], &b"/w"[..])), User, Volatile::No, "upperdir=/u,workdir=/w,userxattr,"),
-            // Without an upper there is nothing to flush.
+            // An overlay without an upper has nothing to flush.
             (None, Trusted, Volatile::Yes, ""),
         ];
         for (writable, xattrs, volatile, middle) in table {

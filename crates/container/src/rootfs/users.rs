@@ -12,10 +12,10 @@ use rustix::io::Errno;
 
 use super::Rootfs;
 use super::working_directory::View;
-use crate::error::chain;
-use crate::user::Account;
+use crate::error::{Error, Result, chain};
+use crate::template::Template;
 use crate::user::accounts::{self, NO_HOME};
-use crate::{Error, Result, Template, User};
+use crate::user::{Account, User};
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
@@ -37,8 +37,10 @@ impl Rootfs {
     /// the first line in `/etc/passwd` with the user's name or number. Without such a line, it is
     /// `/`.
     ///
-    /// # Errors Only for a name: [`Error::UnknownUser`] if the container does not have it;
-    /// [`Error::Io`] if the file cannot be read, is not a regular file or has more than 16 MiB.
+    /// # Errors
+    /// Only for a name:
+    /// - [`Error::UnknownUser`] if the container does not have it.
+    /// - [`Error::Io`] if the file cannot be read, is not a regular file or has more than 16 MiB.
     pub fn find_user(&self, template: &Template) -> Result<User> {
         let (spec, own_home) = (template.user_spec(), template.home().map(str::to_owned));
         let mut additional_gids: Vec<u32> = template.additional_gids().collect();
@@ -126,7 +128,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::TemplateBuilder;
+    use crate::template::TemplateBuilder;
 
     /// A root file system with a user and groups.
     fn root() -> TempDir {
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_there_is_named_with_the_file_and_what_to_do() {
+    fn the_error_for_an_unknown_name_has_the_file_and_advice() {
         let root = root();
         let table = [
             ("opa", "user 'opa'", PASSWD),
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn links_stay_inside_and_what_is_no_regular_file_is_not_opened() {
+    fn links_stay_inside_and_only_regular_files_are_opened() {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("passwd"), "opam:x:1:1::/outside:\n").unwrap();
         let root = root();
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_a_mount_covers_is_the_mounts() {
+    fn a_mount_over_an_account_file_decides() {
         let (root, source) = (root(), tempfile::tempdir().unwrap());
         fs::write(source.path().join("passwd"), "opam:x:5:6::/bound:\n").unwrap();
         symlink("passwd", source.path().join("link")).unwrap();

@@ -1,5 +1,5 @@
-//! Where a working directory leads once the container's mounts are made. Looking cannot tell: they are not made yet, and
-//! `/proc` is not there. What they stand on is made in `rootfs`.
+//! Follows a path as the container will see it. The container's mounts do not exist yet, so this
+//! module resolves the path itself. `rootfs` creates the mount points.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -17,17 +17,17 @@ use crate::template::MountEntry;
 pub(super) struct View {
     root: Content,
     /// In the template's order.
-    mounts: Vec<Mounted>,
+    mounts: Vec<MountAt>,
 }
 
-/// Where a working directory is.
+/// The place to which a path leads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// In the root file system, whether it is there already or not: the path without links.
+    /// In the root file system, whether it exists or not: the path without links.
     InRoot(PathBuf),
     /// In a mount.
     InMount,
-    /// Behind something that is not a directory, or that this process may not enter.
+    /// Behind a file that is not a directory, or a directory that this process may not enter.
     Nowhere,
 }
 
@@ -40,23 +40,25 @@ pub(super) enum Refusal {
     Failed(Errno),
 }
 
+/// A mount of the template.
 #[derive(Debug)]
-struct Mounted {
-    /// Where, without links.
+struct MountAt {
+    /// The mount point without links.
     at: PathBuf,
     content: Content,
 }
 
-/// What a directory on the way has in it.
+/// The contents of a directory on the way, as far as they are known.
 #[derive(Debug, Clone)]
 enum Content {
-    /// What is there already.
+    /// The directory exists and is open.
     Open(Rc<OwnedFd>, MountsBelow),
-    /// Nothing: what is made there before the command runs has no links.
+    /// The directory is empty. Files that runtimes create in it before the command runs are not
+    /// links.
     Nothing,
-    /// What the kernel makes, with links that stay inside.
+    /// The kernel creates the contents, and their links stay inside.
     Kernel,
-    /// Links that may lead anywhere.
+    /// The contents may be links that lead anywhere.
     Unsafe(&'static str),
 }
 
@@ -67,15 +69,16 @@ enum MountsBelow {
     Hidden,
 }
 
-/// What to do about links that may lead anywhere.
+/// Whether a path through [`Content::Unsafe`] is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unsafe {
     Refused,
-    /// The path is a mount's destination: runtimes follow no such link there.
+    /// It is not, because the path is the destination of a mount, where runtimes follow no such
+    /// link.
     Passed,
 }
 
-/// A directory on the way, with the number of the mount that it is in.
+/// A directory on the way, with the index of the mount that it is in.
 #[derive(Debug)]
 struct Step {
     name: OsString,
@@ -84,15 +87,16 @@ struct Step {
 }
 
 const IN_PROC: &str = "in /proc, whose links lead out of the container";
-const UNSEEN: &str = "which cannot be looked into before the run";
+const UNSEEN: &str = "whose contents are unknown before the run";
 
 /// `PROC_SUPER_MAGIC` in `linux/magic.h`.
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 
-/// The kernel's own limit: path_resolution(7).
+/// The kernel's limit of links in a path: path_resolution(7).
 const MOST_LINKS: usize = 40;
 
-/// What runtimes make in `/dev` unless that is a bind mount: runtime-linux.md, "Dev symbolic links".
+/// The links that runtimes create in `/dev` unless that is a bind mount: runtime-linux.md, "Dev
+/// symbolic links".
 const DEV_LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -102,20 +106,20 @@ const DEV_LINKS: [(&str, &str); 5] = [
 ];
 
 impl View {
-    /// The view of the root file system at `root` under `mounts`, whose destinations are there already.
+    /// Creates the view of the root file system at `root` with `mounts`, whose mount points exist.
     pub(super) fn new<'t>(root: &OwnedFd, mounts: impl Iterator<Item = MountEntry<'t>>) -> rustix::io::Result<Self> {
         let root = Content::Open(Rc::new(fcntl_dupfd_cloexec(root, 3)?), MountsBelow::Seen);
         let mut view = Self { root, mounts: Vec::new() };
-        for mount in mounts.filter(|mount| !mount.copies_what_it_covers()) {
-            // A destination that leads nowhere is the runtime's to refuse.
+        for mount in mounts.filter(|mount| !mount.copies_covered_directory()) {
+            // The runtime refuses a destination that leads nowhere.
             if let Ok(Some(steps)) = view.walk(mount.destination(), Unsafe::Passed) {
-                view.mounts.push(Mounted { at: path(&steps), content: Content::of(&mount) });
+                view.mounts.push(MountAt { at: path(&steps), content: Content::of(&mount) });
             }
         }
         Ok(view)
     }
 
-    /// Finds `cwd`, an absolute path.
+    /// Finds where `cwd`, an absolute path, leads.
     pub(super) fn find(&self, cwd: &Path) -> Result<Found, Refusal> {
         Ok(match self.walk(cwd, Unsafe::Refused)? {
             None => Found::Nowhere,
@@ -124,7 +128,8 @@ impl View {
         })
     }
 
-    /// What is at `path`, an absolute one; `None` if nothing is, or nothing that can be known before the run.
+    /// Opens `path`, an absolute path. Returns `None` if it does not exist, or if its content is
+    /// unknown before the run.
     pub(super) fn open(&self, path: &Path) -> rustix::io::Result<Option<Rc<OwnedFd>>> {
         match self.walk(path, Unsafe::Refused) {
             Ok(steps) => Ok(steps.and_then(|mut steps| steps.pop()).and_then(|last| match last.content {
@@ -136,11 +141,11 @@ impl View {
         }
     }
 
-    /// The directories on the way to `target`, the root first; `None` if there is something else on the way,
-    /// or a directory that this process may not enter.
+    /// Returns the directories on the way to `target`, the root first. Returns `None` if another
+    /// kind of file is on the way, or a directory that this process may not enter.
     fn walk(&self, target: &Path, choice: Unsafe) -> Result<Option<Vec<Step>>, Refusal> {
         let mut steps = vec![Step { name: OsString::new(), content: self.root.clone(), mount: None }];
-        // The next one last.
+        // The next name is the last element.
         let mut pending = names(target);
         let mut links = 0;
         while let Some(name) = pending.pop() {
@@ -154,7 +159,8 @@ impl View {
                 continue;
             }
             if name == ".." {
-                // A link of the kernel's may have led here, from a directory that has another parent.
+                // A link of the kernel's may have led here, and then `..` is not the directory
+                // before.
                 if matches!(here.content, Content::Kernel) && choice == Unsafe::Refused && !is_mount_root(&steps) {
                     return stray(path(&steps).join(".."), UNSEEN);
                 }
@@ -182,9 +188,9 @@ impl View {
                     }
                     Ok(Entry::Link(_)) => return Err(Refusal::Failed(Errno::LOOP)),
                     Err(Errno::NOENT) => Content::Nothing,
-                    // A network file system that does not let root in may let the command's user in.
+                    // A network file system may refuse root but not the command's user.
                     Err(Errno::NOTDIR | Errno::ACCESS) => return Ok(None),
-                    // The container sees what this mount covers.
+                    // The container sees the directory that this mount covers.
                     Err(Errno::XDEV) => Content::Unsafe(UNSEEN),
                     Err(error) => return Err(Refusal::Failed(error)),
                 },
@@ -196,14 +202,15 @@ impl View {
         Ok(Some(steps))
     }
 
-    /// The topmost of the mounts at `at`, seen from a directory of the mount `from`: what was mounted before that one is below it.
+    /// Returns the topmost mount at `at`, seen from a directory of the mount `from`. That mount
+    /// covers earlier ones.
     fn mounted(&self, at: &Path, name: &OsStr, from: Option<usize>) -> Option<Step> {
         let visible = |number: usize| from.is_none_or(|from| number > from);
         let found = self.mounts.iter().enumerate().rev().find(|(number, mount)| visible(*number) && mount.at == at);
         found.map(|(number, mount)| Step { name: name.into(), content: mount.content.clone(), mount: Some(number) })
     }
 
-    /// What a runtime's own link at `at` leads to.
+    /// Returns the target of a link that runtimes create at `at`.
     fn link_of_dev(&self, at: &Path) -> Option<&'static str> {
         let name = at.strip_prefix("/dev").ok()?;
         let dev = self.mounts.iter().rev().find(|mount| mount.at == Path::new("/dev"));
@@ -241,7 +248,7 @@ impl Content {
     }
 }
 
-/// What a name stands for.
+/// The kind of file that a name refers to.
 enum Entry {
     Link(PathBuf),
     Other(Content),
@@ -262,7 +269,7 @@ fn look(directory: &OwnedFd, name: &OsStr, below: MountsBelow) -> rustix::io::Re
     }
 }
 
-/// Whether the last is where a mount begins.
+/// Returns whether the last directory is the root of a mount.
 fn is_mount_root(steps: &[Step]) -> bool {
     match steps {
         [.., above, last] => above.mount != last.mount,
@@ -274,7 +281,7 @@ fn path(steps: &[Step]) -> PathBuf {
     Path::new("/").join(steps.iter().map(|step| &step.name).collect::<PathBuf>())
 }
 
-/// The names in a path, the first one last; `/` for the root, `..` as it is.
+/// Returns the names in a path in reverse order, with `/` for the root and `..` unchanged.
 fn names(path: &Path) -> Vec<OsString> {
     let components = path.components().rev().filter(|component| *component != Component::CurDir);
     components.map(|component| component.as_os_str().into()).collect()
@@ -295,9 +302,11 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{Error, Rootfs, Template};
+    use crate::error::Error;
+    use crate::rootfs::Rootfs;
+    use crate::template::Template;
 
-    /// A root file system, and a directory of the host's that is bound into it.
+    /// A root file system, and a directory of the host that is bind-mounted into it.
     struct Trees {
         root: TempDir,
         source: TempDir,
@@ -313,7 +322,7 @@ mod tests {
             fs::write(root.join("file"), "").unwrap();
             fs::create_dir_all(source.join("sub/deep")).unwrap();
             let links = [
-                // Inside.
+                // Links that stay inside.
                 (root, "build", "/src/deep"),
                 (root, "var/run", "../run"),
                 (root, "above", "../../../../src"),
@@ -325,7 +334,7 @@ mod tests {
                 (source, "relative", "sub/deep"),
                 (source, "to-root", "/src"),
                 (source, "out-and-in", "../src"),
-                // Out.
+                // Links that lead out.
                 (root, "descriptor", "/proc/self/fd/9"),
                 (root, "dev-link", "dev/fd/9"),
                 (root, "indirect", "a/b/../../chain-out"),
@@ -378,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_nowhere_else_is_found() {
+    fn paths_that_stay_inside_are_found() {
         let trees = Trees::new();
         let in_root = |path: &str| Found::InRoot(path.into());
         let table = [
@@ -418,15 +427,15 @@ mod tests {
                 Err(refusal) => panic!("{cwd}: {refusal:?}"),
             }
         }
-        // It is made, and told by its real path.
+        // A missing directory is created and listed by its real path.
         let mut rootfs = Rootfs::open(trees.root.path()).unwrap();
         fs::remove_dir_all(trees.root.path().join("none")).unwrap();
         rootfs.mount_points(&trees.template("/nowhere", &[])).unwrap();
-        assert_eq!(rootfs.made(), ["/none", "/none/such"].map(PathBuf::from));
+        assert_eq!(rootfs.created(), ["/none", "/none/such"].map(PathBuf::from));
     }
 
     #[test]
-    fn what_may_lead_out_is_refused() {
+    fn paths_that_may_lead_out_are_refused() {
         let trees = Trees::new();
         let table = [
             ("/descriptor", "/proc/self/fd/9"),
@@ -465,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_of_a_specification() {
+    fn the_templates_mounts_decide_what_is_found() {
         let trees = Trees::new();
         let bind = |source: &str, destination: &str| json!({"destination": destination, "source": source, "options": ["rbind"]});
         let mount = |kind: &str, destination: &str| json!({"destination": destination, "type": kind, "source": kind});
@@ -478,24 +487,24 @@ mod tests {
             (vec![mount("proc", "/src")], "/build", false),
             (vec![mount("proc", "/build")], "/src/deep/self", false),
             (vec![mount("proc", "/build")], "/src/deep", true),
-            // What is covered is not seen.
+            // A covered mount has no effect.
             (vec![mount("tmpfs", "/proc")], "/proc/self/fd/9", true),
             (vec![mount("tmpfs", "/bind")], "/bind/descriptor", true),
             (vec![bind(source, "/a/b"), mount("tmpfs", "/a")], "/a/b/descriptor", true),
             (vec![mount("tmpfs", "/a"), bind(source, "/a/b")], "/a/b/descriptor", false),
             (vec![copying], "/a/descriptor", false),
-            // The whole of the host, with its /proc.
+            // The whole host, with its /proc.
             (vec![bind("/", "/host")], "/host/proc/self/fd/9", false),
             (vec![bind("/", "/host")], "/host/proc", true),
             (vec![bind("/", "/host")], "/host", true),
             (vec![bind("/proc/self", "/me")], "/me/cwd", false),
-            // The host's own /dev has links of its own, and no others.
+            // In a bind-mounted /dev, the runtime creates no links.
             (vec![bind(source, "/dev")], "/dev/fd", true),
             (vec![bind(source, "/dev")], "/dev/descriptor", false),
-            // In /proc, but a mount.
+            // A mount inside /proc.
             (vec![bind(source, "/proc/acpi")], "/proc/acpi/sub", true),
             (vec![bind(source, "/proc/acpi")], "/proc/acpi/descriptor", false),
-            // What is in there cannot be known.
+            // The contents of a disk are unknown.
             (vec![mount("ext4", "/disk")], "/disk", true),
             (vec![mount("ext4", "/disk")], "/disk/sub", false),
             (vec![mount("ext4", "/disk"), bind(source, "/disk/a")], "/disk/a/sub", true),
@@ -505,11 +514,11 @@ mod tests {
             let found = trees.find(&trees.template(cwd, &mounts));
             assert_eq!(found.is_ok(), is_found, "{mounts:?} {cwd}: {found:?}");
         }
-        // Without a mount below a plain bind, as the container sees it.
+        // A bind mount that is not recursive hides the mounts below its source.
         let plain = json!({"destination": "/host", "source": "/", "options": ["bind"]});
         assert!(trees.find(&trees.template("/host/proc", std::slice::from_ref(&plain))).is_ok());
         assert!(trees.find(&trees.template("/host/proc/self", &[plain])).is_err());
-        // No /proc at all.
+        // A template without /proc.
         let mut value = serde_json::to_value(trees.template("/descriptor", &[])).unwrap();
         value["mounts"].as_array_mut().unwrap().remove(0);
         let found = trees.find(&Template::from_value(value).unwrap()).unwrap();
@@ -517,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_names_the_directory_where_it_leads_and_what_to_do() {
+    fn the_message_has_the_directory_its_target_and_advice() {
         let trees = Trees::new();
         let mut rootfs = Rootfs::open(trees.root.path()).unwrap();
         let error = rootfs.mount_points(&trees.template("/descriptor", &[])).unwrap_err();

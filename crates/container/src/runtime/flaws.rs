@@ -1,31 +1,37 @@
-//! What is known to be wrong with versions of runtimes, as data. Only what a run can meet, and only what the makers have
-//! published or what was measured. What follows links of a layer in `/dev` (CVE-2026-41579, CVE-2026-47766) is not among it:
-//! [`Rootfs::refuse_links`](crate::Rootfs::refuse_links) keeps runs from it.
+//! Known flaws of runtimes, as data. `version` finds those of the installed runtime.
+//!
+//! The table has only flaws that can affect a run and that the runtime's authors have published or
+//! that were measured. It does not have flaws in following links of a layer in `/dev`
+//! (CVE-2026-41579, CVE-2026-47766), because [`Rootfs::refuse_links`](crate::Rootfs::refuse_links)
+//! prevents them.
 
-/// Something that is wrong with some versions of a runtime.
+/// A flaw of some versions of a runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Flaw {
-    /// The runtime's own name.
+    /// The runtime's name.
     pub name: &'static str,
-    /// Half-open ranges of versions that have it: the first that does, the first that does not.
+    /// The affected versions as half-open ranges: the first affected one, and the first one that is
+    /// not.
     affected: &'static [(Number, Number)],
-    /// Distributions' builds of these versions that have the fix.
+    /// Distributions' builds of these versions that contain the fix.
     fixed_builds: &'static [Build],
-    /// What it means for a run.
+    /// The effect on a run.
     pub effect: &'static str,
-    /// What helps: as a rule the first version of each line that is without it.
+    /// The remedy, usually the first fixed version of each release series.
     pub remedy: &'static str,
-    /// Where it is told of.
+    /// The address of the publication.
     pub source: &'static str,
 }
 
-/// Major, minor, patch and the number of a release candidate; [`RELEASE`] for the release itself, which is later than all of them.
+/// Major, minor, patch, and the number of a release candidate. A release has [`RELEASE`] there,
+/// because it is later than its candidates.
 pub(super) type Number = (u32, u32, u32, u32);
 
 pub(super) const RELEASE: u32 = u32::MAX;
 
-/// The versions of a package from `first` on, whose last number comes after `prefix`: `1.1.5+ds1-1+deb12u` and 1.
+/// The versions of a package that begin with `prefix` and end with a number of at least `first`:
+/// `1.1.5+ds1-1+deb12u` and 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Build {
     prefix: &'static str,
@@ -33,7 +39,8 @@ struct Build {
 }
 
 impl Flaw {
-    /// Whether a version has it. `builds` is what the runtime says of its own package.
+    /// Returns whether a version has the flaw. `builds` are the runtime's own statements about its
+    /// package.
     pub(super) fn concerns(&self, name: &str, number: Number, builds: &[&str]) -> bool {
         let is_affected = self.affected.iter().any(|(first, fixed)| (*first..*fixed).contains(&number));
         let is_fixed = self.fixed_builds.iter().any(|fixed| builds.iter().any(|build| fixed.includes(build)));
@@ -59,8 +66,8 @@ const fn candidate(major: u32, minor: u32, patch: u32, number: u32) -> Number {
     (major, minor, patch, number)
 }
 
-/// Where a line of versions begins: with its first candidate.
-const fn line(major: u32, minor: u32) -> Number {
+/// Returns the beginning of a release series, before its first candidate.
+const fn series(major: u32, minor: u32) -> Number {
     (major, minor, 0, 0)
 }
 
@@ -76,31 +83,31 @@ pub(super) const FLAWS: &[Flaw] = &[
             Build { prefix: "1.1.4-0ubuntu1~18.04.2+esm", first: 1 },
         ],
         effect: "a hostile working directory reaches the host's files through a leaked descriptor (CVE-2024-21626)",
-        remedy: "take runc 1.1.12 or later",
+        remedy: "use runc 1.1.12 or later",
         source: "https://github.com/opencontainers/runc/security/advisories/GHSA-xr7r-f8xq-vfvv",
     },
     Flaw {
         name: "runc",
-        affected: &[(ANY, version(1, 2, 8)), (line(1, 3), version(1, 3, 3)), (line(1, 4), candidate(1, 4, 0, 3))],
+        affected: &[(ANY, version(1, 2, 8)), (series(1, 3), version(1, 3, 3)), (series(1, 4), candidate(1, 4, 0, 3))],
         fixed_builds: &[],
-        effect: "hostile processes that write to a container's mounts while it starts can get out of one (CVE-2025-31133, -52565, -52881)",
-        remedy: "take runc 1.2.8, 1.3.3, 1.4.0 or later",
+        effect: "hostile processes that write to a container's mounts while it starts can escape from it (CVE-2025-31133, -52565, -52881)",
+        remedy: "use runc 1.2.8, 1.3.3, 1.4.0 or later",
         source: "https://github.com/opencontainers/runc/security/advisories/GHSA-9493-h29p-rfm2",
     },
     Flaw {
         name: "runc",
-        affected: &[(ANY, version(1, 1, 14)), (line(1, 2), candidate(1, 2, 0, 3))],
+        affected: &[(ANY, version(1, 1, 14)), (series(1, 2), candidate(1, 2, 0, 3))],
         fixed_builds: &[],
         effect: "hostile processes that share a bind mount with a container that starts can make empty files and directories on the host (CVE-2024-45310)",
-        remedy: "take runc 1.1.14, 1.2.0 or later",
+        remedy: "use runc 1.1.14, 1.2.0 or later",
         source: "https://github.com/opencontainers/runc/security/advisories/GHSA-jfvp-7x6p-h2pv",
     },
     Flaw {
         name: "runc",
-        affected: &[(line(1, 3), version(1, 3, 6)), (line(1, 4), version(1, 4, 2))],
+        affected: &[(series(1, 3), version(1, 3, 6)), (series(1, 4), version(1, 4, 2))],
         fixed_builds: &[],
         effect: "a run whose command ends quickly may hang",
-        remedy: "take runc 1.3.6, 1.4.2 or later, or give runs a timeout",
+        remedy: "use runc 1.3.6, 1.4.2 or later, or give runs a timeout",
         source: "https://github.com/opencontainers/runc/pull/5208",
     },
     Flaw {
@@ -108,7 +115,7 @@ pub(super) const FLAWS: &[Flaw] = &[
         affected: &[(ANY, version(1, 1, 8))],
         fixed_builds: &[],
         effect: "/tmp and other tmpfs get the mode of the directory that they cover, not their own",
-        remedy: "take runc 1.1.9 or later",
+        remedy: "use runc 1.1.9 or later",
         source: "https://github.com/opencontainers/runc/pull/3916",
     },
     Flaw {
@@ -116,7 +123,7 @@ pub(super) const FLAWS: &[Flaw] = &[
         affected: &[(version(1, 1, 8), version(1, 1, 9))],
         fixed_builds: &[],
         effect: "/tmp loses its sticky bit: users of one container can delete each other's files",
-        remedy: "take runc 1.1.9 or later",
+        remedy: "use runc 1.1.9 or later",
         source: "https://github.com/opencontainers/runc/pull/3952",
     },
     Flaw {
@@ -124,24 +131,24 @@ pub(super) const FLAWS: &[Flaw] = &[
         affected: &[(version(1, 2, 8), version(1, 2, 9)), (version(1, 3, 3), version(1, 3, 4))],
         fixed_builds: &[],
         effect: "the mode of a tmpfs is wrong where the layers have no directory for it",
-        remedy: "take runc 1.2.9, 1.3.4, 1.4.0 or later",
+        remedy: "use runc 1.2.9, 1.3.4, 1.4.0 or later",
         source: "https://github.com/opencontainers/runc/pull/4971",
     },
     Flaw {
         name: "runc",
-        affected: &[(line(1, 1), line(1, 2))],
+        affected: &[(series(1, 1), series(1, 2))],
         fixed_builds: &[],
-        // Measured with 1.1.5 (none of 1.2 was): 34 of 150 runs under constant renames.
-        effect: "a run fails (\"possibly malicious path\") if the source of a bind mount is replaced by a rename meanwhile",
-        remedy: "bind copies of files that others replace",
+        // Measured with 1.1.5: 34 of 150 runs failed under constant renames. With 1.2, none failed.
+        effect: "a run fails (\"possibly malicious path\") if another process replaces the source of a bind mount by a rename during the start",
+        remedy: "bind-mount copies of files that other processes replace",
         source: "https://github.com/opencontainers/runc/blob/v1.1.5/libcontainer/utils/utils_unix.go",
     },
     Flaw {
         name: "crun",
-        affected: &[(version(1, 8, 7), line(1, 21))],
+        affected: &[(version(1, 8, 7), series(1, 21))],
         fixed_builds: &[],
         effect: "a run without a terminal ends with status 0 when crun gets SIGWINCH, as when the caller's terminal is resized",
-        remedy: "take crun 1.21 or later",
+        remedy: "use crun 1.21 or later",
         source: "https://github.com/containers/crun/pull/1683",
     },
     Flaw {
@@ -149,7 +156,7 @@ pub(super) const FLAWS: &[Flaw] = &[
         affected: &[(version(1, 18, 0), version(1, 18, 1))],
         fixed_builds: &[],
         effect: "the device rules are not set up on cgroup v1",
-        remedy: "take crun 1.18.1 or later",
+        remedy: "use crun 1.18.1 or later",
         source: "https://github.com/containers/crun/blob/main/NEWS",
     },
     Flaw {
@@ -157,15 +164,15 @@ pub(super) const FLAWS: &[Flaw] = &[
         affected: &[(version(1, 11, 1), version(1, 11, 2))],
         fixed_builds: &[],
         effect: "crashes on cgroup v1 when a run has no processor limit",
-        remedy: "take crun 1.11.2 or later",
+        remedy: "use crun 1.11.2 or later",
         source: "https://github.com/containers/crun/blob/main/NEWS",
     },
     Flaw {
         name: "youki",
         affected: &[(ANY, version(0, 5, 7))],
         fixed_builds: &[],
-        effect: "hostile processes that write to a container's mounts while it starts can get out of one (CVE-2025-62161, -62596)",
-        remedy: "take youki 0.5.7 or later",
+        effect: "hostile processes that write to a container's mounts while it starts can escape from it (CVE-2025-62161, -62596)",
+        remedy: "use youki 0.5.7 or later",
         source: "https://github.com/youki-dev/youki/security/advisories/GHSA-4g74-7cff-xcv8",
     },
 ];
@@ -181,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_has_the_flaws_of_its_line() {
+    fn a_version_has_the_flaws_of_its_series() {
         const CWD: &str = "GHSA-xr7r-f8xq-vfvv";
         const ESCAPES: &str = "GHSA-9493-h29p-rfm2";
         const MKDIR: &str = "GHSA-jfvp-7x6p-h2pv";
@@ -216,14 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn every_range_has_something_in_it() {
+    fn no_range_of_versions_is_empty() {
         for flaw in FLAWS {
             assert!(flaw.affected.iter().all(|(first, fixed)| first < fixed), "{flaw:?}");
         }
     }
 
     #[test]
-    fn builds_of_distributions_have_fixes_of_their_own() {
+    fn builds_of_distributions_have_their_own_fixes() {
         let table = [
             ("1.1.5+ds1-1+deb12u1", true),
             ("1.1.5+ds1-1+deb12u1+b2", true),

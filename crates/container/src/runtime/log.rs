@@ -1,3 +1,5 @@
+//! The log that a runtime writes its errors to.
+
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -7,26 +9,28 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use rustix::io::Errno;
 use serde::Deserialize;
 
-/// Room for the last words of a runtime, and what it may have to warn of before.
+/// The reserved size of the log, enough for a runtime's error and the warnings before it.
 const ROOM_BYTES: u64 = 8 << 10;
 
-/// Makes the log, empty, and keeps room for what is to be in it: on a full disk a runtime could not say that it has failed, and
-/// the end of it would be taken for that of the command.
+/// Creates an empty log and reserves room for its content. Without the reservation, a runtime on a full
+/// disk could not report why it failed.
 pub(super) fn create(path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    // What an earlier run of the same bundle had to say is not of this one.
+    // Discards the messages of an earlier run of the same bundle.
     options.write(true).create(true).truncate(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     let log = options.open(path)?;
     match fallocate(&log, FallocateFlags::KEEP_SIZE, 0, ROOM_BYTES) {
-        // Not every file system can.
+        // Not every file system supports this.
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Finds the runtime's own failure in its log (`--log-format json`): the last entry of a level that is one, which a warning is not.
+/// Returns the runtime's failure from its log (`--log-format json`): the last entry with a level
+/// above warning.
 ///
-/// An entry is a JSON object on a line of its own, or on several (crun 1.28). A line that is not JSON is a failure as it stands.
+/// An entry is a JSON object on one line, or on several (crun 1.28). A line that is not JSON counts
+/// as a failure.
 pub(super) fn failure(log: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Entry {
@@ -91,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_grave_entry_counts() {
+    fn the_last_entry_above_warning_is_the_failure() {
         let table: [(&str, Option<&str>); 8] = [
             ("", None),
             (r#"{"level":"warning","msg":"unable to x","time":"t"}"#, None),

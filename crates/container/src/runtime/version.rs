@@ -1,36 +1,40 @@
+//! Asks a runtime for its version. `flaws` knows what is wrong with it.
+
 use std::fmt;
 use std::process::{Command, Stdio};
 
-use super::{Flaw, Runtime, flaws};
+use super::Runtime;
+use super::flaws::{self, Flaw};
 use crate::display::escaped;
+use crate::error::{Error, Result};
 use crate::supervise::close_descriptors;
-use crate::{Error, Result};
 
-/// What a runtime says of itself when it is asked for its version.
+/// The version that a runtime reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuntimeVersion {
-    /// Its own name, whatever the file is called: `runc`, `crun`, `youki`.
+    /// The name in the report, whatever the file is called: `runc`, `crun`, `youki`.
     pub name: String,
-    /// The version as it writes it, a distribution's additions included: `1.1.5+ds1`.
+    /// The version in the report, including a distribution's additions: `1.1.5+ds1`.
     pub text: String,
-    /// Major, minor and patch.
+    /// The major, minor and patch numbers.
     pub number: (u32, u32, u32),
-    /// Of a release candidate, which one: 2 in `1.2.0-rc.2`.
+    /// The number of a release candidate: 2 in `1.2.0-rc.2`.
     pub candidate: Option<u32>,
-    /// The commit that it was built from, or in its place the version of a distribution's package: `1.1.5+ds1-1+deb12u1`.
+    /// The commit of the build, or the version of a distribution's package: `1.1.5+ds1-1+deb12u1`.
     pub build: Option<String>,
 }
 
 impl RuntimeVersion {
-    /// What is known to be wrong with this version for what this crate does with it, as its makers published it.
+    /// Returns the known flaws of this version that can affect a run, as the runtime's authors
+    /// published them.
     ///
-    /// Distributions fix their own builds without counting the version up. Debian's and Ubuntu's are known here as far as they are
-    /// published; another may have a fix that is not.
+    /// Distributions fix their builds without increasing the version. This crate knows the
+    /// published fixes of Debian and Ubuntu, but not those of others.
     pub fn flaws(&self) -> impl Iterator<Item = &'static Flaw> {
         let (major, minor, patch) = self.number;
         let number = (major, minor, patch, self.candidate.unwrap_or(flaws::RELEASE));
-        // Ubuntu writes it into the version itself.
+        // Ubuntu has it in the version itself.
         let builds = [&*self.text, self.build.as_deref().unwrap_or_default()];
         flaws::FLAWS.iter().filter(move |flaw| flaw.concerns(&self.name, number, &builds))
     }
@@ -43,7 +47,8 @@ impl fmt::Display for RuntimeVersion {
 }
 
 impl Runtime {
-    /// Starts the runtime with `--version` and reads what it says; `None` if that is nothing like a version.
+    /// Runs the runtime with `--version` and parses the output. Returns `None` if the output has no
+    /// version.
     ///
     /// # Errors
     /// [`Error::RuntimeStart`] if it cannot be started, [`Error::Runtime`] if it fails.
@@ -62,7 +67,7 @@ impl Runtime {
     }
 }
 
-/// `<name> version <text>` on the first line, and `commit: <build>` on one that follows.
+/// Parses `<name> version <text>` on the first line, and `commit: <build>` on a later one.
 fn parse(output: &str) -> Option<RuntimeVersion> {
     let mut lines = output.lines();
     let [name, "version", text] = lines.next()?.split_whitespace().collect::<Vec<_>>()[..] else {
@@ -70,7 +75,7 @@ fn parse(output: &str) -> Option<RuntimeVersion> {
     };
     let mut parts = text.trim_start_matches('v').splitn(3, '.').map(leading_number);
     let (major, minor) = (parts.next()??, parts.next()??);
-    // crun counts 1.27, 1.27.1.
+    // crun releases 1.27 and then 1.27.1.
     let patch = parts.next().flatten().unwrap_or(0);
     let build = lines.find_map(|line| line.strip_prefix("commit:")).map(str::trim).filter(|build| !build.is_empty());
     Some(RuntimeVersion {
@@ -86,7 +91,8 @@ fn leading_number(text: &str) -> Option<u32> {
     text.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
-/// `1.2.0-rc.2`, as runc has written it since 1.2; `1.0.0-rc93` before; `1.0.0~rc93+ds1` by Debian.
+/// Returns the number of a release candidate. runc writes `1.2.0-rc.2` since 1.2, and `1.0.0-rc93`
+/// before. Debian writes `1.0.0~rc93+ds1`.
 fn candidate(text: &str) -> Option<u32> {
     let (_, rest) = text.split_once("-rc").or_else(|| text.split_once("~rc"))?;
     leading_number(rest.trim_start_matches('.'))
@@ -112,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_read_as_runtimes_write_them() {
+    fn versions_of_all_runtimes_are_read() {
         let table = [
             ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n", Some(("runc", (1, 1, 5)))),
             ("runc version 1.4.0-rc.3\n", Some(("runc", (1, 4, 0)))),
@@ -134,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn candidates_and_builds() {
+    fn release_candidates_and_builds_are_read() {
         let table = [
             (
                 "runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n",
@@ -153,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fix_of_a_distribution_is_known_wherever_it_is_told() {
+    fn a_fix_of_a_distribution_is_found_in_the_version_or_the_build() {
         let table = [
             ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\n", false),
             ("runc version 1.1.7-0ubuntu1~22.04.2\nspec: 1.0.2-dev\n", false),

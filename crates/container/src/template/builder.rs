@@ -1,109 +1,68 @@
-use std::collections::BTreeMap;
+//! Builds a template from typed fields. `validate` checks the fields, and `spec` writes them as a
+//! configuration.
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci_spec::runtime::{Capability, PosixRlimitType};
-
+use super::capability::Capability;
 use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
 use super::error::TemplateError;
+use super::fields::{CpuQuota, Fields};
 use super::mount::Mount;
-use super::rlimit::Rlimit;
-use super::{Template, defaults, spec, validate};
-use crate::UserSpec;
+use super::rlimit::{Rlimit, RlimitKind};
+use super::{Template, spec, validate};
+use crate::user::UserSpec;
 
-/// The fields of a [`Template`]. Each setter says what is the case without it.
+/// Builds a [`Template`]. Each setter documents its default.
 ///
-/// A field set twice has its last value; `env`, `annotation` and `rlimit` are set twice by the same key, `mount` only adds.
-/// Everything is checked by [`build`](Self::build).
+/// A later call of a setter replaces the value of an earlier one. `env`, `annotation` and `rlimit`
+/// replace only the value with the same key, and `mount` always adds a mount.
+/// [`build`](Self::build) checks everything. Setters that take `impl Into<Option<_>>` restore the
+/// default if they get `None`.
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct TemplateBuilder {
-    pub(super) args: Vec<String>,
-    pub(super) cwd: PathBuf,
-    pub(super) env: Vec<(String, String)>,
-    pub(super) user: UserSpec,
-    pub(super) additional_gids: Vec<u32>,
-    pub(super) terminal: Terminal,
-    pub(super) capabilities: Vec<Capability>,
-    pub(super) no_new_privileges: NoNewPrivileges,
-    pub(super) rlimits: Vec<Rlimit>,
-    pub(super) root_access: RootAccess,
-    pub(super) hostname: Option<String>,
-    pub(super) mounts: Vec<Mount>,
-    pub(super) annotations: BTreeMap<String, String>,
-    pub(super) network: Network,
-    pub(super) cgroups_path: Option<PathBuf>,
-    pub(super) memory_limit_bytes: Option<u64>,
-    pub(super) pids_limit: Option<u64>,
-    pub(super) cpus: Option<String>,
-    pub(super) mems: Option<String>,
-    pub(super) cpu_quota: Option<CpuQuota>,
-    pub(super) seccomp: Seccomp,
-    pub(super) fsync: Fsync,
+    fields: Fields,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(super) struct CpuQuota {
-    pub(super) quota: Duration,
-    pub(super) period: Duration,
+impl Template {
+    /// Starts a template for the program `argv[0]` with the arguments that follow. If the name has
+    /// no slash, the program is looked up in the container's `PATH`.
+    pub fn builder(argv: impl IntoIterator<Item = impl Into<String>>) -> TemplateBuilder {
+        TemplateBuilder { fields: Fields::new(argv.into_iter().map(Into::into).collect()) }
+    }
 }
 
 impl TemplateBuilder {
-    pub(super) fn new(args: Vec<String>) -> TemplateBuilder {
-        TemplateBuilder {
-            args,
-            cwd: PathBuf::from("/"),
-            env: vec![("PATH".to_owned(), defaults::PATH.to_owned())],
-            user: UserSpec::of_ids(0, 0),
-            additional_gids: Vec::new(),
-            terminal: Terminal::None,
-            capabilities: defaults::CAPABILITIES.to_vec(),
-            no_new_privileges: NoNewPrivileges::Off,
-            rlimits: vec![defaults::OPEN_FILES],
-            root_access: RootAccess::ReadWrite,
-            hostname: None,
-            mounts: Vec::new(),
-            annotations: BTreeMap::new(),
-            network: Network::None,
-            cgroups_path: None,
-            memory_limit_bytes: None,
-            pids_limit: None,
-            cpus: None,
-            mems: None,
-            cpu_quota: None,
-            seccomp: Seccomp::Default,
-            fsync: Fsync::Ignored,
-        }
-    }
-
-    /// The command's working directory, absolute inside the container; `/` by default. If it is missing,
-    /// [`Rootfs::mount_points`](crate::Rootfs::mount_points) makes it, and it belongs to the command's [user](Self::user).
+    /// Sets the command's working directory, an absolute path in the container. The default is `/`.
+    /// If the directory is missing, [`Rootfs::mount_points`](crate::Rootfs::mount_points) creates
+    /// it, owned by the command's [user](Self::user).
     pub fn cwd(mut self, cwd: impl Into<PathBuf>) -> Self {
-        self.cwd = cwd.into();
+        self.fields.cwd = cwd.into();
         self
     }
 
-    /// An environment variable. The only one by default is Docker's `PATH`, and `HOME` once the user is known: see
+    /// Sets an environment variable. By default the command has Docker's `PATH`, and `HOME` from
     /// [`Rootfs::find_user`](crate::Rootfs::find_user).
     pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         let (key, value) = (key.into(), value.into());
-        match self.env.iter_mut().find(|(known, _)| *known == key) {
+        match self.fields.env.iter_mut().find(|(known, _)| *known == key) {
             Some((_, known)) => *known = value,
-            None => self.env.push((key, value)),
+            None => self.fields.env.push((key, value)),
         }
         self
     }
 
-    /// The user and the group that the command runs as, by number; root by default.
+    /// Sets the command's user and group by number. The default is root.
     pub fn user(self, uid: u32, gid: u32) -> Self {
         self.user_spec(UserSpec::of_ids(uid, gid))
     }
 
-    /// The user and the group that the command runs as, by number or by name.
+    /// Sets the command's user and group by number or by name. The default is root.
     ///
-    /// A template belongs to no root file system, so it keeps a name as it is, in `process.user.username`:
-    /// [`Rootfs::find_user`](crate::Rootfs::find_user) looks it up.
+    /// A template has no root file system in which a name could be looked up. It stores the name in
+    /// `process.user.username`, and [`Rootfs::find_user`](crate::Rootfs::find_user) looks it up.
     ///
     /// ```
     /// # use container::Template;
@@ -112,157 +71,163 @@ impl TemplateBuilder {
     /// # Ok::<(), container::TemplateError>(())
     /// ```
     pub fn user_spec(mut self, user: UserSpec) -> Self {
-        self.user = user;
+        self.fields.user = user;
         self
     }
 
-    /// The groups that the command belongs to besides; none by default. A user that is given by name alone is in the groups
-    /// that list it, too.
+    /// Sets supplementary groups. By default there are none. A user that is given only by name is
+    /// also in the groups that list it.
     pub fn additional_groups(mut self, gids: impl IntoIterator<Item = u32>) -> Self {
-        self.additional_gids = gids.into_iter().collect();
+        self.fields.additional_gids = gids.into_iter().collect();
         self
     }
 
-    /// Whether the command gets a terminal of its own; it gets none by default.
+    /// Sets whether the command gets a terminal. By default it gets none.
     pub fn terminal(mut self, terminal: Terminal) -> Self {
-        self.terminal = terminal;
+        self.fields.terminal = terminal;
         self
     }
 
-    /// The capabilities that root has in the container, bounding what any process there can get.
+    /// Sets the capabilities of root in the container. No process there can get others.
     ///
-    /// By default the 14 that Docker leaves: `chown`, `dac_override`, `fsetid`, `fowner`, `mknod`, `net_raw`, `setgid`,
-    /// `setuid`, `setfcap`, `setpcap`, `net_bind_service`, `sys_chroot`, `kill` and `audit_write`. They are not
-    /// inheritable, so a command that runs as another user has none of them.
+    /// The default is Docker's set of 14: `chown`, `dac_override`, `fsetid`, `fowner`, `mknod`,
+    /// `net_raw`, `setgid`, `setuid`, `setfcap`, `setpcap`, `net_bind_service`, `sys_chroot`,
+    /// `kill` and `audit_write`. They are not inheritable, so a command that runs as another user
+    /// has none of them.
     pub fn capabilities(mut self, capabilities: impl IntoIterator<Item = Capability>) -> Self {
-        self.capabilities = capabilities.into_iter().collect();
+        self.fields.capabilities = capabilities.into_iter().collect();
         self
     }
 
-    /// Whether set-user-ID programs work; they do by default.
+    /// Sets whether set-user-ID programs gain privileges. By default they do.
     pub fn no_new_privileges(mut self, no_new_privileges: NoNewPrivileges) -> Self {
-        self.no_new_privileges = no_new_privileges;
+        self.fields.no_new_privileges = no_new_privileges;
         self
     }
 
-    /// How many files each process may have open, soft and hard.
+    /// Sets how many files each process may have open, as the soft and the hard limit.
     ///
-    /// By default 1,024, which a process may raise to 524,288. A run lowers this default to the hard limit of the calling process
-    /// where that is lower.
+    /// The default is 1,024, which a process may raise to 524,288. If the hard limit of the calling
+    /// process is lower, a run lowers this default to it.
     pub fn open_files_limit(self, limit: u64) -> Self {
-        self.rlimit(PosixRlimitType::RlimitNofile, limit, limit)
+        self.rlimit(RlimitKind::Nofile, limit, limit)
     }
 
-    /// A limit of [`setrlimit(2)`], in the unit that it has there; [`Rlimit`] reads one from text. Those not set are the
-    /// runtime's own.
+    /// Sets a limit of [`setrlimit(2)`], in the kernel's unit. [`Rlimit`] can be parsed from text.
+    /// Limits that are not set are those of the runtime.
     ///
     /// [`setrlimit(2)`]: https://man7.org/linux/man-pages/man2/getrlimit.2.html
-    pub fn rlimit(mut self, kind: PosixRlimitType, soft: u64, hard: u64) -> Self {
-        self.rlimits.retain(|known| known.kind != kind);
-        self.rlimits.push(Rlimit { kind, soft, hard });
+    pub fn rlimit(mut self, kind: RlimitKind, soft: u64, hard: u64) -> Self {
+        self.fields.rlimits.retain(|known| known.kind != kind);
+        self.fields.rlimits.push(Rlimit { kind, soft, hard });
         self
     }
 
-    /// Whether the root file system can be written to; it can by default.
+    /// Sets whether the command may write to the root file system. By default it may.
     pub fn root_access(mut self, access: RootAccess) -> Self {
-        self.root_access = access;
+        self.fields.root_access = access;
         self
     }
 
-    /// The container's own hostname, at most 64 bytes; the host's by default.
-    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
-        self.hostname = Some(hostname.into());
+    /// Sets the container's hostname, at most 64 bytes. The default is the host's.
+    pub fn hostname<'a>(mut self, hostname: impl Into<Option<&'a str>>) -> Self {
+        self.fields.hostname = hostname.into().map(str::to_owned);
         self
     }
 
-    /// One more mount, over the system's own and those given before.
+    /// Adds a mount, on top of the default mounts and those added before.
     pub fn mount(mut self, mount: Mount) -> Self {
-        self.mounts.push(mount);
+        self.fields.mounts.push(mount);
         self
     }
 
-    /// A note for other programs, which the runtime keeps with the container's state.
+    /// Sets an annotation, which the runtime keeps in the container's state for other programs.
     pub fn annotation(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.annotations.insert(key.into(), value.into());
+        self.fields.annotations.insert(key.into(), value.into());
         self
     }
 
-    /// The network that the container sees; by default none.
+    /// Sets the container's network. By default it has none.
     pub fn network(mut self, network: Network) -> Self {
-        self.network = network;
+        self.fields.network = network;
         self
     }
 
-    /// The control group of the container; by default the runtime chooses one. See [`linux.cgroupsPath`].
+    /// Sets the control group of the container: see [`linux.cgroupsPath`]. By default the runtime
+    /// chooses one.
     ///
     /// [`linux.cgroupsPath`]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config-linux.md#cgroups-path
     pub fn cgroups_path(mut self, path: impl Into<PathBuf>) -> Self {
-        self.cgroups_path = Some(path.into());
+        self.fields.cgroups_path = Some(path.into());
         self
     }
 
-    /// The most memory that the container may use, in bytes, with no swap beyond it; unlimited by default.
-    pub fn memory_limit_bytes(mut self, limit: u64) -> Self {
-        self.memory_limit_bytes = Some(limit);
+    /// Limits the memory of the container in bytes, including swap. By default it is unlimited.
+    pub fn memory_limit_bytes(mut self, limit: impl Into<Option<u64>>) -> Self {
+        self.fields.memory_limit_bytes = limit.into();
         self
     }
 
-    /// How many processes and threads the container may have at a time; unlimited by default.
-    pub fn pids_limit(mut self, limit: u64) -> Self {
-        self.pids_limit = Some(limit);
+    /// Limits how many processes and threads the container has at the same time. By default it is
+    /// unlimited.
+    pub fn pids_limit(mut self, limit: impl Into<Option<u64>>) -> Self {
+        self.fields.pids_limit = limit.into();
         self
     }
 
-    /// The processors that the container may run on, as in [`cpuset(7)`]: `0-3,5`; all by default.
+    /// Sets the processors that the container may run on, in the format of [`cpuset(7)`]: `0-3,5`.
+    /// By default it may use all.
     ///
     /// [`cpuset(7)`]: https://man7.org/linux/man-pages/man7/cpuset.7.html
-    pub fn cpus(mut self, list: impl Into<String>) -> Self {
-        self.cpus = Some(list.into());
+    pub fn cpus<'a>(mut self, list: impl Into<Option<&'a str>>) -> Self {
+        self.fields.cpus = list.into().map(str::to_owned);
         self
     }
 
-    /// The memory nodes that the container may allocate from, as in [`cpuset(7)`]: `0-1`; all by default.
+    /// Sets the memory nodes that the container may allocate from, in the format of [`cpuset(7)`]:
+    /// `0-1`. By default it may use all.
     ///
     /// [`cpuset(7)`]: https://man7.org/linux/man-pages/man7/cpuset.7.html
-    pub fn mems(mut self, list: impl Into<String>) -> Self {
-        self.mems = Some(list.into());
+    pub fn mems<'a>(mut self, list: impl Into<Option<&'a str>>) -> Self {
+        self.fields.mems = list.into().map(str::to_owned);
         self
     }
 
-    /// The processor time that the container may use in every period: 150 ms in every 100 ms is one and a half
-    /// processors; unlimited by default. Both are rounded down to a microsecond.
+    /// Limits the processor time that the container may use in each period. For example, 150 ms per
+    /// 100 ms is one and a half processors. By default it is unlimited. Both are rounded down to
+    /// microseconds.
     pub fn cpu_quota(mut self, quota: Duration, period: Duration) -> Self {
-        self.cpu_quota = Some(CpuQuota { quota, period });
+        self.fields.cpu_quota = Some(CpuQuota { quota, period });
         self
     }
 
-    /// The system calls that are let through; by default those that Docker's default profile lets through with these
-    /// [capabilities](Self::capabilities).
+    /// Sets the system calls that the container may make. By default, these are the calls that
+    /// Docker's default profile allows with these [capabilities](Self::capabilities).
     ///
-    /// The `fsync` family is answered as [`fsync`](Self::fsync) says, whatever a profile says of it: give
-    /// [`Fsync::Real`] as well for one that is used as it is.
+    /// For the `fsync` family, [`fsync`](Self::fsync) overrides the profile. To use a profile
+    /// unchanged, set [`Fsync::Real`] too.
     pub fn seccomp(mut self, seccomp: Seccomp) -> Self {
-        self.seccomp = seccomp;
+        self.fields.seccomp = seccomp;
         self
     }
 
-    /// What `fsync` and its family do; by default they do not wait for the disk of the root file system.
+    /// Sets what `fsync` and its family do. By default they do not wait for the disk of the root
+    /// file system.
     pub fn fsync(mut self, fsync: Fsync) -> Self {
-        self.fsync = fsync;
+        self.fields.fsync = fsync;
         self
     }
 
-    /// The template, if every field holds.
+    /// Checks the fields and returns the template.
     ///
     /// # Errors
-    ///
-    /// The first [`TemplateError`] found: a command, an environment variable, a path, a name, a list or a limit that the
-    /// kernel or the runtime would refuse later, or would take for something else.
+    /// The first [`TemplateError`] found: a command, an environment variable, a path, a name, a
+    /// list or a limit that the kernel or the runtime would refuse later or misunderstand.
     pub fn build(self) -> Result<Template, TemplateError> {
-        validate::builder(&self)?;
-        // Of a profile of the caller's only a runtime knows what it means.
-        let filter = matches!(self.seccomp, Seccomp::Default | Seccomp::Native).then(Arc::default);
-        let value = spec::to_value(self)?;
+        validate::fields(&self.fields)?;
+        // Only the runtime interprets a profile of the caller's.
+        let filter = matches!(self.fields.seccomp, Seccomp::Default | Seccomp::Native).then(Arc::default);
+        let value = spec::to_value(&self.fields)?;
         validate::value(&value)?;
         Ok(Template { value: Arc::new(value), filter })
     }

@@ -1,15 +1,19 @@
+//! The settings of a container that are a choice from a list.
+
 use std::path::PathBuf;
 
-use oci_spec::runtime::LinuxSeccomp;
+use serde_json::Value;
 
-/// The network that the container sees.
+/// The network of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Network {
-    /// A network namespace of its own with nothing but an unconfigured loopback interface. In it every user may serve every port,
-    /// as under Docker.
+    /// A private network namespace with only an unconfigured loopback interface. In it, every user
+    /// may bind every port, as under Docker.
     #[default]
     None,
-    /// The host's network. **The host's abstract Unix sockets are reachable too**, see [`unix(7)`].
+    /// The host's network. **The container can also reach the host's abstract Unix sockets**: see
+    /// [`unix(7)`].
     ///
     /// [`unix(7)`]: https://man7.org/linux/man-pages/man7/unix.7.html
     Host,
@@ -17,77 +21,93 @@ pub enum Network {
     Joined(PathBuf),
 }
 
-/// Whether the command gets a terminal of its own.
+/// Whether the command gets a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Terminal {
     /// Standard input, output and error are pipes.
     #[default]
     None,
-    /// A pseudoterminal; `TERM=xterm` unless set otherwise. What is typed comes from the run's standard input, and what the command
-    /// writes goes to the run's standard output. If the caller's own standard input is a terminal, that is in raw mode for as long as
-    /// the container lives, and the command's terminal has its size.
+    /// The command gets a pseudoterminal, and `TERM=xterm` unless the environment sets it. The
+    /// terminal's input comes from the run's standard input, and its output goes to the run's
+    /// standard output. If the caller's standard input is a terminal, it is in raw mode while the
+    /// container lives, and the command's terminal has the same size.
     Attached,
 }
 
 /// What `fsync` and its family do inside the container.
 ///
-/// A build writes into a tree that is thrown away if the machine goes down, so waiting for the disk at each file gains
-/// nothing; package managers, which do that for every file, spend most of their time so.
+/// A run's upper is discarded if the machine goes down, so waiting for the disk gains nothing.
+/// Package managers wait after every file and spend most of their time on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Fsync {
-    /// `sync`, `msync` and `sync_file_range` succeed immediately without doing anything. `fsync`, `fdatasync` and `syncfs` do not
-    /// wait for the root file system either, since its overlay is volatile (Linux 5.10). On bind mounts they do what they say.
+    /// `sync`, `msync` and `sync_file_range` succeed immediately without any effect. `fsync`,
+    /// `fdatasync` and `syncfs` do not wait for the root file system either, because its overlay is
+    /// volatile (since Linux 5.10). On bind mounts, these three work normally.
     ///
-    /// A negative descriptor still is `EBADF`, and `msync` of an address within a page or with unknown flags `EINVAL`. `msync` with
-    /// flags other than exactly `MS_SYNC` does what it says, and so do files opened with `O_SYNC` and flushes by `io_uring`.
+    /// A negative descriptor still fails with `EBADF`. `msync` still fails with `EINVAL` for an
+    /// address within a page or unknown flags. `msync` with other flags than exactly `MS_SYNC`
+    /// works normally, and so do files opened with `O_SYNC` and flushes through `io_uring`.
     #[default]
     Ignored,
-    /// They do what they say.
+    /// They work normally.
     Real,
 }
 
 /// The system calls that the container may make.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub enum Seccomp {
-    /// Those that Docker's default profile lets through. Others are answered with an error and nothing happens: `EPERM` to
-    /// those that a capability would allow, and lets through if the container has it; `ENOSYS` to the rest.
+    /// The system calls that Docker's default profile allows. All others fail without any effect. A
+    /// call that needs a missing capability fails with `EPERM`; it is allowed if the container has
+    /// the capability. Every other call fails with `ENOSYS`.
     ///
-    /// **No program can make a namespace of its own**, so a sandbox within the build (bubblewrap, `unshare`, a browser's) does
-    /// not start. [`Unconfined`](Self::Unconfined) gives it back; so does `CAP_SYS_ADMIN`, and far more with it.
+    /// **No program can create namespaces**, so sandboxes inside the container (bubblewrap,
+    /// `unshare`, a browser's) do not start. [`Unconfined`](Self::Unconfined) allows them.
+    /// `CAP_SYS_ADMIN` does too, and far more with it.
     ///
-    /// runc has libseccomp compile the filter at each start, which takes milliseconds (6 on x86_64 with 2.5.4). crun is spared that
-    /// on x86_64: see [`Runtime::prepare_config`](crate::Runtime::prepare_config).
+    /// runc compiles the filter with libseccomp at each start, which takes 6 ms on x86_64 with
+    /// libseccomp 2.5.4. On x86_64, crun does not have to: see
+    /// [`prepare_config`](crate::advanced::prepare_config).
     #[default]
     Default,
-    /// Those of [`Default`](Self::Default) by the machine's own convention alone: a 32-bit program is killed (SIGSYS) at its first
-    /// call. Of all that a container has by default, what it costs to let those run is what can be saved: runc starts in 0.8 of
-    /// the time. What the mount of the control groups, `/dev/mqueue` or masked paths cost is less than can be measured.
+    /// The system calls of [`Default`](Self::Default), but only through the machine's own ABI: a
+    /// 32-bit program is killed (SIGSYS) at its first call. Support for 32-bit programs is the only
+    /// default with a measurable cost: without it, runc starts in 20 % less time. The mount of the
+    /// control groups, `/dev/mqueue` and the masked paths have no measurable cost.
     Native,
-    /// All of them, which leaves the kernel's own checks.
+    /// All system calls. The kernel's own checks remain.
     Unconfined,
-    /// Those of this profile. It holds for the container's init, too, which needs `clone`, `close`, `execve`, `exit_group`, `fcntl`,
-    /// `ioctl`, `kill`, `prctl`, `rt_sigaction`, `rt_sigprocmask`, `rt_sigtimedwait`, `sched_setaffinity`, `setsid`, `wait4` and `write`.
-    Custom(LinuxSeccomp),
+    /// The system calls that this profile allows: the JSON of `linux.seccomp` in the runtime
+    /// specification. [`build`](crate::TemplateBuilder::build) checks it, and drops keys that the
+    /// specification does not have.
+    ///
+    /// The profile also applies to the container's init. The init needs `clone`, `close`, `execve`,
+    /// `exit_group`, `fcntl`, `ioctl`, `kill`, `prctl`, `rt_sigaction`, `rt_sigprocmask`,
+    /// `rt_sigtimedwait`, `sched_setaffinity`, `setsid`, `wait4` and `write`.
+    Custom(Value),
 }
 
 /// Whether set-user-ID programs and file capabilities work inside the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NoNewPrivileges {
-    /// They do, as under Docker: `su`, `sudo` and `ping` need it.
+    /// They work, as under Docker: `su`, `sudo` and `ping` need it.
     #[default]
     Off,
-    /// They do not: no program can gain a privilege that its caller lacks ([`PR_SET_NO_NEW_PRIVS`]).
+    /// They have no effect: no program can gain a privilege that its caller lacks
+    /// ([`PR_SET_NO_NEW_PRIVS`]).
     ///
     /// [`PR_SET_NO_NEW_PRIVS`]: https://man7.org/linux/man-pages/man2/PR_SET_NO_NEW_PRIVS.2const.html
     On,
 }
 
-/// Whether the command may write to its root file system. Mounts have an access of their own.
+/// Whether the command may write to its root file system. Each mount has its own setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RootAccess {
-    /// It may; what it writes is the result of the run.
+    /// It may write. The written files are the result of the run.
     #[default]
     ReadWrite,
-    /// It may not: `EROFS` everywhere but in `/dev`, `/dev/shm`, `/tmp` and the mounts that allow it.
+    /// Writes fail with `EROFS`, except in `/dev`, `/dev/shm`, `/tmp` and writable mounts.
     ReadOnly,
 }

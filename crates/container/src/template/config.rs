@@ -1,25 +1,32 @@
+//! The content of one run's `config.json`: a template, and the values that differ from it.
+
 use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
-use oci_spec::runtime::{PosixRlimit, Spec};
-use rustix::process::Resource;
+use oci_spec::runtime::PosixRlimit;
 use rustix::termios::Winsize;
 use serde::Deserialize;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
+use super::caller_limits::{self, hard_limit_of_caller};
 use super::defaults::OPEN_FILES;
 use super::error::TemplateError;
-use super::rlimit::{self, Rlimit};
-use super::{HOME, MountEntry, Template};
+use super::mount_entry::MountEntry;
+use super::rlimit::{Rlimit, RlimitKind};
+use super::{HOME, Template};
+use crate::error::Result;
+use crate::init::Init;
+use crate::rootfs::Rootfs;
 use crate::supervise::PATH_INSIDE;
-use crate::user::NOBODY;
-use crate::{Init, Result, Rootfs, User};
+use crate::user::{NOBODY, User};
 
-/// A [`Template`](crate::Template) with its root file system filled in: the content of one run's `config.json`.
+/// A [`Template`](crate::Template) with its root file system filled in: the content of one run's
+/// `config.json`.
 ///
-/// It is the template and what differs from it: nothing is copied until it is written.
+/// It shares the template and stores only the values that differ. Nothing is copied until it is
+/// written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     template: Template,
@@ -30,7 +37,7 @@ pub struct Config {
     user: Option<User>,
     start: Option<Start>,
     open_files: Option<Rlimit>,
-    /// Where in `mounts` a file is mounted recursively read-only.
+    /// The indexes in `mounts` of files that are mounted recursively read-only.
     binds_of_files: Vec<usize>,
 }
 
@@ -38,17 +45,36 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq)]
 struct Start {
     init: Init,
-    /// The mask of the processors that it may run on.
+    /// The mask of the processors that the command may run on.
     affinity: String,
     /// The columns and the rows of its terminal.
     size: Option<(u16, u16)>,
 }
 
-/// The annotation under which crun takes a program in the place of the profile in `linux.seccomp`: crun(1), "seccomp".
+/// The annotation with a BPF program that crun uses instead of the profile in `linux.seccomp`:
+/// crun(1), "seccomp".
 const CRUN_FILTER: &str = "run.oci.seccomp_bpf_data";
 
+impl Template {
+    /// Returns the configuration of a run with the root file system `rootfs`. Only `root.path`
+    /// differs from the template.
+    ///
+    /// A relative `rootfs` is relative to the bundle's directory, as the specification says.
+    ///
+    /// # Errors
+    /// [`TemplateError::NotUtf8`] if `rootfs` cannot be written as JSON.
+    pub fn instantiate(&self, rootfs: &Path) -> Result<Config> {
+        let rootfs = rootfs.to_str().ok_or_else(|| TemplateError::NotUtf8 {
+            field: "root.path",
+            path: rootfs.to_owned(),
+            remedy: "choose another scratch directory",
+        })?;
+        Ok(Config::new(self.clone(), rootfs))
+    }
+}
+
 impl Config {
-    /// `template` has been checked.
+    /// Creates the configuration. `template` has been checked.
     pub(super) fn new(template: Template, rootfs: impl Into<String>) -> Config {
         Config {
             template,
@@ -63,31 +89,26 @@ impl Config {
         }
     }
 
-    /// The configuration in `oci-spec`'s types: a copy, and without the keys that they do not have.
-    ///
-    /// # Errors
-    ///
-    /// [`TemplateError::NotASpec`]; a configuration that came from a template deserializes.
-    pub fn spec(&self) -> Result<Spec, TemplateError> {
-        let value = serde_json::to_value(self).map_err(|source| TemplateError::Serialize { source })?;
-        Spec::deserialize(value).map_err(|source| TemplateError::NotASpec { source })
+    #[cfg(test)]
+    pub(crate) fn spec(&self) -> oci_spec::runtime::Spec {
+        Deserialize::deserialize(serde_json::to_value(self).unwrap()).unwrap()
     }
 
-    /// The path of the root file system that the container will see as `/`.
+    /// Returns the path of the root file system that the container will see as `/`.
     pub fn rootfs(&self) -> &Path {
         Path::new(&self.rootfs)
     }
 
-    /// Writes the numbers of `user` in the place of the template's, and its home directory into the environment as `HOME`, unless
-    /// the template has one.
+    /// Replaces the template's user by the numbers of `user`. Also sets `HOME` to its home
+    /// directory, unless the template sets `HOME`.
     #[must_use]
     pub fn with_user(mut self, user: User) -> Config {
         self.user = Some(user);
         self
     }
 
-    /// Looks the template's user up in the root file system, unless a [user](Self::with_user) has been given. `bundle` is the
-    /// directory that a relative root file system is taken from.
+    /// Looks up the template's user in the root file system, unless [`with_user`](Self::with_user)
+    /// has set one. A relative root file system is relative to the directory `bundle`.
     ///
     /// # Errors
     /// As from [`Rootfs::open`] and [`Rootfs::find_user`].
@@ -99,62 +120,65 @@ impl Config {
         Ok(self.with_user(user))
     }
 
-    /// Whether the command gets a terminal of its own.
+    /// Returns whether the command gets a terminal.
     pub(crate) fn has_terminal(&self) -> bool {
         self.template.value.pointer("/process/terminal").and_then(Value::as_bool).unwrap_or_default()
     }
 
-    /// The control group that the runtime is to put the container into, if one is named.
+    /// Returns the control group of the container, if one is named.
     ///
-    /// See [`linux.cgroupsPath`]: absolute from the mount point of each hierarchy, or relative to where the runtime sees fit.
+    /// See [`linux.cgroupsPath`]: an absolute path starts at the mount point of each hierarchy, and
+    /// the runtime chooses where a relative one starts.
     ///
     /// [`linux.cgroupsPath`]: https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config-linux.md#cgroups-path
     pub fn cgroups_path(&self) -> Option<&str> {
         let templates = self.template.value.pointer("/linux/cgroupsPath").and_then(Value::as_str);
-        // An empty string is how programs in Go write an absent one.
+        // Programs written in Go write an absent string as an empty one.
         self.cgroups_path.as_deref().or(templates).filter(|path| !path.is_empty())
     }
 
-    /// Names the control group, in the place of one that the template may have named.
-    pub fn set_cgroups_path(&mut self, path: impl Into<String>) {
+    /// Sets the control group, even if the template names one.
+    fn set_cgroups_path(&mut self, path: impl Into<String>) {
         self.cgroups_path = Some(path.into());
     }
 
-    /// Hands crun its seccomp filter ready made, if it is known here what it comes to and the template has none.
+    /// Adds the compiled seccomp filter for crun, if this crate compiles the profile and the
+    /// template does not have the annotation.
     pub(crate) fn with_filter_for_crun(mut self) -> Config {
         let theirs = self.template.value.pointer("/annotations").and_then(|all| all.get(CRUN_FILTER));
         self.has_filter = self.template.filter.is_some() && theirs.is_none();
         self
     }
 
-    /// Has the helper start the command: as a child of its own, or in its own place.
+    /// Makes the helper start the command, either as its child or in its own place.
     pub(crate) fn started_by_helper(mut self, init: Init, affinity: String, size: Option<Winsize>) -> Config {
         let size = size.filter(|_| self.has_terminal()).map(|size| (size.ws_col, size.ws_row));
         self.start = Some(Start { init, affinity, size });
         self
     }
 
-    /// Whether the container has a proc file system where the helper looks for it.
+    /// Returns whether the container has a proc file system on `/proc`, where the helper needs it.
     pub(crate) fn mounts_proc(&self) -> bool {
         let at_proc = self.template.mounts().filter(|mount| mount.destination() == Path::new("/proc"));
-        // What a bind mount shows cannot be told from here.
+        // The content of a bind mount is unknown here.
         at_proc.last().is_some_and(|mount| mount.is_bind() || mount.file_system() == Some("proc"))
     }
 
-    /// Takes CAP_MKNOD away, if the template lets no device be opened but those that the runtime makes.
+    /// Removes CAP_MKNOD if the template allows no devices but those that the runtime creates.
     pub(crate) fn without_device_nodes(mut self) -> Config {
         self.makes_devices = !self.template.denies_devices();
         self
     }
 
-    /// Lowers the limit of open files to the hard limit of the calling process, if it is the builder's default and higher.
+    /// Lowers the limit of open files to the hard limit of the calling process, if the limit is the
+    /// builder's default and higher.
     pub(crate) fn with_limits_of_caller(self) -> Config {
-        self.with_open_files_of(rlimit::of_caller(Resource::Nofile))
+        self.with_open_files_of(hard_limit_of_caller(RlimitKind::Nofile))
     }
 
     fn with_open_files_of(mut self, of_caller: u64) -> Config {
         if self.limits().any(|limit| limit == OPEN_FILES) {
-            self.open_files = rlimit::lowered_open_files(of_caller);
+            self.open_files = caller_limits::lowered_open_files(of_caller);
         }
         if let Some(Rlimit { soft, hard, .. }) = self.open_files {
             log::debug!(
@@ -164,22 +188,23 @@ impl Config {
         self
     }
 
-    /// Refuses limits that the calling process may not give to the container, but for the default that
-    /// [`with_limits_of_caller`](Self::with_limits_of_caller) lowers.
+    /// Refuses limits that the calling process may not give to the container. Ignores the default
+    /// limit of open files, which [`with_limits_of_caller`](Self::with_limits_of_caller) lowers.
     pub(crate) fn check_limits(&self) -> Result<(), TemplateError> {
-        self.limits().filter(|limit| *limit != OPEN_FILES).try_for_each(|limit| rlimit::check_for_caller(&limit))
+        self.limits().filter(|limit| *limit != OPEN_FILES).try_for_each(|limit| caller_limits::check_for_caller(&limit))
     }
 
     fn limits(&self) -> impl Iterator<Item = Rlimit> + '_ {
         let limits = self.template.array("/process/rlimits").filter_map(|limit| PosixRlimit::deserialize(limit).ok());
-        limits.map(|limit| Rlimit { kind: limit.typ(), soft: limit.soft(), hard: limit.hard() })
+        limits.map(|limit| Rlimit { kind: RlimitKind::of_spec(limit.typ()), soft: limit.soft(), hard: limit.hard() })
     }
 
-    /// Mounts files, sockets and FIFOs read-only without `rro`, which says the same of the mounts below: a file has none, and crun
-    /// before 1.14.4 takes every source with a recursive option for a directory (sockets and FIFOs before 1.16).
+    /// Removes `rro` from read-only bind mounts of files, sockets and FIFOs. `rro` extends `ro` to
+    /// the mounts below, and a file has none. crun before 1.14.4 takes every source with a
+    /// recursive option for a directory (for sockets and FIFOs, before 1.16).
     ///
-    /// A source is looked at now, as it may have been made just before. One that cannot be found stays for the runtime to complain
-    /// about.
+    /// Looks at the sources now, because the caller may have created them just before. If a source
+    /// is missing, the runtime reports it.
     pub(crate) fn with_binds_of_files(mut self) -> Config {
         let is_file = |mount: &MountEntry<'_>| {
             let metadata = mount.source().filter(|_| mount.is_bind()).map(fs::metadata);
@@ -191,7 +216,7 @@ impl Config {
         self
     }
 
-    /// `process` as it differs from the template's.
+    /// Returns `process` if it differs from the template's.
     fn process(&self, process: &Value) -> Option<Value> {
         let mut process = Cow::Borrowed(process);
         if !self.makes_devices {
@@ -212,7 +237,8 @@ impl Config {
         }
     }
 
-    /// `resources` as it differs from the template's in `linux`: the init takes none of the processes that the command may have.
+    /// Returns `linux.resources` if it differs from the template's: the init does not count against
+    /// the limit of processes.
     fn resources(&self, linux: &Value) -> Option<Value> {
         self.start.as_ref().filter(|start| start.init == Init::Provided)?;
         let limit = linux.pointer("/resources/pids/limit")?.as_i64().filter(|limit| *limit > 0)?;
@@ -221,7 +247,7 @@ impl Config {
         Some(resources)
     }
 
-    /// `mounts` as it differs from the template's.
+    /// Returns `mounts` if it differs from the template's.
     fn mounts(&self, mounts: &Value) -> Option<Value> {
         if self.binds_of_files.is_empty() {
             return None;
@@ -236,7 +262,7 @@ impl Config {
         Some(mounts)
     }
 
-    /// Names the control group unless the template did.
+    /// Sets the control group unless the template names one.
     #[must_use]
     pub fn with_default_cgroups_path(mut self, path: impl Into<String>) -> Config {
         if self.cgroups_path().is_none() {
@@ -247,7 +273,7 @@ impl Config {
 }
 
 impl Serialize for Config {
-    /// Straight from the template, with the values that differ in their places.
+    /// Serializes the template directly and replaces the values that differ.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let none = Map::new();
         let template = self.template.value.as_object().unwrap_or(&none);
@@ -284,7 +310,7 @@ impl Serialize for Config {
     }
 }
 
-/// Sets the limit of open files in `process`, if that has one.
+/// Replaces the limit of open files in `process`, if it has one.
 fn put_open_files(process: &mut Value, limit: &Rlimit) {
     let limits = process.get_mut("rlimits").and_then(Value::as_array_mut).into_iter().flatten();
     for entry in limits.filter(|entry| entry["type"] == "RLIMIT_NOFILE") {
@@ -292,7 +318,7 @@ fn put_open_files(process: &mut Value, limit: &Rlimit) {
     }
 }
 
-/// Takes CAP_MKNOD out of every set of `process`.
+/// Removes CAP_MKNOD from every capability set of `process`.
 fn remove_mknod(process: &mut Value) {
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
     for set in sets.into_iter().flat_map(Map::values_mut).filter_map(Value::as_array_mut) {
@@ -301,7 +327,8 @@ fn remove_mknod(process: &mut Value) {
 }
 
 impl Start {
-    /// Puts the helper before the command, and the size of the terminal beside it unless the template says one.
+    /// Inserts the helper before the command. Sets the size of the terminal unless the template
+    /// does.
     fn put_into(&self, process: &mut Value) {
         let role = match self.init {
             Init::Provided => "init",
@@ -317,7 +344,7 @@ impl Start {
     }
 }
 
-/// Writes `user` into `process`: its numbers in the place of a name, and its home directory unless there is one.
+/// Writes the numbers of `user` into `process`, and its home directory unless `process` has one.
 fn put_user(process: &mut Value, user: &User) {
     let Some(process) = process.as_object_mut() else { return };
     if let Value::Object(fields) = or_default(process, "user", json!({})) {
@@ -336,7 +363,7 @@ fn put_user(process: &mut Value, user: &User) {
     }
 }
 
-/// The value of `key`, which becomes `default` if it is absent or null.
+/// Returns the value of `key`. An absent or null value becomes `default`.
 fn or_default<'a>(object: &'a mut Map<String, Value>, key: &str, default: Value) -> &'a mut Value {
     let value = object.entry(key).or_insert(Value::Null);
     if value.is_null() {
@@ -345,7 +372,7 @@ fn or_default<'a>(object: &'a mut Map<String, Value>, key: &str, default: Value)
     value
 }
 
-/// An object, or null, with values in the places of its own, or at its end if it has none.
+/// Serializes an object, or null, with some values replaced or appended.
 struct With<'a, const N: usize> {
     value: &'a Value,
     changes: [(&'static str, Option<Value>); N],
@@ -379,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_control_group_gives_way_to_one_that_is_named() {
+    fn a_template_that_names_a_control_group_keeps_it() {
         let table = [
             (json!({}), "/ours"),
             (json!({"linux": null}), "/ours"),
@@ -395,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn device_nodes_are_made_only_where_the_template_has_rules_of_its_own() {
+    fn mknod_is_kept_only_if_the_template_allows_devices() {
         let deny = json!({"allow": false, "access": "rwm"});
         let table = [
             (json!([deny]), false),
@@ -419,13 +446,13 @@ mod tests {
             let written = serde_json::to_value(config(template).without_device_nodes()).unwrap();
             assert_eq!(written, expected, "{rules}");
         }
-        // Nothing to take away.
+        // A template without capabilities does not change.
         let bare = json!({"process": {"args": ["x"]}, "linux": {"resources": {"devices": [deny]}}});
         assert_eq!(serde_json::to_value(config(bare.clone()).without_device_nodes()).unwrap(), bare);
     }
 
     #[test]
-    fn a_user_changes_its_numbers_and_home_alone() {
+    fn a_user_changes_only_the_numbers_and_home() {
         let user = |gids: &[u32]| User { uid: 1000, gid: 5, additional_gids: gids.to_vec(), home: "/home/opam".into() };
         let (user, in_groups) = (user(&[]), user(&[7, 8]));
         // (process, user, the same with the user)
@@ -533,7 +560,7 @@ mod tests {
         assert_eq!(written, json!({"mounts": mounts(true)}));
     }
 
-    /// On other machines every runtime makes its own.
+    /// On other machines, every runtime compiles the filter itself.
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn crun_gets_its_filter_beside_the_profile_and_other_annotations() {
@@ -559,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn the_helper_starts_the_command_and_takes_nothing_of_its_limits() {
+    fn the_helper_starts_the_command_and_does_not_count_against_its_limits() {
         let template = json!({
             "process": {"args": ["make", "all"], "terminal": true},
             "linux": {"resources": {"pids": {"limit": 7}, "x": 1}, "y": 2}

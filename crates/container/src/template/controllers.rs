@@ -1,19 +1,22 @@
-//! Which controllers of the machine's control groups a configuration counts on.
+//! The cgroup controllers that a configuration needs. `Cgroup::require` looks for them on the
+//! machine.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// The controllers that `linux.resources` needs, by their names in cgroups(7). A limit that the specification does not have
-/// is named as it stands: no machine has it, and nobody would hold it.
+/// Returns the controllers that `linux.resources` needs, by their names in cgroups(7). A limit that
+/// the specification does not have is returned under its own name. No machine has such a
+/// controller, so the run is refused: no runtime would enforce the limit.
 ///
-/// Values that limit nothing need none: null, 0, -1, what is empty.
+/// Values that limit nothing need no controller: null, 0, -1, and empty ones.
 pub(super) fn needed(config: &Value) -> BTreeSet<String> {
     let mut needed = BTreeSet::new();
     let resources = config.pointer("/linux/resources").and_then(Value::as_object);
     for (key, value) in resources.into_iter().flatten().filter(|(_, value)| limits(value)) {
         match key.as_str() {
-            // Devices are a controller on v1 and a program on v2: the runtime has one or the other.
+            // Devices are a controller on v1 and a BPF program on v2. Every machine has one of
+            // them.
             "devices" => {}
             "cpu" => needed.extend(value.as_object().into_iter().flatten().filter(|(_, value)| limits(value)).map(
                 |(key, _)| match key.as_str() {
@@ -24,7 +27,7 @@ pub(super) fn needed(config: &Value) -> BTreeSet<String> {
             "blockIO" => needed.extend(["io".to_owned()]),
             "hugepageLimits" => needed.extend(["hugetlb".to_owned()]),
             "network" => needed.extend(["net_cls".to_owned()]),
-            // Files of cgroup v2, each with its controller's name in front.
+            // The keys are files of cgroup v2. Their names begin with the controller's.
             "unified" => needed.extend(
                 value
                     .as_object()
@@ -38,6 +41,7 @@ pub(super) fn needed(config: &Value) -> BTreeSet<String> {
     needed
 }
 
+/// Returns whether the value limits anything.
 fn limits(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => false,
@@ -56,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_limit_has_its_controller() {
+    fn each_limit_needs_its_controller() {
         let table = [
             (json!(null), ""),
             (json!({"devices": [{"allow": false, "access": "rwm"}]}), ""),

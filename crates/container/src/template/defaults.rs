@@ -1,27 +1,34 @@
-//! What a container has unless told otherwise, as data.
+//! The defaults of a container, as data. `fields` and `spec` use them; the default seccomp profile
+//! is in `seccomp::profile`.
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{self as oci, Capability, PosixRlimitType};
+use oci_spec::runtime as oci;
 
-use super::rlimit::Rlimit;
+use super::capability::Capability;
+use super::rlimit::{Rlimit, RlimitKind};
 
-/// The version of the specification that a built configuration keeps to: `errnoRet` and `rro` came with 1.1.0.
+/// The value of `root.path` in a template, in place of the path of a root file system.
+pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
+
+/// The version of the specification that a built configuration follows. `errnoRet` and `rro` need
+/// 1.1.0.
 pub(super) const OCI_VERSION: &str = "1.1.0";
 
-/// Docker's.
+/// Docker's `PATH`.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Docker's, in a terminal.
+/// Docker's `TERM` for a command with a terminal.
 pub(super) const TERM: &str = "xterm";
 
-/// The soft limit is the kernel's own (`INR_OPEN_CUR`, include/uapi/linux/fs.h): programs that close every descriptor up to it
-/// one by one take seconds under the millions that a service manager may have given to its children. The hard limit is systemd's,
-/// and what moby/moby#45534 recommends: programs that need more files raise the soft limit by themselves.
-pub(super) const OPEN_FILES: Rlimit = Rlimit { kind: PosixRlimitType::RlimitNofile, soft: 1024, hard: 524_288 };
+/// The soft limit is the kernel's (`INR_OPEN_CUR`, include/uapi/linux/fs.h). Some programs close
+/// every descriptor up to the soft limit one by one, which takes seconds if a service manager has
+/// raised it to millions. The hard limit is systemd's, and what moby/moby#45534 recommends.
+/// Programs that need more files raise the soft limit themselves.
+pub(super) const OPEN_FILES: Rlimit = Rlimit { kind: RlimitKind::Nofile, soft: 1024, hard: 524_288 };
 
-/// What Docker leaves to root in a container (moby, daemon/pkg/oci/caps/defaults.go): enough for package managers and
-/// services, nothing that reaches the host.
+/// Docker's capabilities of root in a container (moby, daemon/pkg/oci/caps/defaults.go). They are
+/// enough for package managers and services, and none of them reaches the host.
 pub(super) const CAPABILITIES: [Capability; 14] = [
     Capability::Chown,
     Capability::DacOverride,
@@ -39,8 +46,9 @@ pub(super) const CAPABILITIES: [Capability; 14] = [
     Capability::AuditWrite,
 ];
 
-/// What Docker hides (moby, daemon/pkg/oci/defaults.go): facts about the host that help an attacker, such as the power
-/// counters that give away what its processor computes. Paths that a kernel does not have are passed over.
+/// Docker's masked paths (moby, daemon/pkg/oci/defaults.go). They show facts about the host that
+/// help an attacker, such as the power counters, which reveal what its processor computes. Runtimes
+/// ignore paths that a kernel does not have.
 pub(super) const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -56,14 +64,15 @@ pub(super) const MASKED_PATHS: [&str; 12] = [
     "/sys/firmware",
 ];
 
-/// What Docker lets nobody write to: switches of the host's kernel.
+/// Docker's read-only paths: settings of the host's kernel.
 pub(super) const READ_ONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// As Docker sets it in a network of the container's own: a user without CAP_NET_BIND_SERVICE may serve port 80 there, too.
+/// Docker's sysctl for a private network: users without CAP_NET_BIND_SERVICE may bind port 80
+/// there.
 pub(super) const SYSCTL: [(&str, &str); 1] = [("net.ipv4.ip_unprivileged_port_start", "0")];
 
-/// A mount that the container needs to work.
+/// A mount that every container gets.
 #[derive(Debug)]
 pub(super) struct SystemMount {
     pub(super) destination: &'static str,
@@ -84,8 +93,8 @@ impl SystemMount {
     }
 }
 
-/// Docker's, and `/tmp` in memory, so that what a build leaves there is no part of its result. The caller's mounts follow:
-/// before these they would be covered when they lie in `/dev` or `/tmp`.
+/// Docker's mounts, and `/tmp` in memory, so that files there are not part of a run's result. The
+/// caller's mounts come after these. Otherwise, these would cover a mount in `/dev` or `/tmp`.
 pub(super) const MOUNTS: [SystemMount; 8] = [
     SystemMount { destination: "/proc", file_system: "proc", source: "proc", options: &["nosuid", "noexec", "nodev"] },
     SystemMount {
@@ -98,7 +107,7 @@ pub(super) const MOUNTS: [SystemMount; 8] = [
         destination: "/dev/pts",
         file_system: "devpts",
         source: "devpts",
-        // 5 is the group `tty` of every distribution.
+        // 5 is the group `tty` in every distribution.
         options: &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
     },
     SystemMount {
@@ -125,7 +134,8 @@ pub(super) const MOUNTS: [SystemMount; 8] = [
         source: "cgroup",
         options: &["nosuid", "noexec", "nodev", "ro"],
     },
-    // No noexec: configure scripts run what they compile there. runc before 1.1.8 gives it the mode of the `/tmp` below it.
+    // Without noexec, because configure scripts run programs that they compile there. runc before
+    // 1.1.8 gives the tmpfs the mode of the `/tmp` that it covers.
     SystemMount {
         destination: "/tmp",
         file_system: "tmpfs",

@@ -1,33 +1,38 @@
-use std::io;
+//! The reasons why a template cannot be used. `validate` finds most of them.
+
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oci_spec::runtime::PosixRlimitType;
-use os_display::Quotable;
+use super::defaults::ROOTFS_PLACEHOLDER;
+use super::rlimit::{RlimitKind, Shown};
+use crate::error::chain;
 
-use super::rlimit::Shown;
-
-/// What is wrong with a template, a mount or a bundle: the field, the value that was found and what to do about it.
+/// The reason why a template cannot be used: the field, its value, and what to do about it.
 ///
-/// Everything but [`Io`](Self::Io) is found before anything on disk is touched. The message never repeats its [source](std::error::Error::source): print the chain to see the reason below it.
-#[derive(Debug, thiserror::Error)]
+/// The check touches nothing on disk. Every function of this crate that does returns
+/// [`Error`](crate::Error), into which `?` converts this one. The message never repeats its
+/// [source](std::error::Error::source): print the chain to see the reason below it.
+///
+/// `Debug` prints that chain, because a `main` that returns an error prints its `Debug`.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
-    /// There is no command to run.
+    /// The command is missing.
     #[error("process.args is empty: give the command to run")]
     NoCommand,
     /// The command's first word is the empty string.
     #[error("process.args[0] is empty: give the name or the path of a program")]
     EmptyProgram,
-    /// A string that has to pass through the kernel, which ends strings at the first NUL.
-    #[error("{field} is {value:?}, with a NUL byte: the kernel would cut it short there, so take it out")]
+    /// A string with a NUL byte. The kernel ends strings at the first NUL.
+    #[error("{field} is {value:?}, which contains a NUL byte: the kernel would truncate it there, so remove the byte")]
     Nul {
         /// The field of `config.json`, with its index: `process.env[2]`.
         field: String,
         /// The string with the NUL.
         value: String,
     },
-    /// A path that JSON cannot carry.
+    /// A path that is not UTF-8, which JSON requires.
     #[error("{field} {path:?} is not UTF-8, and config.json is JSON: {remedy}")]
     NotUtf8 {
         /// The field of `config.json` that the path is for.
@@ -37,38 +42,38 @@ pub enum TemplateError {
         /// What to do instead.
         remedy: &'static str,
     },
-    /// The name of an environment variable that no program could look up.
+    /// An invalid name of an environment variable.
     #[error("the environment variable {key:?} cannot be set: a name has at least one character and no `=`")]
     EnvironmentKey {
         /// The name that was given.
         key: String,
     },
-    /// An entry of a file's environment that is no assignment.
+    /// An entry of the environment of a file that is not an assignment.
     #[error("process.env holds {entry:?}: write it as KEY=VALUE")]
     EnvironmentEntry {
         /// The entry.
         entry: String,
     },
-    /// A working directory that is relative to nothing.
+    /// A relative working directory.
     #[error("process.cwd {cwd:?} is relative: give the absolute path that it has inside the container")]
     RelativeCwd {
         /// The path that was given.
         cwd: PathBuf,
     },
     /// A user or group id that means "leave unchanged" to the kernel.
-    #[error("{field} is {id}, which setuid(2) and setgid(2) take for -1: give an id below it")]
+    #[error("{field} is {id}, which setuid(2) and setgid(2) treat as -1: give a lower id")]
     Id {
         /// The field of `config.json`.
         field: &'static str,
         /// The id.
         id: u32,
     },
-    /// A user written as text that cannot be read.
+    /// The text of a user that cannot be parsed.
     #[error("the user {spec:?} {problem}")]
     User {
         /// The whole text.
         spec: String,
-        /// What is wrong with it, and the rule.
+        /// The problem and the rule.
         problem: &'static str,
     },
     /// A name that the kernel or `/etc/hosts` cannot hold.
@@ -76,44 +81,44 @@ pub enum TemplateError {
     Hostname {
         /// The name that was given.
         hostname: String,
-        /// What is wrong with it, and the rule.
+        /// The problem and the rule.
         problem: &'static str,
     },
-    /// A mount over something that cannot be mounted over.
+    /// A mount destination that is not possible.
     #[error("the mount destination {destination:?} {problem}")]
     MountDestination {
-        /// Where the mount was to appear in the container.
+        /// The path in the container.
         destination: PathBuf,
-        /// What is wrong with it, and the rule.
+        /// The problem and the rule.
         problem: &'static str,
     },
-    /// A bind mount of nothing, or of a path that is relative to nothing.
+    /// A bind mount without a source, or with a relative one.
     #[error("the bind mount at {destination:?} {problem}: give the absolute path of a file or directory of the host")]
     MountSource {
-        /// Where the mount was to appear in the container.
+        /// The path in the container.
         destination: PathBuf,
-        /// What is wrong with its source.
+        /// The problem with its source.
         problem: &'static str,
     },
-    /// A setting that this kind of mount does not have, or a value it cannot take.
+    /// A setting that this kind of mount does not have, or an invalid value.
     #[error("the mount at {destination:?} cannot have {setting}: {remedy}")]
     MountSetting {
-        /// Where the mount was to appear in the container.
+        /// The path in the container.
         destination: PathBuf,
         /// The setting, with its value.
         setting: String,
         /// What to do instead.
         remedy: &'static str,
     },
-    /// A mount written as text that cannot be read.
+    /// The text of a mount that cannot be parsed.
     #[error("the mount {spec:?} {problem}")]
     MountSpec {
         /// The whole text.
         spec: String,
-        /// What is wrong with it, and the rule.
+        /// The problem and the rule.
         problem: String,
     },
-    /// A path that has to be absolute, or stay below where it starts.
+    /// A relative path, or one with `..`, where the configuration does not allow it.
     #[error("{field} is {path:?}: {remedy}")]
     Path {
         /// The field of `config.json`.
@@ -123,7 +128,7 @@ pub enum TemplateError {
         /// What to do instead.
         remedy: &'static str,
     },
-    /// A list of processors or memory nodes that is none.
+    /// An invalid list of processors or memory nodes.
     #[error("{field} is {list:?}: write numbers and ranges, separated by commas, as in 0-3,5")]
     CpuList {
         /// The field of `config.json`.
@@ -131,17 +136,17 @@ pub enum TemplateError {
         /// The list that was given.
         list: String,
     },
-    /// A share of processor time that the kernel refuses.
+    /// A quota of processor time that the kernel refuses.
     #[error(
-        "the processor quota {quota:?} in every {period:?}: the period lies between 1ms and 1s, the quota is 1ms or more"
+        "the processor quota {quota:?} per {period:?} is not possible: give a period of 1ms to 1s and a quota of at least 1ms"
     )]
     CpuQuota {
-        /// Processor time in each period.
+        /// The processor time in each period.
         quota: Duration,
         /// The period.
         period: Duration,
     },
-    /// A limit that is no limit.
+    /// A limit with an invalid value.
     #[error("{field} is {value}: {remedy}")]
     Limit {
         /// The field of `config.json`.
@@ -154,46 +159,52 @@ pub enum TemplateError {
     /// A resource limit of the process that the kernel refuses.
     #[error("the limit {kind} of {} (soft) and {} (hard) {problem}", Shown(*soft), Shown(*hard))]
     Rlimit {
-        /// Which limit.
-        kind: PosixRlimitType,
-        /// What the process may use.
+        /// The limited resource.
+        kind: RlimitKind,
+        /// The soft limit.
         soft: u64,
-        /// What it may raise the soft limit to.
+        /// The hard limit.
         hard: u64,
-        /// What is wrong, and the rule.
+        /// The problem and the rule.
         problem: &'static str,
     },
-    /// A resource limit that the process which runs the container may not give to it.
+    /// A resource limit that the calling process may not give to a container.
     #[error("the limit {kind} of {} is above {highest}, the most that this process may give: {remedy}", Shown(*hard))]
     RlimitBeyondCaller {
-        /// Which limit.
-        kind: PosixRlimitType,
-        /// The hard limit that was asked for.
+        /// The limited resource.
+        kind: RlimitKind,
+        /// The requested hard limit.
         hard: u64,
-        /// The highest one that is possible.
+        /// The highest possible hard limit.
         highest: u64,
         /// What to do instead.
         remedy: &'static str,
     },
-    /// A resource limit written as text that cannot be read.
+    /// The text of a resource limit that cannot be parsed.
     #[error("the limit {spec:?} {problem}")]
     RlimitSpec {
         /// The whole text.
         spec: String,
-        /// What is wrong with it, and the rule.
+        /// The problem and the rule.
         problem: String,
     },
-    /// A configuration without a root file system to fill in.
-    #[error("root.path is absent: write {:?} there, the place of the root file system", super::ROOTFS_PLACEHOLDER)]
+    /// A configuration without the placeholder for the root file system.
+    #[error("root.path is missing: write {:?} there, the placeholder for the root file system", ROOTFS_PLACEHOLDER)]
     RootAbsent,
-    /// A configuration whose root file system is fixed already.
+    /// A configuration that already has a root file system.
     #[error(
-        "root.path is {found:?} and would be overwritten: write {:?} there, the place of the root file system",
-        super::ROOTFS_PLACEHOLDER
+        "root.path is {found:?} and would be overwritten: write {:?} there, the placeholder for the root file system",
+        ROOTFS_PLACEHOLDER
     )]
     RootFilled {
-        /// What stands there.
+        /// The path in the configuration.
         found: String,
+    },
+    /// A seccomp profile that is not one of the OCI runtime specification.
+    #[error("the seccomp profile is not a linux.seccomp of the OCI runtime specification")]
+    Seccomp {
+        /// The reason.
+        source: serde_json::Error,
     },
     /// JSON that is not a configuration of the OCI runtime specification.
     #[error("not a config.json of the OCI runtime specification")]
@@ -207,30 +218,10 @@ pub enum TemplateError {
         /// The reason.
         source: serde_json::Error,
     },
-    /// A file that cannot serve as a template. It is only read.
-    #[error("{} cannot serve as a template", path.maybe_quote())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with its content.
-        source: Box<TemplateError>,
-    },
-    /// A system call failed.
-    #[error("cannot {operation} {}", path.maybe_quote())]
-    Io {
-        /// What was tried, as a verb: `read`, `create`, `write`.
-        operation: &'static str,
-        /// The path it was tried on.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
 }
 
-impl TemplateError {
-    /// For `map_err`: names the operation and the path of a failed system call.
-    pub(crate) fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> TemplateError {
-        let path = path.into();
-        move |source| TemplateError::Io { operation, path, source }
+impl fmt::Debug for TemplateError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&chain(self))
     }
 }

@@ -1,13 +1,12 @@
-//! Built templates, value for value.
+//! Tests the JSON of built templates value by value.
 
 use std::time::Duration;
 
-use oci_spec::runtime::{Capability, LinuxSeccomp, PosixRlimitType};
 use serde_json::{Value, json};
 
 use super::*;
 
-/// Every setter at least once, but for the choice of a seccomp profile.
+/// Calls every setter at least once, except that of the seccomp profile.
 pub(super) fn with_everything() -> TemplateBuilder {
     Template::builder(["make", "-j4"])
         .cwd("/src")
@@ -21,7 +20,7 @@ pub(super) fn with_everything() -> TemplateBuilder {
         .capabilities([Capability::Kill, Capability::Chown, Capability::Kill])
         .no_new_privileges(NoNewPrivileges::On)
         .open_files_limit(2048)
-        .rlimit(PosixRlimitType::RlimitCore, 0, 1)
+        .rlimit(RlimitKind::Core, 0, 1)
         .root_access(RootAccess::ReadOnly)
         .hostname("builder")
         .mount(Mount::bind("/srv/src", "/src").read_only())
@@ -39,7 +38,7 @@ pub(super) fn with_everything() -> TemplateBuilder {
 }
 
 #[test]
-fn a_user_with_a_name_is_nobody_until_it_is_found() {
+fn a_named_user_has_the_numbers_of_nobody() {
     let built = |user: &str| Template::builder(["true"]).user_spec(user.parse().unwrap()).build().unwrap();
     for (user, expected, numbers) in [
         ("1000", json!({"uid": 1000, "gid": 1000}), (1000, 1000)),
@@ -185,18 +184,18 @@ fn the_default_container() {
         }
     });
     let built = Template::builder(["echo", "hello"]).build().unwrap().value.as_ref().clone();
-    // A long list, and another one on each processor: it has tests of its own.
+    // The profile is long, differs between architectures, and has its own tests.
     expected["linux"]["seccomp"] = built["linux"]["seccomp"].clone();
     assert_eq!(built, expected);
 }
 
 #[test]
-fn seccomp_and_fsync_go_together() {
+fn fsync_overrides_every_seccomp_profile() {
     let built = |seccomp: Seccomp, fsync| {
         let builder = Template::builder(["true"]).capabilities([Capability::SysAdmin]).seccomp(seccomp).fsync(fsync);
         builder.build().unwrap().value["linux"].get("seccomp").cloned()
     };
-    let custom: LinuxSeccomp = serde_json::from_value(json!({"defaultAction": "SCMP_ACT_LOG"})).unwrap();
+    let custom = json!({"defaultAction": "SCMP_ACT_LOG"});
     let named = |profile: &Value, name: &str| -> Vec<Value> {
         let rules = profile["syscalls"].as_array().unwrap().iter();
         let has = |rule: &&Value| rule["names"].as_array().unwrap().iter().any(|known| known == name);
@@ -213,7 +212,7 @@ fn seccomp_and_fsync_go_together() {
     for (seccomp, action, mount) in table {
         let profile = built(seccomp, Fsync::Ignored).unwrap();
         assert_eq!(profile["defaultAction"], action);
-        // A descriptor that can be one, and one that cannot.
+        // A valid descriptor, and a negative one.
         assert_eq!(named(&profile, "sync_file_range"), [zero.clone(), allow.clone()], "{action}");
         assert_eq!(named(&profile, "mount"), mount, "by the template's own capabilities");
     }

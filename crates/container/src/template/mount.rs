@@ -1,14 +1,18 @@
+//! A mount that a caller gives to the builder. `mount_spec` reads one from text; `mount_entry` is a
+//! mount as a configuration states it.
+
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime as oci;
 
 use super::error::TemplateError;
 
-/// Something from outside that the container sees at one of its paths.
+/// A bind mount or a tmpfs in the container.
 ///
-/// Build one with [`Mount::bind`] or [`Mount::tmpfs`], or parse it from the text of a command line
-/// (see [its `FromStr`](#impl-FromStr-for-Mount)). It is checked when the template is built; whether a source exists is
-/// for the runtime to find out, as it may be made only just before the run.
+/// Create one with [`Mount::bind`] or [`Mount::tmpfs`], or parse it from the text of a command line
+/// (see [its `FromStr`](#impl-FromStr-for-Mount)). [`build`](crate::TemplateBuilder::build) checks
+/// it. It does not check that a source exists, because the caller may create the source just before
+/// the run.
 ///
 /// ```
 /// use container::Mount;
@@ -24,7 +28,7 @@ pub struct Mount {
     destination: PathBuf,
     content: Content,
     access: Access,
-    // Only a tmpfs can have these two; asking a bind mount for them is refused by `validate`, not ignored.
+    // Only a tmpfs can have these two. For a bind mount, `validate` refuses them.
     size_bytes: Option<u64>,
     mode: Option<u32>,
 }
@@ -41,23 +45,26 @@ enum Access {
     ReadOnly,
 }
 
-/// The mode that `/tmp` has, and Docker's for a tmpfs.
+/// The mode of `/tmp`, and of a tmpfs under Docker.
 const TMPFS_MODE: u32 = 0o1777;
 
 impl Mount {
-    /// The file or directory `source` of the host at `destination`, with the mounts below it.
+    /// Mounts the file or directory `source` of the host on `destination`, with the mounts below
+    /// it.
     ///
-    /// Set-user-ID bits and device nodes of the source itself have no effect there (`nosuid`, `nodev`); mounts below it
-    /// keep the options that they have on the host (`rbind`). What is mounted on one side later does not show on the other
-    /// (`rprivate`).
+    /// Set-user-ID bits and device nodes of the source itself have no effect there (`nosuid`,
+    /// `nodev`). Mounts below it keep the options that they have on the host (`rbind`). Later
+    /// mounts on one side do not appear on the other (`rprivate`).
     pub fn bind(source: impl Into<PathBuf>, destination: impl Into<PathBuf>) -> Mount {
         Mount::new(Content::Bind(source.into()), destination.into())
     }
 
-    /// An empty file system in memory at `destination`, writable by everyone, gone after the run (`nosuid`, `nodev`).
+    /// Mounts an empty file system in memory on `destination` (`nosuid`, `nodev`). Everyone can
+    /// write to it, and its contents are lost after the run.
     ///
-    /// What is written there counts against the container's memory limit. Without [`size_bytes`](Self::size_bytes) it
-    /// holds up to half of the machine's memory, see [`tmpfs(5)`].
+    /// Its contents count against the container's memory limit. Without
+    /// [`size_bytes`](Self::size_bytes), it holds up to half of the machine's memory: see
+    /// [`tmpfs(5)`].
     ///
     /// [`tmpfs(5)`]: https://man7.org/linux/man-pages/man5/tmpfs.5.html
     pub fn tmpfs(destination: impl Into<PathBuf>) -> Mount {
@@ -68,38 +75,39 @@ impl Mount {
         Mount { destination, content, access: Access::ReadWrite, size_bytes: None, mode: None }
     }
 
-    /// Nothing below the destination can be written to.
+    /// Makes everything below the destination read-only.
     ///
-    /// For a bind mount that includes the mounts below its source (`rro`, Linux 5.12 and later): a plain `ro` would leave
-    /// those writable. A run leaves `rro` out where the source is not a directory.
+    /// For a bind mount, that includes the mounts below its source (`rro`, since Linux 5.12). A
+    /// plain `ro` would leave those writable. A run omits `rro` if the source is not a directory.
     #[must_use]
     pub fn read_only(mut self) -> Mount {
         self.access = Access::ReadOnly;
         self
     }
 
-    /// The most that a tmpfs can hold, in bytes; the kernel rounds up to whole pages.
+    /// Sets how much a tmpfs can hold, in bytes. The kernel rounds up to whole pages.
     #[must_use]
     pub fn size_bytes(mut self, size_bytes: u64) -> Mount {
         self.size_bytes = Some(size_bytes);
         self
     }
 
-    /// The permissions of a tmpfs's root, by default `0o1777`.
+    /// Sets the permissions of the root of a tmpfs. The default is `0o1777`.
     ///
-    /// runc before 1.1.8 takes those of the directory that it covers instead, if the root file system has one there.
+    /// If the root file system has a directory there, runc before 1.1.8 uses the permissions of
+    /// that directory instead.
     #[must_use]
     pub fn mode(mut self, mode: u32) -> Mount {
         self.mode = Some(mode);
         self
     }
 
-    /// Where it appears in the container.
+    /// Returns the path in the container.
     pub fn destination(&self) -> &Path {
         &self.destination
     }
 
-    /// What it shows of the host, for a bind mount.
+    /// Returns the path on the host, for a bind mount.
     pub fn source(&self) -> Option<&Path> {
         match &self.content {
             Content::Bind(source) => Some(source),
@@ -107,7 +115,8 @@ impl Mount {
         }
     }
 
-    /// The same with a relative source of a bind mount taken as one in `dir`, an absolute path: for command lines.
+    /// Resolves a relative source of a bind mount against `dir`, an absolute path: for command
+    /// lines.
     #[must_use]
     pub fn source_in(mut self, dir: &Path) -> Mount {
         if let Content::Bind(source) = &mut self.content {
@@ -116,7 +125,7 @@ impl Mount {
         self
     }
 
-    /// Refuses the settings that only the other kind has. Paths are checked with those of the whole configuration.
+    /// Refuses settings that only the other kind has. `validate` checks the paths.
     pub(super) fn validate(&self) -> Result<(), TemplateError> {
         let refuse = |setting: String, remedy| {
             Err(TemplateError::MountSetting { destination: self.destination.clone(), setting, remedy })
@@ -125,11 +134,11 @@ impl Mount {
             (Content::Bind(_), Some(size), _) => refuse(format!("the size {size}"), "only a tmpfs has a size"),
             (Content::Bind(_), _, Some(mode)) => refuse(
                 format!("the mode {mode:o}"),
-                "a bind mount shows the mode of its source, only a tmpfs has its own",
+                "a bind mount has the mode of its source; only a tmpfs has its own",
             ),
             // tmpfs(5): "If the size is 0, no limit".
             (Content::Tmpfs, Some(0), _) => {
-                refuse("the size 0".into(), "that is no limit to tmpfs; give one of a byte or more")
+                refuse("the size 0".into(), "to tmpfs, that means no limit; give at least one byte")
             }
             (Content::Tmpfs, _, Some(mode)) if mode > 0o7777 => {
                 refuse(format!("the mode {mode:o}"), "permissions are at most 7777 (octal)")
@@ -138,7 +147,7 @@ impl Mount {
         }
     }
 
-    /// The entry of `mounts` in `config.json`.
+    /// Returns the entry of `mounts` in `config.json`.
     pub(super) fn to_spec(&self) -> oci::Mount {
         let mut options = vec!["nosuid".to_owned(), "nodev".to_owned()];
         let (kind, source) = match &self.content {
@@ -155,8 +164,8 @@ impl Mount {
         match (self.access, &self.content) {
             (Access::ReadWrite, _) => {}
             (Access::ReadOnly, Content::Tmpfs) => options.push("ro".to_owned()),
-            // `ro` for the runtimes that do not know `rro` (runc before 1.1): they pass it on to the kernel, which does
-            // not look at the data of a bind mount.
+            // `ro` is for runtimes that do not know `rro` (runc before 1.1). They pass `rro` on to
+            // the kernel, which ignores the data of a bind mount.
             (Access::ReadOnly, Content::Bind(_)) => options.extend(["ro".to_owned(), "rro".to_owned()]),
         }
         let mut mount = oci::Mount::default();

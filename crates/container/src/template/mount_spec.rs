@@ -1,4 +1,4 @@
-//! The text that a command line has for a mount.
+//! Reads a mount from the text of a command line. The mount itself is in `mount`.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use super::error::TemplateError;
 use super::mount::Mount;
 use super::size::parse_size;
 
-/// Reads what the `--mount` of Docker and BuildKit takes: `key=value` pairs with commas between them.
+/// Parses the syntax of `--mount` of Docker and BuildKit: `key=value` pairs, separated by commas.
 ///
 /// ```text
 /// type=bind,source=/srv/sources,target=/src,readonly
@@ -16,14 +16,14 @@ use super::size::parse_size;
 /// | Key | Synonyms | Value |
 /// |---|---|---|
 /// | `type` | | `bind` (the default) or `tmpfs` |
-/// | `target` | `dst`, `destination` | where it appears in the container |
-/// | `source` | `src` | for `bind`: what it shows of the host |
+/// | `target` | `dst`, `destination` | its path in the container |
+/// | `source` | `src` | for `bind`: its path on the host |
 /// | `readonly` | `ro` | nothing, `true` or `false` |
-/// | `size` | `tmpfs-size` | for `tmpfs`: bytes, or with a suffix `k`, `m`, `g`, `t` for powers of 1,024 |
+/// | `size` | `tmpfs-size` | for `tmpfs`: bytes, or a number with `k`, `m`, `g` or `t` for powers of 1,024 |
 /// | `mode` | `tmpfs-mode` | for `tmpfs`: octal permissions |
 ///
-/// A pair with a comma in it is put in double quotes, in which `""` stands for one: `"source=/a,b"`. Any other key, and
-/// one given twice, is refused by its name.
+/// A pair that contains a comma is written in double quotes, in which `""` stands for one double
+/// quote: `"source=/a,b"`. Unknown keys and repeated keys are errors that name the key.
 impl FromStr for Mount {
     type Err = TemplateError;
 
@@ -64,13 +64,13 @@ fn parse(spec: &str) -> Result<Mount, String> {
             "mode" | "tmpfs-mode" => set(&mut keys.mode, key, mode(&text(key, value)?)?)?,
             _ => {
                 return Err(format!(
-                    "has an unknown key {key:?}: it can have type, source, target, readonly, size and mode"
+                    "has an unknown key {key:?}: the keys are type, source, target, readonly, size and mode"
                 ));
             }
         }
     }
     let Some(target) = keys.target else {
-        return Err("has no target: add target=PATH, where it is to appear in the container".to_owned());
+        return Err("has no target: add target=PATH, its path in the container".to_owned());
     };
     let mut mount = match (keys.kind.as_deref(), keys.source) {
         (None | Some("bind"), Some(source)) => Mount::bind(source, target),
@@ -78,8 +78,10 @@ fn parse(spec: &str) -> Result<Mount, String> {
             return Err("has no source: add source=PATH of the host, or type=tmpfs".to_owned());
         }
         (Some("tmpfs"), None) => Mount::tmpfs(target),
-        (Some("tmpfs"), Some(_)) => return Err("has a source: a tmpfs starts empty, leave it out".to_owned()),
-        (Some(kind), _) => return Err(format!("has an unknown type {kind:?}: it can be bind or tmpfs")),
+        (Some("tmpfs"), Some(_)) => {
+            return Err("has a source, but a tmpfs starts empty: leave the source out".to_owned());
+        }
+        (Some(kind), _) => return Err(format!("has an unknown type {kind:?}: the types are bind and tmpfs")),
     };
     if keys.readonly == Some(true) {
         mount = mount.read_only();
@@ -93,7 +95,7 @@ fn parse(spec: &str) -> Result<Mount, String> {
     Ok(mount)
 }
 
-/// The fields of one line of CSV (RFC 4180), which is what Docker takes the text for.
+/// Returns the fields of one line of CSV (RFC 4180). Docker parses the text as CSV.
 fn pairs(spec: &str) -> Result<Vec<String>, String> {
     let mut pairs = Vec::new();
     let mut rest = spec;
@@ -125,7 +127,7 @@ fn pairs(spec: &str) -> Result<Vec<String>, String> {
         match rest.strip_prefix(',') {
             Some(after) => rest = after,
             None if rest.is_empty() => return Ok(pairs),
-            None => return Err(format!("goes on with {rest:?} after a closing `\"`: a comma belongs there")),
+            None => return Err(format!("continues with {rest:?} after a closing `\"`: put a comma there")),
         }
     }
 }
@@ -133,7 +135,7 @@ fn pairs(spec: &str) -> Result<Vec<String>, String> {
 fn set<T>(slot: &mut Option<T>, key: &str, value: T) -> Result<(), String> {
     match slot.replace(value) {
         None => Ok(()),
-        Some(_) => Err(format!("says twice what {key:?} is: keep one")),
+        Some(_) => Err(format!("has {key:?} twice: keep one")),
     }
 }
 
@@ -148,12 +150,12 @@ fn flag(key: &str, value: Option<&str>) -> Result<bool, String> {
     match value {
         None | Some("true" | "1") => Ok(true),
         Some("false" | "0") => Ok(false),
-        Some(value) => Err(format!("has {key}={value:?}: it can be true or false, or stand alone for true")),
+        Some(value) => Err(format!("has {key}={value:?}: write true or false, or only the key for true")),
     }
 }
 
 fn mode(text: &str) -> Result<u32, String> {
-    // `from_str_radix` takes a sign.
+    // `from_str_radix` accepts a sign.
     let octal = text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
     let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
     mode.ok_or_else(|| format!("has the mode {text:?}: write permissions in octal, as in 0755"))
@@ -164,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_docker_and_buildkit_take() {
+    fn mounts_in_the_syntax_of_docker_and_buildkit_are_read() {
         let table = [
             ("type=bind,source=/a,target=/b", Mount::bind("/a", "/b")),
             ("source=/a,target=/b", Mount::bind("/a", "/b")),
@@ -189,40 +191,40 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest_by_name() {
+    fn an_error_names_the_part_that_is_wrong() {
         let table = [
             ("", "has an empty pair: write key=value with one comma between two of them"),
             ("src=/a,,dst=/b", "has an empty pair: write key=value with one comma between two of them"),
             ("src=/a,dst=/b,", "has an empty pair: write key=value with one comma between two of them"),
-            ("type=bind,source=/a", "has no target: add target=PATH, where it is to appear in the container"),
+            ("type=bind,source=/a", "has no target: add target=PATH, its path in the container"),
             ("type=bind,target=/b", "has no source: add source=PATH of the host, or type=tmpfs"),
             ("target=", "has no value for \"target\": write target=VALUE"),
             ("src,dst=/b", "has no value for \"src\": write src=VALUE"),
-            ("type=volume,src=a,dst=/b", "has an unknown type \"volume\": it can be bind or tmpfs"),
-            ("type=tmpfs,src=/a,dst=/b", "has a source: a tmpfs starts empty, leave it out"),
-            ("src=/a,source=/b,dst=/c", "says twice what \"source\" is: keep one"),
+            ("type=volume,src=a,dst=/b", "has an unknown type \"volume\": the types are bind and tmpfs"),
+            ("type=tmpfs,src=/a,dst=/b", "has a source, but a tmpfs starts empty: leave the source out"),
+            ("src=/a,source=/b,dst=/c", "has \"source\" twice: keep one"),
             (
                 "src=/a,dst=/b,bind-propagation=shared",
-                "has an unknown key \"bind-propagation\": it can have type, source, target, readonly, size and mode",
+                "has an unknown key \"bind-propagation\": the keys are type, source, target, readonly, size and mode",
             ),
-            ("src=/a,dst=/b,ro=maybe", "has ro=\"maybe\": it can be true or false, or stand alone for true"),
+            ("src=/a,dst=/b,ro=maybe", "has ro=\"maybe\": write true or false, or only the key for true"),
             (
                 "type=tmpfs,dst=/b,size=big",
-                "has size: \"big\" is no size: write a number of bytes, or one with k, m, g or t as in 64m",
+                "has size: \"big\" is not a size: write a number of bytes, or a number with k, m, g or t, as in 64m",
             ),
             (
                 "type=tmpfs,dst=/b,size=-1",
-                "has size: \"-1\" is no size: write a number of bytes, or one with k, m, g or t as in 64m",
+                "has size: \"-1\" is not a size: write a number of bytes, or a number with k, m, g or t, as in 64m",
             ),
             (
                 "type=tmpfs,dst=/b,size=64x",
-                "has size: \"64x\" is no size: write a number of bytes, or one with k, m, g or t as in 64m",
+                "has size: \"64x\" is not a size: write a number of bytes, or a number with k, m, g or t, as in 64m",
             ),
-            ("type=tmpfs,dst=/b,size=99999999999t", "has size: \"99999999999t\" is more than 64 bits hold"),
+            ("type=tmpfs,dst=/b,size=99999999999t", "has size: \"99999999999t\" needs more than 64 bits"),
             ("type=tmpfs,dst=/b,mode=+755", "has the mode \"+755\": write permissions in octal, as in 0755"),
             ("type=tmpfs,dst=/b,mode=888", "has the mode \"888\": write permissions in octal, as in 0755"),
             ("\"src=/a,dst=/b", "has a `\"` that is not closed"),
-            ("\"src=/a\"x,dst=/b", "goes on with \"x,dst=/b\" after a closing `\"`: a comma belongs there"),
+            ("\"src=/a\"x,dst=/b", "continues with \"x,dst=/b\" after a closing `\"`: put a comma there"),
         ];
         for (spec, problem) in table {
             let error = spec.parse::<Mount>().unwrap_err();
@@ -231,16 +233,16 @@ mod tests {
     }
 
     #[test]
-    fn refuses_settings_that_the_kind_does_not_have() {
+    fn settings_of_the_other_kind_are_refused() {
         let table = [
             ("src=/a,dst=/b,size=1m", "the mount at \"/b\" cannot have the size 1048576: only a tmpfs has a size"),
             (
                 "src=/a,dst=/b,mode=755",
-                "the mount at \"/b\" cannot have the mode 755: a bind mount shows the mode of its source, only a tmpfs has its own",
+                "the mount at \"/b\" cannot have the mode 755: a bind mount has the mode of its source; only a tmpfs has its own",
             ),
             (
                 "type=tmpfs,dst=/b,size=0",
-                "the mount at \"/b\" cannot have the size 0: that is no limit to tmpfs; give one of a byte or more",
+                "the mount at \"/b\" cannot have the size 0: to tmpfs, that means no limit; give at least one byte",
             ),
             (
                 "type=tmpfs,dst=/b,mode=10000",

@@ -1,4 +1,5 @@
-//! Built templates against the specification: every key there is known and of its type, every required key is there.
+//! Tests built templates against the specification: every key must be known and have its type, and
+//! every required key must be present.
 
 use serde_json::{Value, json};
 
@@ -11,7 +12,7 @@ enum Kind {
     Array,
     Bool,
     Text,
-    /// A string of an enumeration that starts so.
+    /// A string of an enumeration whose values have this prefix.
     Prefixed(&'static str),
     OneOf(&'static [&'static str]),
     Signed,
@@ -20,7 +21,7 @@ enum Kind {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Presence {
-    /// Wherever its parent is.
+    /// Required if its parent is present.
     Required,
     Optional,
 }
@@ -28,8 +29,8 @@ enum Presence {
 use Kind::{Array, Bool, Object, OneOf, Prefixed, Signed, Text, Unsigned};
 use Presence::{Optional, Required};
 
-/// <https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config.md> and config-linux.md, as far as the builder goes.
-/// `[]` is each item of an array, `*` any key.
+/// The part of <https://github.com/opencontainers/runtime-spec/blob/v1.1.0/config.md> and
+/// config-linux.md that the builder uses. `[]` stands for each item of an array, `*` for any key.
 const SPECIFICATION: &[(&str, Kind, Presence)] = &[
     // "Specification version", "Root", "Mounts"
     ("ociVersion", Text, Required),
@@ -75,7 +76,8 @@ const SPECIFICATION: &[(&str, Kind, Presence)] = &[
     ("hostname", Text, Optional),
     ("annotations", Object, Optional),
     ("annotations.*", Text, Optional),
-    // config-linux.md: "Namespaces", "Control groups", "Sysctl", "Seccomp", "Masked Paths", "Readonly Paths"
+    // config-linux.md: "Namespaces", "Control groups", "Sysctl", "Seccomp", "Masked Paths",
+    // "Readonly Paths"
     ("linux", Object, Optional),
     ("linux.namespaces", Array, Optional),
     ("linux.namespaces[]", Object, Optional),
@@ -135,7 +137,7 @@ fn is(kind: Kind, value: &Value) -> bool {
     }
 }
 
-/// Every row that `value`, found at `path`, has to do with.
+/// Checks `value`, found at `path`, against every row that concerns it.
 fn check(path: &str, value: &Value) {
     let child = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     if !path.is_empty() {
@@ -183,7 +185,7 @@ fn built_templates_have_the_shape_of_the_specification() {
 
 #[test]
 #[should_panic(expected = "process.argv is not in the specification")]
-fn a_key_that_the_specification_lacks_is_noticed() {
+fn a_key_outside_the_specification_is_detected() {
     let mut value = with_everything().build().unwrap().value.as_ref().clone();
     value["process"]["argv"] = json!([]);
     check("", &value);
@@ -191,7 +193,7 @@ fn a_key_that_the_specification_lacks_is_noticed() {
 
 #[test]
 #[should_panic(expected = "linux.resources.pids.limit is required")]
-fn a_missing_key_is_noticed() {
+fn a_missing_required_key_is_detected() {
     let mut value = with_everything().build().unwrap().value.as_ref().clone();
     value["linux"]["resources"]["pids"] = json!({});
     check("", &value);
@@ -199,7 +201,7 @@ fn a_missing_key_is_noticed() {
 
 #[test]
 #[should_panic(expected = "hostname is 7, not of the kind Text")]
-fn a_wrong_type_is_noticed() {
+fn a_value_of_the_wrong_type_is_detected() {
     let mut value = with_everything().build().unwrap().value.as_ref().clone();
     value["hostname"] = json!(7);
     check("", &value);

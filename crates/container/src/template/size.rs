@@ -1,8 +1,10 @@
-/// Reads a size as people write it: a number of bytes, or one with `k`, `m`, `g` or `t` for powers of 1,024 (`64m`, also
-/// `64MiB`).
+//! Sizes as people write them, in `mount_spec` and in the command line of the crate `runner`.
+
+/// Parses a size: a number of bytes, or a number with `k`, `m`, `g` or `t` for powers of 1,024,
+/// such as `64m`. `64MiB` is the same.
 ///
 /// # Errors
-/// What is wrong with it, and what can be written.
+/// The problem, and what to write instead.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let lower = text.to_ascii_lowercase();
     let digits = lower.bytes().take_while(u8::is_ascii_digit).count();
@@ -17,9 +19,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     match (number.parse::<u64>(), shift) {
         (Ok(number), Some(shift)) => {
-            number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is more than 64 bits hold"))
+            number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} needs more than 64 bits"))
         }
-        _ => Err(format!("{text:?} is no size: write a number of bytes, or one with k, m, g or t as in 64m")),
+        _ => Err(format!("{text:?} is not a size: write a number of bytes, or a number with k, m, g or t, as in 64m")),
     }
 }
 
@@ -28,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn sizes_are_read_with_and_without_a_unit() {
         let table = [
             ("0", Some(0)),
             ("4096", Some(4096)),

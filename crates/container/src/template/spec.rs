@@ -1,4 +1,5 @@
-//! From checked fields to the specification's types, and from there to JSON that is the same for the same fields.
+//! Writes checked fields as the JSON of a configuration. The same fields always result in the same
+//! JSON.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -6,15 +7,17 @@ use std::path::PathBuf;
 use oci_spec::runtime as oci;
 use serde_json::Value;
 
-use super::builder::{CpuQuota, TemplateBuilder};
+use super::capability::Capability;
 use super::choices::{Network, NoNewPrivileges, RootAccess, Terminal};
+use super::defaults::{self, ROOTFS_PLACEHOLDER};
 use super::error::TemplateError;
+use super::fields::{CpuQuota, Fields};
 use super::rlimit::Rlimit;
-use super::{ROOTFS_PLACEHOLDER, defaults, seccomp};
+use super::seccomp;
 use crate::user::NOBODY;
 
-/// The configuration with these fields. They are not checked here.
-pub(super) fn to_value(fields: TemplateBuilder) -> Result<Value, TemplateError> {
+/// Returns the configuration with these fields, which `validate` has checked.
+pub(super) fn to_value(fields: &Fields) -> Result<Value, TemplateError> {
     let mut root = oci::Root::default();
     root.set_path(PathBuf::from(ROOTFS_PLACEHOLDER)).set_readonly(Some(fields.root_access == RootAccess::ReadOnly));
 
@@ -28,7 +31,7 @@ pub(super) fn to_value(fields: TemplateBuilder) -> Result<Value, TemplateError> 
         .set_mounts(Some(mounts))
         .set_hostname(fields.hostname.clone())
         .set_annotations((!fields.annotations.is_empty()).then_some(annotations))
-        .set_linux(Some(linux(&fields)))
+        .set_linux(Some(linux(fields)?))
         .set_process(Some(process(fields)));
 
     let mut value = serde_json::to_value(&spec).map_err(|source| TemplateError::Serialize { source })?;
@@ -36,7 +39,7 @@ pub(super) fn to_value(fields: TemplateBuilder) -> Result<Value, TemplateError> 
     Ok(value)
 }
 
-/// `oci-spec` keeps these in hash tables, whose order changes from one process to the next.
+/// Sorts the values that `oci-spec` keeps in hash tables, whose order differs between processes.
 fn in_order(value: &mut Value) {
     if let Some(sets) = value.pointer_mut("/process/capabilities").and_then(Value::as_object_mut) {
         for set in sets.values_mut().filter_map(Value::as_array_mut) {
@@ -48,12 +51,12 @@ fn in_order(value: &mut Value) {
     }
 }
 
-fn process(fields: TemplateBuilder) -> oci::Process {
+fn process(fields: &Fields) -> oci::Process {
     let mut user = oci::User::default();
     let (uid, gid) = fields.user.ids().unwrap_or((NOBODY, NOBODY));
     user.set_uid(uid).set_gid(gid);
     user.set_username(fields.user.ids().is_none().then(|| fields.user.to_string()));
-    user.set_additional_gids((!fields.additional_gids.is_empty()).then_some(fields.additional_gids));
+    user.set_additional_gids((!fields.additional_gids.is_empty()).then(|| fields.additional_gids.clone()));
 
     let mut env: Vec<String> = fields.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
     if fields.terminal == Terminal::Attached && !fields.env.iter().any(|(key, _)| key == "TERM") {
@@ -64,34 +67,34 @@ fn process(fields: TemplateBuilder) -> oci::Process {
     process
         .set_terminal(Some(fields.terminal == Terminal::Attached))
         .set_user(user)
-        .set_args(Some(fields.args))
+        .set_args(Some(fields.args.clone()))
         .set_env(Some(env))
-        .set_cwd(fields.cwd)
+        .set_cwd(fields.cwd.clone())
         .set_capabilities(Some(capabilities(&fields.capabilities)))
         .set_rlimits(Some(fields.rlimits.iter().map(rlimit).collect()))
         .set_no_new_privileges(Some(fields.no_new_privileges == NoNewPrivileges::On));
     process
 }
 
-fn capabilities(capabilities: &[oci::Capability]) -> oci::LinuxCapabilities {
-    let all: HashSet<_> = capabilities.iter().copied().collect();
+fn capabilities(capabilities: &[Capability]) -> oci::LinuxCapabilities {
+    let all: HashSet<_> = capabilities.iter().copied().map(Capability::to_spec).collect();
     let mut sets = oci::LinuxCapabilities::default();
     sets.set_bounding(Some(all.clone()))
         .set_effective(Some(all.clone()))
         .set_permitted(Some(all))
-        // Inheritable capabilities would come back to life in a program with file capabilities (CVE-2022-24769).
+        // A program with file capabilities would regain inheritable ones (CVE-2022-24769).
         .set_inheritable(Some(HashSet::new()))
         .set_ambient(Some(HashSet::new()));
     sets
 }
 
 fn rlimit(limit: &Rlimit) -> oci::PosixRlimit {
-    // The only one of these types without setters; a builder fails when a field is missing, and none is.
-    let builder = oci::PosixRlimitBuilder::default().typ(limit.kind).soft(limit.soft).hard(limit.hard);
+    // This type has no setters. Its builder fails only if a field is missing.
+    let builder = oci::PosixRlimitBuilder::default().typ(limit.kind.to_spec()).soft(limit.soft).hard(limit.hard);
     builder.build().expect("every field is given")
 }
 
-fn linux(fields: &TemplateBuilder) -> oci::Linux {
+fn linux(fields: &Fields) -> Result<oci::Linux, TemplateError> {
     let mut linux = oci::Linux::default();
     linux
         .set_resources(Some(resources(fields)))
@@ -100,8 +103,8 @@ fn linux(fields: &TemplateBuilder) -> oci::Linux {
         .set_sysctl(sysctl(&fields.network))
         .set_masked_paths(Some(defaults::MASKED_PATHS.map(String::from).to_vec()))
         .set_readonly_paths(Some(defaults::READ_ONLY_PATHS.map(String::from).to_vec()))
-        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, &fields.capabilities));
-    linux
+        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, &fields.capabilities)?);
+    Ok(linux)
 }
 
 fn namespaces(network: &Network) -> Vec<oci::LinuxNamespace> {
@@ -117,19 +120,21 @@ fn namespaces(network: &Network) -> Vec<oci::LinuxNamespace> {
         Network::Joined(path) => Some(namespace(Net, Some(path.clone()))),
         Network::Host => None,
     };
-    // Without one of its own a container sees the names of the host's control groups, on cgroup v2 all of them with their
-    // usage, and its own name, another one in each run, in /proc/self/cgroup.
+    // Without a cgroup namespace, the container sees its own name in /proc/self/cgroup, which
+    // differs in each run, and the names of the host's control groups. On v2 it sees all of them
+    // with their usage.
     [Pid, Ipc, Uts, Mount, Cgroup].map(|kind| namespace(kind, None)).into_iter().chain(network).collect()
 }
 
-/// Switches of the kernel: only of what is the container's own.
+/// Returns the kernel settings of the container's own namespaces.
 fn sysctl(network: &Network) -> Option<HashMap<String, String>> {
     let settings = defaults::SYSCTL.map(|(name, value)| (name.to_owned(), value.to_owned()));
     (*network == Network::None).then(|| settings.into())
 }
 
-fn resources(fields: &TemplateBuilder) -> oci::LinuxResources {
-    // Denied first; the runtime allows the devices that it makes itself after it (config-linux.md, "Default Devices").
+fn resources(fields: &Fields) -> oci::LinuxResources {
+    // The first rule denies every device. After it, the runtime allows the devices that it creates
+    // itself (config-linux.md, "Default Devices").
     let mut every_device = oci::LinuxDeviceCgroup::default();
     every_device.set_allow(false).set_access(Some("rwm".to_owned()));
 
@@ -138,9 +143,10 @@ fn resources(fields: &TemplateBuilder) -> oci::LinuxResources {
     if let Some(bytes) = fields.memory_limit_bytes {
         let bytes = Some(signed(bytes));
         let mut memory = oci::LinuxMemory::default();
-        // `swap` is memory and swap together: equal, so that no swap is left as a way out. On cgroup v1 without swap
-        // accounting (before Linux 6.1 and only with `swapaccount=0`) the runtime then fails, naming the missing file:
-        // better than a limit that does not hold.
+        // `swap` is the limit of memory and swap together. It is equal to that of memory, so that
+        // the container cannot swap to exceed it. On cgroup v1 without swap accounting (before
+        // Linux 6.1, with `swapaccount=0`), the runtime fails and names the missing file. That is
+        // better than a limit without effect.
         memory.set_limit(bytes).set_swap(bytes);
         resources.set_memory(Some(memory));
     }
@@ -155,7 +161,7 @@ fn resources(fields: &TemplateBuilder) -> oci::LinuxResources {
     resources
 }
 
-fn cpu(fields: &TemplateBuilder) -> oci::LinuxCpu {
+fn cpu(fields: &Fields) -> oci::LinuxCpu {
     let mut cpu = oci::LinuxCpu::default();
     cpu.set_cpus(fields.cpus.clone()).set_mems(fields.mems.clone());
     if let Some(CpuQuota { quota, period }) = fields.cpu_quota {
@@ -165,7 +171,8 @@ fn cpu(fields: &TemplateBuilder) -> oci::LinuxCpu {
     cpu
 }
 
-/// The specification's limits are signed, because -1 is "unlimited"; `validate` refuses what does not fit.
+/// Converts a limit. The specification's limits are signed, because -1 means "unlimited".
+/// `validate` refuses limits that do not fit.
 fn signed(limit: u64) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }

@@ -1,24 +1,24 @@
-//! What is refused before anything is mounted. What the runtime can only find out at the run (does the program exist, is
-//! there such a processor) is left to it.
+//! Checks a template before anything is mounted. The runtime checks what only a run can find out:
+//! whether the program exists, and whether the machine has these processors.
 
 use std::path::{Component, Path};
 
-use oci_spec::runtime::{self as oci, PosixRlimitType, Spec};
+use oci_spec::runtime::{self as oci, Spec};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ROOTFS_PLACEHOLDER;
-use super::builder::{CpuQuota, TemplateBuilder};
 use super::choices::Network;
+use super::defaults::ROOTFS_PLACEHOLDER;
 use super::error::TemplateError;
-use crate::UserSpec;
-use crate::user::NOBODY;
+use super::fields::{CpuQuota, Fields};
+use super::rlimit::RlimitKind;
+use crate::user::{NOBODY, UserSpec};
 
-/// `HOST_NAME_MAX`, see gethostname(2): what sethostname(2) takes.
+/// The longest name that sethostname(2) accepts, in bytes: `HOST_NAME_MAX` in gethostname(2).
 const HOST_NAME_MAX: usize = 64;
 
-/// What can no longer be told, or not even be written, once the fields are a configuration.
-pub(super) fn builder(fields: &TemplateBuilder) -> Result<(), TemplateError> {
+/// Checks what a configuration cannot express, or no longer shows.
+pub(super) fn fields(fields: &Fields) -> Result<(), TemplateError> {
     for (key, _) in &fields.env {
         if key.is_empty() || key.contains('=') {
             return Err(TemplateError::EnvironmentKey { key: key.clone() });
@@ -47,19 +47,19 @@ pub(super) fn builder(fields: &TemplateBuilder) -> Result<(), TemplateError> {
             return Err(TemplateError::CpuQuota { quota, period });
         }
     }
-    if let Some(limit) = fields.rlimits.iter().find(|limit| limit.kind == PosixRlimitType::RlimitNofile) {
+    if let Some(limit) = fields.rlimits.iter().find(|limit| limit.kind == RlimitKind::Nofile) {
         if limit.soft == 0 {
             return Err(TemplateError::Limit {
                 field: "process.rlimits[RLIMIT_NOFILE]",
                 value: 0,
-                remedy: "no program could start; give the number of files each process may have open",
+                remedy: "no program could start; give the number of files that each process may have open",
             });
         }
     }
     Ok(())
 }
 
-/// A whole configuration, from the builder or from a file.
+/// Checks a whole configuration, from the builder or from a file.
 pub(super) fn value(value: &Value) -> Result<(), TemplateError> {
     let spec = Spec::deserialize(value).map_err(|source| TemplateError::NotASpec { source })?;
     match value.pointer("/root/path").and_then(Value::as_str) {
@@ -67,7 +67,7 @@ pub(super) fn value(value: &Value) -> Result<(), TemplateError> {
         None | Some("") => return Err(TemplateError::RootAbsent),
         Some(found) => return Err(TemplateError::RootFilled { found: found.to_owned() }),
     }
-    // Annotations go to no system call and may hold what they like.
+    // Annotations are not passed to any system call and may contain anything.
     for field in ["process", "hostname", "domainname", "mounts", "linux"] {
         no_nul(field, &value[field])?;
     }
@@ -93,7 +93,7 @@ pub(super) fn value(value: &Value) -> Result<(), TemplateError> {
     Ok(())
 }
 
-/// A command that can be executed.
+/// Checks that there is a command.
 pub(super) fn args(argv: &[String]) -> Result<(), TemplateError> {
     match argv.first() {
         None => Err(TemplateError::NoCommand),
@@ -102,7 +102,7 @@ pub(super) fn args(argv: &[String]) -> Result<(), TemplateError> {
     }
 }
 
-/// No string in `value`, the content of `field`, has a NUL in it.
+/// Checks that no string in `value`, the content of `field`, contains a NUL.
 pub(super) fn no_nul(field: &str, value: &Value) -> Result<(), TemplateError> {
     match value {
         Value::String(text) if text.contains('\0') => {
@@ -126,7 +126,7 @@ fn utf8(field: &'static str, path: &Path) -> Result<(), TemplateError> {
 fn fits_signed(field: &'static str, limit: Option<u64>) -> Result<(), TemplateError> {
     match limit {
         Some(value) if i64::try_from(value).is_err() => {
-            Err(TemplateError::Limit { field, value, remedy: "that is beyond 63 bits; leave it out for no limit" })
+            Err(TemplateError::Limit { field, value, remedy: "that needs more than 63 bits; omit it for no limit" })
         }
         _ => Ok(()),
     }
@@ -146,7 +146,7 @@ fn user(user: &oci::User) -> Result<(), TemplateError> {
         return Err(TemplateError::Id { field, id });
     }
     match user.username().as_deref() {
-        // An empty string is how programs in Go write an absent one.
+        // Programs written in Go write an absent string as an empty one.
         None | Some("") => Ok(()),
         Some(_) if (user.uid(), user.gid()) != (NOBODY, NOBODY) => Ok(()),
         Some(name) => name.parse::<UserSpec>().map(drop),
@@ -157,26 +157,26 @@ fn rlimits(limits: &[oci::PosixRlimit]) -> Result<(), TemplateError> {
     for (index, limit) in limits.iter().enumerate() {
         let (kind, soft, hard) = (limit.typ(), limit.soft(), limit.hard());
         let problem = if soft > hard {
-            "is refused by the kernel: the soft limit is at most the hard one"
+            "is refused by the kernel: the soft limit must not exceed the hard limit"
         } else if limits[..index].iter().any(|earlier| earlier.typ() == kind) {
-            // config.md, "POSIX process": the runtime MUST generate an error.
-            "is there twice: keep one of them"
+            // config.md, "POSIX process", requires runtimes to generate an error.
+            "is given twice: keep one of them"
         } else {
             continue;
         };
-        return Err(TemplateError::Rlimit { kind, soft, hard, problem });
+        return Err(TemplateError::Rlimit { kind: RlimitKind::of_spec(kind), soft, hard, problem });
     }
     Ok(())
 }
 
 fn hostname(hostname: &str) -> Result<(), TemplateError> {
     let problem = if hostname.is_empty() {
-        "is empty: leave it out for the host's"
+        "is empty: omit it to use the host's"
     } else if hostname.len() > HOST_NAME_MAX {
         "is too long: the kernel takes at most 64 bytes"
     } else if hostname.chars().any(|c| c.is_whitespace() || c.is_control() || c == '#') {
-        // hosts(5): fields end at white space, and the rest of the line is a comment after `#`.
-        "cannot stand in /etc/hosts: it has white space, a control character or `#` in it"
+        // hosts(5): white space ends a field, and `#` starts a comment.
+        "cannot be written to /etc/hosts: it contains white space, a control character or `#`"
     } else {
         return Ok(());
     };
@@ -187,7 +187,7 @@ fn destination(destination: &Path) -> Result<(), TemplateError> {
     let problem = if !destination.is_absolute() {
         "is relative: give the absolute path that it has inside the container"
     } else if destination.components().any(|part| part == Component::ParentDir) {
-        "goes up by `..`: write the path that it leads to"
+        "contains `..`: write the path that it leads to"
     } else if destination.components().all(|part| part == Component::RootDir) {
         "is the root file system itself: mount on a directory in it"
     } else {
@@ -204,7 +204,8 @@ fn source(mount: &oci::Mount) -> Result<(), TemplateError> {
     let problem = match mount.source() {
         None => "has no source",
         Some(source) if source.as_os_str().is_empty() => "has no source",
-        // The specification takes it from the bundle, which is a scratch directory with nothing but config.json here.
+        // By the specification, it would be relative to the bundle, which is a scratch directory
+        // here.
         Some(source) if !source.is_absolute() => "has a relative source",
         Some(_) => return Ok(()),
     };
@@ -214,7 +215,7 @@ fn source(mount: &oci::Mount) -> Result<(), TemplateError> {
 fn linux(linux: &oci::Linux) -> Result<(), TemplateError> {
     if let Some(path) = linux.cgroups_path() {
         if path.components().any(|part| part == Component::ParentDir) {
-            let remedy = "write it without `..`, which would leave the place that limits it";
+            let remedy = "write it without `..`, which could lead out of the group that limits it";
             return Err(TemplateError::Path { field: "linux.cgroupsPath", path: path.clone(), remedy });
         }
     }
@@ -225,13 +226,17 @@ fn linux(linux: &oci::Linux) -> Result<(), TemplateError> {
         }
     }
     let Some(resources) = linux.resources() else { return Ok(()) };
-    // To runc a limit of 0 is none at all, to the kernel it is one that nothing can live under.
+    // runc treats a limit of 0 as no limit, and the kernel as one that no process can live under.
     let zeros = [
         ("linux.resources.memory.limit", resources.memory().and_then(|memory| memory.limit())),
         ("linux.resources.pids.limit", resources.pids().map(|pids| pids.limit())),
     ];
     if let Some((field, _)) = zeros.into_iter().find(|(_, limit)| *limit == Some(0)) {
-        return Err(TemplateError::Limit { field, value: 0, remedy: "leave it out for no limit, or give one" });
+        return Err(TemplateError::Limit {
+            field,
+            value: 0,
+            remedy: "omit it for no limit, or give a positive number",
+        });
     }
     if let Some(cpu) = resources.cpu() {
         cpu_list("linux.resources.cpu.cpus", cpu.cpus().as_deref())?;
@@ -240,7 +245,7 @@ fn linux(linux: &oci::Linux) -> Result<(), TemplateError> {
     Ok(())
 }
 
-/// cpuset(7), "List Format".
+/// Checks a list against cpuset(7), "List Format".
 fn cpu_list(field: &'static str, list: Option<&str>) -> Result<(), TemplateError> {
     let number =
         |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u32>().ok()).flatten();

@@ -1,9 +1,9 @@
-//! Reads the lines of `/etc/passwd` and `/etc/group`: passwd(5), group(5). Anybody may have written them: a line that does not
-//! have the fields that are needed is passed over.
+//! Parses the lines of `/etc/passwd` and `/etc/group`: passwd(5), group(5). The files are not
+//! trusted: lines without the required fields are ignored. `rootfs::users` finds the files.
 
 use std::collections::HashSet;
 
-/// What a line of `/etc/passwd` says.
+/// A line of `/etc/passwd`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) uid: u32,
@@ -11,25 +11,26 @@ pub(crate) struct Entry {
     pub(crate) home: String,
 }
 
-/// The home directory of a user without one.
+/// The home directory of a user who has none.
 pub(crate) const NO_HOME: &str = "/";
 
-/// The first line of a passwd file that has the user `name`.
+/// Returns the first line of a passwd file with the user `name`.
 pub(crate) fn user_named(passwd: &[u8], name: &str) -> Option<Entry> {
     users(passwd).find_map(|(found, entry)| (found == name.as_bytes()).then_some(entry))
 }
 
-/// The first line of a passwd file that has the user number `uid`.
+/// Returns the first line of a passwd file with the user number `uid`.
 pub(crate) fn user_numbered(passwd: &[u8], uid: u32) -> Option<Entry> {
     users(passwd).find_map(|(_, entry)| (entry.uid == uid).then_some(entry))
 }
 
-/// The number of the group `name` in a group file.
+/// Returns the number of the group `name` in a group file.
 pub(crate) fn group_named(group: &[u8], name: &str) -> Option<u32> {
     groups(group).find_map(|(found, gid, _)| (found == name.as_bytes()).then_some(gid))
 }
 
-/// The numbers of all groups in a group file that list the user `name`, in their order, none twice.
+/// Returns the numbers of all groups in a group file that list the user `name`, in the order of the
+/// file and without duplicates.
 pub(crate) fn groups_listing(group: &[u8], name: &str) -> Vec<u32> {
     let mut seen = HashSet::new();
     let lists = |members: &[u8]| members.split(|byte| *byte == b',').any(|member| member == name.as_bytes());
@@ -62,11 +63,12 @@ fn lines(text: &[u8]) -> impl Iterator<Item = impl Iterator<Item = &[u8]>> {
 
 fn number(field: &[u8]) -> Option<u32> {
     let digits = std::str::from_utf8(field).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-    // To setuid(2) the largest means -1.
+    // setuid(2) treats the largest number as -1.
     digits.parse().ok().filter(|id| *id != u32::MAX)
 }
 
-/// A directory that programs can use as `HOME`, and that JSON and an environment can carry.
+/// Returns the home directory if programs can use it as `HOME` and JSON and an environment can hold
+/// it.
 fn home(field: &[u8]) -> String {
     let usable = std::str::from_utf8(field).ok().filter(|home| home.starts_with('/') && !home.contains('\0'));
     usable.unwrap_or(NO_HOME).to_owned()
@@ -117,19 +119,19 @@ opam:x:5:5::/second:
     }
 
     #[test]
-    fn lines_that_are_none_are_passed_over() {
+    fn invalid_lines_are_ignored() {
         let lines: [(&[u8], Option<Entry>); 18] = [
             (b"a:x:1:2:c:/h:/s", entry(1, 2, "/h")),
             (b"a:x:1:2:c:/h", entry(1, 2, "/h")),
             (b"  a:x:1:2:c:/h\r", entry(1, 2, "/h")),
             (b"a::1:2::/h:", entry(1, 2, "/h")),
-            // Without a home directory that can be used.
+            // Lines without a usable home directory.
             (b"a:x:1:2", entry(1, 2, "/")),
             (b"a:x:1:2::", entry(1, 2, "/")),
             (b"a:x:1:2::home:", entry(1, 2, "/")),
             (b"a:x:1:2::/h\xff:", entry(1, 2, "/")),
             (b"a:x:1:2::/h\0:", entry(1, 2, "/")),
-            // Never the user 0 by mistake.
+            // An invalid number is never read as 0.
             (b"a:x:1", None),
             (b"a:x::2::/h:", None),
             (b"a:x:one:2::/h:", None),
@@ -142,7 +144,7 @@ opam:x:5:5::/second:
         ];
         for (line, expected) in lines {
             assert_eq!(user_named(line, "a"), expected, "{}", line.escape_ascii());
-            // A later line serves.
+            // A later line is used.
             let two = [line, b"\na:x:3:4::/later:"].concat();
             assert_eq!(user_named(&two, "a"), expected.or(entry(3, 4, "/later")), "{}", line.escape_ascii());
         }

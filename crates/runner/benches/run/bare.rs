@@ -7,9 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use container::{
-    Bundle, Cgroup, CgroupLayout, ContainerId, Runtime, Template, in_private_mount_namespace, mount_private_tmpfs,
-};
+use container::advanced::{mount_private_tmpfs, prepare_config};
+use container::{Bundle, Cgroup, CgroupLayout, ContainerId, Runtime, Template, in_private_mount_namespace};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -48,7 +47,7 @@ impl Bare {
         match configuration {
             Configuration::Same => {
                 let config = template.instantiate(&places.root())?.with_default_cgroups_path(cgroup.container_path());
-                let config = Runtime::new(runtime).prepare_config(config.resolve_user(dir.path())?);
+                let config = prepare_config(&Runtime::new(runtime), config.resolve_user(dir.path())?);
                 Bundle::create(dir.path(), config.clone())?.write(&config)?;
             }
             Configuration::Spec => write_spec(runtime, dir.path(), &places.root(), template)?,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail, ensure};
+use container::advanced::prepare_config;
 use container::{Bundle, ContainerId, Runtime, Template};
 use runner::{Cleanup, Options, Report};
 
@@ -72,7 +73,7 @@ pub(crate) fn replaced_sequence(places: &Places, runtime: &str, layers: usize, t
     let lowers: Vec<_> = lowers.iter().map(|path| path.display().to_string()).collect();
     let options = format!("lowerdir={},upperdir={},workdir={}", lowers.join(":"), upper.display(), work.display());
     run(quiet("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&merged))?;
-    let config = Runtime::new(runtime).prepare_config(template.instantiate(&merged)?);
+    let config = prepare_config(&Runtime::new(runtime), template.instantiate(&merged)?);
     let bundle = Bundle::create(dir.path(), config.clone())?;
     bundle.write(&config)?;
     let id = ContainerId::random("replaced")?;

@@ -69,7 +69,7 @@ impl Kernel for Played {
         self.call("execute")?;
         assert!(prepared.bundle.config_path().is_file());
         fs::write(prepared.bundle.path().with_file_name("upper").join("written"), "").unwrap();
-        Ok(Finished::new(Status::Exited(0)))
+        Ok(unstarted(Status::Exited(0)))
     }
 
     fn unmount(&self, upper: PathBuf) -> Result<()> {

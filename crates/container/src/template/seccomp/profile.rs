@@ -1,22 +1,25 @@
-//! Docker's default profile (github.com/moby/profiles, `seccomp`) as data, and the rules that it comes to on one architecture
-//! and with one set of capabilities.
+//! Docker's default profile (github.com/moby/profiles, `seccomp`) as data, and its rules for one
+//! architecture and one set of capabilities.
 //!
-//! What it blocks is what Docker's blocks. What differs is the answer: `EPERM` is for calls that a capability would allow, as
-//! the kernel itself has it; any other call does not exist, `ENOSYS`. To that C libraries know an answer: a call that is newer than
-//! the profile, or than libseccomp, and answered with `EPERM` makes them fail where an older call would have served. runc sees to
-//! it by itself under a profile that answers `EPERM`, crun does not.
+//! It blocks the same calls as Docker's, but with another error. A call that a capability would
+//! allow fails with `EPERM`, as in the kernel. Any other call fails with `ENOSYS`, as if it did not
+//! exist. C libraries then use an older call instead. With `EPERM`, they would fail after a call
+//! that is newer than the profile or libseccomp. For a profile with `EPERM`, runc corrects this
+//! itself, and crun does not.
 //!
-//! A name that an architecture lacks, or that libseccomp does not know yet, is passed over by the runtimes.
+//! The runtimes ignore a name that an architecture does not have, or that libseccomp does not know
+//! yet.
 
-use oci_spec::runtime::{Arch, Capability, LinuxSeccomp, LinuxSeccompAction as Action};
+use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction as Action};
 
+use super::architectures::{architectures, set_architectures};
 use super::rule::{allow, answer, masked};
-use super::{architectures, set_architectures};
+use crate::template::capability::Capability;
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
-/// For every container, on every architecture.
+/// The calls that every container may make, on every architecture.
 const ALLOWED: &str = "
     accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown chown32 clock_adjtime
     clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep
@@ -55,7 +58,7 @@ const ALLOWED: &str = "
     utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev
 ";
 
-/// For every container, on some architectures.
+/// The calls that every container may make, on some architectures.
 const ALLOWED_ON: &[(&str, &str)] = &[
     ("x86_64", "arch_prctl modify_ldt"),
     ("aarch64", "arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush set_tls sync_file_range2"),
@@ -64,7 +67,7 @@ const ALLOWED_ON: &[(&str, &str)] = &[
     ("s390x", "s390_pci_mmio_read s390_pci_mmio_write s390_runtime_instr"),
 ];
 
-/// For containers that have one of the capabilities.
+/// The calls that a container may make if it has one of the capabilities.
 const ALLOWED_WITH: &[(&[Capability], &str)] = &[
     (&[Capability::Bpf, Capability::SysAdmin], "bpf"),
     (&[Capability::DacReadSearch], "open_by_handle_at"),
@@ -86,9 +89,10 @@ const ALLOWED_WITH: &[(&[Capability], &str)] = &[
     (&[Capability::SysTtyConfig], "vhangup"),
 ];
 
-/// The address families of socket(2), as blocks of numbers that a mask tells: the first of a block and how many. Not among
-/// them are `AF_ALG` (38), a way into the kernel's cryptography that no build needs, `AF_VSOCK` (40), which knows no
-/// namespaces and reaches the hypervisor and other virtual machines, and those that kernels have dropped.
+/// The allowed address families of socket(2), as blocks that one mask can match: the first number
+/// and the count. Three kinds are missing: `AF_ALG` (38), an interface to the kernel's cryptography
+/// that builds do not need; `AF_VSOCK` (40), which has no namespaces and reaches the hypervisor and
+/// other virtual machines; and families that Linux has removed.
 const FAMILIES: &[(u64, u64)] = &[
     (0, 8), // AF_UNIX, AF_INET, …
     (8, 4), // …, AF_INET6, AF_ROSE
@@ -110,18 +114,21 @@ const FAMILIES: &[(u64, u64)] = &[
     (44, 2), // AF_XDP, AF_MCTP
 ];
 
-/// `UNAME26` and `PER_LINUX32`, which personality(2) may set: they change what uname(2) says.
+/// The bits that personality(2) may set: `UNAME26` and `PER_LINUX32`, which change the result of
+/// uname(2).
 const PERSONALITIES: u64 = 0x20008;
 
-/// What asks personality(2) and sets nothing.
+/// The argument with which personality(2) returns the current value and sets nothing.
 const PERSONALITY_QUERY: u64 = 0xffff_ffff;
 
-/// The flags of clone(2) that make a namespace: `CLONE_NEWNS`, `CLONE_NEWCGROUP`, `CLONE_NEWUTS`, `CLONE_NEWIPC`,
-/// `CLONE_NEWUSER`, `CLONE_NEWPID`, `CLONE_NEWNET`. Those of clone3(2) are behind a pointer, where no filter sees them: it is
-/// left out, and C libraries fall back to clone(2).
+/// The flags of clone(2) that create a namespace: `CLONE_NEWNS`, `CLONE_NEWCGROUP`, `CLONE_NEWUTS`,
+/// `CLONE_NEWIPC`, `CLONE_NEWUSER`, `CLONE_NEWPID`, `CLONE_NEWNET`. The flags of clone3(2) are
+/// behind a pointer, which a filter cannot follow. Therefore clone3 is not allowed, and C libraries
+/// fall back to clone(2).
 const NAMESPACES: u64 = 0x7e02_0000;
 
-/// The profile for a container that has `capabilities`, on `arch` ([`std::env::consts::ARCH`]).
+/// Returns the profile for a container that has `capabilities`, on `arch`
+/// ([`std::env::consts::ARCH`]).
 pub(super) fn default(arch: &str, capabilities: &[Capability]) -> LinuxSeccomp {
     let has_one = |of: &[Capability]| of.iter().any(|capability| capabilities.contains(capability));
     let with_capability = |allowed: bool| ALLOWED_WITH.iter().filter(move |(of, _)| has_one(of) == allowed);
@@ -139,7 +146,7 @@ pub(super) fn default(arch: &str, capabilities: &[Capability]) -> LinuxSeccomp {
     if capabilities.contains(&Capability::SysAdmin) {
         rules.push(allow(["clone", "clone3"], &[]));
     } else {
-        // clone(2), "C library/kernel differences": there the flags come second.
+        // clone(2), "C library/kernel differences": on s390x, the flags are the second argument.
         let flags = if arch == "s390x" { 1 } else { 0 };
         rules.push(allow(["clone"], &[masked(flags, NAMESPACES, 0)]));
     }
@@ -147,14 +154,14 @@ pub(super) fn default(arch: &str, capabilities: &[Capability]) -> LinuxSeccomp {
     let mut profile = LinuxSeccomp::default();
     profile.set_default_action(Action::ScmpActErrno).set_default_errno_ret(Some(ENOSYS));
     profile.set_syscalls(Some(rules));
-    // Docker has x32 too. Nobody's programs are for it, few kernels have it on, and libseccomp 2.5 spends more time on it
-    // than on the rest, at the start of every container.
+    // Docker's profile includes x32. Hardly any programs use x32 and few kernels enable it, but
+    // libseccomp 2.5 spends more time on it than on the rest, at the start of every container.
     let architectures = architectures(arch).iter().copied().filter(|arch| *arch != Arch::ScmpArchX32).collect();
     set_architectures(&mut profile, architectures);
     profile
 }
 
-/// The arguments compared here are of 32 bits: what the rest of the register holds the kernel does not look at.
+/// The compared arguments have 32 bits. The kernel ignores the upper half of the register.
 const LOW: u64 = 0xffff_ffff;
 
 #[cfg(test)]
@@ -173,10 +180,10 @@ mod tests {
     }
     use Answer::{Done, Error};
 
-    /// On an architecture, with these capabilities, a call with its first arguments.
+    /// Architecture, capabilities, call, its first two arguments, and the expected answer.
     type Row = (&'static str, &'static [Capability], &'static str, [u64; 2], Answer);
 
-    /// What a filter of `profile` does with a call, as libseccomp has it.
+    /// Returns what libseccomp's filter for `profile` does with a call.
     fn answer(profile: &LinuxSeccomp, name: &str, arguments: [u64; 2]) -> Answer {
         let holds = |argument: &LinuxSeccompArg| {
             assert_eq!(argument.op(), Operator::ScmpCmpMaskedEq);
@@ -197,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_container_may_call() {
+    fn calls_depend_on_architecture_capabilities_and_arguments() {
         use Capability::{Bpf, SysAdmin, SysPtrace, Syslog};
         const NONE: &[Capability] = &[];
         const USUAL: &[Capability] = &CAPABILITIES;
@@ -208,7 +215,7 @@ mod tests {
             ("aarch64", USUAL, "arch_prctl", [0; 2], Error(ENOSYS)),
             ("aarch64", USUAL, "cacheflush", [0; 2], Done),
             ("x86_64", USUAL, "cacheflush", [0; 2], Error(ENOSYS)),
-            // By capability.
+            // Calls that depend on a capability.
             ("x86_64", USUAL, "chroot", [0; 2], Done),
             ("x86_64", NONE, "chroot", [0; 2], Error(EPERM)),
             ("aarch64", USUAL, "mount", [0; 2], Error(EPERM)),
@@ -222,14 +229,15 @@ mod tests {
             ("x86_64", &[SysPtrace], "pidfd_getfd", [0; 2], Done),
             ("x86_64", USUAL, "init_module", [0; 2], Error(EPERM)),
             ("x86_64", USUAL, "open_by_handle_at", [0; 2], Error(EPERM)),
-            // With whatever capability.
+            // Calls that no capability allows.
             ("x86_64", &[SysAdmin], "keyctl", [0; 2], Error(ENOSYS)),
             ("x86_64", &[SysAdmin], "add_key", [0; 2], Error(ENOSYS)),
             ("x86_64", &[SysAdmin], "io_uring_setup", [0; 2], Error(ENOSYS)),
             ("aarch64", &[SysAdmin], "userfaultfd", [0; 2], Error(ENOSYS)),
             ("aarch64", &[SysAdmin], "kexec_load", [0; 2], Error(ENOSYS)),
             ("x86_64", USUAL, "a_call_of_the_future", [0; 2], Error(ENOSYS)),
-            // A thread, a process, a user namespace; the flags are the second argument on one architecture.
+            // A thread, a process, and user namespaces. On s390x, the flags are the second
+            // argument.
             ("x86_64", USUAL, "clone", [0x3d_0f00, 0], Done),
             ("x86_64", USUAL, "clone", [17, 0x1000_0000], Done),
             ("x86_64", USUAL, "clone", [0x1000_0011, 0], Error(ENOSYS)),
@@ -238,7 +246,7 @@ mod tests {
             ("x86_64", &[SysAdmin], "clone", [0x1000_0011, 0], Done),
             ("x86_64", USUAL, "clone3", [0; 2], Error(ENOSYS)),
             ("x86_64", &[SysAdmin], "clone3", [0; 2], Done),
-            // linux32, a query; ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC.
+            // linux32 and a query are allowed; ADDR_NO_RANDOMIZE and READ_IMPLIES_EXEC are not.
             ("x86_64", USUAL, "personality", [8, 0], Done),
             ("x86_64", USUAL, "personality", [0x2_0008, 0], Done),
             ("x86_64", USUAL, "personality", [PERSONALITY_QUERY, 0], Done),
@@ -251,21 +259,21 @@ mod tests {
         }
     }
 
-    /// All numbers of include/linux/socket.h and beyond.
+    /// Tries all numbers of include/linux/socket.h and beyond.
     #[test]
-    fn the_address_families() {
+    fn dropped_and_dangerous_address_families_are_blocked() {
         let profile = default("x86_64", &CAPABILITIES);
         let closed: Vec<u64> = (0..64).filter(|&family| answer(&profile, "socket", [family, 0]) != Done).collect();
         let gone = [12, 19, 20, 23, 25, 34, 37]; // DECnet, ECONET, ATMSVC, IRDA, WANPIPE, ISDN, CAIF
         let (alg, vsock) = (38, 40);
         let expected: BTreeSet<u64> = gone.into_iter().chain([alg, vsock]).chain(46..64).collect();
         assert_eq!(closed, expected.into_iter().collect::<Vec<_>>());
-        // The kernel takes an int and looks at nothing above it.
+        // The kernel takes an int and ignores the upper half of the register.
         assert_eq!(answer(&profile, "socket", [1 << 32 | alg, 0]), Error(ENOSYS));
     }
 
     #[test]
-    fn no_name_is_there_twice() {
+    fn no_name_occurs_twice() {
         for (arch, _) in ALLOWED_ON {
             for capabilities in [&CAPABILITIES[..], &[], &[Capability::SysAdmin]] {
                 let profile = default(arch, capabilities);
@@ -279,11 +287,11 @@ mod tests {
     }
 
     #[test]
-    fn architectures_by_name() {
+    fn each_architecture_has_its_abis() {
         let table = [
             ("x86_64", Some(vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86])),
             ("aarch64", Some(vec![Arch::ScmpArchAarch64, Arch::ScmpArchArm])),
-            ("riscv64", None), // its own alone
+            ("riscv64", None), // only its own
         ];
         for (arch, expected) in table {
             assert_eq!(*default(arch, &CAPABILITIES).architectures(), expected);

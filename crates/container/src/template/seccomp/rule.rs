@@ -1,11 +1,11 @@
-//! The rules that a profile is made of, and their conditions.
+//! Creates the rules of a profile and their conditions, for `profile` and `sync`.
 
 use oci_spec::runtime::{
     LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator as Operator,
     LinuxSyscall,
 };
 
-/// Lets a call through if every condition holds.
+/// Allows the calls if every condition holds.
 pub(super) fn allow(
     names: impl IntoIterator<Item = impl Into<String>>,
     conditions: &[LinuxSeccompArg],
@@ -13,7 +13,7 @@ pub(super) fn allow(
     rule(names, conditions, Action::ScmpActAllow, None)
 }
 
-/// Skips a call if every condition holds, and answers with `errno`. 0 is not an error: then the call returns 0.
+/// Skips the calls if every condition holds, and returns `errno`. With 0, the calls return 0.
 pub(super) fn answer(
     names: impl IntoIterator<Item = impl Into<String>>,
     conditions: &[LinuxSeccompArg],
@@ -34,17 +34,17 @@ fn rule(
     rule
 }
 
-/// The argument is `value`.
+/// Compares an argument for equality.
 pub(super) fn equal(index: usize, value: u64) -> LinuxSeccompArg {
     condition(index, Operator::ScmpCmpEq, value, None)
 }
 
-/// The argument is not `value`.
+/// Compares an argument for inequality.
 pub(super) fn not_equal(index: usize, value: u64) -> LinuxSeccompArg {
     condition(index, Operator::ScmpCmpNe, value, None)
 }
 
-/// Those bits of the argument that `mask` has are `value`.
+/// Compares the bits of an argument that are set in `mask`.
 pub(super) fn masked(index: usize, mask: u64, value: u64) -> LinuxSeccompArg {
     condition(index, Operator::ScmpCmpMaskedEq, mask, Some(value))
 }

@@ -1,29 +1,31 @@
-//! The calls that only wait for a disk, and the rules that answer them without waiting.
+//! The rules that make calls which wait for the disk return immediately.
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSyscall};
 
 use super::rule::{allow, answer, equal, masked, not_equal};
 
-/// The calls that [`Fsync::Ignored`](super::Fsync::Ignored) answers. The runtimes ignore a name that an architecture does not
-/// have. fsync(2), fdatasync(2) and syncfs(2) are not among them: on a volatile overlay the kernel answers these without
-/// waiting, and it knows which descriptors are open.
+/// The calls that [`Fsync::Ignored`](super::Fsync::Ignored) skips. The runtimes ignore a name that
+/// an architecture does not have. fsync(2), fdatasync(2) and syncfs(2) are not among them: on a
+/// volatile overlay they do not wait, and the kernel knows which descriptors are open.
 pub(super) const SYNC_CALLS: [&str; 4] = ["msync", "sync", "sync_file_range", "sync_file_range2"];
 
-/// Those of them whose first argument is a descriptor, on every architecture.
-const OF_A_DESCRIPTOR: [&str; 2] = ["sync_file_range", "sync_file_range2"];
+/// The calls whose first argument is a descriptor on every architecture.
+const ON_DESCRIPTORS: [&str; 2] = ["sync_file_range", "sync_file_range2"];
 
-/// The sign of a descriptor: it is an `int`, and the kernel ignores the upper half of the register.
+/// The sign bit of a descriptor, an `int`. The kernel ignores the upper half of the register.
 const SIGN: u64 = 1 << 31;
 
-/// The flag with which msync(2) waits for the disk: `MS_SYNC` in linux/mman.h.
+/// The flag that makes msync(2) wait for the disk: `MS_SYNC` in linux/mman.h.
 const MS_SYNC: u64 = 4;
 
-/// Makes the calls that wait for a disk succeed immediately, whatever `profile` says about them.
+/// Makes the calls that wait for the disk succeed immediately, whatever `profile` says about them.
 ///
-/// They succeed only where the real call could. The kernel still gets what it refuses: a negative descriptor, and for msync(2)
-/// an address within a page or flags other than `MS_SYNC`. Programs test for these errors.
+/// They succeed only if the real call could. A call that the kernel refuses still reaches it,
+/// because programs test for these errors: a negative descriptor and, for msync(2), an address
+/// within a page or flags other than `MS_SYNC`.
 pub(super) fn ignore_sync(profile: &mut LinuxSeccomp) {
-    // Of two rules for one call libseccomp keeps the first or refuses the second, depending on its version: leave only ours.
+    // If a call has two rules, libseccomp keeps the first or refuses the second, depending on its
+    // version. Therefore the other rules for these calls are removed.
     let mut rules: Vec<LinuxSyscall> = profile.syscalls().clone().unwrap_or_default();
     for rule in &mut rules {
         let names = rule.names().iter().filter(|name| !SYNC_CALLS.contains(&name.as_str())).cloned().collect();
@@ -34,18 +36,20 @@ pub(super) fn ignore_sync(profile: &mut LinuxSeccomp) {
     profile.set_syscalls(Some(rules));
 }
 
-/// One of the rules for a call always holds, because the profile's default action may be an error. No two rules with different
-/// actions hold for one call, because libseccomp does not say which of them wins.
+/// Returns the rules. For each call one of them always holds, because the profile's default action
+/// may be an error. Two rules with different actions never hold for the same call, because
+/// libseccomp does not define which of them wins.
 fn rules(page_size: u64) -> Vec<LinuxSyscall> {
     let is_aligned = masked(0, page_size - 1, 0);
     let mut rules = vec![
         answer(["sync"], &[], 0),
-        answer(OF_A_DESCRIPTOR, &[masked(0, SIGN, 0)], 0),
-        allow(OF_A_DESCRIPTOR, &[masked(0, SIGN, SIGN)]),
+        answer(ON_DESCRIPTORS, &[masked(0, SIGN, 0)], 0),
+        allow(ON_DESCRIPTORS, &[masked(0, SIGN, SIGN)]),
         answer(["msync"], &[is_aligned, equal(2, MS_SYNC)], 0),
         allow(["msync"], &[is_aligned, not_equal(2, MS_SYNC)]),
     ];
-    // There is no operator for "not equal under a mask": an address within a page has at least one of the lower bits.
+    // There is no operator for "not equal under a mask". An address within a page has at least one
+    // of the lower bits, so there is one rule per bit.
     let lower_bits = (0..page_size.trailing_zeros()).map(|bit| 1 << bit);
     rules.extend(lower_bits.map(|bit| allow(["msync"], &[masked(0, bit, bit)])));
     rules
@@ -58,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sync_calls_have_only_these_rules_whatever_a_profile_says() {
+    fn other_rules_for_the_sync_calls_are_removed_from_a_profile() {
         let mut profile: LinuxSeccomp = serde_json::from_value(json!({
             "defaultAction": "SCMP_ACT_ERRNO",
             "architectures": ["SCMP_ARCH_RISCV64"],
@@ -77,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_answered_where_the_real_one_could_succeed() {
+    fn a_call_is_skipped_only_if_the_real_one_could_succeed() {
         let of_a_descriptor = ["sync_file_range", "sync_file_range2"];
         let when = |index: usize, op: &str, value: u64, value_two: Option<u64>| match value_two {
             None => json!({"index": index, "op": op, "value": value}),

@@ -1,4 +1,4 @@
-//! Every refusal, by its whole message, and what lies just inside.
+//! Tests every error of the validation by its whole message, and the values at the limits.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -8,25 +8,27 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
-use crate::{Mount, Template};
+use crate::template::{Mount, Seccomp, Template, TemplateBuilder};
 
 fn not_utf8() -> PathBuf {
     OsStr::from_bytes(b"/\xff").into()
 }
 
 #[test]
-fn a_builder_refuses_what_could_not_run() {
+fn fields_that_could_not_run_are_refused() {
     let base = || Template::builder(["true"]);
     let ms = Duration::from_millis;
     let cpu_list = |field: &str, list: &str| {
         format!("linux.resources.cpu.{field} is {list:?}: write numbers and ranges, separated by commas, as in 0-3,5")
     };
     let nul = |field: &str, value: &str| {
-        format!("{field} is {value:?}, with a NUL byte: the kernel would cut it short there, so take it out")
+        format!(
+            "{field} is {value:?}, which contains a NUL byte: the kernel would truncate it there, so remove the byte"
+        )
     };
     let quota = |quota, period| {
         format!(
-            "the processor quota {quota} in every {period}: the period lies between 1ms and 1s, the quota is 1ms or more"
+            "the processor quota {quota} per {period} is not possible: give a period of 1ms to 1s and a quota of at least 1ms"
         )
     };
     let bind = |problem| {
@@ -56,20 +58,20 @@ fn a_builder_refuses_what_could_not_run() {
         ),
         (
             base().user(u32::MAX, 0),
-            "process.user.uid is 4294967295, which setuid(2) and setgid(2) take for -1: give an id below it".into(),
+            "process.user.uid is 4294967295, which setuid(2) and setgid(2) treat as -1: give a lower id".into(),
         ),
         (
             base().additional_groups([1, u32::MAX]),
-            "process.user.additionalGids is 4294967295, which setuid(2) and setgid(2) take for -1: give an id below it".into(),
+            "process.user.additionalGids is 4294967295, which setuid(2) and setgid(2) treat as -1: give a lower id".into(),
         ),
-        (base().hostname(""), "the hostname \"\" is empty: leave it out for the host's".into()),
+        (base().hostname(""), "the hostname \"\" is empty: omit it to use the host's".into()),
         (
-            base().hostname("é".repeat(33)),
+            base().hostname("é".repeat(33).as_str()),
             format!("the hostname {:?} is too long: the kernel takes at most 64 bytes", "é".repeat(33)),
         ),
         (
             base().hostname("a b"),
-            "the hostname \"a b\" cannot stand in /etc/hosts: it has white space, a control character or `#` in it".into(),
+            "the hostname \"a b\" cannot be written to /etc/hosts: it contains white space, a control character or `#`".into(),
         ),
         (
             base().mount(Mount::tmpfs("a")),
@@ -77,7 +79,7 @@ fn a_builder_refuses_what_could_not_run() {
         ),
         (
             base().mount(Mount::tmpfs("/a/../b")),
-            "the mount destination \"/a/../b\" goes up by `..`: write the path that it leads to".into(),
+            "the mount destination \"/a/../b\" contains `..`: write the path that it leads to".into(),
         ),
         (
             base().mount(Mount::tmpfs("//.")),
@@ -95,7 +97,7 @@ fn a_builder_refuses_what_could_not_run() {
         (base().cgroups_path(not_utf8()), no_utf8("linux.cgroupsPath")),
         (
             base().cgroups_path("/a/../../b"),
-            "linux.cgroupsPath is \"/a/../../b\": write it without `..`, which would leave the place that limits it".into(),
+            "linux.cgroupsPath is \"/a/../../b\": write it without `..`, which could lead out of the group that limits it".into(),
         ),
         (
             base().network(Network::Joined("netns/a".into())),
@@ -103,22 +105,26 @@ fn a_builder_refuses_what_could_not_run() {
         ),
         (
             base().memory_limit_bytes(0),
-            "linux.resources.memory.limit is 0: leave it out for no limit, or give one".into(),
+            "linux.resources.memory.limit is 0: omit it for no limit, or give a positive number".into(),
         ),
         (
             base().memory_limit_bytes(1 << 63),
-            "linux.resources.memory.limit is 9223372036854775808: that is beyond 63 bits; leave it out for no limit".into(),
+            "linux.resources.memory.limit is 9223372036854775808: that needs more than 63 bits; omit it for no limit".into(),
         ),
-        (base().pids_limit(0), "linux.resources.pids.limit is 0: leave it out for no limit, or give one".into()),
+        (base().pids_limit(0), "linux.resources.pids.limit is 0: omit it for no limit, or give a positive number".into()),
         (
             base().open_files_limit(0),
-            "process.rlimits[RLIMIT_NOFILE] is 0: no program could start; give the number of files each process may have open"
+            "process.rlimits[RLIMIT_NOFILE] is 0: no program could start; give the number of files that each process may have open"
                 .into(),
         ),
         (
-            base().rlimit(PosixRlimitType::RlimitCore, 2, 1),
-            "the limit RLIMIT_CORE of 2 (soft) and 1 (hard) is refused by the kernel: the soft limit is at most the hard one"
+            base().rlimit(RlimitKind::Core, 2, 1),
+            "the limit RLIMIT_CORE of 2 (soft) and 1 (hard) is refused by the kernel: the soft limit must not exceed the hard limit"
                 .into(),
+        ),
+        (
+            base().seccomp(Seccomp::Custom(json!({"defaultAction": "allow"}))),
+            "the seccomp profile is not a linux.seccomp of the OCI runtime specification".into(),
         ),
         (base().cpus(""), cpu_list("cpus", "")),
         (base().cpus("0-"), cpu_list("cpus", "0-")),
@@ -137,7 +143,7 @@ fn a_builder_refuses_what_could_not_run() {
 }
 
 #[test]
-fn a_builder_takes_what_lies_just_inside() {
+fn fields_at_the_limits_are_accepted() {
     let longest = "h".repeat(HOST_NAME_MAX);
     let built = Template::builder(["a", ""])
         .env("A", "=")
@@ -148,13 +154,13 @@ fn a_builder_takes_what_lies_just_inside() {
         .cpu_quota(Duration::from_millis(1), Duration::from_secs(1))
         .pids_limit(1)
         .memory_limit_bytes(i64::MAX as u64)
-        .rlimit(PosixRlimitType::RlimitCore, 0, 0)
+        .rlimit(RlimitKind::Core, 0, 0)
         .build();
     assert_eq!(built.unwrap().hostname(), Some(longest.as_str()));
 }
 
 #[test]
-fn a_file_is_held_to_the_same() {
+fn a_configuration_from_a_file_is_checked_too() {
     let whole = json!({
         "ociVersion": "1.1.0",
         "root": {"path": ROOTFS_PLACEHOLDER},
@@ -162,18 +168,24 @@ fn a_file_is_held_to_the_same() {
     });
     let mount = |mount: Value| ("/mounts", json!([mount]));
     let table: Vec<((&str, Value), &str)> = vec![
-        (("/root", Value::Null), "root.path is absent: write \"<rootfs>\" there, the place of the root file system"),
-        (("/root", json!({})), "root.path is absent: write \"<rootfs>\" there, the place of the root file system"),
+        (
+            ("/root", Value::Null),
+            "root.path is missing: write \"<rootfs>\" there, the placeholder for the root file system",
+        ),
+        (
+            ("/root", json!({})),
+            "root.path is missing: write \"<rootfs>\" there, the placeholder for the root file system",
+        ),
         (
             ("/root", json!({"path": "rootfs"})),
-            "root.path is \"rootfs\" and would be overwritten: write \"<rootfs>\" there, the place of the root file system",
+            "root.path is \"rootfs\" and would be overwritten: write \"<rootfs>\" there, the placeholder for the root file system",
         ),
         (("/root", json!({"path": 1})), "not a config.json of the OCI runtime specification"),
         (("/process", Value::Null), "process.args is empty: give the command to run"),
         (("/process/args", json!([])), "process.args is empty: give the command to run"),
         (
             ("/process/args", json!(["a\0"])),
-            "process.args[0] is \"a\\0\", with a NUL byte: the kernel would cut it short there, so take it out",
+            "process.args[0] is \"a\\0\", which contains a NUL byte: the kernel would truncate it there, so remove the byte",
         ),
         (("/process/env", json!(["A=1", "B"])), "process.env holds \"B\": write it as KEY=VALUE"),
         (("/process/env", json!(["=B"])), "process.env holds \"=B\": write it as KEY=VALUE"),
@@ -190,11 +202,11 @@ fn a_file_is_held_to_the_same() {
                 "/process/rlimits",
                 json!([{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}, {"type": "RLIMIT_CPU", "soft": 2, "hard": 2}]),
             ),
-            "the limit RLIMIT_CPU of 2 (soft) and 2 (hard) is there twice: keep one of them",
+            "the limit RLIMIT_CPU of 2 (soft) and 2 (hard) is given twice: keep one of them",
         ),
         (
             ("/hostname", json!("a#b")),
-            "the hostname \"a#b\" cannot stand in /etc/hosts: it has white space, a control character or `#` in it",
+            "the hostname \"a#b\" cannot be written to /etc/hosts: it contains white space, a control character or `#`",
         ),
         (
             mount(json!({"destination": "/a", "options": ["bind"]})),
@@ -210,7 +222,7 @@ fn a_file_is_held_to_the_same() {
         ),
         (
             ("/linux", json!({"resources": {"pids": {"limit": 0}}})),
-            "linux.resources.pids.limit is 0: leave it out for no limit, or give one",
+            "linux.resources.pids.limit is 0: omit it for no limit, or give a positive number",
         ),
     ];
     Template::from_value(whole.clone()).expect("the whole is valid");

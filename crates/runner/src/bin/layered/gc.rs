@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Keep at most SIZE bytes of layers, e.g. 200g.
     ///
     /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
-    #[arg(long, value_name = "SIZE", value_parser = container::parse_size, group = "budget")]
+    #[arg(long, value_name = "SIZE", value_parser = container::advanced::parse_size, group = "budget")]
     max_bytes: Option<u64>,
     /// Keep at most N files and directories.
     ///
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", group = "budget")]
     max_inodes: Option<u64>,
     /// Keep at least SIZE bytes of the file system free, e.g. 20g.
-    #[arg(long, value_name = "SIZE", value_parser = container::parse_size, group = "budget")]
+    #[arg(long, value_name = "SIZE", value_parser = container::advanced::parse_size, group = "budget")]
     min_free: Option<u64>,
     /// Remove layers last used longer ago than TIME, e.g. 12h or 90d.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, group = "budget")]

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use container::advanced::parse_size;
 use container::{
     Fsync, Init, Input, Mount, Network, NoNewPrivileges, Output, Rlimit, Runtime, Seccomp, Status, Template, Terminal,
     UserSpec,
@@ -43,83 +44,8 @@ pub(crate) struct Args {
     /// OCI runtime: runc, crun, youki or a path.
     #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
     runtime: PathBuf,
-    /// Set an environment variable for the command; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
-    env: Vec<(String, String)>,
-    /// Working directory of the command [default: /].
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<PathBuf>,
-    /// User and group of the command, by name or number [default: 0:0].
-    ///
-    /// Names are those of the stack's /etc/passwd and /etc/group. Without GROUP, a name gets its
-    /// own group and all groups that list it, and a number is also the number of the group.
-    #[arg(long, value_name = "USER[:GROUP]")]
-    user: Option<UserSpec>,
-    /// Hostname of the container [default: that of the host].
-    #[arg(long, value_name = "NAME")]
-    hostname: Option<String>,
-    /// Network of the container: none or host.
-    ///
-    /// `none` has only a loopback interface. `host` is the host's network, and the container gets
-    /// copies of the host's /etc/hosts and /etc/resolv.conf.
-    #[arg(long, value_parser = ["none", "host"], default_value = "none", hide_possible_values = true)]
-    network: String,
-    /// Seccomp profile: default, native or unconfined.
-    ///
-    /// `default` is Docker's default profile, under which the command cannot create namespaces.
-    /// `native` is the same profile without support for 32-bit programs, which makes runc start
-    /// faster. `unconfined` allows all system calls.
-    #[arg(
-        long,
-        value_name = "PROFILE",
-        value_parser = ["default", "native", "unconfined"],
-        default_value = "default",
-        hide_possible_values = true
-    )]
-    seccomp: String,
-    /// Run set-user-ID programs (su, sudo) without their privileges.
-    ///
-    /// This sets the no_new_privs attribute of prctl(2).
-    #[arg(long)]
-    no_new_privileges: bool,
-    /// Mount a path of the host or a tmpfs; may be repeated.
-    ///
-    /// SPEC is type=bind,source=/a,target=/b or type=tmpfs,target=/c,size=64m. With ,readonly at
-    /// its end, a bind mount is read-only. A relative source is in the working directory of
-    /// layered.
-    #[arg(long = "mount", value_name = "SPEC")]
-    mounts: Vec<Mount>,
-    /// Limit of memory and swap for the container, e.g. 512m or 2g.
-    ///
-    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
-    #[arg(long, value_name = "SIZE", value_parser = container::parse_size)]
-    memory: Option<u64>,
-    /// Limit of processes and threads for the container.
-    #[arg(long, value_name = "N")]
-    pids: Option<u64>,
-    /// Processors that the container may use, e.g. 0-3,5.
-    #[arg(long, value_name = "LIST")]
-    cpus: Option<String>,
-    /// Set a resource limit, e.g. nofile=1024:65536; may be repeated.
-    ///
-    /// NAME is a name of Docker's --ulimit. SOFT and HARD are in the units of setrlimit(2), or
-    /// `unlimited`. Without HARD, SOFT is both limits. The default is nofile=1024:524288, or less
-    /// if the caller's own hard limit is lower.
-    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
-    ulimits: Vec<Rlimit>,
-    /// Whether sync calls wait: fake or real.
-    ///
-    /// With `fake`, sync, msync and sync_file_range succeed without waiting for the disk, because
-    /// after a power failure the upper is useless anyway. With `real`, they wait. fsync never waits
-    /// for the upper.
-    #[arg(
-        long,
-        value_name = "MODE",
-        value_parser = ["fake", "real"],
-        default_value = "fake",
-        hide_possible_values = true
-    )]
-    sync: String,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// End the command after this time, e.g. 90s or "2h 30m".
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -150,7 +76,7 @@ pub(crate) struct Args {
     /// End the command if it writes more than SIZE to --output.
     ///
     /// SIZE is a number of bytes, or one with a suffix: 64m, 2g. The file never exceeds SIZE.
-    #[arg(long, value_name = "SIZE", value_parser = container::parse_size, requires = "output")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "output")]
     output_limit: Option<u64>,
     /// Write a report of the run to FILE, as JSON.
     #[arg(long, value_name = "FILE")]
@@ -158,9 +84,6 @@ pub(crate) struct Args {
     /// Print the duration of each phase to standard error.
     #[arg(long)]
     timings: bool,
-    /// Give the command a terminal, e.g. for an interactive shell.
-    #[arg(long)]
-    tty: bool,
     /// Run the command as process 1, without an init.
     ///
     /// By default, an init in the container starts the command, forwards signals to it and reaps
@@ -170,18 +93,104 @@ pub(crate) struct Args {
     /// Configure the container by an OCI config.json.
     ///
     /// Its root.path must be `<rootfs>`. COMMAND, if given, replaces the command in FILE.
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with_all = [
-            "env", "cwd", "user", "hostname", "network", "seccomp", "no_new_privileges", "mounts", "memory", "pids", "cpus",
-            "ulimits", "sync", "tty"
-        ]
-    )]
+    #[arg(long, value_name = "FILE")]
     spec: Option<PathBuf>,
     /// The command and its arguments.
     #[arg(last = true, value_name = "COMMAND", required_unless_present = "spec")]
     command: Vec<String>,
+}
+
+/// The options that `--spec` replaces.
+#[derive(Debug, clap::Args)]
+#[group(conflicts_with = "spec")]
+struct TemplateArgs {
+    /// Set an environment variable for the command; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Working directory of the command.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    cwd: PathBuf,
+    /// User and group of the command, by name or number.
+    ///
+    /// Names are those of the stack's /etc/passwd and /etc/group. Without GROUP, a name gets its
+    /// own group and all groups that list it, and a number is also the number of the group.
+    #[arg(long, value_name = "USER[:GROUP]", default_value = "0:0")]
+    user: UserSpec,
+    /// Hostname of the container [default: that of the host].
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Network of the container: none or host.
+    ///
+    /// `none` has only a loopback interface. `host` is the host's network, and the container gets
+    /// copies of the host's /etc/hosts and /etc/resolv.conf.
+    #[arg(long, default_value = "none", hide_possible_values = true)]
+    network: NetworkArg,
+    /// Seccomp profile: default, native or unconfined.
+    ///
+    /// `default` is Docker's default profile, under which the command cannot create namespaces.
+    /// `native` is the same profile without support for 32-bit programs, which makes runc start
+    /// faster. `unconfined` allows all system calls.
+    #[arg(long, value_name = "PROFILE", default_value = "default", hide_possible_values = true)]
+    seccomp: SeccompArg,
+    /// Run set-user-ID programs (su, sudo) without their privileges.
+    ///
+    /// This sets the no_new_privs attribute of prctl(2).
+    #[arg(long)]
+    no_new_privileges: bool,
+    /// Mount a path of the host or a tmpfs; may be repeated.
+    ///
+    /// SPEC is type=bind,source=/a,target=/b or type=tmpfs,target=/c,size=64m. With ,readonly at
+    /// its end, a bind mount is read-only. A relative source is in the working directory of
+    /// layered.
+    #[arg(long = "mount", value_name = "SPEC")]
+    mounts: Vec<Mount>,
+    /// Limit of memory and swap for the container, e.g. 512m or 2g.
+    ///
+    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// Limit of processes and threads for the container.
+    #[arg(long, value_name = "N")]
+    pids: Option<u64>,
+    /// Processors that the container may use, e.g. 0-3,5.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<String>,
+    /// Set a resource limit, e.g. nofile=1024:65536; may be repeated.
+    ///
+    /// NAME is a name of Docker's --ulimit. SOFT and HARD are in the units of setrlimit(2), or
+    /// `unlimited`. Without HARD, SOFT is both limits. The default is nofile=1024:524288, or less
+    /// if the caller's own hard limit is lower.
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    ulimits: Vec<Rlimit>,
+    /// Whether sync calls wait: fake or real.
+    ///
+    /// With `fake`, sync, msync and sync_file_range succeed without waiting for the disk, because
+    /// after a power failure the upper is useless anyway. With `real`, they wait. fsync never waits
+    /// for the upper.
+    #[arg(long, value_name = "MODE", default_value = "fake", hide_possible_values = true)]
+    sync: SyncArg,
+    /// Give the command a terminal, e.g. for an interactive shell.
+    #[arg(long)]
+    tty: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum NetworkArg {
+    None,
+    Host,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum SeccompArg {
+    Default,
+    Native,
+    Unconfined,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum SyncArg {
+    Fake,
+    Real,
 }
 
 const AFTER_HELP: &str = "\
@@ -369,50 +378,46 @@ fn template(args: &Args) -> anyhow::Result<Template> {
         let template = Template::from_file(path)?;
         return Ok(if args.command.is_empty() { template } else { template.with_args(&args.command)? });
     }
-    let mut builder = Template::builder(&args.command);
-    for (key, value) in &args.env {
-        builder = builder.env(key, value);
+    args.template.template(&args.command)
+}
+
+impl TemplateArgs {
+    fn template(&self, command: &[String]) -> anyhow::Result<Template> {
+        let builder = Template::builder(command)
+            .cwd(&self.cwd)
+            .user_spec(self.user.clone())
+            .hostname(self.hostname.as_deref())
+            .memory_limit_bytes(self.memory)
+            .pids_limit(self.pids)
+            .cpus(self.cpus.as_deref())
+            .network(match self.network {
+                NetworkArg::None => Network::None,
+                NetworkArg::Host => Network::Host,
+            })
+            .seccomp(match self.seccomp {
+                SeccompArg::Default => Seccomp::Default,
+                SeccompArg::Native => Seccomp::Native,
+                SeccompArg::Unconfined => Seccomp::Unconfined,
+            })
+            .fsync(match self.sync {
+                SyncArg::Fake => Fsync::Ignored,
+                SyncArg::Real => Fsync::Real,
+            })
+            .no_new_privileges(if self.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off })
+            .terminal(if self.tty { Terminal::Attached } else { Terminal::None });
+        let builder = self.env.iter().fold(builder, |builder, (key, value)| builder.env(key, value));
+        let ulimits = self.ulimits.iter();
+        let builder = ulimits.fold(builder, |builder, limit| builder.rlimit(limit.kind, limit.soft, limit.hard));
+        let builder = self.mounts.iter().try_fold(builder, |builder, mount| {
+            let relative = mount.source().is_some_and(Path::is_relative);
+            let mount = match relative {
+                true => mount.clone().source_in(&std::env::current_dir().context("cannot tell the working directory")?),
+                false => mount.clone(),
+            };
+            anyhow::Ok(builder.mount(mount))
+        })?;
+        Ok(builder.build()?)
     }
-    if let Some(cwd) = &args.cwd {
-        builder = builder.cwd(cwd);
-    }
-    if let Some(user) = &args.user {
-        builder = builder.user_spec(user.clone());
-    }
-    if let Some(hostname) = &args.hostname {
-        builder = builder.hostname(hostname);
-    }
-    for mount in &args.mounts {
-        let relative = mount.source().is_some_and(Path::is_relative);
-        let mount = match relative {
-            true => mount.clone().source_in(&std::env::current_dir().context("cannot find the working directory")?),
-            false => mount.clone(),
-        };
-        builder = builder.mount(mount);
-    }
-    if let Some(memory) = args.memory {
-        builder = builder.memory_limit_bytes(memory);
-    }
-    if let Some(pids) = args.pids {
-        builder = builder.pids_limit(pids);
-    }
-    if let Some(cpus) = &args.cpus {
-        builder = builder.cpus(cpus);
-    }
-    for limit in &args.ulimits {
-        builder = builder.rlimit(limit.kind, limit.soft, limit.hard);
-    }
-    let network = if args.network == "host" { Network::Host } else { Network::None };
-    let seccomp = match args.seccomp.as_str() {
-        "unconfined" => Seccomp::Unconfined,
-        "native" => Seccomp::Native,
-        _ => Seccomp::Default,
-    };
-    let fsync = if args.sync == "real" { Fsync::Real } else { Fsync::Ignored };
-    let privileges = if args.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off };
-    let terminal = if args.tty { Terminal::Attached } else { Terminal::None };
-    let builder = builder.network(network).seccomp(seccomp).fsync(fsync);
-    Ok(builder.no_new_privileges(privileges).terminal(terminal).build()?)
 }
 
 /// Returns the exit status for the shell. `signal` is the signal that cancelled the run.

@@ -1,28 +1,33 @@
+//! Runs a mount in another working directory without changing that of other threads.
+
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::namespace::is_in_private_namespace;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::mount_namespace::is_in_private_namespace;
 
-/// Where the number of a descriptor is a path.
+/// The directory in which the number of a descriptor is a path.
 pub(super) const DESCRIPTORS: &str = "/proc/thread-self/fd";
 
-/// Runs `work`, which changes the working directory, where no other thread sees that. Here it is the same afterwards.
+/// Runs `work`, which changes the working directory. No other thread sees the change, and the
+/// calling thread's working directory is the same afterwards.
 pub(super) fn anywhere<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     if is_in_private_namespace() {
-        // It is this thread's own but for threads that it has started since.
+        // In a private mount namespace, the calling thread shares its working directory only with
+        // threads that it has started itself.
         unshare(CloneFlags::CLONE_FS).map_err(Error::io("leave", "the common working directory"))?;
-        let _back = Back::to_here()?;
+        let _restore = Restore::current()?;
         return work();
     }
     on_a_thread(CloneFlags::CLONE_FS, work)
 }
 
-/// Runs `work` in the directory of its descriptors, on a thread with a table of descriptors of its own: hundreds that are needed
-/// for the mount alone are in nobody's way there, and closed with it.
+/// Runs `work` in [`DESCRIPTORS`], on a thread with its own descriptor table. The hundreds of
+/// descriptors that only the mount needs do not count against the process's limit, and the kernel
+/// closes them when the thread ends.
 pub(super) fn among_descriptors<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     on_a_thread(CloneFlags::CLONE_FS | CloneFlags::CLONE_FILES, || {
         nix::unistd::chdir(Path::new(DESCRIPTORS)).map_err(Error::io("change to", DESCRIPTORS))?;
@@ -30,7 +35,8 @@ pub(super) fn among_descriptors<T: Send>(work: impl FnOnce() -> Result<T> + Send
     })
 }
 
-/// Runs `work` on a thread that has these of its own, in the caller's mount namespace.
+/// Runs `work` on a thread that stops sharing `own` with the process, in the caller's mount
+/// namespace.
 fn on_a_thread<T: Send>(own: CloneFlags, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
@@ -44,18 +50,18 @@ fn on_a_thread<T: Send>(own: CloneFlags, work: impl FnOnce() -> Result<T> + Send
     })
 }
 
-/// Changes the working directory back when it is dropped.
-struct Back(OwnedFd);
+/// Restores the working directory when dropped.
+struct Restore(OwnedFd);
 
-impl Back {
-    fn to_here() -> Result<Self> {
+impl Restore {
+    fn current() -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let here = rustix::fs::openat(CWD, ".", flags, Mode::empty());
         here.map(Self).map_err(Error::io("open", "the working directory"))
     }
 }
 
-impl Drop for Back {
+impl Drop for Restore {
     fn drop(&mut self) {
         if let Err(error) = rustix::process::fchdir(&self.0) {
             log::warn!("cannot change back to the working directory: {error}");

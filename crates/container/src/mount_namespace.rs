@@ -1,3 +1,5 @@
+//! Private mount namespaces, and the privilege to create one.
+
 use std::cell::Cell;
 use std::path::Path;
 
@@ -5,26 +7,28 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// Runs `work` on a thread that has a mount namespace of its own and returns what it returns.
+/// Runs `work` on a thread with a private mount namespace and returns its result.
 ///
-/// What it mounts is seen by it and by the processes it starts, and by nobody else: the host's mount table does not grow, and
-/// the kernel takes the mounts down when the last of them ends, however it ends. What the host unmounts meanwhile is
-/// unmounted here too, so that nothing of the host's is kept busy.
+/// Only that thread and the processes that it starts see its mounts, so the host's mount table does
+/// not grow. The kernel unmounts them when the last of these processes ends, however it ends. If
+/// the host unmounts a file system, it disappears in the namespace too, so the namespace never
+/// keeps it busy.
 ///
-/// The thread's working directory and umask are its own as well (`CLONE_NEWNS` implies `CLONE_FS`). The caller's thread waits;
-/// a panic in `work` goes on in it.
+/// The thread also has its own working directory and umask (`CLONE_NEWNS` implies `CLONE_FS`). The
+/// calling thread waits. A panic in `work` continues there.
 ///
 /// # Errors
-/// [`Error::Namespace`] if the namespace cannot be made: without root (CAP_SYS_ADMIN) it cannot. `work` is not called then.
+/// [`Error::Namespace`] if the namespace cannot be created, which needs root (CAP_SYS_ADMIN).
+/// `work` is not called then.
 pub fn in_private_mount_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("mount-namespace".into())
             .spawn_scoped(scope, || {
                 unshare(CloneFlags::CLONE_NEWNS)?;
-                // A slave takes over what the host unmounts and gives nothing back.
+                // A slave receives the host's mount events and sends none.
                 let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
                 mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?;
                 PRIVATE.set(true);
@@ -40,15 +44,17 @@ thread_local! {
     static PRIVATE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether the calling thread is one of [`in_private_mount_namespace`].
+/// Returns whether the calling thread is one of [`in_private_mount_namespace`].
 pub(crate) fn is_in_private_namespace() -> bool {
     PRIVATE.get()
 }
 
-/// Mounts a file system in memory on the directory `target`, for root alone, of at most 64 MiB.
+/// Mounts a tmpfs of at most 64 MiB on the directory `target`. Only root can enter it.
 ///
-/// It belongs to the calling thread's mount namespace, which should be [private](in_private_mount_namespace): then it goes with that,
-/// and all that is in it. Runtimes make dozens of small files in a [bundle](crate::Bundle), which cost a disk more than memory.
+/// The mount belongs to the mount namespace of the calling thread. If that is
+/// [private](in_private_mount_namespace), the kernel removes the tmpfs together with the namespace.
+/// Runtimes create dozens of small files in a [bundle](crate::Bundle), which are cheaper in memory
+/// than on a disk.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be mounted.
@@ -58,7 +64,8 @@ pub fn mount_private_tmpfs(target: &Path) -> Result<()> {
         .map_err(Error::io("mount a tmpfs on", target))
 }
 
-/// Sees whether the calling thread may mount: everything else in this crate needs that, and says so less clearly.
+/// Checks that the calling thread may mount. Nearly everything else in this crate needs that, and
+/// fails with less clear errors.
 ///
 /// # Errors
 /// [`Error::Namespace`] if it lacks CAP_SYS_ADMIN.

@@ -1,3 +1,5 @@
+//! Makes the root of an upper look like the root of the topmost lower.
+
 use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -10,16 +12,17 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// Gives the directory `to` the owner, mode, modification time and extended attributes of the directory `from`, overlayfs's
-/// own attributes excepted.
+/// Copies the owner, the mode, the modification time and the xattrs of the directory `from` to the
+/// directory `to`, except the overlay xattrs.
 ///
-/// The root of an upper is the `/` that the container sees, so it has to look like the root of the topmost lower before the
-/// overlay is mounted: mode 0700 there would lock every other user out.
+/// The root of an upper is the `/` that the container sees. Before the overlay is mounted, it must
+/// look like the root of the topmost lower: with mode 0700, for example, only root could enter it.
 ///
 /// # Errors
-/// [`Error::Io`]. An attribute that the file system of `to` cannot hold is left out, with a warning.
+/// [`Error::Io`]. It is not an error if the file system of `to` cannot hold an xattr: a warning is
+/// logged and the xattr is left out.
 pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
     let open = |path: &Path| -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -31,12 +34,12 @@ pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
         .map_err(Error::io("set the owner of", to))?;
 
     let wanted = attributes(&source).map_err(Error::io("read the attributes of", from))?;
-    // An ACL that was inherited from the scratch directory, say.
+    // For example, an ACL that `to` has inherited from its parent.
     for (name, _) in attributes(&target).map_err(Error::io("read the attributes of", to))? {
         if wanted.iter().all(|(other, _)| *other != name) {
             match fremovexattr(&target, name.as_slice()) {
                 Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => {}
-                Err(error) => return Err(Error::io("take an attribute off", to)(error)),
+                Err(error) => return Err(Error::io("remove an attribute of", to)(error)),
             }
         }
     }
@@ -49,7 +52,7 @@ pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
             Err(error) => return Err(Error::io("set an attribute of", to)(error)),
         }
     }
-    // After the ACLs, which are part of the mode.
+    // Set the mode after the ACLs, because an ACL is part of the mode.
     fchmod(&target, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(Error::io("set the mode of", to))?;
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
@@ -58,7 +61,7 @@ pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
     futimens(&target, &times).map_err(Error::io("set the time of", to))
 }
 
-/// Names and values of the attributes that are not overlayfs's own.
+/// Returns the names and values of the xattrs, except the overlay xattrs.
 fn attributes(directory: impl AsFd) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     // XATTR_LIST_MAX and XATTR_SIZE_MAX in linux/limits.h.
     let mut buffer = vec![0; 64 << 10];

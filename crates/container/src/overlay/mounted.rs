@@ -1,22 +1,24 @@
+//! The guard of an overlay mount.
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use crate::error::chain;
-use crate::{Error, LowerNames, MountApi, Result};
+use super::kinds::{LowerNames, MountApi};
+use crate::error::{Error, Result, chain};
 
-/// A mount that is taken down with this value.
+/// A mounted overlay, which is unmounted when this value is dropped.
 ///
-/// Prefer [`unmount`](Self::unmount), which can say what went wrong; dropping does the same and can only log it.
+/// Prefer [`unmount`](Self::unmount), which returns an error. Dropping the value can only log it.
 #[derive(Debug)]
-#[must_use = "the mount is taken down when this value is dropped"]
+#[must_use = "the overlay is unmounted when this value is dropped"]
 pub struct Mounted {
     target: PathBuf,
     api: MountApi,
     names: LowerNames,
-    /// Whether dropping has to unmount.
+    /// Whether dropping must unmount.
     armed: bool,
 }
 
@@ -26,51 +28,52 @@ impl AsRef<Path> for Mounted {
     }
 }
 
-/// EBUSY passes when a process that was seen to end gives up its last file a moment later. There is no event to wait for, so
-/// the waits double from one millisecond: ten of them are one second.
+/// How often a busy mount is unmounted again. A process that has ended may close its last file a
+/// moment later. The kernel reports no event for that, so each wait is twice as long as the one
+/// before: 1 ms at first, one second in all.
 const RETRIES: u32 = 10;
 
 impl Mounted {
-    pub(crate) fn new(target: PathBuf, api: MountApi, names: LowerNames) -> Self {
+    pub(super) fn new(target: PathBuf, api: MountApi, names: LowerNames) -> Self {
         Self { target, api, names, armed: true }
     }
 
-    /// Where it is mounted, as an absolute path.
+    /// Returns the mount point as an absolute path.
     pub fn path(&self) -> &Path {
         &self.target
     }
 
-    /// By which system calls it was mounted.
+    /// Returns the system calls that mounted it.
     pub fn api(&self) -> MountApi {
         self.api
     }
 
-    /// How the lowers are named in the mount table.
+    /// Returns how the mount table names the lowers.
     pub fn names(&self) -> LowerNames {
         self.names
     }
 
-    /// Takes the mount down. A busy one is tried again for up to a second.
+    /// Unmounts the overlay. If it is busy, tries again for up to a second.
     ///
-    /// That it succeeds does not say that nobody uses the overlay any longer: a mount namespace that was copied meanwhile has
-    /// a mount of its own. Only the end of the processes says that.
+    /// Success does not mean that the overlay is unused: another mount namespace may have a copy of
+    /// the mount. The overlay is unused only when all its processes have ended.
     ///
     /// # Errors
-    /// [`Error::Unmount`]: the mount is still there. Nothing below it may be deleted then, since that would delete through the
-    /// mount.
+    /// [`Error::Unmount`]: the overlay is still mounted. Do not delete anything below the mount point:
+    /// that would delete files through the mount.
     pub fn unmount(mut self) -> Result<()> {
-        // An unmount that has failed is not tried again by `drop`.
+        // `drop` does not repeat an unmount that has failed.
         self.armed = false;
-        self.take_down()
+        self.try_unmount()
     }
 
-    fn take_down(&self) -> Result<()> {
+    fn try_unmount(&self) -> Result<()> {
         patiently(|| umount2(&self.target, MntFlags::UMOUNT_NOFOLLOW), std::thread::sleep)
             .map_err(|error| Error::Unmount { target: self.target.clone(), source: error.into() })
     }
 }
 
-/// Tries to unmount until it is done, or it is no use to try again.
+/// Calls `unmount` until it succeeds, fails for good, or has been busy for a second.
 fn patiently(mut unmount: impl FnMut() -> nix::Result<()>, mut wait: impl FnMut(Duration)) -> nix::Result<()> {
     let mut retries = 0;
     loop {
@@ -90,7 +93,7 @@ impl Drop for Mounted {
         if !self.armed {
             return;
         }
-        if let Err(error) = self.take_down() {
+        if let Err(error) = self.try_unmount() {
             log::error!("{}", chain(&error));
         }
     }
@@ -101,9 +104,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_busy_mount_is_tried_for_a_second_and_no_longer() {
+    fn a_busy_mount_is_unmounted_again_for_one_second() {
         use Errno::{EBUSY, EINTR, EINVAL, EIO};
-        // (the kernel's answers, after the last of which it says yes; what comes of it, milliseconds that were waited)
+        // (the kernel's errors before it succeeds, the result, the milliseconds waited)
         let table: [(&[Errno], nix::Result<()>, u128); 7] = [
             (&[], Ok(()), 0),
             (&[EBUSY], Ok(()), 1),

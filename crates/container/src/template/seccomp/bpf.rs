@@ -1,8 +1,13 @@
-//! A profile as the program that the kernel runs: classic BPF over `struct seccomp_data` (seccomp(2)).
+//! Compiles a profile to the BPF program that the kernel runs over `struct seccomp_data`
+//! (seccomp(2)).
 //!
-//! Runtimes have libseccomp make it at each start, which takes milliseconds. It is made here once for a template; that it answers
-//! every call as libseccomp's does is held by a test that asks both about all of them. A libseccomp that is older than a name in
-//! the profile passes over it, and answers that call as it does any other.
+//! Runtimes compile the profile with libseccomp at each start, which takes milliseconds. This
+//! module compiles it once per template. A test compares the answers of both programs for all
+//! calls. They differ only if libseccomp is older than a name in the profile: it ignores the name
+//! and treats the call as one without a rule.
+//!
+//! The crate `seccompiler` does the same for one ABI per filter. A container needs several: see
+//! issue 74 of rust-vmm/seccompiler.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,7 +19,7 @@ use syscalls::{x86, x86_64};
 
 use super::sync::SYNC_CALLS;
 
-/// An instruction, `struct sock_filter` in linux/filter.h.
+/// An instruction: `struct sock_filter` in linux/filter.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Instruction {
     code: u16,
@@ -23,7 +28,8 @@ struct Instruction {
     k: u32,
 }
 
-/// linux/bpf_common.h: load a word of the data; and with a constant; jump if equal, if not less, always; return a constant.
+/// The instruction codes of linux/bpf_common.h: load a word of the data, AND it with a constant,
+/// jump if it is equal to a constant, jump if it is not less, jump always, return a constant.
 const LOAD: u16 = 0x20;
 const AND: u16 = 0x54;
 const JUMP_EQUAL: u16 = 0x15;
@@ -31,12 +37,13 @@ const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
 const JUMP: u16 = 0x05;
 const RETURN: u16 = 0x06;
 
-/// Where things are in `struct seccomp_data`. An argument has its lower half first, on a little-endian machine.
+/// Offsets in `struct seccomp_data`. On a little-endian machine, the lower half of an argument
+/// comes first.
 const NUMBER: u32 = 0;
-const CONVENTION: u32 = 4;
+const ABI: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
-/// linux/seccomp.h.
+/// The results of a filter in linux/seccomp.h.
 const ALLOW: u32 = 0x7fff_0000;
 const ERRNO: u32 = 0x0005_0000;
 const KILL_THREAD: u32 = 0;
@@ -48,7 +55,8 @@ const I386: u32 = 0x4000_0003;
 /// `BPF_MAXINSNS` in linux/bpf_common.h.
 const MOST_INSTRUCTIONS: usize = 4096;
 
-/// Calls that are newer than the table of the `syscalls` package. From 424 on they have one number by every convention.
+/// Calls that are newer than the table of the crate `syscalls`. From 424 on, a call has the same
+/// number in every ABI.
 const NEWER: [(u32, &str); 6] = [
     (461, "lsm_list_modules"),
     (462, "mseal"),
@@ -59,48 +67,52 @@ const NEWER: [(u32, &str); 6] = [
 ];
 const NEWER_ON_X86_64: (u32, &str) = (335, "uretprobe");
 
-/// The conventions that a filter can be made for.
-const CONVENTIONS: [(Arch, Convention); 2] = [
-    (Arch::ScmpArchX86_64, Convention { audit: X86_64, calls: x86_64_calls }),
-    (Arch::ScmpArchX86, Convention { audit: I386, calls: x86_calls }),
+/// The ABIs that a filter can be compiled for.
+const ABIS: [(Arch, Abi); 2] = [
+    (Arch::ScmpArchX86_64, Abi { audit: X86_64, calls: x86_64_calls }),
+    (Arch::ScmpArchX86, Abi { audit: I386, calls: x86_calls }),
 ];
 
-/// The call numbers of x32 begin here, under the convention of x86_64. libseccomp kills whoever makes one that the filter is not
-/// for, but for the last, which is what a tracer skips a call with.
+/// The call numbers of x32, which the kernel reports as x86_64. If a filter does not include x32,
+/// libseccomp's kills a thread that makes such a call. The last number is excluded: a tracer skips
+/// a call with it.
 const X32: std::ops::Range<u32> = 0x4000_0000..0xffff_ffff;
 
 #[derive(Clone, Copy)]
-struct Convention {
-    /// What the kernel calls it.
+struct Abi {
+    /// The kernel's identifier of the ABI.
     audit: u32,
-    /// The numbers and names of its calls, in order.
+    /// Returns the numbers and names of its calls, in order.
     calls: fn() -> Vec<(u32, &'static str)>,
 }
 
-/// What becomes of a call.
+/// The result of the filter for a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     Always(u32),
-    /// The first number whose tests all hold; if there is none, the last number.
+    /// The result of the first rule whose tests all hold. Without one, the last value is the
+    /// result.
     ByArguments(Vec<(Vec<Test>, u32)>, u32),
 }
 
-/// Whether those bits of an argument that the mask has are equal to a value.
+/// Compares the bits of an argument that are set in a mask with a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Test {
     argument: u32,
     mask: u64,
     value: u64,
-    /// What the comparison must come to.
+    /// Whether the test holds if they are equal, or if they are not.
     equal: bool,
 }
 
-/// The program of `profile` as bytes, for a machine like this one; `None` for what only libseccomp knows: other architectures,
-/// other actions than to allow and to answer with an error, other tests of an argument than for equality.
+/// Returns the BPF program of `profile` for a machine like this one. Returns `None` for profiles
+/// that only libseccomp can compile: with other architectures, with other actions than to allow and
+/// to return an error, and with other tests of an argument than for equality.
 ///
-/// What has no rule must be an error, and a rule with tests may only allow, but for the calls that wait for a disk: then no call
-/// is let through that has no rule that says so, not those that i386 makes through socketcall(2) and ipc(2) either, which
-/// libseccomp knows of and this does not.
+/// The default action must be an error. A rule with tests may only allow a call, except for the
+/// calls that wait for the disk. So a call without a rule is always denied. That includes calls
+/// that i386 multiplexes through socketcall(2) and ipc(2), which libseccomp decodes and this
+/// compiler does not.
 pub(super) fn compile(profile: &LinuxSeccomp) -> Option<Vec<u8>> {
     if !cfg!(target_arch = "x86_64") {
         return None;
@@ -122,12 +134,12 @@ fn program(profile: &LinuxSeccomp) -> Option<Vec<Instruction>> {
     }
     let otherwise = result(profile.default_action(), profile.default_errno_ret())?;
     let verdicts = verdicts(profile, otherwise)?;
-    let mut program = vec![load(CONVENTION)];
+    let mut program = vec![load(ABI)];
     for arch in profile.architectures().as_deref()? {
-        let (_, convention) = CONVENTIONS.iter().find(|(known, _)| known == arch)?;
+        let (_, abi) = ABIS.iter().find(|(known, _)| known == arch)?;
         let mut calls = vec![load(NUMBER)];
-        tree(&ranges(&verdicts, otherwise, convention), &mut calls);
-        program.push(Instruction { code: JUMP_EQUAL, if_true: 1, if_false: 0, k: convention.audit });
+        tree(&ranges(&verdicts, otherwise, abi), &mut calls);
+        program.push(Instruction { code: JUMP_EQUAL, if_true: 1, if_false: 0, k: abi.audit });
         program.push(Instruction { code: JUMP, if_true: 0, if_false: 0, k: calls.len() as u32 });
         program.extend(calls);
     }
@@ -135,7 +147,7 @@ fn program(profile: &LinuxSeccomp) -> Option<Vec<Instruction>> {
     (program.len() <= MOST_INSTRUCTIONS).then_some(program)
 }
 
-/// What becomes of the calls that have rules, by their names.
+/// Returns the results of the calls that have rules, by their names.
 fn verdicts(profile: &LinuxSeccomp, otherwise: u32) -> Option<HashMap<&str, Verdict>> {
     let mut verdicts = HashMap::new();
     for rule in profile.syscalls().iter().flatten() {
@@ -152,7 +164,7 @@ fn verdicts(profile: &LinuxSeccomp, otherwise: u32) -> Option<HashMap<&str, Verd
                     Verdict::ByArguments(rules, _) => rules.push((tests.clone(), action)),
                     Verdict::Always(_) => return None,
                 },
-                // Such a test, or two rules for one call: libseccomp's versions differ.
+                // Versions of libseccomp differ on such a test, and on two rules for one call.
                 Entry::Vacant(_) | Entry::Occupied(_) => return None,
             }
         }
@@ -160,11 +172,11 @@ fn verdicts(profile: &LinuxSeccomp, otherwise: u32) -> Option<HashMap<&str, Verd
     Some(verdicts)
 }
 
-/// What becomes of the calls of one convention: from each number on, up to the next.
-fn ranges(verdicts: &HashMap<&str, Verdict>, otherwise: u32, convention: &Convention) -> Vec<(u32, Verdict)> {
+/// Returns the results of the calls of one ABI. Each holds from its number to the next.
+fn ranges(verdicts: &HashMap<&str, Verdict>, otherwise: u32, abi: &Abi) -> Vec<(u32, Verdict)> {
     let mut ranges = vec![(0, Verdict::Always(otherwise))];
     let mut next = 0;
-    for (number, name) in (convention.calls)() {
+    for (number, name) in (abi.calls)() {
         let Some(verdict) = verdicts.get(name) else { continue };
         if next < number {
             ranges.push((next, Verdict::Always(otherwise)));
@@ -173,12 +185,12 @@ fn ranges(verdicts: &HashMap<&str, Verdict>, otherwise: u32, convention: &Conven
         next = number + 1;
     }
     ranges.push((next, Verdict::Always(otherwise)));
-    if convention.audit == X86_64 {
+    if abi.audit == X86_64 {
         ranges.push((X32.start, Verdict::Always(KILL_THREAD)));
         ranges.push((X32.end, Verdict::Always(otherwise)));
     }
     ranges.dedup_by(|later, earlier| match later.0 == earlier.0 {
-        // An empty one: the later takes its place.
+        // The earlier range is empty, and the later replaces it.
         true => {
             earlier.1 = later.1.clone();
             true
@@ -188,7 +200,8 @@ fn ranges(verdicts: &HashMap<&str, Verdict>, otherwise: u32, convention: &Conven
     ranges
 }
 
-/// Finds the range that the loaded number is in, by halves: at the end of `program`, which jumps to nowhere behind it.
+/// Appends a binary search for the range of the loaded number to `program`. The new code always
+/// returns.
 fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
     match ranges {
         [(_, Verdict::Always(result))] => program.push(ret(*result)),
@@ -209,7 +222,7 @@ fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
             let below = program.len() - at - 1;
             match u8::try_from(below) {
                 Ok(below) => program[at] = jump(below, 0),
-                // Too far for a jump that depends.
+                // A conditional jump does not reach that far.
                 Err(_) => {
                     program[at] = jump(0, 1);
                     let over = Instruction { code: JUMP, if_true: 0, if_false: 0, k: below as u32 };
@@ -222,7 +235,7 @@ fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<Instruction>) {
 }
 
 impl Test {
-    /// Jumps over `rule` if the test does not hold.
+    /// Inserts the test before `rule`. If it does not hold, the program jumps over `rule`.
     fn prepend_to(self, rule: &mut Vec<Instruction>) {
         let over = u8::try_from(rule.len()).expect("a call has six arguments");
         let (if_equal, if_different) = if self.equal { (0, over) } else { (over, 0) };
@@ -241,7 +254,7 @@ impl Test {
     }
 }
 
-/// What leaves only those bits of the loaded word that `mask` has.
+/// Returns the instruction that clears the bits of the loaded word that are not set in `mask`.
 fn and(mask: u32) -> Option<Instruction> {
     (mask != u32::MAX).then_some(Instruction { code: AND, if_true: 0, if_false: 0, k: mask })
 }
@@ -262,7 +275,8 @@ fn result(action: Action, errno: Option<u32>) -> Option<u32> {
     }
 }
 
-/// The tests of one rule. The runtimes take two tests of one argument for alternatives.
+/// Returns the tests of one rule, or `None` if two concern the same argument: the runtimes treat
+/// those as alternatives.
 fn tests(arguments: &[LinuxSeccompArg]) -> Option<Vec<Test>> {
     let tests: Vec<Test> = arguments.iter().map(test).collect::<Option<_>>()?;
     let is_ambiguous = |(at, test): (usize, &Test)| tests[..at].iter().any(|other| other.argument == test.argument);
@@ -322,11 +336,11 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_found_by_halves_and_arguments_looked_at() {
+    fn a_program_searches_for_the_range_and_tests_arguments() {
         let jump = |code, if_true, if_false, k| Instruction { code, if_true, if_false, k };
         let no_such_call = ERRNO | 38;
         let expected = vec![
-            load(CONVENTION),
+            load(ABI),
             jump(JUMP_EQUAL, 1, 0, X86_64),
             jump(JUMP, 0, 0, 14),
             load(NUMBER),
@@ -349,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_of_a_whole_argument_looks_at_both_halves() {
+    fn a_test_of_a_whole_argument_compares_both_halves() {
         let jump = |if_true, if_false, k| Instruction { code: JUMP_EQUAL, if_true, if_false, k };
         let (lower, upper) = (ARGUMENTS + 16, ARGUMENTS + 20);
         let and = |k| Instruction { code: AND, if_true: 0, if_false: 0, k };
@@ -370,19 +384,20 @@ mod tests {
         }
     }
 
-    /// A name that the tables lack would be passed over in silence.
+    /// The compiler would silently ignore a name that is missing in the tables.
     #[test]
     fn every_name_of_the_profile_has_a_number() {
         let known: HashSet<_> = x86_64_calls().into_iter().chain(x86_calls()).map(|(_, name)| name).collect();
-        let profile = super::super::profile::default("x86_64", &[oci_spec::runtime::Capability::SysAdmin]);
+        let profile = super::super::profile::default("x86_64", &[crate::template::Capability::SysAdmin]);
         let names = profile.syscalls().iter().flatten().flat_map(|rule| rule.names());
         let unknown: BTreeSet<_> = names.map(String::as_str).filter(|name| !known.contains(name)).collect();
-        // Two are i386's through socketcall(2), which is let through, one is another architecture's.
+        // i386 makes two of them through socketcall(2), which is allowed. One is of another
+        // architecture.
         assert_eq!(unknown, BTreeSet::from(["recv", "riscv_hwprobe", "send"]));
     }
 
     #[test]
-    fn what_is_not_known_exactly_is_left_to_the_runtime() {
+    fn profiles_that_only_libseccomp_can_compile_are_left_to_the_runtime() {
         let masked = |index| json!({"index": index, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"});
         let error = |name| json!({"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": 0, "args": [masked(0)]});
         let table: &[(&str, Value)] = &[

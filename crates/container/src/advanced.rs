@@ -1,0 +1,56 @@
+//! Parts for a program that prepares containers step by step, as the crate `runner` does.
+//!
+//! [`Overlay`](crate::Overlay) and [`Runtime::run`](crate::Runtime::run) are enough for most
+//! programs.
+
+use crate::id::ContainerId;
+use crate::runtime::{Finished, Runtime, Status};
+use crate::template::Config;
+
+/// For a program that creates the upper of an overlay.
+pub use crate::overlay::copy_root_attributes;
+
+/// For a program that decides how many lowers an overlay gets before it mounts the overlay.
+pub use crate::overlay::{fixed_option_bytes, lower_option_bytes};
+
+/// For a program that creates the directory of a bundle.
+pub use crate::mount_namespace::mount_private_tmpfs;
+
+/// For a command line with sizes in the notation of a [`Mount`](crate::Mount).
+pub use crate::template::parse_size;
+
+/// Returns `config` adapted to `runtime`. Needed only to start the runtime without
+/// [`Runtime::run`](crate::Runtime::run), which does this itself.
+///
+/// For every runtime, it lowers the default limit of open files to the caller's hard limit. It also
+/// mounts read-only files, sockets and FIFOs without the recursive option, which some versions of
+/// crun apply only to directories. It inspects the sources of bind mounts now.
+///
+/// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as a compiled BPF
+/// program, in an annotation that crun defines. Compiling the profile with libseccomp takes half of
+/// crun's time. The profile stays in the configuration for versions of crun that do not know the
+/// annotation. On machines other than x86_64, and for a profile of the caller's, crun compiles the
+/// profile.
+///
+/// Runtimes other than runc lose CAP_MKNOD, unless the template has its own device rules. The
+/// reason is that crun and youki allow the host's console (`c 5:1`) after the template's rules,
+/// whatever those say. With the capability, the command could create a device node for the console
+/// in `/dev`. Without it, the command can still create FIFOs and sockets. Since Linux 5.8 it can
+/// also create whiteouts, though not on an overlay.
+///
+/// Under these runtimes, a device node for the console that a layer already contains can still be
+/// opened.
+pub fn prepare_config(runtime: &Runtime, config: Config) -> Config {
+    runtime.prepare_config(config)
+}
+
+/// Returns the result of a command that never started, for a run that ended before it.
+pub fn unstarted(status: Status) -> Finished {
+    Finished::new(status)
+}
+
+/// Returns the name of an earlier run, for a program that cleans up after one. Returns `None` if
+/// runtimes would refuse the name.
+pub fn id_of_earlier_run(name: impl Into<String>) -> Option<ContainerId> {
+    ContainerId::of_earlier_run(name.into())
+}

@@ -1,0 +1,20 @@
+//! The source of the command's standard input. `output` has the destinations of its output.
+
+use std::fs;
+
+/// The source of the command's standard input. What applies to a file also applies to the caller's
+/// own standard input.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub enum Input {
+    /// Empty: the command reads end-of-file immediately.
+    #[default]
+    Null,
+    /// Reads the caller's standard input. A terminal is read only while the caller is in its
+    /// foreground.
+    Inherit,
+    /// Reads a file, starting at its current offset. The command gets a pipe, unless the file is
+    /// itself a pipe without a name, a socket or `/dev/null`. After the run, the offset of a
+    /// regular file is where the command stopped reading.
+    File(fs::File),
+}

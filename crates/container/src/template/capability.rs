@@ -1,0 +1,113 @@
+//! The capabilities that the builder can give to a container. `spec` writes them into the
+//! configuration.
+
+use oci_spec::runtime as oci;
+
+/// Declares the enum and its counterpart in `oci-spec`, which has the same names.
+macro_rules! capabilities {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A capability of [`capabilities(7)`], which divides root's privileges.
+        ///
+        /// The name of a variant is that of the capability: `NetRaw` is `CAP_NET_RAW`.
+        ///
+        /// [`capabilities(7)`]: https://man7.org/linux/man-pages/man7/capabilities.7.html
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Capability {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Capability {
+            pub(super) fn to_spec(self) -> oci::Capability {
+                match self {
+                    $(Capability::$name => oci::Capability::$name,)*
+                }
+            }
+        }
+    };
+}
+
+capabilities! {
+    /// Enables and disables kernel auditing and changes its rules.
+    AuditControl,
+    /// Reads the audit log through a netlink socket.
+    AuditRead,
+    /// Writes records to the audit log.
+    AuditWrite,
+    /// Prevents the system from suspending.
+    BlockSuspend,
+    /// Loads BPF programs and creates all types of BPF maps.
+    Bpf,
+    /// Checkpoints and restores processes.
+    CheckpointRestore,
+    /// Changes the owner and the group of any file.
+    Chown,
+    /// Bypasses permission checks for reading, writing and executing files.
+    DacOverride,
+    /// Bypasses permission checks for reading files and searching directories.
+    DacReadSearch,
+    /// Bypasses checks that the caller must own a file.
+    Fowner,
+    /// Keeps set-user-ID and set-group-ID bits when a file changes.
+    Fsetid,
+    /// Locks memory.
+    IpcLock,
+    /// Bypasses permission checks for System V IPC objects.
+    IpcOwner,
+    /// Sends signals to any process.
+    Kill,
+    /// Takes leases on any file.
+    Lease,
+    /// Sets the immutable and append-only attributes of files.
+    LinuxImmutable,
+    /// Configures mandatory access control.
+    MacAdmin,
+    /// Overrides mandatory access control.
+    MacOverride,
+    /// Creates device nodes.
+    Mknod,
+    /// Configures the network.
+    NetAdmin,
+    /// Binds sockets to ports below 1024.
+    NetBindService,
+    /// Unused by the kernel.
+    NetBroadcast,
+    /// Uses raw and packet sockets.
+    NetRaw,
+    /// Uses performance monitoring.
+    Perfmon,
+    /// Changes process group IDs.
+    Setgid,
+    /// Sets file capabilities.
+    Setfcap,
+    /// Changes the capability sets of processes.
+    Setpcap,
+    /// Changes process user IDs.
+    Setuid,
+    /// Mounts file systems, creates namespaces, and much more.
+    SysAdmin,
+    /// Reboots the machine and loads another kernel.
+    SysBoot,
+    /// Uses chroot(2).
+    SysChroot,
+    /// Loads and unloads kernel modules.
+    SysModule,
+    /// Raises priorities and sets the affinity of any process.
+    SysNice,
+    /// Switches process accounting.
+    SysPacct,
+    /// Traces any process.
+    SysPtrace,
+    /// Accesses I/O ports and devices directly.
+    SysRawio,
+    /// Exceeds resource limits and quotas.
+    SysResource,
+    /// Sets the system clock.
+    SysTime,
+    /// Configures terminals and uses vhangup(2).
+    SysTtyConfig,
+    /// Reads the kernel's log.
+    Syslog,
+    /// Sets timers that wake the system up.
+    WakeAlarm,
+}
