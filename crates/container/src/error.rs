@@ -2,6 +2,7 @@
 //!
 //! A message of a failed system call begins with "cannot", a verb and the path.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,9 @@ use crate::template::TemplateError;
 ///
 /// The message never repeats its [source](std::error::Error::source). Print the chain to see the
 /// kernel's error.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` prints that chain, because a `main` that returns an error prints its `Debug`.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A system call failed.
@@ -221,6 +224,12 @@ fn start_advice(source: &io::Error) -> &'static str {
 
 /// The result of an operation on mounts, bundles and runtimes.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&chain(self))
+    }
+}
 
 impl Error {
     /// Returns the path that the error concerns.

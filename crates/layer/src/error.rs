@@ -12,7 +12,9 @@ use crate::display::quoted;
 /// A message says what failed, on which path, and why. After a semicolon, it names the remedy. It
 /// never repeats its [source](std::error::Error::source): print the chain to see the kernel's
 /// reason.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` prints that chain, because a `main` that returns an error prints its `Debug`.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A system call failed.
@@ -288,6 +290,12 @@ impl fmt::Display for Chain<'_> {
         write!(formatter, "{}", self.0)?;
         let sources = std::iter::successors(self.0.source(), |error| error.source());
         sources.into_iter().try_for_each(|source| write!(formatter, ": {source}"))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", Chain(self))
     }
 }
 

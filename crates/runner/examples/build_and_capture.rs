@@ -1,38 +1,22 @@
-//! Runs a command over a base and layers, topmost first, and makes what it wrote the layer
-//! STORE/NAME:
-//!
-//! `cargo run -p runner --example build_and_capture BASE STORE NAME [LAYER…] -- COMMAND…` (as root)
+//! Runs a command over a base and a layer, and captures what it wrote as the next layer. Needs root
+//! and the files of the README's first session.
 
-use std::fs;
-use std::io::{Write, stdout};
-use std::path::Path;
-
-use anyhow::{Context, bail, ensure};
 use container::{Output, Template};
 use layer::{Base, Layer};
-use runner::Options;
 
-const USAGE: &str = "usage: build_and_capture BASE STORE NAME [LAYER…] -- COMMAND…";
-
-fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let end = args.iter().position(|arg| arg == "--").context(USAGE)?;
-    let [base, store, name, layers @ ..] = &args[..end] else { bail!(USAGE) };
-    let base = Base::open(base)?;
-    let layers = layers.iter().map(Layer::open).collect::<Result<Vec<_>, _>>()?;
-    let new = Layer::at(Path::new(store).join(name));
-    // The upper becomes the layer by a rename, so both have to be on one file system.
-    let scratch = Path::new(store).join("scratch");
-    fs::create_dir_all(&scratch)?;
-
-    let template = Template::builder(&args[end + 1..]).build()?;
-    let options = Options::new().scratch(scratch).stdout(Output::Inherit).stderr(Output::Inherit);
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let base = Base::open("base")?;
+    let layers = [Layer::open("layers/greeting")?]; // topmost first
+    let template = Template::builder(["sh", "-c", "sed s/hello/goodbye/ /greeting >/farewell"]).build()?;
+    let options = runner::Options::new()
+        .scratch(".") // on the file system of the layers, so that a rename moves the upper
+        .stderr(Output::Inherit)
+        .prep_upper(|upper, _lowers| Ok(std::fs::write(upper.join("seed"), "from the caller")?));
     let report = runner::run(&base, &layers, &template, options)?;
-    // Otherwise the upper is deleted with the report.
-    ensure!(report.status.success(), "the command failed: {:?}", report.status);
-
-    let (capture, meta, total) = (report.capture(), report.meta(), report.timings.total());
-    let captured = report.upper.capture(&capture, &new, meta)?;
-    writeln!(stdout(), "{}: {} entries in {total:.1?}", new.path().display(), captured.size.entries)?;
+    if !report.status.success() {
+        return Err(format!("the command failed: {:?}", report.status).into()); // the upper is deleted
+    }
+    let (capture, meta) = (report.capture(), report.meta());
+    report.upper.capture(&capture, &Layer::at("layers/farewell"), meta)?;
     Ok(())
 }

@@ -20,10 +20,11 @@ use crate::Phase;
 /// anything there since.
 ///
 /// A command that fails is not an error: see [`Report::status`](crate::Report::status).
-#[derive(Debug)]
+///
+/// `Debug` prints the error and its sources on one line, because a `main` that returns an error
+/// prints its `Debug`.
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     /// `None` outside of a run.
     phase: Option<Phase>,
@@ -32,7 +33,7 @@ struct Inner {
 }
 
 /// The reason for an [`Error`].
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
     /// A layer or the base is at fault, or the upper as a tree.
@@ -241,7 +242,19 @@ pub(crate) fn with_undone<T>(result: Result<T>, undone: Result<()>, dir: &Path) 
     }
 }
 
-/// Returns an error and all of its sources on one line, for the log.
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&chain(self))
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&chain(self))
+    }
+}
+
+/// Returns an error and all of its sources on one line.
 pub(crate) fn chain(error: &dyn StdError) -> String {
     let sources = std::iter::successors(error.source(), |error| (**error).source());
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))

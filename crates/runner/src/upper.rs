@@ -3,9 +3,9 @@
 //!
 //! The directory that contains it, and the lock on that, are in `rundir`.
 
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use layer::display::quoted;
 use layer::{Access, Capture, Captured, Hold, Layer, Meta, RunRecord, TreeSize, UpperId, XattrNamespace};
@@ -47,7 +47,7 @@ enum Fate {
 }
 
 /// An upper that could not be moved. It still exists: [`upper`](Self::upper) can be moved again.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("cannot move the upper {} to {}{}", quoted(upper.path()), quoted(destination), advice(source))]
 pub struct PersistError {
     /// The upper, unchanged.
@@ -60,7 +60,7 @@ pub struct PersistError {
 
 /// An upper that could not be captured. It still exists: [`upper`](Self::upper) can be captured
 /// again.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("cannot capture the upper as {}", quoted(layer))]
 pub struct CaptureError {
     /// The upper, where it was unless the source says otherwise.
@@ -69,6 +69,18 @@ pub struct CaptureError {
     pub layer: PathBuf,
     /// The reason.
     pub source: layer::Error,
+}
+
+impl fmt::Debug for PersistError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&chain(self))
+    }
+}
+
+impl fmt::Debug for CaptureError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&chain(self))
+    }
 }
 
 fn advice(source: &io::Error) -> &'static str {

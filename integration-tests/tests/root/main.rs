@@ -26,6 +26,7 @@
 //! - `places`: layers and scratch directories that are read-only, closed, or on another file system
 //! - `collector`: collectors on full disks, with wrong sizes, and killed
 //! - `store`: layers in use beside collectors, and kills of runs and collectors
+//! - `readme`: the README's session and programs, as they stand there
 //! - `remove`: removal of trees, never across a mount
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
@@ -59,6 +60,7 @@ mod lookup;
 mod merge;
 mod mounts;
 mod places;
+mod readme;
 mod remove;
 mod results;
 mod signals;
