@@ -49,7 +49,9 @@ fn the_session_and_the_programs_of_the_readme_work_as_they_stand() {
             symlink(fixture.base().path(), dir.join("base")).unwrap();
             continue;
         }
-        assert_eq!(output(at("sh").args(["-ec", &command])).lines().last().unwrap_or_default(), expected.trim_end());
+        let seen = output(at("sh").args(["-ec", &command]));
+        // The README does not show what depends on the base.
+        assert!(expected.is_empty() || seen == expected, "{command}: {seen}");
     }
 
     let build = output(&mut at(env!("CARGO_BIN_EXE_build-and-capture")));

@@ -146,7 +146,7 @@ fn report(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
         0 => String::new(),
         taken_out => format!("; removed {taken_out} that the run itself had created"),
     };
-    writeln!(io::stdout(), "{}: {size} in {entries} entries{made}", quoted(&args.layer))?;
+    writeln!(io::stdout(), "{}: {size} in {}{made}", quoted(&args.layer), table::entries(entries))?;
     Ok(ExitCode::SUCCESS)
 }
 
