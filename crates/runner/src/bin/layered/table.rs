@@ -159,6 +159,11 @@ pub(crate) fn wrapped(items: impl IntoIterator<Item = String>, separator: &str) 
 /// The width at which items are wrapped.
 const LINE: usize = 80;
 
+/// Formats a number of files and directories: `1 entry`, `2 entries`.
+pub(crate) fn entries(count: u64) -> String {
+    format!("{count} {}", if count == 1 { "entry" } else { "entries" })
+}
+
 /// Formats a size: `1.5 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
