@@ -174,8 +174,8 @@ impl Error {
         }
     }
 
-    /// Returns the part of the message that names the path that is left, and the reason: `
-    /// (/scratch/x is left on disk because …)`, or an empty string.
+    /// Returns the part of the message that names the path that is left, with the reason:
+    /// ` (/scratch/x is left on disk because …)`. Returns an empty string if nothing is left.
     pub fn left_note(&self) -> String {
         match &self.0.left {
             None => String::new(),

@@ -24,8 +24,8 @@ pub(crate) type Identity = (u64, u64);
 /// Returns the tree that `dir` is or lies in. `dir` is an absolute path without symbolic links.
 /// `trees` contains the path of each tree by the identity of its root.
 ///
-/// Compares `dir` and the directories above it, up to the next mount point. A bind mount may show a
-/// directory from deep inside a tree. Only the mount table reveals that.
+/// Compares `dir` and the directories above it with the trees, up to the next mount point. A bind
+/// mount may show a directory from deep inside a tree. Only the mount table reveals that.
 pub(crate) fn tree_around<'t>(dir: &Path, trees: &HashMap<Identity, &'t Path>) -> io::Result<Option<&'t Path>> {
     for above in dir.ancestors() {
         let seen = look_at(above)?;
@@ -43,7 +43,7 @@ pub(crate) fn tree_around<'t>(dir: &Path, trees: &HashMap<Identity, &'t Path>) -
     Ok(None)
 }
 
-/// Returns the tree that the mount point `top` shows a directory of, according to the mount table.
+/// Returns the tree that contains the directory mounted on `top`, according to the mount table.
 fn in_mounts<'t>(top: &Path, seen: &Statx, trees: &[&'t Path]) -> io::Result<Option<&'t Path>> {
     let table = MountTable(fs::read("/proc/thread-self/mountinfo")?);
     let Some(place) = table.place(top, seen.stx_mnt_id) else { return Ok(None) };

@@ -41,7 +41,7 @@ pub struct Options<'a> {
 /// The caller's limits on the lowers of the overlay, in addition to the kernel's.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// The only rung to mount on. `None` for the rungs that the kernel has.
+    /// The only rung to mount on. `None` for any rung that the kernel has.
     pub(crate) rung: Option<Rung>,
     pub(crate) max_lowers: usize,
     pub(crate) max_option_bytes: usize,
@@ -58,7 +58,7 @@ pub enum Cleanup {
     Awaited,
     /// Removes them on a separate thread, while the caller works with the result: see
     /// [`Report::removal`](crate::Report::removal). Removing waits for the disk, and takes longer
-    /// if the disk is busy. A merged tree can have as many entries as all of its layers together.
+    /// if the disk is busy. A merged tree can have all the entries of its layers.
     Behind,
 }
 

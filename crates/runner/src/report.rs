@@ -83,8 +83,8 @@ impl Report {
     /// the hash of the base, the IDs of the user and the group in the stack, the timings, and the
     /// exit status.
     ///
-    /// The exit status of a command that did not exit follows the conventions of shells: 128+n for
-    /// signal n, 124 after the timeout, 137 if the memory was used up, otherwise 143.
+    /// The exit status is the command's own if the command exited. Otherwise it is 128+n for signal
+    /// n, 124 after the timeout, 137 if the memory was used up, and 143 in all other cases.
     pub fn meta(&self) -> Meta {
         let exit_status = match self.status {
             Status::Exited(code) => code.into(),

@@ -38,8 +38,8 @@ mod tests;
 /// A run starts no processes except the runtime and the helper that looks after the container. It
 /// only reads the layers, except that it touches their `last_used`. It reads and writes no
 /// `layer.json` and no sidecar. It [holds](layer::Hold) the layers until the overlay is unmounted,
-/// and then while the [`Upper`] exists: no collector removes a layer before that. If this process
-/// is killed, the hold ends with it.
+/// and after that for as long as the [`Upper`] exists. Until then, no collector removes a layer. If
+/// this process is killed, the hold ends with it.
 ///
 /// # Errors
 /// [`Error`](crate::Error) with the phase. The run has then undone the phases before it. Nothing is
@@ -99,7 +99,8 @@ fn run_on<K: Kernel>(
                         Ok((clock.step(Phase::RuncRun, execute)?, prepared.made, prepared.user))
                     });
                 let unmounted = clock.step(Phase::OverlayUmount, || kernel.unmount(mounted));
-                // If the overlay is still mounted, the error names the directory, and nothing is removed.
+                // If the overlay is still mounted, the error names the directory and nothing is
+                // removed.
                 with_undone(ended, unmounted, scratch.dir())
             })?
         })?;
@@ -122,7 +123,7 @@ struct Ran {
     finished: Finished,
     /// The entries that the run created in the upper.
     made: Vec<Made>,
-    /// The IDs of the command's user and group. The IDs of a name are known once the overlay is
-    /// mounted.
+    /// The IDs of the command's user and group. If the template names the user, its IDs are known
+    /// only once the overlay is mounted.
     user: (u32, u32),
 }

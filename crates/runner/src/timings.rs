@@ -16,10 +16,10 @@ use crate::error::in_phase;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Checks the base, the layers and the template, and holds the layers. Only part of the total
+    /// Checks the base, the layers and the template, and holds the layers. Counts only in the total
     /// time.
     Inputs,
-    /// Creates the run's own directory. Only part of the total time.
+    /// Creates the run's own directory. Counts only in the total time.
     Scratch,
     /// Marks every layer as used.
     Touch,

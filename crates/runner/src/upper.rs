@@ -34,8 +34,8 @@ pub struct Upper {
     run: RunDir,
     path: PathBuf,
     fate: Fate,
-    /// The hold on the layers below. `None` after `keep`: the path of the kept directory then holds
-    /// them.
+    /// The hold on the layers below. Keeping the upper ends it, because the path of the kept
+    /// directory then holds them.
     hold: Option<Hold>,
     xattrs: XattrNamespace,
 }
