@@ -55,8 +55,8 @@ pub(crate) fn run(words: Words, mode: Mode) -> ! {
             sys::set_name(c"layered-init");
             hide_arguments(words);
             // Otherwise a reader would not see the end of a stream when the command closes it. With
-            // a terminal, standard input stays open: the caller would take a terminal that no
-            // process has open for ended.
+            // a terminal, standard input stays open: the caller would treat a terminal that no
+            // process has open as ended.
             for stream in if has_terminal { 1..3 } else { 0..3 } {
                 sys::close(stream);
             }

@@ -41,7 +41,8 @@ pub(crate) fn run(words: Words) -> ! {
         sys::report(Kind::ContainerEnded, container);
     }
     if let Some(index) = last {
-        // It has no streams of the run's, but it expects to have some.
+        // The second program gets none of the run's streams, but it expects its standard streams to
+        // be open.
         sys::open_null_streams();
         sys::close_on_exec(record::REPORT);
         let program = start(words, index);
@@ -126,9 +127,10 @@ fn supervise(runtime: Pid, pid_file: &CStr) -> Option<i32> {
                 pending &= pending - 1;
             }
         }
-        // The PID in the file names no process here. The check must not look only at children: crun
-        // starts the container through an intermediate process, which ends later than the runtime.
-        // Its end makes the container a child of this process and causes another SIGCHLD.
+        // Give up if the PID in the file names no process here. The check must not look only at
+        // children: crun starts the container through an intermediate process, which ends later
+        // than the runtime. Its end makes the container a child of this process and causes another
+        // SIGCHLD.
         if container.is_some_and(|pid| !sys::is_process(pid)) {
             return None;
         }

@@ -57,8 +57,8 @@ impl Words {
     }
 }
 
-/// Is called by `_start` with the initial stack: the number of arguments, the arguments, null, the
-/// environment, null.
+/// Runs the role that the arguments name. `_start` calls it with the initial stack: the number of
+/// arguments, the arguments, null, the environment, null.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn start(stack: *const usize) -> ! {
     // SAFETY: the kernel's ABI defines this layout of the initial stack.

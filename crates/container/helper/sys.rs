@@ -51,7 +51,7 @@ mod number {
     pub(super) const WAIT4: usize = 260;
 }
 
-/// The number of a process.
+/// The ID of a process.
 pub(crate) type Pid = i32;
 
 pub(crate) const ENOENT: i32 = 2;

@@ -24,7 +24,7 @@ pub use crate::template::parse_size;
 ///
 /// For every runtime, it lowers the default limit of open files to the caller's hard limit. It also
 /// mounts read-only files, sockets and FIFOs without the recursive option, which some versions of
-/// crun apply only to directories. It inspects the sources of bind mounts now.
+/// crun apply only to directories. It inspects the sources of bind mounts during this call.
 ///
 /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as a compiled BPF
 /// program, in an annotation that crun defines. Compiling the profile with libseccomp takes half of
@@ -33,10 +33,10 @@ pub use crate::template::parse_size;
 /// profile.
 ///
 /// Runtimes other than runc lose CAP_MKNOD, unless the template has its own device rules. The
-/// reason is that crun and youki allow the host's console (`c 5:1`) after the template's rules,
-/// whatever those say. With the capability, the command could create a device node for the console
-/// in `/dev`. Without it, the command can still create FIFOs and sockets. Since Linux 5.8 it can
-/// also create whiteouts, though not on an overlay.
+/// reason is that crun and youki allow the host's console (`c 5:1`) after they have applied the
+/// template's rules, even if these deny it. With the capability, the command could create a device
+/// node for the console in `/dev`. Without it, the command can still create FIFOs and sockets.
+/// Since Linux 5.8 it can also create whiteouts, though not on an overlay.
 ///
 /// Under these runtimes, a device node for the console that a layer already contains can still be
 /// opened.

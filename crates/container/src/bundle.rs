@@ -41,8 +41,8 @@ impl Bundle {
         Ok(Bundle { path, config_path, config })
     }
 
-    /// Writes `config`, which may be adapted to a runtime, to `config.json`. The file is not flushed
-    /// to the disk, because it is useless after the run.
+    /// Writes `config`, which may be adapted to a runtime, to `config.json`. Does not flush the
+    /// file to the disk, because it is useless after the run.
     ///
     /// # Errors
     ///
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_the_whole_configuration_for_its_owner_alone() {
+    fn a_bundle_has_the_whole_configuration_for_its_owner_alone() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = Bundle::create(dir.path(), config()).unwrap();
         assert_eq!(fs::read(bundle.config_path()).unwrap(), b"");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn overwrites_nothing_and_follows_no_link() {
+    fn a_bundle_overwrites_nothing_and_follows_no_link() {
         let dir = tempfile::tempdir().unwrap();
         let elsewhere = dir.path().join("elsewhere");
         symlink(&elsewhere, dir.path().join("config.json")).unwrap();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_through_no_link_that_has_replaced_the_file() {
+    fn a_bundle_is_not_written_through_a_link_that_has_replaced_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = Bundle::create(dir.path(), config()).unwrap();
         let elsewhere = dir.path().join("elsewhere");
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn names_a_directory_that_is_missing() {
+    fn a_missing_directory_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
         let error = Bundle::create(&missing, config()).unwrap_err();

@@ -1,4 +1,4 @@
-//! The control group of a run. `layout` is about the machine's hierarchies, and `moves` makes the
+//! The control group of a run. `layout` classifies the machine's hierarchies, and `moves` makes the
 //! first move into a group fast.
 
 use std::ffi::OsString;
@@ -37,7 +37,7 @@ pub struct Cgroup {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Processor time of all its processes, in user and in kernel mode.
+    /// The processor time of all processes of the container, in user and in kernel mode.
     pub cpu_time: Option<Duration>,
     /// The peak memory use in bytes, including the page cache.
     pub peak_memory_bytes: Option<u64>,
@@ -119,7 +119,7 @@ impl Cgroup {
         usage
     }
 
-    /// Removes the group where it is empty.
+    /// Removes the group from every hierarchy in which it is empty.
     pub(crate) fn remove_if_empty(&self) {
         for hierarchy in self.hierarchies {
             let _ = remove_empty(&hierarchy.group(&self.name));
@@ -130,8 +130,8 @@ impl Cgroup {
     /// hierarchy. It is not an error if the group was never created.
     ///
     /// # Errors
-    /// [`Error::Leftover`] for the first hierarchy in which the group still exists after
-    /// one second. The group is removed from the other hierarchies all the same.
+    /// [`Error::Leftover`] for the first hierarchy in which the group still exists after one
+    /// second. The group is still removed from the other hierarchies.
     pub fn remove(&self) -> Result<()> {
         let mut first = Ok(());
         for hierarchy in self.hierarchies {
@@ -149,7 +149,7 @@ impl Cgroup {
 impl Hierarchy {
     fn has(&self, controller: &str) -> bool {
         match &self.version {
-            // The name of this controller in v1.
+            // cgroup v1 calls this controller `blkio`.
             Version::V1(controllers) if controller == "io" => controllers.iter().any(|name| name == "blkio"),
             Version::V1(controllers) => controllers.iter().any(|name| name == controller),
             Version::V2 => fs::read_to_string(self.mount_point.join("cgroup.controllers"))
@@ -276,7 +276,8 @@ fn groups_in(group: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// A cgroup file returns ENODEV while its group is being removed.
+/// Returns whether the error means that the group no longer exists. A cgroup file returns ENODEV
+/// while its group is being removed.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
 }
@@ -292,7 +293,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn mount_tables_of_any_text(text in mutated::text(["30 22 0:26 / /sys/fs/cgroup rw shared:9 - cgroup cgroup rw,cpu\n33 30 0:29 / /u rw - cgroup2 cgroup2 rw\n"])) {
+        fn a_mount_table_has_at_most_one_v2_hierarchy(text in mutated::text(["30 22 0:26 / /sys/fs/cgroup rw shared:9 - cgroup cgroup rw,cpu\n33 30 0:29 / /u rw - cgroup2 cgroup2 rw\n"])) {
             let found = hierarchies(&text);
             prop_assert!(found.iter().filter(|hierarchy| hierarchy.version == Version::V2).count() <= 1);
         }

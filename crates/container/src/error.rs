@@ -1,4 +1,4 @@
-//! The errors of this crate. `template::error` has what is wrong with a template.
+//! The errors of this crate. `template::error` has those of a template.
 //!
 //! A message of a failed system call begins with "cannot", a verb and the path.
 
@@ -74,7 +74,7 @@ pub enum Error {
     Mount {
         /// The mount point.
         target: PathBuf,
-        /// The failed call, in the form of a trace.
+        /// The failed call with its arguments, or the reason why the overlay was unmounted again.
         call: String,
         /// The kernel's messages in the log of the file system context. Empty if there are none.
         message: String,
@@ -143,7 +143,7 @@ pub enum Error {
         program: PathBuf,
         /// The runtime's exit status, such as `exit status: 1`.
         ended: std::process::ExitStatus,
-        /// The runtime's own message, or what the runtime did.
+        /// The runtime's own message, or a description of the runtime's behaviour.
         message: String,
         /// Whether the message is the runtime's own, from its log.
         logged: bool,
@@ -174,7 +174,7 @@ pub enum Error {
         "the machine has no cgroup controller {controller:?}, which a limit needs: mount or enable it, or run without that limit"
     )]
     NoController {
-        /// Its name in cgroups(7).
+        /// The name of the controller in cgroups(7).
         controller: String,
     },
     /// A file or a control group could not be removed after a run.
@@ -205,8 +205,8 @@ fn because(reason: &str) -> String {
 fn namespace_advice(source: &io::Error) -> &'static str {
     match Errno::from_io_error(source) {
         Some(Errno::PERM | Errno::ACCESS) => ": this needs root (CAP_SYS_ADMIN)",
-        // mount(2) fails with this when it makes `/` a slave. unshare(2) does not, with these
-        // flags.
+        // mount(2) returns EINVAL if it cannot make `/` a slave. unshare(2) with these flags never
+        // returns it.
         Some(Errno::INVAL) => {
             ": / is not a mount point, as in a plain chroot; run `mount --rbind DIR DIR` before `chroot DIR`"
         }

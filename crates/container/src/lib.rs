@@ -38,13 +38,15 @@
 //! println!("{status:?}");
 //! # Ok::<(), container::Error>(())
 //! ```
-//! The command writes object files into `run/upper`. `examples/own_rootfs.rs` is a whole program.
+//! The command writes object files into `run/upper`. `examples/own_rootfs.rs` is a complete
+//! program.
 //!
 //! # Requirements
 //! Root, or at least CAP_SYS_ADMIN ([`require_privilege`]), and runc, crun or youki
-//! ([`Runtime::version`] knows their [flaws](RuntimeVersion::flaws)). [`Rootfs`] needs Linux 5.6.
-//! From 5.10, overlays are volatile; from 6.7, the length of the paths of the lowers is unlimited
-//! ([`MountApi::detect`]). cgroup v1, v2 and both side by side work ([`Cgroup::layout`]).
+//! ([`Runtime::version`] returns their known [flaws](RuntimeVersion::flaws)). [`Rootfs`] needs
+//! Linux 5.6. From 5.10, overlays are volatile; from 6.7, the length of the paths of the lowers is
+//! unlimited ([`MountApi::detect`]). cgroup v1, cgroup v2 and both side by side are supported
+//! ([`Cgroup::layout`]).
 
 pub mod advanced;
 mod bundle;
@@ -88,7 +90,8 @@ pub use template::{
 };
 pub use user::{User, UserSpec};
 
-/// A caller may move these to other threads, and share those that `run` borrows.
+/// Checks at compile time that a caller can move these types to other threads, and share those that
+/// `run` borrows.
 const _: fn() = || {
     fn send<T: Send>() {}
     fn send_sync<T: Send + Sync>() {}

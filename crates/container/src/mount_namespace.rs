@@ -68,7 +68,7 @@ pub fn mount_private_tmpfs(target: &Path) -> Result<()> {
 /// fails with less clear errors.
 ///
 /// # Errors
-/// [`Error::Namespace`] if it lacks CAP_SYS_ADMIN.
+/// [`Error::Namespace`] if the thread lacks CAP_SYS_ADMIN.
 pub fn require_privilege() -> Result<()> {
     let capabilities = capabilities(None).map_err(|error| Error::Namespace { source: error.into() })?;
     match capabilities.effective.contains(CapabilitySet::SYS_ADMIN) {

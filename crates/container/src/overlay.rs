@@ -27,7 +27,7 @@ pub use root_attributes::copy_root_attributes;
 /// The most lower directories that an overlay can have: `OVL_MAX_STACK` in `fs/overlayfs/params.c`.
 pub const MAX_LOWERS: usize = 500;
 
-/// An overlay to mount: lower directories, topmost first, and perhaps an upper that receives the
+/// An overlay to mount: lower directories, topmost first, and optionally an upper that receives the
 /// writes.
 ///
 /// The mount has the options `redirect_dir=nofollow,index=off,metacopy=off,xino=off`. Since Linux
@@ -105,8 +105,8 @@ impl Overlay {
     /// # Errors
     /// Nothing is mounted if this fails.
     /// - [`Error::TooManyLowers`] and [`Error::OptionsTooLong`] before any system call.
-    /// - [`Error::Mount`] with the kernel's own message. This includes a kernel that would mount
-    ///   the overlay read-only, because it cannot write to the work directory.
+    /// - [`Error::Mount`] with the kernel's own message. Also if the kernel mounts the overlay
+    ///   read-only because it cannot write to the work directory. That overlay is unmounted again.
     /// - [`Error::Io`] if a directory cannot be opened.
     pub fn mount(&self, target: impl AsRef<Path>) -> Result<Mounted> {
         let target = absolute(target.as_ref())?;

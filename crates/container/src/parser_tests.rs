@@ -35,7 +35,7 @@ fn valid_spec() -> Value {
     value
 }
 
-/// Calls everything on a template that a run calls.
+/// Calls every method of a template that a run calls.
 fn use_as_a_run_does(template: Template) -> Result<(), TestCaseError> {
     let config = template.instantiate(Path::new("/run/merged")).unwrap();
     let _ = (template.user(), template.network(), template.hostname(), template.cwd(), template.controllers());
@@ -61,14 +61,14 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn specs_of_any_text(text in mutated::bytes([valid_spec().to_string()])) {
+    fn a_spec_of_any_text_is_refused_or_usable(text in mutated::bytes([valid_spec().to_string()])) {
         if let Ok(template) = Template::from_json(text) {
             use_as_a_run_does(template)?;
         }
     }
 
     #[test]
-    fn specs_of_any_json(value in mutated::value(valid_spec())) {
+    fn a_spec_of_any_json_is_refused_or_usable(value in mutated::value(valid_spec())) {
         match Template::from_value(value.clone()) {
             Ok(template) => {
                 prop_assert_eq!(serde_json::to_value(&template).unwrap(), value);
@@ -80,7 +80,7 @@ proptest! {
     }
 
     #[test]
-    fn mounts_of_any_text(text in mutated::text(MOUNTS)) {
+    fn a_mount_of_any_text_is_refused_or_usable(text in mutated::text(MOUNTS)) {
         match text.parse::<Mount>() {
             Ok(mount) => {
                 let mount = if mount.source().is_some() { mount.source_in(Path::new("/")) } else { mount };
@@ -95,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn sizes_of_any_text(text in mutated::text(["64m", "1024", "64MiB", "3g", "17179869184g"])) {
+    fn a_size_of_any_text_is_refused_or_read_back(text in mutated::text(["64m", "1024", "64MiB", "3g", "17179869184g"])) {
         if let Ok(bytes) = parse_size(&text) {
             prop_assert!(text.starts_with(|first: char| first.is_ascii_digit()));
             prop_assert_eq!(parse_size(&bytes.to_string()), Ok(bytes));
@@ -103,7 +103,7 @@ proptest! {
     }
 
     #[test]
-    fn resource_limits_of_any_text(text in mutated::text(["nofile=1024:524288", "core=0", "memlock=unlimited", "nice=-1:-1"])) {
+    fn a_resource_limit_of_any_text_is_refused_or_read_back(text in mutated::text(["nofile=1024:524288", "core=0", "memlock=unlimited", "nice=-1:-1"])) {
         match text.parse::<Rlimit>() {
             Ok(limit) => {
                 prop_assert!(limit.soft <= limit.hard);
@@ -115,7 +115,7 @@ proptest! {
     }
 
     #[test]
-    fn names_of_runs(text in mutated::text(["layered-0123456789abcdef"])) {
+    fn an_accepted_run_name_is_a_file_name(text in mutated::text(["layered-0123456789abcdef"])) {
         if let Some(id) = ContainerId::of_earlier_run(text.clone()) {
             prop_assert!(!id.as_str().contains(['/', '\n', '\0']) && id.as_str() == text);
         }

@@ -50,7 +50,7 @@ const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
 /// The mode of a new directory, the same as runtimes use.
 const USUAL_MODE: Mode = Mode::from_raw_mode(0o755);
 
-/// The mode of a tmpfs that is mounted without the option (tmpfs(5)).
+/// The mode of a tmpfs that is mounted without the option `mode` (tmpfs(5)).
 const TMPFS_MODE: Mode = Mode::from_raw_mode(0o1777);
 
 /// How often to retry openat2(2) after EAGAIN, that is, after a concurrent rename or mount anywhere
@@ -150,8 +150,8 @@ impl Rootfs {
     /// link.
     ///
     /// Runtimes create them too, but [`created`](Self::created) lists only what this value creates.
-    /// Mount points inside another of the template's mounts are left to the runtime, because that mount
-    /// would hide anything created here.
+    /// Mount points inside another mount of the template are left to the runtime, because that
+    /// mount would hide anything created here.
     ///
     /// The command's [user](Self::find_user) owns a working directory that this function creates,
     /// with the parents that it creates. An existing directory keeps its owner.
@@ -193,7 +193,7 @@ impl Rootfs {
     fn working_directory(&mut self, cwd: &Path, template: &Template) -> Result<()> {
         let view = View::new(&self.root, template.mounts()).map_err(Error::io("look at", &self.path))?;
         match view.find(cwd) {
-            // The path is a file or a link to one, which the runtime reports.
+            // `directory` fails if the path is a file or a link to one. The runtime reports that.
             Ok(Found::InRoot(path)) => match self.directory(&path) {
                 Ok(_) => self.give_away(&path, template),
                 Err(error) => {
@@ -226,8 +226,8 @@ impl Rootfs {
         })
     }
 
-    /// Refuses `/dev`, `/proc` and `/sys` that are symbolic links. It is not an error if they do
-    /// not exist.
+    /// Fails if `/dev`, `/proc` or `/sys` is a symbolic link. It is not an error if they do not
+    /// exist.
     ///
     /// Runtimes check their mount points, but not every file that they create. If `/dev` is a link
     /// to `/etc`, runc 1.1.5 creates `/dev/fd`, `/dev/ptmx` and others in the `/etc` of the host.
@@ -306,7 +306,8 @@ impl Rootfs {
         }
     }
 
-    /// Returns `path`, whose last name is in `parent`, without symbolic links.
+    /// Returns `path` without symbolic links. `parent` is the directory that contains its last
+    /// name.
     fn real(&self, parent: &OwnedFd, path: &Path) -> PathBuf {
         if path.parent() == Some(Path::new("/")) {
             return path.into();
@@ -327,7 +328,7 @@ impl Rootfs {
 fn make_directory(parent: impl AsFd, name: &OsStr, mode: Mode) -> rustix::io::Result<OwnedFd> {
     rustix::fs::mkdirat(&parent, name, mode)?;
     let made = rustix::fs::openat(&parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-    // Neither the umask nor a default ACL affects the mode then.
+    // Set the mode again, because the umask or a default ACL may have changed it.
     rustix::fs::fchmod(&made, mode)?;
     Ok(made)
 }

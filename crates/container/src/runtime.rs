@@ -1,5 +1,5 @@
 //! Runs a bundle with an OCI runtime and decides how the command ended. `supervise` looks after the
-//! container; `runtime::flaws` knows what is wrong with versions of runtimes.
+//! container; `runtime::flaws` lists the known flaws of runtimes.
 
 use std::ffi::OsString;
 use std::fs;
@@ -50,19 +50,19 @@ pub struct Runtime {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Status {
-    /// It exited with this status.
+    /// The command exited with this status.
     Exited(i32),
-    /// This signal ended it.
+    /// This signal ended the command.
     Signaled(i32),
-    /// It exceeded its [timeout](Supervision::timeout).
+    /// The command exceeded its [timeout](Supervision::timeout).
     TimedOut,
-    /// It was [cancelled](Cancel).
+    /// The run was [cancelled](Cancel).
     Cancelled,
-    /// The kernel killed it because the container had reached its memory limit. (If the kernel
-    /// killed another process of the container and the command ended by itself, the status is that
-    /// of the command; see [`Usage::out_of_memory`].)
+    /// The kernel killed the command because the container had reached its memory limit. If the
+    /// kernel killed only another process of the container, the status is the command's own: see
+    /// [`Usage::out_of_memory`].
     OutOfMemory,
-    /// It wrote more than the [output limit](Supervision::output_limit_bytes).
+    /// The command wrote more than the [output limit](Supervision::output_limit_bytes).
     OutputLimit,
 }
 
@@ -83,8 +83,8 @@ pub struct Finished {
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
     pub stderr: Option<Excerpt>,
-    /// Why a part of the output is lost, if it is: usually a full disk. The command did not get an
-    /// error.
+    /// Why a part of the output was lost, if it was. Usually the disk is full. The command did not
+    /// get an error.
     pub output_error: Option<io::Error>,
     /// The resources that the container used, if it had a [`Cgroup`].
     pub usage: Usage,
@@ -99,7 +99,7 @@ impl Finished {
 }
 
 impl Default for Runtime {
-    /// runc, as found in `PATH`.
+    /// Returns runc, which is looked up in `PATH`.
     fn default() -> Self {
         Self::new("runc")
     }
@@ -153,8 +153,8 @@ impl Runtime {
 
     /// Returns the directory that must appear empty to the runtime.
     ///
-    /// crun takes a machine for one of cgroup v2 if it finds that hierarchy mounted beside the v1
-    /// ones, and then fails. It does not if a tmpfs covers the v2 hierarchy.
+    /// If crun finds the cgroup v2 hierarchy mounted beside v1 hierarchies, it treats the machine
+    /// as one with only v2, and fails. A tmpfs over the v2 hierarchy prevents that.
     fn hidden_directory(&self) -> Option<&'static Path> {
         cgroup::hybrid_mount_point().filter(|_| self.is_crun())
     }
@@ -171,9 +171,9 @@ impl Runtime {
         self.program.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(name))
     }
 
-    /// Runs the command in `bundle` as the container `id`, looked after as `supervision` says, and
-    /// waits for its end. The container never outlives this call, whether it succeeds or fails, nor the calling thread or process, even if that is
-    /// killed.
+    /// Runs the command in `bundle` as the container `id`, with the options of `supervision`, and
+    /// waits for it to end. The container never outlives this call, whether the call succeeds or
+    /// fails. It does not outlive the calling thread or process either, even if that is killed.
     ///
     /// The runtime only starts the container. Two small processes of this crate look after it. One
     /// is process 1 of a PID namespace around the runtime and the container; when it ends, the
@@ -181,8 +181,8 @@ impl Runtime {
     /// that is the command itself ([`Init::None`]).
     ///
     /// A command that exits with a status other than 0 is a result, not an error. The command
-    /// starts with the default action for every signal, whatever the caller ignores, and with the
-    /// caller's CPU affinity. If the run is already cancelled, nothing is started.
+    /// starts with the default action for every signal, even for those that the caller ignores, and
+    /// with the caller's CPU affinity. If the run is already cancelled, nothing is started.
     ///
     /// `bundle` must name the [`container_path`](Cgroup::container_path) of `cgroup`. When the
     /// container has ended, this call reads the group's usage and removes the group.
@@ -201,8 +201,8 @@ impl Runtime {
     /// - [`Error::Io`] if the root file system or its account files cannot be read, the runtime's
     ///   log cannot be created, or the container cannot be watched.
     ///
-    /// The bundle's directory then holds `config.json`. If the runtime was started, it may also hold
-    /// the runtime's `runtime.log`, `pid` and `state/`.
+    /// The bundle's directory then holds `config.json`. If the runtime was started, the directory
+    /// may also hold the runtime's `runtime.log`, `pid` and `state/`.
     pub fn run(
         &self,
         bundle: &Bundle,
@@ -346,7 +346,7 @@ impl Drop for Removed<'_> {
 struct RemovedIfEmpty(Cgroup);
 
 impl RemovedIfEmpty {
-    /// `None` if the runtime chooses the group: only an absolute path says where that is.
+    /// Returns `None` if the runtime chooses the group: only an absolute path determines the group.
     fn new(config: &Config) -> Result<Option<Self>> {
         let path = config.cgroups_path().and_then(|path| path.strip_prefix('/')).filter(|path| !path.is_empty());
         path.map(|path| Ok(Self(Cgroup::new(path)?))).transpose()

@@ -104,7 +104,7 @@ pub(crate) enum Ended {
     OutputLimit,
 }
 
-/// How far the end of the command has got.
+/// How far the end of the command has progressed.
 enum Stage {
     /// The command may run until this time.
     Running(Option<Instant>),
@@ -115,8 +115,8 @@ enum Stage {
 }
 
 impl<'a> Supervised<'a> {
-    /// Starts the keeper, which starts the container. The kernel kills all of it when the calling
-    /// thread ends.
+    /// Starts the keeper, which starts the container. The kernel kills all their processes when the
+    /// calling thread ends.
     pub(crate) fn start(task: Task<'a>) -> io::Result<Self> {
         let masked = Masked::new()?;
         let keyboard = if matches!(task.stdin, Input::Inherit) { Keyboard::Callers } else { Keyboard::Other };
@@ -149,7 +149,7 @@ impl<'a> Supervised<'a> {
             directory: &directory,
             hidden: hidden.as_deref(),
         })?;
-        // From here on, dropping it kills the container.
+        // From here on, dropping the keeper kills the container.
         let keeper = Keeper::new(pid)?;
         let report = Report::new(File::from(reader));
         // Returning drops the container's ends of the pipes. While this process holds them, the
@@ -211,9 +211,9 @@ impl<'a> Supervised<'a> {
         })
     }
 
-    /// Copies what is left in the pipes, after all their writers have ended. If a destination such
-    /// as a terminal accepts no more, it gets as much time as the command had left, plus the grace
-    /// period.
+    /// Copies the output that is left in the pipes, after all their writers have ended. If a
+    /// destination such as a terminal accepts no more, it gets as much time as the command had
+    /// left, plus the grace period.
     fn hand_on_the_last(&mut self, stage: &Stage, orders: Orders<'_>) -> io::Result<()> {
         let after_grace = |from: Instant| from.checked_add(orders.grace);
         let (mut until, mut order) = match stage {
@@ -279,7 +279,7 @@ impl<'a> Supervised<'a> {
         }
     }
 
-    /// Waits for one event. `order` becomes readable if there is a request to follow. Reads output
+    /// Waits for one event. `order` becomes readable if the caller requests something. Reads output
     /// before it reports the container's end.
     fn wait_for_event(
         &mut self,
@@ -357,7 +357,7 @@ impl<'a> Supervised<'a> {
         })
     }
 
-    /// Returns what the helper reported and what became of the outputs.
+    /// Returns the facts that the helper reported, and the results of the outputs.
     pub(crate) fn finish(self) -> (Facts, Outputs) {
         (self.report.into_facts(), self.streams.finish())
     }

@@ -9,7 +9,7 @@ use crate::{Cancel, Init, Input, Output, Signals};
 /// How long a command may keep running after it was asked to end, if the caller sets nothing else.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How a command is looked after: its streams, its limits and its signals.
+/// The options of a running command: its streams, its limits and its signals.
 ///
 /// By default the command has no input and no limits, and its output is discarded. Each setter of
 /// an optional value takes the value or an `Option` of it; `None` restores the default.
@@ -105,7 +105,8 @@ impl<'a> Supervision<'a> {
         self
     }
 
-    /// Returns what [`cancel`](Self::cancel) has set, for a caller with work of its own to end.
+    /// Returns the value that [`cancel`](Self::cancel) has set. A caller can use it to end its own
+    /// work, too.
     pub fn get_cancel(&self) -> Option<&Cancel> {
         self.cancel.as_ref()
     }

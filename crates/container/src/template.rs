@@ -51,8 +51,8 @@ pub use size::parse_size;
 /// The beginning of the environment's entry for `HOME`.
 const HOME: &str = "HOME=";
 
-/// The largest file that is read, in bytes. A configuration with Docker's seccomp profile has about
-/// 20 KB.
+/// The largest file that is read, in bytes. A configuration with Docker's seccomp profile takes
+/// about 20 KB.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// A container without its root file system: a valid `config.json` of the [OCI runtime
@@ -85,7 +85,7 @@ const MAX_BYTES: u64 = 16 << 20;
 pub struct Template {
     /// Shared with every configuration of this template.
     value: Arc<Value>,
-    /// The compiled `linux.seccomp`, if this crate has made the profile.
+    /// The compiled `linux.seccomp`, if this crate has created the profile.
     filter: Option<Arc<OnceLock<Option<String>>>>,
 }
 
@@ -161,8 +161,8 @@ impl Template {
         self.value.pointer("/process/cwd")?.as_str().map(Path::new)
     }
 
-    /// Returns the numbers of the command's user and group. If only a name is known, the numbers
-    /// have no meaning; the builder then writes those of nobody (65534). See
+    /// Returns the IDs of the command's user and group. If only a name is known, the IDs have no
+    /// meaning: the builder then writes those of nobody (65534). See
     /// [`user_spec`](Self::user_spec).
     pub fn user(&self) -> (u32, u32) {
         let id = |name| self.value.pointer(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
@@ -172,8 +172,8 @@ impl Template {
     /// Returns the command's user and group by number or by name.
     ///
     /// The configuration stores a [`UserSpec`] with a name in `process.user.username`, which
-    /// runtimes on Linux ignore. The name counts only if the numbers are those of nobody (65534).
-    /// Otherwise, the numbers of the configuration decide.
+    /// runtimes on Linux ignore. The name counts only if both IDs are those of nobody (65534).
+    /// Otherwise, the IDs of the configuration decide.
     pub fn user_spec(&self) -> UserSpec {
         let name = self.value.pointer("/process/user/username").and_then(Value::as_str);
         let (uid, gid) = self.user();
@@ -181,7 +181,7 @@ impl Template {
         name.and_then(|name| name.parse().ok()).unwrap_or(UserSpec::of_ids(uid, gid))
     }
 
-    /// Returns the numbers of the supplementary groups.
+    /// Returns the IDs of the supplementary groups.
     pub(crate) fn additional_gids(&self) -> impl Iterator<Item = u32> {
         let ids = self.array("/process/user/additionalGids").filter_map(Value::as_u64);
         ids.filter_map(|id| u32::try_from(id).ok())
@@ -280,7 +280,7 @@ mod tests {
 
     use super::*;
 
-    /// A configuration with keys that `oci-spec` does not know, at every depth.
+    /// Returns a configuration with keys that `oci-spec` does not know, at every depth.
     fn foreign() -> Value {
         json!({
             "ociVersion": "1.0.2-dev",
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_getters_return_what_a_runner_has_to_prepare() {
+    fn the_getters_return_the_values_of_the_configuration() {
         let foreign = Template::from_value(foreign()).unwrap();
         assert_eq!(foreign.args().collect::<Vec<_>>(), ["sh"]);
         assert_eq!(foreign.hostname(), Some("here"));

@@ -1,4 +1,4 @@
-//! The user that a command runs as: the caller's specification and the resolved numbers. `accounts`
+//! The user that a command runs as: the caller's specification and the resolved IDs. `accounts`
 //! parses the lines of the account files. `rootfs::users` locates those files.
 
 pub(crate) mod accounts;
@@ -9,12 +9,12 @@ use std::str::FromStr;
 
 use crate::template::TemplateError;
 
-/// The number that a `config.json` holds while only the name of a user or group is known: that of
-/// nobody. A program that runs such a configuration without looking up the name does not grant any
+/// The UID or GID of nobody. A `config.json` holds it while only the name of a user or group is
+/// known. A program that runs such a configuration without looking up the name does not grant any
 /// privileges.
 pub(crate) const NOBODY: u32 = 65534;
 
-/// A user, and perhaps a group, by number or by name: `UID[:GID]`, `NAME[:GROUP]`, `NAME:GID` or
+/// A user and an optional group, by number or by name: `UID[:GID]`, `NAME[:GROUP]`, `NAME:GID` or
 /// `UID:GROUP`.
 ///
 /// Digits are always a number, never a name. A number needs no line in `/etc/passwd` or
@@ -70,6 +70,8 @@ impl UserSpec {
 impl FromStr for UserSpec {
     type Err = TemplateError;
 
+    /// Parses one of the forms in the table.
+    ///
     /// # Errors
     /// [`TemplateError::User`] if `text` does not have one of these forms or a number is
     /// too large.
@@ -122,7 +124,7 @@ impl fmt::Display for Account {
     }
 }
 
-/// The user of a container in numbers, as returned by
+/// The IDs and the home directory of a container's user, as returned by
 /// [`Rootfs::find_user`](crate::Rootfs::find_user).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -134,18 +136,17 @@ pub struct User {
 }
 
 impl User {
-    /// Returns the user's number.
+    /// Returns the user ID.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// Returns the number of the primary group.
+    /// Returns the ID of the primary group.
     pub fn gid(&self) -> u32 {
         self.gid
     }
 
-    /// Returns the numbers of the supplementary groups without duplicates, the template's own
-    /// first.
+    /// Returns the IDs of the supplementary groups without duplicates, the template's own first.
     pub fn additional_gids(&self) -> &[u32] {
         &self.additional_gids
     }
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn users_and_groups_by_number_and_by_name() {
+    fn users_and_groups_are_parsed_by_number_and_by_name() {
         let table = [
             ("0", Account::Id(0), Some(Account::Id(0)), "0:0"),
             ("1000", Account::Id(1000), Some(Account::Id(1000)), "1000:1000"),
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_user_is_refused_in_one_line() {
+    fn an_invalid_user_is_refused_in_one_line() {
         for text in ["", ":", ":5", "1000:", "opam:", "a:b:c", "1:2:3", "a\nb", "a\0", "a:\u{1b}[2J"] {
             let message = text.parse::<UserSpec>().unwrap_err().to_string();
             let expected = format!("the user {text:?} is not a user: write NAME, UID, NAME:GROUP or UID:GID");
@@ -206,7 +207,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn users_of_any_text(text in mutated::text(["1000", "1000:5", "opam:staff", "4294967295"])) {
+        fn a_user_of_any_text_is_refused_or_read_back(text in mutated::text(["1000", "1000:5", "opam:staff", "4294967295"])) {
             match text.parse::<UserSpec>() {
                 Ok(spec) => prop_assert_eq!(spec.to_string().parse::<UserSpec>().unwrap(), spec),
                 Err(error) => prop_assert!(error.to_string().chars().all(|c| !c.is_control()), "{}", error),

@@ -1,11 +1,11 @@
-//! What a merge costs, and taking it away, against the tools that it replaces:
+//! Compares a merge, and the removal of its result, with the tools that they replace. To run it:
 //! `cargo bench -p layer`.
 //!
-//! Prints ratios within one run, since times drift by half from minute to minute: everything is
-//! done in turn, round by round, and the medians are compared. Real Debian packages are the layers,
-//! 60 at a time, downloaded once by `scripts/debian-layers`.
+//! Prints ratios within one run, because times drift by half from minute to minute. Each round
+//! measures everything in turn, and the medians are compared. The layers are real Debian packages,
+//! 60 at a time, which `scripts/debian-layers` downloads once.
 
-// What a benchmark is for.
+// A benchmark prints its results.
 #![allow(clippy::print_stdout)]
 
 use std::collections::HashSet;
@@ -27,14 +27,14 @@ const TWO: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 fn main() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    // What Debian's own builds start from: many small packages.
+    // Debian's own builds start from these: many small packages.
     real_packages(&dir.path().join("build"), &["build-essential", "debhelper"]);
-    // One of them, Boost's headers, has two thirds of the files.
+    // One of these packages, Boost's headers, has two thirds of the files.
     real_packages(&dir.path().join("giant"), &["g++", "git", "cmake", "vim", "libboost-dev"]);
     same_content(dir.path());
 }
 
-/// Against `cp` a layer at a time and `rm -rf`.
+/// Compares a merge with `cp`, one layer at a time, and a removal with `rm -rf`.
 fn real_packages(dir: &Path, packages: &[&str]) {
     fs::create_dir(dir).expect("a new directory");
     let trees = debian(&dir.join("debian"), packages);
@@ -49,8 +49,8 @@ fn real_packages(dir: &Path, packages: &[&str]) {
         one.push(timed(|| merged = merge(ONE, &trees, &target("one", round))));
         two.push(timed(|| merged = merge(TWO, &trees, &target("two", round))));
     }
-    // Not between the merges: ext4 shuns inodes that were freed a moment ago, and looking for
-    // others is what would be measured.
+    // The removals do not run between the merges. Ext4 avoids inodes that were freed a moment ago,
+    // and the merges would measure its search for others.
     for round in 0..ROUNDS {
         rm.push(timed(|| run(Command::new("rm").arg("-rf").arg(target("cp", round)))));
         remove_one.push(timed(|| Remove::new().threads(ONE).run(target("bare", round)).expect("removed")));
@@ -61,17 +61,17 @@ fn real_packages(dir: &Path, packages: &[&str]) {
     println!("\n{count} Debian packages of {names}: {} files, {} directories", merged.linked, merged.directories);
     let ours = [("one thread", one), ("two threads", two), ("(mkdirat and linkat alone, names at hand)", bare)];
     table("merge", "cp -n --archive --link, a layer at a time", cp, ours);
-    let ours = [("one thread", remove_one), ("two threads", remove_two), ("as many as usual", remove_usual)];
+    let ours = [("one thread", remove_one), ("two threads", remove_two), ("default number of threads", remove_usual)];
     table("removal", "rm -rf", rm, ours);
 }
 
-/// The calls that no merge can do without, to be made by one thread that knows all names
-/// beforehand: the floor.
+/// The system calls that no merge can avoid, made by one thread that knows all names beforehand.
+/// Their time is the minimum for a merge.
 struct Calls {
-    /// Each directory after the one that it is in.
+    /// The directories, each after its parent.
     directories: Vec<PathBuf>,
-    /// Of each directory of each layer: itself, where it goes, and the files that no layer above
-    /// has.
+    /// For each directory of each layer: its path, its path in the target, and the files in it that
+    /// no layer above has.
     parts: Vec<(PathBuf, PathBuf, Vec<OsString>)>,
 }
 
@@ -114,8 +114,8 @@ impl Calls {
     }
 }
 
-/// Layers that all have files in the same directories: the cost of a file must not grow with the
-/// number of layers.
+/// Merges layers that all have files in the same directories. The cost of a file must not grow with
+/// the number of layers.
 fn same_content(dir: &Path) {
     let tree = |n: usize| dir.join(format!("same/{n}"));
     for n in 0..400 {
@@ -144,7 +144,7 @@ fn merge(threads: NonZeroUsize, trees: &[PathBuf], target: &Path) -> Merged {
     Merge::new().threads(threads).run(trees, target).expect("merged")
 }
 
-/// The topmost first, nothing replaced.
+/// Copies the topmost layer first, and replaces nothing.
 fn cp_merge(trees: &[PathBuf], target: &Path) {
     fs::create_dir(target).expect("a new directory");
     for tree in trees {
@@ -152,7 +152,7 @@ fn cp_merge(trees: &[PathBuf], target: &Path) {
     }
 }
 
-/// The topmost 60 trees of these packages and what they need.
+/// Returns the topmost 60 trees of these packages and their dependencies.
 fn debian(dest: &Path, packages: &[&str]) -> Vec<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/debian-layers");
     run(Command::new(script).arg(dest).args(packages));

@@ -1,10 +1,10 @@
-//! What a store costs: looking through it, and holding layers of it against collectors:
+//! Measures a scan of a store, and the holds that protect its layers from collectors. To run it:
 //! `cargo bench -p layer --bench store`.
 //!
-//! Prints ratios within one run, as the other benchmark does and for the same reason.
-//! `LAYERED_LAYERS` says how many layers the store has, 100,000 if that is not set.
+//! Prints ratios within one run, for the same reason as `merge.rs`. `LAYERED_LAYERS` sets the
+//! number of layers in the store, 100,000 by default.
 
-// What a benchmark is for.
+// A benchmark prints its results.
 #![allow(clippy::print_stdout)]
 
 use std::fs;
@@ -22,7 +22,7 @@ fn main() {
     scans(&dir.path().join("store"));
 }
 
-/// Against marking the same layers as used, which a run does anyway.
+/// Compares a hold with marking the same layers as used, which a run does anyway.
 fn holds(store: &Path) {
     make(store, 400);
     let layers: Vec<_> = names(400).map(|name| Layer::at(store.join(name))).collect();
@@ -58,18 +58,18 @@ fn holds(store: &Path) {
             );
         });
     });
-    println!("  6,400 holds of 400 layers by 64 threads at once: {:.0?} a layer", at_once / (6_400 * 400));
-    // Others' holds are what a collector reads, and no holder.
+    println!("  6,400 holds of 400 layers by 64 concurrent threads: {:.0?} per layer", at_once / (6_400 * 400));
+    // A collector reads the holds of other processes, and a holder does not.
     let others: Vec<_> = (0..64).map(|_| Hold::of(layers.iter().map(Layer::path)).expect("held")).collect();
     let look = || drop(Collector::new().max_bytes(0).collect(store).expect("collected"));
     println!(
-        "  a collector over 400 layers that 64 runs hold, all of it: {:.1?}",
+        "  a collector over 400 layers, all of which 64 runs hold: {:.1?}",
         median((0..ROUNDS).map(|_| timed(look)).collect())
     );
     drop(others);
 }
 
-/// Against `find`, which opens each directory.
+/// Compares a scan with `find`, which opens each directory.
 fn scans(store: &Path) {
     let count = std::env::var("LAYERED_LAYERS").map_or(100_000, |count| count.parse().expect("LAYERED_LAYERS"));
     make(store, count);
@@ -103,7 +103,7 @@ fn scans(store: &Path) {
     println!("collecting them all: {:.1?} a layer", time / u32::try_from(count).expect("not that many"));
 }
 
-/// Names as long as hashes.
+/// Returns names as long as hashes.
 fn names(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|number| format!("{number:040x}"))
 }
@@ -114,12 +114,12 @@ fn make(store: &Path, count: usize) {
     for name in names(count) {
         let layer = Layer::at(store.join(name));
         fs::create_dir_all(layer.fs()).expect("a directory");
-        // Not synced, as a hundred thousand times that would take.
+        // The file is not synced: that would take too long for 100,000 layers.
         fs::write(layer.meta_path(), &meta).expect("a file");
     }
 }
 
-/// The most that this process ever had: proc_pid_status(5).
+/// Returns the peak memory of this process, in KiB: proc_pid_status(5).
 fn peak_memory_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("proc");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");

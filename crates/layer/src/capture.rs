@@ -1,6 +1,6 @@
 //! Turns an upper that a command has written into a layer that is right in any stack.
-//! `capture/directory.rs` changes the tree; `capture/lock.rs` makes the layer appear whole or not
-//! at all.
+//! `capture/directory.rs` changes the tree; `capture/lock.rs` makes the layer appear complete or
+//! not at all.
 
 mod barrier;
 mod directory;
@@ -76,17 +76,19 @@ use crate::tree::walk::work_queue;
 ///
 /// # After a power cut or a kill
 /// The layer is either complete or absent. One sync of the file system (syncfs(2)) makes the tree
-/// and the future `layer.json` durable; concurrent captures of one process share it. Only then does
-/// the capture move the tree. When the move is durable, too, `layer.json` gets its name.
+/// and the future `layer.json` durable; concurrent captures of one process share the sync. Only
+/// then does the capture move the tree. When the move is durable, too, `layer.json` gets its name.
 ///
 /// A capture that was killed at any moment can be repeated with the same arguments. Either it finds
 /// the upper where it was, or it finds the tree moved and completes the layer. A
 /// [`Collector`](crate::Collector) does the same for a tree that was moved.
 ///
 /// # Twice at once
-/// One of two concurrent captures of a layer wins. The other one fails with
-/// [`Error::AlreadyCaptured`] and has changed nothing, whichever process it is in. The layer's
-/// directory may exist, with sidecars and a log in it, which are then as durable as the layer.
+/// If two captures make the same layer concurrently, in one process or in two, one of them wins.
+/// The other one fails with [`Error::AlreadyCaptured`], and does not change its upper.
+///
+/// The layer's directory may already exist, with sidecars and a log in it. The capture makes these
+/// as durable as the layer.
 #[derive(Debug, Clone)]
 #[must_use = "it captures when `into_layer` is called"]
 pub struct Capture<'a> {
@@ -100,17 +102,19 @@ pub struct Capture<'a> {
     progress: Callback<'a, dyn Fn(Step) + Sync + 'a>,
 }
 
-/// What a capture has done.
+/// The result of a capture.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Captured {
     /// The layer's tree, as [`TreeSize::of`] measures it. Its bytes are recorded as `disk_usage`.
     pub size: TreeSize,
-    /// Files and directories that were removed because the run, and not the command, had made them.
+    /// The number of files and directories that were removed because the run, and not the command,
+    /// had made them.
     pub taken_out: u64,
-    /// Directories that were opaque.
+    /// The number of directories that were opaque.
     pub opaques: u64,
-    /// Whiteouts that were made in their place.
+    /// The number of whiteouts that were made, for entries that the opaque directories hid and in
+    /// place of whiteouts in the form of xattrs.
     pub whiteouts: u64,
 }
 
@@ -118,17 +122,17 @@ pub struct Captured {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Step {
-    /// The capture removes from the upper what the run made.
+    /// The capture removes the files that the run made from the upper.
     TakeOut,
-    /// The capture walks the upper: attributes, opaque directories, times.
+    /// The capture walks the upper, and changes overlay xattrs, opaque directories and times.
     Settle,
-    /// The capture writes `layer.json` under another name.
+    /// The capture writes `layer.json` under a temporary name.
     Stage,
-    /// The capture makes all of it durable.
+    /// The capture makes the tree and this file durable.
     Sync,
-    /// The capture moves the tree to `fs`, durably.
+    /// The capture moves the tree to `fs`, and makes the move durable.
     Move,
-    /// `layer.json` gets its name: the layer exists from then on.
+    /// The capture renames the file to `layer.json`: the layer exists from then on.
     Publish,
     /// The capture makes the name durable.
     Finish,
@@ -157,14 +161,14 @@ impl<'a> Capture<'a> {
         }
     }
 
-    /// Sets what the run put into the upper besides the command. Not needed for what the run has
-    /// [recorded](RunRecord) on the upper itself.
+    /// Sets the files that the run, and not the command, put into the upper. The files that the run
+    /// has [recorded](RunRecord) on the upper itself need not be among them.
     pub fn made(mut self, made: impl IntoIterator<Item = Made>) -> Self {
         self.made = Some(made.into_iter().collect());
         self
     }
 
-    /// Captures no upper but this one, wherever it has been moved to.
+    /// Captures only the upper with this identity, wherever it has been moved to.
     pub fn of_upper(mut self, id: UpperId) -> Self {
         self.upper = Some(id);
         self
@@ -177,7 +181,7 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Reads and writes overlayfs's attributes in `namespace`.
+    /// Reads and writes the overlay xattrs in `namespace`.
     pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
         self
@@ -203,31 +207,34 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Makes the upper directory `upper` the tree of `layer`, and writes `meta` as its
-    /// `layer.json`, with `disk_usage` and `created_at` filled in.
+    /// Turns the upper directory `upper` into the tree of `layer`, and writes `meta` as its
+    /// `layer.json`. Sets `disk_usage` and `created_at` in it.
     ///
-    /// Makes the layer's directory if it is missing; its parent must exist. The upper must be on
-    /// the same file system, and is moved; it may also be in the layer's directory as `fs` already.
-    /// When this returns, the layer is durable.
+    /// Makes the layer's directory if it is missing; its parent must exist. Moves the upper into
+    /// this directory, so the upper must be on the same mount. The upper may also already be `fs`
+    /// in the layer's directory. When this returns, the layer is durable.
     ///
-    /// It is not an error if a lower does not exist any more, unless the upper replaces a directory
-    /// of the lowers.
+    /// It is not an error if a lower does not exist any more, unless the upper has an opaque
+    /// directory.
     ///
     /// # Errors
     /// - [`Error::NotADirectory`] if the upper, a lower or the layer is not a directory.
     /// - [`Error::UpperIsLower`], [`Error::UpperOverlapsLower`], [`Error::UpperIsLayers`],
     ///   [`Error::AnotherUpper`], [`Error::LayerInsideTree`], [`Error::RootDirectory`],
     ///   [`Error::AlreadyCaptured`], [`Error::TreeInTheWay`], [`Error::OtherFileSystem`],
-    ///   [`Error::MadeUnknown`]: nothing has been changed.
+    ///   [`Error::MadeUnknown`]: the upper is unchanged.
     /// - [`Error::LowerMissing`] if a missing lower is needed.
     /// - [`Error::Unmergeable`] for an upper that was written with `redirect_dir` or `metacopy` on.
     /// - [`Error::MountInside`] if something is mounted in the upper or in a lower.
     /// - [`Error::Io`] names what could not be read, changed or moved.
     ///
-    /// On an error there is no layer, and the upper is where it was, unless [`Error::NotMovedBack`]
-    /// says otherwise. Over the same lowers it shows what it showed before, and it can be captured
-    /// again. The only exception is a failure of the last step, [`Step::Finish`]: the layer exists,
-    /// and may be gone after a power cut.
+    /// After an error, the upper is not a layer, and it is where it was, unless
+    /// [`Error::NotMovedBack`] says otherwise. It can be captured again. Files that the run made
+    /// may be gone, and times may already be clamped. Apart from that, the upper shows over the
+    /// same lowers what it showed before.
+    ///
+    /// The only exception is a failure of the last step, [`Step::Finish`]: the layer exists, and
+    /// may be gone after a power cut.
     pub fn into_layer(&self, upper: impl AsRef<Path>, layer: &Layer, meta: Meta) -> Result<Captured> {
         let upper = match Upper::open(upper.as_ref()) {
             Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper.as_ref(), layer, missing),
@@ -260,7 +267,7 @@ impl<'a> Capture<'a> {
         work
     }
 
-    /// Decides whether the tree is in the layer's directory already or will be moved there.
+    /// Decides whether the tree is already in the layer's directory or must be moved there.
     fn place(lock: &CaptureLock<'_>, upper: &Upper) -> Result<Stage> {
         let layer = lock.layer();
         let own = (upper.stat.st_dev, upper.stat.st_ino);
@@ -268,7 +275,7 @@ impl<'a> Capture<'a> {
             Found::Layer => return Err(Error::AlreadyCaptured { layer: layer.path().into() }),
             Found::Sealed { tree } | Found::Unfinished { tree: Some(tree) } if tree == own => return Ok(Stage::Staged),
             Found::Sealed { .. } => {
-                // Of another upper, whose capture was killed.
+                // The tree is another upper, whose capture was killed.
                 lock.publish()?;
                 return Err(Error::AlreadyCaptured { layer: layer.path().into() });
             }
@@ -279,8 +286,8 @@ impl<'a> Capture<'a> {
         Ok(Stage::Sealed)
     }
 
-    /// Completes a capture that was killed after it had moved `upper`. `missing` is the error that
-    /// the upper is not there.
+    /// Completes a capture that was killed after it had moved `upper`. If there was none, returns
+    /// the error `missing`.
     fn finish_killed(&self, upper: &Path, layer: &Layer, missing: Error) -> Result<Captured> {
         let Some(lock) = CaptureLock::take_existing(layer)? else { return Err(missing) };
         let is_ours = match self.upper {
@@ -289,7 +296,7 @@ impl<'a> Capture<'a> {
         };
         match lock.look()? {
             Found::Sealed { .. } if is_ours => lock.publish()?,
-            // Nothing but the last sync may be missing.
+            // Only the last sync may be missing.
             Found::Layer if is_ours => lock.sync()?,
             _ => return Err(missing),
         }
@@ -303,7 +310,7 @@ impl<'a> Capture<'a> {
         let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
         self.reach(Step::Settle);
         let mut captured = Captured { taken_out, ..self.settle(upper, below)? };
-        // The list in it may have a block of its own, which is not the layer's.
+        // The list in the record may take a block, which must not count as part of the layer.
         RunRecord::shorten(root, &upper.path, self.xattrs, *root_mode)?;
         let stat = fstat(root).map_err(Error::io("look at", &upper.path))?;
         captured.size.bytes += size::allocated(&stat);
@@ -311,7 +318,7 @@ impl<'a> Capture<'a> {
         self.reach(Step::Stage);
         let meta = Meta { disk_usage: captured.size.bytes, created_at: SystemTime::now(), ..meta };
         lock.stage(&meta)?;
-        // Before anything can be reached by its name in the layer.
+        // Set the mode before any user can reach the tree through the layer's directory.
         lock.open_to(self.access)?;
         if *stage == Stage::Sealed {
             lock.record_upper(&upper.path, self.xattrs);
@@ -328,7 +335,7 @@ impl<'a> Capture<'a> {
             lock.seal()?;
             upper.move_to(lock.dir(), layer)?;
         }
-        // From here on a failure has to move the upper back.
+        // From here on, the capture moves the upper back if a step fails.
         let published = lock.sync().and_then(|()| {
             self.reach(Step::Publish);
             lock.publish_from(*stage)
@@ -368,15 +375,15 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// A capture under way.
+/// A capture in progress.
 struct Filling<'a> {
     upper: &'a Upper,
     below: &'a Lowers,
     made: Vec<Made>,
-    /// The mode of the upper's root, if it was closed since the run.
+    /// The mode of the upper's root in the run, if the root has been closed to other users since.
     root_mode: Option<u32>,
     lock: &'a CaptureLock<'a>,
-    /// The mark by which `layer.json` is published: [`Stage::Sealed`] if the tree has to be moved.
+    /// The mark that becomes `layer.json`: [`Stage::Sealed`] if the tree must be moved.
     stage: Stage,
 }
 
@@ -390,7 +397,7 @@ impl AddAssign for Captured {
     }
 }
 
-/// Converts a time to the kernel's form, also one before 1970.
+/// Converts a time to the kernel's form. The time may be before 1970.
 fn timespec(time: SystemTime) -> Timespec {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => {
@@ -407,10 +414,10 @@ fn timespec(time: SystemTime) -> Timespec {
     }
 }
 
-/// For `map_err`: a failed system call on something below an upper.
+/// Returns a function for `map_err` that describes a failed system call on a file of an upper.
 fn failure(operation: &'static str, path: PathBuf) -> impl FnOnce(Errno) -> Error {
     move |errno| match errno {
-        // The way leads to another mount, or a mount point is to be removed.
+        // The path leads into another mount, or the file to remove is a mount point.
         Errno::XDEV | Errno::BUSY => Error::MountInside { path },
         errno => Error::io(operation, path)(errno),
     }

@@ -3,7 +3,7 @@
 //!
 //! A file name may hold every byte but `/` and NUL. Printed as it is, a name can drive the
 //! terminal, forge the next line of a table, or reverse the direction of the text around it. The
-//! same goes for strings in `layer.json` and for messages that quote a name.
+//! same is true of strings in `layer.json` and of messages that quote a name.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Display, Formatter, Write};
@@ -11,9 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use os_display::Quotable;
 
-/// Displays a path or a name as a shell takes it: as it is if possible, in quotes if it has spaces
-/// or other characters that mean something to a shell, and with escapes (`$'a\nb'`) if it has
-/// control characters or bytes that are not UTF-8.
+/// Displays a path or a name in the form that a shell accepts. A name is displayed unchanged if
+/// possible, and in quotes if it has spaces or other characters with a meaning to a shell. It is
+/// displayed with escapes (`$'a\nb'`) if it has control characters, line separators, characters
+/// that change the direction of text, or bytes that are not UTF-8.
 ///
 /// ```
 /// assert_eq!(layer::display::quoted("usr/lib").to_string(), "usr/lib");
@@ -24,8 +25,9 @@ pub fn quoted<N: AsRef<OsStr> + ?Sized>(name: &N) -> Quoted<'_> {
     Quoted(name.as_ref())
 }
 
-/// Displays a text without its control characters: each is written as an escape (`\n`, `\u{1b}`),
-/// so that the text stays on its line.
+/// Displays a text with each control character written as an escape (`\n`, `\u{1b}`), so that the
+/// text stays on its line. Line separators and characters that change the direction of text are
+/// escaped, too.
 ///
 /// ```
 /// assert_eq!(layer::display::escaped("größe: \x1b[2J\n").to_string(), r"größe: \u{1b}[2J\n");
@@ -34,9 +36,9 @@ pub fn escaped<T: Display>(text: T) -> Escaped<T> {
     Escaped(text)
 }
 
-/// Displays JSON with its control characters written as `\u001b`, so that it is still the same
-/// JSON. Takes a [`serde_json::Value`] or a text that is JSON; `{:#}` displays a value on several
-/// lines.
+/// Displays JSON with each control character written as an escape (`\u001b`), so that it is still
+/// the same JSON. Escapes the same characters as [`escaped`], but keeps line feeds between values.
+/// Takes a [`serde_json::Value`] or a text that is JSON; `{:#}` displays a value on several lines.
 ///
 /// ```
 /// let value = serde_json::json!(["\u{9b}2J"]);
@@ -46,21 +48,22 @@ pub fn escaped_json<T: Display>(json: T) -> EscapedJson<T> {
     EscapedJson(json)
 }
 
-/// What [`quoted`] returns.
+/// The result of [`quoted`].
 #[derive(Debug, Clone, Copy)]
 pub struct Quoted<'a>(&'a OsStr);
 
-/// What [`escaped`] returns.
+/// The result of [`escaped`].
 #[derive(Debug, Clone, Copy)]
 pub struct Escaped<T>(T);
 
-/// What [`escaped_json`] returns.
+/// The result of [`escaped_json`].
 #[derive(Debug, Clone, Copy)]
 pub struct EscapedJson<T>(T);
 
 impl Display for Quoted<'_> {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        // os_display keeps pairs of overrides that close each other, and single direction marks.
+        // os_display does not escape pairs of overrides that close each other, nor single direction
+        // marks.
         match self.0.as_bytes().utf8_chunks().any(|chunk| chunk.valid().contains(is_bidi_control)) {
             true => write_in_escapes(self.0, formatter),
             false => self.0.maybe_quote().fmt(formatter),
@@ -68,8 +71,8 @@ impl Display for Quoted<'_> {
     }
 }
 
-/// Writes a name as os_display writes one that has control characters, but without any character
-/// that turns the text around.
+/// Writes a name in the form that os_display uses for a name with control characters. Also escapes
+/// every character that changes the direction of text.
 fn write_in_escapes(name: &OsStr, formatter: &mut Formatter<'_>) -> fmt::Result {
     formatter.write_str("$'")?;
     let mut after_escape = false;
@@ -87,7 +90,7 @@ fn write_in_escapes(name: &OsStr, formatter: &mut Formatter<'_>) -> fmt::Result 
                     continue;
                 }
                 character => {
-                    // Some shells read more than two digits.
+                    // Some shells read more than two digits after `\x`.
                     if after_escape && character.is_ascii_hexdigit() {
                         formatter.write_str("'$'")?;
                     }
@@ -119,7 +122,7 @@ impl<T: Display> Display for EscapedJson<T> {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         let alternate = formatter.alternate();
         let escape = |character| match character {
-            // Between two values: inside a string it is escaped already.
+            // A line feed between two values: inside a string, JSON has escaped it already.
             '\n' => "\n".into(),
             character => format!("\\u{:04x}", u32::from(character)),
         };
@@ -128,7 +131,7 @@ impl<T: Display> Display for EscapedJson<T> {
     }
 }
 
-/// Writes text with its unprintable characters replaced.
+/// A writer that replaces the unprintable characters of a text.
 struct Escaping<'a, 'f, E> {
     formatter: &'a mut Formatter<'f>,
     escape: E,
@@ -146,13 +149,14 @@ impl<E: Fn(char) -> String> Write for Escaping<'_, '_, E> {
     }
 }
 
-/// Whether a terminal takes the character for a command: control characters (C0, DEL, C1), the two
-/// separators of lines, and what changes the direction of text.
+/// Returns whether a terminal may interpret the character instead of printing it. This applies to
+/// control characters (C0, DEL, C1), to the line and paragraph separators, and to characters that
+/// change the direction of text.
 fn is_unprintable(character: char) -> bool {
     character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') || is_bidi_control(character)
 }
 
-/// The property `Bidi_Control` of Unicode, PropList.txt.
+/// Returns whether the character has Unicode's property `Bidi_Control` (PropList.txt).
 fn is_bidi_control(character: char) -> bool {
     matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -166,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_quoted_where_they_have_to_be() {
+    fn names_are_quoted_only_where_necessary() {
         let table: [(&[u8], &str); 14] = [
             (b"/var/cache/5f2e", "/var/cache/5f2e"),
             ("größe/日本語".as_bytes(), "größe/日本語"),
@@ -197,9 +201,9 @@ mod tests {
         }
     }
 
-    /// Of the names that it writes in escapes, too, this writes just what os_display does.
+    /// Compares `write_in_escapes` with os_display, for names that os_display escapes, too.
     #[test]
-    fn both_ways_to_escape_are_one() {
+    fn names_in_escapes_are_those_of_os_display() {
         for name in [&b"\x01a\x02g\\'\n\r\t"[..], b"\xff\xfe1\xffz", b"\xe2\x80", "\u{85}\u{2028}e".as_bytes()] {
             let name = OsStr::from_bytes(name);
             assert_eq!(InEscapes(name).to_string(), name.maybe_quote().to_string());
@@ -215,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn json_stays_the_same_json() {
+    fn escaped_json_has_the_same_value() {
         let value = json!({"a\u{9b}": ["\x1b\x7f\n", "\u{202e}é日", 1]});
         for text in [escaped_json(&value).to_string(), format!("{:#}", escaped_json(&value))] {
             assert!(text.chars().all(|character| character == '\n' || !is_unprintable(character)), "{text}");

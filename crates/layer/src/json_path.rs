@@ -1,9 +1,9 @@
-//! Paths in JSON, whose strings are UTF-8 where a path may be any bytes.
+//! Paths in JSON: a string in JSON is UTF-8, but a path can have any bytes.
 //! [`display`](crate::display) prints paths.
 //!
-//! A path is a string if it is UTF-8, else an array of its bytes, so that every path comes back as
-//! it was. Use the module with `#[serde(with = "layer::json_path")]`, or its functions by
-//! themselves.
+//! A path that is UTF-8 becomes a string. Any other path becomes an array of its bytes. Every path
+//! is therefore read back unchanged. Use the module with `#[serde(with = "layer::json_path")]`, or
+//! call its functions directly.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -35,7 +35,7 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf
     })
 }
 
-/// The path as a JSON value.
+/// Returns the path as a JSON value.
 pub fn to_value(path: impl AsRef<Path>) -> Value {
     let path = path.as_ref();
     match path.to_str() {
@@ -44,7 +44,7 @@ pub fn to_value(path: impl AsRef<Path>) -> Value {
     }
 }
 
-/// A path that writes itself and is read in this form: for lists of paths.
+/// A path that serde writes and reads in this form, for lists of paths.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JsonPath(#[serde(with = "self")] pub PathBuf);
 
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_path_comes_back() {
+    fn every_path_is_read_back_unchanged() {
         let paths: [&[u8]; 4] = [b"/a b", "/tmp/\u{e9}".as_bytes(), b"/\xff/x", b""];
         for bytes in paths {
             let path = JsonPath(OsString::from_vec(bytes.into()).into());

@@ -1,5 +1,5 @@
-//! One layer's directory: the paths in it. What the files say is decided by the modules below; a
-//! directory of many layers is in `store`.
+//! One layer's directory and the paths in it. The modules below define the content of the files;
+//! `store` handles a directory of many layers.
 
 pub(crate) mod access;
 pub(crate) mod disk_usage;
@@ -19,35 +19,39 @@ use crate::tree::size::TreeSize;
 /// One layer's directory and the paths in it.
 ///
 /// ```text
-/// <layer>/layer.json   what any layer is, see [`Meta`](crate::Meta); written last, so its presence says that the layer is whole
+/// <layer>/layer.json   metadata that every layer has, see [`Meta`](crate::Meta);
+///                      written last, so its presence marks the layer as complete
 /// <layer>/fs/          the tree: an overlay upper that was captured
 /// <layer>/layer.log    output of the build
 /// <layer>/last_used    a sentinel; its modification time is the time of last use
 /// <layer>/<name>.json  sidecars, one JSON value each
 ///
-/// <layer>/.capturing   the `layer.json` to be of a capture that has not moved its tree; whatever stands at `fs` is the caller's
-/// <layer>/.captured    the `layer.json` to be of a capture that moves its tree; with `fs` beside it the layer is complete
-/// <layer>/.json.*      a JSON file that is being written; locked, flock(2), unless its writer was killed
+/// <layer>/.capturing   the future `layer.json` of a capture that has not moved its tree;
+///                      a tree that exists at `fs` belongs to the caller
+/// <layer>/.captured    the future `layer.json` of a capture that is moving its tree;
+///                      if `fs` exists beside it, only the rename to `layer.json` is missing
+/// <layer>/.json.*      a JSON file that is being written;
+///                      locked with flock(2) unless its writer was killed
 /// ```
 ///
-/// A [capture](crate::Capture) holds a lock, flock(2), on the layer's directory. A directory that
-/// it has made has the sticky bit until the layer is complete. What a killed capture has left is
-/// completed or removed by the next capture of the layer and by the next
-/// [`Collector`](crate::Collector). Neither removes a tree.
+/// A [capture](crate::Capture) locks the layer's directory with flock(2). A directory that the
+/// capture made has the sticky bit until the capture has written `.capturing`. After a capture was
+/// killed, the next capture of the layer or the next [`Collector`](crate::Collector) completes the
+/// layer or removes the marks. Neither removes a tree.
 ///
-/// Other files and directories beside these are allowed and left alone.
+/// Other files and directories beside these are allowed and are left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Layer {
     dir: PathBuf,
 }
 
 impl Layer {
-    /// Returns the layer that is, or will be, at `dir`. Nothing is looked at.
+    /// Returns the layer that is, or will be, at `dir`. Does not look at the disk.
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
 
-    /// Returns the layer at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
+    /// Returns the layer at `dir`, like [`at`](Self::at), and checks that it has a tree to stack.
     ///
     /// # Errors
     /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no
@@ -58,37 +62,37 @@ impl Layer {
         Ok(layer)
     }
 
-    /// The layer's directory.
+    /// Returns the layer's directory.
     pub fn path(&self) -> &Path {
         &self.dir
     }
 
-    /// The name of the layer's directory, by which a store knows it.
+    /// Returns the name of the layer's directory, which identifies the layer in its store.
     pub fn name(&self) -> &OsStr {
         self.dir.file_name().unwrap_or(self.dir.as_os_str())
     }
 
-    /// `<layer>/fs`, the tree.
+    /// Returns `<layer>/fs`, the tree.
     pub fn fs(&self) -> PathBuf {
         self.dir.join("fs")
     }
 
-    /// `<layer>/layer.json`.
+    /// Returns `<layer>/layer.json`.
     pub fn meta_path(&self) -> PathBuf {
         self.dir.join("layer.json")
     }
 
-    /// `<layer>/layer.log`.
+    /// Returns `<layer>/layer.log`.
     pub fn log_path(&self) -> PathBuf {
         self.dir.join("layer.log")
     }
 
-    /// `<layer>/last_used`.
+    /// Returns `<layer>/last_used`.
     pub fn last_used_path(&self) -> PathBuf {
         self.dir.join("last_used")
     }
 
-    /// Measures the tree: [`TreeSize::of`].
+    /// Measures the tree, as [`TreeSize::of`] does.
     ///
     /// [`Meta::disk_usage`](crate::Meta::disk_usage) is what the capture of the layer measured.
     ///
@@ -112,7 +116,7 @@ pub struct Base {
 }
 
 impl Base {
-    /// Returns the base that is, or will be, at `dir`. Nothing is looked at.
+    /// Returns the base that is, or will be, at `dir`. Does not look at the disk.
     ///
     /// Its hash is the name of its directory, in the form of [`Layer::hash`], until
     /// [`with_hash`](Self::with_hash) sets another. Its image is empty until
@@ -123,7 +127,7 @@ impl Base {
         Self { dir, hash, image: String::new() }
     }
 
-    /// Returns the base at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
+    /// Returns the base at `dir`, like [`at`](Self::at), and checks that it has a tree to stack.
     ///
     /// # Errors
     /// [`Error::NotADirectory`] if `dir` is not a directory. [`Error::NoTree`] if it has no
@@ -146,22 +150,22 @@ impl Base {
         self
     }
 
-    /// The base's directory.
+    /// Returns the base's directory.
     pub fn path(&self) -> &Path {
         &self.dir
     }
 
-    /// `<base>/fs`, the root file system.
+    /// Returns `<base>/fs`, the root file system.
     pub fn fs(&self) -> PathBuf {
         self.dir.join("fs")
     }
 
-    /// The hash by which the layers above know this base.
+    /// Returns the hash by which the layers above name this base.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// The image it was made from.
+    /// Returns the image that the base was made from.
     pub fn image(&self) -> &str {
         &self.image
     }
@@ -192,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn open_names_what_is_wrong() {
+    fn the_error_of_open_names_the_path() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
         assert!(matches!(Layer::open(&missing), Err(Error::NotADirectory { path, .. }) if path == missing));

@@ -1,44 +1,48 @@
-//! Layers on disk: what is in a directory that is one layer of a stacked root file system, and how
-//! many layers become one stack. This crate mounts nothing and runs no containers: a program that
-//! only looks at a store of layers needs nothing else.
+//! Layers on disk: the directory of one layer of a stacked root file system, and the stacking of
+//! many layers. This crate mounts nothing and runs no containers: a program that only looks at a
+//! store of layers needs nothing else.
 //!
-//! - **One layer**: [`Layer`] has the paths; [`Meta`] is its `layer.json`; sidecars hold whatever
-//!   else its maker knows about it, as any serde type or as raw JSON; [`Layer::touch`] and
-//!   [`Layer::last_used`] record its last use. [`Base`] is the tree at the bottom.
-//! - **A store of layers**: [`scan`] finds them, in the order of last use if asked; [`Collector`]
-//!   removes the least recently used ones, but none that is [held](Hold); a [`Draft`]
-//!   becomes a layer whole or not at all.
+//! - **One layer**: [`Layer`] has the paths of its files. [`Meta`] is its `layer.json`. Sidecars
+//!   hold whatever else its maker knows about it, as any serde type or as raw JSON.
+//!   [`Layer::touch`] records a use, and [`Layer::last_used`] returns the last one. [`Base`] is the
+//!   tree at the bottom of a stack.
+//! - **A store of layers**: [`scan`] finds the layers, in the order of their last use if the caller
+//!   asks for it. [`Collector`] removes the least recently used layers, but none that is
+//!   [held](Hold). A [`Draft`] becomes a layer as a whole or not at all.
 //! - **Many layers, one stack**: [`Plan`] decides which layers become lower directories of their
-//!   own and which have to be merged first. [`merge`](fn@merge) hardlinks these into one directory
-//!   that shows what the kernel would have shown. [`remove_tree`] removes such a directory.
+//!   own and which must be merged first. [`merge`](fn@merge) hardlinks the latter into one
+//!   directory that shows what the kernel would have shown. [`remove_tree`] removes such a
+//!   directory.
 //! - **A new layer**: [`Capture`] turns the upper directory of an unmounted overlay into a layer. A
 //!   capture that was killed can be repeated.
 //! - **Which layer is it from?** [`lookup`] reports which layer of a stack a path is from, and
-//!   which others have it. [`conflicts`] finds the paths that several layers provide, the usual
-//!   cause of builds that depend on the order.
+//!   which others have it. [`conflicts`] finds the paths that several layers provide. Such paths
+//!   are the usual reason why a build depends on the order of its layers.
 //!
 //! # Order
-//! There is one order everywhere, the kernel's: the **first layer is the topmost**. The base is at
+//! Every list of layers has the kernel's order: the **first layer is the topmost**. The base is at
 //! the bottom, and is not among the layers.
 //!
 //! # A store
-//! A store is a directory of layers. Beside the layers it has one entry of its own, `.layered`:
+//! A store is a directory of layers. It has one more entry, `.layered`, for the data of the store
+//! itself:
 //! ```text
 //! <store>/<name>/                       a layer, once it has its `layer.json`; see [`Layer`]
-//! <store>/.layered/holds/<random>       which layers a process or a kept result needs
-//! <store>/.layered/new/<random>/layer   a layer in the making
-//! <store>/.layered/trash-<random>       a layer that a collector removes
+//! <store>/.layered/holds/<random>       the layers that a process or a kept result needs
+//! <store>/.layered/new/<random>/layer   an unfinished layer
+//! <store>/.layered/trash-<random>       a layer that a collector is removing
 //! ```
-//! The first hold, draft or collector makes `.layered`. The owners of holds and of layers in the
-//! making lock them with flock(2). What is not locked belongs to a dead process, and the next
-//! collector removes it, unless a hold was [kept](Hold::keep) for a directory that still exists.
+//! The first hold, draft or collector that needs `.layered` makes it. The owner of a hold or of an
+//! unfinished layer locks it with flock(2). A hold or an unfinished layer that is not locked
+//! belongs to a dead process, and the next collector removes it. The exception is a hold that was
+//! [kept](Hold::keep) for a directory: it stays while that directory exists.
 //!
-//! On a full disk, where `.layered` cannot be made, a collector renames a layer that it has to
-//! remove to `.layered`. For as long as `.layered` has a `layer.json`, everything in it but `holds`
-//! and `new` is garbage.
+//! On a full disk, a collector may be unable to make `.layered`. It then renames the first layer
+//! that it has to remove to `.layered`. For as long as `.layered` has a `layer.json`, everything in
+//! it but `holds` and `new` is garbage.
 //!
-//! Only the owner can enter a layer's directory (0700) unless [`Access`] says otherwise: a tree can
-//! hold set-user-ID programs.
+//! By default only the owner can enter a layer's directory (mode 0700), because a tree can hold
+//! set-user-ID programs. [`Access`] changes this.
 //!
 //! The example `store_index` writes an index of a store as an HTML page, as a documentation browser
 //! would show it.
@@ -100,7 +104,7 @@ pub use tree::regular_file::read_regular_file;
 pub use tree::remove::{Remove, remove_tree};
 pub use tree::size::{TreeSize, count_files};
 
-/// The compiler checks that values of these types can be used by several threads.
+/// Makes the compiler check that several threads can use values of these types.
 const _: fn() = || {
     fn is_send_and_sync<T: Send + Sync>() {}
     is_send_and_sync::<(Base, Layer, Meta, Timing, Access, RunRecord, UpperId, Made)>();

@@ -1,5 +1,6 @@
 //! Hardlinks many layers into one directory that shows what the kernel would have shown.
-//! `stack/view.rs` has the same rules for looking only; `merge/directory.rs` does the work.
+//! `stack/view.rs` applies the same rules without making anything; `merge/directory.rs` does the
+//! work.
 
 mod copy;
 mod directory;
@@ -30,24 +31,24 @@ use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::Sources;
 use crate::tree::walk::work_queue;
 
-/// Merges layers, topmost first, into one directory, with the usual options: [`Merge::run`].
+/// Merges layers, topmost first, into one directory with the default options, see [`Merge::run`].
 ///
 /// # Errors
-/// As [`Merge::run`].
+/// The errors of [`Merge::run`].
 pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
     Merge::new().run(sources, target)
 }
 
-/// Hardlinks layers into one directory that stands for all of them.
+/// A builder for a merge, which hardlinks layers into one directory that stands for all of them.
 ///
 /// An overlay of the merged directory and a base shows the same tree as an overlay of the layers
 /// and the base: names, types, modes, owners, times to the nanosecond, extended attributes, ACLs,
-/// content, and which names are one file. The same is true with more layers above, and after the
-/// same writes through an upper. Two things are not carried over: overlayfs's own attributes, which
-/// an overlay does not show, and the flags of chattr(1) on directories and copies.
+/// content, and hard links. The same is true with more layers above, and after the same writes
+/// through an upper. A merge does not carry over two things: overlayfs's own attributes, which an
+/// overlay does not show, and the flags of chattr(1) on directories and copies.
 ///
-/// The files of the result **are** those of the layers: use it as a lower directory, and never
-/// write to it.
+/// The files of the result **are** those of the layers: use the result as a lower directory, and
+/// never write to it.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -62,24 +63,27 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 /// ```
 ///
 /// # What happens to the contents
-/// - **Files**: the topmost one is taken, and hides everything of its name below.
-/// - **Directories** are the union of those of their name, downwards to the first opaque one, and
-///   not past a file or a whiteout. If the union ends before the last layer, the merged directory
-///   is opaque; otherwise the base would show through. On the root of a layer, opaque has no
-///   meaning. A directory has the attributes of the topmost layer that has it.
+/// - **Files**: if the topmost entry of a name is a file, the merge takes it. It hides everything
+///   of its name below.
+/// - **Directories**: a merged directory is the union of the directories of its name. The union
+///   ends with the first opaque directory, or before a file or a whiteout. The base must not show
+///   through below such an end, so the merged directory is opaque, unless a directory above it is
+///   opaque already. The opaque attribute has no meaning on the root of a layer. A merged directory
+///   has the attributes of the topmost layer that has it.
 /// - **Whiteouts** stay, to hide the base. They become character devices 0:0, whatever their form
-///   was. Their directories get an empty `origin` xattr: without it, the kernel lists names that
-///   cannot be found in a directory that no other lower has. Where the base is hidden anyway, they
-///   are left out.
-/// - **Files that cannot be linked** are cloned or copied, with all their names: on another file
-///   system (`EXDEV`), beyond the limit of links (`EMLINK`, 65,000 on ext4), immutable (`EPERM`).
+///   was. The directory of a whiteout gets an empty `origin` xattr. Without it, in a directory that
+///   no other lower has, the kernel lists the names of whiteouts, which cannot be found. Where an
+///   opaque directory hides the base anyway, the merge omits whiteouts.
+/// - **Files that cannot be linked** are cloned or copied, and several names of one file stay one
+///   file. A link is impossible on another file system (`EXDEV`), beyond the limit of links
+///   (`EMLINK`, 65,000 on ext4), and for an immutable file (`EPERM`).
 ///
 /// # How
-/// Every step goes by descriptor. No symbolic link of a layer is followed, not even one that
-/// appears concurrently (openat2(2), Linux 5.6). Regular files are opened only if they have to be
-/// copied. Each directory of each layer is read once, at any depth. Memory grows with the widest
-/// directory and the depth, not with the number of files. A quarter of the process's descriptors is
-/// enough for any number of layers.
+/// Every step uses descriptors. A merge follows no symbolic link of a layer, not even one that
+/// appears concurrently (openat2(2), Linux 5.6). It opens regular files only to copy them. It reads
+/// each directory of each layer once, at any depth. Memory grows with the widest directory and the
+/// depth, not with the number of files. The roots of any number of layers take at most a quarter of
+/// the process's descriptors.
 #[derive(Debug, Clone)]
 #[must_use = "it merges when `run` is called"]
 pub struct Merge<'a> {
@@ -89,21 +93,21 @@ pub struct Merge<'a> {
     stop: Callback<'a, Stop<'a>>,
 }
 
-/// Returns true when a merge has to stop.
+/// A function that returns true when a merge must stop.
 type Stop<'a> = dyn Fn() -> bool + Sync + 'a;
 
-/// The numbers of what a merge has made.
+/// The numbers of entries that a merge has made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Merged {
-    /// Files, symbolic links and special files that are links to those of the layers.
+    /// Files, symbolic links and special files that are hard links to those of the layers.
     pub linked: u64,
-    /// Files, symbolic links and special files that are clones or copies, where a link could not be
-    /// made.
+    /// Files, symbolic links and special files that are clones or copies, because they could not be
+    /// linked.
     pub copied: u64,
-    /// Directories, the root among them.
+    /// Directories, including the root.
     pub directories: u64,
-    /// Whiteouts that stay, to hide what a base may have.
+    /// Whiteouts that stay, to hide entries of the base.
     pub whiteouts: u64,
     /// Directories that are opaque, to hide the directory of that name in the base.
     pub opaques: u64,
@@ -116,7 +120,8 @@ impl Default for Merge<'_> {
 }
 
 impl<'a> Merge<'a> {
-    /// Two threads, where there are two processors, and attributes in [`XattrNamespace::Trusted`].
+    /// Returns a merge with two threads, or one if there is only one processor, and with attributes
+    /// in [`XattrNamespace::Trusted`].
     pub fn new() -> Self {
         Self {
             threads: work_queue::usual_threads(),
@@ -133,56 +138,60 @@ impl<'a> Merge<'a> {
     }
 
     /// Reads and writes overlayfs's attributes in `namespace`. Layers that were written by mounts
-    /// with `userxattr` need [`XattrNamespace::User`], and the merged directory then needs such a
-    /// mount.
+    /// with `userxattr` need [`XattrNamespace::User`]. A mount of the merged directory then needs
+    /// `userxattr`, too.
     pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
         self
     }
 
-    /// Gives the root of the target this mode and group, in place of the topmost source's.
+    /// Gives the root of the target this mode and group instead of those of the topmost source.
     ///
     /// The target may hold set-user-ID programs and device nodes. If other users of the host can
-    /// get to the directory that it is made in ([`Access::is_needed_in`]), close it
-    /// ([`Access::default`]), or merge into a directory that is closed. A root that is closed is
-    /// closed in a container, too, if the target is its topmost lower.
+    /// reach the directory that it is made in ([`Access::is_needed_in`]), close the target
+    /// ([`Access::default`]), or merge into a directory that is closed. If the target is the
+    /// topmost lower of a container, a closed root is closed in the container, too.
     pub fn access(mut self, access: Access) -> Self {
         self.access = Some(access);
         self
     }
 
-    /// Stops the merge with [`Error::Stopped`] as soon as `stop` returns true. Each thread asks it
-    /// at each directory of each layer.
+    /// Stops the merge with [`Error::Stopped`] as soon as `stop` returns true. Each thread calls
+    /// `stop` once for each directory of each layer.
     pub fn stop(mut self, stop: &'a (dyn Fn() -> bool + Sync + 'a)) -> Self {
         self.stop = Callback(Some(stop));
         self
     }
 
-    /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`: a
-    /// new directory whose parent exists, or an empty directory, whose attributes are replaced by
-    /// those of the topmost source. Without a source, the result is an empty directory of mode
-    /// 0755, which hides nothing.
+    /// Merges `sources`, the trees of layers (`<layer>/fs`), **topmost first**, into `target`.
     ///
-    /// The caller's thread waits; its working directory does not change. Until the merge has ended,
-    /// only the owner can enter `target`, and an extended attribute (`trusted.layered.merging`)
-    /// marks it. A merge into a target that a killed merge left recognises the mark and starts
+    /// `target` is a new directory whose parent exists, or an empty directory. The attributes of
+    /// the topmost source replace those of an empty directory. Without a source, the result is an
+    /// empty directory of mode 0755, which hides nothing.
+    ///
+    /// Blocks the caller's thread, and does not change its working directory. Until the merge has
+    /// ended, only the owner can enter `target`, and an extended attribute marks it
+    /// (`trusted.layered.merging`, or `user.layered.merging` in the other namespace). If `target`
+    /// has this mark because a merge was killed, the merge removes the entries in it and starts
     /// again.
     ///
     /// # Errors
-    /// - [`Error::NotADirectory`] if a source or an existing target is not a directory; a symbolic
+    /// - [`Error::NotADirectory`] if a source or an existing target is not a directory. A symbolic
     ///   link is not one.
-    /// - [`Error::TargetNotEmpty`]; [`Error::TargetInUse`] by another merge;
-    ///   [`Error::TargetInsideSource`], under whatever name.
+    /// - [`Error::TargetNotEmpty`] if `target` has entries that a killed merge did not leave.
+    /// - [`Error::TargetInUse`] if another merge uses `target`.
+    /// - [`Error::TargetInsideSource`] if `target` is a source or lies inside one, whatever its
+    ///   path.
     /// - [`Error::Unmergeable`] for a layer that depends on the mount that wrote it: it has a
     ///   directory with a `redirect` attribute or a file with a `metacopy` attribute.
-    /// - [`Error::MountInside`] if something is mounted inside a source: the kernel would not show
-    ///   it in an overlay.
+    /// - [`Error::MountInside`] if something is mounted inside a source. An overlay would not show
+    ///   that mount.
     /// - [`Error::Stopped`] if [`stop`](Self::stop) returned true.
-    /// - [`Error::Io`] names the entry that could not be linked, copied or made. A source that
-    ///   changes meanwhile is one reason.
+    /// - [`Error::Io`] names the entry that could not be linked, copied or made. One possible
+    ///   reason is that a source has changed during the merge.
     ///
-    /// After an error the sources are unchanged, and so is `target`: what the merge had made has
-    /// been removed. If that failed, the error is [`Error::Leftover`].
+    /// After an error the sources are unchanged, and so is `target`: the merge removes everything
+    /// that it has made. If that fails, the error is [`Error::Leftover`].
     pub fn run(&self, sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
         let sources = Sources::open(sources)?;
         let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;
@@ -212,7 +221,8 @@ impl<'a> Merge<'a> {
             why_copied: OnceLock::new(),
         };
         let work = || work_queue::run(self.threads, Job::root(sources.len()), || Worker::new(&shared), Worker::fill);
-        // Not on the caller's thread: it keeps the working directory that it shares with others.
+        // The caller's thread only waits: it keeps the working directory that it shares with
+        // others.
         let workers = thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, work) {
             Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             Err(error) => Err(Error::io("start a thread to fill", target.path())(error)),

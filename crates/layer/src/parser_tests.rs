@@ -1,5 +1,6 @@
-//! Every parser of this crate with input that is nearly valid: it reads or refuses, and what it has
-//! read it writes and reads again. The parser of holds is private and tested in `hold`.
+//! Gives every parser of this crate input that is nearly valid. A parser must either read or refuse
+//! it. A value that a parser has read must be the same after it is written and read again. The
+//! parser of holds is private, and `hold` tests it.
 
 use std::fs;
 
@@ -26,7 +27,7 @@ fn valid_meta() -> Value {
     })
 }
 
-/// Decimals need not come back to the last bit.
+/// Replaces decimals, which may lose their last bits when they are written and read again.
 fn without_decimals(value: Value) -> Value {
     match value {
         Value::Number(number) if number.is_f64() => json!("a decimal"),
@@ -40,7 +41,8 @@ fn json<T: serde::Serialize>(value: &T) -> Value {
     without_decimals(serde_json::to_value(value).unwrap())
 }
 
-/// What is read in `$text` as `$kind`, if anything, is the same when it is written and read again.
+/// Checks that the value that `$text` has as a `$kind`, if any, is the same after it is written and
+/// read again.
 macro_rules! comes_back {
     ($kind:ty, $text:expr) => {
         if let Ok(read) = serde_json::from_slice::<$kind>($text) {
@@ -54,21 +56,21 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn meta_of_any_text(text in mutated::bytes([valid_meta().to_string()])) {
+    fn any_text_is_read_as_meta_or_refused(text in mutated::bytes([valid_meta().to_string()])) {
         comes_back!(Meta, &text);
     }
 
     #[test]
-    fn meta_of_any_json(value in mutated::value(valid_meta())) {
+    fn any_json_is_read_as_meta_or_refused(value in mutated::value(valid_meta())) {
         comes_back!(Meta, value.to_string().as_bytes());
-        // Not if it is nested too deeply.
+        // A value that is nested too deeply cannot be parsed.
         if let Ok(shown) = serde_json::from_str(&escaped_json(&value).to_string()) {
             prop_assert_eq!(without_decimals(shown), without_decimals(value));
         }
     }
 
     #[test]
-    fn files_of_a_layer_with_any_content(text in mutated::bytes([valid_meta().to_string()])) {
+    fn files_of_a_layer_with_any_content_are_read_or_refused(text in mutated::bytes([valid_meta().to_string()])) {
         let dir = tempfile::tempdir().unwrap();
         let layer = Layer::at(dir.path());
         let sidecar = layer.sidecar_path("doc").unwrap();
@@ -92,7 +94,10 @@ proptest! {
     }
 
     #[test]
-    fn records_of_runs(value in mutated::value(valid_records()), text in mutated::bytes([valid_records().to_string()])) {
+    fn records_of_runs_are_read_back_unchanged(
+        value in mutated::value(valid_records()),
+        text in mutated::bytes([valid_records().to_string()]),
+    ) {
         for text in [value.to_string().into_bytes(), text] {
             comes_back!(Vec<Record>, &text);
         }
@@ -105,7 +110,7 @@ proptest! {
     }
 
     #[test]
-    fn words_of_a_command_line(text in mutated::text(["lowerdir+", "mount-paths", "0750", "777"])) {
+    fn any_word_is_read_as_an_option_or_refused(text in mutated::text(["lowerdir+", "mount-paths", "0750", "777"])) {
         if let Ok(rung) = text.parse::<Rung>() {
             prop_assert_eq!(rung.to_string(), text.as_str());
         }
@@ -117,7 +122,7 @@ proptest! {
 
 type Record = serde_json::Map<String, Value>;
 
-/// What there is in the report of a run, from a real directory.
+/// Returns the records that the report of a run can have, made from a real directory.
 fn valid_records() -> Value {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("proc")).unwrap();

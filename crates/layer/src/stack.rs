@@ -1,5 +1,5 @@
 //! Many layers seen as one tree, by the rules of overlayfs and without a mount. `merge` makes one
-//! directory of them; `store` is about where layers are kept.
+//! directory of many layers; `store` decides where layers are kept.
 
 pub(crate) mod conflicts;
 pub(crate) mod lookup;

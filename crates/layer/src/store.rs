@@ -1,5 +1,5 @@
-//! A directory of layers: which layers it has, who holds them, how new ones appear and old ones are
-//! removed. One layer by itself is in `layer`; many layers seen as one tree are in `stack`.
+//! Stores, which are directories of layers: lists and holds layers, adds new ones and removes old
+//! ones. `layer` handles a single layer; `stack` shows many layers as one tree.
 
 pub(crate) mod draft;
 pub(crate) mod gc;

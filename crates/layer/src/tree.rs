@@ -1,5 +1,5 @@
-//! One directory tree, read and changed by descriptors. Nothing here decides what an entry is to
-//! overlayfs: that is decided in `stack/overlayfs.rs`.
+//! Reads and changes one directory tree through descriptors. `stack/overlayfs.rs` decides what an
+//! entry is to overlayfs.
 
 pub(crate) mod attributes;
 pub(crate) mod locked_dir;

@@ -1,5 +1,5 @@
-//! The `capture` object of a report and of a kept run: what another process needs to capture the
-//! upper.
+//! The `capture` object of a report and of a kept run: everything that another process needs to
+//! capture the upper.
 //!
 //! The rest of the report is in `report`.
 
@@ -17,11 +17,15 @@ use crate::{Result, xattrs};
 ///
 /// As JSON:
 /// `{"upper":{"inode":N,"born":[S,NS]},"lowers":[PATH…],"made":[…],"xattrs":"trusted","meta":{…}}`.
-/// These are the identity of the upper, the trees below it, topmost first, what the run created in
-/// it, the namespace of its overlay xattrs (`trusted` or `user`), and a `layer.json`.
+/// The keys are:
+/// - `upper`: the identity of the upper.
+/// - `lowers`: the trees below it, topmost first.
+/// - `made`: the entries that the run created in it.
+/// - `xattrs`: the namespace of its overlay xattrs, `trusted` or `user`.
+/// - `meta`: a `layer.json`.
 ///
 /// `upper` and `made` may be absent. Without `upper`, the record fits any upper. Without `made`, a
-/// capture takes what the run has [recorded](layer::RunRecord) on the upper.
+/// capture uses the entries that the run [recorded](layer::RunRecord) on the upper.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CaptureRecord {
     #[serde(default)]
@@ -60,13 +64,13 @@ impl CaptureRecord {
     /// Returns the same record, for the directory `upper` only.
     ///
     /// # Errors
-    /// [`Cause::Layer`](crate::Cause::Layer) if it cannot be looked at.
+    /// [`Cause::Layer`](crate::Cause::Layer) if `upper` cannot be inspected.
     pub fn of_upper(mut self, upper: impl AsRef<Path>) -> Result<Self> {
         self.upper = Some(UpperId::of(upper)?);
         Ok(self)
     }
 
-    /// Returns the capture, and the `layer.json` to go with it.
+    /// Returns the capture, and the `layer.json` of the layer that it will create.
     pub fn into_capture(self) -> (Capture<'static>, Meta) {
         let mut capture = Capture::new(self.lowers.into_iter().map(|JsonPath(path)| path)).xattrs(self.xattrs);
         if let Some(made) = self.made {
@@ -110,7 +114,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn records_of_any_shape(value in mutated::value(valid()), text in mutated::bytes([valid().to_string()])) {
+        fn a_record_of_any_shape_is_refused_or_read_back(value in mutated::value(valid()), text in mutated::bytes([valid().to_string()])) {
             for text in [value.to_string().into_bytes(), text] {
                 let Ok(record) = serde_json::from_slice::<CaptureRecord>(&text) else { continue };
                 let again: CaptureRecord = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();

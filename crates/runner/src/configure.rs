@@ -1,7 +1,7 @@
-//! What happens between mounting the overlay and executing the command: the run puts its files into
-//! the root file system, finds the command's user there and writes the bundle.
+//! Prepares the container between mounting the overlay and executing the command: puts the run's
+//! files into the root file system, finds the command's user there, and writes the bundle.
 //!
-//! What `/etc/hosts` and `/etc/resolv.conf` contain is decided in `etc`.
+//! `etc` decides what `/etc/hosts` and `/etc/resolv.conf` contain.
 
 use std::path::Path;
 
@@ -15,11 +15,11 @@ use crate::{Result, etc};
 /// A container that is ready to be started.
 pub(crate) struct Prepared {
     pub(crate) bundle: Bundle,
-    /// `None` if the template names a group of its own, which the runtime removes.
+    /// `None` if the template names a cgroup. The runtime then removes that one.
     pub(crate) cgroup: Option<Cgroup>,
-    /// What the run created in the upper.
+    /// The entries that the run created in the upper.
     pub(crate) made: Vec<Made>,
-    /// The numbers of the command's user and group.
+    /// The IDs of the command's user and group.
     pub(crate) user: (u32, u32),
 }
 
@@ -45,10 +45,10 @@ pub(crate) fn configure(
     rootfs.mount_points(template)?;
     let user = rootfs.find_user(template)?;
     let numbers = (user.uid(), user.gid());
-    // Behind a symbolic link or a mount that the caller left in the upper, `look` finds nothing. What
-    // is there stays the caller's.
+    // `look` finds nothing behind a symbolic link or a mount that the caller left in the upper.
+    // Entries there remain the caller's.
     let made = Made::look(scratch.upper(), rootfs.created())?;
-    // Before the command runs, because the command may fill the disk.
+    // Record this before the command runs, because the command may fill the disk.
     scratch.record(&made, xattrs)?;
 
     let cgroup = Cgroup::new(scratch.id().as_str())?;

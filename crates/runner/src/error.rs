@@ -1,6 +1,7 @@
-//! The crate's error: which phase of a run failed, why, and what is left on disk.
+//! The crate's error: the phase of the run that failed, the reason, and the directory that is left
+//! on disk.
 //!
-//! What a failed phase undoes is decided in `run` and `scratch`.
+//! `run` and `scratch` decide what is undone after a failure.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,12 +13,12 @@ use layer::display::quoted;
 
 use crate::Phase;
 
-/// Why a run has no result, or another function of this crate failed: the phase of the run, the
-/// reason, and what is left on disk.
+/// The failure of a run, or of another function of this crate: the phase of the run, the reason,
+/// and the directory that is left on disk.
 ///
 /// When a phase fails, the run undoes the phases before it. Nothing is left unless unmounting or
-/// removing itself failed. Then [`left`](Self::left) says where, and the run has not touched
-/// anything there since.
+/// removing itself fails. Then [`left`](Self::left) returns the directory, and the run touches
+/// nothing there after that failure.
 ///
 /// A command that fails is not an error: see [`Report::status`](crate::Report::status).
 ///
@@ -36,7 +37,7 @@ struct Inner {
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
-    /// A layer or the base is at fault, or the upper as a tree.
+    /// A layer, the base or the tree of the upper is at fault.
     #[error(transparent)]
     Layer(#[from] layer::Error),
     /// The template, the mount or the runtime is at fault.
@@ -66,14 +67,14 @@ pub enum Cause {
         /// The path that the caller passed.
         path: PathBuf,
     },
-    /// The place is in the directory of a run, which is removed as a whole.
+    /// The path lies in the directory of a run, which is removed as a whole.
     #[error(
         "{} lies in {}, the directory of a run, which is removed as a whole; choose another place",
         quoted(path),
         quoted(run)
     )]
     InRunDirectory {
-        /// The place.
+        /// The path that lies in it.
         path: PathBuf,
         /// The run's directory.
         run: PathBuf,
@@ -85,7 +86,7 @@ pub enum Cause {
         quoted(tree)
     )]
     ScratchInLayer {
-        /// The scratch directory, by its real path.
+        /// The real path of the scratch directory.
         scratch: PathBuf,
         /// The tree of the layer or of the base.
         tree: PathBuf,
@@ -105,11 +106,11 @@ pub enum Cause {
     /// A system call failed, usually on the scratch directory.
     #[error("cannot {operation} {}", quoted(path))]
     Io {
-        /// What the call was for, as a verb.
+        /// The operation as a verb: `open`, `move`, `make the directory`.
         operation: &'static str,
-        /// The path it was for.
+        /// The path of the operation.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The reason, usually the kernel's error.
         source: io::Error,
     },
 }
@@ -120,7 +121,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 #[derive(Debug)]
 struct Left {
     path: PathBuf,
-    /// The second failure, if the first one alone would have left nothing.
+    /// The second failure, if the directory is left only because of it.
     why: Option<String>,
 }
 
@@ -128,25 +129,26 @@ struct Left {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Returns the same error as one of `phase`, unless its phase is known already.
+    /// Sets the phase of the error, unless the error has one already.
     pub(crate) fn in_phase(mut self, phase: Phase) -> Self {
         self.0.phase.get_or_insert(phase);
         self
     }
 
-    /// Returns the same error, after which `path` is left on disk.
+    /// Adds to the error that `path` is left on disk, unless the error names such a path already.
     pub(crate) fn leaving(mut self, path: &Path) -> Self {
         self.0.left.get_or_insert(Left { path: path.into(), why: None });
         self
     }
 
-    /// Returns the same error, after which `path` is left on disk because of a second one.
+    /// Adds to the error that `path` is left on disk because of the second error `why`, unless the
+    /// error names such a path already.
     pub(crate) fn leaving_for(mut self, path: &Path, why: &Error) -> Self {
         self.0.left.get_or_insert(Left { path: path.into(), why: Some(chain(why)) });
         self
     }
 
-    /// Returns the phase that failed; `None` if the error is not one of a run.
+    /// Returns the phase that failed, or `None` if the function that failed has no phases.
     pub fn phase(&self) -> Option<Phase> {
         self.0.phase
     }
@@ -156,7 +158,7 @@ impl Error {
         &self.0.cause
     }
 
-    /// Returns the path that the reason is about.
+    /// Returns the path that the error concerns.
     pub fn path(&self) -> Option<&Path> {
         match &self.0.cause {
             Cause::Layer(error) => error.path(),
@@ -172,8 +174,8 @@ impl Error {
         }
     }
 
-    /// Returns the part of the message that says what is left and why: ` (/scratch/x is left on disk
-    /// because …)`, or an empty string.
+    /// Returns the part of the message that names the path that is left, with the reason:
+    /// ` (/scratch/x is left on disk because …)`. Returns an empty string if nothing is left.
     pub fn left_note(&self) -> String {
         match &self.0.left {
             None => String::new(),
@@ -182,7 +184,7 @@ impl Error {
         }
     }
 
-    /// Returns what is left on disk; `None` if nothing is.
+    /// Returns the directory that is left on disk, or `None` if nothing is left.
     pub fn left(&self) -> Option<&Path> {
         self.0.left.as_ref().map(|left| &*left.path)
     }
@@ -227,13 +229,14 @@ impl From<TemplateError> for Error {
     }
 }
 
-/// Does a part of the run's `phase`, which an error then names.
+/// Does `work`, which is a part of `phase`. An error names the phase.
 pub(crate) fn in_phase<T>(phase: Phase, work: impl FnOnce() -> Result<T>) -> Result<T> {
     work().map_err(|error| error.in_phase(phase))
 }
 
-/// Joins a result and that of undoing what led to it. If undoing failed, `dir` is left, and the
-/// error says so. The first failure is the one that is returned; it names the second.
+/// Combines the result of some work with `undone`, the result of undoing that work. If undoing
+/// failed, the error says that `dir` is left. If both failed, returns the first error, which then
+/// contains the second.
 pub(crate) fn with_undone<T>(result: Result<T>, undone: Result<()>, dir: &Path) -> Result<T> {
     match (result, undone) {
         (result, Ok(())) => result,
@@ -278,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_failure_is_named_beside_the_first() {
+    fn an_error_contains_the_failure_of_the_clean_up() {
         let first = failure(Phase::RuncRun, "start", "/bin/runc", "gone");
         assert_eq!(chain(&first), "runc_run: cannot start /bin/runc: gone");
         let second = failure(Phase::Cleanup, "remove", "/s/x", "busy");
@@ -301,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn prep_upper_shows_its_own_reason_as_the_source() {
+    fn the_reason_of_a_failed_prep_upper_is_the_source() {
         let error = Error::from(Cause::PrepUpper("no space for toys".into())).in_phase(Phase::PrepUpper);
         assert_eq!(chain(&error), "prep_upper: the caller's prep_upper failed: no space for toys");
     }

@@ -1,6 +1,6 @@
-//! What `/etc/hosts` and `/etc/resolv.conf` contain in a container.
+//! The contents of `/etc/hosts` and `/etc/resolv.conf` in a container.
 //!
-//! Whether the run puts them there is decided in `configure`.
+//! `configure` decides whether the run creates these files.
 
 use std::path::Path;
 
@@ -14,10 +14,12 @@ pub(crate) struct EtcFile {
 
 /// Returns `/etc/hosts` and `/etc/resolv.conf` for this container.
 ///
-/// Without a network there is no name server, so the container needs only `/etc/hosts`: libraries
-/// look up `localhost` and the container's own name in it. With the host's network, or one that
-/// another program has set up, both are the host's. The host's loopback name server (127.0.0.53)
-/// can then be reached.
+/// Without a network, the container cannot reach a name server, so it needs only `/etc/hosts`:
+/// libraries look up `localhost` and the container's own name in it.
+///
+/// With the host's network, or with a network namespace that another program has set up, both files
+/// are copies of the host's. In the host's network, the container can reach the host's loopback
+/// name server (127.0.0.53).
 pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     let host = |path: &'static str| match std::fs::read(path) {
         Ok(contents) => Some(contents),
@@ -29,7 +31,7 @@ pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     let of_host = template.network() != Network::None;
     let hosts = if of_host { host("/etc/hosts") } else { None };
     let resolv = if of_host { host("/etc/resolv.conf") } else { None };
-    // A container without a hostname of its own shows the host's.
+    // A container without its own hostname shows the host's.
     let uname = rustix::system::uname();
     let hostname = template.hostname().or_else(|| uname.nodename().to_str().ok());
     let hosts = EtcFile { path: Path::new("/etc/hosts"), contents: with_name(hosts, hostname) };
@@ -37,7 +39,7 @@ pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     [hosts].into_iter().chain(resolv).collect()
 }
 
-/// Returns a hosts(5) file that contains the container's own name.
+/// Returns `hosts`, or a default hosts(5) file, with an entry for the container's own name.
 fn with_name(hosts: Option<Vec<u8>>, hostname: Option<&str>) -> Vec<u8> {
     let mut hosts =
         hosts.unwrap_or_else(|| b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec());

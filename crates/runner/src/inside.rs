@@ -1,7 +1,7 @@
-//! Whether a directory that a run writes to lies inside one of its layers: there the overlay would
-//! show the run itself, and the layer would change.
+//! Finds out whether a directory that a run will write to lies inside one of the run's layers.
+//! Writing there would change the layer, and the overlay would show the run's own files.
 //!
-//! What is refused is decided in `stack`.
+//! `stack` decides what is refused.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -18,14 +18,14 @@ const IS_MOUNT_ROOT: u64 = 0x2000;
 /// `STATX_MNT_ID` in `linux/stat.h`, Linux 5.8.
 const MOUNT_ID: StatxFlags = StatxFlags::from_bits_retain(0x1000);
 
-/// Device and inode.
+/// The device and inode numbers of a directory.
 pub(crate) type Identity = (u64, u64);
 
-/// Returns the tree that `dir`, an absolute path without symbolic links, is or lies in. `trees` are
-/// known by their identities.
+/// Returns the tree that `dir` is or lies in. `dir` is an absolute path without symbolic links.
+/// `trees` contains the path of each tree by the identity of its root.
 ///
-/// Looks at the directories above, up to the next mount point. A bind mount may show a directory
-/// from deep inside a tree: only the mount table says so.
+/// Compares `dir` and the directories above it with the trees, up to the next mount point. A bind
+/// mount may show a directory from deep inside a tree. Only the mount table reveals that.
 pub(crate) fn tree_around<'t>(dir: &Path, trees: &HashMap<Identity, &'t Path>) -> io::Result<Option<&'t Path>> {
     for above in dir.ancestors() {
         let seen = look_at(above)?;
@@ -43,7 +43,7 @@ pub(crate) fn tree_around<'t>(dir: &Path, trees: &HashMap<Identity, &'t Path>) -
     Ok(None)
 }
 
-/// Returns the tree around `top`, a mount point.
+/// Returns the tree that contains the directory mounted on `top`, according to the mount table.
 fn in_mounts<'t>(top: &Path, seen: &Statx, trees: &[&'t Path]) -> io::Result<Option<&'t Path>> {
     let table = MountTable(fs::read("/proc/thread-self/mountinfo")?);
     let Some(place) = table.place(top, seen.stx_mnt_id) else { return Ok(None) };
@@ -70,11 +70,11 @@ fn identity(seen: &Statx) -> Identity {
     (makedev(seen.stx_dev_major, seen.stx_dev_minor), seen.stx_ino)
 }
 
-/// The proc_pid_mountinfo(5) of the calling thread: a caller may have mounts that only one of its
-/// threads sees.
+/// The mount table of the calling thread, proc_pid_mountinfo(5). A caller may have mounts that only
+/// one of its threads sees.
 struct MountTable(Vec<u8>);
 
-/// Where a directory is in its file system, wherever that is mounted.
+/// The location of a directory in its file system, wherever that is mounted.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
     device: Vec<u8>,
@@ -82,7 +82,7 @@ struct Place {
 }
 
 impl MountTable {
-    /// Returns the place of `path`, which has no symbolic links in it and is in the mount `id`.
+    /// Returns the place of `path`, which contains no symbolic links and lies in the mount `id`.
     fn place(&self, path: &Path, id: u64) -> Option<Place> {
         let id = id.to_string();
         let line = self.0.split(|byte| *byte == b'\n').find(|line| fields(line).next() == Some(id.as_bytes()))?;
@@ -134,7 +134,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn mount_tables_of_any_content(text in mutated::bytes([TABLE])) {
+        fn a_mount_table_of_any_content_is_read_without_a_panic(text in mutated::bytes([TABLE])) {
             prop_assert!(unescaped(&text).as_os_str().len() <= text.len());
             let table = MountTable(text);
             for id in [30, 33] {

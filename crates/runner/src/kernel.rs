@@ -1,7 +1,7 @@
-//! The five things that a run needs root or a runtime for.
+//! The five operations of a run that need root or a runtime.
 //!
-//! Everything else that a run does works in a plain directory. The tests of `run` replace these
-//! five.
+//! Everything else in a run works in a plain directory, without root. The tests of `run` replace
+//! these five.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -18,26 +18,26 @@ use crate::configure::Prepared;
 use crate::error::io_error;
 use crate::scratch::Paths;
 
-/// What a run asks of the kernel.
+/// The operations that a run asks of the kernel.
 pub(crate) trait Kernel: Sync {
     /// A mounted overlay. Its path is where it is mounted.
     type Mounted: AsRef<Path>;
 
-    /// Fails if the process lacks privileges, or the machine a controller for the template's
-    /// limits.
+    /// Fails if the process lacks privileges, or if the machine lacks a controller for the
+    /// template's limits.
     fn require(&self, template: &Template) -> Result<()>;
 
-    /// Calls `work` on a thread with a private mount namespace. Mounts that `work` leaves end with
-    /// it.
+    /// Calls `work` on a thread with a private mount namespace. The kernel removes mounts that
+    /// `work` leaves, together with the namespace.
     fn privately<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T>;
 
     /// Mounts a tmpfs on the bundle's directory of `paths`, and the overlay inside it.
     ///
-    /// The bundle and the mount point are in memory and in the run's own mount namespace, so that a
-    /// killed run leaves neither, and neither costs any I/O.
+    /// The bundle and the mount point are in memory, so they cost no I/O. They are in the run's own
+    /// mount namespace, so a killed run leaves neither of them.
     fn mount(&self, overlay: &Overlay, paths: &Paths) -> Result<Self::Mounted>;
 
-    /// Runs the command and waits for its end.
+    /// Runs the command and waits for it to end.
     fn execute(
         &self,
         runtime: &Runtime,

@@ -4,25 +4,27 @@
 //! [`run`] takes a base, layers and a [`Template`](container::Template) of the container. It mounts
 //! them as one overlay, runs the command in it, unmounts it and returns a [`Report`].
 //!
-//! - **Order.** Layers are given topmost first: where two have the same file, the command sees the
-//!   first one's. The base lies below all of them. The command never changes a layer or the base.
-//! - **The upper.** What the command writes and deletes is in the report's [`Upper`], which the
-//!   caller owns: [capture](Upper::capture) it as a new layer, [keep](Upper::keep) or
+//! - **Order.** The caller passes the layers topmost first: if two layers have the same file, the
+//!   command sees the file of the first. The base lies below all layers. The command never changes
+//!   a layer or the base.
+//! - **The upper.** The report's [`Upper`] contains everything that the command wrote and deleted.
+//!   The caller owns it: [capture](Upper::capture) it as a new layer, [keep](Upper::keep) or
 //!   [move](Upper::persist) it. Dropping it deletes it.
 //! - **Limits.** The kernel stacks a limited number of directories. `run` merges the layers that do
-//!   not fit, by hard links; [`plan`] says in advance which ones.
+//!   not fit, by hard links. [`plan`] returns in advance which layers these are.
 //! - **Failures.** A command that fails is a result, with a status and an upper. If the run itself
-//!   fails, [`Error`] says in which [`Phase`] and why, and what is left on disk: usually nothing.
-//! - **Kills.** If this process is killed, the kernel ends the container and the mount with it.
-//!   Only the run's directory is left; [`sweep`] removes it.
+//!   fails, [`Error`] names the [`Phase`], the reason, and the directory that is left on disk.
+//!   Usually nothing is left.
+//! - **Kills.** If this process is killed, the kernel also kills the container and removes the
+//!   mount. Only the run's directory is left; [`sweep`] removes it.
 //!
 //! `run` does not know what the layers are for: it reads no names, no metadata and no cache policy.
-//! Any number of threads can run at the same time. [`Options`] has the scratch directory, the
-//! runtime, the command's streams and limits; [`probe`] finds out what a scratch directory and the
-//! kernel can do.
+//! Any number of threads can run at the same time. [`Options`] sets the scratch directory, the
+//! runtime, and the command's streams and limits. [`probe`] finds out what a scratch directory and
+//! the kernel support.
 //!
-//! The crate [`layer`] has the layers on disk, the crate [`container`] the mounts and runtimes.
-//! This crate is where the two meet.
+//! The crate [`layer`] manages the layers on disk. The crate [`container`] mounts overlays and
+//! drives the runtimes. This crate connects the two.
 //!
 //! # Example
 //! ```no_run
@@ -45,8 +47,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The directory `examples` has whole programs: `build_and_capture`, and `farm`, which builds on
-//! several threads.
+//! The directory `examples` contains complete programs: `build_and_capture`, and `farm`, which
+//! builds on several threads.
 
 mod capture_record;
 mod configure;
@@ -82,7 +84,8 @@ pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
 pub use upper::{CaptureError, PersistError, RunLock, Upper};
 
-/// What another thread may own, and what several may share.
+/// Checks at compile time which types a caller can move to another thread, and which it can share
+/// between threads.
 const _: fn() = || {
     fn send<T: Send>() {}
     fn shared<T: Send + Sync>() {}
@@ -90,7 +93,7 @@ const _: fn() = || {
     shared::<(Report, Upper, Removal, RunLock, Error, container::Cancel, container::Signals)>();
 };
 
-/// The examples of the README, which must compile.
+/// The examples in the READMEs, which must compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../layer/README.md")]

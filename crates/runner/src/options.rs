@@ -1,6 +1,6 @@
-//! How a run is done: the options that a caller sets.
+//! The options of a run, which the caller sets.
 //!
-//! Those of the running command are `container::Supervision`'s; `run` takes the options apart.
+//! `container::Supervision` has the options of the running command. `run` applies all of them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use crate::{BoxError, Upper};
 
 /// The options of a run. Each has a default.
 ///
-/// What concerns the running command (its streams, its limits, its signals) has the same setters
-/// here as in [`Supervision`].
+/// The options of the running command (its streams, limits and signals) have the same setters here
+/// as in [`Supervision`].
 ///
 /// ```
 /// # use std::time::Duration;
@@ -38,10 +38,10 @@ pub struct Options<'a> {
     pub(crate) supervision: Supervision<'a>,
 }
 
-/// What limits the lowers of the overlay, beside the kernel.
+/// The caller's limits on the lowers of the overlay, in addition to the kernel's.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    /// The only rung to mount on.
+    /// The only rung to mount on. `None` for any rung that the kernel has.
     pub(crate) rung: Option<Rung>,
     pub(crate) max_lowers: usize,
     pub(crate) max_option_bytes: usize,
@@ -57,8 +57,8 @@ pub enum Cleanup {
     #[default]
     Awaited,
     /// Removes them on a separate thread, while the caller works with the result: see
-    /// [`Report::removal`](crate::Report::removal). Removing waits for the disk, for longer if it
-    /// is busy. A merged tree has as many entries as its layers together.
+    /// [`Report::removal`](crate::Report::removal). Removing waits for the disk, and takes longer
+    /// if the disk is busy. A merged tree can have all the entries of its layers.
     Behind,
 }
 
@@ -66,8 +66,9 @@ pub enum Cleanup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum EtcFiles {
-    /// Without the host's network: an `/etc/hosts` with `localhost` and the hostname. With the
-    /// host's network: copies of the host's two files. Leaves a file alone if `prep_upper` has
+    /// Without a network, creates an `/etc/hosts` with `localhost` and the hostname. With the
+    /// host's network or an existing network namespace, copies the host's two files, and adds the
+    /// hostname to `/etc/hosts` if it is missing there. Leaves a file alone if `prep_upper` has
     /// created it or a mount covers it.
     #[default]
     Provided,
@@ -103,16 +104,16 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Sets the directory in which the run creates its own directory. If it is on the file system
-    /// of the layers, merging links files instead of copying them, and the upper can be renamed to
-    /// a place beside them. It cannot be on overlayfs.
+    /// Sets the directory in which the run creates its own directory. If it is on the same file
+    /// system as the layers, a merge links files instead of copying them, and the upper can be
+    /// renamed to a path beside the layers. The directory cannot be on overlayfs.
     pub fn scratch(mut self, dir: impl Into<PathBuf>) -> Self {
         self.scratch = dir.into();
         self
     }
 
-    /// Sets the runtime. Its own files are in memory, in the run's mount namespace. They may use at
-    /// most 64 MiB, and none of them can be executed.
+    /// Sets the runtime. The runtime's own files are in memory, in the run's mount namespace. They
+    /// may use at most 64 MiB, and none of them can be executed.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
         self
@@ -138,8 +139,8 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Sets a function that fills the upper before the overlay is mounted, with what the command
-    /// should find there. It gets the upper and the lowers in mount order: the topmost first, the
+    /// Sets a function that puts files for the command into the upper before the overlay is
+    /// mounted. Its arguments are the upper, and the lowers in mount order: the topmost first, the
     /// base last. The upper's root already has the attributes that the merged root will show.
     pub fn prep_upper(mut self, prepare: impl FnOnce(&Path, &[PathBuf]) -> Result<(), BoxError> + Send + 'a) -> Self {
         self.prep_upper = Some(Box::new(prepare));
@@ -147,7 +148,8 @@ impl<'a> Options<'a> {
     }
 
     /// Sets whether device nodes in the layers and the upper can be opened, if the template's rules
-    /// and the runtime allow it. crun remounts its root and does not keep [`DeviceNodes::Inert`].
+    /// and the runtime allow it. crun remounts the root file system and thereby loses
+    /// [`DeviceNodes::Inert`].
     pub fn devices(mut self, devices: DeviceNodes) -> Self {
         self.devices = devices;
         self
@@ -185,7 +187,7 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Changes the options of the running command. The setters below are short forms of this one.
+    /// Changes the options of the running command. The setters below use it.
     fn supervise(mut self, change: impl FnOnce(Supervision<'a>) -> Supervision<'a>) -> Self {
         self.supervision = change(self.supervision);
         self

@@ -1,7 +1,7 @@
-//! A small overlay that is mounted, written to and unmounted, to find out what a scratch directory
-//! and the kernel can do for a run.
+//! Mounts, uses and unmounts a small overlay, to find out what a scratch directory and the kernel
+//! support.
 //!
-//! A whole run is in `run`.
+//! `run` has the sequence of a whole run.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::rundir::scratch_dir;
 use crate::scratch::{Paths, Scratch};
 use crate::{Cleanup, Phase, Result, stack};
 
-/// What a [`probe`] has found out.
+/// The findings of a [`probe`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Probe {
@@ -33,10 +33,13 @@ pub struct Probe {
 /// the upper and removes everything again.
 ///
 /// # Errors
-/// [`Error`](crate::Error) in [`Phase::Inputs`] without root, in [`Phase::Scratch`] if nothing can
-/// be created in `scratch`, in [`Phase::OverlayMount`] if the overlay cannot be mounted on this
-/// rung or cannot be written to. Nothing is left unless unmounting or removing failed: then
-/// [`Error::left`](crate::Error::left) says where.
+/// [`Error`](crate::Error), whose phase is
+/// - [`Phase::Inputs`] without root,
+/// - [`Phase::Scratch`] if nothing can be created in `scratch`,
+/// - [`Phase::OverlayMount`] if the overlay cannot be mounted on this rung or cannot be written to.
+///
+/// Nothing is left unless unmounting or removing fails. Then [`Error::left`](crate::Error::left)
+/// returns the directory.
 pub fn probe(scratch: impl AsRef<Path>, rung: Rung) -> Result<Probe> {
     in_phase(Phase::Inputs, || Ok(container::require_privilege()?))?;
     let scratch = in_phase(Phase::Scratch, || Scratch::create(&scratch_dir(scratch.as_ref())?))?;
@@ -48,7 +51,7 @@ pub fn probe(scratch: impl AsRef<Path>, rung: Rung) -> Result<Probe> {
     with_undone(Ok(seen), in_phase(Phase::Cleanup, || upper.close()), &dir)
 }
 
-/// Creates two lowers. Everything that is deleted later is in the bottom one.
+/// Creates two lowers. The bottom one contains everything that the probe deletes later.
 fn fill(paths: &Paths) -> Result<()> {
     let make = |path: &Path| fs::create_dir_all(path).map_err(io_error("make the directory", path));
     make(&paths.lower().join("top"))?;
@@ -80,15 +83,16 @@ fn written(merged: &Path) -> Result<bool> {
     done(fs::remove_file(merged.join("deleted")), "remove", "deleted")?;
     done(fs::remove_dir(merged.join("replaced")), "remove", "replaced")?;
     done(fs::create_dir(merged.join("replaced")), "make the directory", "replaced")?;
-    // This is the table of the process: its first thread has never left the host's namespace.
+    // This is the table of the process's first thread, which has never left the host's mount
+    // namespace.
     let table = "/proc/self/mountinfo";
     let mounts = fs::read(table).map_err(io_error("read", table))?;
     Ok(!lists(&String::from_utf8_lossy(&mounts), merged))
 }
 
-/// Returns whether something is mounted on `target`, according to a table like
-/// proc_pid_mountinfo(5). The directory of a run has a unique name, without characters that the
-/// table would escape.
+/// Returns whether the mount table `mountinfo`, in the format of proc_pid_mountinfo(5), has a mount
+/// on `target`. The directory of a run has a unique name, without characters that the table would
+/// escape.
 fn lists(mountinfo: &str, target: &Path) -> bool {
     let name = target.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let end = format!("/{name}/bundle/merged");
@@ -100,8 +104,9 @@ fn upper(paths: &Paths, private: bool) -> Result<Probe> {
     let (deleted, replaced) = (paths.upper().join("deleted"), paths.upper().join("replaced"));
     let xattrs = XattrNamespace::Trusted;
     let deletions = layer::is_whiteout(&deleted, xattrs)? && layer::is_opaque(&replaced, xattrs)?;
-    // The kernel creates this directory: Documentation/filesystems/overlayfs.rst, "Volatile mount". The
-    // mount table would say `volatile` or, in Linux 6.18, `fsync=volatile`.
+    // The kernel creates this directory for a volatile mount:
+    // Documentation/filesystems/overlayfs.rst, "Volatile mount". The mount table would show
+    // `volatile` or, in Linux 6.18, `fsync=volatile`.
     let volatile = paths.work().join("work/incompat/volatile").exists();
     Ok(Probe { volatile, private, deletions })
 }

@@ -1,7 +1,6 @@
-//! The removal of a run's leftovers on a thread of its own, for
-//! [`Cleanup::Behind`](crate::Cleanup::Behind).
+//! Removes a run's leftovers on a separate thread, for [`Cleanup::Behind`](crate::Cleanup::Behind).
 //!
-//! What is removed is decided in `scratch`.
+//! `scratch` decides what is removed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,10 +12,10 @@ use crate::Result;
 use crate::error::{chain, io_error};
 use crate::rundir::RunDir;
 
-/// The removal of everything that a run has left but its upper, in progress on a separate thread.
+/// The removal of everything that a run left except its upper, in progress on a separate thread.
 ///
-/// The upper is in another directory already and can be moved concurrently. If the process is
-/// killed, a [sweep](crate::sweep) removes the rest.
+/// The upper is already in another directory, so the caller can move it concurrently. If the
+/// process is killed, a [sweep](crate::sweep) removes the rest.
 #[derive(Debug)]
 #[must_use = "dropping this value waits for the removal"]
 pub struct Removal {
@@ -38,7 +37,7 @@ impl Removal {
         match thread::Builder::new().name("removal".into()).spawn(move || run.remove()) {
             Ok(thread) => Self { path, state: State::Running(thread) },
             Err(error) => {
-                log::warn!("{} is removed immediately: cannot start a thread: {error}", quoted(&path));
+                log::warn!("removing {} before the run returns: cannot start a thread: {error}", quoted(&path));
                 let removed = layer::remove_tree(&path).map_err(crate::Error::from);
                 Self { path, state: State::Ended(removed) }
             }
@@ -50,11 +49,11 @@ impl Removal {
         &self.path
     }
 
-    /// Waits for the end of the removal.
+    /// Waits for the removal to end.
     ///
     /// # Errors
-    /// [`Cause::Layer`](crate::Cause::Layer) with the entry that could not be removed. That and the
-    /// rest are left for a [sweep](crate::sweep).
+    /// [`Cause::Layer`](crate::Cause::Layer) with the entry that could not be removed. That entry
+    /// and the rest are left for a [sweep](crate::sweep).
     pub fn wait(mut self) -> Result<()> {
         self.join()
     }

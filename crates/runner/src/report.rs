@@ -1,4 +1,4 @@
-//! The outcome of a run, and what it says in JSON and in a `layer.json`.
+//! The outcome of a run, and its forms as JSON and as a `layer.json`.
 //!
 //! Its `capture` object, which other processes read, is in `capture_record`.
 
@@ -20,28 +20,28 @@ use crate::{CaptureRecord, Removal, Timings, Upper};
 pub struct Report {
     /// How the command ended. A command that failed has a status, too.
     pub status: Status,
-    /// What the command wrote. The caller owns it.
+    /// The upper, with everything that the command wrote. The caller owns it.
     pub upper: Upper,
     /// How long each phase took, in order.
     pub timings: Timings,
     /// Which layers were stacked, which were merged, and how the overlay was mounted.
     pub plan: Plan,
-    /// What the merge did, if there was one.
+    /// The result of the merge, if there was one.
     pub merged: Option<Merged>,
-    /// The removal of everything but the upper, if it [goes on](crate::Cleanup::Behind) after the
-    /// run. Dropping it with the report waits for its end.
+    /// The removal of everything but the upper, if it [continues](crate::Cleanup::Behind) after the
+    /// run. Dropping it, or the report with it, waits for the removal to end.
     pub removal: Option<Removal>,
-    /// What the run itself created in the upper, parents first, by its path in the container:
-    /// `/etc/hosts` and the like, and the mount points of the template. If the template mounts
-    /// nothing on `/dev`, the runtime creates its device nodes in the upper; this list does not
-    /// contain them.
+    /// The entries that the run itself created in the upper, parents first, by their paths in the
+    /// container: `/etc/hosts` and the like, and the mount points of the template. If the template
+    /// mounts nothing on `/dev`, the runtime creates its device nodes in the upper; this list does
+    /// not contain them.
     pub made: Vec<Made>,
     pub(crate) origin: Origin,
     /// The excerpt of standard output, if it was captured.
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
     pub stderr: Option<Excerpt>,
-    /// Why a part of the command's output is lost, if it is: usually a full disk.
+    /// Why a part of the command's output was lost, if it was. Usually the disk is full.
     pub output_error: Option<std::io::Error>,
     /// The resources that the command used.
     pub usage: Usage,
@@ -53,14 +53,14 @@ pub(crate) struct Origin {
     base_hash: String,
     /// The names of the layers, topmost first.
     parent_hashes: Vec<String>,
-    /// The numbers of the user and the group.
+    /// The IDs of the user and the group.
     user: (u32, u32),
     xattrs: XattrNamespace,
 }
 
 impl Origin {
     pub(crate) fn new(base: &Base, plan: &Plan, user: (u32, u32), xattrs: XattrNamespace) -> Self {
-        // The parent of a tree is its layer's directory, whose name is the layer's.
+        // The parent of a tree is the directory of its layer, which has the layer's name.
         let dirs = plan.separate.iter().chain(&plan.merged).filter_map(|tree| tree.parent());
         let parent_hashes = dirs.map(|dir| Layer::at(dir).hash()).collect();
         Self { base_hash: base.hash().into(), parent_hashes, user, xattrs }
@@ -68,21 +68,23 @@ impl Origin {
 }
 
 impl Report {
-    /// Returns a capture that makes the upper a layer. It knows the lowers and what the run
-    /// [made](Self::made). `run` itself captures nothing: see [`Upper::capture`].
+    /// Returns a capture that turns the upper into a layer. It knows the lowers and the entries
+    /// that the run [made](Self::made). `run` itself captures nothing: see [`Upper::capture`].
     pub fn capture(&self) -> Capture<'static> {
         let capture = Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs);
         match UpperId::of(self.upper.path()) {
             Ok(id) => capture.of_upper(id),
-            // The capture then fails, and says why.
+            // The capture then fails with the reason.
             Err(_) => capture,
         }
     }
 
     /// Returns a `layer.json` for the upper, as far as the run knows it: the names of the layers,
-    /// the hash of the base, the numbers of the user and the group in the stack, and the
-    /// timings. The exit status is the one that a shell would report: 128+n for signal n, 124
-    /// after the timeout, 137 if the memory was used up, otherwise 143.
+    /// the hash of the base, the IDs of the user and the group in the stack, the timings, and the
+    /// exit status.
+    ///
+    /// The exit status is the command's own if the command exited. Otherwise it is 128+n for signal
+    /// n, 124 after the timeout, 137 if the memory was used up, and 143 in all other cases.
     pub fn meta(&self) -> Meta {
         let exit_status = match self.status {
             Status::Exited(code) => code.into(),
@@ -101,7 +103,7 @@ impl Report {
         }
     }
 
-    /// Returns the trees of the stack as it was planned, before anything was merged.
+    /// Returns the trees of the planned stack, before anything was merged.
     fn lowers(&self) -> impl Iterator<Item = &Path> {
         let layers = self.plan.separate.iter().chain(&self.plan.merged);
         layers.chain([&self.plan.base]).map(|tree| tree.as_path())
@@ -115,12 +117,16 @@ impl Report {
     /// ```
     ///
     /// A path is a string, or an array of its bytes if it is not UTF-8. `merge` is null if nothing
-    /// was merged, and `output_error` if no output is lost.
+    /// was merged. `output_error` is null if no output was lost.
     ///
-    /// `usage` has `cpu_seconds` and `peak_memory_bytes`, which are null if the machine's
-    /// controllers do not report them, `out_of_memory`, and `upper_bytes` and `upper_entries`,
-    /// for which this [measures](Upper::measure) the upper. `capture` is a [`CaptureRecord`],
-    /// which `layered commit --run` needs.
+    /// The keys of `usage` are:
+    /// - `cpu_seconds` and `peak_memory_bytes`, which are null if the machine's controllers do not
+    ///   report them.
+    /// - `out_of_memory`.
+    /// - `upper_bytes` and `upper_entries`. `to_json` [measures](Upper::measure) the upper for
+    ///   these two. They are null if that fails.
+    ///
+    /// `capture` is a [`CaptureRecord`], which `layered commit --run` needs.
     pub fn to_json(&self) -> Value {
         let size = self.upper.measure().inspect_err(|error| log::warn!("{}", chain(error))).ok();
         json!({
@@ -146,7 +152,7 @@ impl Report {
         })
     }
 
-    /// Returns what a process needs that captures the upper later.
+    /// Returns the record that a process needs to capture the upper later.
     pub fn capture_record(&self) -> CaptureRecord {
         let (lowers, made) = (self.lowers().map(Path::to_path_buf), self.made.clone());
         CaptureRecord::of_run(self.upper.path(), lowers, made, self.origin.xattrs, self.meta())

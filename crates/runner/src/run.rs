@@ -21,8 +21,8 @@ use crate::{Options, Phase, Report, Result, Upper, xattrs};
 mod tests;
 
 /// Runs the template's command in a root file system stacked from `layers`, topmost first, over
-/// `base`. Returns the upper that the command wrote to, with the command's status and the time of
-/// each phase.
+/// `base`. Returns the upper that the command wrote to, the command's status and the time of each
+/// phase.
 ///
 /// A run takes these steps:
 /// 1. It [holds and checks](Phase::Inputs) the layers.
@@ -35,24 +35,26 @@ mod tests;
 /// 8. It unmounts the overlay.
 /// 9. It removes everything but the upper, before it returns or [after](crate::Cleanup::Behind).
 ///
-/// The only processes are the runtime and the helper that looks after the container. A run only
-/// reads the layers, except that it touches their `last_used`. It reads and writes no `layer.json`
-/// and no sidecar. It [holds](layer::Hold) the layers until the overlay is unmounted, and then
-/// while the [`Upper`] exists: no collector removes one before that. If this process is killed, the
-/// hold ends with it.
+/// A run starts no processes except the runtime and the helper that looks after the container. It
+/// only reads the layers, except that it touches their `last_used`. It reads and writes no
+/// `layer.json` and no sidecar. It [holds](layer::Hold) the layers until the overlay is unmounted,
+/// and after that for as long as the [`Upper`] exists. Until then, no collector removes a layer. If
+/// this process is killed, the hold ends with it.
 ///
 /// # Errors
-/// [`Error`](crate::Error) with the phase. The run then has undone the phases before it. Nothing is
-/// left unless unmounting or removing failed: then [`Error::left`](crate::Error::left) says where.
-/// A command that fails, or that a signal, the timeout or a [`Cancel`] ends, is not an error.
+/// [`Error`](crate::Error) with the phase. The run has then undone the phases before it. Nothing is
+/// left unless unmounting or removing failed. Then [`Error::left`](crate::Error::left) returns the
+/// directory. A command that fails, or that a signal, the timeout or a [`Cancel`] ends, is not an
+/// error.
 pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<'_>) -> Result<Report> {
     let clock = Clock::start();
-    // This takes the kernel some time, which it has until the runtime starts.
+    // The kernel needs some time for this, and has it until the runtime starts.
     let _prepared = Cgroup::prepare_moves();
     run_on(&Linux, base, layers, template, options, clock)
 }
 
-/// Whatever fails, the run undoes what it did before. If undoing fails, it does nothing more.
+/// Runs the command with the operations of `kernel`. After any failure, the run undoes its earlier
+/// steps. If undoing fails, it does nothing more.
 fn run_on<K: Kernel>(
     kernel: &K,
     base: &Base,
@@ -67,10 +69,10 @@ fn run_on<K: Kernel>(
     let namespace = xattrs::namespace(xattrs);
 
     let (over, hold, stack) = in_phase(Phase::Inputs, || {
-        // First, because the upper of an earlier run stays, whatever fails.
+        // This comes first, because the upper of an earlier run must survive any failure.
         let over = over.map(Upper::into_kept).transpose()?;
         kernel.require(template)?;
-        // Before the layers are checked: a layer that exists then cannot be collected.
+        // Hold the layers before checking them: no collector can then remove a layer that exists.
         let hold = stack::hold(base, layers, &is_cancelled)?;
         Ok((over, hold, Stack::resolve(base, layers)?))
     })?;
@@ -97,7 +99,8 @@ fn run_on<K: Kernel>(
                         Ok((clock.step(Phase::RuncRun, execute)?, prepared.made, prepared.user))
                     });
                 let unmounted = clock.step(Phase::OverlayUmount, || kernel.unmount(mounted));
-                // If the overlay is still mounted, the error names the directory, and nothing is removed.
+                // If the overlay is still mounted, the error names the directory and nothing is
+                // removed.
                 with_undone(ended, unmounted, scratch.dir())
             })?
         })?;
@@ -112,14 +115,15 @@ fn run_on<K: Kernel>(
     Ok(Report { status, upper, timings, plan, merged, removal, made, origin, stdout, stderr, output_error, usage })
 }
 
-/// What is known when the command has ended.
+/// The results of the steps up to the unmount.
 struct Ran {
     plan: Plan,
     /// `None` if nothing had to be merged.
     merged: Option<Merged>,
     finished: Finished,
-    /// What the run created in the upper.
+    /// The entries that the run created in the upper.
     made: Vec<Made>,
-    /// The numbers of the command's user and group. A name's are known once the overlay is mounted.
+    /// The IDs of the command's user and group. If the template names the user, its IDs are known
+    /// only once the overlay is mounted.
     user: (u32, u32),
 }

@@ -1,6 +1,6 @@
 //! The directory of one run on disk: its name, its lock, and who may take it over.
 //!
-//! What lies in it is in `scratch`; who owns the upper in it is in `upper`.
+//! `scratch` has its contents, and `upper` the owner of the upper in it.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
@@ -26,8 +26,8 @@ const KEPT: &str = "kept";
 
 /// The directory of one run, mode 0700, named after the run, and locked.
 ///
-/// The lock is a flock(2): it ends with its owner, however that ends. A sweep removes only
-/// directories that no process has locked.
+/// The lock is a flock(2): the kernel releases it when its owner ends, even if the owner is killed.
+/// A sweep removes only directories that no process has locked.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     dir: LockedDir,
@@ -44,7 +44,7 @@ impl RunDir {
             DirBuilder::new().mode(0o700).create(&path).map_err(io_error("make the directory", &path))?;
             match Self::lock(&path) {
                 Ok(Some(run)) => return Ok(run),
-                // A sweep was quicker and has removed the directory. Try another name.
+                // A sweep has removed the directory before it was locked. Try another name.
                 Ok(None) => {}
                 Err(error) => {
                     if let Err(error) = fs::remove_dir(&path) {
@@ -68,18 +68,18 @@ impl RunDir {
         self.dir.path()
     }
 
-    /// Returns the name of the run, which is also its container's.
+    /// Returns the name of the run, which is also the name of its container.
     pub(crate) fn id(&self) -> &ContainerId {
         &self.id
     }
 
-    /// Removes the directory and everything in it. It stays locked until it is removed.
+    /// Removes the directory and everything in it. The directory stays locked until it is removed.
     pub(crate) fn remove(&self) -> Result<()> {
         Ok(layer::remove_tree(self.path())?)
     }
 
-    /// Returns the path that the directory has when it is [kept](Self::keep), which it may be
-    /// already.
+    /// Returns the path of the directory after it is [kept](Self::keep). If it is kept already,
+    /// that is its present path.
     pub(crate) fn kept_path(&self) -> PathBuf {
         self.path().with_file_name(self.id.as_str().replacen(PREFIX, KEPT, 1))
     }
@@ -102,7 +102,8 @@ impl RunDir {
         }
     }
 
-    /// Takes over the directory at `path`, which was [kept](Self::keep) of an earlier run.
+    /// Takes over the directory at `path`, in which the upper of an earlier run was
+    /// [kept](Self::keep).
     pub(crate) fn kept(path: &Path) -> Result<Self> {
         let not_kept = || Cause::NotKept { path: path.into() };
         let path = fs::canonicalize(path).map_err(|_| not_kept())?;
@@ -110,23 +111,26 @@ impl RunDir {
             return Err(not_kept().into());
         }
         let run = Self::lock(&path)?.ok_or_else(|| Cause::InUse { path: path.clone() })?;
-        // In /tmp anybody can create such a directory, with a stack and a container of their choice.
+        // In /tmp, any user can create such a directory, with a stack and a container of their
+        // choice.
         let owner = fstat(&run.dir).map_err(io_error("look at", &path))?.st_uid;
         if owner != rustix::process::geteuid().as_raw() {
             return Err(not_kept().into());
         }
-        // Ends the processes of a visit that was killed, if any of them are left.
+        // Kills the processes that a killed run over this upper left, if there are any.
         Cgroup::new(run.id.as_str())?.remove()?;
         Ok(run)
     }
 
-    /// Gives the directory a name that is not a run's. It stays locked.
+    /// Renames the directory to its [kept path](Self::kept_path), which no sweep removes. The
+    /// directory stays locked.
     pub(crate) fn keep(&mut self) -> Result<()> {
         Ok(self.dir.rename(self.kept_path())?)
     }
 }
 
-/// Returns the name of the run whose directory is called `name`; `None` if it is not a run's.
+/// Returns the name of the run whose directory is called `name`, or `None` if no run's directory
+/// can have that name.
 fn run_id(name: &OsStr) -> Option<ContainerId> {
     let name = name.to_str()?;
     match is_name(KEPT, name) {
@@ -146,8 +150,8 @@ fn ends_in_kept_name(path: &Path) -> bool {
     path.file_name().and_then(OsStr::to_str).is_some_and(|name| is_name(KEPT, name))
 }
 
-/// Returns the directory of the run that `path` is or lies in, whether the run goes on, was killed
-/// or was kept.
+/// Returns the directory of the run that `path` is or lies in, whether the run is in progress, was
+/// killed or was kept.
 pub(crate) fn around(path: &Path) -> Option<PathBuf> {
     real(path).ancestors().find(|dir| dir.file_name().is_some_and(is_run_name)).map(Path::to_path_buf)
 }
@@ -156,7 +160,8 @@ fn is_run_name(name: &OsStr) -> bool {
     run_id(name).is_some()
 }
 
-/// Returns whether the directory `dir` contains the directory of a run.
+/// Returns whether the directory of a run is an entry of `dir`. Returns `false` if `dir` is not a
+/// directory.
 fn holds_runs(dir: &Path) -> Result<bool> {
     let read = |errno| io_error("read", dir)(errno);
     let opened = match openat(CWD, dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
@@ -173,7 +178,7 @@ fn holds_runs(dir: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Returns the absolute path of `path`, without symbolic links as far as it exists.
+/// Returns the absolute path of `path`, with the symbolic links resolved in the part that exists.
 fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
     let found = path.ancestors().find_map(|above| Some((above, fs::canonicalize(above).ok()?)));

@@ -1,6 +1,6 @@
-//! What lies in the directory of a run, and what becomes of it when the run ends.
+//! The contents of a run's directory, and what happens to them when the run ends.
 //!
-//! The directory itself and its lock are in `rundir`; the upper in it is `upper`'s.
+//! `rundir` has the directory itself and its lock, and `upper` the upper in it.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -19,11 +19,12 @@ use crate::rundir::{RunDir, scratch_dir};
 use crate::stack::Stack;
 use crate::{Cleanup, Phase, Removal, Result, Upper};
 
-/// The paths in the directory of one run, whose name is the container's.
+/// The paths in the directory of one run. `<id>` is the name of the run and of its container; the
+/// directory of a kept run has another name.
 ///
 /// ```text
 /// <scratch>/<id>/upper          what the command writes
-/// <scratch>/<id>/work           the kernel's
+/// <scratch>/<id>/work           the kernel's work directory
 /// <scratch>/<id>/lower          the merged layers, if any had to be merged
 /// <scratch>/<id>/bundle         a tmpfs in the run's mount namespace:
 ///                bundle/merged       the mount point of the overlay
@@ -65,8 +66,8 @@ impl Paths {
 
 /// The directory of one run, mode 0700, on disk.
 ///
-/// Nothing may delete in it before the overlay is known to be unmounted: deleting through the mount
-/// would turn the upper into whiteouts. [`settle`](Self::settle) decides that.
+/// Nothing may delete anything in it before the overlay is known to be unmounted: deleting through
+/// the mount would fill the upper with whiteouts. [`settle`](Self::settle) decides when to delete.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     paths: Paths,
@@ -108,7 +109,8 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// Prepares the directory of a kept upper for another run. Removes what a killed visit left.
+    /// Prepares the directory of a kept upper for another run. Removes what a killed run over this
+    /// upper left.
     fn over(upper: Upper) -> Result<Self> {
         let scratch = Self { paths: Paths::new(upper.run_dir().path()), upper };
         scratch.remove_all_but_upper()?;
@@ -126,7 +128,7 @@ impl Scratch {
         self.upper.run_dir().id()
     }
 
-    /// Gives the upper's root the attributes of the topmost lower's, and calls the caller's
+    /// Copies the attributes of the topmost lower to the upper's root, and calls the caller's
     /// function.
     pub(crate) fn prepare_upper(&self, lowers: &[PathBuf], prepare: Option<PrepUpper<'_>>) -> Result<()> {
         self.copy_root_attributes(&lowers[0])?;
@@ -136,8 +138,8 @@ impl Scratch {
         }
     }
 
-    /// Makes the upper of a run that was cancelled before the mount an upper like any other, in
-    /// case the caller keeps it.
+    /// Copies the root attributes to the upper of a run that was cancelled before the mount, in
+    /// case the caller keeps that upper.
     pub(crate) fn never_mounted(&self, plan: &Plan) {
         let topmost = plan.separate.first().or(plan.merged.first()).unwrap_or(&plan.base);
         if let Err(error) = self.copy_root_attributes(topmost) {
@@ -145,13 +147,13 @@ impl Scratch {
         }
     }
 
-    /// Copies the attributes of `lower` to the upper's root. The root of a kept upper has what the
-    /// earlier run left.
+    /// Copies the attributes of `lower` to the upper's root. Leaves the root of a kept upper as the
+    /// earlier run left it.
     fn copy_root_attributes(&self, lower: &Path) -> Result<()> {
         if self.upper.is_kept() { Ok(()) } else { Ok(copy_root_attributes(lower, &self.upper())?) }
     }
 
-    /// Records on the upper what the run created in it, beside what earlier runs did.
+    /// Records on the upper the entries that the run created in it, beside those of earlier runs.
     pub(crate) fn record(&self, made: &[Made], xattrs: XattrNamespace) -> Result<()> {
         let before = if self.upper.is_kept() { RunRecord::read(self.upper(), xattrs)? } else { None };
         let mut record = before.clone().unwrap_or_default();
@@ -162,13 +164,13 @@ impl Scratch {
         Ok(())
     }
 
-    /// Ends the use of the directory, as `result` demands:
+    /// Ends the use of the directory, depending on `result`:
     /// - After a success, returns the upper and removes the rest.
     /// - After an error that [leaves](crate::Error::left) the directory, because the overlay is
     ///   still mounted, touches nothing.
     /// - After any other error, removes everything except an upper that was kept before.
     ///
-    /// If removing fails, the rest is left, and the error says where.
+    /// If removing fails, the rest is left, and the error names the directory.
     pub(crate) fn settle<T>(self, result: Result<T>, cleanup: Cleanup) -> Result<(T, Upper, Option<Removal>)> {
         let dir = self.dir().to_path_buf();
         match result {
@@ -188,8 +190,9 @@ impl Scratch {
         }
     }
 
-    /// Removes everything but the upper, which is the caller's from now on. On an error, the entry
-    /// that could not be removed and everything that was to be removed after it are left.
+    /// Removes everything but the upper, and returns the upper, which the caller then owns. On an
+    /// error, the entry that could not be removed is left, and so is everything that would have
+    /// been removed after it.
     fn into_upper(self) -> Result<Upper> {
         match self.remove_all_but_upper() {
             Ok(()) => Ok(self.upper),
@@ -200,8 +203,8 @@ impl Scratch {
         }
     }
 
-    /// Moves the upper into another directory, and leaves the removal of this one to another
-    /// thread.
+    /// Moves the upper into another directory, and removes this one on another thread. If the upper
+    /// cannot be moved, removes everything else before returning.
     fn into_upper_behind(mut self) -> Result<(Upper, Option<Removal>)> {
         if let Err(error) = self.remove_mount_point() {
             self.upper.leave();
@@ -210,14 +213,14 @@ impl Scratch {
         match self.upper.move_out() {
             Ok(rest) => Ok((self.upper, Some(Removal::begin(rest)))),
             Err(error) => {
-                log::warn!("{} is tidied up at once: {}", quoted(self.dir()), chain(&error));
+                log::warn!("cleaning up {} before the run returns: {}", quoted(self.dir()), chain(&error));
                 Ok((self.into_upper()?, None))
             }
         }
     }
 
     fn remove_mount_point(&self) -> Result<()> {
-        // Not recursively. If this thread still saw a mount here, the directory would be busy.
+        // This is not recursive. It fails with EBUSY if this thread still sees a mount here.
         match fs::remove_dir(self.bundle()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(io_error("remove the mount point", self.bundle())(error))
@@ -252,7 +255,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    /// The directory of a run in which every part has something.
+    /// Creates the directory of a run, with files in the upper and the work directory, and merged
+    /// layers.
     fn scratch(parent: &Path) -> Scratch {
         let scratch = Scratch::create(parent).unwrap();
         fs::create_dir_all(scratch.work().join("work")).unwrap();

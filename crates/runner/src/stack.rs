@@ -1,8 +1,7 @@
-//! The layers of a run: which ones there are, which of them are stacked and which merged, and on
-//! which rung of the ladder.
+//! The layers of a run: checks them, and decides which of them are stacked, which are merged, and
+//! on which rung of the ladder the overlay is mounted.
 //!
-//! `layer::Plan` decides where the limits lead; `inside` finds out whether a directory lies in a
-//! tree.
+//! `layer::Plan` applies the limits. `inside` finds out whether a directory lies in a tree.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -24,29 +23,31 @@ use crate::{Error, Options, Phase, Result};
 /// used.
 ///
 /// # Errors
-/// [`Error`] in [`Phase::Inputs`] if the base or a layer cannot be used, in [`Phase::Plan`] if the
-/// kernel does not answer.
+/// [`Error`] in [`Phase::Inputs`] without root or if the base or a layer cannot be used. [`Error`]
+/// in [`Phase::Plan`] if the scratch directory does not exist, or if the kernel's mount interface
+/// cannot be detected.
 pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan> {
     let stack = in_phase(Phase::Inputs, || {
-        // Without privileges, the kernel does not say which rungs it has.
+        // Without privileges, a process cannot find out which rungs the kernel has.
         container::require_privilege()?;
         Stack::resolve(base, layers)
     })?;
     in_phase(Phase::Plan, || {
-        // The name of any run will do: only its length matters.
+        // Any run's name will do: only its length matters.
         let id = ContainerId::random(PREFIX)?;
         let paths = Paths::new(scratch_dir(&options.scratch)?.join(id.as_str()));
         stack.plan(&options.limits, &paths)
     })
 }
 
-/// Checks that the upper of a run over these layers may be moved to `destination`: that
-/// `destination` is not in one of their trees. An upper that is moved there would change a layer
-/// that is in use. Call this before the run.
+/// Checks that the upper of a run over these layers may be moved to `destination`. Refuses a
+/// destination in a tree of the layers or the base, because moving the upper there would change a
+/// layer that is in use. Also refuses a destination in the directory of a run. Call this before the
+/// run.
 ///
 /// # Errors
-/// [`Cause::UpperInLayer`], [`Cause::InRunDirectory`]; [`Cause::Layer`] if the base or a layer
-/// cannot be used; [`Cause::Io`] if the parent of `destination` cannot be looked at.
+/// [`Cause::UpperInLayer`], [`Cause::InRunDirectory`]. [`Cause::Layer`] if the base or a layer
+/// cannot be used. [`Cause::Io`] if the path of `destination`'s parent cannot be resolved.
 pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl AsRef<Path>) -> Result<()> {
     let destination = destination.as_ref();
     let parent = match destination.parent() {
@@ -71,10 +72,10 @@ pub(crate) struct Stack<'a> {
 }
 
 impl<'a> Stack<'a> {
-    /// Looks at every layer once. A layer that is given twice, by whatever path, keeps its first
-    /// place. A layer that is also the base is only the base.
+    /// Inspects every layer once. A layer that occurs twice, even under different paths, keeps its
+    /// first place. A layer that is also the base is stacked only as the base.
     pub(crate) fn resolve(base: &Base, layers: &'a [Layer]) -> Result<Self> {
-        // If a tree cannot be used, opening its layer says exactly why.
+        // If a tree cannot be used, opening its layer returns the exact reason.
         let tree = absolute(base.fs())?;
         let found = identity(&tree).map_err(|error| Base::open(base.path()).err().map_or(error, Error::from))?;
         let mut identities = HashMap::with_capacity(layers.len() + 1);
@@ -95,7 +96,7 @@ impl<'a> Stack<'a> {
         Ok(stack)
     }
 
-    /// Refuses a directory inside one of the trees as the parent of the run's own directory. `dir`
+    /// Fails if `dir`, the parent of the run's own directory, is or lies in one of the trees. `dir`
     /// is a real path.
     pub(crate) fn refuse_scratch(&self, dir: &Path) -> Result<()> {
         match self.tree_around(dir)? {
@@ -104,7 +105,7 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// Refuses a directory inside one of the trees as the parent of a moved upper. `dir` is a real
+    /// Fails if `dir`, the parent of `destination`, is or lies in one of the trees. `dir` is a real
     /// path.
     fn refuse_destination(&self, dir: &Path, destination: &Path) -> Result<()> {
         match self.tree_around(dir)? {
@@ -142,16 +143,16 @@ impl<'a> Stack<'a> {
     }
 }
 
-/// Holds all layers, and the base if a collector could remove it: if it has a `layer.json`. Returns
-/// `None` if `stop` ended the wait for a collector.
+/// Holds all layers. Also holds the base if it has a `layer.json`, because a collector could then
+/// remove it. Returns `None` if `stop` ended the wait for a collector.
 pub(crate) fn hold(base: &Base, layers: &[Layer], stop: &dyn Fn() -> bool) -> Result<Option<Hold>> {
     let base = Layer::at(base.path());
     let base = base.meta_path().symlink_metadata().is_ok().then_some(base);
     Ok(Hold::of_until(layers.iter().chain(&base).map(Layer::path), stop)?)
 }
 
-/// Merges the layers that the plan does not stack separately into `target`. Returns `None` if there
-/// are none, or if `stop` ended the merge.
+/// Merges the layers that the plan does not stack separately into `target`. Returns `None` if the
+/// plan merges nothing, or if `stop` ended the merge.
 pub(crate) fn merge(
     plan: &Plan,
     target: &Path,
@@ -188,7 +189,7 @@ fn limit<'a>(rung: Rung, limits: &Limits, upper: &Path, work: &Path) -> RungLimi
 pub(crate) fn overlay(rung: Rung, lowers: Vec<PathBuf>, paths: &Paths) -> Overlay {
     let (api, names) = mechanism(rung);
     let overlay = Overlay::new(lowers).writable(paths.upper(), paths.work()).api(api);
-    // With lowerdir+, nothing depends on the length of the names, and the mount chooses them.
+    // With lowerdir+, the length of the names does not matter, and the mount chooses them.
     if rung == Rung::LowerdirPlus { overlay } else { overlay.names(names) }
 }
 
@@ -201,7 +202,8 @@ fn mechanism(rung: Rung) -> (MountApi, LowerNames) {
     }
 }
 
-/// Returns device and inode of a directory that is not a symbolic link.
+/// Returns the device and inode numbers of `tree`. Fails if `tree` is a symbolic link or not a
+/// directory.
 fn identity(tree: &Path) -> Result<Identity> {
     use std::os::unix::fs::MetadataExt;
     let metadata = tree.symlink_metadata().map_err(io_error("look at", tree))?;
@@ -211,7 +213,7 @@ fn identity(tree: &Path) -> Result<Identity> {
     }
 }
 
-/// Returns `path` as an absolute path, with its symbolic links.
+/// Returns `path` as an absolute path. Does not resolve symbolic links.
 pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf> {
     if path.is_absolute() {
         return Ok(path);

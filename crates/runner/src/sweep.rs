@@ -1,4 +1,4 @@
-//! The directories that killed runs have left: which ones they are, and their removal.
+//! Finds and removes the directories that killed runs have left.
 //!
 //! The names and the locks that tell dead runs from live ones are in `rundir`.
 
@@ -17,26 +17,30 @@ use crate::{Error, Result};
 pub struct Swept {
     /// The directories of dead runs that were removed, with their cgroups.
     pub removed: Vec<PathBuf>,
-    /// The number of runs that are in progress, or whose upper another value still owns.
+    /// The number of runs that are in progress, or whose upper a value in this or another process
+    /// still owns.
     pub live: usize,
-    /// The directories that could not be removed, and why. They are left.
+    /// The directories that could not be removed, with the reasons. They are left.
     pub failed: Vec<(PathBuf, Error)>,
 }
 
 /// Removes what dead runs have left in the directory `scratch`: runs whose process was killed
-/// before it could tidy up.
+/// before it could clean up.
 ///
 /// The container of a killed run has died with it, and its mount was never visible on the host.
-/// What is left are its directory and empty cgroups. If a process still lives in these, a sweep
-/// kills it.
+/// Only its directory and empty cgroups are left. If a process is still in one of these cgroups, a
+/// sweep kills it.
 ///
-/// A sweep does not touch live runs, of whatever process, uppers that were
-/// [kept](crate::Upper::keep), or anything that is not a run of this user. Runs do not need sweeps;
-/// they keep disks from filling up.
+/// A sweep does not touch:
+/// - live runs, of any process,
+/// - uppers that were [kept](crate::Upper::keep),
+/// - anything that is not a run of this user.
+///
+/// Later runs work without a sweep. Sweeps only free disk space.
 ///
 /// # Errors
-/// [`Cause::Io`](crate::Cause::Io) if `scratch` cannot be read. A failure for one run is in
-/// [`Swept::failed`], and the sweep goes on.
+/// [`Cause::Io`](crate::Cause::Io) if `scratch` cannot be read. If one run cannot be removed, the
+/// sweep adds it to [`Swept::failed`] and continues.
 pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept> {
     let scratch = scratch_dir(scratch.as_ref())?;
     let mut swept = Swept::default();
@@ -47,7 +51,7 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept> {
     for entry in Dir::read_from(&dir).map_err(read)? {
         let entry = entry.map_err(read)?;
         let Some(id) = entry.file_name().to_str().ok().and_then(run_name) else { continue };
-        // In /tmp, anybody can create a directory with the name of a live run that is elsewhere.
+        // In /tmp, any user can create a directory with the name of a live run that is elsewhere.
         let ours = statat(&dir, id, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|found| is_directory(&found) && found.st_uid == rustix::process::geteuid().as_raw());
         if !ours {
@@ -67,7 +71,7 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept> {
 }
 
 fn remove(run: &RunDir) -> Result<()> {
-    // First the processes, if there are any: nothing is deleted while a process may use it.
+    // Kill the remaining processes first: nothing may be deleted while a process may use it.
     Cgroup::new(run.id().as_str())?.remove()?;
     run.remove()
 }
@@ -76,7 +80,7 @@ fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// Returns `name` if it is that of a run: the prefix and 16 hexadecimal digits.
+/// Returns `name` if it is the name of a run: the prefix, `-` and 16 hexadecimal digits.
 fn run_name(name: &str) -> Option<&str> {
     Some(name).filter(|name| is_name(PREFIX, name))
 }

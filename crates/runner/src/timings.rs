@@ -1,6 +1,6 @@
 //! The phases of a run, and how long each of them took.
 //!
-//! The order in which a run takes them is in `run`.
+//! `run` has the order in which a run takes them.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -16,9 +16,10 @@ use crate::error::in_phase;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Phase {
-    /// Checks the base, the layers and the template, and holds the layers. Not timed by itself.
+    /// Checks the base, the layers and the template, and holds the layers. Counts only in the total
+    /// time.
     Inputs,
-    /// Creates the run's own directory. Not timed by itself.
+    /// Creates the run's own directory. Counts only in the total time.
     Scratch,
     /// Marks every layer as used.
     Touch,
@@ -26,7 +27,7 @@ pub enum Phase {
     Plan,
     /// Merges the layers that do not fit.
     Merge,
-    /// Gives the upper its root's attributes and whatever the caller puts into it.
+    /// Sets the attributes of the upper's root, and calls the caller's `prep_upper`.
     PrepUpper,
     /// Mounts the overlay.
     OverlayMount,
@@ -55,7 +56,7 @@ impl Phase {
         Phase::Cleanup,
     ];
 
-    /// Returns the name in timings and messages.
+    /// Returns the phase's name in timings and messages.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Inputs => "inputs",
@@ -94,7 +95,7 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// Returns how long one phase took; zero if it is not timed.
+    /// Returns how long one phase took, or zero if the phase is not timed.
     pub fn phase(&self, phase: Phase) -> Duration {
         let index = Phase::TIMED.iter().position(|timed| *timed == phase);
         index.map(|index| self.phases[index]).unwrap_or_default()
@@ -105,7 +106,7 @@ impl Timings {
         self.total
     }
 
-    /// Returns names and times in order, `total` last.
+    /// Returns the names and times in order, `total` last.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, Duration)> + '_ {
         let phases = Phase::TIMED.iter().zip(self.phases).map(|(phase, time)| (phase.name(), time));
         phases.chain([("total", self.total)])
@@ -124,7 +125,7 @@ impl Clock {
         Self { started: Instant::now(), phases: [Duration::ZERO; Phase::TIMED.len()] }
     }
 
-    /// Does the work of one phase and adds the time that it takes.
+    /// Does the work of one phase and adds the elapsed time to it.
     pub(crate) fn time<T>(&mut self, phase: Phase, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
@@ -134,7 +135,7 @@ impl Clock {
         result
     }
 
-    /// Times one phase, which an error then names.
+    /// Does and times the work of one phase. An error names the phase.
     pub(crate) fn step<T>(&mut self, phase: Phase, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.time(phase, || in_phase(phase, work))
     }

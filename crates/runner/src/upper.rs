@@ -1,7 +1,7 @@
-//! What a command wrote, as a value with an owner: where it can go, and what becomes of it when
-//! dropped.
+//! The upper directory of a run, as an owned value: how the caller keeps, moves or captures it, and
+//! what happens to the directory when the value is dropped.
 //!
-//! The directory that contains it, and the lock on that, are in `rundir`.
+//! `rundir` has the directory that contains the upper, and the lock on it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,30 +16,31 @@ use crate::Result;
 use crate::error::{Cause, chain, io_error};
 use crate::rundir::{self, RunDir};
 
-/// What a command wrote: the upper directory of its overlay, owned.
+/// The upper directory of a command's overlay, with everything that the command wrote.
 ///
-/// The upper is in the run's scratch directory, which only root can enter. Dropping this value
-/// deletes it. [`keep`](Self::keep) leaves it where it is, [`persist`](Self::persist) moves it, and
-/// [`capture`](Self::capture) makes it a layer. A kept upper can be [opened again](Self::reopen);
-/// dropping it then does not delete it.
+/// The upper is in the run's own directory, which only the user of the run can enter. Dropping this
+/// value deletes the upper. [`keep`](Self::keep) leaves it where it is, [`persist`](Self::persist)
+/// moves it, and [`capture`](Self::capture) makes it a layer. A kept upper can be [opened
+/// again](Self::reopen); dropping it then does not delete it.
 ///
-/// The upper is as the kernel left it, with whiteouts for what the command deleted and with overlay
-/// xattrs. It is not synced yet: do not trust it after a power failure.
+/// The upper is as the kernel left it, with whiteouts for deleted files and with overlay xattrs. It
+/// has not been synced: do not trust it after a power failure.
 ///
-/// No collector removes the layers below while this value exists. After `keep` and `persist`, no
-/// collector removes them while the upper is where these methods left it.
+/// No collector removes the layers below the upper while this value exists. After `keep` and
+/// `persist`, no collector removes these layers while the upper is where the method left it.
 #[derive(Debug)]
 #[must_use = "the upper is deleted when this value is dropped"]
 pub struct Upper {
     run: RunDir,
     path: PathBuf,
     fate: Fate,
-    /// The layers below, unless the kept run's name holds them.
+    /// The hold on the layers below. Keeping the upper ends it, because the path of the kept
+    /// directory then holds them.
     hold: Option<Hold>,
     xattrs: XattrNamespace,
 }
 
-/// What dropping an upper does to its directory.
+/// The effect of dropping an upper on its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Delete,
@@ -63,7 +64,7 @@ pub struct PersistError {
 #[derive(thiserror::Error)]
 #[error("cannot capture the upper as {}", quoted(layer))]
 pub struct CaptureError {
-    /// The upper, where it was unless the source says otherwise.
+    /// The upper. It is where it was, unless the source says otherwise.
     pub upper: Upper,
     /// The directory of the layer.
     pub layer: PathBuf,
@@ -98,9 +99,8 @@ impl Upper {
         Self { run, path, fate: Fate::Delete, hold: None, xattrs: XattrNamespace::default() }
     }
 
-    /// Returns the same upper over layers that `hold` holds, with overlay xattrs in `xattrs`. If
-    /// the upper is [kept](Self::keep) later, its layers stay held. That needs no room on the
-    /// disk.
+    /// Sets the hold on the layers below the upper, and the namespace of its overlay xattrs. If the
+    /// upper is [kept](Self::keep) later, its layers stay held. That needs no room on the disk.
     pub(crate) fn over(mut self, hold: Option<Hold>, xattrs: XattrNamespace) -> Self {
         (self.hold, self.xattrs) = (hold, xattrs);
         self.hold_for_kept();
@@ -109,11 +109,12 @@ impl Upper {
 
     /// Opens the upper in `dir`, the directory that [`keep`](Self::keep) left it in. The caller can
     /// inspect it, [run over it](crate::Options::over), capture it, move it or
-    /// [delete](Self::close) it; one process at a time. Dropping it leaves it where it is.
+    /// [delete](Self::close) it. Only one process at a time can have it open. Dropping it leaves it
+    /// where it is.
     ///
-    /// A directory is a kept run by its name, its owner and its lock, whatever it contains. The
-    /// upper itself may be missing, if a capture had moved it and was killed then:
-    /// [`capture`](Self::capture) can be repeated.
+    /// Only the name, the owner and the lock of a directory decide whether it is a kept run, not
+    /// its contents. The upper itself may be missing if a capture was killed after it had moved the
+    /// upper. That [`capture`](Self::capture) can be repeated.
     ///
     /// # Errors
     /// [`Cause::NotKept`], [`Cause::InUse`].
@@ -129,7 +130,7 @@ impl Upper {
         rundir::is_kept_name(dir.as_ref())
     }
 
-    /// Refuses a destination in the directory of a run, where nothing stays.
+    /// Fails if `destination` lies in the directory of a run, which is removed as a whole.
     ///
     /// # Errors
     /// [`Cause::InRunDirectory`].
@@ -138,8 +139,9 @@ impl Upper {
         rundir::around(path).map_or(Ok(()), |run| Err(Cause::InRunDirectory { path: path.into(), run }.into()))
     }
 
-    /// Locks the directory of the run that `upper` belongs to, if its path is that of a run's
-    /// upper. While the result exists, neither that run nor a sweep touches the directory.
+    /// Locks the directory of the run that `upper` belongs to. Returns `None` if `upper` is not the
+    /// path of a run's upper. While the lock exists, neither that run nor a sweep touches the
+    /// directory.
     ///
     /// # Errors
     /// [`Cause::InUse`] if the run has not ended yet, or if another process uses its upper.
@@ -153,7 +155,7 @@ impl Upper {
         &self.run
     }
 
-    /// Returns whether dropping the upper leaves it.
+    /// Returns whether dropping this value leaves the upper on disk.
     pub(crate) fn is_kept(&self) -> bool {
         self.fate == Fate::Keep
     }
@@ -163,7 +165,7 @@ impl Upper {
         &self.path
     }
 
-    /// Measures how much was written: [`TreeSize::of`]. This walks the whole upper.
+    /// Measures how much the command wrote: [`TreeSize::of`]. This walks the whole upper.
     ///
     /// # Errors
     /// As [`TreeSize::of`].
@@ -171,8 +173,8 @@ impl Upper {
         TreeSize::of(&self.path)
     }
 
-    /// Leaves the upper in the scratch directory, as `upper` in a directory of its own that no
-    /// [sweep](crate::sweep) removes. Returns its path there.
+    /// Leaves the upper in the scratch directory, as `upper` in a directory that no
+    /// [sweep](crate::sweep) removes. Returns the path of the upper.
     #[must_use = "the returned path is the only record of where the upper is"]
     pub fn keep(mut self) -> PathBuf {
         if let Err(error) = self.make_kept() {
@@ -182,12 +184,12 @@ impl Upper {
         std::mem::take(&mut self.path)
     }
 
-    /// Returns the same upper, kept from now on: dropping it leaves it.
+    /// Keeps the upper: from now on, dropping the value leaves the upper on disk.
     pub(crate) fn into_kept(mut self) -> Result<Self> {
         match self.make_kept() {
             Ok(()) => Ok(self),
             Err(error) => {
-                // The upper is worth more than a tidy directory.
+                // The upper is worth more than a clean scratch directory.
                 self.leave();
                 Err(error)
             }
@@ -199,13 +201,14 @@ impl Upper {
             self.run.keep()?;
             self.fate = Fate::Keep;
             self.path = self.run.path().join("upper");
-            // From now on the name of the directory holds the layers.
+            // From now on, the path of the kept directory holds the layers.
             self.hold.take().into_iter().for_each(Hold::keep);
         }
         Ok(())
     }
 
-    /// Deletes what [`keep`](Self::keep) left in `dir`, even if the upper itself is missing there.
+    /// Deletes `dir`, the directory that [`keep`](Self::keep) left, even if the upper is missing
+    /// there.
     ///
     /// # Errors
     /// [`Cause::NotKept`], [`Cause::InUse`]; [`Cause::Layer`] with the entry that could not be
@@ -214,8 +217,8 @@ impl Upper {
         RunDir::kept(dir.as_ref())?.remove()
     }
 
-    /// Moves the upper into a new directory beside its own. Returns the old directory with the rest
-    /// of the run. On an error the upper is where it was.
+    /// Moves the upper into a new directory beside its own. Returns the old directory, which
+    /// contains the rest of the run. On an error, the upper is where it was.
     pub(crate) fn move_out(&mut self) -> Result<RunDir> {
         let parent = self.run.path().parent().unwrap_or(Path::new("/"));
         let new = RunDir::create(parent)?;
@@ -232,13 +235,14 @@ impl Upper {
         Ok(rest)
     }
 
-    /// Leaves the upper's directory for a sweep, or where it is kept.
+    /// Drops the value without deleting the directory. A sweep removes the directory later, unless
+    /// it is kept.
     pub(crate) fn leave(mut self) {
         self.fate = Fate::Keep;
     }
 
     fn hold_for_kept(&self) {
-        // The name of a directory that is kept already holds its layers.
+        // The path of a directory that is kept already holds the layers.
         let (Some(hold), Fate::Delete) = (&self.hold, self.fate) else { return };
         self.report_unheld(hold.set_reason(&self.run.kept_path(), None));
     }
@@ -249,21 +253,22 @@ impl Upper {
         }
     }
 
-    /// Moves the upper to `destination`, which must not exist, by one rename: `destination` has all
-    /// of it or does not exist.
+    /// Moves the upper to `destination`, which must not exist, by one rename: `destination` then
+    /// contains the whole upper or does not exist.
     ///
-    /// The upper may hold set-user-ID programs and device nodes. Therefore, if other users can
-    /// search every directory above `destination`, only the owner can enter the moved upper
-    /// (0700). A capture restores the former mode of its root.
+    /// The upper may contain set-user-ID programs and device nodes. Therefore, if other users can
+    /// search every directory above `destination`, only the owner can enter the moved upper (0700).
+    /// A capture restores the former mode of its root.
     ///
     /// # Errors
     /// [`PersistError`], which gives the upper back, if `destination` exists, is on another file
-    /// system, or lies in the run's own directory, which is removed.
+    /// system, or lies in the directory of a run, which is removed as a whole.
     pub fn persist(self, destination: impl Into<PathBuf>) -> Result<PathBuf, Box<PersistError>> {
         self.persist_with(destination, None)
     }
 
-    /// Moves the upper as [`persist`](Self::persist) does, with this mode and group for its root.
+    /// Moves the upper as [`persist`](Self::persist) does, and gives its root the mode and group of
+    /// `access`. `None` does the same as `persist`.
     ///
     /// # Errors
     /// As `persist`.
@@ -293,10 +298,11 @@ impl Upper {
         }
         let path = std::path::absolute(destination)?;
         if let Some(hold) = &self.hold {
-            // Before the rename: a process that is killed right after it still holds the layers.
+            // Do this before the rename: the layers then stay held even if the process is killed
+            // right after the rename.
             self.report_unheld(UpperId::of(&self.path).and_then(|id| hold.set_reason(&path, Some(id))));
         }
-        // Closed before other users can reach it.
+        // Close the root before other users can reach it.
         let opened = self.close_root(&path, access)?;
         rename_new(&self.path, destination).inspect_err(|_| {
             if let Some(mode) = opened {
@@ -306,8 +312,9 @@ impl Upper {
         Ok(())
     }
 
-    /// Closes the root to other users if they could reach `destination`. Records and returns the
-    /// mode that it had.
+    /// Gives the root the mode and group of `access`, or closes it to other users if they could
+    /// reach `destination`. Records the former mode on the upper and returns it. Returns `None` if
+    /// nothing had to be changed.
     fn close_root(&self, destination: &Path, access: Option<Access>) -> io::Result<Option<u32>> {
         let access = match (access, destination.parent()) {
             (None, Some(parent)) if is_access_needed(parent)? => Access::default(),
@@ -325,7 +332,7 @@ impl Upper {
         Ok(Some(mode))
     }
 
-    /// Makes the upper a layer: [`Capture::into_layer`].
+    /// Turns the upper into a layer: [`Capture::into_layer`].
     /// [`Report::capture`](crate::Report::capture) returns a `capture` that knows the run.
     ///
     /// ```no_run
@@ -341,7 +348,7 @@ impl Upper {
     /// [`CaptureError`], which gives the upper back.
     pub fn capture(self, capture: &Capture<'_>, layer: &Layer, meta: Meta) -> Result<Captured, Box<CaptureError>> {
         let captured = match rundir::around(layer.path()) {
-            // That directory is removed with everything in it.
+            // The directory of a run is removed with everything in it.
             Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run }),
             None => capture.into_layer(&self.path, layer, meta),
         };
@@ -362,10 +369,10 @@ impl Upper {
         }
     }
 
-    /// Deletes the upper, kept or not, and reports a failure, which dropping can only log.
+    /// Deletes the upper, kept or not. Returns a failure, which dropping could only log.
     ///
     /// # Errors
-    /// [`Cause::Layer`] with the entry that could not be removed; that and the rest are left.
+    /// [`Cause::Layer`] with the entry that could not be removed. That entry and the rest are left.
     pub fn close(mut self) -> Result<()> {
         self.fate = Fate::Keep;
         self.run.remove()
@@ -390,8 +397,8 @@ pub struct RunLock(#[expect(dead_code, reason = "it is held, not used")] RunDir)
 
 fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // The file system has no RENAME_NOREPLACE. A plain rename never replaces a directory that is
-        // not empty.
+        // The file system does not support RENAME_NOREPLACE. A plain rename never replaces a
+        // directory that is not empty.
         Err(Errno::INVAL | Errno::NOSYS) => match to.symlink_metadata() {
             Ok(_) => Err(Errno::EXIST),
             Err(_) => rustix::fs::rename(from, to),

@@ -1,11 +1,11 @@
-//! The namespace of the overlay xattrs: how `container`, which mounts, `layer`, which reads, and
-//! JSON name the same two.
+//! Translates between the names of the two namespaces of overlay xattrs: those in `container`,
+//! which mounts overlays, in `layer`, which reads the xattrs, and in JSON.
 
 use container::OverlayXattrs;
 use layer::XattrNamespace;
 use serde::{Deserialize, Serialize};
 
-/// Returns the namespace that layers and the upper of a mount with `xattrs` use.
+/// Returns the namespace that the layers and the upper of a mount with `xattrs` use.
 pub(crate) fn namespace(xattrs: OverlayXattrs) -> XattrNamespace {
     match xattrs {
         OverlayXattrs::Trusted => XattrNamespace::Trusted,

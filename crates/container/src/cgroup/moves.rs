@@ -1,4 +1,5 @@
-//! Moves between control groups: the kernel delays the first one, so this module causes it early.
+//! Makes moves between control groups fast. The kernel delays the first move, so this module causes
+//! one early.
 
 use std::fs;
 use std::io::{self, Write};
@@ -26,13 +27,13 @@ impl Cgroup {
     pub fn prepare_moves() -> PreparedMoves {
         let spawned = std::thread::Builder::new().name("cgroup".into()).spawn(|| {
             if let Err(error) = move_to_own_group() {
-                log::debug!("the kernel does not get ready to move processes between control groups: {error}");
+                log::debug!("cannot prepare the kernel for moving processes between control groups: {error}");
             }
         });
         PreparedMoves(
             spawned
                 .inspect_err(|error| {
-                    log::debug!("no thread gets the kernel ready to move processes between control groups: {error}");
+                    log::debug!("cannot start the thread that prepares moves between control groups: {error}");
                 })
                 .ok(),
         )
@@ -46,7 +47,7 @@ pub struct PreparedMoves(Option<std::thread::JoinHandle<()>>);
 
 impl Drop for PreparedMoves {
     fn drop(&mut self) {
-        // It does not panic.
+        // The thread does not panic.
         let _ = self.0.take().map(std::thread::JoinHandle::join);
     }
 }

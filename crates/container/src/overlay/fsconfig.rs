@@ -19,12 +19,13 @@ use super::kinds::{DeviceNodes, MountApi, OverlayXattrs};
 use super::request::{OPTIONS, Request, Writable, pin, quote};
 use crate::error::{Error, Result};
 
-/// The most bytes of a string value of fsconfig(2). One more is EINVAL without a message.
+/// The most bytes of a string value of fsconfig(2). For a longer value, the kernel returns EINVAL
+/// without a message.
 const MAX_VALUE_BYTES: usize = 255;
 
 impl MountApi {
-    /// Returns the best interface of the running kernel. The first call finds it by trying; later
-    /// calls return the same.
+    /// Returns the best interface of the running kernel. The first call finds it by trying. Later
+    /// calls return the same result.
     ///
     /// # Errors
     /// [`Error::Io`] if the attempt fails for another reason, such as a lack of descriptors.

@@ -20,7 +20,7 @@ impl MountApi {
         self == MountApi::Fsconfig || other == MountApi::Mount2
     }
 
-    /// Returns how many bytes all options together may have, or `None` if there is no limit.
+    /// Returns the most bytes that all options together may have, or `None` without a limit.
     pub fn max_option_bytes(self) -> Option<usize> {
         match self {
             MountApi::Fsconfig => None,
@@ -40,8 +40,9 @@ pub enum LowerNames {
     Paths,
     /// The shortest possible names, however long the paths are. With [`MountApi::Fsconfig`], each
     /// lower is named `.` from inside the directory. With [`MountApi::Mount2`], which names all
-    /// lowers at once, they are named by the numbers of open descriptors. This keeps the mount
-    /// table short, which runtimes read repeatedly. The names mean nothing after the mount.
+    /// lowers in one call, each lower is named by the number of an open descriptor. Short names
+    /// keep the mount table short, which runtimes read repeatedly. The names mean nothing after the
+    /// mount.
     Short,
 }
 

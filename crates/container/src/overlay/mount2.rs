@@ -26,7 +26,7 @@ pub(super) fn escape_lower(path: &Path) -> Vec<u8> {
     escaped(path.as_os_str().as_bytes(), |byte| matches!(byte, b':' | b',' | b'\\'))
 }
 
-/// Returns the length of what [`escape_lower`] returns.
+/// Returns the length of the result of [`escape_lower`].
 pub(super) fn escaped_lower_bytes(path: &Path) -> usize {
     let path = path.as_os_str().as_bytes();
     // Sums of bytes let the compiler use vector instructions. Planning calls this for every layer

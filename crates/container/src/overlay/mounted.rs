@@ -28,9 +28,9 @@ impl AsRef<Path> for Mounted {
     }
 }
 
-/// How often a busy mount is unmounted again. A process that has ended may close its last file a
-/// moment later. The kernel reports no event for that, so each wait is twice as long as the one
-/// before: 1 ms at first, one second in all.
+/// How often an unmount is retried while the mount is busy. A process that has ended may close its
+/// last file a moment later, and the kernel reports no event for that. The first wait is 1 ms, and
+/// each further one is twice as long as the one before: one second in all.
 const RETRIES: u32 = 10;
 
 impl Mounted {
@@ -43,7 +43,7 @@ impl Mounted {
         &self.target
     }
 
-    /// Returns the system calls that mounted it.
+    /// Returns the system calls that mounted the overlay.
     pub fn api(&self) -> MountApi {
         self.api
     }
@@ -59,8 +59,8 @@ impl Mounted {
     /// the mount. The overlay is unused only when all its processes have ended.
     ///
     /// # Errors
-    /// [`Error::Unmount`]: the overlay is still mounted. Do not delete anything below the mount point:
-    /// that would delete files through the mount.
+    /// [`Error::Unmount`]: the overlay is still mounted. Do not delete anything below the mount
+    /// point, because that would delete files through the mount.
     pub fn unmount(mut self) -> Result<()> {
         // `drop` does not repeat an unmount that has failed.
         self.armed = false;
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_busy_mount_is_unmounted_again_for_one_second() {
+    fn an_unmount_is_retried_for_one_second_while_the_mount_is_busy() {
         use Errno::{EBUSY, EINTR, EINVAL, EIO};
         // (the kernel's errors before it succeeds, the result, the milliseconds waited)
         let table: [(&[Errno], nix::Result<()>, u128); 7] = [

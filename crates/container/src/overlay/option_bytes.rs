@@ -1,4 +1,5 @@
-//! How many bytes an overlay's directories take in the option string, and the names that fit.
+//! Counts the bytes that an overlay's directories take in the option string, and chooses the names
+//! that fit.
 
 use std::path::Path;
 

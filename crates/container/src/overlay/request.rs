@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 /// Options that every overlay gets, because distributions have different defaults for them. With
 /// any of these features on, the kernel marks every directory that a command creates as opaque.
-/// Such a directory would hide what sibling layers have in it.
+/// Such a directory would hide the entries that sibling layers have in it.
 pub(super) const OPTIONS: [(&str, &str); 4] =
     [("redirect_dir", "nofollow"), ("index", "off"), ("metacopy", "off"), ("xino", "off")];
 
@@ -79,7 +79,7 @@ impl Request {
 /// `OVERLAYFS_SUPER_MAGIC` in `linux/magic.h`.
 const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
 
-/// Opens a descriptor that names the directory and keeps it from going away.
+/// Opens a descriptor that names the directory and keeps it alive.
 pub(super) fn pin(path: &Path) -> Result<OwnedFd> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(Error::io("open the directory", path))

@@ -34,7 +34,7 @@ pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
         .map_err(Error::io("set the owner of", to))?;
 
     let wanted = attributes(&source).map_err(Error::io("read the attributes of", from))?;
-    // For example, an ACL that `to` has inherited from its parent.
+    // Remove all other xattrs, for example an ACL that `to` has inherited from its parent.
     for (name, _) in attributes(&target).map_err(Error::io("read the attributes of", to))? {
         if wanted.iter().all(|(other, _)| *other != name) {
             match fremovexattr(&target, name.as_slice()) {

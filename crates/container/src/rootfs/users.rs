@@ -25,8 +25,8 @@ const MAX_BYTES: u64 = 16 << 20;
 
 impl Rootfs {
     /// Looks up the template's user in the container's `/etc/passwd` and `/etc/group`. Returns the
-    /// numbers of the user and its groups, and the home directory. If a file is bind-mounted over
-    /// one of these, that file is read instead.
+    /// IDs of the user and its groups, and the home directory. If a file is bind-mounted over one
+    /// of these, that file is read instead.
     ///
     /// A user given only by name gets the group of its line in `/etc/passwd`, and every group in
     /// `/etc/group` that lists it. A user given with a group gets only that group. A user given
@@ -87,7 +87,8 @@ impl Rootfs {
         read(&file).map_err(Error::io("read", self.outside(path)))
     }
 
-    /// Opens what the command will see at `path`, without any effect on it.
+    /// Opens the file that the command will see at `path`, with `O_PATH`, which has no effect on
+    /// the file.
     fn look_up(&self, path: &Path, template: &Template) -> rustix::io::Result<Option<Rc<OwnedFd>>> {
         // A bind mount can be anywhere, and its destination can contain links.
         if template.mounts().any(|mount| mount.is_bind() || path.starts_with(mount.destination())) {
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
     use crate::template::TemplateBuilder;
 
-    /// A root file system with a user and groups.
+    /// Creates a root file system with a user and groups.
     fn root() -> TempDir {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("etc")).unwrap();
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn users_by_number_and_by_name() {
+    fn a_user_is_found_by_number_and_by_name() {
         let root = root();
         let table = [
             ("0", user(0, 0, &[], "/root")),
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_over_an_account_file_decides() {
+    fn a_mount_hides_the_account_file_below_it() {
         let (root, source) = (root(), tempfile::tempdir().unwrap());
         fs::write(source.path().join("passwd"), "opam:x:5:6::/bound:\n").unwrap();
         symlink("passwd", source.path().join("link")).unwrap();

@@ -36,7 +36,7 @@ pub(super) enum Found {
 pub(super) enum Refusal {
     /// It may lead out of the container.
     Stray { target: PathBuf, why: &'static str },
-    /// The kernel's answer.
+    /// The kernel's error.
     Failed(Errno),
 }
 
@@ -62,7 +62,7 @@ enum Content {
     Unsafe(&'static str),
 }
 
-/// Whether the container sees what is mounted below a directory.
+/// Whether the container sees the mounts below a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MountsBelow {
     Seen,
@@ -73,8 +73,8 @@ enum MountsBelow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unsafe {
     Refused,
-    /// It is not, because the path is the destination of a mount, where runtimes follow no such
-    /// link.
+    /// It is not an error, because the path is the destination of a mount. Runtimes do not follow
+    /// such links there.
     Passed,
 }
 
@@ -119,7 +119,7 @@ impl View {
         Ok(view)
     }
 
-    /// Finds where `cwd`, an absolute path, leads.
+    /// Finds the place to which `cwd`, an absolute path, leads.
     pub(super) fn find(&self, cwd: &Path) -> Result<Found, Refusal> {
         Ok(match self.walk(cwd, Unsafe::Refused)? {
             None => Found::Nowhere,
@@ -159,8 +159,8 @@ impl View {
                 continue;
             }
             if name == ".." {
-                // A link of the kernel's may have led here, and then `..` is not the directory
-                // before.
+                // A link that the kernel created may have led here. Then `..` does not lead to the
+                // previous directory of the path.
                 if matches!(here.content, Content::Kernel) && choice == Unsafe::Refused && !is_mount_root(&steps) {
                     return stray(path(&steps).join(".."), UNSEEN);
                 }
@@ -202,8 +202,8 @@ impl View {
         Ok(Some(steps))
     }
 
-    /// Returns the topmost mount at `at`, seen from a directory of the mount `from`. That mount
-    /// covers earlier ones.
+    /// Returns the topmost mount at `at`, as seen from a directory in the mount `from`. Only mounts
+    /// after `from` are visible there, because `from` covers the earlier ones.
     fn mounted(&self, at: &Path, name: &OsStr, from: Option<usize>) -> Option<Step> {
         let visible = |number: usize| from.is_none_or(|from| number > from);
         let found = self.mounts.iter().enumerate().rev().find(|(number, mount)| visible(*number) && mount.at == at);

@@ -1,7 +1,7 @@
 //! Known flaws of runtimes, as data. `version` finds those of the installed runtime.
 //!
 //! The table has only flaws that can affect a run and that the runtime's authors have published or
-//! that were measured. It does not have flaws in following links of a layer in `/dev`
+//! that were measured. It omits flaws in how runtimes follow a layer's links in `/dev`
 //! (CVE-2026-41579, CVE-2026-47766), because [`Rootfs::refuse_links`](crate::Rootfs::refuse_links)
 //! prevents them.
 
@@ -39,8 +39,8 @@ struct Build {
 }
 
 impl Flaw {
-    /// Returns whether a version has the flaw. `builds` are the runtime's own statements about its
-    /// package.
+    /// Returns whether a version has the flaw. `builds` are the package versions that the runtime
+    /// reports.
     pub(super) fn concerns(&self, name: &str, number: Number, builds: &[&str]) -> bool {
         let is_affected = self.affected.iter().any(|(first, fixed)| (*first..*fixed).contains(&number));
         let is_fixed = self.fixed_builds.iter().any(|fixed| builds.iter().any(|build| fixed.includes(build)));
@@ -181,7 +181,7 @@ pub(super) const FLAWS: &[Flaw] = &[
 mod tests {
     use super::*;
 
-    /// The numbers of pull requests and advisories that concern a version.
+    /// Returns the pull requests, advisories and files that describe the flaws of a version.
     fn sources(name: &str, number: Number) -> Vec<&'static str> {
         let concerning = FLAWS.iter().filter(|flaw| flaw.concerns(name, number, &[]));
         concerning.map(|flaw| flaw.source.rsplit('/').next().unwrap()).collect()

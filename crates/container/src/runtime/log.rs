@@ -12,8 +12,8 @@ use serde::Deserialize;
 /// The reserved size of the log, enough for a runtime's error and the warnings before it.
 const ROOM_BYTES: u64 = 8 << 10;
 
-/// Creates an empty log and reserves room for its content. Without the reservation, a runtime on a full
-/// disk could not report why it failed.
+/// Creates an empty log and reserves room for its content. Without the reservation, a runtime on a
+/// full disk could not report the reason of its failure.
 pub(super) fn create(path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     // Discards the messages of an earlier run of the same bundle.
@@ -75,7 +75,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn logs_of_any_content(text in mutated::bytes(ENTRIES)) {
+        fn a_log_of_any_content_is_read_without_a_panic(text in mutated::bytes(ENTRIES)) {
             let _ = failure(&text);
         }
     }

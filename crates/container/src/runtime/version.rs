@@ -1,4 +1,4 @@
-//! Asks a runtime for its version. `flaws` knows what is wrong with it.
+//! Asks a runtime for its version. `flaws` lists the known flaws of each version.
 
 use std::fmt;
 use std::process::{Command, Stdio};
@@ -13,7 +13,7 @@ use crate::supervise::close_descriptors;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuntimeVersion {
-    /// The name in the report, whatever the file is called: `runc`, `crun`, `youki`.
+    /// The name that the runtime reports, independent of the file's name: `runc`, `crun`, `youki`.
     pub name: String,
     /// The version in the report, including a distribution's additions: `1.1.5+ds1`.
     pub text: String,
@@ -34,7 +34,7 @@ impl RuntimeVersion {
     pub fn flaws(&self) -> impl Iterator<Item = &'static Flaw> {
         let (major, minor, patch) = self.number;
         let number = (major, minor, patch, self.candidate.unwrap_or(flaws::RELEASE));
-        // Ubuntu has it in the version itself.
+        // Ubuntu puts the package version into the version itself.
         let builds = [&*self.text, self.build.as_deref().unwrap_or_default()];
         flaws::FLAWS.iter().filter(move |flaw| flaw.concerns(&self.name, number, &builds))
     }
@@ -109,7 +109,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn versions_of_any_text(text in mutated::text(["runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n", "crun version 1.8.1\n"])) {
+        fn a_version_of_any_text_is_printable(text in mutated::text(["runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n", "crun version 1.8.1\n"])) {
             if let Some(version) = parse(&text) {
                 prop_assert!(version.to_string().chars().all(|character| !character.is_control()), "{version:?}");
                 let _ = version.flaws().count();

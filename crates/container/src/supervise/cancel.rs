@@ -1,3 +1,5 @@
+//! The request of another thread to end a run. `supervise` acts on it.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -12,7 +14,8 @@ pub struct Cancel {
     events: Arc<Events>,
 }
 
-/// Each descriptor is readable from the moment when its name is true.
+/// The events of a cancellation. Each is a descriptor that becomes readable when the event happens
+/// and then stays so.
 #[derive(Debug)]
 struct Events {
     cancelled: OwnedFd,
@@ -52,8 +55,8 @@ impl Cancel {
         self.cancel();
     }
 
-    /// Like [`cancel`](Self::cancel), but kills the container immediately, without a grace period
-    /// or what is left of it.
+    /// Like [`cancel`](Self::cancel), but kills the container immediately, even during the grace
+    /// period.
     pub fn kill(&self) {
         tell(&self.events.killed);
         self.cancel();
@@ -65,12 +68,12 @@ impl Cancel {
         poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
-    /// Returns the signal of an interrupt.
+    /// Returns the signal of an interrupt, or `None` without one.
     pub(super) fn interrupt_signal(&self) -> Option<i32> {
         Some(self.events.signal.load(Ordering::Acquire)).filter(|signal| *signal != 0)
     }
 
-    /// Becomes readable when the container must be killed without grace.
+    /// Returns a descriptor that becomes readable when the container must be killed immediately.
     pub(super) fn killed(&self) -> BorrowedFd<'_> {
         self.events.killed.as_fd()
     }
@@ -82,7 +85,7 @@ fn tell(event: &OwnedFd) {
 }
 
 impl AsFd for Cancel {
-    /// Becomes readable when the run is cancelled.
+    /// Returns a descriptor that becomes readable when the run is cancelled.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.cancelled.as_fd()
     }

@@ -1,4 +1,4 @@
-//! The input of a container, if it passes through the caller's process. Its outputs are in `streams`.
+//! The input of a container, if it passes through the caller's process. `streams` has its outputs.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -31,8 +31,8 @@ pub(super) struct Feed {
 
 struct Source {
     file: File,
-    /// The caller's own open file, if `file` is the same one opened again. Only this one reports that
-    /// the writers of a FIFO have gone if they had gone before.
+    /// The caller's own open file, if `file` is the same one opened again. If the writers of a FIFO
+    /// had gone before it was opened again, only the caller's open file reports that.
     callers: Option<OwnedFd>,
     kind: Kind,
 }
@@ -55,8 +55,8 @@ impl Source {
             FileType::CharacterDevice if isatty(&file) => Kind::Terminal,
             _ => Kind::Other,
         };
-        // Opened again without blocking: another process may read the input that poll(2) has
-        // announced here.
+        // Open the file again without blocking. Otherwise a read would block if another process
+        // takes the input that poll(2) has announced.
         let own = can_be_reopened(&file, file_type).then(|| reopened(&file, OFlags::RDONLY).ok()).flatten();
         Ok(match own {
             Some(own) => Self { file: own.into(), callers: Some(file), kind },
@@ -64,7 +64,7 @@ impl Source {
         })
     }
 
-    /// Returns what poll(2) waits for.
+    /// Returns the descriptor to poll for input.
     fn polled(&self) -> BorrowedFd<'_> {
         self.callers.as_ref().map_or(self.file.as_fd(), AsFd::as_fd)
     }
@@ -75,8 +75,8 @@ impl Source {
         self.kind != Kind::Terminal
             || match tcgetpgrp(&self.file) {
                 Ok(front) => front == getpgrp(),
-                // A terminal of another session does not stop the caller. One that has been hung up
-                // is at its end.
+                // A terminal of another session does not stop the caller. A terminal that has been
+                // hung up is at its end.
                 Err(error) => [Errno::NOTTY, Errno::IO].contains(&error),
             }
     }
@@ -94,7 +94,7 @@ impl Feed {
         self.rest = self.rest.take().and_then(|sink| reopened(&sink, OFlags::RDONLY).ok());
     }
 
-    /// Sets what the input is written to, once there is a terminal.
+    /// Sets the terminal that the input is written to.
     pub(super) fn attach(&mut self, sink: OwnedFd) {
         self.sink = Some(sink);
     }
@@ -123,8 +123,8 @@ impl Feed {
     /// Copies as much input as is available and as the container has room for.
     ///
     /// # Errors
-    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the command has closed its input; else
-    /// the kernel's, if the input cannot be read or written.
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) if the command has closed its input. Otherwise the
+    /// kernel's error, if the input cannot be read or written.
     pub(super) fn advance(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let Some(sink) = &self.sink else { return Ok(()) };
         let ready = |file: &dyn AsFd, flags| {
@@ -176,11 +176,12 @@ impl Drop for Feed {
     fn drop(&mut self) {
         let pipe = self.rest.as_ref().or(self.sink.as_ref()).filter(|_| self.source.kind == Kind::Regular);
         let Some(pipe) = pipe.filter(|pipe| may_be_shared(pipe).unwrap_or_default()) else { return };
-        // The command can write to its own standard input, too: no more goes back than was taken.
+        // The command can also write to its own standard input. Do not move the offset back by more
+        // bytes than were read from the file.
         let unread = (ioctl_fionread(pipe).unwrap_or(0) + self.pending.len() as u64).min(self.taken);
         if let (Ok(back), true) = (i64::try_from(unread), unread > 0) {
             if let Err(error) = self.source.file.seek(SeekFrom::Current(-back)) {
-                log::debug!("the input is not put back to where the command has read up to: {error}");
+                log::debug!("cannot set the offset of the input to where the command stopped reading: {error}");
             }
         }
     }

@@ -25,8 +25,8 @@ pub(crate) const PATH_INSIDE: &str = "/proc/self/fd/4";
 
 /// Returns the helper in a sealed file in memory, which no process can write to.
 ///
-/// Each run has its own: root in a container can change the mode of the file of `/proc/1/exe`, and
-/// another run could not execute it then.
+/// Each run has its own file: root in a container can change the mode of the file of `/proc/1/exe`,
+/// and then another run could not execute it.
 pub(super) fn program() -> io::Result<OwnedFd> {
     sealed_memfd(c"layered", PROGRAM)
 }
@@ -43,7 +43,8 @@ pub(super) fn sealed_memfd(name: &CStr, content: &[u8]) -> io::Result<OwnedFd> {
     };
     let mut file = File::from(file);
     file.write_all(content)?;
-    // A caller may have closed its standard streams: their numbers are left to them.
+    // A caller may have closed its standard streams. The file must not take their descriptor
+    // numbers.
     let file = above(file.into())?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(file)
@@ -65,9 +66,9 @@ mod tests {
     use super::*;
     use crate::supervise::report::{Facts, NotExecuted, facts_of};
 
-    /// The helper in a file that another process has written. The kernel executes no file that a
-    /// process has open for writing, and a child of another test may briefly inherit this process's
-    /// descriptors.
+    /// Returns the path of the helper in a file that another process has written. The kernel
+    /// executes no file that a process has open for writing, and a child of another test may
+    /// briefly inherit this process's descriptors.
     fn helper() -> &'static Path {
         static FILE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
         let (_, path) = FILE.get_or_init(|| {
@@ -81,8 +82,8 @@ mod tests {
         path
     }
 
-    /// The helper, with its report on the pipe that is standard output. The command's output goes
-    /// to standard error.
+    /// Returns a command that runs the helper, with its report on the pipe that is standard output.
+    /// The command's output goes to standard error.
     fn started(words: &[&str]) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", "exec 3>&1 1>&2; exec \"$@\"", "sh"]).arg(helper()).args(words);
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_init_hands_signals_on() {
+    fn an_init_forwards_signals() {
         for (signal, number) in [(Signal::HUP, 1), (Signal::USR1, 10), (Signal::TERM, 15)] {
             let script = format!("trap 'exit 7' {number}; echo begun; while :; do sleep 0.01; done");
             let mut command = started(&["init", "", "sh", "-c", &script]);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_nobody_says() {
+    fn unknown_or_missing_arguments_are_refused() {
         let table: [&[&str]; 7] =
             [&[], &["other"], &["init"], &["init", ""], &["exec"], &["keeper"], &["keeper", "/pid"]];
         for words in table {

@@ -1,4 +1,4 @@
-//! The keeper's process, as its parent sees it. What it does is in `helper/keeper.rs`.
+//! The keeper's process, as its parent sees it. `helper/keeper.rs` is the program that it runs.
 
 use std::io;
 
@@ -7,12 +7,12 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
 
-/// The process whose end makes the kernel kill everything else in the run. Dropping this value kills
-/// and reaps it.
+/// The process whose end makes the kernel kill all other processes of the run. Dropping this value
+/// kills and reaps it.
 pub(super) struct Keeper {
     pid: Pid,
     pidfd: OwnedFd,
-    /// Whether it has been reaped.
+    /// Whether the keeper has been reaped.
     has_ended: bool,
 }
 
@@ -20,7 +20,8 @@ impl Keeper {
     /// Takes charge of the child `pid`.
     ///
     /// # Errors
-    /// The kernel's, if the process cannot open another descriptor. The child has been killed then.
+    /// The kernel's error, if the process cannot open another descriptor. The child has then been
+    /// killed.
     pub(super) fn new(pid: Pid) -> io::Result<Self> {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self { pid, pidfd, has_ended: false }),
@@ -64,7 +65,7 @@ impl Keeper {
 }
 
 impl AsFd for Keeper {
-    /// Readable when the keeper has ended.
+    /// Returns a descriptor that becomes readable when the keeper has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }

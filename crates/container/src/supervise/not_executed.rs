@@ -176,7 +176,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn files_of_any_content(head in mutated::bytes([elf(), b"#!/bin/sh -e\r\n".to_vec()])) {
+        fn a_file_of_any_content_gives_a_printable_reason(head in mutated::bytes([elf(), b"#!/bin/sh -e\r\n".to_vec()])) {
             for errno in [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC] {
                 let reason = reason(errno, &head).unwrap_or_default();
                 prop_assert!(!reason.chars().any(char::is_control), "{reason:?}");

@@ -1,3 +1,5 @@
+//! A program to execute, such as the runtime, and how it is found. The helper executes it.
+
 use std::env;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
@@ -108,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_looked_for_and_a_path_is_taken() {
+    fn a_name_is_looked_up_and_a_path_is_used_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
         fs::create_dir_all(a.join("runtime")).unwrap();

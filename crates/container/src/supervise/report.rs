@@ -10,7 +10,7 @@ use super::helper::record::{HEAD_BYTES, Kind, PATH_BYTES};
 /// command could not have caused anyway.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// Why the runtime could not be executed.
+    /// The errno of execve(2), if the runtime could not be executed.
     pub(crate) runtime_not_executed: Option<i32>,
     /// The wait status of the runtime.
     pub(crate) runtime: Option<i32>,
@@ -184,7 +184,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn reports_of_any_content(bytes in mutated::bytes([not_executed(), record(Kind::Ready, 0)])) {
+        fn a_report_of_any_content_has_a_bounded_path(bytes in mutated::bytes([not_executed(), record(Kind::Ready, 0)])) {
             let facts = read(&[&bytes]);
             prop_assert!(facts.not_executed.is_none_or(|failure| failure.path.len() <= MOST_BYTES));
         }

@@ -14,8 +14,8 @@ use super::helper::sealed_memfd;
 /// and status change in seconds and nanoseconds.
 type Identity = (u64, u64, u64, [i64; 4]);
 
-/// The largest program that is copied, in bytes. crun has half a megabyte, or four megabytes if it
-/// is linked statically.
+/// The largest program that is copied, in bytes. crun takes half a megabyte, or four megabytes if
+/// it is linked statically.
 const MAX_BYTES: u64 = 8 << 20;
 
 /// The set-user-ID and the set-group-ID bit of a file.
@@ -26,10 +26,11 @@ const SET_ID: u32 = 0o6000;
 ///
 /// crun protects itself from its container: it executes itself again from a copy that cannot be
 /// written to, unless it already runs from one (CVE-2019-5736; `cloned_binary.c`). Executing crun
-/// from a copy in the first place saves about 1.5 ms. A process keeps the copy of the last runtime
-/// and replaces it when the file has changed.
+/// from a copy in the first place saves about 1.5 ms. The calling process keeps the copy of the
+/// last runtime, and replaces it when the file has changed.
 ///
-/// # Errors The kernel's, if the file cannot be read or the copy cannot be created.
+/// # Errors
+/// The kernel's error, if the file cannot be read or the copy cannot be created.
 pub(super) fn copy_of(path: &Path) -> io::Result<Option<Arc<OwnedFd>>> {
     static LAST: Mutex<Option<(Identity, Arc<OwnedFd>)>> = Mutex::new(None);
     let metadata = fs::metadata(path)?;
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn some_programs_work_only_in_their_places() {
+    fn a_program_that_depends_on_its_path_is_not_copied() {
         let elf = |rest: &str| [b"\x7fELF", rest.as_bytes()].concat();
         let table = [
             (elf("/lib"), true),

@@ -1,3 +1,5 @@
+//! Signals from other threads to the command. `supervise` forwards them.
+
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
@@ -8,13 +10,13 @@ use crate::{Error, Result};
 
 /// Sends signals to the command of one run from other threads. Clones send to the same command.
 ///
-/// The command gets a signal as if another process on its machine had sent it: its handler runs, or
+/// The command gets a signal as if another process on the machine had sent it: its handler runs, or
 /// the signal has its default action. With a [terminal](crate::Terminal), SIGWINCH instead sets the
 /// size of the command's terminal to that of the caller's, and the kernel then notifies the
 /// command.
 ///
-/// A signal that is sent before the command has started is delivered once it has. Signals sent this
-/// way never make the run kill a command that keeps running: use
+/// A signal that is sent before the command has started is delivered after the start. Signals sent
+/// this way never make the run kill a command that keeps running: use
 /// [`Cancel::interrupt`](crate::Cancel::interrupt) for that.
 #[derive(Debug, Clone)]
 pub struct Signals {
@@ -46,12 +48,12 @@ impl Signals {
         const NONE_OF_THE_COMMANDS: [Signal; 3] = [Signal::SIGCHLD, Signal::SIGSTOP, Signal::SIGKILL];
         let is_one = Signal::try_from(signal).is_ok_and(|signal| !NONE_OF_THE_COMMANDS.contains(&signal));
         if let (Ok(byte), true) = (u8::try_from(signal), is_one) {
-            // If the pipe is full, the signal is lost, as the kernel also merges pending signals.
+            // If the pipe is full, the signal is lost. The kernel merges pending signals, too.
             let _ = rustix::io::write(&self.ends.writer, &[byte]);
         }
     }
 
-    /// Becomes readable when signals have been sent.
+    /// Returns a descriptor that becomes readable when signals have been sent.
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.ends.reader.as_fd()
     }

@@ -22,8 +22,8 @@ pub(super) enum Sink<'a> {
     Lines { function: Callback<'a>, begun: Vec<u8> },
 }
 
-/// A file, a terminal, a pipe or a socket of the caller's. Of these, only a regular file blocks the
-/// writer.
+/// A file, a terminal, a pipe or a socket of the caller's. Only a regular file blocks the writer,
+/// unless a FIFO or a terminal could not be opened again.
 pub(super) struct FileSink {
     file: OwnedFd,
     way: Way,
@@ -47,7 +47,8 @@ enum Way {
 impl<'a> Sink<'a> {
     /// Returns the destinations that `output` names. `inherited` is the caller's own stream.
     ///
-    /// # Errors The kernel's, if the process cannot open another descriptor.
+    /// # Errors
+    /// The kernel's error, if the process cannot open another descriptor.
     pub(super) fn all(output: Output<'a>, inherited: BorrowedFd<'_>) -> io::Result<Vec<Self>> {
         Ok(match output {
             Output::Null => Vec::new(),
@@ -196,8 +197,8 @@ impl FileSink {
 }
 
 /// Returns whether opening the file again yields the same file. That holds for FIFOs and terminals.
-/// It does not hold for the master of a pseudoterminal, because each open creates a new pair. Of
-/// other devices it is unknown, so the answer is no.
+/// It does not hold for the master of a pseudoterminal, because each open creates a new pair. For
+/// other devices it is unknown, so the result is `false`.
 pub(super) fn can_be_reopened(file: &OwnedFd, kind: FileType) -> bool {
     match kind {
         FileType::Fifo => true,
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_once() {
+    fn a_full_disk_is_reported_once() {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut sink = Sink::File(FileSink::new(full.into()).unwrap());
         assert_eq!(sink.accept(b"x").unwrap_err().kind(), io::ErrorKind::StorageFull);
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tee_has_all_of_them() {
+    fn a_tee_writes_to_all_of_its_outputs() {
         let mut log = tempfile::tempfile().unwrap();
         let mut seen = Vec::new();
         let outputs = [

@@ -183,8 +183,8 @@ fn close_on_exec(close_range: libc::c_long, first: RawFd) -> Result<(), Errno> {
     }
 }
 
-/// Does not simply count up to the limit of open files: it may be a billion, and it may have been
-/// lowered after a descriptor was opened.
+/// Marks the descriptors that `/proc/self/fd` lists. Counting up to the limit of open files would
+/// not do: the limit may be a billion, and it may have been lowered after a descriptor was opened.
 fn close_on_exec_one_by_one(first: RawFd) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty())?;
@@ -233,7 +233,7 @@ mod tests {
 
     use super::*;
 
-    /// The number of no system call. The kernel returns ENOSYS, as kernels before 5.9 do for
+    /// A number that no system call has. The kernel returns ENOSYS, as kernels before 5.9 do for
     /// close_range(2).
     const NO_CALL: libc::c_long = 1 << 20;
 
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_by_their_names() {
+    fn only_a_number_is_the_name_of_a_descriptor() {
         let table = [("0", Some(0)), ("1048575", Some(1_048_575)), (".", None), ("..", None), ("99999999999", None)];
         for (name, number) in table {
             assert_eq!(descriptor(name.as_bytes()), number, "{name}");

@@ -1,5 +1,5 @@
 //! The three streams of a container. Decides which of the caller's files the container may have,
-//! and puts pipes in the place of the others.
+//! and replaces the others by pipes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -177,7 +177,7 @@ impl<'a> Streams<'a> {
         }
         if let Some(feed) = &mut self.input {
             if let Err(error) = feed.advance(&mut self.buffer) {
-                log::debug!("no more input is handed on: {error}");
+                log::debug!("no more input is forwarded to the command: {error}");
                 self.input = None;
             }
         }
@@ -280,8 +280,8 @@ impl Direct<File> {
 }
 
 impl<'a> Direct<Vec<Sink<'a>>> {
-    /// `inherited` is the caller's own stream. If `counted`, the output passes through the caller's
-    /// process, which counts its bytes.
+    /// Decides how the container gets an output. `inherited` is the caller's own stream. If
+    /// `counted`, the output passes through the caller's process, which counts its bytes.
     fn output(output: Output<'a>, inherited: BorrowedFd<'_>, counted: bool) -> io::Result<Self> {
         Ok(match output {
             Output::Null => Direct::Given(null()?),
@@ -319,7 +319,8 @@ pub(super) fn above(file: OwnedFd) -> io::Result<OwnedFd> {
     if file.as_raw_fd() >= FREE { Ok(file) } else { Ok(fcntl_dupfd_cloexec(&file, FREE)?) }
 }
 
-/// Affects only this end of the pipe: the other end is a separate open file description.
+/// Makes `file` non-blocking. The other end of a pipe does not change: it is a separate open file
+/// description.
 fn without_blocking(file: &OwnedFd) -> io::Result<()> {
     Ok(fcntl_setfl(file, fcntl_getfl(file)? | OFlags::NONBLOCK)?)
 }

@@ -29,7 +29,7 @@ pub(super) struct Console {
     keyboard: Keyboard,
     init: Init,
     terminal: Option<OwnedFd>,
-    /// The container's side of it.
+    /// The container's side of the terminal.
     peer: Option<OwnedFd>,
     /// The caller's own terminal settings, if they have been changed.
     saved: Option<Saved>,
@@ -95,8 +95,9 @@ impl Console {
         });
         let Some(terminal) = files.flatten().find(|file| isatty(file)) else { return Ok(None) };
         self.listener = None;
-        // While a process has it open, it is not at its end: a command may close its terminal and open
-        // it again. The init keeps it open.
+        // The master reports the end of the terminal when no process has it open, but a command may
+        // close its terminal and open it again. The init keeps it open. Without the init, this
+        // process does.
         if self.init == Init::None {
             let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
             self.peer = ioctl_tiocgptpeer(&terminal, flags)
@@ -136,7 +137,7 @@ pub(crate) fn size() -> Option<Winsize> {
     sizes.into_iter().flatten().find(|size| size.ws_row > 0 && size.ws_col > 0)
 }
 
-/// The settings of the terminal that is standard input. Dropping this restores them.
+/// The settings of the terminal that is standard input. Dropping this value restores them.
 struct Saved(Termios);
 
 impl Saved {
@@ -156,7 +157,7 @@ impl Drop for Saved {
         match tcsetattr(stdin(), OptionalActions::Now, &self.0) {
             // A terminal that has been hung up has no settings to restore.
             Ok(()) | Err(Errno::IO) => {}
-            Err(error) => log::warn!("the terminal's settings cannot be put back ({error}): `reset` does it"),
+            Err(error) => log::warn!("cannot restore the terminal's settings: {error}; run `reset`"),
         }
     }
 }
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_that_has_not_sent_its_terminal_keeps_nobody() {
+    fn a_runtime_that_has_not_sent_a_terminal_does_not_block_the_run() {
         let dir = tempfile::tempdir().unwrap();
         let mut console = Console::new(dir.path(), Keyboard::Other, Init::Provided).unwrap();
         assert!(console.receive().unwrap().is_none());

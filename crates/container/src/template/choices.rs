@@ -35,7 +35,7 @@ pub enum Terminal {
     Attached,
 }
 
-/// What `fsync` and its family do inside the container.
+/// The effect of `fsync` and its family inside the container.
 ///
 /// A run's upper is discarded if the machine goes down, so waiting for the disk gains nothing.
 /// Package managers wait after every file and spend most of their time on it.
@@ -64,8 +64,8 @@ pub enum Seccomp {
     /// the capability. Every other call fails with `ENOSYS`.
     ///
     /// **No program can create namespaces**, so sandboxes inside the container (bubblewrap,
-    /// `unshare`, a browser's) do not start. [`Unconfined`](Self::Unconfined) allows them.
-    /// `CAP_SYS_ADMIN` does too, and far more with it.
+    /// `unshare`, a browser's) do not start. [`Unconfined`](Self::Unconfined) allows them. So does
+    /// `CAP_SYS_ADMIN`, but it allows far more.
     ///
     /// runc compiles the filter with libseccomp at each start, which takes 6 ms on x86_64 with
     /// libseccomp 2.5.4. On x86_64, crun does not have to: see
@@ -92,7 +92,7 @@ pub enum Seccomp {
 /// Whether set-user-ID programs and file capabilities work inside the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NoNewPrivileges {
-    /// They work, as under Docker: `su`, `sudo` and `ping` need it.
+    /// They work, as under Docker: `su`, `sudo` and `ping` need this.
     #[default]
     Off,
     /// They have no effect: no program can gain a privilege that its caller lacks

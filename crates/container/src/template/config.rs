@@ -99,7 +99,7 @@ impl Config {
         Path::new(&self.rootfs)
     }
 
-    /// Replaces the template's user by the numbers of `user`. Also sets `HOME` to its home
+    /// Replaces the template's user by the IDs of `user`. Also sets `HOME` to the user's home
     /// directory, unless the template sets `HOME`.
     #[must_use]
     pub fn with_user(mut self, user: User) -> Config {
@@ -157,7 +157,7 @@ impl Config {
         self
     }
 
-    /// Returns whether the container has a proc file system on `/proc`, where the helper needs it.
+    /// Returns whether the container has a proc file system on `/proc`, which the helper needs.
     pub(crate) fn mounts_proc(&self) -> bool {
         let at_proc = self.template.mounts().filter(|mount| mount.destination() == Path::new("/proc"));
         // The content of a bind mount is unknown here.
@@ -200,11 +200,11 @@ impl Config {
     }
 
     /// Removes `rro` from read-only bind mounts of files, sockets and FIFOs. `rro` extends `ro` to
-    /// the mounts below, and a file has none. crun before 1.14.4 takes every source with a
-    /// recursive option for a directory (for sockets and FIFOs, before 1.16).
+    /// the mounts below, and a file has none. crun before 1.14.4 treats every source with a
+    /// recursive option as a directory (for sockets and FIFOs, before 1.16).
     ///
-    /// Looks at the sources now, because the caller may have created them just before. If a source
-    /// is missing, the runtime reports it.
+    /// Inspects the sources during this call, because the caller may have created them just before.
+    /// If a source is missing, the runtime reports it.
     pub(crate) fn with_binds_of_files(mut self) -> Config {
         let is_file = |mount: &MountEntry<'_>| {
             let metadata = mount.source().filter(|_| mount.is_bind()).map(fs::metadata);
@@ -344,7 +344,7 @@ impl Start {
     }
 }
 
-/// Writes the numbers of `user` into `process`, and its home directory unless `process` has one.
+/// Writes the IDs of `user` into `process`, and its home directory unless `process` has one.
 fn put_user(process: &mut Value, user: &User) {
     let Some(process) = process.as_object_mut() else { return };
     if let Value::Object(fields) = or_default(process, "user", json!({})) {

@@ -21,10 +21,10 @@ pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 /// Docker's `TERM` for a command with a terminal.
 pub(super) const TERM: &str = "xterm";
 
-/// The soft limit is the kernel's (`INR_OPEN_CUR`, include/uapi/linux/fs.h). Some programs close
-/// every descriptor up to the soft limit one by one, which takes seconds if a service manager has
-/// raised it to millions. The hard limit is systemd's, and what moby/moby#45534 recommends.
-/// Programs that need more files raise the soft limit themselves.
+/// The default limit of open files. The soft limit is the kernel's (`INR_OPEN_CUR`,
+/// include/uapi/linux/fs.h). Some programs close every descriptor up to the soft limit one by one,
+/// which takes seconds if a service manager has raised it to millions. The hard limit is systemd's,
+/// which moby/moby#45534 recommends. Programs that need more files raise the soft limit themselves.
 pub(super) const OPEN_FILES: Rlimit = Rlimit { kind: RlimitKind::Nofile, soft: 1024, hard: 524_288 };
 
 /// Docker's capabilities of root in a container (moby, daemon/pkg/oci/caps/defaults.go). They are

@@ -10,8 +10,8 @@ use crate::error::chain;
 
 /// The reason why a template cannot be used: the field, its value, and what to do about it.
 ///
-/// The check touches nothing on disk. Every function of this crate that does returns
-/// [`Error`](crate::Error), into which `?` converts this one. The message never repeats its
+/// The check does not touch the disk. Every function of this crate that touches the disk returns
+/// [`Error`](crate::Error), and `?` converts this error into that. The message never repeats its
 /// [source](std::error::Error::source): print the chain to see the reason below it.
 ///
 /// `Debug` prints that chain, because a `main` that returns an error prints its `Debug`.
@@ -48,7 +48,7 @@ pub enum TemplateError {
         /// The name that was given.
         key: String,
     },
-    /// An entry of the environment of a file that is not an assignment.
+    /// An entry in a file's `process.env` that is not an assignment.
     #[error("process.env holds {entry:?}: write it as KEY=VALUE")]
     EnvironmentEntry {
         /// The entry.

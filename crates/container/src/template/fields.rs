@@ -46,7 +46,7 @@ pub(super) struct CpuQuota {
 }
 
 impl Fields {
-    /// Returns the fields of a container that runs `args` and is otherwise the default.
+    /// Returns the fields of a container that runs `args`, with the defaults for everything else.
     pub(super) fn new(args: Vec<String>) -> Self {
         Self {
             args,

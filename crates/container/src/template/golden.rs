@@ -49,7 +49,7 @@ fn a_named_user_has_the_numbers_of_nobody() {
         let template = built(user);
         assert_eq!(template.value["process"]["user"], expected);
         assert_eq!((template.user(), template.user_spec()), (numbers, user.parse().unwrap()));
-        // It survives being written.
+        // The user stays the same when the template is written and read.
         assert_eq!(Template::from_json(serde_json::to_string(&template).unwrap()).unwrap(), template);
     }
 }
@@ -111,13 +111,13 @@ fn every_field_is_where_the_specification_has_it() {
 }
 
 #[test]
-fn the_same_fields_are_the_same_text() {
+fn the_same_fields_give_the_same_text() {
     let texts: Vec<_> = (0..8).map(|_| with_everything().build().unwrap().value.to_string()).collect();
     assert!(texts.windows(2).all(|pair| pair[0] == pair[1]));
 }
 
 #[test]
-fn the_default_container() {
+fn the_default_container_has_these_values() {
     let caps = json!([
         "CAP_AUDIT_WRITE",
         "CAP_CHOWN",

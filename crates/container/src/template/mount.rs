@@ -49,8 +49,8 @@ enum Access {
 const TMPFS_MODE: u32 = 0o1777;
 
 impl Mount {
-    /// Mounts the file or directory `source` of the host on `destination`, with the mounts below
-    /// it.
+    /// Creates a bind mount of the host's file or directory `source` on `destination`, including
+    /// the mounts below `source`.
     ///
     /// Set-user-ID bits and device nodes of the source itself have no effect there (`nosuid`,
     /// `nodev`). Mounts below it keep the options that they have on the host (`rbind`). Later
@@ -59,8 +59,8 @@ impl Mount {
         Mount::new(Content::Bind(source.into()), destination.into())
     }
 
-    /// Mounts an empty file system in memory on `destination` (`nosuid`, `nodev`). Everyone can
-    /// write to it, and its contents are lost after the run.
+    /// Creates a mount of an empty file system in memory on `destination` (`nosuid`, `nodev`).
+    /// Every user can write to it, and its contents are lost after the run.
     ///
     /// Its contents count against the container's memory limit. Without
     /// [`size_bytes`](Self::size_bytes), it holds up to half of the machine's memory: see
@@ -115,8 +115,8 @@ impl Mount {
         }
     }
 
-    /// Resolves a relative source of a bind mount against `dir`, an absolute path: for command
-    /// lines.
+    /// Resolves a relative source of a bind mount against `dir`, an absolute path. Command lines
+    /// need this.
     #[must_use]
     pub fn source_in(mut self, dir: &Path) -> Mount {
         if let Content::Bind(source) = &mut self.content {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// A mount of a [`Template`](crate::Template), by default or given by the caller.
+/// A mount of a [`Template`](crate::Template): one of the defaults, or one of the caller's.
 #[derive(Debug, Clone, Copy)]
 pub struct MountEntry<'a> {
     pub(super) json: &'a Value,

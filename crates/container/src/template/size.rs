@@ -1,4 +1,4 @@
-//! Sizes as people write them, in `mount_spec` and in the command line of the crate `runner`.
+//! Parses sizes as people write them, for `mount_spec` and the command line of the crate `runner`.
 
 /// Parses a size: a number of bytes, or a number with `k`, `m`, `g` or `t` for powers of 1,024,
 /// such as `64m`. `64MiB` is the same.

@@ -1,5 +1,5 @@
-//! Checks a template before anything is mounted. The runtime checks what only a run can find out:
-//! whether the program exists, and whether the machine has these processors.
+//! Checks a template before anything is mounted. The runtime checks everything that only a run can
+//! find out: whether the program exists, and whether the machine has these processors.
 
 use std::path::{Component, Path};
 
@@ -17,7 +17,7 @@ use crate::user::{NOBODY, UserSpec};
 /// The longest name that sethostname(2) accepts, in bytes: `HOST_NAME_MAX` in gethostname(2).
 const HOST_NAME_MAX: usize = 64;
 
-/// Checks what a configuration cannot express, or no longer shows.
+/// Checks the properties of the fields that a configuration cannot express or no longer shows.
 pub(super) fn fields(fields: &Fields) -> Result<(), TemplateError> {
     for (key, _) in &fields.env {
         if key.is_empty() || key.contains('=') {

@@ -11,7 +11,7 @@ pub(crate) struct Entry {
     pub(crate) home: String,
 }
 
-/// The home directory of a user who has none.
+/// The home directory of a user without a usable one.
 pub(crate) const NO_HOME: &str = "/";
 
 /// Returns the first line of a passwd file with the user `name`.
@@ -158,7 +158,7 @@ opam:x:5:5::/second:
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn files_of_any_content(text in mutated::bytes([PASSWD, GROUP])) {
+        fn a_file_of_any_content_has_only_valid_accounts(text in mutated::bytes([PASSWD, GROUP])) {
             for found in [user_named(&text, "opam"), user_numbered(&text, 1000)].into_iter().flatten() {
                 prop_assert!(found.uid != u32::MAX && found.gid != u32::MAX);
                 prop_assert!(found.home.starts_with('/') && !found.home.contains(['\0', '\n', ':']));

@@ -1,4 +1,4 @@
-//! One layer in the table, and what all of them come to.
+//! The rows of one layer in the table, and the totals of all layers.
 
 use std::fs;
 use std::io::Write;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::Result;
 use crate::html::{escape, percent_encode};
 
-/// A sidecar that is larger is linked and not shown.
+/// The maximum size of a sidecar that is shown. A larger one is only linked.
 const MAX_SHOWN_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, Default)]
@@ -34,10 +34,10 @@ impl Totals {
     }
 }
 
-/// The rows of a layer. `links` is the URL of the store.
+/// Writes the rows of a layer. `links` is the URL of the store.
 pub(crate) fn write(layer: &Layer, links: &str, totals: &mut Totals, out: &mut impl Write) -> Result<()> {
     let (meta, used) = match layer.meta().and_then(|meta| Ok((meta, layer.last_used()?))) {
-        // It has gone since the scan.
+        // The layer has been removed since the scan.
         Ok((None, _)) => return Ok(()),
         Ok((Some(meta), used)) => (meta, used),
         Err(error) => return write_unreadable(&name(layer), &error, totals, out),
@@ -75,8 +75,8 @@ fn name(layer: &Layer) -> String {
     escape(&layer.name().to_string_lossy())
 }
 
-/// One that cannot be read is shown with the reason, and the others are shown all the same. The
-/// name comes escaped.
+/// Writes the row of a layer that cannot be read, with the reason. The other layers are shown all
+/// the same. `name` must be escaped already.
 pub(crate) fn write_unreadable(
     name: &str,
     error: &layer::Error,
@@ -98,7 +98,7 @@ fn reason(error: &layer::Error) -> String {
     format!("{error}{source}")
 }
 
-/// A link to the log, if it is a file of the layer's own.
+/// Writes a link to the log, if the log is a regular file in the layer's directory.
 fn write_log(layer: &Layer, links: &str, out: &mut impl Write) -> Result<()> {
     if fs::symlink_metadata(layer.log_path()).is_ok_and(|metadata| metadata.is_file()) {
         write!(out, "<a href=\"{}\">layer.log</a>", url(layer, links, &layer.log_path()))?;
@@ -106,7 +106,7 @@ fn write_log(layer: &Layer, links: &str, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// The URL of a file in the layer's directory.
+/// Returns the URL of a file in the layer's directory.
 fn url(layer: &Layer, links: &str, file: &Path) -> String {
     let segment = |name: &std::ffi::OsStr| percent_encode(name.as_encoded_bytes());
     format!("{links}/{}/{}", segment(layer.name()), segment(file.file_name().unwrap_or_default()))
@@ -139,7 +139,7 @@ fn pretty(value: &impl serde::Serialize) -> Result<String> {
 }
 
 fn write_json(file: &str, text: &str, out: &mut impl Write) -> Result<()> {
-    // Wide or long ones are scrolled, also with the keyboard.
+    // A reader can scroll wide or long JSON, also with the keyboard.
     let (file, text) = (escape(file), escape(text));
     write!(out, "<details><summary>{file}</summary><pre tabindex=\"0\">{text}</pre></details>")?;
     Ok(())
@@ -154,7 +154,8 @@ fn time_cell(label: &str, time: Option<SystemTime>) -> String {
     format!("<td data-label=\"{label}\" data-value=\"{}\">{text}", seconds.unwrap_or_default())
 }
 
-/// `2026-01-31 23:59`; `None` for what no calendar shows: a modification time may be anything.
+/// Returns a time in the form `2026-01-31 23:59`, or `None` if it is before 1970 or after 9999: a
+/// modification time can have any value.
 fn stamp(time: SystemTime) -> Option<String> {
     const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
     let within = time.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|age| age < YEAR_10000);
@@ -176,7 +177,7 @@ mod tests {
     use layer::Meta;
 
     #[test]
-    fn times_that_no_calendar_shows() {
+    fn times_before_1970_and_after_9999_are_not_shown() {
         let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let table = [
             (at(0), Some("1970-01-01 00:00")),
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
+    fn sizes_have_binary_units() {
         for (bytes, shown) in
             [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (u64::MAX, "16777216.0 TiB")]
         {
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meta_is_shown_with_what_this_version_does_not_know() {
+    fn a_meta_is_shown_with_unknown_fields() {
         let mut meta = Meta::new("base", SystemTime::UNIX_EPOCH);
         meta.extra.insert("unknown".into(), 1.into());
         assert!(pretty(&meta).unwrap().contains("\"unknown\": 1"));

@@ -1,11 +1,12 @@
-//! Text of any kind in HTML, and paths of any bytes in URLs.
+//! Escapes any text for HTML, and any bytes of a path for URLs.
 
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-/// Text for the content of an element or for a quoted attribute. What is not to be seen, or turns
-/// the text around, is written out: a name is not to look like another.
+/// Escapes text for the content of an element or for a quoted attribute. Characters that are
+/// invisible or change the direction of text become visible escapes, so that no name can look like
+/// another.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -26,7 +27,8 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Bytes as one segment of a URL's path: all but the unreserved characters of RFC 3986 as `%XX`.
+/// Encodes bytes as one segment of a URL's path: all but the unreserved characters of RFC 3986 as
+/// `%XX`.
 pub(crate) fn percent_encode(bytes: &[u8]) -> String {
     let mut encoded = String::new();
     for byte in bytes {
@@ -38,8 +40,8 @@ pub(crate) fn percent_encode(bytes: &[u8]) -> String {
     encoded
 }
 
-/// The URL of the directory `to` for a page in the directory `from`, both absolute and without
-/// symbolic links.
+/// Returns the URL of the directory `to` for a page in the directory `from`. Both paths must be
+/// absolute and without symbolic links.
 pub(crate) fn relative_url(from: &Path, to: &Path) -> String {
     let common = from.components().zip(to.components()).take_while(|(from, to)| from == to).count();
     let up = from.components().skip(common).map(|_| "..".to_string());
@@ -47,7 +49,7 @@ pub(crate) fn relative_url(from: &Path, to: &Path) -> String {
         Component::Normal(name) => Some(percent_encode(name.as_bytes())),
         _ => None,
     });
-    // Never empty, nor anything that begins like a scheme or a host.
+    // The first `.` keeps the URL from being empty, and from beginning like a scheme or a host.
     [".".to_string()].into_iter().chain(up).chain(down).collect::<Vec<_>>().join("/")
 }
 
@@ -56,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_stays_text() {
+    fn escaped_text_contains_no_markup() {
         let table = [
             ("plain, größe", "plain, größe"),
             ("<a href=\"x\">&'</a>", "&lt;a href=&quot;x&quot;&gt;&amp;&#39;&lt;/a&gt;"),

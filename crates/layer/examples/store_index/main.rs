@@ -1,12 +1,12 @@
-//! Writes an index of a store of layers as one HTML file: what a documentation browser shows of it.
+//! Writes an index of a store of layers as one HTML file, as a documentation browser would show it.
 //!
 //! ```console
 //! $ cargo run -p layer --example store_index /var/cache/layers index.html
 //! ```
 //!
-//! It needs nothing but `layer`: no runtime, no mounts, no root where the store can be read. One
-//! layer at a time is held in memory. Whatever stands in a layer may be hostile: it is escaped, and
-//! the page runs no script but its own.
+//! The program needs only the crate `layer`: no runtime, no mounts, and no root if the store is
+//! readable. It holds one layer at a time in memory. The text in a layer may be hostile: the
+//! program escapes all of it, and the page runs no script but its own.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -47,7 +47,7 @@ fn run(args: &[PathBuf]) -> Result<()> {
         fs::canonicalize(path).map_err(|error| format!("cannot find {}: {error}", layer::display::quoted(path)))
     };
     let links = relative_url(&real(dir)?, &real(store)?);
-    // A reader sees the former page until the new one is whole.
+    // Readers see the former page until the new one is complete.
     let permissions = fs::Permissions::from_mode(0o644);
     let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(dir)?;
     write_index(store, &links, SystemTime::now(), &mut file)?;
@@ -55,9 +55,9 @@ fn run(args: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// The page. `links` is the store as its URL, seen from where the page is to stand.
+/// Writes the page. `links` is the URL of the store, relative to the directory of the page.
 fn write_index(store: &Path, links: &str, now: SystemTime, out: impl Write) -> Result<()> {
-    // What is told above the layers is known below them.
+    // The summary is above the layers, but its numbers are known only after the last layer.
     let mut rows = tempfile::tempfile()?;
     let mut totals = entry::Totals::default();
     let mut writer = BufWriter::new(&mut rows);
@@ -74,8 +74,8 @@ fn write_index(store: &Path, links: &str, now: SystemTime, out: impl Write) -> R
 }
 
 fn write_page(store: &str, summary: &str, mut rows: File, mut out: impl Write) -> Result<()> {
-    // Unknown to whoever made the layers, so that nothing of theirs runs even where the escaping
-    // should fail.
+    // The makers of the layers cannot know this nonce. None of their scripts would run even if the
+    // escaping failed.
     let nonce = format!("{:016x}", RandomState::new().build_hasher().finish());
     let store = escape(store);
     write!(
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_layer_says_of_itself_stays_text() {
+    fn hostile_text_in_a_layer_is_escaped() {
         let store = tempfile::tempdir().unwrap();
         let attack = "</pre></details></table><script>alert(1)</script><img src=x onerror='alert(1)'>\"&amp;";
         let layer = made(store.path(), b"<script>alert(1)<", |meta| {
@@ -143,7 +143,7 @@ mod tests {
         fs::write(layer.sidecar_path("zbroken").unwrap(), "<i>").unwrap();
 
         let page = page(store.path());
-        // The page's own elements, and none more.
+        // The page has its own elements and no others.
         for (tag, count) in
             [("<script", 1), ("</script", 1), ("<img", 0), ("<b>", 0), ("<i>", 0), ("</table", 1), ("<pre", 2)]
         {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn logs_are_linked_by_names_of_any_bytes() {
+    fn logs_of_layers_with_any_name_are_linked() {
         let store = tempfile::tempdir().unwrap();
         for (name, url) in [
             (&b"a b?c#d%e"[..], "href=\"../store/a%20b%3Fc%23d%25e/layer.log\""),
@@ -163,7 +163,7 @@ mod tests {
             (b"\xff\"", "href=\"../store/%FF%22/layer.log\""),
         ] {
             let layer = made(store.path(), name, |_| {});
-            assert!(!page(store.path()).contains(url), "there is no log yet");
+            assert!(!page(store.path()).contains(url), "the log does not exist yet");
             fs::write(layer.log_path(), "").unwrap();
             assert!(page(store.path()).contains(url), "{url}: {}", page(store.path()));
         }
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_counts_and_one_broken_layer_hides_no_other() {
+    fn the_summary_counts_and_a_broken_layer_hides_no_other() {
         let store = tempfile::tempdir().unwrap();
         made(store.path(), b"good", |meta| meta.disk_usage = 3 << 20).touch().unwrap();
         made(store.path(), b"bad", |meta| meta.exit_status = 2);

@@ -1,5 +1,5 @@
 "use strict";
-// Without it the page shows all there is, in the order of the directory.
+// Without this script, the page shows all layers in the order of the directory.
 const table = document.querySelector("table");
 const layers = [...table.tBodies];
 const value = (layer, column) => {

@@ -7,9 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{fstat, syncfs};
 use rustix::io::Errno;
 
-/// Makes durable what has been written to the file system of `dir` by now: syncfs(2), once for all
-/// threads of this process that ask while another sync is running. A sync that has begun already
-/// may miss what the caller wrote, so those threads wait for the next one.
+/// Makes everything durable that has been written to the file system of `dir` so far, with
+/// syncfs(2). Threads of this process that call this while a sync is running share the next sync:
+/// the running one may miss what they wrote.
 pub(super) fn sync(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     static FILE_SYSTEMS: Mutex<Option<HashMap<u64, Arc<Barrier>>>> = Mutex::new(None);
     let device = fstat(dir)?.st_dev;
@@ -29,18 +29,18 @@ struct Barrier {
 
 #[derive(Debug, Default)]
 struct State {
-    /// How many syncs have begun, and how many of them have ended. At most one is under way.
+    /// The number of syncs that have begun, and of those that have ended. At most one is running.
     begun: u64,
     ended: u64,
-    /// The threads that wait for a sync to end. Waking none of them would cost a system call as
-    /// well.
+    /// The number of threads that wait for a sync to end. If it is 0, the system call that wakes
+    /// them is saved.
     waiting: usize,
-    /// The last that failed, and why.
+    /// The number of the last sync that failed, and its error.
     failed: Option<(u64, Errno)>,
 }
 
 impl Barrier {
-    /// Returns when a sync that began after this call has ended: one by `sync`, or by that of
+    /// Waits until a sync that began after this call has ended. That sync is `sync`, or the one of
     /// another caller.
     fn pass(&self, sync: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
         let mut state = self.lock();
@@ -65,8 +65,8 @@ impl Barrier {
 }
 
 impl State {
-    /// Returns the outcome of the sync of this number. Threads that ask late about an earlier sync
-    /// also get the failure of a later one.
+    /// Returns the outcome of the sync with this number. A thread that asks late about an earlier
+    /// sync also gets the failure of a later one.
     fn outcome(&self, number: u64) -> rustix::io::Result<()> {
         match self.failed {
             Some((failed, errno)) if failed >= number => Err(errno),
@@ -75,7 +75,7 @@ impl State {
     }
 }
 
-/// Ends a sync even if it panics, so that no thread waits forever.
+/// A running sync. Its `Drop` ends the sync even after a panic, so that no thread waits forever.
 struct Over<'a>(&'a Barrier, rustix::io::Result<()>);
 
 impl Over<'_> {
@@ -107,8 +107,8 @@ mod tests {
 
     use super::*;
 
-    /// Lets eight threads come while a sync is under way that ends with `first`; all of theirs end
-    /// with `next`. Returns how many of theirs there were, and what they were told.
+    /// Lets eight threads arrive during a sync that ends with `first`. Their own syncs end with
+    /// `next`. Returns the number of their own syncs, and the result of each thread.
     fn come_together(
         first: rustix::io::Result<()>,
         next: rustix::io::Result<()>,
@@ -134,18 +134,18 @@ mod tests {
     }
 
     #[test]
-    fn those_who_come_while_one_is_under_way_share_the_next() {
+    fn threads_that_arrive_during_a_sync_share_the_next_one() {
         assert_eq!(come_together(Ok(()), Ok(())), (1, vec![Ok(()); 8]));
     }
 
     #[test]
-    fn a_failure_is_told_to_all_whose_it_is_and_to_nobody_else() {
+    fn only_the_threads_that_share_a_failed_sync_get_its_error() {
         assert_eq!(come_together(Ok(()), Err(Errno::IO)), (1, vec![Err(Errno::IO); 8]));
         assert_eq!(come_together(Err(Errno::IO), Ok(())), (1, vec![Ok(()); 8]));
     }
 
     #[test]
-    fn one_after_the_other_each_has_its_own() {
+    fn successive_calls_each_run_their_own_sync() {
         let barrier = Barrier::default();
         for outcome in [Ok(()), Err(Errno::IO), Ok(())] {
             assert_eq!(barrier.pass(|| outcome), outcome);

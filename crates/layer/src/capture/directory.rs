@@ -1,5 +1,5 @@
-//! Changes the directories of an upper so that they are right in any stack, and measures them.
-//! `made.rs` has removed the files of the run before.
+//! Changes the directories of an upper so that they are right in any stack, and measures the tree.
+//! Before that, `made.rs` removes the files of the run.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
@@ -26,30 +26,30 @@ use crate::tree::xattr::{XattrList, path_through_proc};
 /// A directory of the upper.
 pub(super) type DirNode = Node<NodeState>;
 
-/// What is left to do when everything below the directory is done.
+/// The work that remains when everything below the directory is done.
 pub(super) type NodeState = Mutex<Option<Pending>>;
 
-/// How a directory was, and what it holds.
+/// The former times of a directory, and facts about its entries.
 #[derive(Debug)]
 pub(super) struct Pending {
     modified: Timestamps,
     has_whiteouts: bool,
-    /// Whether something was made or replaced in it, which changes its time.
+    /// Whether the capture made or replaced an entry in it, which changes its modification time.
     touched: bool,
 }
 
-/// A directory to deal with.
+/// A directory to process.
 pub(super) struct Job {
     node: Arc<DirNode>,
     lowers: LowerEntries,
 }
 
-/// Whether the entries that the lowers have in a directory are shown.
+/// The visibility of the lowers' entries in a directory.
 enum LowerEntries {
-    /// They are shown, except those that the directory itself hides by name.
+    /// They are visible, except those that the directory itself hides by name.
     Shown,
-    /// An opaque directory hides them, at this place or above. The lowers have this directory, if
-    /// they have one.
+    /// An opaque directory hides them: this one or one above it. The value is the lowers' directory
+    /// with this path, if they have one.
     Hidden(Option<Directory>),
 }
 
@@ -59,15 +59,15 @@ impl Job {
     }
 }
 
-/// What all workers of one capture share.
+/// The state that all workers of one capture share.
 pub(super) struct Shared<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
     pub(super) below: &'a Lowers,
     pub(super) xattrs: XattrNamespace,
-    /// The latest time that a file may have.
+    /// The latest modification time that a file may have.
     pub(super) latest: Option<Timespec>,
-    /// What has been counted in [`Captured::size`].
+    /// The inodes that are already counted in [`Captured::size`].
     pub(super) inodes: Inodes,
 }
 
@@ -91,29 +91,29 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Returns the numbers of what this worker has done.
+    /// Returns the counts of this worker.
     pub(super) fn captured(self) -> Captured {
         self.captured
     }
 
-    /// Processes everything in one directory but its directories, which are added to `found`, and
-    /// finishes each directory that this completes.
+    /// Processes the files of one directory, and adds its subdirectories to `found`. Finishes each
+    /// directory that this completes.
     ///
-    /// A directory stays opaque until all below it is done: stopped at any moment, the upper shows
-    /// what it showed.
+    /// A directory stays opaque until everything below it is done. So the upper shows what it
+    /// showed before, even if the capture stops at any moment.
     pub(super) fn settle(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
         let Job { node, lowers } = job;
         let shared = self.shared;
         let error = |operation| shared.error(operation, &node, None);
         if let Err(Errno::PERM) = self.cursor.go_either_way(&node, || Ok(shared.root)).map(drop) {
-            // Only root and the owner may read without changing the access time.
+            // Only root and the owner may use `O_NOATIME`.
             self.cursor = Cursor::new(READ);
         }
         let dir = self.cursor.go_either_way(&node, || Ok(shared.root)).map_err(error("open"))?;
         let stat = fstat(dir).map_err(error("look at"))?;
         node.set_identity(&stat);
         self.names.read(|buffer| flistxattr(dir, buffer)).map_err(error("list the extended attributes of"))?;
-        // On the root of an upper neither attribute has a meaning: the kernel does not look at it.
+        // On the root of an upper, the kernel looks neither at `opaque` nor at `redirect`.
         let opaque = node.parent().is_some()
             && overlayfs::hides_below(dir, Some(&self.names), shared.xattrs)
                 .map_err(|why| why.at(shared.path.join(node.path())))?;
@@ -186,8 +186,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Takes overlayfs's attributes off a directory that is done and sees to its time; then its
-    /// parent, if this was the last child, and so on.
+    /// Removes the overlay xattrs from a directory that is done, sets its modification time and
+    /// measures it. Continues with its parent if this was the last child, and so on.
     fn finish(&mut self, mut node: Arc<DirNode>) -> Result<()> {
         let shared = self.shared;
         loop {
@@ -206,10 +206,10 @@ impl<'a> Worker<'a> {
                     };
                     futimens(dir, &times).map_err(error("set the time of"))?;
                 }
-                // Only now: whiteouts can have made it larger, and attributes may have had a block
-                // of their own.
+                // Measure the directory only now: whiteouts may have made it larger, and the
+                // removed attributes may have taken a block.
                 let stat = fstat(dir).map_err(error("look at"))?;
-                // The root has the record of the run still.
+                // The root still has the record of the run. `capture.rs` counts it later.
                 if node.parent().is_some() {
                     shared.inodes.count(&stat, &mut self.captured.size);
                 }
@@ -230,13 +230,12 @@ fn directory(shown: Option<Shown>) -> Option<Directory> {
 }
 
 impl Shared<'_> {
-    /// Takes all of overlayfs's attributes off an open directory, but for the mark that it has
-    /// whiteouts.
+    /// Removes all overlay xattrs from an open directory, but for the mark that it has whiteouts.
     fn clean(&self, dir: BorrowedFd<'_>, names: &mut XattrList, has_whiteouts: bool) -> rustix::io::Result<()> {
         names.read(|buffer| flistxattr(dir, buffer))?;
         let origin = self.xattrs.origin();
-        // Another mount cannot use the place from which the kernel copied the file up. It does use
-        // the fact that it was copied up.
+        // The value of `origin` names the file that the kernel copied up, which another mount
+        // cannot use. An empty `origin` marks a directory with whiteouts.
         let mut marked = false;
         for name in names.iter().filter(|name| self.xattrs.owns(name.to_bytes())) {
             if has_whiteouts && name.to_bytes() == origin.as_bytes() {
@@ -251,13 +250,13 @@ impl Shared<'_> {
         }
     }
 
-    /// The time to set instead of `time`, if that is too late.
+    /// Returns the time to set instead of `time`, if `time` is too late.
     fn clamped(&self, time: Timespec) -> Option<Timespec> {
         self.latest.filter(|latest| (time.tv_sec, time.tv_nsec) > (latest.tv_sec, latest.tv_nsec))
     }
 
-    /// For `map_err`: a failed system call on a directory of the upper, or on `name` in it. The
-    /// path is put together only if one has failed.
+    /// Returns a function for `map_err` that describes a failed system call on a directory of the
+    /// upper, or on `name` in it. The function builds the path only after a failure.
     fn error(&self, operation: &'static str, node: &DirNode, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
         move |errno| {
             let mut path = self.path.join(node.path());
@@ -279,7 +278,7 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// Deals with the file `name`, which is not a directory.
+    /// Processes the file `name`, which is not a directory.
     fn settle(&mut self, name: &CStr) -> Result<()> {
         let shared = self.shared;
         let stat = self.stat(name)?;
@@ -290,13 +289,14 @@ impl Files<'_> {
         if !is_device {
             self.list_xattrs(&path, name)?;
         }
-        // Another thread may be cleaning the same file under another name.
+        // If the file has several names, another thread may be removing its overlay xattrs.
         let mut is_as_it_was = stat.st_nlink == 1;
         let classified = Entry { names: Some(self.names), ..entry }.classify(shared.xattrs);
         match classified.map_err(|why| why.at(shared.path.join(self.node.path()).join(as_os_str(name))))? {
             EntryKind::Whiteout if is_device => self.has_whiteouts = true,
             EntryKind::Whiteout => {
-                // The other form needs no mark on the directory, which may be opaque as well.
+                // A device needs no mark on the directory. A whiteout in the form of an xattr does,
+                // and an opaque directory cannot have that mark, too.
                 unlinkat(self.dir, name, AtFlags::empty()).map_err(self.error("replace the whiteout", name))?;
                 return self.make_whiteout(name);
             }
@@ -313,7 +313,7 @@ impl Files<'_> {
         }
         match is_as_it_was {
             true => self.count(&stat),
-            // The attributes may have had a block of their own.
+            // The removed attributes may have taken a block.
             false => self.count(&self.stat(name)?),
         }
         self.clamp(name, &stat)
@@ -324,7 +324,7 @@ impl Files<'_> {
         listed.map_err(self.error("list the extended attributes of", name))
     }
 
-    /// Makes a whiteout, to hide what the lowers show under `name`.
+    /// Makes a whiteout, which hides the lowers' entry `name`.
     fn make_whiteout(&mut self, name: &CStr) -> Result<()> {
         (self.has_whiteouts, self.touched) = (true, true);
         overlayfs::make_whiteout(self.dir, name).map_err(self.error("make the whiteout", name))?;
@@ -359,7 +359,8 @@ impl Files<'_> {
     }
 }
 
-/// It is not an error if the attribute was removed already through another name of the same file.
+/// Turns the error for a missing attribute into success: another thread may have removed the
+/// attribute through another name of the same file.
 fn removed(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
     match result {
         Err(Errno::NODATA) => Ok(()),

@@ -1,4 +1,4 @@
-//! Lets one capture at a time make a layer, and marks how far it is. `upper.rs` opens and moves the
+//! Lets one capture at a time make a layer, and marks its progress. `upper.rs` opens and moves the
 //! tree; `store/gc/abandoned.rs` uses the marks of a killed capture.
 
 use std::ffi::CStr;
@@ -23,24 +23,24 @@ use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::walk::{self, Identity, READ, as_os_str};
 
-/// In a layer's directory: the `layer.json` to be, while the tree is not durable yet. It says
-/// nothing of `fs`, which is the caller's if it is there.
+/// The name of the future `layer.json` in a layer's directory, before the capture has made the tree
+/// durable. This mark implies nothing about `fs`: a tree that exists there belongs to the caller.
 const STAGED: &CStr = c".capturing";
 
-/// In a layer's directory: the `layer.json` to be, durable together with the tree. If `fs` stands
-/// beside it, the layer lacks nothing but this file's final name.
+/// The name of the future `layer.json` in a layer's directory, when this file and the tree are
+/// durable. If `fs` exists beside it, only this file's final name is missing.
 const SEALED: &CStr = c".captured";
 
 const META: &CStr = c"layer.json";
 
-/// The mode of a layer's directory that a capture has made and not finished. The sticky bit marks
+/// The mode of a layer's directory that a capture has made but not finished. The sticky bit marks
 /// it: no user makes such a directory by hand, so an empty one can be removed.
 const UNFINISHED: Mode = Mode::RWXU.union(Mode::SVTX);
 
 /// The lock of a layer's directory: no other capture and no collector changes anything in it.
 ///
-/// The kernel ends the lock, flock(2), with the process. The marks stay, and say how far a killed
-/// capture was.
+/// The kernel releases the lock, flock(2), when the process ends. The marks stay, and show how far
+/// a killed capture got.
 #[derive(Debug)]
 pub(crate) struct CaptureLock<'a> {
     layer: &'a Layer,
@@ -49,24 +49,25 @@ pub(crate) struct CaptureLock<'a> {
     made: bool,
 }
 
-/// What is in a layer's directory.
+/// The content of a layer's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
     /// A layer.
     Layer,
-    /// All of a layer but for the name of its `layer.json`: [`CaptureLock::publish`] completes it.
+    /// A layer that is complete but for the name of its `layer.json`. [`CaptureLock::publish`]
+    /// completes it.
     Sealed {
-        /// What identifies the tree.
+        /// The identity of the tree.
         tree: Identity,
     },
     /// Neither of these.
     Unfinished {
-        /// What identifies the entry in the place of the tree, if there is one.
+        /// The identity of the entry at the place of the tree, if one exists.
         tree: Option<Identity>,
     },
 }
 
-/// Which mark a capture has put into the layer's directory.
+/// The mark that a capture has put into the layer's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// [`STAGED`].
@@ -76,7 +77,7 @@ pub(super) enum Stage {
 }
 
 impl<'a> CaptureLock<'a> {
-    /// Locks the layer's directory, which is made if it is missing.
+    /// Locks the layer's directory, and makes it if it is missing.
     pub(super) fn take(layer: &'a Layer) -> Result<Self> {
         loop {
             let made = match mkdir(layer.path(), UNFINISHED) {
@@ -87,22 +88,23 @@ impl<'a> CaptureLock<'a> {
             match Self::lock(layer, made, FlockOperation::NonBlockingLockExclusive)? {
                 Lock::Taken(lock) => return Ok(lock),
                 Lock::Gone => {}
-                // Collectors lock it for a moment.
+                // A collector locks the directory only for a moment.
                 Lock::Busy if Self::is_locked_by_collectors(layer)? => thread::yield_now(),
                 Lock::Busy => return Err(Error::AlreadyCaptured { layer: layer.path().into() }),
             }
         }
     }
 
-    /// Locks the directory of a layer whose capture was killed, to finish it. `None` if there is no
-    /// directory, or another capture has it locked.
+    /// Locks the directory of a layer whose capture was killed, so that the caller can finish it.
+    /// Returns `None` if the directory does not exist, or if another process has it locked.
     pub(super) fn take_existing(layer: &'a Layer) -> Result<Option<Self>> {
         Self::existing(layer, FlockOperation::NonBlockingLockExclusive)
     }
 
-    /// Locks the directory of a layer whose capture was killed, for a collector. `None` if no
-    /// capture has been killed there: there is no mark, there is no directory, or a capture has it
-    /// locked. Only one collector may do this at a time.
+    /// Locks the directory of a layer whose capture was killed, for a collector. Returns `None` if
+    /// the directory does not exist, if a capture has it locked, or if nothing shows that a capture
+    /// was killed there: neither a mark nor the sticky bit of an empty directory. Only one
+    /// collector may do this at a time.
     pub(crate) fn take_abandoned(layer: &'a Layer) -> Result<Option<Self>> {
         let dir = match openat(CWD, layer.path(), READ, Mode::empty()) {
             Ok(dir) => dir,
@@ -112,7 +114,7 @@ impl<'a> CaptureLock<'a> {
         let io = |operation| Error::io::<Errno>(operation, layer.path());
         let made = Mode::from_raw_mode(fstat(&dir).map_err(io("look at"))?.st_mode).contains(Mode::SVTX);
         let contents = contents(dir.as_fd()).map_err(io("read"))?;
-        // Not locked without a reason: a capture that begins would have to wait.
+        // Do not lock the directory without a reason: a capture that begins would have to wait.
         match contents.marks > 0 || (made && contents.others == 0) {
             true => Self::existing(layer, FlockOperation::NonBlockingLockShared),
             false => Ok(None),
@@ -127,7 +129,8 @@ impl<'a> CaptureLock<'a> {
         }
     }
 
-    /// Captures lock exclusively, collectors shared.
+    /// Returns whether no capture has the directory locked: captures lock it exclusively,
+    /// collectors shared.
     fn is_locked_by_collectors(layer: &'a Layer) -> Result<bool> {
         Ok(!matches!(Self::lock(layer, false, FlockOperation::NonBlockingLockShared)?, Lock::Busy))
     }
@@ -161,8 +164,8 @@ impl<'a> CaptureLock<'a> {
         let tree = self.has(c"fs")?;
         let is_tree = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if let Some(tree) = tree.filter(is_tree) {
-            // The mark is not whole if power was cut on a file system that does not keep the order
-            // of writes.
+            // After a power cut, the mark may be incomplete on a file system that does not preserve
+            // the order of writes.
             match json::read::<Meta>(&self.layer.path().join(as_os_str(SEALED))) {
                 Ok(Some(_)) => return Ok(Found::Sealed { tree: walk::identity(&tree) }),
                 Ok(None) | Err(Error::Json { .. }) => {}
@@ -183,24 +186,24 @@ impl<'a> CaptureLock<'a> {
         Ok(())
     }
 
-    /// Writes the `layer.json` to be beside its place.
+    /// Writes the future `layer.json` under the name [`STAGED`].
     pub(super) fn stage(&self, meta: &Meta) -> Result<()> {
         self.unmark()?;
         json::write_new(self.dir.as_fd(), STAGED, &self.layer.path().join(as_os_str(STAGED)), meta)
     }
 
-    /// Records on the layer's directory where its tree comes from, so that a repeated capture finds
-    /// that it is done.
+    /// Records the former path of the tree on the layer's directory, so that a repeated capture
+    /// finds that the layer is its own.
     pub(super) fn record_upper(&self, upper: &Path, xattrs: XattrNamespace) {
         let path = real(upper);
         if let Err(errno) = fsetxattr(&self.dir, upper_xattr(xattrs), path.as_os_str().as_bytes(), XattrFlags::empty())
         {
-            // Then only the report of the run says whose layer it is.
-            log::debug!("{}: its upper is not recorded: {errno}", quoted(self.layer.path()));
+            // A repeated capture can then recognise the layer only by the identity of its upper.
+            log::debug!("cannot record the upper of {}: {errno}", quoted(self.layer.path()));
         }
     }
 
-    /// Whether the tree was moved here from `upper`.
+    /// Returns whether the tree was moved here from `upper`.
     pub(super) fn has_moved_from(&self, upper: &Path, xattrs: XattrNamespace) -> bool {
         let mut value = vec![0; 4096];
         let length = fgetxattr(&self.dir, upper_xattr(xattrs), &mut value[..]);
@@ -212,7 +215,7 @@ impl<'a> CaptureLock<'a> {
         self.rename(STAGED, SEALED)
     }
 
-    /// Gives `layer.json` its name: the layer exists from then on.
+    /// Renames the mark of `stage` to `layer.json`: the layer exists from then on.
     pub(super) fn publish_from(&self, stage: Stage) -> Result<()> {
         match stage {
             Stage::Staged => self.rename(STAGED, META),
@@ -220,8 +223,8 @@ impl<'a> CaptureLock<'a> {
         }
     }
 
-    /// Completes the layer of a capture that was killed when it had
-    /// [moved the tree](Found::Sealed), and makes that durable.
+    /// Completes the layer of a capture that was killed after it had [moved the
+    /// tree](Found::Sealed), and makes the layer durable.
     pub(crate) fn publish(&self) -> Result<()> {
         self.publish_from(Stage::Sealed)?;
         self.sync()
@@ -232,8 +235,8 @@ impl<'a> CaptureLock<'a> {
         fsync(&self.dir).map_err(Error::io("sync", self.layer.path()))
     }
 
-    /// Gives the directory the mode and group of `access`, or the default ones if a capture has
-    /// made it.
+    /// Gives the directory the mode and group of `access`. Without `access`, a directory that a
+    /// capture made gets the defaults, and any other directory is unchanged.
     pub(super) fn open_to(&self, access: Option<Access>) -> Result<()> {
         match access {
             Some(access) => access.apply(&self.dir, self.layer.path()),
@@ -244,7 +247,7 @@ impl<'a> CaptureLock<'a> {
 
     fn rename(&self, from: &CStr, to: &CStr) -> Result<()> {
         let path = self.layer.path().join(as_os_str(to));
-        // `layer.json` was not there when the lock was taken; a rename would replace a file.
+        // A rename would replace a file that has appeared since the lock was taken.
         if self.has(to)?.is_some() {
             return Err(Error::io("rename a file to", path)(Errno::EXIST));
         }
@@ -259,24 +262,25 @@ impl<'a> CaptureLock<'a> {
         }
     }
 
-    /// The layer whose directory this is.
+    /// Returns the layer whose directory is locked.
     pub(super) fn layer(&self) -> &Layer {
         self.layer
     }
 
-    /// The layer's directory.
+    /// Returns the layer's directory.
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
-    /// Restores the layer's directory to what the capture found.
+    /// Removes the marks of a failed capture, and the layer's directory if a capture made it and
+    /// nothing else is in it. Logs an error.
     pub(super) fn give_up(self) {
         if let Err(error) = self.clear() {
-            log::warn!("{}: the next capture or collector removes what is left", Chain(&error));
+            log::warn!("{}; the next capture or collector removes the rest", Chain(&error));
         }
     }
 
-    /// Removes the marks, and the directory if a capture has made it, or left a mark in it, and
+    /// Removes the marks. Also removes the directory if a capture made it or left a mark in it, and
     /// nothing else is in it. Returns whether anything was removed.
     pub(crate) fn clear(self) -> Result<bool> {
         let io = |operation| Error::io::<Errno>(operation, self.layer.path());
@@ -284,7 +288,7 @@ impl<'a> CaptureLock<'a> {
         let marked = contents.marks > 0;
         let remove = contents.others == 0 && (marked || self.made);
         if remove {
-            // If this process is killed after the last mark is removed, the mode says that the
+            // If this process is killed after it has removed the last mark, the mode shows that the
             // empty directory can be removed.
             fchmod(&self.dir, UNFINISHED).map_err(io("change the mode of"))?;
         }
@@ -293,14 +297,15 @@ impl<'a> CaptureLock<'a> {
             return Ok(marked);
         }
         match rmdir(self.layer.path()) {
-            // Another process has put something in.
+            // `NOTEMPTY` or `EXIST`: another process has put something into the directory.
             Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(true),
             Err(errno) => Err(io("remove")(errno)),
         }
     }
 }
 
-/// The extended attribute of a layer's directory that says where its tree was.
+/// Returns the name of the extended attribute that records, on a layer's directory, the former path
+/// of its tree.
 fn upper_xattr(xattrs: XattrNamespace) -> &'static str {
     match xattrs {
         XattrNamespace::Trusted => "trusted.layered.upper",
@@ -308,7 +313,8 @@ fn upper_xattr(xattrs: XattrNamespace) -> &'static str {
     }
 }
 
-/// `path` as an absolute one, without symbolic links as far as it exists.
+/// Returns `path` as an absolute path. Resolves symbolic links in the directories above it, as far
+/// as these exist.
 fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
     for above in path.ancestors().skip(1) {
@@ -319,7 +325,7 @@ fn real(path: &Path) -> PathBuf {
     path
 }
 
-/// How many entries a layer's directory has.
+/// The numbers of marks and of other entries in a layer's directory.
 struct Contents {
     marks: usize,
     others: usize,
@@ -346,6 +352,6 @@ enum Lock<'a> {
     Taken(CaptureLock<'a>),
     /// Another process has it locked.
     Busy,
-    /// There is no such directory, or it has been removed.
+    /// The directory does not exist, or was removed before it was locked.
     Gone,
 }

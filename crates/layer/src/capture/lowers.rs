@@ -1,5 +1,5 @@
-//! The lowers that an upper was made over, of which some may not exist any more. `stack/view.rs`
-//! shows what they have.
+//! The lowers that an upper was made over, some of which may not exist any more. `stack/view.rs`
+//! shows their content.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::view::View;
 use crate::store::hold::Hold;
 
-/// The lowers of an upper, held against collectors as far as they exist.
+/// The lowers of an upper. Layers among them are held, so that no collector removes them.
 #[derive(Debug)]
 pub(super) struct Lowers {
-    /// Those that exist.
+    /// The lowers that exist.
     view: View,
     missing: Option<PathBuf>,
     _hold: Hold,
@@ -20,11 +20,11 @@ pub(super) struct Lowers {
 
 impl Lowers {
     pub(super) fn open(lowers: &[PathBuf], xattrs: XattrNamespace) -> Result<Self> {
-        // A layer that is held first and looked at then cannot be half collected.
+        // A layer that exists after it was held cannot be half removed.
         let layers = lowers.iter().filter(|tree| tree.ends_with("fs")).filter_map(|tree| tree.parent());
         let hold = Hold::of(layers.filter(|layer| Layer::at(*layer).meta_path().symlink_metadata().is_ok()));
         let hold = match hold {
-            // It was removed just now.
+            // A layer was removed just now.
             Err(Error::NotADirectory { .. }) => Hold::default(),
             hold => hold?,
         };
@@ -33,12 +33,12 @@ impl Lowers {
         Ok(Self { view: View::new(&present)?.xattrs(xattrs), missing, _hold: hold })
     }
 
-    /// The stack of those lowers that exist.
+    /// Returns the stack of the lowers that exist.
     pub(super) fn present(&self) -> &View {
         &self.view
     }
 
-    /// The stack of all lowers, to be compared with the directory `path` in the upper.
+    /// Returns the stack of all lowers, for a comparison with the directory `path` in the upper.
     ///
     /// # Errors
     /// [`Error::LowerMissing`] if one of them does not exist.
@@ -49,7 +49,7 @@ impl Lowers {
         }
     }
 
-    /// The stack of all lowers, if all of them exist.
+    /// Returns the stack of all lowers, if all of them exist.
     pub(super) fn if_whole(&self) -> Option<&View> {
         self.missing.is_none().then_some(&self.view)
     }

@@ -1,5 +1,5 @@
-//! Recognises and removes what a run put into an upper besides the command. `record.rs` stores the
-//! list.
+//! Recognises and removes the files that a run, and not the command, put into an upper. `record.rs`
+//! stores the list.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -22,30 +22,31 @@ use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{self, PATH, READ, as_c_string, open_beneath};
 use crate::tree::xattr::XattrList;
 
-/// A file or directory that the runner put into an upper before the command began: a mount point,
-/// `/etc/hosts`.
+/// A file or directory that the runner put into an upper before the command began, for example a
+/// mount point or `/etc/hosts`.
 ///
-/// It is known again by its path, its inode and the time of its last change (`ctime`, inode(7)),
-/// which nobody can set: if the command wrote to it, gave it another mode or put something into it,
-/// it is the command's.
+/// A capture recognises the file by its path, its inode and the time of its last change (`ctime`,
+/// inode(7)), which no process can set. If the command wrote to the file, changed its mode or put
+/// something into the directory, the file belongs to the command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
     #[serde(with = "json_path")]
     path: PathBuf,
     inode: u64,
-    /// Seconds and nanoseconds.
+    /// The `ctime` in seconds and nanoseconds.
     changed: (i64, i64),
 }
 
 impl Made {
-    /// What stands at `paths` in the upper directory `upper`, without those where nothing does.
-    /// They are absolute as in the container, or relative to its root, and no part of them may be a
-    /// symbolic link.
+    /// Returns the files and directories at `paths` in the upper directory `upper`. The paths are
+    /// absolute as in the container, or relative to its root. Skips paths where nothing exists,
+    /// paths with `..`, and paths that lead through a symbolic link.
     ///
-    /// To be called when all that is made is there: what is made in a directory changes it.
+    /// Call this when the run has made all of them: making an entry in a directory changes the
+    /// directory.
     ///
     /// # Errors
-    /// [`Error::Io`] if something cannot be looked at.
+    /// [`Error::Io`] if a path cannot be examined.
     pub fn look(upper: impl AsRef<Path>, paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Result<Vec<Self>> {
         let upper = upper.as_ref();
         let root = openat(CWD, upper, PATH, Mode::empty()).map_err(Error::io("open", upper))?;
@@ -59,7 +60,7 @@ impl Made {
         Ok(made)
     }
 
-    /// The path in the container.
+    /// Returns the path in the container.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -70,7 +71,7 @@ impl Made {
 }
 
 fn changed(stat: &Stat) -> (i64, i64) {
-    // The types differ between machines.
+    // The types differ between architectures.
     #[allow(clippy::unnecessary_cast)]
     (stat.st_ctime as i64, stat.st_ctime_nsec as i64)
 }
@@ -83,7 +84,8 @@ struct Place {
 }
 
 impl Place {
-    /// `None` for a path that has `..` or no name, which nothing was made at.
+    /// Splits a path. Returns `None` for a path that has `..` or no name: the run makes nothing
+    /// there.
     fn of(path: &Path) -> Option<Self> {
         let mut names = PathBuf::new();
         for component in path.components() {
@@ -111,7 +113,7 @@ impl Place {
     }
 }
 
-/// An upper, and what it was made over.
+/// An upper, the lowers that it was made over, and the means to remove the run's files from it.
 pub(super) struct TakingOut<'a> {
     pub(super) root: BorrowedFd<'a>,
     pub(super) path: &'a Path,
@@ -120,20 +122,21 @@ pub(super) struct TakingOut<'a> {
 }
 
 impl TakingOut<'_> {
-    /// Takes out what was made and is as it was made, then the directories that are in the upper
-    /// for nothing else. The modification times of directories stay. Returns how much was taken
-    /// out.
+    /// Removes the files in `made` that the command has not changed, then the directories that the
+    /// kernel copied up only to hold them. Preserves the modification times of directories. Returns
+    /// the number of files that were removed, without those directories.
     pub(super) fn run(&self, made: &[Made]) -> Result<u64> {
         let mut unchanged = Vec::new();
-        // All before the first is taken out, which changes the directory that it is in.
+        // Look at all files before removing the first: a removal changes the directory that the
+        // file is in.
         for made in made {
             let Some(place) = Place::of(&made.path) else { continue };
             match place.look(self.root).map_err(self.error("look at", &place.path))? {
                 Some(stat) if made.is(&stat) => unchanged.push((place, FileType::from_raw_mode(stat.st_mode))),
-                _ => log::debug!("{} was changed by the command", quoted(&made.path)),
+                _ => log::debug!("the command changed or removed {}", quoted(&made.path)),
             }
         }
-        // What is in a directory before the directory.
+        // The entries of a directory come before the directory.
         unchanged.sort_by(|(one, _), (other, _)| other.path.cmp(&one.path));
         let mut taken = 0;
         let mut parents = BTreeSet::new();
@@ -152,8 +155,8 @@ impl TakingOut<'_> {
         Ok(taken)
     }
 
-    /// Removes a file or an empty directory, and puts the time back of the directory that it is in.
-    /// False if it is not empty.
+    /// Removes a file or an empty directory, and restores the modification time of its parent.
+    /// Returns false if the directory is not empty.
     fn take(&self, place: &Place, is_directory: bool) -> Result<bool> {
         let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let parent = open_to_read(self.root, &place.parent).map_err(self.error("open", &place.parent))?;
@@ -167,10 +170,11 @@ impl TakingOut<'_> {
         Ok(true)
     }
 
-    /// Whether the directory is there only because something was made in it: it is empty now, and
-    /// looks like that of the lowers, which the kernel has copied.
+    /// Returns whether a directory exists only because the run made something in it: the directory
+    /// is empty now, and has the attributes of the lowers' directory, which the kernel has copied
+    /// up.
     fn is_only_on_the_way(&self, path: &Path) -> Result<bool> {
-        // Without all lowers nobody knows what it looked like there.
+        // If a lower is missing, the attributes of the lowers' directory are unknown.
         let Some(lowers) = self.below.if_whole() else { return Ok(false) };
         let Some(Shown::Directory(directory)) = lowers.find(path)? else { return Ok(false) };
         let mut dir = openat(self.root, c".", READ, Mode::empty()).map_err(self.error("open", Path::new("")))?;
@@ -180,7 +184,8 @@ impl TakingOut<'_> {
             dir = as_c_string(name)
                 .and_then(|name| walk::open_in(dir.as_fd(), &name, READ))
                 .map_err(self.error("open", &walked))?;
-            // Where the lowers' directory does not show, it is no substitute.
+            // An opaque directory hides the lowers' directory, which therefore cannot take its
+            // place.
             if overlayfs::is_opaque_dir(dir.as_fd(), self.xattrs)
                 .map_err(self.error("read the extended attributes of", &walked))?
             {
@@ -196,7 +201,7 @@ impl TakingOut<'_> {
         Ok(lowers.attributes(&directory)?.is_some_and(|lower| lower.look_like(&attributes)))
     }
 
-    /// For `map_err`: a failed system call on something in the upper.
+    /// Returns a function for `map_err` that describes a failed system call on a file of the upper.
     fn error(&self, operation: &'static str, path: &Path) -> impl FnOnce(Errno) -> Error {
         super::failure(operation, self.path.join(path))
     }
@@ -206,7 +211,7 @@ fn open_to_read(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd
     open_beneath(root, path, READ)
 }
 
-/// The modification time alone, to be set.
+/// Returns times that set only the modification time.
 pub(super) fn modified(stat: &Stat) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
@@ -242,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_was_made_goes_and_the_rest_stays() {
+    fn unchanged_files_are_removed_and_the_rest_stays() {
         let dir = tempfile::tempdir().unwrap();
         let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
         for path in ["etc", "proc", "conf/deep", "full", "usr/share"] {
@@ -259,13 +264,13 @@ mod tests {
         let made = Made::look(&upper, &paths).unwrap();
         assert_eq!(made.len(), 8);
 
-        // What the command does: it writes to one, replaces one that holds the same, and adds
-        // something.
+        // The command writes to one file, replaces one with the same content, and adds one.
         fs::write(upper.join("etc/hosts"), "more").unwrap();
         fs::remove_file(upper.join("etc/resolv.conf")).unwrap();
         fs::write(upper.join("etc/resolv.conf"), "made").unwrap();
         fs::write(upper.join("full/file"), "").unwrap();
-        // Copied up for what was made in it, and for nothing else; and what was changed.
+        // The kernel copied up `usr` and `usr/share` only for the file in them. `etc` and `full`
+        // differ from the lower's directories.
         for path in ["usr/share", "usr", "etc", "full"] {
             age(&upper.join(path), 1000);
             if path != "etc" && path != "full" {
@@ -310,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_on_the_way_leads_nowhere() {
+    fn a_symlink_in_the_path_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
         for path in [&upper.join("etc"), &lower, &dir.path().join("outside")] {
@@ -318,7 +323,7 @@ mod tests {
         }
         fs::write(upper.join("etc/hosts"), "").unwrap();
         let made = Made::look(&upper, ["/etc/hosts"]).unwrap();
-        // The command moves it out of the way, and lets the path lead to it.
+        // The command moves `etc` out of the upper, and replaces it with a symbolic link to it.
         fs::rename(upper.join("etc"), dir.path().join("outside/etc")).unwrap();
         symlink("../outside/etc", upper.join("etc")).unwrap();
         assert_eq!(take_out(&upper, &lower, &made), 0);
@@ -327,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_written_and_read_as_json() {
+    fn a_list_of_made_files_is_written_and_read_as_json() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("proc")).unwrap();
         let made = Made::look(dir.path(), ["/proc"]).unwrap();

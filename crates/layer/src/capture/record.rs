@@ -1,5 +1,5 @@
-//! What a run records on the root of its upper, so that the upper can be captured without the
-//! report of the run. `made.rs` removes the files that the record lists.
+//! Reads and writes the record of a run on the root of its upper, so that the upper can be captured
+//! without the report of the run. `made.rs` removes the files that the record lists.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -14,24 +14,25 @@ use crate::error::{Error, Result};
 use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::walk::READ;
 
-/// What a run records in an extended attribute of its upper's root: `trusted.layered.run`, or
-/// `user.layered.run` where overlayfs uses that namespace. The attribute moves with the upper, and
-/// [`Capture`](crate::Capture) removes it.
+/// The record that a run leaves in an extended attribute of its upper's root:
+/// `trusted.layered.run`, or `user.layered.run` where overlayfs uses that namespace. The attribute
+/// moves with the upper, and [`Capture`](crate::Capture) removes it.
 ///
-/// A command cannot forge the first: `trusted` attributes need CAP_SYS_ADMIN (xattr(7)).
+/// A command cannot forge `trusted.layered.run`: `trusted` attributes need CAP_SYS_ADMIN
+/// (xattr(7)).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// What the run put into the upper besides the command. `None` if the list is longer than the
-    /// file system takes.
+    /// The files that the run, and not the command, put into the upper. `None` if the list is too
+    /// long for an extended attribute on this file system.
     pub made: Option<Vec<Made>>,
-    /// The permission bits that the root of the upper has in the container, if the root was closed
-    /// to other users since.
+    /// The permission bits that the root of the upper has in the container, if the root has been
+    /// closed to other users since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_mode: Option<u32>,
 }
 
 impl Default for RunRecord {
-    /// A run that made nothing.
+    /// Returns the record of a run that made nothing.
     fn default() -> Self {
         Self { made: Some(Vec::new()), root_mode: None }
     }
@@ -41,7 +42,7 @@ impl Default for RunRecord {
 const MAX_BYTES: usize = 64 << 10;
 
 impl RunRecord {
-    /// Reads the record of the upper directory `upper`; `None` if it has none.
+    /// Reads the record of the upper directory `upper`. Returns `None` if it has none.
     ///
     /// # Errors
     /// [`Error::Io`] if the attribute cannot be read, [`Error::Json`] if it is not a record.
@@ -51,9 +52,9 @@ impl RunRecord {
         Self::of(root.as_fd(), upper, xattrs)
     }
 
-    /// Writes the record onto the upper directory `upper`, in place of a former one.
+    /// Writes the record on the upper directory `upper`, and replaces a former one.
     ///
-    /// A list of files that is too long for an attribute is left out.
+    /// Leaves out a list of files that is too long for an attribute.
     ///
     /// # Errors
     /// [`Error::Io`] if the attribute cannot be written.
@@ -69,9 +70,9 @@ impl RunRecord {
             Ok(fsetxattr(root, name(xattrs), &text, XattrFlags::empty()))
         };
         match set(self)? {
-            // All attributes of a file share one block on ext4.
+            // On ext4, all attributes of a file share one block, so even a short list may not fit.
             Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => {
-                log::debug!("{}: too many files were made by the run to be recorded", quoted(upper));
+                log::debug!("cannot record the files that the run made in {}: the list is too long", quoted(upper));
                 set(&Self { made: None, ..self.clone() })?
             }
             set => set,
@@ -79,7 +80,7 @@ impl RunRecord {
         .map_err(Error::io("write an extended attribute of", upper))
     }
 
-    /// Adds what a later run over the same upper made.
+    /// Adds the files that a later run over the same upper made.
     pub fn add(&mut self, made: impl IntoIterator<Item = Made>) {
         if let Some(all) = &mut self.made {
             for made in made {
@@ -103,7 +104,7 @@ impl RunRecord {
         }
     }
 
-    /// What a killed capture has left of the record.
+    /// Returns the part of the record that a killed capture has left.
     fn of_rest(root: BorrowedFd<'_>, xattrs: XattrNamespace) -> Option<Self> {
         let mut value = [0; 16];
         let length = fgetxattr(root, rest_name(xattrs), &mut value[..]).ok()?;
@@ -111,15 +112,15 @@ impl RunRecord {
         Some(Self { root_mode: Some(mode), ..Self::default() })
     }
 
-    /// Removes the record from the open upper `root`, all but `root_mode`: what the run made has
-    /// been dealt with.
+    /// Removes the record from the open upper `root`, and keeps only `root_mode`. The caller has
+    /// already removed the files that the run made.
     pub(super) fn shorten(
         root: BorrowedFd<'_>,
         upper: &Path,
         xattrs: XattrNamespace,
         root_mode: Option<u32>,
     ) -> Result<()> {
-        // First the rest: killed in between, there are both.
+        // Write the mode first: if the process is killed in between, both attributes exist.
         let (first, second) = (name(xattrs), rest_name(xattrs));
         let set = root_mode.map(|mode| fsetxattr(root, second, mode.to_string().as_bytes(), XattrFlags::empty()));
         set.transpose().map_err(Error::io("write an extended attribute of", upper))?;
@@ -140,8 +141,8 @@ fn name(xattrs: XattrNamespace) -> &'static str {
     }
 }
 
-/// The attribute that a capture leaves until the tree is moved: the mode of the root, as a decimal
-/// number.
+/// Returns the name of the attribute that a capture keeps until it moves the tree: the mode of the
+/// root, as a decimal number.
 fn rest_name(xattrs: XattrNamespace) -> &'static str {
     match xattrs {
         XattrNamespace::Trusted => "trusted.layered.mode",
@@ -156,7 +157,7 @@ mod tests {
     const XATTRS: XattrNamespace = XattrNamespace::User;
 
     #[test]
-    fn it_is_read_as_it_was_written() {
+    fn a_record_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(RunRecord::read(&dir, XATTRS).unwrap(), None);
         let upper = dir.path().join("upper");
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_that_is_not_a_record_is_named() {
+    fn the_error_for_an_invalid_record_names_the_upper() {
         let dir = tempfile::tempdir().unwrap();
         let file = std::fs::File::open(dir.path()).unwrap();
         fsetxattr(&file, name(XATTRS), b"[]", XattrFlags::empty()).unwrap();

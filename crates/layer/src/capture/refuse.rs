@@ -1,5 +1,5 @@
-//! Refuses uppers and destinations that belong to a layer or to the upper itself. What stands in
-//! the destination is decided in `lock.rs`.
+//! Refuses uppers and destinations that belong to a layer or to the upper itself. `lock.rs`
+//! examines the content of the destination.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,8 +17,10 @@ use crate::stack::view::View;
 use crate::store::hold;
 use crate::tree::walk::{self, Identity, PATH, upwards};
 
-/// Refuses an upper that is, holds or lies inside a lower or the tree of any layer, and a
-/// destination inside one of these or inside the upper. Nothing has been changed by then.
+/// Refuses an upper that is, contains or lies inside a lower, that is or lies inside the tree of
+/// any layer, or that is a layer's directory or a store. Refuses a destination inside the upper, a
+/// lower or the tree of any layer. Also refuses the root directory as a destination. Changes
+/// nothing.
 pub(super) fn refuse(upper: &Upper, lowers: &View, layer: &Layer, xattrs: XattrNamespace) -> Result<()> {
     refuse_upper(upper, lowers, layer, xattrs)?;
     refuse_destination(upper, lowers, layer)
@@ -37,7 +39,7 @@ fn refuse_upper(upper: &Upper, lowers: &View, layer: &Layer, xattrs: XattrNamesp
     if let Some(lower) = lower_inside(upper, lowers)? {
         return Err(Error::UpperOverlapsLower { upper: path(), lower });
     }
-    // A tree that stands in the layer that is to be made is the caller's.
+    // A tree that is already in the destination belongs to the caller.
     let own = stat(layer.path()).ok().map(|stat| (stat.st_dev, stat.st_ino));
     if let Some(found) =
         layer_around(upper.root.as_fd(), own).map_err(Error::io("look at the parents of", &upper.path))?
@@ -48,7 +50,8 @@ fn refuse_upper(upper: &Upper, lowers: &View, layer: &Layer, xattrs: XattrNamesp
         let found = statat(&upper.root, name, AtFlags::SYMLINK_NOFOLLOW);
         found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind)
     };
-    // A command may make these names in its root. What no run has written is a layer, or a store.
+    // A command may make entries with these names in its root. An upper without the record of a run
+    // is a layer or a store.
     let is_layer = has(c"layer.json", FileType::RegularFile) && has(c"fs", FileType::Directory);
     if (is_layer || has(c".layered", FileType::Directory))
         && RunRecord::of(upper.root.as_fd(), &upper.path, xattrs)?.is_none()
@@ -67,7 +70,7 @@ fn refuse_destination(upper: &Upper, lowers: &View, layer: &Layer) -> Result<()>
             let parent = walk::parent(path);
             openat(CWD, parent, flags, Mode::empty()).map_err(Error::io("open", parent))?
         }
-        // The claim says what stands there.
+        // `CaptureLock` reports the error for this path.
         Err(Errno::NOTDIR | Errno::LOOP) => return Ok(()),
         Err(errno) => return Err(Error::io("open", path)(errno)),
     };
@@ -96,14 +99,14 @@ fn refuse_destination(upper: &Upper, lowers: &View, layer: &Layer) -> Result<()>
     }
 }
 
-/// The identities of a directory and of all above it.
+/// Returns the identities of a directory and of all directories above it.
 fn identities_above(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<Identity>> {
     upwards(dir)?.map(|above| Ok(walk::identity(&fstat(above?)?))).collect()
 }
 
-/// The first lower that lies inside the upper.
+/// Returns the first lower that lies inside the upper.
 fn lower_inside(upper: &Upper, lowers: &View) -> Result<Option<PathBuf>> {
-    // Layers of one store share the way up.
+    // Layers of one store have the same directories above them.
     let mut seen = HashSet::new();
     for index in 0..lowers.len() {
         let io = || Error::io::<Errno>("look at the parents of", lowers.path(index));
@@ -121,8 +124,8 @@ fn lower_inside(upper: &Upper, lowers: &View) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The directory of the layer whose tree `dir` is or lies in: one with a `layer.json`, or one that
-/// somebody holds. The layer with the identity `own` does not count.
+/// Returns the directory of the layer whose tree is or contains `dir`. The directory must have a
+/// `layer.json`, or must be held. Ignores the layer with the identity `own`.
 fn layer_around(dir: BorrowedFd<'_>, own: Option<Identity>) -> rustix::io::Result<Option<PathBuf>> {
     let mut below: Option<Identity> = None;
     for above in upwards(dir)? {

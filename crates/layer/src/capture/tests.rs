@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, getxattr, mknodat, setxattr};
 
 use super::*;
 
-/// A base that has a directory, and an upper in which that was made again.
+/// A base with a directory, and an upper in which the directory was removed and made again.
 struct Fixture {
     dir: tempfile::TempDir,
     base: PathBuf,
@@ -84,7 +84,7 @@ fn age(path: &Path, seconds: u64) {
     fs::File::open(path).unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
 }
 
-/// Every path below `dir`, its overlayfs attributes behind it; a whiteout with a `-`.
+/// Lists every path below `dir`, followed by its overlay xattrs. A whiteout begins with `-`.
 fn tree(dir: &Path) -> Vec<String> {
     let entries = walkdir::WalkDir::new(dir).min_depth(1).sort_by_file_name();
     let show = |entry: walkdir::DirEntry| {
@@ -144,7 +144,7 @@ fn an_upper_becomes_a_layer() {
 }
 
 #[test]
-fn whiteouts_in_the_form_of_attributes_become_devices() {
+fn xattr_whiteouts_become_devices() {
     let fixture = Fixture::new();
     fs::write(fixture.upper.join("usr/bin/attribute"), "").unwrap();
     mark(&fixture.upper.join("usr/bin/attribute"), "whiteout", b"");
@@ -156,7 +156,7 @@ fn whiteouts_in_the_form_of_attributes_become_devices() {
 }
 
 #[test]
-fn the_tree_may_stand_there_already() {
+fn the_tree_may_already_be_in_its_place() {
     let fixture = Fixture::new();
     fs::create_dir(fixture.layer().path()).unwrap();
     fs::rename(&fixture.upper, fixture.layer().fs()).unwrap();
@@ -179,7 +179,7 @@ fn times_are_clamped_on_request() {
 }
 
 #[test]
-fn times_before_1970_too() {
+fn times_before_1970_are_converted() {
     for (seconds, nanoseconds) in [(0_i64, 0), (5, 1), (-5, 0), (-1, 999_999_999)] {
         let time = match seconds {
             0.. => UNIX_EPOCH + Duration::new(seconds as u64, nanoseconds),
@@ -191,7 +191,7 @@ fn times_before_1970_too() {
 }
 
 #[test]
-fn what_is_refused_is_left_as_it_is() {
+fn a_refused_upper_is_unchanged() {
     let fixture = Fixture::new();
     let (upper, layer) = (&fixture.upper, fixture.layer());
     let before = tree(upper);
@@ -226,10 +226,10 @@ fn what_is_refused_is_left_as_it_is() {
     assert_eq!(tree(&layer.fs()), CAPTURED);
 }
 
-/// What belongs to layers is not taken, and nothing is made inside of trees.
+/// Checks that a capture refuses directories of layers and stores, and destinations inside trees.
 fn refuses_what_is_not_its_own(fixture: &Fixture) {
     let (upper, path) = (&fixture.upper, |name: &str| fixture.dir.path().join(name));
-    // Layers that are no lowers, and one that is made already.
+    // Two layers that are not lowers: one is complete, the other one is held.
     let whole = Layer::at(path("other/whole"));
     fs::create_dir_all(whole.fs().join("sub")).unwrap();
     whole.write_meta(&meta()).unwrap();
@@ -281,10 +281,10 @@ fn refuses_what_is_not_its_own(fixture: &Fixture) {
 }
 
 #[test]
-fn what_a_run_has_recorded_is_taken_out_without_a_report() {
+fn recorded_files_are_removed_without_a_report() {
     let fixture = Fixture::new();
     let upper = &fixture.upper;
-    // A command may make files with the names of a layer's.
+    // A command may make files with the names of a layer's files.
     fs::create_dir_all(upper.join("fs/proc")).unwrap();
     fs::write(upper.join("layer.json"), "{}").unwrap();
     let mut record = RunRecord { root_mode: Some(0o751), ..RunRecord::default() };
@@ -300,7 +300,7 @@ fn what_a_run_has_recorded_is_taken_out_without_a_report() {
 }
 
 #[test]
-fn files_that_could_not_be_recorded_have_to_be_told() {
+fn files_that_could_not_be_recorded_must_be_given() {
     let fixture = Fixture::new();
     RunRecord { made: None, root_mode: None }.write(&fixture.upper, XattrNamespace::User).unwrap();
     assert!(matches!(fixture.try_at(&fixture.upper), Err(Error::MadeUnknown { upper }) if upper == fixture.upper));
@@ -308,7 +308,7 @@ fn files_that_could_not_be_recorded_have_to_be_told() {
 }
 
 #[test]
-fn lowers_that_are_gone_are_missed_only_where_they_are_needed() {
+fn a_missing_lower_is_an_error_only_where_it_is_needed() {
     let fixture = Fixture::new();
     fs::remove_dir_all(&fixture.base).unwrap();
     let error = fixture.try_at(&fixture.upper).unwrap_err();
@@ -326,7 +326,7 @@ fn lowers_that_are_gone_are_missed_only_where_they_are_needed() {
 }
 
 #[test]
-fn the_directory_of_a_layer_is_closed_unless_it_is_to_be_open() {
+fn the_directory_of_a_layer_is_closed_unless_access_opens_it() {
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
     for (before, access, expected) in [
         (None, None, 0o700),
@@ -350,7 +350,7 @@ fn the_directory_of_a_layer_is_closed_unless_it_is_to_be_open() {
 }
 
 #[test]
-fn a_second_capture_is_told_so_and_its_upper_is_left() {
+fn a_second_capture_fails_and_leaves_its_upper_unchanged() {
     let fixture = Fixture::new();
     let other = fixture.dir.path().join("other");
     fill(&fixture.dir.path().join("another-base"), &other);
@@ -368,7 +368,7 @@ fn a_second_capture_is_told_so_and_its_upper_is_left() {
 }
 
 #[test]
-fn what_fails_half_way_gives_the_upper_back() {
+fn a_failed_capture_gives_the_upper_back() {
     let fixture = Fixture::new();
     let layer = fixture.layer();
     type Disturb = fn(&Fixture);
@@ -402,7 +402,7 @@ fn what_fails_half_way_gives_the_upper_back() {
 const DIES_IN: &str = "LAYER_TEST_DIES_IN";
 const DIES_AT: &str = "LAYER_TEST_DIES_AT";
 
-/// This test again, in a process of its own that ends before the step of this number.
+/// Runs the test below in a separate process, which exits before the step with this number.
 fn die(fixture: &Fixture, step: usize) {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "capture::tests::a_process_that_dies_at_any_step_leaves_a_layer_or_none"])
@@ -420,7 +420,7 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
         let capture = Capture::new([dir.join("base")]).xattrs(XattrNamespace::User);
         let watch = |step| {
             if step == at {
-                // No value is dropped.
+                // `exit` drops no value.
                 std::process::exit(77);
             }
         };
@@ -433,7 +433,7 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
             let layer = fixture.layer();
             let mut same = fixture.capture();
             if number % 2 == 0 {
-                // Otherwise it is known by its path.
+                // In the other cases, the capture recognises its layer by the path of the upper.
                 same = same.of_upper(UpperId::of(&fixture.upper).unwrap());
             }
             die(&fixture, number);
@@ -449,7 +449,7 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
                     assert!(matches!(fixture.try_at(&layer.fs()), Err(Error::AlreadyCaptured { .. })));
                 }
                 Next::Moved if moved => drop(fixture.try_at(&layer.fs()).unwrap()),
-                // By hand, where a capture would have moved it.
+                // The test moves the upper to where a capture would have moved it.
                 Next::Moved => {
                     fs::create_dir_all(layer.path()).unwrap();
                     fs::rename(&fixture.upper, layer.fs()).unwrap();
@@ -486,12 +486,12 @@ fn a_process_that_dies_at_any_step_leaves_a_layer_or_none() {
     }
 }
 
-/// What comes after a capture that was killed.
+/// The action after a capture that was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     /// The same capture again.
     Same,
-    /// A capture of the tree where it is to stand.
+    /// A capture of the tree in its final place.
     Moved,
     /// A capture of another upper.
     Other,
@@ -500,13 +500,13 @@ enum Next {
 }
 
 #[test]
-fn what_is_recorded_is_what_the_disk_holds() {
+fn the_recorded_size_is_the_allocated_size() {
     let fixture = Fixture::new();
     let upper = |path: &str| fixture.upper.join(path);
     fs::File::create(upper("usr/sparse")).unwrap().set_len(300 << 30).unwrap();
     fs::write(upper("usr/large"), vec![1; 1 << 20]).unwrap();
-    // Names of one file in many directories, so that several threads meet it, each with attributes
-    // to take off.
+    // One file with attributes to remove has names in many directories, so that several threads
+    // process it.
     mark(&upper("usr/large"), "origin", &[b'x'; 2000]);
     for n in 0..40 {
         let dir = upper(&format!("usr/links/{n}"));
@@ -514,11 +514,11 @@ fn what_is_recorded_is_what_the_disk_holds() {
         fs::hard_link(upper("usr/large"), dir.join("large")).unwrap();
         fs::write(dir.join("small"), "x").unwrap();
         symlink("long".repeat(100), dir.join("link")).unwrap();
-        // Attributes that need a block of their own until they are taken off.
+        // These attributes take a block until they are removed.
         mark(&dir, "origin", &[b'x'; 2000]);
         mark(&dir.join("small"), "origin", &[b'x'; 2000]);
     }
-    // A directory that has to grow for the whiteouts.
+    // The upper's directory must grow to hold the whiteouts for these names.
     for n in 0..1000 {
         fs::write(fixture.base.join(format!("usr/include/GL/{n:0100}")), "").unwrap();
     }

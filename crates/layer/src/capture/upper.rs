@@ -1,4 +1,4 @@
-//! Opens the upper that is captured, and moves it into the layer. `lock.rs` has the layer's
+//! Opens the upper to capture, and moves it into the layer. `lock.rs` provides the layer's
 //! directory.
 
 use std::ffi::{CStr, CString};
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::tree::walk::{self, PATH, READ};
 
-/// The directory that is captured.
+/// The upper directory to capture.
 pub(super) struct Upper {
     pub(super) path: PathBuf,
     parent: OwnedFd,
@@ -24,7 +24,7 @@ pub(super) struct Upper {
 
 impl Upper {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        // `up/` and `up/.` would follow `up`.
+        // Removes a trailing `/` or `/.`, with which the kernel would follow a symbolic link.
         let path: PathBuf = path.components().collect();
         let expected = "an upper directory, what an overlay has written";
         let Some(name) = path.file_name() else { return Err(Error::NotADirectory { path, expected }) };
@@ -42,10 +42,11 @@ impl Upper {
         }
     }
 
-    /// Sees that it can be moved into the layer's directory, before anything is changed.
+    /// Checks that the upper can be moved into the layer's directory. The capture calls this before
+    /// it changes the upper.
     pub(super) fn require_same_mount(&self, lock: &CaptureLock<'_>) -> Result<()> {
         let place = |file: BorrowedFd<'_>| Ok::<_, Errno>((fstat(file)?.st_dev, walk::mount_of(file)?));
-        // Also the directory that it is in: something may be mounted on the upper.
+        // Check the upper's parent, too: the upper may be a mount point.
         let places = [self.root.as_fd(), self.parent.as_fd(), lock.dir()].map(place);
         match places {
             [Ok(root), Ok(parent), Ok(layer)] if root == layer && parent == layer => Ok(()),
@@ -54,9 +55,9 @@ impl Upper {
         }
     }
 
-    /// Moves it to `fs` in the layer's directory, where nothing is.
+    /// Moves the upper to `fs` in the layer's directory. Nothing may exist there.
     pub(super) fn move_to(&self, dir: BorrowedFd<'_>, layer: &Layer) -> Result<()> {
-        // Another directory may have taken its place.
+        // Another directory may have replaced the upper.
         match statat(&self.parent, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if (stat.st_dev, stat.st_ino) == (self.stat.st_dev, self.stat.st_ino) => {}
             Ok(_) => return Err(Error::io("move", &self.path)(Errno::STALE)),
@@ -65,8 +66,8 @@ impl Upper {
         rename_new(self.parent.as_fd(), &self.name, dir, c"fs").map_err(Error::io("move the upper to", layer.fs()))
     }
 
-    /// Undoes [`move_to`](Self::move_to) after `failure`, and returns that, or what says where the
-    /// upper is now.
+    /// Undoes [`move_to`](Self::move_to) after `failure`. Returns `failure`, or an error that also
+    /// says where the upper is now.
     pub(super) fn move_back(&self, dir: BorrowedFd<'_>, layer: &Layer, failure: Error) -> Error {
         match rename_new(dir, c"fs", self.parent.as_fd(), &self.name) {
             Ok(()) => failure,
@@ -77,8 +78,8 @@ impl Upper {
 
 fn rename_new(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new_name: &CStr) -> rustix::io::Result<()> {
     match renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
-        // A file system without RENAME_NOREPLACE. A rename never replaces a directory that holds
-        // something.
+        // The file system does not support RENAME_NOREPLACE. Even without it, a rename never
+        // replaces a directory that is not empty.
         Err(Errno::INVAL | Errno::NOSYS) => renameat(from, name, to, new_name),
         result => result,
     }

@@ -1,4 +1,4 @@
-//! How an upper is recognised after it was moved. `record.rs` has what else is known about it.
+//! Recognises an upper after it was moved. `record.rs` stores the other facts about an upper.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::tree::walk::READ;
 
-/// The identity of an upper directory: a rename keeps it, a copy has another.
+/// The identity of an upper directory. A rename preserves it; a copy has another identity.
 ///
-/// It is the inode number and, where the file system knows it, the time at which the inode was made
-/// (`stx_btime`, statx(2)): numbers are used again. As JSON:
-/// `{"inode":N,"born":[SECONDS,NANOSECONDS]}`, with `born` null where it is not known.
+/// It is the inode number and, where the file system records it, the time at which the inode was
+/// made (`stx_btime`, statx(2)), because file systems reuse inode numbers. As JSON:
+/// `{"inode":N,"born":[SECONDS,NANOSECONDS]}`, with `born` null where the time is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpperId {
     inode: u64,
@@ -21,7 +21,7 @@ pub struct UpperId {
 }
 
 impl UpperId {
-    /// The identity of the directory `upper`.
+    /// Returns the identity of the directory `upper`.
     ///
     /// # Errors
     /// [`Error::Io`] if it is not a directory or cannot be opened.
@@ -31,7 +31,7 @@ impl UpperId {
         Self::of_open(root.as_fd()).map_err(Error::io("look at", upper))
     }
 
-    /// The identity of an open directory.
+    /// Returns the identity of an open directory.
     pub(crate) fn of_open(root: BorrowedFd<'_>) -> rustix::io::Result<Self> {
         let seen = statx(root, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::BTIME)?;
         let knows_birth = StatxFlags::from_bits_retain(seen.stx_mask).contains(StatxFlags::BTIME);
@@ -39,7 +39,7 @@ impl UpperId {
         Ok(Self { inode: seen.stx_ino, born })
     }
 
-    /// Writes it as one line.
+    /// Returns the identity as one line of text.
     pub(crate) fn to_text(self) -> String {
         match self.born {
             Some((seconds, nanoseconds)) => format!("{} {seconds} {nanoseconds}", self.inode),
@@ -54,7 +54,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_rename_keeps_it_and_another_directory_has_another() {
+    fn a_rename_preserves_the_identity_and_another_directory_has_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("one")).unwrap();

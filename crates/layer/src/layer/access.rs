@@ -1,5 +1,5 @@
-//! Who may enter a directory that holds a tree: its mode and its group. Mode and owner of the files
-//! in a tree are set in `tree/attributes.rs`.
+//! Decides who may enter a directory that holds a tree, by its mode and its group.
+//! `tree/attributes.rs` sets the mode and the owner of the files in a tree.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -31,30 +31,30 @@ pub struct Access {
 }
 
 impl Default for Access {
-    /// Only for the owner: 0700.
+    /// Returns the access for the owner only: 0700.
     fn default() -> Self {
         Self::mode(0o700)
     }
 }
 
 impl Access {
-    /// The permission bits `mode`, of which only those for the owner, the group and others count
-    /// (0777).
+    /// Returns the access with the permission bits `mode`. Ignores all bits but those for the
+    /// owner, the group and others (0777).
     pub const fn mode(mode: u32) -> Self {
         Self { mode: mode & 0o777, group: None }
     }
 
-    /// The same, for the group with this number.
+    /// Sets the group to the one with the number `group`.
     pub const fn group(mut self, group: u32) -> Self {
         self.group = Some(group);
         self
     }
 
-    /// Returns whether a tree in the directory `parent` has to be closed, because every directory
-    /// above it lets other users through.
+    /// Returns whether a tree in the directory `parent` must be closed, because every directory
+    /// above the tree lets other users through.
     ///
     /// # Errors
-    /// [`Error::Io`] if `parent` or a directory above it cannot be looked at.
+    /// [`Error::Io`] if `parent` or a directory above it cannot be examined.
     pub fn is_needed_in(parent: impl AsRef<Path>) -> Result<bool> {
         let path = parent.as_ref();
         let parent = openat(CWD, path, PATH.difference(OFlags::NOFOLLOW), Mode::empty());
@@ -81,11 +81,11 @@ impl Access {
             let group = Some(Gid::from_raw(group));
             chownat(&dir, c"", None, group, AtFlags::EMPTY_PATH).map_err(Error::io("change the group of", path))?;
         }
-        // After the group: a change of owner can take bits away.
+        // The mode comes after the group: chown(2) can clear bits of the mode.
         fchmod(&dir, Mode::from_raw_mode(self.mode)).map_err(Error::io("change the mode of", path))
     }
 
-    /// The permission bits.
+    /// Returns the permission bits.
     pub(crate) fn bits(self) -> u32 {
         self.mode
     }
@@ -94,7 +94,7 @@ impl Access {
 impl FromStr for Access {
     type Err = Error;
 
-    /// Reads octal permission bits, `0750`.
+    /// Reads octal permission bits, for example `0750`.
     fn from_str(text: &str) -> Result<Self> {
         match u32::from_str_radix(text, 8) {
             Ok(mode) if mode <= 0o777 => Ok(Self::mode(mode)),
@@ -103,8 +103,8 @@ impl FromStr for Access {
     }
 }
 
-/// Whether users other than the owner and the group can get to what is in the open directory `dir`:
-/// they can search every directory from there up to the root, `dir` itself not counted.
+/// Returns whether users other than the owner and the group can reach the open directory `dir`:
+/// they can search every directory from its parent up to the root.
 pub(crate) fn is_reachable_by_others(dir: impl AsFd) -> rustix::io::Result<bool> {
     let mut itself = true;
     for above in walk::upwards(dir.as_fd())? {
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directories_above_decide_who_gets_there() {
+    fn the_directories_above_decide_whether_others_reach_a_tree() {
         let dir = tempfile::tempdir().unwrap();
         let [above, tree] = ["above", "above/tree"].map(|name| dir.path().join(name));
         fs::create_dir_all(&tree).unwrap();
@@ -149,7 +149,7 @@ mod tests {
             set(dir.path(), outer);
             set(&above, inner);
             set(&tree, own);
-            // The temporary directory itself may be closed.
+            // The directories above the temporary directory may be closed.
             let expected = expected && is_reachable_by_others(File::open(dir.path()).unwrap()).unwrap();
             assert_eq!(reachable(), expected, "{outer:o} {inner:o} {own:o}");
         }

@@ -1,5 +1,5 @@
-//! How much of the disk a layer takes: what its `layer.json` says, where that can be true.
-//! `store/gc/sizes.rs` decides that for a whole store; `tree/size.rs` measures.
+//! Decides whether the size in a layer's `layer.json` is possible, or must be measured instead.
+//! `store/gc/sizes.rs` decides the same for a whole store; `tree/size.rs` measures.
 
 use std::path::Path;
 
@@ -12,10 +12,11 @@ use crate::layer::meta::Meta;
 use crate::tree::size::TreeSize;
 
 impl Layer {
-    /// Returns the bytes that the layer takes of the disk: [`Meta::disk_usage`] of its `meta`, or
-    /// measured if that is 0 or more than is in use on the whole file system.
+    /// Returns the number of bytes that the layer takes on the disk: the [`Meta::disk_usage`] of
+    /// its `meta`. If that is 0, or more than is in use on the whole file system, measures the
+    /// layer instead.
     ///
-    /// What is measured is the layer's directory with all that is in it.
+    /// The measured size is that of the layer's directory and everything in it.
     ///
     /// # Errors
     /// As [`TreeSize::of`].
@@ -23,17 +24,17 @@ impl Layer {
         match meta.disk_usage {
             0 => {}
             recorded if recorded <= used_bytes(self.path())? => return Ok(recorded),
-            impossible => log::debug!("{} cannot have {impossible} bytes", quoted(self.path())),
+            impossible => log::debug!("the disk_usage of {} is impossible: {impossible} bytes", quoted(self.path())),
         }
         Ok(TreeSize::of(self.path())?.bytes)
     }
 }
 
-/// Bytes that are in use on the file system of `path`: no tree on it has more.
+/// Returns the number of bytes that are in use on the file system of `path`, or `u64::MAX` if the
+/// file system does not report it. No tree on the file system has more.
 pub(crate) fn used_bytes(path: &Path) -> Result<u64> {
     let stat = statvfs(path).map_err(Error::io("ask for the size of the file system of", path))?;
-    // A tmpfs without a limit has no number of blocks, and some network file systems have not
-    // either.
+    // A tmpfs without a limit reports 0 blocks, and so do some network file systems.
     match stat.f_blocks {
         0 => Ok(u64::MAX),
         blocks => Ok(blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize)),
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_cannot_be_are_measured() {
+    fn a_layer_with_an_impossible_size_is_measured() {
         let dir = tempfile::tempdir().unwrap();
         let layer = Layer::at(dir.path());
         fs::create_dir(layer.fs()).unwrap();

@@ -1,4 +1,4 @@
-//! JSON files: read whole, replaced as a whole. `meta.rs` and `sidecar.rs` decide what is in them.
+//! Reads JSON files, and replaces them atomically. `meta.rs` and `sidecar.rs` define their content.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::tree::regular_file::read_regular_file;
 use crate::tree::walk::READ;
 
-/// Reads one JSON value; `None` if there is no such file.
+/// Reads one JSON value. Returns `None` if the file does not exist.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let Some(text) = read_regular_file(path)? else { return Ok(None) };
     match serde_json::from_slice(&text) {
@@ -28,7 +28,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 }
 
 /// Replaces the file with one JSON value and a newline: a reader sees the old file or the new one,
-/// also after a power cut.
+/// even after a power cut.
 pub(crate) fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let text = to_text(path, value)?;
@@ -39,22 +39,23 @@ pub(crate) fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()>
         file.as_file().sync_all().map_err(Error::io("sync", path))?;
         match file.persist(path) {
             Ok(_) => break,
-            // Another writer has taken it for a dead one's before it was locked.
+            // Another writer took the file for one of a dead writer, and removed it before it was
+            // locked.
             Err(error) if error.error.kind() == ErrorKind::NotFound && dir.is_dir() => {}
             Err(error) => return Err(Error::io("rename a temporary file to", path)(error.error)),
         }
     }
-    // The rename itself is durable once the directory is.
+    // A sync of the directory makes the rename durable.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }
 
-/// Makes the new file `name` in `dir`, with one JSON value and a newline. It is durable once the
-/// file system is synced. `path` is for errors.
+/// Makes the new file `name` in `dir`, with one JSON value and a newline. The file is durable once
+/// the file system is synced. Errors name it `path`.
 pub(crate) fn write_new<T: Serialize>(dir: BorrowedFd<'_>, name: &CStr, path: &Path, value: &T) -> Result<()> {
     let text = to_text(path, value)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, MODE).map_err(Error::io("create", path))?;
-    // Whatever the umask is.
+    // The umask may have cleared bits of the mode.
     fchmod(&file, MODE).map_err(Error::io("set the mode of", path))?;
     File::from(file).write_all(&text).map_err(Error::io("write", path))
 }
@@ -69,15 +70,15 @@ fn to_text<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<Vec<u8>> {
 /// The mode of a JSON file.
 const MODE: Mode = Mode::from_raw_mode(0o644);
 
-/// What the names of files begin with that are not whole yet.
+/// The prefix of the names of files that are still being written.
 const PREFIX: &str = ".json.";
 
-/// A new file, locked for as long as it is being written.
+/// Makes a new temporary file, which is locked while it is being written.
 fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     let file = builder.prefix(PREFIX).permissions(fs::Permissions::from_mode(MODE.as_raw_mode())).tempfile_in(dir)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        // Another writer is looking whether it is a dead one's.
+        // `WOULDBLOCK`: another writer has it locked, to find out whether its writer is dead.
         Ok(()) | Err(Errno::WOULDBLOCK) => Ok(file),
         Err(errno) => Err(errno.into()),
     }
@@ -97,7 +98,7 @@ fn remove_dead(dir: &Path) -> rustix::io::Result<()> {
     }
     for name in dead {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // What cannot be opened, locked or removed does no harm.
+        // A file that cannot be opened, locked or removed does no harm.
         let Ok(file) = openat(&dir, &name, flags, Mode::empty()) else { continue };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
             let _gone_or_not = unlinkat(&dir, &name, AtFlags::empty());
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_removes_what_killed_writers_have_left() {
+    fn a_write_removes_the_temporary_files_of_killed_writers() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(".json.dead"), "{").unwrap();
         let live = temporary(dir.path()).unwrap();
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_named() {
+    fn the_error_for_an_invalid_file_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("doc.json");
         fs::write(&path, "{").unwrap();

@@ -1,4 +1,5 @@
-//! When a layer was last used. Which layers are removed for that is decided in `store/gc.rs`.
+//! Records and reads when a layer was last used. `store/gc.rs` decides which layers are removed
+//! because of it.
 
 use std::fs;
 use std::io;
@@ -15,11 +16,11 @@ use crate::layer::Layer;
 
 const NOW: TimeSpec = TimeSpec::UTIME_NOW;
 
-/// Least-recently-used bookkeeping: the modification time of `<layer>/last_used`. What follows from
-/// it is the caller's.
+/// Least-recently-used bookkeeping: the modification time of `<layer>/last_used`. The caller
+/// decides what follows from it.
 impl Layer {
-    /// Marks the layer as used now. The sentinel is made, mode 0644, if it is missing; no JSON is
-    /// rewritten.
+    /// Marks the layer as used now. Makes the sentinel, with mode 0644, if it is missing. Rewrites
+    /// no JSON.
     ///
     /// # Errors
     /// [`Error::Io`] if the sentinel can be neither stamped nor made (a read-only store).
@@ -29,7 +30,7 @@ impl Layer {
             Err(Errno::ENOENT) => {}
             result => return result.map_err(Error::io("stamp", path)),
         }
-        // Somebody else may make a FIFO of that name just now.
+        // Another process may make a FIFO with this name at this moment.
         let flags = OFlag::O_WRONLY
             | OFlag::O_CREAT
             | OFlag::O_NOFOLLOW
@@ -37,24 +38,24 @@ impl Layer {
             | OFlag::O_NOCTTY
             | OFlag::O_CLOEXEC;
         let file = open(&path, flags, Mode::from_bits_truncate(0o644)).map_err(Error::io("create", &path))?;
-        // Somebody else may have made it meanwhile, with an older stamp.
+        // Another process may have made the file first, with an older stamp.
         futimens(&file, &NOW, &NOW).map_err(Error::io("stamp", path))
     }
 
-    /// When the layer was last used; `None` if it never was.
+    /// Returns the time at which the layer was last used, or `None` if it never was.
     ///
     /// # Errors
-    /// [`Error::Io`] if that cannot be found out.
+    /// [`Error::Io`] if the time cannot be read.
     pub fn last_used(&self) -> Result<Option<SystemTime>> {
         modified(&self.last_used_path())
     }
 
-    /// When the layer was last used or, if it never was, when it came to be whole: the time of
-    /// `layer.json`. This is the order in which a [`Collector`](crate::Collector) takes layers.
-    /// `None` if there is no `layer.json` either.
+    /// Returns the time at which the layer was last used or, if it never was, completed: the
+    /// modification time of `layer.json`. A [`Collector`](crate::Collector) removes layers in the
+    /// order of these times. Returns `None` if there is no `layer.json`, either.
     ///
     /// # Errors
-    /// [`Error::Io`] if that cannot be found out.
+    /// [`Error::Io`] if the time cannot be read.
     pub fn last_used_or_made(&self) -> Result<Option<SystemTime>> {
         let used = self.last_used()?;
         if used.is_some() {
@@ -64,7 +65,7 @@ impl Layer {
     }
 }
 
-/// The modification time of a file, if it is there.
+/// Returns the modification time of a file, if the file exists.
 fn modified(path: &Path) -> Result<Option<SystemTime>> {
     match fs::symlink_metadata(path).and_then(|metadata| metadata.modified()) {
         Ok(time) => Ok(Some(time)),

@@ -1,5 +1,5 @@
-//! How a hash in `parent_hashes` or `base_hash` and the name of a layer's directory compare.
-//! `meta.rs` has these keys.
+//! Compares a hash in `parent_hashes` or `base_hash` with the name of a layer's directory.
+//! `meta.rs` defines these keys.
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -7,17 +7,17 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::layer::Layer;
 
-/// Characters of a hash that name its layer's directory.
+/// The number of characters of a hash that name its layer's directory.
 const NAME_LENGTH: usize = 12;
 
-/// The fewest hexadecimal digits of anything that is a digest beyond doubt: 128 bits.
+/// The minimum number of hexadecimal digits of a hash that counts as a digest: 128 bits.
 const DIGEST_LENGTH: usize = 32;
 
-/// The shortest beginning of a digest that names one layer: 32 bits.
+/// The minimum number of digits of a digest that name one layer: 32 bits.
 const SHORTEST_PREFIX: usize = 8;
 
 impl Layer {
-    /// The text by which the `layer.json` of other layers knows this layer: the name of its
+    /// Returns the text by which the `layer.json` of other layers names this layer: the name of its
     /// directory.
     ///
     /// JSON has no text for a name that is not UTF-8. Each byte that is not part of valid UTF-8
@@ -35,11 +35,11 @@ impl Layer {
         text(self.name())
     }
 
-    /// Whether `hash`, from the `parent_hashes` or the `base_hash` of another layer, means this
-    /// layer.
+    /// Returns whether `hash`, from the `parent_hashes` or the `base_hash` of another layer, means
+    /// this layer.
     ///
-    /// Directories are named by the first 12 characters of a hash, and `layer.json` has whole
-    /// hashes. So this is true
+    /// Directories have the first 12 characters of a hash as their names, and `layer.json` contains
+    /// whole hashes. So this returns true
     ///
     /// - if `hash` is the [text](Self::hash) of the name,
     /// - if the name is the first 12 characters of `hash`,
@@ -52,7 +52,7 @@ impl Layer {
     }
 }
 
-/// The name of a layer's directory as text.
+/// Returns the name of a layer's directory as text: see [`Layer::hash`].
 pub(crate) fn text(name: &OsStr) -> String {
     let mut text = String::new();
     for chunk in name.as_bytes().utf8_chunks() {
@@ -64,8 +64,8 @@ pub(crate) fn text(name: &OsStr) -> String {
     text
 }
 
-/// Whether the layer whose directory has the name `name`, as [`text`], is the one that `hash`
-/// means: [`Layer::has_hash`].
+/// Returns whether `hash` means the layer whose directory has the name `name`, in the form of
+/// [`text`]: see [`Layer::has_hash`].
 pub(crate) fn is_named(name: &str, hash: &str) -> bool {
     let Some(rest) = hash.strip_prefix(name) else { return false };
     rest.is_empty()
@@ -86,7 +86,7 @@ mod tests {
             ("debian", "debian", true),
             (digest, digest, true),
             ("0123456789ab", digest, true),
-            // Nothing but the length says that it is one.
+            // The name is the beginning of the hash only because it has 12 characters.
             ("sha256:01234", "sha256:0123456789abcdef", true),
             ("d\u{e9}bian-12-am", "d\u{e9}bian-12-amd64", true),
             ("01234567", digest, true),
@@ -100,7 +100,7 @@ mod tests {
             ("debian", "debian-12", false),
             ("debian-bookworm", "debian-bookworm-slim", false),
             ("0123456789abcdef", "0123456789abcdef012", false),
-            // The other way round.
+            // The name is longer than the hash.
             (digest, "0123456789ab", false),
         ];
         for (name, hash, is_named) in table {
@@ -109,14 +109,14 @@ mod tests {
     }
 
     #[test]
-    fn every_name_has_a_text_of_its_own() {
+    fn bytes_of_a_name_that_are_not_utf8_are_escaped() {
         let table: [(&[u8], &str); 7] = [
             (b"5f2e", "5f2e"),
             ("größe\n".as_bytes(), "größe\n"),
             (b"\xff", "/ff"),
             (b"ff", "ff"),
             (b"a\xc3\xa4\xc3b", "a\u{e4}/c3b"),
-            // What is cut off, what is too long for its character, a surrogate.
+            // A truncated sequence; an overlong one and a surrogate.
             (b"\xe2\x82", "/e2/82"),
             (b"\xc0\xaf\xed\xa0\x80", "/c0/af/ed/a0/80"),
         ];

@@ -1,4 +1,4 @@
-//! `layer.json`: its keys and their forms. `json.rs` reads and replaces the file.
+//! The keys of `layer.json` and their forms. `json.rs` reads and replaces the file.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,30 +11,31 @@ use serde_json::{Map, Value};
 use crate::error::Result;
 use crate::layer::{Layer, json};
 
-/// `layer.json`: what is known about every layer, whichever program made it.
+/// The content of `layer.json`: the metadata that every layer has, whichever program made it.
 ///
 /// The keys are written in the order of the fields. Keys that this version does not know survive a
-/// read and a write, behind the known ones. The file marks the layer as complete: write it last.
+/// read and a write, and follow the known ones. The file marks the layer as complete: write it
+/// last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
-    /// How the command that made the layer ended: 0 for success.
+    /// The exit status of the command that made the layer: 0 for success.
     pub exit_status: i64,
-    /// The layers that it was made over, topmost first, as their maker names them. May be absent in
-    /// a file.
+    /// The hashes of the layers that this layer was made over, topmost first, as the program that
+    /// made them names them. May be absent in a file.
     #[serde(default)]
     pub parent_hashes: Vec<String>,
     /// The user that the command ran as.
     pub uid: u32,
     /// The group that the command ran as.
     pub gid: u32,
-    /// The [base](crate::Base) below.
+    /// The hash of the [base](crate::Base) below.
     pub base_hash: String,
-    /// Bytes that were allocated for the tree when the layer was made, as
-    /// [`TreeSize`](crate::TreeSize) counts them. May be absent in a file; the value is then 0. It
-    /// need not be true: see [`Layer::disk_usage`].
+    /// The number of bytes that were allocated for the tree when the layer was made, as
+    /// [`TreeSize`](crate::TreeSize) counts them. May be absent in a file; the value is then 0. The
+    /// number may be wrong: see [`Layer::disk_usage`].
     #[serde(default)]
     pub disk_usage: u64,
-    /// Seconds of each phase, in order. May be absent or null in a file.
+    /// The duration of each phase in seconds, in order. May be absent or null in a file.
     #[serde(default)]
     pub timing: Timing,
     /// When the layer was made, to the second: `2026-01-31T23:59:59Z`.
@@ -50,8 +51,8 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// A layer made over `base_hash` at `created_at` as root, successfully, with nothing else
-    /// known.
+    /// Returns the metadata of a layer that a command made successfully, as root, over `base_hash`
+    /// at `created_at`. Nothing else is known about the layer.
     pub fn new(base_hash: impl Into<String>, created_at: SystemTime) -> Self {
         Self {
             exit_status: 0,
@@ -68,12 +69,12 @@ impl Meta {
     }
 }
 
-/// Seconds by phase, in the order in which they were written.
+/// The duration of each phase in seconds, in the order in which they were written.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Timing(pub Vec<(String, f64)>);
 
 impl Timing {
-    /// Seconds of one phase.
+    /// Returns the duration of one phase in seconds.
     pub fn seconds(&self, phase: &str) -> Option<f64> {
         self.0.iter().find(|(name, _)| name == phase).map(|(_, seconds)| *seconds)
     }
@@ -118,12 +119,12 @@ impl<'de> Deserialize<'de> for Timing {
     }
 }
 
-/// `YYYY-MM-DDTHH:MM:SSZ` on disk, a [`SystemTime`] here.
+/// The form of a time: `YYYY-MM-DDTHH:MM:SSZ` on disk, a [`SystemTime`] here.
 mod timestamp {
     use super::*;
 
     pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        // The years that have four digits, from 1970 on: humantime panics for others.
+        // Only the years from 1970 to 9999 are allowed: humantime panics for others.
         match time.duration_since(UNIX_EPOCH) {
             Ok(since) if since.as_secs() < 253_402_300_800 => {
                 serializer.collect_str(&humantime::format_rfc3339_seconds(*time))
@@ -141,20 +142,24 @@ mod timestamp {
 }
 
 impl Layer {
-    /// Reads `layer.json`; `None` if there is none, which says that the layer is not whole.
+    /// Reads `layer.json`. Returns `None` if it does not exist, which means that the layer is not
+    /// complete.
     ///
     /// # Errors
-    /// [`Error::Json`](crate::Error::Json) if it is no valid `layer.json`,
+    /// [`Error::Json`](crate::Error::Json) if the file is not a valid `layer.json`,
     /// [`Error::Io`](crate::Error::Io) if it cannot be read.
     pub fn meta(&self) -> Result<Option<Meta>> {
         json::read(&self.meta_path())
     }
 
-    /// Writes `layer.json`: whole or not at all, durable before it is seen.
+    /// Writes `layer.json` completely or not at all. Its content is durable before other processes
+    /// see it.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io); the former `layer.json`, if any, is then still there and
-    /// nothing else.
+    /// [`Error::Serialize`](crate::Error::Serialize) if `created_at` is before 1970 or after 9999,
+    /// [`Error::Io`](crate::Error::Io) if the file cannot be written. The former `layer.json`, if
+    /// any, is then still there, unless only the last sync, of the directory, failed. No temporary
+    /// file is left.
     pub fn write_meta(&self, meta: &Meta) -> Result<()> {
         json::write(&self.meta_path(), meta)
     }
@@ -165,7 +170,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// As the replaced system writes it, all keys in its order.
+    /// A file as the replaced system writes it, with all keys in its order.
     const WHOLE: &str = r#"{"exit_status":0,"parent_hashes":["b","a"],"uid":1000,"gid":1000,"base_hash":"base","disk_usage":4096,"timing":{"runc_run":1.5,"merge":0.0},"created_at":"2026-01-31T23:59:59Z","failed_dep":null}"#;
 
     #[test]
@@ -184,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_absent_has_a_default() {
+    fn keys_that_may_be_absent_have_defaults() {
         let text = r#"{"exit_status":2,"uid":0,"gid":0,"base_hash":"h","created_at":"2026-01-31T23:59:59Z"}"#;
         let meta: Meta = serde_json::from_str(text).unwrap();
         assert_eq!((meta.exit_status, meta.disk_usage, meta.failed_dep.clone()), (2, 0, None));
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_be_there_must_be_there() {
+    fn the_error_for_a_missing_or_invalid_key_names_it() {
         for key in ["exit_status", "uid", "gid", "base_hash", "created_at"] {
             let mut value: Map<String, Value> = serde_json::from_str(WHOLE).unwrap();
             value.remove(key);
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_writes_and_reads_its_own() {
+    fn a_layer_reads_the_metadata_that_it_wrote() {
         let dir = tempfile::tempdir().unwrap();
         let layer = Layer::at(dir.path());
         assert_eq!(layer.meta().unwrap(), None);

@@ -1,5 +1,5 @@
-//! Sidecars of a layer: their names, and reading and writing them. `json.rs` replaces the files;
-//! `meta.rs` has `layer.json`.
+//! Lists, reads and writes the sidecars of a layer. `json.rs` replaces the files; `meta.rs` handles
+//! `layer.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -11,15 +11,16 @@ use crate::error::{Error, Result};
 use crate::layer::{Layer, json};
 use crate::tree::walk::{Entries, READ, as_os_str};
 
-/// Sidecars: `<layer>/<name>.json`, one JSON value each. Which of them exist is the layer's kind;
-/// nothing here interprets them.
+/// Sidecars: `<layer>/<name>.json`, one JSON value each. The sidecars that exist make the layer's
+/// kind; this crate does not interpret them.
 impl Layer {
-    /// The path of a sidecar.
+    /// Returns the path of a sidecar.
     ///
     /// # Errors
-    /// [`Error::SidecarName`] if `name` cannot be the name of a file, or is `layer`.
+    /// [`Error::SidecarName`] if `name` cannot be the name of a file, begins with a dot, or is
+    /// `layer`.
     pub fn sidecar_path(&self, name: &str) -> Result<PathBuf> {
-        // A leading dot is how a file is hidden while it is written.
+        // A file that is being written has a name with a leading dot.
         let usable = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']) && name != "layer";
         match usable {
             true => Ok(self.path().join(format!("{name}.json"))),
@@ -27,27 +28,28 @@ impl Layer {
         }
     }
 
-    /// Reads a sidecar as any type, or as raw JSON ([`serde_json::Value`], keys in their order);
-    /// `None` if there is none.
+    /// Reads a sidecar as any type, for example as raw JSON ([`serde_json::Value`], which preserves
+    /// the order of the keys). Returns `None` if the sidecar does not exist.
     ///
     /// # Errors
-    /// [`Error::Json`] if it is something else, [`Error::Io`] if it cannot be read,
-    /// [`Error::SidecarName`].
+    /// [`Error::Json`] if the file does not contain a value of this type, [`Error::Io`] if it
+    /// cannot be read, [`Error::SidecarName`] as for [`sidecar_path`](Self::sidecar_path).
     pub fn read_sidecar<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         json::read(&self.sidecar_path(name)?)
     }
 
-    /// Writes a sidecar: whole or not at all.
+    /// Writes a sidecar completely or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Serialize`]; the former sidecar, if any, is then still there.
-    /// [`Error::SidecarName`].
+    /// [`Error::Serialize`] if `value` cannot be JSON, [`Error::Io`] if the file cannot be written,
+    /// [`Error::SidecarName`] as for [`sidecar_path`](Self::sidecar_path). The former sidecar, if
+    /// any, is then still there, unless only the last sync, of the directory, failed.
     pub fn write_sidecar<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
         json::write(&self.sidecar_path(name)?, value)
     }
 
-    /// The names of the sidecars that are there, in order of the alphabet. Names that are not UTF-8
-    /// are passed over.
+    /// Returns the names of the sidecars that exist, in alphabetical order. Skips names that are
+    /// not UTF-8.
     ///
     /// # Errors
     /// [`Error::Io`] if the layer's directory cannot be read.

@@ -1,5 +1,5 @@
-//! Copies a file where a link cannot be made, with everything that it carries. `copy/content.rs`
-//! copies its bytes.
+//! Copies a file that cannot be linked, together with its attributes. `copy/content.rs` copies its
+//! bytes.
 
 mod content;
 
@@ -14,7 +14,8 @@ use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::open_in;
 use crate::tree::xattr::XattrList;
 
-/// A file to copy: its directory, its name, and its attributes when it was looked at.
+/// A file to copy: its directory, its name, and the attributes that it had when the merge looked at
+/// it.
 #[derive(Clone, Copy)]
 pub(super) struct Original<'a> {
     pub(super) dir: BorrowedFd<'a>,
@@ -23,16 +24,16 @@ pub(super) struct Original<'a> {
 }
 
 impl<'a> Original<'a> {
-    /// Looks at `name` in `dir`, and does not follow it.
+    /// Reads the attributes of `name` in `dir`, without following a symbolic link.
     pub(super) fn look(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Stat> {
         statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Makes the same file in `to`, with owner, mode, times and all extended attributes that are
-    /// not overlayfs's own.
+    /// Copies the file into `to`, with owner, mode, times and all extended attributes that are not
+    /// overlayfs's own.
     ///
-    /// Shares the content where the file system can; holes stay holes. Fails with `EXDEV` if the
-    /// file is a mount point: the mount is not part of the layer.
+    /// Clones the content if the file system can; holes stay holes. Fails with `EXDEV` if a regular
+    /// file is a mount point, because the mount is not part of the layer.
     pub(super) fn copy(&self, to: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<()> {
         let Self { dir, name, stat } = *self;
         let keep = Keep::Visible(xattrs);
@@ -44,7 +45,7 @@ impl<'a> Original<'a> {
             FileType::CharacterDevice | FileType::BlockDevice => {
                 mknodat(to, name, kind, Mode::RUSR, stat.st_rdev as _)?
             }
-            // The directory reported another type to the caller, so it is changing.
+            // The directory entry had another type before, so the layer is changing.
             FileType::Directory | FileType::Unknown => return Err(Errno::ISDIR),
         }
         Attributes::of_name(dir, name, stat, keep)?.apply_to_name(to, name)
@@ -54,7 +55,7 @@ impl<'a> Original<'a> {
         // NONBLOCK: the open must not wait if a FIFO has replaced the file.
         let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let from = match open_in(self.dir, self.name, read | OFlags::NOATIME) {
-            // This process is neither root nor the owner.
+            // Only root and the owner may open a file with NOATIME.
             Err(Errno::PERM) => open_in(self.dir, self.name, read)?,
             opened => opened?,
         };

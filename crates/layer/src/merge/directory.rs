@@ -1,5 +1,5 @@
-//! One directory of the merged tree: gathered from all layers that have a part in it, marked, and
-//! finished after its children. `part.rs` takes what one layer has.
+//! Fills one directory of the merged tree: gathers it from all layers that have a part in it, marks
+//! it, and finishes it after its children. `part.rs` takes the entries of one layer.
 
 use std::ffi::CString;
 use std::sync::{Arc, PoisonError};
@@ -17,26 +17,26 @@ use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, READ, as_os_str};
 use crate::tree::xattr::XattrList;
 
-/// A merged directory to fill. It exists already, empty.
+/// A merged directory to fill. It exists already and is empty.
 pub(super) struct Job {
     node: Arc<DirNode>,
     /// The layers that have a directory of this name, topmost first.
     layers: Vec<usize>,
-    /// Whether a layer below these has a file or a whiteout of this name, which ends the directory.
+    /// Whether a layer below these has a file or a whiteout of this name, which ends the union.
     cut: bool,
-    /// Whether a directory above is opaque, so that the base cannot show here in any case.
+    /// Whether a directory above is opaque, so that the base cannot show through here.
     hidden: bool,
 }
 
 impl Job {
-    /// The root of a merge of `layers` layers.
+    /// Returns the job for the root of a merge of `layers` layers.
     pub(super) fn root(layers: usize) -> Self {
         Self { node: DirNode::root(NodeState::default()), layers: (0..layers).collect(), cut: false, hidden: false }
     }
 }
 
-/// Source directories that a worker keeps open, so that a tree that is deep in a few layers is not
-/// walked from its root again and again.
+/// The number of source directories that a worker keeps open. With several, a tree that is deep in
+/// a few layers is not walked from its root again and again.
 const CURSORS: usize = 4;
 
 /// The state of one thread.
@@ -52,12 +52,12 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    /// A worker for this thread, which has a working directory of its own from then on.
+    /// Makes the worker of this thread. Gives the thread its own working directory if it can.
     pub(super) fn new(shared: &'a Shared<'a>) -> Self {
         let own_cwd = match nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS) {
             Ok(()) => true,
             Err(error) => {
-                log::debug!("no working directory of its own for a thread, going through /proc: {error}");
+                log::debug!("a thread keeps the shared working directory, reading attributes through /proc: {error}");
                 false
             }
         };
@@ -72,13 +72,13 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Returns the numbers of what this worker has made.
+    /// Returns the numbers of entries that this worker has made.
     pub(super) fn merged(self) -> Merged {
         self.merged
     }
 
-    /// Fills one directory, and finishes each directory that this completes. The directories in it
-    /// are added to `found`.
+    /// Fills one directory, and finishes each directory that this completes. Adds the directories
+    /// in it to `found`.
     pub(super) fn fill(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
         let Job { node, layers, mut cut, hidden } = job;
         let mut gathered = Gathered::default();
@@ -107,8 +107,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Takes from one layer what no layer above has. Returns whether its directory hides what is
-    /// below it.
+    /// Takes the entries of one layer that no layer above has. Returns whether the layer's
+    /// directory hides the directories of its name below.
     fn gather(&mut self, node: &Arc<DirNode>, layer: usize, is_last: bool, gathered: &mut Gathered) -> Result<bool> {
         let shared = self.shared;
         if shared.stop.is_some_and(|stop| stop()) {
@@ -123,7 +123,7 @@ impl<'a> Worker<'a> {
             cursor.leave();
         }
         if let Err(Errno::PERM) = cursor.go(node, || shared.sources.root(layer)).map(drop) {
-            // Only root and the owner may read without changing the access time.
+            // Only root and the owner may open a directory with NOATIME.
             *cursor = Cursor::new(READ);
         }
         let from = cursor.go(node, || shared.sources.root(layer)).map_err(|errno| match errno {
@@ -133,7 +133,7 @@ impl<'a> Worker<'a> {
 
         let names = &mut self.names;
         names.read(|buffer| flistxattr(from, buffer)).map_err(io("list the extended attributes of"))?;
-        // On the root of a layer neither attribute has a meaning: the kernel does not look at it.
+        // The kernel looks at neither attribute on the root of a layer.
         let opaque = node.parent().is_some()
             && overlayfs::hides_below(from, Some(names), shared.xattrs)
                 .map_err(|why| why.at(shared.source_path(layer, node, None)))?;
@@ -158,7 +158,7 @@ impl<'a> Worker<'a> {
         Ok(opaque)
     }
 
-    /// Marks a gathered directory as overlayfs would have.
+    /// Marks a gathered directory as overlayfs would have marked it: as opaque, and with whiteouts.
     fn mark(&mut self, node: &Arc<DirNode>, opaque: bool, whiteouts: &[CString]) -> Result<()> {
         let shared = self.shared;
         let dir = self.target.go_either_way(node, || Ok(shared.target));
@@ -182,8 +182,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Gives a directory that is done its attributes; then its parent, if this was the last child,
-    /// and so on.
+    /// Sets the attributes of a directory that is done. If it was the last child of its parent,
+    /// does the same to the parent, and so on.
     fn finish(&mut self, mut node: Arc<DirNode>) -> Result<()> {
         let shared = self.shared;
         loop {
@@ -218,7 +218,7 @@ mod tests {
     use crate::stack::overlayfs::XattrNamespace;
     use crate::stack::sources::Sources;
 
-    /// Fills a target from one layer, by a worker without its own working directory.
+    /// Fills a target from one layer with a worker without its own working directory.
     fn fill_through_proc(layer: &Path, target: &Path) -> Result<Merged> {
         fs::create_dir(target).unwrap();
         let root = openat(CWD, target, READ, Mode::empty()).unwrap();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn where_unshare_is_forbidden_attributes_are_read_through_proc() {
+    fn xattrs_are_read_through_proc_where_unshare_is_forbidden() {
         let dir = tempfile::tempdir().unwrap();
         let layer = dir.path().join("layer");
         fs::create_dir_all(layer.join("a/b")).unwrap();

@@ -1,5 +1,5 @@
-//! Hard links among copies: a file that has several names in a layer stays one file. `relink.rs`
-//! repairs files that were linked under some of their names and copied under others.
+//! Keeps hard links among copies: a file that has several names in a layer stays one file.
+//! `relink.rs` repairs files that were linked under some of their names and copied under others.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -29,13 +29,13 @@ pub(super) struct Copies {
 struct Copy {
     dir: Arc<DirNode>,
     name: CString,
-    /// The number of names of the original that the merge has not met yet; unknown if some of them
-    /// have been linked.
+    /// The number of names of the original that the merge has not met yet. `None` if some names
+    /// have been linked, because the number is unknown then.
     left: Option<u64>,
 }
 
 impl HardLinks {
-    /// Returns the copies, for one thread at a time: a thread with a second name waits until the
+    /// Locks the copies for one thread. A thread that meets a second name of a file waits until the
     /// first has been copied.
     pub(super) fn lock(&self) -> MutexGuard<'_, Copies> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
@@ -43,8 +43,8 @@ impl HardLinks {
 }
 
 impl Copies {
-    /// Makes `name` in `to` another name of the copy of `original`. Returns false if there is no
-    /// copy yet, or if it has as many names as it can have.
+    /// Links `name` in `to` to the copy of `original`. Returns false if there is no copy yet, or if
+    /// the copy has reached the limit of links.
     pub(super) fn link(
         &mut self,
         original: &Stat,
@@ -69,10 +69,11 @@ impl Copies {
         Ok(true)
     }
 
-    /// Records that the copy of `original` is `name` in `dir`, and `why` it could not be linked.
+    /// Records that the copy of `original` is `name` in `dir`. `why` is the reason why `original`
+    /// could not be linked.
     pub(super) fn insert(&mut self, original: &Stat, dir: &Arc<DirNode>, name: &CStr, why: Errno) {
-        // The links that were made before the limit was reached are of the same file, and have to
-        // be found again.
+        // The links to the original that were made before it reached the limit are the same file,
+        // and `relink` must find them.
         let split = why == Errno::MLINK;
         self.split |= split;
         let names: u64 = original.st_nlink as _;
@@ -80,12 +81,13 @@ impl Copies {
         self.of.insert((original.st_dev, original.st_ino), Copy { dir: Arc::clone(dir), name: name.into(), left });
     }
 
-    /// Whether files may have been linked under some of their names and copied under others.
+    /// Returns whether files may have been linked under some of their names and copied under
+    /// others.
     pub(super) fn are_split(&self) -> bool {
         self.split
     }
 
-    /// Whether the file is an original that has a copy.
+    /// Returns whether the file is an original that has a copy.
     pub(super) fn have(&self, original: &Stat) -> bool {
         self.of.contains_key(&(original.st_dev, original.st_ino))
     }

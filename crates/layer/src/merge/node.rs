@@ -1,5 +1,5 @@
-//! The type of the nodes in the merged tree. `tree/walk/node.rs` has what a node is; `directory.rs`
-//! fills and finishes them.
+//! The type of the nodes in the merged tree. `tree/walk/node.rs` defines a node; `directory.rs`
+//! fills and finishes the nodes.
 
 use std::sync::Mutex;
 

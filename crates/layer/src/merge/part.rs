@@ -18,30 +18,31 @@ use crate::tree::attributes::Attributes;
 use crate::tree::walk::{as_os_str, file_type, is_dots};
 use crate::tree::xattr::{XattrList, path_through_proc};
 
-/// What the layers have contributed to a directory so far.
+/// The entries that the layers have contributed to a directory so far.
 #[derive(Default)]
 pub(super) struct Gathered {
-    /// What each name became. Not recorded for the last layer, since no layer below asks.
+    /// The result for each name. It is not recorded for the last layer, because no layer below
+    /// needs it.
     slots: HashMap<CString, Slot>,
     pub(super) children: Vec<Child>,
     pub(super) whiteouts: Vec<CString>,
-    /// Those of the topmost layer.
+    /// The attributes of the directory in the topmost layer.
     pub(super) attributes: Option<Attributes>,
 }
 
 enum Slot {
-    /// A file or a whiteout: nothing below it counts.
+    /// A file or a whiteout, which hides everything of its name below.
     Taken,
-    /// The directory of this index.
+    /// The directory at this index of the children.
     Directory(usize),
 }
 
-/// A directory in the merged directory.
+/// A child directory of the merged directory.
 pub(super) struct Child {
     pub(super) name: CString,
     /// The layers that it comes from, topmost first.
     pub(super) layers: Vec<usize>,
-    /// Whether a file or a whiteout below these layers ends it.
+    /// Whether a file or a whiteout below these layers ends the union.
     pub(super) cut: bool,
 }
 
@@ -52,18 +53,19 @@ pub(super) struct Part<'a> {
     pub(super) layer: usize,
     pub(super) from: BorrowedFd<'a>,
     pub(super) to: BorrowedFd<'a>,
-    /// Whether this thread has a working directory of its own.
+    /// Whether this thread has its own working directory.
     pub(super) own_cwd: bool,
-    /// Whether `from` is that.
+    /// Whether `from` is the working directory of this thread.
     pub(super) is_cwd: bool,
-    /// Why no file of this directory can be linked.
+    /// The reason why no file of this directory can be linked, if there is one.
     pub(super) no_links: Option<Errno>,
     pub(super) names: &'a mut XattrList,
     pub(super) merged: &'a mut Merged,
 }
 
 impl Part<'_> {
-    /// Takes what no layer above has; `is_last` if no layer below will be asked.
+    /// Takes the entries that no layer above has. `is_last` says that no layer below will be
+    /// gathered.
     pub(super) fn gather(&mut self, buffer: &mut Vec<u8>, is_last: bool, gathered: &mut Gathered) -> Result<()> {
         let Gathered { slots, children, whiteouts, .. } = gathered;
         let mut entries = RawDir::new(self.from, buffer.spare_capacity_mut());
@@ -109,9 +111,10 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// Whether the entry, which is not a directory, is a whiteout.
+    /// Returns whether the entry, which is not a directory, is a whiteout.
     fn is_whiteout(&mut self, name: &CStr, kind: FileType) -> Result<bool> {
-        // One list costs less than two questions, and a merge asks them of every file.
+        // One call that lists the attributes costs less than two that query one each, and a merge
+        // does this for every file.
         if kind == FileType::RegularFile {
             self.list_xattrs(name).map_err(self.error("list the extended attributes of", Some(name)))?;
         }
@@ -121,8 +124,8 @@ impl Part<'_> {
         Ok(kind == EntryKind::Whiteout)
     }
 
-    /// Lists the attributes of a file without opening it. The call takes only a path: the name
-    /// alone, if the thread has its own working directory.
+    /// Lists the attributes of a file without opening it. The system call takes only a path. If the
+    /// thread has its own working directory, that path is the name alone.
     fn list_xattrs(&mut self, name: &CStr) -> rustix::io::Result<()> {
         if self.own_cwd {
             if !self.is_cwd {
@@ -176,9 +179,10 @@ impl Part<'_> {
         Ok(())
     }
 
-    /// For `map_err`: a failed system call on the directory in this layer, or on `name` in it.
+    /// Returns a function for `map_err`. It makes the error of a failed system call on the
+    /// directory in this layer, or on `name` in it.
     fn error(&self, operation: &'static str, name: Option<&CStr>) -> impl FnOnce(Errno) -> Error {
-        // Every file passes here, so the path is built only when it is needed.
+        // Every file passes through here, so the path is built only after a failure.
         move |errno| Error::io(operation, self.shared.source_path(self.layer, self.node, name))(errno)
     }
 }

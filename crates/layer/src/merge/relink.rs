@@ -1,5 +1,5 @@
-//! Brings the names of a file together that reached the limit of links during a merge: linked under
-//! some of its names, copied under the others. `hardlinks.rs` knows the copies.
+//! Repairs files that reached the limit of links during a merge: they were linked under some of
+//! their names and copied under the others. `hardlinks.rs` records the copies.
 
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
@@ -14,11 +14,11 @@ use crate::error::{Error, Result};
 use crate::tree::attributes::times;
 use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, Node, READ, file_type, is_dots};
 
-/// Makes all names of such files names of the copy, so that they are one file again. Returns how
-/// many had been links.
+/// Makes all names of such a file links to its copy, so that they are one file again. Returns the
+/// number of names that were links to the original.
 ///
-/// Reads the merged tree once more. Only a merge that has reached the limit of links needs this,
-/// 65,000 on ext4.
+/// Reads the merged tree once more. Only a merge that has reached the limit of links (65,000 on
+/// ext4) needs this.
 pub(super) fn relink(shared: &Shared<'_>, copies: &mut Copies) -> Result<u64> {
     let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
     let mut cursor = Cursor::new(READ | OFlags::NOATIME);
@@ -67,7 +67,7 @@ fn relink_in(
             // No other program uses the tree yet, so the name may be missing for a moment.
             unlinkat(dir, name, AtFlags::empty())?;
             if !copies.link(&stat, shared.target, dir, name)? {
-                // The copy has as many names as it can have, and the original had no more.
+                // The copy has reached the limit of links, although the original did not exceed it.
                 return Err(Errno::MLINK);
             }
             moved += 1;

@@ -1,4 +1,4 @@
-//! The directory that is merged into: prepared for a merge, and restored after one that failed.
+//! Prepares the target directory of a merge, and restores it after a merge that failed.
 //! `directory.rs` fills it.
 
 use std::ffi::CString;
@@ -28,7 +28,7 @@ pub(super) struct Target {
     before: Before,
 }
 
-/// What was at the path before.
+/// The state of the path before the merge.
 #[derive(Debug)]
 enum Before {
     Nothing { parent: OwnedFd, name: CString },
@@ -36,9 +36,10 @@ enum Before {
 }
 
 impl Target {
-    /// Makes the directory at `path`, or takes an empty one, or one that a killed merge left.
+    /// Makes the directory at `path`. If it exists already, it must be empty or left by a killed
+    /// merge.
     pub(super) fn prepare(path: &Path, sources: &Sources, xattrs: XattrNamespace) -> Result<Self> {
-        // `to/` and `to/.` would follow `to`.
+        // With `to/` or `to/.`, the kernel would follow a symbolic link `to`.
         let path: PathBuf = path.components().collect();
         let io = |operation| Error::io::<Errno>(operation, &path);
         match openat(CWD, &path, READ, Mode::empty()) {
@@ -52,7 +53,7 @@ impl Target {
                     if !names.has(mark(xattrs)) {
                         return Err(Error::TargetNotEmpty { path: target.path().into() });
                     }
-                    log::debug!("{}: a killed merge has left it", quoted(target.path()));
+                    log::debug!("{}: removing the entries that a killed merge has left", quoted(target.path()));
                     remove::empty(target.root(), target.path(), remove::USUAL_THREADS)?;
                 }
                 target.make_ready(xattrs)
@@ -92,11 +93,12 @@ impl Target {
         }
     }
 
-    /// Removes all attributes of the directory and marks it as being filled.
+    /// [Strips](strip) the directory of its attributes, and marks it as being filled.
     fn make_ready(self, xattrs: XattrNamespace) -> Result<Self> {
         let marked = strip(self.root.as_fd()).and_then(|()| {
             match fsetxattr(&self.root, mark(xattrs), b"", XattrFlags::empty()) {
-                // Without the mark, what a killed merge leaves has to be removed by hand.
+                // Without the mark, a user must remove by hand the entries that a killed merge
+                // leaves.
                 Err(Errno::PERM | Errno::NOTSUP | Errno::NOSPC) => Ok(()),
                 marked => marked,
             }
@@ -110,7 +112,7 @@ impl Target {
         }
     }
 
-    /// Removes the mark: the directory is filled.
+    /// Removes the mark, because the directory is filled.
     pub(super) fn finish(&self, xattrs: XattrNamespace) -> Result<()> {
         match fremovexattr(&self.root, mark(xattrs)) {
             Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::NOTSUP) => Ok(()),
@@ -126,8 +128,8 @@ impl Target {
         self.root.as_fd()
     }
 
-    /// Removes everything that was made and restores what was there. Returns `failure`, or an error
-    /// that contains it and says what is left.
+    /// Removes everything that the merge made, and restores the state before it. Returns `failure`.
+    /// If the clean-up fails, too, returns an error that contains both failures and names the path.
     pub(super) fn undo(self, failure: Error, threads: NonZeroUsize) -> Error {
         let Self { root, before } = self;
         let path = root.path().to_path_buf();
@@ -148,7 +150,7 @@ impl Target {
     }
 }
 
-/// The extended attribute of a target that is being filled.
+/// Returns the name of the extended attribute that marks a target as being filled.
 fn mark(xattrs: XattrNamespace) -> &'static str {
     match xattrs {
         XattrNamespace::Trusted => "trusted.layered.merging",
@@ -156,7 +158,8 @@ fn mark(xattrs: XattrNamespace) -> &'static str {
     }
 }
 
-/// Refuses a target in `dir` if that is, or lies inside, one of the sources.
+/// Refuses the target `path` if `dir`, its parent or the target itself, is a source or lies inside
+/// one.
 fn refuse_inside(path: &Path, dir: BorrowedFd<'_>, sources: &Sources) -> Result<()> {
     let io = || Error::io::<Errno>("look at the parents of", path);
     for above in walk::upwards(dir).map_err(io())? {
@@ -188,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_merge_has_left_is_filled_again() {
+    fn the_target_of_a_killed_merge_is_filled_again() {
         let dir = tempfile::tempdir().unwrap();
         let (layers, path) = (layers(dir.path()), dir.path().join("target"));
         let merge = Merge::new().xattrs(XATTRS);
         let sources = Sources::open(&layers).unwrap();
         let target = Target::prepare(&path, &sources, XATTRS).unwrap();
         assert!(matches!(merge.run(&layers, &path), Err(Error::TargetInUse { path: named }) if named == path));
-        // Killed: neither finished nor undone.
+        // A killed merge neither finishes nor undoes its target.
         fs::create_dir_all(path.join("usr/half")).unwrap();
         drop(target);
         merge.run(&layers, &path).unwrap();
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_the_topmost_layers_or_closed() {
+    fn the_root_has_the_mode_of_the_topmost_layer_or_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         let layers = layers(dir.path());
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;

@@ -16,49 +16,52 @@ use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
 use crate::stack::sources::open_root;
 use crate::tree::walk::{ENTRIES_SIZE_BYTES, PATH, READ, as_os_str, is_dots, open_beneath};
 
-/// A path that several layers provide: their order decides which one is shown.
+/// A path that several layers provide, so that their order decides which entry is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Conflict {
     /// The path below the root.
     pub path: PathBuf,
-    /// The layers that provide it, as they were given, topmost first.
+    /// The positions of the layers that provide it, topmost first.
     pub layers: Vec<usize>,
-    /// How far they differ.
+    /// How far the entries of these layers differ.
     pub difference: Difference,
 }
 
-/// How far layers differ in what they have at a path: the largest difference from the topmost of
-/// them.
+/// How far the entries of several layers at a path differ. This is the largest difference between
+/// the topmost entry and any other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Difference {
-    /// All are the same file, or have the same content, mode and owner: the order matters only for
-    /// times and extended attributes.
+    /// All entries are whiteouts or the same file, or have the same content, mode and owner. The
+    /// order matters only for times and extended attributes.
     Nothing,
-    /// Mode or owner.
+    /// The mode or the owner differs.
     Attributes,
-    /// The content of a file, the target of a symbolic link, or the number of a device.
+    /// The content of a file, the target of a symbolic link, or the number of a device differs.
     Content,
-    /// The type: for example a file and a directory, or a file and a link.
+    /// The type differs: for example a file and a directory, or a file and a link.
     Kind,
-    /// One of them has an opaque directory, which hides what those below it have there.
+    /// One of the entries is an opaque directory, which hides everything of its name in the layers
+    /// below.
     Opaque,
-    /// One of them deletes what another has.
+    /// One of the layers deletes what another has.
     Deletion,
 }
 
 /// Finds the paths that several of these `trees` (`<layer>/fs`) provide.
 ///
-/// The trees should be those of siblings, each made without the others: it is not a conflict if a
-/// layer changes what the layers below it have. Directories that several trees have are not a
-/// conflict if they agree in mode and owner and none is opaque. The root, with an empty path, is
-/// one of these directories.
+/// The trees should be those of siblings, each made without the others. If a layer was made over
+/// another, this function also reports its changes to that layer, which are not conflicts.
+/// Directories that several trees have are not a conflict if they agree in mode and owner and none
+/// is opaque. The root, with an empty path, is one of these directories, but the opaque attribute
+/// has no meaning there.
 ///
 /// # Errors
-/// [`Error::NotADirectory`] if a tree is not a directory.
+/// [`Error::NotADirectory`] if a tree is not a directory, [`Error::Io`] if its root cannot be
+/// looked at.
 pub fn conflicts(trees: &[impl AsRef<Path>], xattrs: XattrNamespace) -> Result<Conflicts> {
-    // `fs/` would follow `fs`.
+    // With `fs/`, the kernel would follow a symbolic link `fs`.
     let trees: Vec<PathBuf> = trees.iter().map(|tree| tree.as_ref().components().collect()).collect();
     let attributes = |tree: &PathBuf| {
         let stat = open_root(CWD, tree, PATH).and_then(|root| fstat(root).map_err(Error::io("look at", tree)))?;
@@ -66,7 +69,7 @@ pub fn conflicts(trees: &[impl AsRef<Path>], xattrs: XattrNamespace) -> Result<C
     };
     let roots = trees.iter().map(attributes).collect::<Result<Vec<_>>>()?;
     let layers: Vec<_> = (0..trees.len()).collect();
-    // The root shows the topmost layer's.
+    // The stack shows the root with the attributes of the topmost layer.
     let root = (roots.iter().any(|root| *root != roots[0])).then(|| Conflict {
         path: PathBuf::new(),
         layers: layers.clone(),
@@ -76,16 +79,16 @@ pub fn conflicts(trees: &[impl AsRef<Path>], xattrs: XattrNamespace) -> Result<C
     Ok(Conflicts { trees, xattrs, waiting, found, entries: Vec::with_capacity(ENTRIES_SIZE_BYTES) })
 }
 
-/// The iterator that [`conflicts`] returns. It goes directory by directory, and enters only those
-/// that several layers have. In memory it has the entries of one directory.
+/// The iterator that [`conflicts`] returns. It compares one directory after the other, and enters
+/// only those that several layers have. It holds the entries of one directory in memory.
 ///
-/// An item is [`Error::Io`], [`Error::Unmergeable`] or [`Error::MountInside`] for a directory that
-/// cannot be compared. The iterator then continues with the next one.
+/// An item is [`Error::Io`], [`Error::Unmergeable`] or [`Error::MountInside`] if a directory cannot
+/// be compared. The iterator then continues with the next one.
 #[derive(Debug)]
 pub struct Conflicts {
     trees: Vec<PathBuf>,
     xattrs: XattrNamespace,
-    /// Directories that several layers have, and which.
+    /// The directories to compare, each with the layers that have it.
     waiting: Vec<(PathBuf, Vec<usize>)>,
     found: VecDeque<Conflict>,
     entries: Vec<u8>,
@@ -107,7 +110,7 @@ impl Iterator for Conflicts {
     }
 }
 
-/// What one layer has under a name.
+/// The entry that one layer has under a name.
 struct Entry {
     layer: usize,
     kind: EntryKind,
@@ -115,7 +118,7 @@ struct Entry {
 }
 
 impl Conflicts {
-    /// Compares what `layers` have in the directory `path`.
+    /// Compares the entries that `layers` have in the directory `path`.
     fn compare(&mut self, path: &Path, layers: &[usize]) -> Result<()> {
         let mut names: BTreeMap<CString, Vec<Entry>> = BTreeMap::new();
         for &layer in layers {
@@ -149,7 +152,8 @@ impl Conflicts {
                 self.waiting.push((path, directories));
             }
         }
-        // In the order of their names.
+        // `next` takes the last directory first. Reversed, they are compared in the order of their
+        // names.
         self.waiting[deeper..].reverse();
         Ok(())
     }
@@ -173,7 +177,7 @@ impl Conflicts {
         Ok(())
     }
 
-    /// Opens what one layer has at `path`.
+    /// Opens the entry that one layer has at `path`.
     fn open(&self, path: &Path, layer: usize, flags: OFlags) -> Result<OwnedFd> {
         let place = || self.trees[layer].join(path);
         let root = open_root(CWD, &self.trees[layer], PATH)?;
@@ -211,7 +215,7 @@ impl Conflicts {
 
     fn same_bytes(&self, path: &Path, one: &Entry, other: &Entry) -> Result<bool> {
         let open = |entry: &Entry| {
-            // Should a fifo have taken its place, nobody waits for its other end.
+            // NONBLOCK: the open must not wait if a FIFO has replaced the file.
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             self.open(path, entry.layer, flags).map(File::from)
         };
@@ -229,12 +233,13 @@ impl Conflicts {
     }
 }
 
-/// Type, mode and owner.
+/// Returns the type and mode, the owner and the group.
 fn attributes(stat: &Stat) -> (u32, u32, u32) {
     (stat.st_mode, stat.st_uid, stat.st_gid)
 }
 
-/// Whether two files have the same bytes. An error comes with true if it is about the first file.
+/// Returns whether two files have the same bytes. An error comes with true if it is about the first
+/// file.
 fn same_content(mut one: File, mut other: File) -> Result<bool, (bool, io::Error)> {
     let mut buffers = [[0; 32 * 1024]; 2];
     loop {
@@ -271,7 +276,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
-    fn what_two_provide_is_told_with_how_far_they_differ() {
+    fn paths_of_several_layers_are_found_with_their_difference() {
         let dir = tempfile::tempdir().unwrap();
         let trees = ["one", "two", "three"].map(|name| dir.path().join(name));
         let [one, two, three] = &trees;

@@ -1,5 +1,5 @@
-//! Which layer of a stack a path is from, and what hides it in the others. `view.rs` lists whole
-//! directories.
+//! Finds which layer of a stack a path is from, and what hides it in the others. `view.rs` lists
+//! whole directories.
 
 mod layer_path;
 
@@ -9,77 +9,79 @@ use self::layer_path::{PathEntry, layer_path};
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{EntryKind, XattrNamespace};
 
-/// What a stack shows at a path, which layer that is from, and which other layers have something
-/// there.
+/// The entry that a stack shows at a path, the layer that it is from, and the other layers that
+/// have an entry there.
 ///
-/// The rules are the kernel's: a whiteout, an opaque directory or a file hides what is below it,
-/// and directories are shown as one, with the attributes of the topmost.
+/// The rules are the kernel's. A whiteout, an opaque directory or a file hides everything of its
+/// name in the layers below. Directories of one name are shown as one directory, with the
+/// attributes of the topmost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lookup {
-    /// The path below the root, without `.`, `..` and slashes that mean nothing; empty for the root
+    /// The path below the root, without `.`, `..` and redundant slashes. It is empty for the root
     /// itself.
     pub path: PathBuf,
-    /// Each layer that has something there, topmost first.
+    /// The entries that the layers have at the path, topmost first.
     pub origins: Vec<Origin>,
-    /// What is in the way, if the path leads through something that is not a directory.
+    /// The obstacle on the way, if the path leads through something that is not a directory.
     pub obstacle: Option<Obstacle>,
 }
 
-/// What one layer has at the path.
+/// The entry that one layer has at the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Origin {
-    /// The layer, as it was given: 0 is the topmost.
+    /// The position of the layer in the given stack: 0 is the topmost.
     pub layer: usize,
-    /// What it has.
+    /// The kind of the entry.
     pub kind: EntryKind,
-    /// Whether the stack shows it.
+    /// Whether the stack shows the entry.
     pub role: Role,
 }
 
-/// Whether a stack shows what one of its layers has.
+/// Whether a stack shows the entry of one of its layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
-    /// The stack shows it. A directory is shown with these attributes.
+    /// The stack shows the entry. A directory is shown with these attributes.
     Supplies,
-    /// A directory whose entries are shown with those of the directories above.
+    /// The entry is a directory whose entries are shown with those of the directories above.
     Joins,
-    /// It hides what is below, and is not shown itself.
+    /// The entry is a whiteout: it hides everything of its name below, and is not shown itself.
     Deletes,
-    /// It is not shown.
+    /// The stack does not show the entry.
     Hidden {
-        /// The layer that hides it: with a file, a whiteout or an opaque directory there, or in the
-        /// place of a directory on the way.
+        /// The layer that hides the entry. It has a file, a whiteout or an opaque directory at the
+        /// path, or in the place of a directory on the way. A directory at the path also hides a
+        /// file below it.
         by: usize,
     },
 }
 
-/// An entry on the way that is not a directory. Symbolic links are not followed: a command resolves
-/// a link in the whole stack, through other layers than the link's own.
+/// An entry that is not a directory, on the way to the path. A lookup follows no symbolic link,
+/// because a command resolves a link in the whole stack, through other layers than the link's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Obstacle {
-    /// The layer that it is from.
+    /// The layer that has the entry.
     pub layer: usize,
-    /// Its path below the root.
+    /// The path of the entry below the root.
     pub path: PathBuf,
-    /// What it is.
+    /// The kind of the entry.
     pub kind: EntryKind,
-    /// Where a symbolic link leads.
+    /// The target, if the entry is a symbolic link.
     pub target: Option<PathBuf>,
 }
 
 impl Lookup {
-    /// Returns the layer whose entry the stack shows; `None` if it shows nothing there.
+    /// Returns the entry that the stack shows; `None` if it shows nothing at the path.
     pub fn supplier(&self) -> Option<&Origin> {
         self.origins.iter().find(|origin| origin.role == Role::Supplies)
     }
 }
 
-/// Looks `path` up in a stack of `trees` (`<layer>/fs`, the base's among them), **topmost first**.
-/// A leading slash is the root of the stack. Nothing is mounted.
+/// Looks up `path` in a stack of `trees`, **topmost first**, without a mount. The trees are those
+/// of the layers (`<layer>/fs`) and of the base. A leading slash is the root of the stack.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -96,10 +98,11 @@ impl Lookup {
 ///
 /// # Errors
 /// - [`Error::NotADirectory`] if a tree is not a directory.
-/// - [`Error::Unmergeable`] if a directory on the way carries `redirect`, or the file `metacopy`:
-///   then the layers alone do not say what is shown.
-/// - [`Error::MountInside`] if something is mounted on the way, which an overlay would not show.
-/// - [`Error::Io`] names what cannot be looked at.
+/// - [`Error::Unmergeable`] if a directory on the way has the attribute `redirect`, or the file
+///   `metacopy`. Then the layers alone do not determine what the stack shows.
+/// - [`Error::MountInside`] if something is mounted on the way. An overlay would not show that
+///   mount.
+/// - [`Error::Io`] names an entry that cannot be looked at.
 pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<Lookup> {
     let path = normal(path.as_ref());
     let layer_paths = trees.iter().map(|tree| layer_path(tree.as_ref(), &path, xattrs)).collect::<Result<Vec<_>>>()?;
@@ -130,15 +133,15 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// Decides the role of each layer's entry at a path of `names` names. Also returns what is in the
-/// way: its layer, and the number of names up to it.
+/// Decides the role of each layer's entry at a path of `names` names. Also returns the obstacle, if
+/// any: its layer, and the number of names up to it.
 fn resolve(layer_paths: &[Vec<PathEntry>], names: usize) -> (Vec<Origin>, Option<(usize, usize)>) {
     let mut hidden_by: Vec<Option<usize>> = vec![None; layer_paths.len()];
     let mut obstacle = None;
-    // The root is all layers' together; opaque on a layer's root means nothing.
+    // All layers share the root. The opaque attribute has no meaning on a layer's root.
     let mut topmost = (!layer_paths.is_empty()).then_some(0);
     for name in 0..names {
-        // Below this layer nothing of the name is shown.
+        // Nothing of the name is shown below this layer.
         let mut cut = None;
         topmost = None;
         for (layer, entries) in layer_paths.iter().enumerate() {
@@ -153,7 +156,7 @@ fn resolve(layer_paths: &[Vec<PathEntry>], names: usize) -> (Vec<Origin>, Option
                     cut = entry.is_opaque.then_some(layer);
                 }
                 (EntryKind::Whiteout, _) => cut = Some(layer),
-                // A file below directories ends them.
+                // A file below directories ends their union.
                 (_, Some(above)) => (hidden_by[layer], cut) = (Some(above), Some(layer)),
                 (_, None) => {
                     (topmost, cut) = (Some(layer), Some(layer));
@@ -182,8 +185,8 @@ fn resolve(layer_paths: &[Vec<PathEntry>], names: usize) -> (Vec<Origin>, Option
 mod tests {
     use super::*;
 
-    /// `d` a directory, `o` an opaque one, `f` a file, `l` a link, `w` a whiteout, one letter a
-    /// name.
+    /// Returns the entries of a layer, written as one letter per name: `d` is a directory, `o` an
+    /// opaque one, `f` a file, `l` a link, `w` a whiteout.
     fn layer_path(letters: &str) -> Vec<PathEntry> {
         let entry = |letter| {
             let kind = match letter {
@@ -198,8 +201,8 @@ mod tests {
         letters.chars().map(entry).collect()
     }
 
-    /// The roles in short: `S`, `J`, `D`, the number of the layer that hides it, `-` where the
-    /// layer has nothing.
+    /// Returns the role of each layer as one character: `S`, `J`, `D`, the number of the layer that
+    /// hides the entry, or `-` where the layer has nothing. Also returns the obstacle.
     fn roles(layer_paths: &[&str], names: usize) -> (String, Option<(usize, usize)>) {
         let layer_paths: Vec<_> = layer_paths.iter().map(|letters| layer_path(letters)).collect();
         let (origins, obstacle) = resolve(&layer_paths, names);
@@ -213,11 +216,11 @@ mod tests {
         ((0..layer_paths.len()).map(role).collect(), obstacle)
     }
 
-    /// The entries of each layer, the names of the path, the roles, what is in the way.
+    /// The entries of each layer, the number of names in the path, the roles, and the obstacle.
     type Case = (&'static [&'static str], usize, &'static str, Option<(usize, usize)>);
 
     #[test]
-    fn what_is_on_top_is_shown_by_the_kernels_rules() {
+    fn roles_follow_the_kernels_rules() {
         let table: [Case; 18] = [
             (&[], 0, "", None),
             (&["", ""], 0, "SJ", None),
@@ -225,18 +228,18 @@ mod tests {
             (&["f", "f", ""], 1, "S0-", None),
             (&["", "d", "d"], 1, "-SJ", None),
             (&["d", "o", "d"], 1, "SJ1", None),
-            // A directory over a file, and one below that.
+            // A directory over a file, and another directory below the file.
             (&["d", "f", "d"], 1, "S01", None),
             (&["f", "d", "w"], 1, "S00", None),
             (&["w", "f", "f"], 1, "D00", None),
             (&["d", "w", "d"], 1, "SD1", None),
-            // Deeper: the directories of each layer.
+            // Paths of two names.
             (&["dd", "d", "df"], 2, "S-0", None),
             (&["o", "df"], 2, "-0", None),
             (&["w", "df"], 2, "-0", None),
             (&["dw", "o", "df"], 2, "D-1", None),
             (&["d", "df", "o", "df"], 2, "-S-2", None),
-            // Something in the way.
+            // Obstacles.
             (&["l", "df"], 2, "-0", Some((0, 1))),
             (&["d", "df", "f", "df"], 2, "-S-2", None),
             (&["df", "ddf"], 3, "-0", Some((0, 2))),
@@ -247,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_one_of_the_stack() {
+    fn a_path_has_no_dots_and_no_extra_slashes() {
         for (path, expected) in
             [("/usr//bin/./cc", "usr/bin/cc"), ("usr/lib/../bin/cc/", "usr/bin/cc"), ("../..", ""), ("/", ""), ("", "")]
         {

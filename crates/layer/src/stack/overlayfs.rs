@@ -1,9 +1,9 @@
-//! Decides what an entry of a layer is to overlayfs: the only place that recognises whiteouts,
-//! opaque directories and overlayfs's extended attributes, and that makes them. Looks at one entry
+//! Decides what an entry of a layer is to overlayfs. This is the only file that recognises and
+//! makes whiteouts, opaque directories and overlayfs's extended attributes. It looks at one entry
 //! at a time; `merge`, `capture`, `view.rs`, `lookup.rs` and `conflicts.rs` walk the trees.
 //!
-//! The names are those of `fs/overlayfs/overlayfs.h`; what they mean is in
-//! `Documentation/filesystems/overlayfs.rst`.
+//! The names are those of `fs/overlayfs/overlayfs.h`. `Documentation/filesystems/overlayfs.rst`
+//! describes their meaning.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,17 +19,17 @@ use crate::error::{Error, Result};
 use crate::tree::walk::READ;
 use crate::tree::xattr::{XattrList, path_through_proc};
 
-/// Where overlayfs keeps its extended attributes.
+/// The namespace of overlayfs's extended attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum XattrNamespace {
-    /// `trusted.overlay.*`, of mounts by a privileged user.
+    /// `trusted.overlay.*`, for mounts by a privileged user.
     #[default]
     Trusted,
-    /// `user.overlay.*`, of mounts with `userxattr`.
+    /// `user.overlay.*`, for mounts with `userxattr`.
     User,
 }
 
-/// The names of one namespace.
+/// The names of the attributes in one namespace.
 struct Names {
     prefix: &'static str,
     opaque: &'static str,
@@ -65,36 +65,38 @@ impl XattrNamespace {
         }
     }
 
-    /// On a directory: `y` hides the directory of that name in the layers below.
+    /// Returns the attribute that makes a directory opaque. Its value `y` hides the directory of
+    /// that name in the layers below.
     pub(crate) fn opaque(self) -> &'static str {
         self.names().opaque
     }
 
-    /// On an empty regular file: makes it a whiteout.
+    /// Returns the attribute that makes an empty regular file a whiteout.
     pub(crate) fn whiteout(self) -> &'static str {
         self.names().whiteout
     }
 
-    /// On anything that was copied up: where it was found. On a directory also that it may have
-    /// whiteouts, see [`set_has_whiteouts`].
+    /// Returns the attribute that records where an entry was copied up from. On a directory it also
+    /// means that the directory may have whiteouts, see [`set_has_whiteouts`].
     pub(crate) fn origin(self) -> &'static str {
         self.names().origin
     }
 
-    /// On a directory: where its content is in the layers below.
+    /// Returns the attribute that records where the content of a directory is in the layers below.
     pub(crate) fn redirect(self) -> &'static str {
         self.names().redirect
     }
 
-    /// On a regular file: its content is in the layers below.
+    /// Returns the attribute of a regular file whose content is in the layers below.
     pub(crate) fn metacopy(self) -> &'static str {
         self.names().metacopy
     }
 
-    /// Whether overlayfs keeps the attribute `name` for itself, so that a mount does not show it.
+    /// Returns whether overlayfs reserves the attribute `name` for itself, so that a mount does not
+    /// show it.
     ///
-    /// `<prefix>overlay.*` is not kept: it is how a layer stores what a mount shows as `<prefix>*`,
-    /// for overlays in overlays.
+    /// Overlayfs does not reserve `<prefix>overlay.*`. Under such a name, a layer stores an
+    /// attribute that a mount shows as `<prefix>*`, for overlays in overlays.
     pub(crate) fn owns(self, name: &[u8]) -> bool {
         match name.strip_prefix(self.names().prefix.as_bytes()) {
             Some(rest) => !rest.starts_with(b"overlay."),
@@ -103,7 +105,7 @@ impl XattrNamespace {
     }
 }
 
-/// What an entry of a layer is to overlayfs.
+/// The kind of a layer's entry, as overlayfs sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EntryKind {
@@ -115,37 +117,38 @@ pub enum EntryKind {
     Symlink,
     /// A fifo, a socket or a device.
     Special,
-    /// A whiteout in either form: it hides what is below it, and is not shown itself.
+    /// A whiteout in either form: it hides everything of its name below, and is not shown itself.
     Whiteout,
 }
 
-/// An entry in a directory of a layer, with what the caller knows about it already.
+/// An entry in a directory of a layer, with the attributes that the caller knows already.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<'a> {
     /// The directory.
     pub(crate) dir: BorrowedFd<'a>,
     /// The name in it.
     pub(crate) name: &'a CStr,
-    /// The type, which the directory itself may have reported.
+    /// The type, which may come from the directory itself.
     pub(crate) kind: FileType,
-    /// The entry's attributes. Without them, [`classify`](Self::classify) reads them if it has to.
+    /// The entry's attributes. Without them, [`classify`](Self::classify) reads them if it needs
+    /// them.
     pub(crate) stat: Option<&'a Stat>,
-    /// The list of extended attributes, which only a regular file needs. Without it, `classify`
-    /// asks for single attributes.
+    /// The list of extended attributes, needed only for a regular file. Without it, `classify`
+    /// queries single attributes.
     pub(crate) names: Option<&'a XattrList>,
 }
 
-/// Why [`Entry::classify`] or [`hides_below`] cannot decide.
+/// The reason why [`Entry::classify`] or [`hides_below`] cannot decide.
 #[derive(Debug)]
 pub(crate) enum Unclassified {
-    /// The entry carries this attribute: it makes sense only to the mount that wrote it.
+    /// The entry has this attribute, which makes sense only to the mount that wrote it.
     Unmergeable(&'static str),
     /// A system call failed.
     Failed(&'static str, Errno),
 }
 
 impl Unclassified {
-    /// Returns the error about the entry, whose path is `path`.
+    /// Returns the error about the entry, which is at `path`.
     pub(crate) fn at(self, path: impl Into<PathBuf>) -> Error {
         match self {
             Unclassified::Unmergeable(xattr) => Error::Unmergeable { path: path.into(), xattr },
@@ -155,7 +158,7 @@ impl Unclassified {
 }
 
 impl<'a> Entry<'a> {
-    /// The entry `name` of `dir`, of which `stat` is known.
+    /// Makes the entry `name` of `dir`, whose attributes are `stat`.
     pub(crate) fn new(dir: BorrowedFd<'a>, name: &'a CStr, stat: &'a Stat) -> Self {
         Self { dir, name, kind: FileType::from_raw_mode(stat.st_mode), stat: Some(stat), names: None }
     }
@@ -163,13 +166,14 @@ impl<'a> Entry<'a> {
     /// Decides what the entry is to overlayfs, with as few system calls as possible.
     ///
     /// A whiteout has two forms. The first is a character device 0:0. The second is an empty
-    /// regular file that carries the [whiteout](XattrNamespace::whiteout) attribute. The kernel's
-    /// lookup decides so. Its readdir leaves the second form out only where the directory is marked
-    /// with opaque `x`; elsewhere it lists names that cannot be found.
+    /// regular file that has the [whiteout](XattrNamespace::whiteout) attribute. The kernel's
+    /// lookup decides in the same way. The kernel's readdir omits the second form only in a
+    /// directory whose opaque attribute is `x`. In any other directory it lists the name of such a
+    /// whiteout, although a lookup does not find it.
     ///
     /// # Errors
-    /// [`Unclassified::Unmergeable`] for a file that carries `metacopy`: its content is in the
-    /// layers below.
+    /// [`Unclassified::Unmergeable`] for a file that has the attribute `metacopy`: its content is
+    /// in the layers below.
     pub(crate) fn classify(&self, xattrs: XattrNamespace) -> Result<EntryKind, Unclassified> {
         match self.kind {
             FileType::Directory => Ok(EntryKind::Directory),
@@ -183,7 +187,7 @@ impl<'a> Entry<'a> {
     }
 
     fn is_whiteout_file(&self, xattrs: XattrNamespace) -> Result<bool, Unclassified> {
-        // First the answer that is known.
+        // Check first what needs no system call.
         match self.names {
             Some(names) => Ok(names.has(xattrs.whiteout()) && self.stat()?.st_size == 0),
             None => Ok(self.stat()?.st_size == 0 && self.has(xattrs.whiteout())?),
@@ -203,14 +207,14 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Decides whether an open directory hides the directories of its name in the layers below. `names`
+/// Returns whether an open directory hides the directories of its name in the layers below. `names`
 /// lists its extended attributes, if they are known.
 ///
-/// Not for the root of a layer: there the kernel looks at neither attribute.
+/// Must not be called for the root of a layer, where the kernel looks at neither attribute.
 ///
 /// # Errors
-/// [`Unclassified::Unmergeable`] for a directory that carries `redirect`: its content is elsewhere
-/// in the layers below.
+/// [`Unclassified::Unmergeable`] for a directory that has the attribute `redirect`: its content is
+/// elsewhere in the layers below.
 pub(crate) fn hides_below(
     dir: BorrowedFd<'_>,
     names: Option<&XattrList>,
@@ -227,26 +231,26 @@ pub(crate) fn hides_below(
     Ok(unknown_or_marked && is_opaque_dir(dir, xattrs).map_err(|errno| Unclassified::Failed(READ_XATTRS, errno))?)
 }
 
-/// Whether an open directory is opaque.
+/// Returns whether an open directory is opaque.
 pub(crate) fn is_opaque_dir(dir: BorrowedFd<'_>, xattrs: XattrNamespace) -> rustix::io::Result<bool> {
     let mut value = [0; 2];
     match fgetxattr(dir, xattrs.opaque(), &mut value) {
         Ok(length) => Ok(is_opaque_value(&value[..length])),
-        // RANGE: longer than any value that has a meaning.
+        // RANGE: the value is longer than any that has a meaning.
         Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
         Err(errno) => Err(errno),
     }
 }
 
-/// Whether the value of [opaque](XattrNamespace::opaque) hides what is below: one byte, `y`. (`x`
-/// marks a directory that has whiteouts in their second form.)
+/// Returns whether the value of [opaque](XattrNamespace::opaque) makes a directory opaque: one
+/// byte, `y`. (`x` marks a directory that has whiteouts in their second form.)
 fn is_opaque_value(value: &[u8]) -> bool {
     value == b"y"
 }
 
 const READ_XATTRS: &str = "read the extended attributes of";
 
-/// Whether an attribute exists, by the outcome of reading it.
+/// Returns whether an attribute exists, given the result of reading it.
 fn exists(read: rustix::io::Result<usize>) -> Result<bool, Unclassified> {
     match read {
         Ok(_) | Err(Errno::RANGE) => Ok(true),
@@ -255,11 +259,12 @@ fn exists(read: rustix::io::Result<usize>) -> Result<bool, Unclassified> {
     }
 }
 
-/// Returns whether the file at `path` is a whiteout: for a program that checks what a mount has
+/// Returns whether the file at `path` is a whiteout. A program can use it to check what a mount has
 /// written into its upper.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be looked at, [`Error::Unmergeable`] if it carries `metacopy`.
+/// [`Error::Io`] if the file cannot be looked at, [`Error::Unmergeable`] if it has the attribute
+/// `metacopy`.
 pub fn is_whiteout(path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<bool> {
     let path = path.as_ref();
     let stat = lstat(path).map_err(Error::io("look at", path))?;
@@ -270,7 +275,7 @@ pub fn is_whiteout(path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<boo
 }
 
 /// Returns whether the directory at `path` is opaque, so that it hides everything of its name in
-/// the layers below: for a program that checks what a mount has written into its upper.
+/// the layers below. A program can use it to check what a mount has written into its upper.
 ///
 /// # Errors
 /// [`Error::Io`] if it is not a directory or cannot be read.
@@ -280,22 +285,23 @@ pub fn is_opaque(path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<bool>
     is_opaque_dir(dir.as_fd(), xattrs).map_err(Error::io(READ_XATTRS, path))
 }
 
-/// Makes the whiteout `name` in `dir`, in the first form, which needs no privilege and no attribute
-/// on the directory.
+/// Makes the whiteout `name` in `dir`. It has the first form, which needs no privilege and no
+/// attribute on the directory.
 pub(crate) fn make_whiteout(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
     mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
-/// Makes the directory hide what is below it.
+/// Makes the directory opaque.
 pub(crate) fn set_opaque(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rustix::io::Result<()> {
     fsetxattr(dir, namespace.names().opaque, b"y", XattrFlags::empty())
 }
 
-/// Makes the kernel look for whiteouts in the directory when it lists it, even where no other layer
+/// Makes the kernel look for whiteouts in the directory when it lists it, even if no other layer
 /// has that directory.
 ///
-/// Without it, `ovl_get_inode` takes the directory for one without whiteouts, and their names are
-/// listed but cannot be found. An empty origin says "copied up, from where is not known".
+/// Without the attribute, `ovl_get_inode` assumes that the directory has no whiteouts. The kernel
+/// then lists their names, although they cannot be found. An empty origin means "copied up from an
+/// unknown place".
 pub(crate) fn set_has_whiteouts(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rustix::io::Result<()> {
     fsetxattr(dir, namespace.names().origin, b"", XattrFlags::empty())
 }
@@ -305,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overlayfs_owns_its_prefix_but_not_what_it_stores_for_an_overlay_inside() {
+    fn overlayfs_owns_its_prefix_but_not_the_xattrs_of_an_overlay_inside() {
         for (name, trusted, user) in [
             ("trusted.overlay.opaque", true, false),
             ("trusted.overlay.anything", true, false),
@@ -324,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_letter_y_is_opaque() {
+    fn only_the_value_y_is_opaque() {
         assert!(is_opaque_value(b"y"));
         for value in [&b""[..], b"n", b"x", b"Y", b"yes"] {
             assert!(!is_opaque_value(value), "{}", value.escape_ascii());
@@ -332,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_the_same_whether_its_attributes_are_known_or_read() {
+    fn an_entry_has_the_same_kind_whether_its_attributes_are_known_or_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         for (name, content, xattr) in [
@@ -344,8 +350,8 @@ mod tests {
         ] {
             std::fs::write(path(name), content).unwrap();
             let set = xattr.map(|xattr| rustix::fs::setxattr(path(name), xattr, b"", XattrFlags::empty()));
-            // Only root may set a `trusted` attribute; without it the file is a plain one all the
-            // same.
+            // Only root may set a `trusted` attribute. The file is a plain file with it and without
+            // it.
             assert!(set.is_none_or(|set| set.is_ok()) || name == "other", "{name}");
         }
         std::fs::create_dir(path("dir")).unwrap();
@@ -382,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_of_opaque_means_nothing() {
+    fn a_value_longer_than_y_is_not_opaque() {
         let dir = tempfile::tempdir().unwrap();
         for (value, expected) in [(&b"y"[..], true), (b"x", false), (b"yes", false)] {
             rustix::fs::setxattr(dir.path(), "user.overlay.opaque", value, XattrFlags::empty()).unwrap();

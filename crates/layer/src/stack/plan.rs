@@ -1,23 +1,23 @@
-//! Decides which layers become lowers of their own and which are merged: arithmetic, without the
-//! disk. `merge` does the merging.
+//! Decides which layers become lowers of their own and which are merged. All of this is arithmetic
+//! that does not touch the disk. `merge` does the merging.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The most lower directories that an overlay may have, the base and the merged directory included.
+/// The maximum number of lower directories of an overlay, including the base and the merged
+/// directory.
 ///
-/// `OVL_MAX_STACK` in `fs/overlayfs/params.c`.
+/// The kernel defines it as `OVL_MAX_STACK` in `fs/overlayfs/params.c`.
 pub const MAX_LOWERS: usize = 500;
 
-/// Splits `layers` into the longest prefix that fits and the rest, which has to be merged into one
+/// Splits `layers` into the longest prefix that fits and the rest, which must be merged into one
 /// directory below the prefix.
 ///
-/// All layers fit if the sum of their costs is at most `available`. Otherwise the merged directory
-/// takes `merged_overhead` of it, and the prefix gets what is left. A cost is a number of bytes in
-/// an option string, or 1 where layers are counted. If nothing has to be merged, the second part is
-/// empty.
+/// All layers fit if the sum of their costs is at most `available`. The second part is empty then.
+/// Otherwise the merged directory takes `merged_overhead` of `available`, and the prefix gets the
+/// remainder. A cost is a number of bytes in an option string, or 1 where layers are counted.
 ///
 /// ```
 /// let layers = ["/l/one", "/l/two", "/l/three", "/l/four"];
@@ -51,10 +51,10 @@ pub fn plan_lowerdir<T>(
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Rung {
-    /// `fsconfig(2)` with `lowerdir+`, one call per layer (Linux 6.7): no limit on the length of
-    /// the names.
+    /// `fsconfig(2)` with `lowerdir+`, one call per layer (Linux 6.7). The length of the names has
+    /// no limit.
     LowerdirPlus,
-    /// `mount(2)` with the paths as they are: one page holds all options.
+    /// `mount(2)` with the paths as they are. One page holds all options.
     MountPaths,
     /// `mount(2)` with short names for the same directories: the numbers of their descriptors.
     MountNames,
@@ -84,16 +84,18 @@ impl std::str::FromStr for Rung {
     }
 }
 
-/// What one rung can hold.
+/// The capacity of one rung.
 #[derive(Clone, Copy)]
 pub struct RungLimit<'a> {
-    /// Which rung.
+    /// The rung.
     pub rung: Rung,
-    /// The most lowers, the base and the merged directory included: [`MAX_LOWERS`], or fewer.
+    /// The maximum number of lowers, including the base and the merged directory: [`MAX_LOWERS`],
+    /// or fewer.
     pub max_lowers: usize,
-    /// The most bytes that all lowers may take in the option string; [`usize::MAX`] for no limit.
+    /// The maximum number of bytes that all lowers may take in the option string; [`usize::MAX`]
+    /// for no limit.
     pub max_bytes: usize,
-    /// The bytes that one lower takes in the option string, its separator included.
+    /// The number of bytes that one lower takes in the option string, including its separator.
     pub cost: &'a dyn Fn(&Path) -> usize,
 }
 
@@ -108,28 +110,29 @@ impl fmt::Debug for RungLimit<'_> {
     }
 }
 
-/// The result that a rung would have for a stack.
+/// The result that one rung would give for a stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Estimate {
-    /// Which rung.
+    /// The rung.
     pub rung: Rung,
-    /// How many layers stay lowers of their own.
+    /// The number of layers that stay lowers of their own.
     pub separate: usize,
-    /// How many layers have to be merged.
+    /// The number of layers that must be merged.
     pub merged: usize,
-    /// The most lowers that the rung takes, the base included.
+    /// The maximum number of lowers that the rung takes, including the base.
     pub max_lowers: usize,
-    /// The bytes that all layers and the base would take.
+    /// The number of bytes that all layers and the base would take if none were merged.
     pub bytes: usize,
-    /// The most bytes that the rung takes.
+    /// The maximum number of bytes that the rung takes.
     pub max_bytes: usize,
 }
 
-/// Which layers become lowers of their own, which are merged, and on which rung they are mounted.
+/// The layers that become lowers of their own, the layers that are merged, and the rung on which
+/// they are mounted.
 ///
 /// The lowers of the mount are, topmost first: `separate`, the directory into which `merged` is
-/// merged (if there is any), `base`.
+/// merged (if `merged` is not empty), `base`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Plan {
@@ -139,22 +142,23 @@ pub struct Plan {
     pub separate: Vec<PathBuf>,
     /// The trees to merge, topmost first; all of them lie below the separate ones.
     pub merged: Vec<PathBuf>,
-    /// The base's tree.
+    /// The tree of the base.
     pub base: PathBuf,
-    /// The result of each rung of the ladder, in the order of the ladder.
+    /// The estimate for each rung of the ladder, in the order of the ladder.
     pub estimates: Vec<Estimate>,
 }
 
 impl Plan {
-    /// Plans a stack of `layers` (trees, topmost first, none twice) over `base`. What does not fit
-    /// has to be merged into `merged_dir`; only the length of that name counts here.
+    /// Plans a stack of `layers` over `base`. `layers` are trees, topmost first, none of them
+    /// twice. The layers that do not fit must be merged into `merged_dir`, of which only the cost
+    /// of its name matters here.
     ///
-    /// Takes the first rung on which all layers fit. If there is none, takes the first of those
-    /// that leave the fewest layers to merge. Returns `None` if `ladder` is empty. Reads nothing
-    /// from the disk.
+    /// Takes the first rung on which all layers fit. If they fit on no rung, takes the first of the
+    /// rungs that leave the fewest layers to merge. Returns `None` if `ladder` is empty. Reads
+    /// nothing from the disk.
     pub fn new(layers: &[PathBuf], base: &Path, merged_dir: &Path, ladder: &[RungLimit<'_>]) -> Option<Self> {
         let estimates: Vec<_> = ladder.iter().map(|limit| estimate(layers, base, merged_dir, limit)).collect();
-        // `min_by_key` takes the first of equals: the highest rung.
+        // `min_by_key` returns the first of equal elements: the highest rung.
         let best = estimates.iter().min_by_key(|estimate| estimate.merged)?;
         let (separate, merged) = layers.split_at(best.separate);
         Some(Plan { rung: best.rung, separate: separate.into(), merged: merged.into(), base: base.into(), estimates })
@@ -177,7 +181,8 @@ fn estimate(layers: &[PathBuf], base: &Path, merged_dir: &Path, limit: &RungLimi
         plan_lowerdir(limit.max_bytes.saturating_sub(base_bytes), (limit.cost)(merged_dir), cost, &costs).0.len();
     let mut separate = by_count.min(by_bytes);
     if by_count < layers.len() && separate == by_count {
-        // All bytes fit, but the count asks for a merged directory, whose name must fit too.
+        // The count decides and requires a merged directory, whose name must fit into the bytes,
+        // too.
         let left = limit.max_bytes.saturating_sub(base_bytes).saturating_sub((limit.cost)(merged_dir));
         separate = plan_lowerdir(left, 0, cost, &costs[..separate]).0.len();
     }
@@ -196,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_prefix_that_fits() {
+    fn the_longest_prefix_that_fits_stays_separate() {
         // (available, merged_overhead, costs, separate)
         let table: [(usize, usize, &[usize], usize); 12] = [
             (0, 0, &[], 0),
@@ -219,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_prefix_fits_and_one_more_does_not() {
+    fn the_prefix_fits_and_one_more_layer_does_not() {
         let costs: Vec<usize> = (0..40).map(|n| (n * 7) % 11).collect();
         let total: usize = costs.iter().sum();
         for available in 0..total + 5 {
@@ -260,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rung_serves_only_where_none_above_can() {
+    fn the_highest_rung_with_the_fewest_merged_layers_is_taken() {
         // (rungs on offer, layers, bytes of a path, rung, merged)
         let all = ladder();
         let table: [(&[RungLimit<'_>], usize, usize, Rung, usize); 10] = [
@@ -289,8 +294,8 @@ mod tests {
 
     #[test]
     fn the_name_of_the_merged_directory_counts_in_bytes_too() {
-        // Six lowers by count; the bytes of all five layers and the base fit, but not with the
-        // merged directory's.
+        // The count allows four lowers, so some layers must be merged. The bytes of all five layers
+        // and the base fit, but not with the name of the merged directory.
         let limit = RungLimit { rung: Rung::MountPaths, max_lowers: 4, max_bytes: 6 + 5 * 10, cost: &length };
         let layers = paths(5, 9);
         let merged = PathBuf::from(format!("/{}", "m".repeat(38)));
@@ -301,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn rungs_are_shown_as_they_are_parsed() {
+    fn rungs_are_displayed_as_they_are_parsed() {
         for rung in Rung::LADDER {
             assert_eq!(rung.to_string().parse::<Rung>().unwrap(), rung);
         }

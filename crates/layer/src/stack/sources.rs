@@ -1,5 +1,5 @@
-//! Opens the trees of a stack, with few descriptors. What the trees show together is decided in
-//! `view.rs` and in `merge`.
+//! Opens the trees of a stack with few descriptors. `view.rs` and `merge` decide what the trees
+//! show together.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -11,15 +11,16 @@ use rustix::process::{Resource, getrlimit};
 use crate::error::{Error, Result};
 use crate::tree::walk::{Identity, PATH};
 
-/// One in `SHARE` of the descriptors that the process may have is used for the roots of trees. The
-/// other roots are opened again for each of their directories. So a thousand layers need only a
-/// quarter of the usual limit of 1,024.
+/// The part of the process's descriptors that the roots of trees may use: one in `SHARE`. The other
+/// roots are opened again for each of their directories. So a thousand layers need only a quarter
+/// of the usual limit of 1,024.
 const SHARE: u64 = 4;
 
-/// The trees that are merged, topmost first.
+/// The trees of a stack, topmost first.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    /// The directory that relative paths start from: the workers have other working directories.
+    /// The directory in which relative paths start. The workers of a merge have other working
+    /// directories.
     start: OwnedFd,
     trees: Vec<Tree>,
 }
@@ -31,7 +32,7 @@ struct Tree {
     root: Option<OwnedFd>,
 }
 
-/// The root of a tree: kept open, or opened for this use.
+/// The root of a tree, either kept open or opened for one use.
 pub(crate) enum Root<'a> {
     Held(BorrowedFd<'a>),
     Opened(OwnedFd),
@@ -57,7 +58,7 @@ impl Sources {
         let start = openat(CWD, c".", PATH, Mode::empty()).map_err(Error::io("open", "."))?;
         let mut trees = Vec::with_capacity(paths.len());
         for path in paths {
-            // `fs/` and `fs/.` would follow `fs`.
+            // With `fs/` or `fs/.`, the kernel would follow a symbolic link `fs`.
             let path: PathBuf = path.as_ref().components().collect();
             let root = open_root(start.as_fd(), &path, PATH)?;
             let stat = fstat(&root).map_err(Error::io("look at", &path))?;
@@ -71,17 +72,18 @@ impl Sources {
         self.trees.len()
     }
 
-    /// The path of a tree, as it was given.
+    /// Returns the path of a tree as the caller gave it, without a slash at its end.
     pub(crate) fn path(&self, tree: usize) -> &Path {
         &self.trees[tree].path
     }
 
-    /// The path of the tree whose root this is.
+    /// Returns the path of the tree whose root has this identity.
     pub(crate) fn find(&self, identity: Identity) -> Option<&Path> {
         self.trees.iter().find(|tree| tree.identity == identity).map(|tree| tree.path.as_path())
     }
 
-    /// The root of a tree.
+    /// Returns the root of a tree. Fails with `ESTALE` if it is opened again and is another
+    /// directory now.
     pub(crate) fn root(&self, tree: usize) -> rustix::io::Result<Root<'_>> {
         let Tree { path, identity, root } = &self.trees[tree];
         if let Some(root) = root {
@@ -96,11 +98,12 @@ impl Sources {
     }
 }
 
-/// Opens the root of the tree at `path`, which is relative to `start`. A symbolic link is not a
-/// tree.
+/// Opens the root of the tree at `path`, which is relative to `start`. Does not follow a symbolic
+/// link at `path` itself.
 ///
 /// # Errors
-/// [`Error::NotADirectory`] if it is not a directory, [`Error::Io`] if it cannot be opened.
+/// [`Error::NotADirectory`] if `path` is not a directory or does not exist, [`Error::Io`] if it
+/// cannot be opened.
 pub(super) fn open_root(start: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
     openat(start, path, flags, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
@@ -117,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn roots_that_are_not_held_are_opened_again_and_are_the_same() {
+    fn a_root_that_is_opened_again_must_be_the_same_directory() {
         let dir = tempfile::tempdir().unwrap();
         let paths = [dir.path().join("held"), dir.path().join("opened")];
         paths.iter().for_each(|path| fs::create_dir(path).unwrap());

@@ -1,5 +1,5 @@
-//! What a stack of trees shows, directory by directory. `lookup.rs` answers for one path, and says
-//! what is hidden there.
+//! Answers what a stack of trees shows, directory by directory. `lookup.rs` answers for one path,
+//! and also reports the hidden entries there.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -16,23 +16,24 @@ use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath, open_in};
 use crate::tree::xattr::XattrList;
 
-/// What a stack of trees shows, directory by directory: what the kernel would answer, without a
+/// The tree that the kernel would show for a stack of trees, read directory by directory without a
 /// mount and without privilege.
 ///
-/// The rules are those of [`Merge`](crate::Merge): a file on top stands alone, a directory is the
-/// union downwards to the first opaque one and not past a file or a whiteout. No symbolic link is
-/// followed, neither one on the way nor the last. ([`lookup`](crate::lookup) is about one path, and
-/// about what is hidden there.)
+/// The rules are those of [`Merge`](crate::Merge). If the topmost entry of a name is a file, it
+/// hides everything of its name below. A directory is the union of the directories of its name,
+/// downwards to the first opaque one, and not past a file or a whiteout. A view follows no symbolic
+/// link, neither on the way nor at the end of a path. ([`lookup`](crate::lookup) answers for one
+/// path, and also reports the hidden entries there.)
 #[derive(Debug)]
 pub(crate) struct View {
     trees: Sources,
     xattrs: XattrNamespace,
 }
 
-/// What a stack shows at a path.
+/// The entry that a stack shows at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Shown {
-    /// A directory, put together from one or more trees.
+    /// A directory, merged from one or more trees.
     Directory(Directory),
     /// Anything else, from the tree with this index; the topmost tree is 0.
     File(usize),
@@ -46,16 +47,17 @@ pub(crate) struct Directory {
 }
 
 impl View {
-    /// The stack of `trees` (`<layer>/fs`), **topmost first**, the base last. Nothing is read but
-    /// their roots.
+    /// Makes a view of the stack of `trees` (`<layer>/fs`), **topmost first**, the base last. Opens
+    /// only their roots.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if one of them is not a directory; a symbolic link is not one.
+    /// [`Error::NotADirectory`] if a tree is not a directory (a symbolic link is not one),
+    /// [`Error::Io`] if its root cannot be opened.
     pub(crate) fn new(trees: &[impl AsRef<Path>]) -> Result<Self> {
         Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default() })
     }
 
-    /// The same, with overlayfs's attributes in `namespace`.
+    /// Reads overlayfs's attributes in `namespace`.
     pub(crate) fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
         self
@@ -67,10 +69,11 @@ impl View {
     }
 
     /// Returns what the stack shows at `path`, which is absolute in the stack or relative to its
-    /// root; `None` if there is nothing, or a file is on the way.
+    /// root. Returns `None` if there is nothing, or if the path leads through something that is not
+    /// a directory.
     ///
     /// # Errors
-    /// As [`child`](Self::child). A path with `..` is [`Error::Io`].
+    /// The errors of [`child`](Self::child), and [`Error::Io`] if `path` has a `..`.
     pub(crate) fn find(&self, path: impl AsRef<Path>) -> Result<Option<Shown>> {
         let path = path.as_ref();
         let mut shown = Shown::Directory(self.root());
@@ -89,11 +92,12 @@ impl View {
         Ok(Some(shown))
     }
 
-    /// What `directory` shows under `name`.
+    /// Returns what `directory` shows under `name`.
     ///
     /// # Errors
-    /// [`Error::Io`] names what cannot be looked at, [`Error::MountInside`] what is mounted in a
-    /// tree, [`Error::Unmergeable`] a directory that is elsewhere in the layers below.
+    /// [`Error::Io`] names an entry that cannot be looked at, and [`Error::MountInside`] a mount
+    /// point in a tree. [`Error::Unmergeable`] names a directory whose content is elsewhere in the
+    /// layers below (`redirect`), or a file of which this is true (`metacopy`).
     pub(crate) fn child(&self, directory: &Directory, name: &OsStr) -> Result<Option<Shown>> {
         let name = as_c_string(name).map_err(Error::io("look up", directory.path.join(name)))?;
         let mut trees = Vec::new();
@@ -121,10 +125,10 @@ impl View {
         Ok((!trees.is_empty()).then_some(Shown::Directory(Directory { path, trees })))
     }
 
-    /// The names that `directory` shows, each with the tree that it comes from.
+    /// Returns the names that `directory` shows, each with the tree that it comes from.
     ///
     /// # Errors
-    /// As [`child`](Self::child).
+    /// The errors of [`child`](Self::child).
     pub(crate) fn names(&self, directory: &Directory) -> Result<BTreeMap<OsString, usize>> {
         let mut names = BTreeMap::new();
         let mut hidden: HashSet<CString> = HashSet::new();
@@ -157,8 +161,8 @@ impl View {
         Ok(names)
     }
 
-    /// Returns the attributes of the directory: those of the topmost tree, without overlayfs's own.
-    /// `None` for a stack of no trees.
+    /// Returns the attributes that the directory has in the topmost tree, without overlayfs's own.
+    /// Returns `None` for a stack of no trees.
     pub(crate) fn attributes(&self, directory: &Directory) -> Result<Option<Attributes>> {
         let Some(&tree) = directory.trees.first() else { return Ok(None) };
         let dir = self.open_to_read(tree, directory)?;
@@ -167,27 +171,27 @@ impl View {
         attributes.map(Some).map_err(self.error("read the attributes of", tree, directory, None))
     }
 
-    /// The path of the tree whose root this is.
+    /// Returns the path of the tree whose root `root` describes.
     pub(crate) fn tree_of(&self, root: &Stat) -> Option<&Path> {
         self.tree_with(walk::identity(root))
     }
 
-    /// The path of the tree whose root has this identity.
+    /// Returns the path of the tree whose root has this identity.
     pub(crate) fn tree_with(&self, identity: walk::Identity) -> Option<&Path> {
         self.trees.find(identity)
     }
 
-    /// How many trees there are.
+    /// Returns the number of trees.
     pub(crate) fn len(&self) -> usize {
         self.trees.len()
     }
 
-    /// The path of a tree, as it was given.
+    /// Returns the path of a tree, as the caller gave it.
     pub(crate) fn path(&self, tree: usize) -> &Path {
         self.trees.path(tree)
     }
 
-    /// The root of a tree.
+    /// Returns the root of a tree.
     pub(crate) fn root_of(&self, tree: usize) -> rustix::io::Result<Root<'_>> {
         self.trees.root(tree)
     }
@@ -200,7 +204,7 @@ impl View {
     fn open_to_read(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
         let opened = self.trees.root(tree).and_then(|root| {
             match open_beneath(root.as_fd(), &directory.path, READ | rustix::fs::OFlags::NOATIME) {
-                // Only root and the owner may read without changing the access time.
+                // Only root and the owner may open a directory with NOATIME.
                 Err(Errno::PERM) => open_beneath(root.as_fd(), &directory.path, READ),
                 opened => opened,
             }
@@ -208,7 +212,7 @@ impl View {
         opened.map_err(self.error("open", tree, directory, None))
     }
 
-    /// What `name` in an open directory of a tree is to overlayfs.
+    /// Returns what `name` in an open directory of a tree is to overlayfs.
     fn kind(
         &self,
         tree: usize,
@@ -221,21 +225,22 @@ impl View {
         classified.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
 
-    /// Whether the directory `name` hides what is below it.
+    /// Returns whether the directory `name` hides the directories of that name in the trees below.
     fn ends(&self, tree: usize, directory: &Directory, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
         let opened = open_in(dir, name, READ).map_err(self.error("open", tree, directory, Some(name)))?;
         let hides = overlayfs::hides_below(opened.as_fd(), None, self.xattrs);
         hides.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
 
-    /// The path of a directory of a tree, or of `name` in it.
+    /// Returns the path of a directory of a tree, or of `name` in it.
     fn place(&self, tree: usize, directory: &Directory, name: Option<&CStr>) -> PathBuf {
         let mut path = self.trees.path(tree).join(&directory.path);
         path.extend(name.map(as_os_str));
         path
     }
 
-    /// For `map_err`: a failed system call on a directory of a tree, or on `name` in it.
+    /// Returns a function for `map_err`. It makes the error of a failed system call on a directory
+    /// of a tree, or on `name` in it.
     fn error(
         &self,
         operation: &'static str,
@@ -263,7 +268,7 @@ mod tests {
         mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
     }
 
-    /// Three trees in which every rule has a case.
+    /// Makes three trees that have a case for every rule.
     fn stack(dir: &Path) -> Vec<PathBuf> {
         let trees: Vec<_> = ["top", "middle", "base"].map(|name| dir.join(name)).into();
         let [top, middle, base] = [&trees[0], &trees[1], &trees[2]];
@@ -281,7 +286,7 @@ mod tests {
         whiteout(&top.join("dir-in-base"));
         setxattr(top.join("opaque"), "user.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
         setxattr(middle.join("marked"), "user.overlay.whiteout", b"", XattrFlags::empty()).unwrap();
-        // A directory, a file below it, a directory below that.
+        // `cut` is a directory on top, a file in the middle and a directory in the base.
         fs::create_dir(top.join("cut")).unwrap();
         fs::create_dir(base.join("cut")).unwrap();
         fs::write(base.join("cut/hidden"), "").unwrap();
@@ -290,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_and_where_it_comes_from() {
+    fn the_topmost_entries_are_shown_with_their_trees() {
         let dir = tempfile::tempdir().unwrap();
         let stack = View::new(&stack(dir.path())).unwrap().xattrs(XattrNamespace::User);
         let directory = |path: &str, trees: &[usize]| {
@@ -328,14 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_of_nothing_shows_nothing() {
+    fn a_stack_of_no_trees_shows_nothing() {
         let stack = View::new(&[] as &[&Path]).unwrap();
         assert_eq!(stack.find("/usr").unwrap(), None);
         assert!(stack.names(&stack.root()).unwrap().is_empty());
     }
 
     #[test]
-    fn a_directory_that_is_elsewhere_is_refused() {
+    fn a_directory_with_redirect_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("moved")).unwrap();
         setxattr(dir.path().join("moved"), "user.overlay.redirect", b"/other", XattrFlags::empty()).unwrap();

@@ -1,5 +1,5 @@
-//! A layer in the making, which enters its store whole or not at all. Where it is made is decided
-//! in `store_dir.rs`; how an upper becomes a layer is decided in `capture`.
+//! Drafts: layers that are being made, and that appear in their store complete or not at all.
+//! `store_dir.rs` decides where they are made; `capture` turns uppers into layers.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -13,11 +13,12 @@ use crate::layer::access::Access;
 use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::locked_dir::LockedDir;
 
-/// A layer in the making: a program that lists the store does not see it before it is complete.
+/// A layer that is being made. A program that lists the store does not see it until it is
+/// published.
 ///
-/// It is made in the store's own directory (`<store>/.layered/new/`), on the file system of the
-/// layers, and becomes one of them by a rename. If its maker is killed, a
-/// [collector](crate::Collector) removes what is left.
+/// The draft is in the store's own directory (`<store>/.layered/new/`), so it is on the file system
+/// of the layers. [`publish`](Self::publish) makes it a layer with one rename. If the process that
+/// makes the draft is killed, a [collector](crate::Collector) removes the draft.
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
@@ -41,7 +42,7 @@ impl Draft {
     /// Makes an empty directory for a new layer of `store`.
     ///
     /// # Errors
-    /// [`Error::Io`]; nothing is left.
+    /// [`Error::Io`] if the directory cannot be made. A collector removes what is left of it.
     pub fn begin(store: impl AsRef<Path>) -> Result<Self> {
         let store = store.as_ref();
         let store_dir = StoreDir::make(store)?;
@@ -52,7 +53,7 @@ impl Draft {
         Ok(Self { layer, store: store.into(), access: Access::default(), work: Some(work) })
     }
 
-    /// Gives the directory of the layer this mode and group, in place of the default (0700).
+    /// Sets the mode and group of the layer's directory. The default is 0700.
     pub fn access(mut self, access: Access) -> Self {
         self.access = access;
         self
@@ -76,7 +77,7 @@ impl Draft {
         self.access.apply(dir, self.layer.path())?;
         renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE)
             .map_err(Error::io("rename a new layer to", layer.path()))?;
-        // What is left of the draft is empty, and goes with it.
+        // The draft is empty now. Its `Drop` removes it.
         Ok(layer)
     }
 
@@ -88,7 +89,7 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            log::error!("{} is left for a collector: {}", quoted(self.layer.path()), Chain(&error));
+            log::error!("cannot remove {}, left to a collector: {}", quoted(self.layer.path()), Chain(&error));
         }
     }
 }
@@ -99,7 +100,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn it_is_seen_when_it_is_whole_or_not_at_all() {
+    fn a_draft_appears_complete_or_not_at_all() {
         let store = tempfile::tempdir().unwrap();
         let new = store.path().join(".layered/new");
         let draft = Draft::begin(&store).unwrap();

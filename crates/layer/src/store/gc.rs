@@ -1,5 +1,5 @@
 //! Garbage collection: which layers are removed, in which order and under which locks. `hold.rs`
-//! decides which layers are in use; `store_dir/trash.rs` removes.
+//! decides which layers are in use; `store_dir/trash.rs` removes them.
 
 mod abandoned;
 mod inventory;
@@ -25,35 +25,37 @@ use crate::store::hold::{Stale, held, read};
 use crate::store::store_dir::{MadeOfLayer, Part, StoreDir};
 use crate::tree::remove::remove_tree;
 
-/// The number of layers that are renamed under one lock, and then removed without it. A rename
-/// takes about ten microseconds, so a run that wants to hold its layers waits about one
-/// millisecond.
+/// The maximum number of layers that are renamed under one lock, and then removed without the lock.
+/// A rename takes about ten microseconds, so a run that wants to hold its layers waits for about
+/// one millisecond.
 const BATCH: usize = 64;
 
-/// Removes the least recently used layers of a store until it keeps to a budget.
+/// A garbage collector, which removes the least recently used layers of a store until the store
+/// keeps to a budget.
 ///
-/// Collects the layers that are directly in the store and have a `layer.json`, by
-/// [last use](Layer::last_used) or, where a layer was never used, by the age of its `layer.json`.
-/// Never collects:
-/// - layers that a process or a kept result [holds](crate::Hold), as every run holds its own;
+/// The collector considers the layers that are directly in the store and have a `layer.json`, in
+/// the order of their [last use](Layer::last_used). For a layer that was never used, the time of
+/// its `layer.json` counts. The collector never removes:
+/// - layers that a process or a kept result [holds](crate::Hold); every run holds its layers;
 /// - a layer that the `base_hash` of another layer [names](Layer::has_hash): a base is never marked
-///   as used, and all layers over it would be lost;
+///   as used, and all layers above it would be lost;
 /// - a layer that has been used since the collector looked at it;
 /// - a directory without `layer.json`, which another program may be filling; if a
-///   [`Capture`](crate::Capture) was killed there, it is completed or its marks are removed;
+///   [`Capture`](crate::Capture) was killed there, the collector completes the layer, or removes
+///   the capture's marks, and the directory if nothing else is in it;
 /// - symbolic links, which are only names.
 ///
-/// A layer among the `parent_hashes` of another is collected like any other. Every layer is
-/// complete by itself on disk. A run that stacks a layer also stacks its parents and marks them as
-/// used, so they are as recent as it is.
+/// A layer that the `parent_hashes` of another layer name is removed like any other: on disk, every
+/// layer is complete without its parents. A run that stacks a layer also stacks its parents and
+/// marks them as used, so the parents are as recent as the layer.
 ///
 /// A layer disappears in one step: the collector renames it into the store's own directory and
-/// removes it there. If the collector is killed, the next one removes the rest, and what killed
-/// makers of layers left. Any number of collectors may work in one store.
+/// removes it there. If the collector is killed, the next one removes the rest. A collector also
+/// removes the [drafts](crate::Draft) of processes that were killed. Any number of collectors may
+/// work in one store.
 ///
-/// A collector works on a full disk: until it has removed something, it makes no directory and no
-/// file. Where the store has no directory of its own yet and there is no room for one, the first
-/// layer to be removed becomes that directory.
+/// A collector works on a full disk. It makes no file, and no directory but the store's own. If the
+/// disk has no room for that, one of the layers to remove becomes the store's directory.
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
@@ -77,22 +79,24 @@ pub struct Collector<'a> {
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
-/// Where a collector takes the sizes of layers from.
+/// The source of the sizes of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Sizes {
-    /// From [`Meta::disk_usage`](crate::Meta::disk_usage). The collector measures a layer if that
-    /// is 0, or more than is in use on the file system. It also measures the largest layers for as
-    /// long as the sum is more than is in use, or more than [`max_bytes`](Collector::max_bytes), so
-    /// that one wrong number does not empty a store.
+    /// The [`Meta::disk_usage`](crate::Meta::disk_usage) of each layer. The collector measures a
+    /// layer instead if this number is 0, or more than is in use on the file system. It also
+    /// measures layers, the largest first, while the sum of all sizes is more than is in use, or
+    /// more than [`max_bytes`](Collector::max_bytes), so that one wrong number does not empty a
+    /// store. It stops measuring when eight numbers have proved true.
     #[default]
     Recorded,
-    /// The collector measures each layer's directory: [`TreeSize`](crate::TreeSize). A budget of
-    /// entries needs this, since they are not recorded.
+    /// The size of each layer's directory, which the collector measures as
+    /// [`TreeSize`](crate::TreeSize) does. A budget of entries needs this, because `layer.json`
+    /// does not record entries.
     Measured,
 }
 
-/// What a collector has done, or would do.
+/// The result of a collection or of a dry run.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Collected {
@@ -102,14 +106,15 @@ pub struct Collected {
     pub held: Vec<OsString>,
     /// Layers that would have been removed if they were not the base of others.
     pub bases: Vec<OsString>,
-    /// Directories that killed collectors, killed captures and killed makers of layers had left.
-    /// What another collector is removing at the moment counts too, since nothing shows whether
-    /// that collector is alive.
+    /// The number of directories that killed collectors, killed captures and killed makers of
+    /// drafts had left. A layer that another collector is removing at the moment also counts,
+    /// because nothing shows whether that collector is alive.
     pub orphans: usize,
-    /// What could not be looked at or removed. A layer that was taken away already is removed by
-    /// the next collector.
+    /// The errors for entries that could not be examined or removed. If a layer was already renamed
+    /// into the store's own directory, the next collector removes it.
     pub failed: Vec<Error>,
-    /// Whether the store keeps to the budget now. An age is not a budget.
+    /// Whether the store now keeps to its budgets of bytes, entries and free space. The maximum age
+    /// is not a budget.
     pub within_budget: bool,
 }
 
@@ -121,39 +126,41 @@ pub struct CollectedLayer {
     pub name: OsString,
     /// When it was [used last or made](Layer::last_used_or_made).
     pub last_use: SystemTime,
-    /// The size, from where [`Sizes`] says.
+    /// The size in bytes, from the source that [`Sizes`] names.
     pub bytes: u64,
-    /// Inodes: its directory, files, directories and all else in it. `None` if it was not measured.
+    /// The number of inodes: the layer's directory and everything in it. `None` if the layer was
+    /// not measured.
     pub entries: Option<u64>,
 }
 
 impl Collected {
-    /// Returns the bytes of all layers that were removed.
+    /// Returns the sum of the bytes of all layers that were removed.
     pub fn bytes(&self) -> u64 {
         self.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.bytes))
     }
 }
 
-/// How far a collector is.
+/// The progress of a collector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
     /// The collector has looked at `layers` layers.
     Looked {
-        /// Their number.
+        /// The number of layers that the collector has looked at.
         layers: usize,
     },
     /// The collector has removed `layers` layers.
     Removed {
-        /// Their number.
+        /// The number of layers that the collector has removed.
         layers: usize,
-        /// How many were to go when the collector began to remove.
+        /// The number of layers that the collector planned to remove when it began.
         of: usize,
     },
 }
 
 impl<'a> Collector<'a> {
-    /// A collector without a budget: it removes what killed collectors left, and no layer.
+    /// Returns a collector without a budget. It removes what killed collectors, captures and makers
+    /// of drafts left, and no layer.
     pub fn new() -> Self {
         Self::default()
     }
@@ -164,9 +171,9 @@ impl<'a> Collector<'a> {
         self
     }
 
-    /// Keeps at most `entries` inodes: files, directories, symbolic links and all else, with the
-    /// layers' own directories and files. A file with several names is one. Every layer is
-    /// measured.
+    /// Keeps at most `entries` inodes: files, directories, symbolic links and all others, including
+    /// the layers' own directories and files. A file with several names in one layer counts once.
+    /// The collector measures every layer.
     pub fn max_entries(mut self, entries: u64) -> Self {
         self.max_entries = Some(entries);
         self.sizes = Sizes::Measured;
@@ -180,25 +187,25 @@ impl<'a> Collector<'a> {
         self
     }
 
-    /// Keeps no layer whose last use is more than `age` ago.
+    /// Removes layers whose last use is more than `age` ago.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = Some(age);
         self
     }
 
-    /// Takes the sizes from where `sizes` says.
+    /// Sets the source of the sizes. With a budget of entries, the collector always measures.
     pub fn sizes(mut self, sizes: Sizes) -> Self {
         self.sizes = if self.max_entries.is_some() { Sizes::Measured } else { sizes };
         self
     }
 
-    /// Calls `progress` after each layer that is looked at or removed.
+    /// Calls `progress` after each layer that the collector looks at or removes.
     pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
         self.progress = Callback(Some(progress));
         self
     }
 
-    /// Returns what [`collect`](Self::collect) would do now. Nothing is changed.
+    /// Returns what [`collect`](Self::collect) would do now, and changes nothing.
     ///
     /// # Errors
     /// As `collect`.
@@ -220,7 +227,7 @@ impl<'a> Collector<'a> {
     /// # Errors
     /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::Io`] if nothing can be
     /// collected there (a read-only store). A failure with one layer is reported in
-    /// [`Collected::failed`], and does not keep the others.
+    /// [`Collected::failed`], and does not keep the collector from removing the others.
     pub fn collect(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
         let mut collected = Collected::default();
@@ -253,7 +260,7 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Returns how much is over the budget.
+    /// Returns by how much the store exceeds its budgets.
     fn need(&self, store: &Path, inventory: &Inventory) -> Result<Need> {
         let total = inventory.total();
         let over = |there: u64, most: Option<u64>| most.map_or(0, |most| there.saturating_sub(most));
@@ -261,33 +268,34 @@ impl<'a> Collector<'a> {
             bytes: over(total.bytes, self.max_bytes),
             entries: over(total.entries, self.max_entries),
             free_bytes: self.lacking(store)?,
-            // No layer was last used before the epoch.
+            // `None` if the time is out of range: no layer is that old.
             oldest: self.max_age.and_then(|age| SystemTime::now().checked_sub(age)),
         })
     }
 
-    /// Bytes that the file system lacks.
+    /// Returns the number of free bytes that the file system lacks.
     fn lacking(&self, store: &Path) -> Result<u64> {
         let Some(least) = self.min_free_bytes else { return Ok(0) };
         let stat = statvfs(store).map_err(Error::io("ask for the free space of", store))?;
         Ok(least.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize)))
     }
 
-    /// Bytes that the file system lacks, when by the sizes of the layers that have been removed it
-    /// lacks `expected` still.
+    /// Returns the number of free bytes that the file system still lacks after layers were removed.
+    /// By the sizes of those layers, it still lacks `expected` bytes.
     fn still_lacking(&self, store: &Path, expected: u64) -> Result<u64> {
         let lacking = self.lacking(store)?;
         if lacking == 0 || expected > 0 {
             return Ok(lacking.min(expected));
         }
-        // On some file systems, Btrfs for one, what was removed becomes free only now. Otherwise it
-        // would look as if nothing became free, and all layers would be removed.
+        // Some file systems, for example Btrfs, free the blocks of removed files only in a sync.
+        // Without it, the removals would seem to free nothing, and the collector would remove all
+        // layers.
         let synced = File::open(store).and_then(|dir| Ok(syncfs(dir)?));
         synced.map_err(Error::io("sync the file system of", store))?;
         self.lacking(store)
     }
 
-    /// What would go, if all goes well.
+    /// Returns the layers that would be removed if nothing fails.
     fn plan(&self, inventory: &Inventory, held: &HashSet<OsString>, mut need: Need) -> Collected {
         let mut collected = Collected::default();
         for stored in &inventory.layers {
@@ -312,8 +320,8 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Renames a number of layers into the store directory, while no process can take a hold.
-    /// Returns their new paths.
+    /// Renames the next layers, at most [`BATCH`], into the store directory. Takes the lock that
+    /// keeps processes from making holds. Returns the new paths.
     fn take_away(
         &self,
         store: &Path,
@@ -345,18 +353,18 @@ impl<'a> Collector<'a> {
                         self.count(stored, need, collected);
                         trash.push(path);
                     }
-                    // The store directory has no room for more names: those that it has are removed
-                    // first.
+                    // The store directory has no room for another name. The caller first removes
+                    // the layers that are already in it.
                     Err(error) if error.is_disk_full() && !trash.is_empty() => {
                         layers.push_front(stored);
                         break;
                     }
-                    // Nothing can be collected there.
+                    // Nothing can be collected in a read-only store.
                     Err(error) if error.is_read_only() => return Err(error),
                     Err(error) => collected.failed.push(error),
                 },
-                Ok(Some(false)) => log::debug!("{} was used in the meantime", quoted(layer.path())),
-                // Another collector was quicker.
+                Ok(Some(false)) => log::debug!("{} was used since the collector looked at it", quoted(layer.path())),
+                // Another collector removed the layer first.
                 Ok(None) => need.gone(stored.size),
                 Err(error) => collected.failed.push(error),
             }
@@ -364,10 +372,10 @@ impl<'a> Collector<'a> {
         Ok(trash)
     }
 
-    /// Makes the store directory on a full disk: one of the layers that have to go becomes it, and
-    /// is removed there. `None` if none can.
+    /// Makes the store directory on a full disk: renames one of the layers to remove to it, and
+    /// removes the layer's contents there. Returns `None` if no layer is suitable.
     ///
-    /// No process holds any of the layers, since there is no store directory.
+    /// Without a store directory, no process holds any of the layers.
     fn make_store_dir_of_layer(
         &self,
         store: &Path,
@@ -380,7 +388,7 @@ impl<'a> Collector<'a> {
                 break;
             }
             let layer = Layer::at(store.join(&*stored.name));
-            // An error with one of them is reported when its turn comes.
+            // If an error occurs here, `take_away` reports it when it comes to this layer.
             if stored.is_base || !matches!(is_as_it_was(&layer, stored), Ok(Some(true))) {
                 continue;
             }
@@ -405,14 +413,14 @@ impl<'a> Collector<'a> {
     }
 }
 
-/// Whether a layer was not used since the collector looked at it. `None` if it does not exist any
-/// more.
+/// Returns whether a layer has not been used since the collector looked at it, or `None` if it does
+/// not exist any more.
 fn is_as_it_was(layer: &Layer, stored: &Stored) -> Result<Option<bool>> {
     Ok(layer.last_used_or_made()?.map(|used| used == stored.used))
 }
 
 impl Collected {
-    /// Whether a layer that should be removed must stay. Records why.
+    /// Returns whether a layer that should be removed must stay, and records why.
     fn is_spared(&mut self, stored: &Stored, held: &HashSet<OsString>) -> bool {
         let name = &*stored.name;
         match (stored.is_base, held.contains(name)) {
@@ -424,7 +432,7 @@ impl Collected {
     }
 }
 
-/// Removes what dead owners have left.
+/// Removes the garbage, and the holds and drafts of dead owners.
 fn remove_orphans(store_dir: &StoreDir, collected: &mut Collected) -> Result<()> {
     let garbage = store_dir.garbage()?;
     let count = garbage.directories();
@@ -439,7 +447,7 @@ fn remove_orphans(store_dir: &StoreDir, collected: &mut Collected) -> Result<()>
         };
         let count = orphans.len();
         let failed = orphans.into_iter().filter_map(|orphan| orphan.remove().err()).collect::<Vec<_>>();
-        // What cannot be removed now cannot be a moment later.
+        // An orphan that cannot be removed now cannot be removed a moment later, either.
         let more = count >= BATCH && failed.is_empty();
         collected.orphans += count - failed.len();
         collected.failed.extend(failed);
@@ -449,13 +457,14 @@ fn remove_orphans(store_dir: &StoreDir, collected: &mut Collected) -> Result<()>
     }
 }
 
-/// Completes or removes what killed captures have left.
+/// Completes the layers of killed captures, or removes what the captures left.
 fn resolve_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collected) -> Result<()> {
     if unfinished.is_empty() {
         return Ok(());
     }
-    // One collector at a time, where there can be others: without a store directory there is none
-    // yet.
+    // Only one collector may do this at a time. A store without a store directory has nothing to
+    // lock: there, concurrent collectors may report an error for a directory that one of them has
+    // resolved.
     let store_dir = StoreDir::open(store)?;
     let _lock = store_dir.as_ref().map(|store_dir| store_dir.lock(FlockOperation::LockExclusive)).transpose()?;
     for layer in unfinished {

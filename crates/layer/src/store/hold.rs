@@ -1,5 +1,5 @@
-//! Which layers are in use: the files in a store's `.layered/holds`. `store_dir.rs` has the
-//! directory around them and its lock; `gc.rs` asks which layers are held.
+//! Holds, which record in a store's `.layered/holds` which layers are in use. `store_dir.rs`
+//! provides the directory and its lock; `gc.rs` spares the layers that are held.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -20,25 +20,25 @@ use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::regular_file;
 use crate::tree::walk::PATH;
 
-/// Keeps layers from every [collector](crate::Collector) of any process for as long as this value
-/// exists, and longer if the caller [keeps](Self::keep) it.
+/// A hold on layers. No [collector](crate::Collector) of any process removes them while this value
+/// exists, or even longer if the caller [keeps](Self::keep) it.
 ///
-/// It is one small file per store (`<store>/.layered/holds/<random>`), not a lock per layer: a run
-/// over hundreds of layers has one descriptor open for it. The file is locked, flock(2), so that
-/// the hold ends with its process, however that happens; a collector then removes the file. The
-/// descriptor is not passed on to programs that are executed.
+/// A hold is one small file per store (`<store>/.layered/holds/<random>`), not a lock per layer, so
+/// a run over hundreds of layers needs only one descriptor per store. The process locks the file
+/// with flock(2). The kernel releases the lock however the process ends, and a collector then
+/// removes the file. Programs that the process executes do not inherit the descriptor.
 ///
-/// The store of a layer is the directory in which it really is: for a symbolic link, that of the
-/// layer that the link leads to. Two cases are not covered: a layer that is bind-mounted elsewhere
-/// by itself, and a store that several machines share over a file system that does not propagate
-/// flock(2).
+/// The store of a layer is the directory that really contains it. For a symbolic link, this is the
+/// store of the layer that the link leads to. Two cases are not covered: a single layer that is
+/// bind-mounted elsewhere, and a store that several machines share over a file system that does not
+/// propagate flock(2).
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
 /// # std::fs::create_dir_all(store.path().join("gcc/fs"))?;
 /// # let layers = [layer::Layer::at(store.path().join("gcc"))];
 /// let hold = layer::Hold::of(layers.iter().map(layer::Layer::path))?;
-/// // A layer that exists now stays.
+/// // No collector removes a layer that exists now.
 /// hold.release()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -48,34 +48,39 @@ pub struct Hold {
     files: Vec<NamedTempFile>,
 }
 
-/// The head of a hold's file, padded with NULs: the path for which the layers stay held without a
-/// process, and what identifies it. Its bytes are allocated from the beginning, so that it can be
-/// written on a full disk. The names follow, each ended by a NUL.
+/// The size of the head of a hold's file. The head contains the path for which the layers stay held
+/// without a process, a NUL, the id of the directory there, if any, and NULs as padding. It is
+/// allocated when the file is made, so it can be written on a full disk. The names of the layers
+/// follow the head, each terminated by a NUL.
 const HEAD_BYTES: usize = 4096;
 
-/// Links to links are followed in one step: a path that is a link again has just been made one.
+/// The maximum number of rounds that resolve symbolic links. One round follows a chain of links to
+/// its end, so a resolved path is a link again only if another process has just replaced it.
 const MOST_STEPS: usize = 3;
 
 impl Hold {
-    /// Holds the layers in these directories. Look at the layers *afterwards*: a collector may have
-    /// removed one just before.
+    /// Holds the layers in these directories. Look at the layers *after* taking the hold: a
+    /// collector may have removed one just before.
     ///
-    /// Three kinds of store are skipped, and the log says so:
-    /// - a store that cannot be written to, since no collector can remove anything there (unless it
-    ///   is mounted writable elsewhere);
-    /// - a store whose file system has no locks, without which no collector works;
-    /// - a store whose `.layered` belongs to another user, which no collector uses.
+    /// The hold skips these stores, and logs that it does:
+    /// - a store that is mounted read-only: no collector can remove anything there, unless the
+    ///   store is also mounted writable elsewhere;
+    /// - a store whose file system has no locks: no collector works there;
+    /// - a store whose `.layered` belongs neither to root nor to the owner of the store: no
+    ///   collector uses it;
+    /// - a store whose `.layered` this user may not make or open: a collector of another user may
+    ///   remove its layers.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] says
-    /// why the layers cannot be held. Nothing is held then.
+    /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] reports
+    /// why the layers cannot be held. After an error nothing is held.
     pub fn of(layers: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
         let hold = Self::acquire(layers, None)?;
         Ok(hold.expect("nothing stops it"))
     }
 
-    /// As [`of`](Self::of), but gives up waiting for a collector as soon as `stop` returns true;
-    /// `None` then.
+    /// Holds layers as [`of`](Self::of) does, but stops waiting for a collector as soon as `stop`
+    /// returns true. Returns `None` then.
     ///
     /// # Errors
     /// As `of`.
@@ -106,7 +111,7 @@ impl Hold {
                     return Ok(None);
                 }
             }
-            // The root directory is in no store.
+            // The root directory has no parent, so it is not in a store.
             let real = |layer: &Path| fs::canonicalize(layer).map_err(|error| missing(layer, error));
             let real = links.into_iter().map(real).collect::<Result<Vec<_>>>()?;
             waiting = real.into_iter().filter(|layer| layer.parent().is_some()).collect();
@@ -117,12 +122,12 @@ impl Hold {
         Err(missing(&waiting[0], Errno::LOOP.into()))
     }
 
-    /// Sets the reason for which the layers stay held if this value is [kept](Self::keep): they are
-    /// held for as long as the directory `path` exists, or with `id` for as long as it is that
-    /// directory. The path must be absolute. If the value is dropped without being kept, it holds
-    /// nothing.
+    /// Sets the reason for which the layers stay held if the caller [keeps](Self::keep) this value.
+    /// The layers then stay held as long as the directory `path` exists or, with `id`, as long as
+    /// `path` is the directory with this id. The path must be absolute. If the caller drops the
+    /// value without keeping it, nothing stays held.
     ///
-    /// Needs no room on the disk. A collector has to see `path` under the same name.
+    /// This needs no free space on the disk. Collectors must see the directory under the same path.
     ///
     /// # Errors
     /// [`Error::Io`] if the reason cannot be written, for example if the path has more than 4,000
@@ -141,8 +146,8 @@ impl Hold {
         Ok(())
     }
 
-    /// Leaves the layers held for the [reason](Self::set_reason) that was given, across processes
-    /// and restarts of the machine.
+    /// Keeps the layers held for the [reason](Self::set_reason) that was set, after this process
+    /// ends and across restarts of the machine.
     pub fn keep(mut self) {
         for file in self.files.drain(..) {
             let path = file.path().to_path_buf();
@@ -152,7 +157,7 @@ impl Hold {
         }
     }
 
-    /// Ends the hold, and returns what `Drop` can only log.
+    /// Ends the hold, and returns the error that `Drop` can only log.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be removed. The hold has ended all the same, and a collector
@@ -165,8 +170,8 @@ impl Hold {
         closed.collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// Holds layers of one store by their names. Those that are links go to `links`. False if
-    /// `stop` has ended the wait.
+    /// Holds layers of one store by their names. Adds the symbolic links among them to `links`.
+    /// Returns false if `stop` ended the wait.
     fn register<'a>(
         &mut self,
         store: &Path,
@@ -177,7 +182,7 @@ impl Hold {
         let dir = openat(CWD, store, PATH.difference(OFlags::NOFOLLOW), Mode::empty());
         let dir = dir.map_err(|errno| missing(layers[0].0, errno.into()))?;
         let store_dir = if_it_can_be(store, StoreDir::make(store))?;
-        // No collector removes anything until the file says what is held.
+        // Under this lock, no collector removes anything until the file lists the held layers.
         let lock = match (&store_dir, stop) {
             (None, _) => None,
             (Some(store_dir), None) => if_it_can_be(store, store_dir.lock(FlockOperation::LockShared))?,
@@ -211,15 +216,16 @@ impl Drop for Hold {
         for file in self.files.drain(..) {
             let path = file.path().to_path_buf();
             if let Err(error) = file.close() {
-                log::warn!("{} is left, and holds nothing: {error}", quoted(&path));
+                log::warn!("cannot remove {}, which holds nothing any more: {error}", quoted(&path));
             }
         }
     }
 }
 
-/// The store of a layer and the layer's name in it, where the path itself says so.
+/// Splits the path of a layer into its store and its name there. Returns `None` if the path does
+/// not end in a name, for example if it ends in `..`.
 fn split(layer: &Path) -> Option<(&Path, &OsStr)> {
-    // `link/` and `link/.` would follow the link.
+    // Removes a trailing `/` or `/.`, with which the kernel would follow a symbolic link.
     let layer = layer.components().as_path();
     match (layer.parent()?, layer.file_name()?) {
         (store, name) if store.as_os_str().is_empty() => Some((Path::new("."), name)),
@@ -232,15 +238,16 @@ fn make_file(holds: &Path) -> std::io::Result<NamedTempFile> {
     builder.prefix("").rand_bytes(16).permissions(Permissions::from_mode(0o644)).tempfile_in(holds)
 }
 
-/// Makes the new file one that holds the layers of these names, which follow the head.
+/// Turns a new file into a hold: locks the file, and writes `names`, which is the head and the
+/// names of the layers.
 fn hold(mut file: NamedTempFile, names: &[u8]) -> Result<NamedTempFile> {
-    // A process that looks at the holds has it locked for a moment.
+    // A process that reads the holds may have locked the file for a moment.
     retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)).map_err(Error::io("lock", file.path()))?;
     file.write_all(names).map_err(Error::io("write", file.path()))?;
     Ok(file)
 }
 
-/// Returns `None` for a store in which no process can hold or collect anything.
+/// Returns `None`, and logs the error, if this process cannot hold layers in the store at all.
 fn if_it_can_be<T>(store: &Path, result: Result<T>) -> Result<Option<T>> {
     let Err(error) = result else { return result.map(Some) };
     let Error::Io { source, .. } = &error else { return Err(error) };
@@ -278,11 +285,11 @@ pub fn held(store: impl AsRef<Path>) -> Result<HashSet<OsString>> {
     }
 }
 
-/// What becomes of the files of holds that have ended.
+/// The treatment of files whose holds have ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stale {
-    /// They are removed. The caller must have the exclusive lock of the store directory: without
-    /// it, a file may be a hold that another process is making.
+    /// They are removed. The caller must have the exclusive lock of the store directory. Without
+    /// the lock, such a file may be a hold that another process is making.
     Removed,
     Left,
 }
@@ -294,15 +301,15 @@ pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsStrin
         let file = match regular_file::open(&path) {
             Ok(Some(file)) => file,
             Ok(None) => continue,
-            // No program of this crate made it, and a program that waits at it must not keep the
-            // collector waiting.
+            // This crate makes only regular files here. Reading a FIFO could block a collector.
             Err(Error::NotARegularFile { path }) => {
                 log::warn!("{} holds nothing: it is not a regular file", quoted(&path));
                 continue;
             }
             Err(error) => return Err(error),
         };
-        // Shared: if two processes look concurrently, neither mistakes the other for the holder.
+        // The lock is shared: of two processes that read concurrently, neither takes the other for
+        // the holder.
         let live = match flock(&file, FlockOperation::NonBlockingLockShared) {
             Err(Errno::WOULDBLOCK) => true,
             Err(errno) => return Err(Error::io("lock", path)(errno)),
@@ -314,17 +321,18 @@ pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsStrin
         } else if stale == Stale::Removed {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path)(error)),
-                _ => log::debug!("{}: its holder is gone", quoted(&path)),
+                _ => log::debug!("removed the hold {}: its holder has ended", quoted(&path)),
             }
         }
     }
     Ok(names)
 }
 
-/// What the file of a hold says.
+/// The content of a hold's file.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Held {
-    /// The path for which the layers stay held without a process, and what identifies it.
+    /// The path for which the layers stay held without a process, and the id of the directory
+    /// there. An empty id means any directory.
     reason: Option<(PathBuf, String)>,
     names: Vec<OsString>,
 }
@@ -342,12 +350,12 @@ impl Held {
         }
     }
 
-    /// Whether the layers are held without a process.
+    /// Returns whether the layers stay held without a process.
     fn has_reason(&self) -> bool {
         let Some((path, id)) = &self.reason else { return false };
         match UpperId::of(path) {
             Ok(found) => id.is_empty() || found.to_text() == *id,
-            // A path that cannot be looked at may exist.
+            // A path that cannot be examined may exist.
             Err(Error::Io { source, .. }) => !matches!(
                 Errno::from_io_error(&source),
                 Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG)
@@ -372,7 +380,7 @@ mod tests {
         store
     }
 
-    /// The content of a hold's file.
+    /// Returns the content of a hold's file.
     fn file(head: &str, names: &[u8]) -> Vec<u8> {
         let mut bytes = head.as_bytes().to_vec();
         bytes.resize(HEAD_BYTES, 0);
@@ -399,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_held_until_the_hold_goes() {
+    fn layers_are_held_until_the_hold_is_released() {
         let odd = OsStr::from_bytes(b"new\nline \xff");
         let store = store(&["a".as_ref(), "b".as_ref(), odd]);
         let path = |name: &OsStr| store.path().join(name);
@@ -415,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_is_held_where_it_really_stands() {
+    fn a_layer_behind_symlinks_is_held_in_its_real_store() {
         let [real, links] = [store(&["a".as_ref()]), store(&[])];
         symlink(real.path().join("a"), links.path().join("first")).unwrap();
         symlink("first", links.path().join("second")).unwrap();
@@ -426,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named_and_nothing_is_held() {
+    fn the_error_names_a_missing_layer_and_nothing_is_held() {
         let store = store(&["a".as_ref()]);
         let path = |name: &str| store.path().join(name);
         fs::write(path("file"), "").unwrap();
@@ -439,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_holder_left_holds_nothing_and_goes() {
+    fn the_file_of_a_dead_holder_holds_nothing_and_is_removed() {
         let store = store(&["a".as_ref()]);
         let hold = Hold::of([store.path().join("a")]).unwrap();
         let left = store.path().join(".layered/holds/dead");
@@ -468,7 +476,7 @@ mod tests {
             let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
             assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
             if with_id {
-                // Another directory of that name is none of its.
+                // Another directory with that name does not keep the layers held.
                 fs::rename(&run, path("elsewhere")).unwrap();
                 fs::create_dir(&run).unwrap();
                 assert_eq!(read(&store_dir, Stale::Left).unwrap(), HashSet::new());
@@ -481,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_has_to_be_an_absolute_path_that_fits() {
+    fn a_reason_must_be_an_absolute_path_that_fits() {
         let store = store(&["a".as_ref()]);
         let hold = Hold::of([store.path().join("a")]).unwrap();
         let long = format!("/{}", "x".repeat(HEAD_BYTES));
@@ -491,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_file_of_a_hold_holds_nothing_and_keeps_nobody_waiting() {
+    fn other_files_hold_nothing_and_do_not_block_a_collector() {
         let store = store(&["a".as_ref()]);
         let _hold = Hold::of([store.path().join("a")]).unwrap();
         let holds = store.path().join(".layered/holds");
@@ -524,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_can_be_read() {
+    fn the_files_of_holds_are_parsed() {
         let table = [
             (file("/run", b"a\0b\0"), Some(("/run", "")), &["a", "b"][..]),
             (file("/run\x001 2 3", b"a\0"), Some(("/run", "1 2 3")), &["a"]),

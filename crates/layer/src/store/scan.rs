@@ -1,5 +1,5 @@
-//! Lists the layers of a store: what counts as a layer. Which of them are removed is decided in
-//! `gc.rs`.
+//! Lists the layers of a store, and decides which directories count as layers. `gc.rs` decides
+//! which layers are removed.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -16,12 +16,12 @@ use crate::tree::walk::{Entries, READ, as_os_str};
 /// particular order.
 ///
 /// Skips everything else: files, directories without `layer.json` (a layer that is not complete),
-/// the store's own `.layered`, and what vanishes concurrently. A symbolic link to a layer counts as
-/// a layer.
+/// the store's own `.layered`, and entries that another process removes concurrently. A symbolic
+/// link to a layer counts as a layer.
 ///
 /// # Errors
 /// Returns [`Error::NotADirectory`] if `store` is not a directory, and [`Error::Io`] if it cannot
-/// be opened. An item is [`Error::Io`] for a directory that cannot be looked at; the scan goes on
+/// be opened. An item is [`Error::Io`] for a directory that cannot be examined; the scan continues
 /// after it.
 pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
     let store = store.as_ref();
@@ -35,8 +35,8 @@ pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
     }
 }
 
-/// The iterator that [`scan`] returns. It keeps one directory open, and nothing of the layers that
-/// it has passed.
+/// The iterator that [`scan`] returns. It keeps one directory open, and remembers nothing about the
+/// layers that it has returned.
 #[derive(Debug)]
 pub struct Scan {
     store: PathBuf,
@@ -44,16 +44,16 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Returns all remaining layers, the least recently used first, with the time of their
-    /// [last use](Layer::last_used_or_made). In memory it has a path and a time for each.
+    /// Returns all remaining layers, the least recently used first, with the time of their [last
+    /// use](Layer::last_used_or_made). Needs memory for one path and one time per layer.
     ///
     /// # Errors
-    /// [`Error::Io`] for the first layer that cannot be looked at.
+    /// [`Error::Io`] for the first layer that cannot be examined.
     pub fn by_last_use(self) -> Result<Vec<(SystemTime, Layer)>> {
         let mut layers = Vec::new();
         for layer in self {
             let layer = layer?;
-            // Or it has gone since.
+            // The time is `None` if another process removed the layer since the scan.
             layers.extend(layer.last_used_or_made()?.map(|time| (time, layer)));
         }
         layers.sort_unstable();
@@ -75,7 +75,7 @@ impl Iterator for Scan {
     }
 }
 
-/// A directory in a store.
+/// An entry of a store that may be a layer.
 pub(crate) enum Found {
     Layer(Layer),
     /// It has no `layer.json`.
@@ -97,8 +97,8 @@ impl Scan {
             let layer = Layer::at(self.store.join(name));
             return Some(match statat(CWD, layer.meta_path(), AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(_) => Ok(Found::Layer(layer)),
-                // No such file, or the entry itself is a device, a socket, a link that leads
-                // nowhere.
+                // The file does not exist, or the entry itself is a device, a socket or a dangling
+                // link.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Found::Other(layer)),
                 Err(errno) => Err(Error::io("look at", layer.meta_path())(errno)),
             });
@@ -113,13 +113,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_are_found_and_the_rest_is_passed_over() {
+    fn layers_are_listed_and_other_entries_are_skipped() {
         let store = tempfile::tempdir().unwrap();
         for name in ["a", "b", "half", "c"] {
             fs::create_dir_all(store.path().join(name).join("fs")).unwrap();
         }
         for name in ["a", "b", "c"] {
-            // Not valid JSON: a scan reads none.
+            // This is not valid JSON, but a scan does not read the file.
             fs::write(store.path().join(name).join("layer.json"), "{").unwrap();
         }
         fs::create_dir(store.path().join(".layered")).unwrap();
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_is_none_is_named() {
+    fn the_error_names_a_missing_store() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing");
         assert!(matches!(scan(&missing), Err(Error::NotADirectory { path, .. }) if path == missing));

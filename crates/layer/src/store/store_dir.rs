@@ -1,5 +1,5 @@
-//! A store's own directory, `.layered`: its parts, its lock and who may use it. `hold.rs` decides
-//! what the files of holds say; `store_dir/trash.rs` moves layers here to remove them.
+//! A store's own directory, `.layered`: its parts, its lock and who may use it. `hold.rs` defines
+//! the files in `holds`; `store_dir/trash.rs` moves layers here to remove them.
 
 mod trash;
 
@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::tree::locked_dir::LockedDir;
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, READ, as_os_str};
 
-/// The interval between two attempts to lock. A collector has the lock for about a millisecond.
+/// The interval between two attempts to lock. A collector holds the lock for about a millisecond.
 const RETRY: Duration = Duration::from_millis(1);
 
 /// The name of the store directory.
@@ -31,18 +31,19 @@ pub(crate) const STORE_DIR: &str = ".layered";
 /// it.
 ///
 /// ```text
-/// <store>/.layered/                     flock(2): shared while a hold or a directory below is made,
-///                                       exclusive while a collector looks at the holds and takes layers away
+/// <store>/.layered/                     flock(2): shared while a hold or a draft is made,
+///                                       exclusive while a collector reads holds and renames layers
 /// <store>/.layered/holds/<random>       the names of the layers that are held, each ended by a NUL
-/// <store>/.layered/new/<random>/layer   a layer in the making
-/// <store>/.layered/trash-<random>       a layer that a collector has taken away: garbage
-/// <store>/.layered/layer.json           if the directory was made of a layer: all but `holds` and `new` is garbage
+/// <store>/.layered/new/<random>/layer   a draft: a layer that is being made
+/// <store>/.layered/trash-<random>       a layer that a collector renamed: garbage
+/// <store>/.layered/layer.json           if a layer became this directory: all but its parts is garbage
 /// ```
 ///
-/// Holds and layers in the making are locked by their owners, flock(2), and the kernel ends a lock
-/// with its owner's process. What is not locked therefore belongs to a dead owner. An owner makes a
-/// hold or a layer under the lock of the store directory, so that no collector mistakes it for a
-/// dead owner's before it is locked. Garbage has no owner.
+/// Owners lock their holds and drafts with flock(2), and the kernel releases a lock when its
+/// owner's process ends. A draft that is not locked, or a hold that is neither locked nor
+/// [kept](crate::Hold::keep), therefore has no living owner. An owner makes its hold or draft under
+/// the lock of the store directory: otherwise a collector could take it for a dead owner's before
+/// the owner locks it. Garbage has no owner.
 #[derive(Debug)]
 pub(crate) struct StoreDir {
     path: PathBuf,
@@ -78,7 +79,7 @@ impl StoreDir {
         Self::open(store)?.ok_or_else(|| Error::io("open", store.join(STORE_DIR))(Errno::NOENT))
     }
 
-    /// Opens the store directory of `store`; `None` if it has none.
+    /// Opens the store directory of `store`. Returns `None` if the store has none.
     pub(crate) fn open(store: &Path) -> Result<Option<Self>> {
         let path = store.join(STORE_DIR);
         let dir = match openat(CWD, &path, READ, Mode::empty()) {
@@ -86,8 +87,8 @@ impl StoreDir {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io("open", path)(errno)),
         };
-        // Its owner can redirect what is made and removed in it. In /tmp any user could have made
-        // it.
+        // The owner of this directory can redirect what this process makes and removes in it. In
+        // /tmp, any user could have made it.
         let owner = fstat(&dir).map_err(Error::io("look at", &path))?.st_uid;
         if !is_trusted(owner, store)? {
             let why = "it belongs neither to root nor to the owner of the store";
@@ -107,7 +108,7 @@ impl StoreDir {
         }
     }
 
-    /// Waits for the shared lock until `stop` returns true; `None` then.
+    /// Waits for the shared lock. Returns `None` as soon as `stop` returns true.
     pub(crate) fn lock_shared_until(&self, stop: &dyn Fn() -> bool) -> Result<Option<StoreDirLock<'_>>> {
         loop {
             match flock(&self.dir, FlockOperation::NonBlockingLockShared) {
@@ -137,15 +138,15 @@ impl StoreDir {
     }
 }
 
-/// Whether a store directory that belongs to `owner` may be used for `store`.
+/// Returns whether a store directory that belongs to `owner` may be used for `store`.
 fn is_trusted(owner: u32, store: &Path) -> Result<bool> {
     Ok(owner == 0 || owner == stat(store).map_err(Error::io("look at", store))?.st_uid)
 }
 
-/// Lists a directory. Entries that vanish concurrently may or may not be listed.
+/// Lists a directory. Entries that another process removes concurrently may or may not be listed.
 fn entries(dir: impl AsFd) -> rustix::io::Result<Vec<(OsString, FileType)>> {
     let dir = dir.as_fd();
-    // The descriptor may have been read before.
+    // An earlier call may have read the directory through this descriptor.
     seek(dir, SeekFrom::Start(0))?;
     let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
     let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
@@ -185,8 +186,8 @@ impl StoreDirLock<'_> {
         made.map_err(Error::io("make a file in", path))
     }
 
-    /// Makes a directory in a part of the store directory, and locks it for the caller. Dropped, it
-    /// is an orphan: the next collector removes it.
+    /// Makes a directory in a part of the store directory, and locks it for the caller. When its
+    /// lock is dropped, the directory is an orphan: the next collector removes it.
     pub(crate) fn work_dir(&self, part: Part) -> Result<LockedDir> {
         let make = |parent: &Path| tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(parent);
         let path = self.make_in(part, make)?.keep();
@@ -194,7 +195,7 @@ impl StoreDirLock<'_> {
         taken.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))
     }
 
-    /// Takes over at most `most` directories of a part whose owners are dead.
+    /// Locks at most `most` directories of a part whose owners are dead, and returns them.
     pub(crate) fn orphans(&self, part: Part, most: usize) -> Result<Vec<LockedDir>> {
         let dirs = self.store_dir.list(part)?;
         dirs.iter().filter_map(|path| take(path).transpose()).take(most).collect()
@@ -203,16 +204,16 @@ impl StoreDirLock<'_> {
 
 impl Drop for StoreDirLock<'_> {
     fn drop(&mut self) {
-        // A child process that is being started has a copy of the descriptor for a moment, so
-        // closing is not enough.
+        // Closing the descriptor is not enough: a child process has a copy of it between fork and
+        // exec.
         if let Err(errno) = flock(&self.store_dir.dir, FlockOperation::Unlock) {
             log::debug!("cannot unlock {}: {errno}", quoted(&self.store_dir.path));
         }
     }
 }
 
-/// Locks a directory of a part; `None` if it has an owner, or is not a directory that this crate
-/// made.
+/// Locks a directory of a part. Returns `None` if the directory has an owner, does not exist any
+/// more, or is not a directory.
 fn take(path: &Path) -> Result<Option<LockedDir>> {
     match LockedDir::try_lock(path) {
         Err(Error::Io { source, .. }) if matches!(Errno::from_io_error(&source), Some(Errno::NOTDIR | Errno::LOOP)) => {
@@ -222,8 +223,8 @@ fn take(path: &Path) -> Result<Option<LockedDir>> {
     }
 }
 
-/// Makes a directory that may exist already. Only its owner may enter it: a user who can open a
-/// file in it can also lock that file, and keep all others waiting.
+/// Makes the directory `path`, with mode 0700, if it is missing. Only its owner may enter it: a
+/// user who can open a file in it can also lock that file, and keep every other process waiting.
 fn make_dir(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make the directory", path)(error)),
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_directory_is_not_a_link_that_leads_elsewhere() {
+    fn a_store_directory_that_is_a_symlink_is_refused() {
         let [store, elsewhere] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         std::os::unix::fs::symlink(elsewhere.path(), store.path().join(STORE_DIR)).unwrap();
         assert!(

@@ -1,5 +1,5 @@
-//! Reads and sets mode, owner, times and extended attributes of a file. Which attributes are
-//! overlayfs's own is decided in `stack/overlayfs.rs`.
+//! Reads and sets mode, owner, times and extended attributes of a file. `stack/overlayfs.rs`
+//! decides which attributes are overlayfs's own.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::xattr::{MAX_BYTES, USUAL_BYTES, XattrList, path_through_proc};
 use crate::stack::overlayfs::XattrNamespace;
 
-/// What a file carries besides its content.
+/// The type, mode, owner, times and extended attributes of a file.
 #[derive(Debug)]
 pub(crate) struct Attributes {
     kind: FileType,
@@ -21,27 +21,28 @@ pub(crate) struct Attributes {
     uid: Uid,
     gid: Gid,
     times: Timestamps,
-    /// Names and values, in the order of the file system.
+    /// Names and values, in the order in which the file system lists them.
     xattrs: Vec<(CString, Vec<u8>)>,
 }
 
-/// Which extended attributes are meant.
+/// The extended attributes to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Keep {
-    /// All but those that overlayfs keeps for itself.
+    /// All but those that overlayfs reserves for itself.
     Visible(XattrNamespace),
     /// All.
     All,
 }
 
 impl Attributes {
-    /// Those of an open file; `names` lists its extended attributes, if they have been
-    /// [listed](XattrList::of) already.
+    /// Reads the attributes of an open file. `names` is the [list](XattrList::of) of its extended
+    /// attributes.
     pub(crate) fn of(file: BorrowedFd<'_>, names: &XattrList, keep: Keep) -> rustix::io::Result<Self> {
         Self::read(&fstat(file)?, names, keep, |name, buffer| fgetxattr(file, name, buffer))
     }
 
-    /// Those of the file `name` in `dir`, which is not opened; `stat` is its own.
+    /// Reads the attributes of the file `name` in `dir` without opening it. `stat` must be that of
+    /// the file.
     pub(crate) fn of_name(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat, keep: Keep) -> rustix::io::Result<Self> {
         let path = path_through_proc(dir, name);
         let mut names = XattrList::default();
@@ -82,7 +83,8 @@ impl Attributes {
         })
     }
 
-    /// Whether these are the same, but for the time of the last access.
+    /// Returns whether these attributes are equal to `other`, except for the time of the last
+    /// access.
     pub(crate) fn look_like(&self, other: &Self) -> bool {
         let sorted = |attributes: &Self| {
             let mut xattrs = attributes.xattrs.clone();
@@ -95,16 +97,17 @@ impl Attributes {
         plain(self) == plain(other) && sorted(self) == sorted(other)
     }
 
-    /// Replaces the permission bits. An ACL, which can give more than they say, is dropped.
+    /// Replaces the permission bits. Drops an ACL, because it can grant more than they do.
     pub(crate) fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
         self.xattrs.retain(|(name, _)| name.to_bytes() != b"system.posix_acl_access");
     }
 
-    /// Gives an open file these attributes. It must have no others of its own, see [`strip`].
+    /// Sets these attributes on an open file. The file must have no other extended attributes, see
+    /// [`strip`].
     ///
-    /// A new owner takes setuid bits and capabilities away, an ACL changes the mode, and the mode
-    /// can take the permission to set attributes away: hence the order.
+    /// The order matters. A change of the owner clears setuid bits and capabilities. An ACL changes
+    /// the mode. The mode can take away the permission to set attributes.
     pub(crate) fn apply(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         let is = fstat(file)?;
         if (is.st_uid, is.st_gid) != (self.uid.as_raw(), self.gid.as_raw()) {
@@ -119,15 +122,15 @@ impl Attributes {
         futimens(file, &self.times)
     }
 
-    /// Gives the new file `name` in `dir` these attributes. For files that are not to be opened:
-    /// links, devices, sockets.
+    /// Sets these attributes on the new file `name` in `dir`. This is for files that must not be
+    /// opened: symbolic links, devices, FIFOs and sockets.
     pub(crate) fn apply_to_name(&self, dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<()> {
         chownat(dir, name, Some(self.uid), Some(self.gid), AtFlags::SYMLINK_NOFOLLOW)?;
         let path = path_through_proc(dir, name);
         for (attribute, value) in &self.xattrs {
             lsetxattr(&path, attribute, value, XattrFlags::empty())?;
         }
-        // A symbolic link has no mode of its own.
+        // The mode of a symbolic link cannot be set.
         if self.kind != FileType::Symlink {
             chmodat(dir, name, self.mode, AtFlags::empty())?;
         }
@@ -135,7 +138,7 @@ impl Attributes {
     }
 }
 
-/// The times of a file that can be set.
+/// Returns the times of a file that can be set: the last access and the last modification.
 pub(crate) fn times(stat: &Stat) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
@@ -143,11 +146,12 @@ pub(crate) fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Takes from a new directory what it inherited from the one it is in: ACLs and the setgid bit.
-/// Only its owner may enter it.
+/// Removes from a new directory the attributes that it inherited from its parent: ACLs and the
+/// setgid bit. Also removes all other extended attributes, except those in the namespace
+/// `security`. Only the owner may enter the directory afterwards (mode 0700).
 ///
-/// What a security module has set stays: that is not inherited from a layer, and may not be
-/// removed.
+/// An attribute that a security module has set stays: it is not inherited from a layer, and
+/// removing it may be forbidden.
 pub(crate) fn strip(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     for name in XattrList::of(dir)?.iter() {
         if !name.to_bytes().starts_with(b"security.") {

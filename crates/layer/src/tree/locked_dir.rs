@@ -1,5 +1,5 @@
-//! Locks a directory and checks that it still exists: the one place that does both.
-//! `store/store_dir.rs` and `capture/lock.rs` decide what a lock means for a store and for a layer.
+//! Locks a directory and checks that it still exists. No other file does both. `store/store_dir.rs`
+//! and `capture/lock.rs` decide what a lock means for a store and for a layer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,11 +12,11 @@ use super::walk::READ;
 use crate::display::quoted;
 use crate::error::{Error, Result};
 
-/// A directory that is open and locked, flock(2), and that existed when the lock was taken.
+/// A directory that is open, is locked with flock(2), and existed when the lock was taken.
 ///
-/// A program needs it that makes temporary directories and removes those of dead processes, as the
-/// runner does with the directories of its runs: the kernel ends the lock with the process, so a
-/// directory that is not locked has no owner.
+/// A program uses it to make temporary directories and to remove those of dead processes, as the
+/// runner does with the directories of its runs. The kernel releases the lock when the process
+/// ends, so a directory that is not locked has no owner.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -39,7 +39,7 @@ pub struct LockedDir {
 pub(crate) enum Attempt {
     /// The directory is locked now.
     Locked(LockedDir),
-    /// Another process has it locked.
+    /// Another process or another value has locked the directory.
     Busy,
     /// The directory was removed before it was locked.
     Gone,
@@ -67,7 +67,7 @@ impl LockedDir {
         }
     }
 
-    /// Locks the open directory `dir`, whose path is `path`. `how` is one of the operations that do
+    /// Locks the open directory `dir`, whose path is `path`. `how` must be an operation that does
     /// not wait.
     pub(crate) fn attempt(dir: OwnedFd, path: impl Into<PathBuf>, how: FlockOperation) -> Result<Attempt> {
         let path = path.into();
@@ -92,7 +92,7 @@ impl LockedDir {
     /// Renames the directory to `to`. It stays locked.
     ///
     /// # Errors
-    /// [`Error::Io`]; the directory then has its former name.
+    /// [`Error::Io`] if the directory cannot be renamed. It then has its former name.
     pub fn rename(&mut self, to: impl Into<PathBuf>) -> Result<()> {
         let to = to.into();
         std::fs::rename(&self.path, &to).map_err(Error::io("rename", &self.path))?;
@@ -103,7 +103,7 @@ impl LockedDir {
     /// Removes the directory with everything in it. It stays locked until it is gone.
     ///
     /// # Errors
-    /// As [`remove_tree`].
+    /// The errors of [`remove_tree`].
     pub fn remove(self) -> Result<()> {
         remove_tree(&self.path)
     }
@@ -118,7 +118,7 @@ impl AsFd for LockedDir {
 impl Drop for LockedDir {
     fn drop(&mut self) {
         // A child process that is being started has a copy of the descriptor for a moment, so
-        // closing is not enough.
+        // closing this one does not release the lock.
         if let Err(errno) = flock(&self.dir, FlockOperation::Unlock) {
             log::debug!("cannot unlock {}: {errno}", quoted(&self.path));
         }

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
-/// The largest file that is read, in bytes. The report of a run over 500 layers has about 100 KB.
+/// The maximum size of a file that is read, in bytes. The report of a run over 500 layers has about
+/// 100 KB.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Reads the whole file at `path`; `None` if there is nothing at `path`.
@@ -20,7 +21,7 @@ const MAX_BYTES: u64 = 16 << 20;
 ///
 /// # Errors
 /// - [`Error::NotARegularFile`] if `path` is anything but a regular file.
-/// - [`Error::FileTooLarge`] if it has more than 16 MiB.
+/// - [`Error::FileTooLarge`] if the file has more than 16 MiB.
 /// - [`Error::Io`] if it cannot be opened or read.
 pub fn read_regular_file(path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
     open(path.as_ref())?.map(|file| read(file, path.as_ref())).transpose()
@@ -33,7 +34,7 @@ pub(crate) fn open(path: &Path) -> Result<Option<File>> {
     let file = match openat(CWD, path, flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(None),
-        // A symbolic link; a socket, or a device without a driver.
+        // LOOP: a symbolic link. NXIO, NODEV: a socket, or a device without a driver.
         Err(Errno::LOOP | Errno::NXIO | Errno::NODEV) => return Err(not_regular()),
         Err(errno) => return Err(Error::io("open", path)(errno)),
     };
@@ -47,7 +48,7 @@ pub(crate) fn open(path: &Path) -> Result<Option<File>> {
 /// Reads an open file to its end.
 pub(crate) fn read(file: File, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    // One byte more than is allowed: the file may be growing.
+    // Read one byte more than the limit, because the file may be growing.
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     match bytes.len() as u64 > MAX_BYTES {
         true => Err(Error::FileTooLarge { path: path.into(), max_bytes: MAX_BYTES }),

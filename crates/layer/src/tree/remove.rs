@@ -1,4 +1,4 @@
-//! Removes a directory tree, and nothing that is mounted in it. `walk.rs` says how trees are
+//! Removes a directory tree, but nothing that is mounted in it. `walk.rs` describes how trees are
 //! walked.
 
 use std::ffi::CStr;
@@ -16,29 +16,29 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, PATH, READ, as_os_str, open_in, work_queue};
 
-/// Default number of threads of a removal, however few processors there are.
+/// The default number of threads of a removal, however few processors there are.
 ///
-/// Removal mostly waits for the disk: freeing blocks waits where the file system discards
-/// synchronously (ext4 with `discard` and without a journal), and so does reading a directory for
-/// the first time. Where nothing waits, more threads than processors cost nothing.
+/// A removal mostly waits for the disk. Freeing blocks waits where the file system discards
+/// synchronously (ext4 with `discard` and without a journal). Reading a directory for the first
+/// time waits, too. Where nothing waits, more threads than processors cost nothing.
 pub(crate) const USUAL_THREADS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
-/// Removes the directory tree at `path`, or the file, with the usual options: [`Remove::run`].
+/// Removes the directory tree or the file at `path` with the default options, see [`Remove::run`].
 ///
 /// # Errors
-/// As [`Remove::run`].
+/// The errors of [`Remove::run`].
 pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
     Remove::new().run(path)
 }
 
-/// Removes directory trees.
+/// A builder for the removal of a directory tree.
 ///
-/// Symbolic links are removed, never followed. Every step goes by descriptor, so a process that
-/// replaces a directory by a link concurrently gains nothing. Trees may be deeper than a path can
+/// Symbolic links are removed, never followed. Every step uses descriptors, so a process gains
+/// nothing by replacing a directory with a link concurrently. Trees may be deeper than a path can
 /// be long. The caller's thread removes small trees alone.
 ///
-/// No other mount is entered, not even at `path` itself: a removal never deletes what a container
-/// still has mounted.
+/// A removal enters no other mount, not even one at `path` itself. It therefore never deletes files
+/// that a container still has mounted.
 #[derive(Debug, Clone)]
 #[must_use = "it removes when `run` is called"]
 pub struct Remove {
@@ -52,7 +52,7 @@ impl Default for Remove {
 }
 
 impl Remove {
-    /// At most eight threads.
+    /// Returns a removal with at most eight threads.
     pub fn new() -> Self {
         Self { threads: USUAL_THREADS }
     }
@@ -63,18 +63,18 @@ impl Remove {
         self
     }
 
-    /// Removes the directory tree at `path`, or the file. It is not an error if `path` does not
+    /// Removes the directory tree or the file at `path`. It is not an error if `path` does not
     /// exist.
     ///
     /// # Errors
-    /// The first failure ends the removal. What had not been removed by then is left in place.
+    /// The first failure ends the removal. Everything that is not removed by then is left in place.
     /// - [`Error::MountInside`] names a mount point at or below `path`. Nothing in the mount was
     ///   touched.
     /// - [`Error::Io`] names any other entry that could not be removed.
     ///
     /// It is not an error if an entry vanishes concurrently.
     pub fn run(&self, path: impl AsRef<Path>) -> Result<()> {
-        // `link/` would follow the link.
+        // With `link/`, the kernel would follow the link.
         let path = path.as_ref().components().as_path();
         let Some(name) = path.file_name() else { return Err(Error::io("remove", path)(Errno::INVAL)) };
         let name = walk::as_c_string(name).map_err(Error::io("remove", path))?;
@@ -87,7 +87,7 @@ impl Remove {
     }
 }
 
-/// Removes `name` in `parent`, whose whole path is `path`.
+/// Removes `name` in `parent`. `path` is the whole path of `name`.
 pub(crate) fn remove_at(parent: BorrowedFd<'_>, name: &CStr, path: &Path, threads: NonZeroUsize) -> Result<()> {
     let above = DirNode::root(AtomicBool::default());
     above.expect(1);
@@ -95,7 +95,7 @@ pub(crate) fn remove_at(parent: BorrowedFd<'_>, name: &CStr, path: &Path, thread
     run(parent, path.parent().unwrap_or(Path::new("")), first, threads)
 }
 
-/// Removes all that is in `root`, whose whole path is `path`.
+/// Removes everything in `root`. `path` is the whole path of `root`.
 pub(crate) fn empty(root: BorrowedFd<'_>, path: &Path, threads: NonZeroUsize) -> Result<()> {
     run(root, path, DirNode::root(AtomicBool::default()), threads)
 }
@@ -112,7 +112,7 @@ type DirNode = Node<AtomicBool>;
 
 /// The state of one thread.
 struct Remover<'a> {
-    /// Where the nodes' paths begin.
+    /// The directory in which the paths of the nodes start.
     root: BorrowedFd<'a>,
     path: &'a Path,
     cursor: Cursor<AtomicBool>,
@@ -120,8 +120,9 @@ struct Remover<'a> {
 }
 
 impl Remover<'_> {
-    /// Removes a directory's non-directory entries. If that empties it, removes it and every
-    /// ancestor that becomes empty in turn. Its directories are added to `found`.
+    /// Removes a directory's entries that are not directories. If that empties the directory,
+    /// removes it and every ancestor that becomes empty in turn. Adds the directories in it to
+    /// `found`.
     fn clear(&mut self, node: Arc<DirNode>, found: &mut Vec<Arc<DirNode>>) -> Result<()> {
         if dir(self.root, &mut self.cursor, &node).map(drop) == Err(Errno::ACCESS) {
             self.grant_access(&node);
@@ -131,7 +132,8 @@ impl Remover<'_> {
         let dir = match dir(*root, cursor, &node) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return self.finish(node, AtFlags::REMOVEDIR, found),
-            // A file at the path to remove, or one that has replaced a directory concurrently.
+            // This is a file at the path to remove, or a file that has replaced a directory
+            // concurrently.
             Err(Errno::NOTDIR | Errno::LOOP) if node.parent().is_some() => {
                 return self.finish(node, AtFlags::empty(), found);
             }
@@ -142,13 +144,14 @@ impl Remover<'_> {
                 node.set_identity(&stat);
                 let mode = Mode::from_raw_mode(stat.st_mode);
                 if !mode.contains(Mode::RWXU) {
-                    // If it cannot be done and matters, the entries cannot be removed either.
+                    // If this fails and the permission is needed, removing the entries fails as
+                    // well.
                     let _mattered_or_not = fchmod(dir, mode | Mode::RWXU);
                 }
             }
             Err(errno) => return Err(failure("look at", path, &node, None, errno)),
         }
-        // It may have been read before.
+        // The directory may have been read before.
         if let Err(errno) = seek(dir, SeekFrom::Start(0)) {
             return Err(failure("read", path, &node, None, errno));
         }
@@ -184,8 +187,8 @@ impl Remover<'_> {
         Ok(())
     }
 
-    /// Removes a directory that should be empty, then its parent if this was the last entry, and so
-    /// on. `flags` say whether it is a directory at all.
+    /// Removes a directory that should be empty. If it was the last entry of its parent, removes
+    /// the parent, and so on. `flags` say whether the first node is a directory at all.
     fn finish(&mut self, mut node: Arc<DirNode>, mut flags: AtFlags, found: &mut Vec<Arc<DirNode>>) -> Result<()> {
         while let Some(parent) = node.parent() {
             let removed = dir(self.root, &mut self.cursor, parent).and_then(|dir| unlinkat(dir, node.name(), flags));
@@ -193,7 +196,8 @@ impl Remover<'_> {
                 Ok(()) => parent.state.store(true, Ordering::Relaxed),
                 Err(Errno::NOENT) => {}
                 // FUSE and network file systems may not list an entry if others are removed while
-                // the directory is read. If nothing was removed, another process is making entries.
+                // the directory is read: then it is read again. If nothing was removed, another
+                // process is making entries.
                 Err(Errno::NOTEMPTY | Errno::EXIST) if node.state.swap(false, Ordering::Relaxed) => {
                     found.push(node);
                     return Ok(());
@@ -209,12 +213,12 @@ impl Remover<'_> {
         Ok(())
     }
 
-    /// Gives the owner of a directory the permission to empty it. Root has it anyway.
+    /// Gives the owner of a directory the permission to empty it. Root has that permission anyway.
     fn grant_access(&mut self, node: &Arc<DirNode>) {
         let Some(parent) = node.parent() else { return };
         let opened = dir(self.root, &mut self.cursor, parent).and_then(|dir| open_in(dir, node.name(), PATH));
         if let Ok(closed) = opened {
-            // fchmod(2) takes no descriptor that was opened as a path only. If it fails, opening
+            // fchmod(2) takes no descriptor that was opened with O_PATH. If chmod(2) fails, opening
             // the directory fails again.
             let _seen_later = chmod(format!("/proc/self/fd/{}", closed.as_raw_fd()), Mode::RWXU);
         }
@@ -229,18 +233,18 @@ fn dir<'a>(
 ) -> rustix::io::Result<BorrowedFd<'a>> {
     match node.parent() {
         Some(_) => cursor.go_either_way(node, || Ok(root)),
-        // Where it is the parent of what is to be removed, there need not be the permission to read
-        // it.
+        // The root may be the parent of the tree to remove, which this process need not have the
+        // permission to read.
         None => Ok(root),
     }
 }
 
-/// The failure of a system call on a directory, or on `name` in it.
+/// Returns the error of a failed system call on a directory, or on `name` in it.
 fn failure(operation: &'static str, root: &Path, node: &DirNode, name: Option<&CStr>, errno: Errno) -> Error {
     let mut path = root.join(node.path());
     path.extend(name.map(as_os_str));
     match errno {
-        // EXDEV: the way leads to another mount. EBUSY: a mount point is not removed.
+        // EXDEV: the path leads to another mount. EBUSY: the entry is a mount point.
         Errno::XDEV | Errno::BUSY => Error::MountInside { path },
         errno => Error::io(operation, path)(errno),
     }

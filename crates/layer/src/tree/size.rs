@@ -1,5 +1,5 @@
-//! Measures how much of a disk a tree takes. What a layer's `layer.json` says about that is read in
-//! `layer/disk_usage.rs`.
+//! Measures how much disk space a tree takes. `layer/disk_usage.rs` reads the size that a layer's
+//! `layer.json` records.
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
@@ -14,34 +14,34 @@ use crate::tree::remove;
 use crate::tree::walk::Identity;
 use crate::tree::walk::visit::{Entry, visit};
 
-/// Bytes of one block of `st_blocks` (stat(2)), whatever the blocks of the file system have.
+/// The size of one block of `st_blocks` (stat(2)), whatever block size the file system has.
 const BLOCK_BYTES: u64 = 512;
 
-/// Threads of a walk: as many as a removal has, since a walk of a tree that is not in memory also
-/// waits for the disk.
+/// The number of threads of a walk. It equals that of a removal, because a walk of a tree that is
+/// not in memory also waits for the disk.
 const USUAL_THREADS: NonZeroUsize = remove::USUAL_THREADS;
 
-/// How much of a disk a tree takes, as du(1) counts it.
+/// The disk space that a tree takes, as du(1) counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct TreeSize {
-    /// Bytes that are allocated for files, directories and symbolic links, the root of the tree
-    /// among them. A sparse file counts with its blocks and not with its length, a file of one byte
-    /// with the block that it takes.
+    /// The bytes that are allocated for files, directories and symbolic links, including the root
+    /// of the tree. A sparse file counts with its blocks and not with its length. A file of one
+    /// byte counts with the block that it takes.
     ///
     /// Data that is not yet on the disk counts on ext4, XFS and Btrfs, which reserve its blocks. On
     /// ZFS it counts some seconds later.
     pub bytes: u64,
-    /// Inodes without the root of the tree: files, directories, symbolic links, whiteouts and all
-    /// else. A file with several names in the tree is one.
+    /// The number of inodes without the root of the tree: files, directories, symbolic links,
+    /// whiteouts and everything else. A file with several names in the tree counts once.
     pub entries: u64,
 }
 
 impl TreeSize {
     /// Measures the directory `tree`.
     ///
-    /// A file with several names counts once, in `bytes` as well as in `entries`. No symbolic link
-    /// is followed, not at `tree` itself either, and no mount below it is entered: a mount point
+    /// A file with several names counts once, in `bytes` as well as in `entries`. The walk follows
+    /// no symbolic link, not even at `tree` itself. It enters no mount below `tree`: a mount point
     /// counts as one entry without bytes. Trees may be deeper than a path can be long. Entries that
     /// vanish concurrently may or may not count.
     ///
@@ -83,7 +83,7 @@ impl AddAssign for TreeSize {
     }
 }
 
-/// Bytes that are allocated for a file.
+/// Returns the number of bytes that are allocated for a file.
 pub(crate) fn allocated(stat: &Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES)
 }
@@ -92,7 +92,7 @@ pub(crate) fn allocated(stat: &Stat) -> u64 {
 /// share it.
 #[derive(Debug, Default)]
 pub(crate) struct Inodes {
-    /// Those that have been counted.
+    /// The files that have been counted.
     counted: Mutex<HashSet<Identity>>,
 }
 
@@ -112,13 +112,13 @@ impl Inodes {
     }
 }
 
-/// Returns the number of names in the directory `tree` that a merge would link: all that are not
-/// directories.
+/// Returns the number of names in the directory `tree` that are not directories. A merge makes at
+/// most one link for each: it hides some names, and whiteouts count here but are not linked.
 ///
-/// Walks as [`TreeSize::of`] does, at any depth.
+/// Walks the tree as [`TreeSize::of`] does, at any depth.
 ///
 /// # Errors
-/// As [`TreeSize::of`].
+/// The errors of [`TreeSize::of`].
 pub fn count_files(tree: impl AsRef<Path>) -> Result<usize> {
     let look = |files: &mut usize, entry: Entry<'_>| {
         *files += usize::from(matches!(entry, Entry::File { .. }));
@@ -139,7 +139,7 @@ mod tests {
     use crate::error::Error;
     use crate::tree::remove::remove_tree;
 
-    /// What std and walkdir find, one thread, one entry after the other.
+    /// Measures a tree with std and walkdir, in one thread.
     fn expected(tree: &Path) -> TreeSize {
         let mut seen = HashSet::new();
         let mut size = TreeSize::default();
@@ -172,14 +172,14 @@ mod tests {
         assert_eq!(size, expected(dir.path()));
         assert_eq!(size.entries, 2 + 1 + 1 + 200 + 2 + 1);
         assert!((1 << 20..3 << 20).contains(&size.bytes), "{size:?}");
-        // What a program would have to read is another question.
+        // A program that reads all files would read far more bytes.
         assert!(fs_extra::dir::get_size(&dir).unwrap() > (300 << 30) + (51 << 20));
         assert_eq!(count_files(&dir).unwrap(), 51 + 1 + 200 + 2 + 1);
     }
 
     #[test]
-    fn what_is_newly_written_counts_before_it_is_on_the_disk() {
-        // Where /tmp is in memory, this is not.
+    fn new_data_counts_before_it_is_on_the_disk() {
+        // /tmp may be in memory, /var/tmp is not.
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         for n in 0..20 {
             fs::write(dir.path().join(n.to_string()), vec![1; 100_000]).unwrap();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_directory_is_named() {
+    fn the_error_names_a_tree_that_is_not_a_directory() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         symlink(".", dir.path().join("link")).unwrap();

@@ -1,10 +1,10 @@
-//! Walks trees by descriptor: at any depth, with a bounded number of descriptors, without
-//! recursion, by several threads. `remove.rs`, `size.rs`, `merge` and `capture` are the walks.
+//! Walks trees through descriptors: at any depth, with a bounded number of descriptors, without
+//! recursion, and by several threads. `remove.rs`, `size.rs`, `merge` and `capture` are the walks.
 //!
-//! A directory that is still to be processed is a [`Node`], a name and a parent. A [`Cursor`] opens
-//! it, usually from the directory that it holds open already. A [`work_queue`] shares the work.
-//! Nothing here follows a symbolic link or enters another mount. [`Entries`] reads a single
-//! directory.
+//! A directory that is still to be processed is a [`Node`], which has a name and a parent. A
+//! [`Cursor`] opens it, usually from the directory that the cursor holds open already. A
+//! [`work_queue`] shares the work among threads. Nothing here follows a symbolic link or enters
+//! another mount. [`Entries`] reads a single directory.
 
 mod cursor;
 mod node;
@@ -27,28 +27,29 @@ use rustix::path::Arg;
 pub(crate) use self::cursor::Cursor;
 pub(crate) use self::node::Node;
 
-/// A directory to look further from; it needs no permission on the directory itself.
+/// The flags to open a directory from which other files are opened. They need no permission on the
+/// directory itself.
 pub(crate) const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// A directory to read.
+/// The flags to open a directory for reading.
 pub(crate) const READ: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// The size of a buffer for one `getdents64`: about a thousand short names.
+/// The size of the buffer for one `getdents64`, enough for a thousand short names.
 pub(crate) const ENTRIES_SIZE_BYTES: usize = 64 * 1024;
 
-/// The longest path that one call takes, without the NUL that ends it (`PATH_MAX`,
+/// The length of the longest path that one call takes, without its terminating NUL (`PATH_MAX`,
 /// path_resolution(7)).
 const LONGEST_PATH: usize = 4095;
 
-/// A path below a directory stays below it and on its mount, whatever is renamed concurrently
-/// (openat2(2), Linux 5.6). A mount point on the way is `EXDEV`, a symbolic link `ELOOP`, and
-/// `ENOTDIR` where a directory was to be opened.
+/// The flags that keep a path below a directory and on its mount, whatever is renamed concurrently
+/// (openat2(2), Linux 5.6). A mount point on the way fails with `EXDEV`. A symbolic link fails with
+/// `ELOOP`, or with `ENOTDIR` if it is the last name and a directory should be opened.
 const STAY: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
-/// The device and the inode of a file, which identify it under all its names.
+/// The device and the inode number of a file, which identify it under all its names.
 pub(crate) type Identity = (u64, u64);
 
-/// Opens `path` below `root`; the empty path is `root` itself. The path may be longer than one call
+/// Opens `path` below `root`. The empty path is `root` itself. The path may be longer than one call
 /// can take.
 pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let mut rest = path.as_os_str().as_bytes();
@@ -69,16 +70,16 @@ pub(crate) fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix
     open_staying(dir, name, flags)
 }
 
-/// Opens `path`, which [stays](STAY) below `dir`. `EXDEV` means a mount point and nothing else.
+/// Opens `path`, which [stays](STAY) below `dir`. Fails with `EXDEV` only at a mount point.
 fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     match openat2(dir, path, flags, Mode::empty(), STAY) {
-        // The kernel also returns this if the file was moved out of the directory before it was
+        // The kernel also returns `EXDEV` if the file was moved out of the directory before it was
         // opened (`complete_walk` in fs/namei.c).
         Err(Errno::XDEV) => {}
         opened => return opened,
     }
     match openat2(dir, path, flags, Mode::empty(), STAY.difference(ResolveFlags::NO_XDEV)) {
-        // It was moved back.
+        // The file was moved back.
         Ok(found) if mount_of(found.as_fd())? == mount_of(dir)? => Ok(found),
         Ok(_) => Err(Errno::XDEV),
         Err(Errno::XDEV) => Err(Errno::NOENT),
@@ -86,24 +87,24 @@ fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> r
     }
 }
 
-/// Which mount an open file is on (statx(2), Linux 5.8).
+/// Returns the ID of the mount that an open file is on (statx(2), Linux 5.8).
 pub(crate) fn mount_of(file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     Ok(statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
-/// Returns what identifies the file of `stat`.
+/// Returns the identity of the file that `stat` describes.
 pub(crate) fn identity(stat: &Stat) -> Identity {
     (stat.st_dev, stat.st_ino)
 }
 
-/// The path of an open file, as the kernel knows it now (proc_pid_fd(5)).
+/// Returns the path of an open file, as the kernel knows it now (proc_pid_fd(5)).
 pub(crate) fn path_of(file: BorrowedFd<'_>) -> rustix::io::Result<PathBuf> {
     let path = readlinkat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?;
     Ok(OsStr::from_bytes(path.as_bytes()).into())
 }
 
-/// The open directory `dir` and those above it, up to the root of the file system that this process
-/// sees.
+/// Returns the open directory `dir` and the directories above it, up to the root of the file system
+/// that this process sees.
 pub(crate) fn upwards(dir: BorrowedFd<'_>) -> rustix::io::Result<impl Iterator<Item = rustix::io::Result<OwnedFd>>> {
     let mut next = Some(Ok(openat(dir, c".", PATH, Mode::empty())?));
     let mut below = None;
@@ -125,13 +126,13 @@ pub(crate) fn upwards(dir: BorrowedFd<'_>) -> rustix::io::Result<impl Iterator<I
     }))
 }
 
-/// Whether `name` is one of the two that every directory has.
+/// Returns whether `name` is `.` or `..`, which every directory has.
 pub(crate) fn is_dots(name: &CStr) -> bool {
     matches!(name.to_bytes(), b"." | b"..")
 }
 
-/// Whether an open directory, which was opened for [reading](READ) and not read from before, has no
-/// entries.
+/// Returns whether an open directory has no entries. It must have been opened for [reading](READ)
+/// and not read from before.
 pub(crate) fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     let mut buffer = [MaybeUninit::uninit(); 1024];
     let mut entries = RawDir::new(dir, &mut buffer);
@@ -143,7 +144,7 @@ pub(crate) fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     Ok(true)
 }
 
-/// The directory that `path` is in: `.` for a name alone.
+/// Returns the directory that contains `path`: `.` for a name alone.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -151,8 +152,8 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Returns the type of `entry` in `dir`. Asks the file only if the file system does not report the
-/// type in the directory.
+/// Returns the type of `entry` in `dir`. Looks at the file itself only if the file system does not
+/// report the type in the directory.
 pub(crate) fn file_type(dir: BorrowedFd<'_>, entry: &RawDirEntry<'_>) -> rustix::io::Result<FileType> {
     known_type(dir, entry.file_name(), entry.file_type())
 }
@@ -170,13 +171,13 @@ fn known_type(dir: BorrowedFd<'_>, name: &CStr, reported: FileType) -> rustix::i
 /// The names in an open directory, each with its type, without `.` and `..` and in no particular
 /// order.
 ///
-/// std's `ReadDir`, and with it walkdir, panics when the directory cannot be closed (closedir(3)
-/// answers EIO); this ignores that, since nothing has been written.
+/// std's `ReadDir`, and therefore walkdir, panics if the directory cannot be closed (closedir(3)
+/// fails with `EIO`). This iterator ignores such a failure, because nothing has been written.
 #[derive(Debug)]
 pub(crate) struct Entries(Dir);
 
 impl Entries {
-    /// Reads `dir`, which was opened for [reading](READ) and not read from before.
+    /// Reads `dir`, which must have been opened for [reading](READ) and not read from before.
     pub(crate) fn new(dir: OwnedFd) -> rustix::io::Result<Self> {
         Dir::new(dir).map(Self)
     }
@@ -197,7 +198,7 @@ impl Iterator for Entries {
             }
             match self.0.fd().and_then(|dir| known_type(dir, name, entry.file_type())) {
                 Ok(kind) => return Some(Ok((name.into(), kind))),
-                // It has been removed since.
+                // The entry has been removed since.
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Some(Err(errno)),
             }
@@ -205,12 +206,13 @@ impl Iterator for Entries {
     }
 }
 
-/// `name` as the part of a path.
+/// Returns `name` as a part of a path.
 pub(crate) fn as_os_str(name: &CStr) -> &OsStr {
     OsStr::from_bytes(name.to_bytes())
 }
 
-/// `name` as a system call takes it. A name that came out of a path has no NUL, or no file has it.
+/// Returns `name` in the form that a system call takes. Fails with `EINVAL` if the name contains a
+/// NUL. No file has such a name.
 pub(crate) fn as_c_string(name: &OsStr) -> rustix::io::Result<CString> {
     CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)
 }
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_leads_through_no_link_and_not_out() {
+    fn a_path_leads_through_no_link_and_stays_below_the_root() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("root/a/b")).unwrap();
         symlink("a", dir.path().join("root/link")).unwrap();

@@ -1,5 +1,5 @@
-//! Lists the extended attributes of a file. `attributes.rs` reads their values; which of them
-//! belong to overlayfs is decided in `stack/overlayfs.rs`.
+//! Lists the extended attributes of a file. `attributes.rs` reads their values;
+//! `stack/overlayfs.rs` decides which of them belong to overlayfs.
 
 use std::ffi::{CStr, CString};
 use std::io::Write;
@@ -8,17 +8,17 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::fs::flistxattr;
 use rustix::io::Errno;
 
-/// The longest list of names (`XATTR_LIST_MAX`) and the longest value (`XATTR_SIZE_MAX`) that the
-/// kernel handles: xattr(7).
+/// The length of the longest list of names (`XATTR_LIST_MAX`) and of the longest value
+/// (`XATTR_SIZE_MAX`) that the kernel handles: xattr(7).
 pub(super) const MAX_BYTES: usize = 64 * 1024;
 
-/// A buffer that is large enough for most files.
+/// The size of a buffer that is large enough for most files.
 pub(super) const USUAL_BYTES: usize = 256;
 
 /// The names of a file's extended attributes.
 #[derive(Debug, Default)]
 pub(crate) struct XattrList {
-    /// The names as listed, each with its NUL.
+    /// The names as the kernel lists them, each with its NUL.
     names: Vec<u8>,
 }
 
@@ -30,11 +30,11 @@ impl XattrList {
         Ok(names)
     }
 
-    /// Replaces the names by those that `list` reads. A file system without extended attributes has
-    /// none.
+    /// Replaces the names with those that `list` reads. The list is empty if the file system has no
+    /// extended attributes.
     pub(crate) fn read(&mut self, list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<()> {
-        // The kernel allocates a buffer of this size before it looks at the file, and most files
-        // have few names.
+        // The kernel allocates a buffer of the requested size before it looks at the file, and most
+        // files have few names.
         for size in [USUAL_BYTES, MAX_BYTES] {
             self.names.clear();
             self.names.resize(size, 0);
@@ -58,8 +58,8 @@ impl XattrList {
     }
 }
 
-/// Returns a path for the calls that take no descriptor: before Linux 6.13, no call of xattr(7)
-/// takes a name in a directory.
+/// Returns a path through /proc to `name` in `dir`, for calls that take only a path. Before Linux
+/// 6.13, no call of xattr(7) takes a directory and a name in it.
 pub(crate) fn path_through_proc(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     let mut path = Vec::with_capacity(32 + name.count_bytes());
     // Neither a write to a vector nor a name without NUL can fail.

@@ -1,5 +1,5 @@
-//! What a run undoes when a step of it fails. Only the five steps that need root are played:
-//! everything else is real and works in a temporary directory.
+//! Tests of what a run undoes when one of its steps fails. A fake kernel replaces the five
+//! operations that need root. Everything else is real and works in a temporary directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,12 +16,14 @@ use crate::error::io_error;
 use crate::scratch::Paths;
 use crate::{Cleanup, Error, EtcFiles};
 
-/// A kernel whose overlay is the upper alone, and whose tmpfs is a directory in place of another.
+/// A fake kernel. Its overlay is the upper alone, and its tmpfs is a directory that takes the place
+/// of the covered one.
 #[derive(Default)]
 struct Played {
     failing: Vec<&'static str>,
     calls: Mutex<Vec<&'static str>>,
-    /// The directory that a tmpfs covers, and where it is until that is gone.
+    /// The path that the tmpfs covers, and the path of the covered directory until the tmpfs is
+    /// removed.
     covered: Mutex<Option<[PathBuf; 2]>>,
 }
 
@@ -78,7 +80,7 @@ impl Kernel for Played {
     }
 }
 
-/// A base, a stack of three layers of which two have to be merged, and a scratch directory.
+/// A base, a stack of three layers of which two must be merged, and a scratch directory.
 struct Stacked {
     dir: tempfile::TempDir,
     base: Base,
@@ -115,7 +117,7 @@ impl Stacked {
         run_on(kernel, &self.base, &self.layers, template, options, Clock::start())
     }
 
-    /// Runs with each of these faults.
+    /// Runs with all of these faults. Returns the calls of the kernel and the result.
     fn run_with(&self, faults: &[&'static str]) -> (String, Result<Report>) {
         let has = |fault| faults.contains(&fault);
         let mut options = self.options();
@@ -137,7 +139,7 @@ impl Stacked {
         options = options.prep_upper(move |upper, lowers| {
             assert_eq!(lowers.len(), 3);
             if busy {
-                // The mount covers this file until it is time to clean up.
+                // The mount covers this file until the clean-up.
                 fs::write(upper.with_file_name("bundle").join("precious"), "")?;
             }
             if fails { Err("prep_upper".into()) } else { Ok(fs::write(upper.join("prepared"), "")?) }
@@ -158,7 +160,7 @@ fn names_in(dir: &Path) -> Vec<String> {
 const MOUNTED: &str = "require privately mount";
 
 #[test]
-fn a_run_returns_what_every_step_has_found_out() {
+fn a_run_returns_the_results_of_all_steps() {
     for cleanup in [Cleanup::Awaited, Cleanup::Behind] {
         let (stacked, kernel) = (Stacked::new(), Played::default());
         let template = Template::builder(["true"]).build().unwrap();
@@ -179,7 +181,7 @@ fn a_run_returns_what_every_step_has_found_out() {
 }
 
 #[test]
-fn a_cancel_before_the_command_is_a_result_too() {
+fn a_cancel_before_the_command_starts_is_a_result() {
     let (stacked, kernel, cancel) = (Stacked::new(), Played::default(), Cancel::new().unwrap());
     cancel.cancel();
     let template = Template::builder(["true"]).build().unwrap();
@@ -191,7 +193,7 @@ fn a_cancel_before_the_command_is_a_result_too() {
 
 #[test]
 fn a_failure_is_reported_and_the_steps_before_it_are_undone() {
-    // (what fails, the calls of the kernel, the phase that is reported, what is left in the run's
+    // (the faults, the calls of the kernel, the reported phase, the entries left in the run's
     // directory)
     let table: [(&[&'static str], String, Phase, &[&str]); 14] = [
         (&["require"], "require".into(), Phase::Inputs, &[]),

@@ -2,7 +2,7 @@
 //! (seccomp(2)).
 //!
 //! Runtimes compile the profile with libseccomp at each start, which takes milliseconds. This
-//! module compiles it once per template. A test compares the answers of both programs for all
+//! module compiles it once per template. A test compares the results of both programs for all
 //! calls. They differ only if libseccomp is older than a name in the profile: it ignores the name
 //! and treats the call as one without a rule.
 //!
@@ -73,9 +73,9 @@ const ABIS: [(Arch, Abi); 2] = [
     (Arch::ScmpArchX86, Abi { audit: I386, calls: x86_calls }),
 ];
 
-/// The call numbers of x32, which the kernel reports as x86_64. If a filter does not include x32,
-/// libseccomp's kills a thread that makes such a call. The last number is excluded: a tracer skips
-/// a call with it.
+/// The call numbers of x32, which the kernel reports as x86_64. If a profile does not include x32,
+/// libseccomp's filter kills a thread that makes such a call. The last number is excluded: a tracer
+/// skips a call with it.
 const X32: std::ops::Range<u32> = 0x4000_0000..0xffff_ffff;
 
 #[derive(Clone, Copy)]
@@ -106,8 +106,9 @@ struct Test {
 }
 
 /// Returns the BPF program of `profile` for a machine like this one. Returns `None` for profiles
-/// that only libseccomp can compile: with other architectures, with other actions than to allow and
-/// to return an error, and with other tests of an argument than for equality.
+/// that only libseccomp can compile: with other architectures, with actions other than to allow and
+/// to return an error, and with tests of an argument other than for equality, equality under a
+/// mask, and inequality.
 ///
 /// The default action must be an error. A rule with tests may only allow a call, except for the
 /// calls that wait for the disk. So a call without a rule is always denied. That includes calls

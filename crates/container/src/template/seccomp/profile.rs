@@ -183,7 +183,7 @@ mod tests {
     /// Architecture, capabilities, call, its first two arguments, and the expected answer.
     type Row = (&'static str, &'static [Capability], &'static str, [u64; 2], Answer);
 
-    /// Returns what libseccomp's filter for `profile` does with a call.
+    /// Returns the result that libseccomp's filter for `profile` has for a call.
     fn answer(profile: &LinuxSeccomp, name: &str, arguments: [u64; 2]) -> Answer {
         let holds = |argument: &LinuxSeccompArg| {
             assert_eq!(argument.op(), Operator::ScmpCmpMaskedEq);

@@ -5,7 +5,7 @@ use oci_spec::runtime::{
     LinuxSyscall,
 };
 
-/// Allows the calls if every condition holds.
+/// Returns a rule that allows the calls if every condition holds.
 pub(super) fn allow(
     names: impl IntoIterator<Item = impl Into<String>>,
     conditions: &[LinuxSeccompArg],
@@ -13,7 +13,8 @@ pub(super) fn allow(
     rule(names, conditions, Action::ScmpActAllow, None)
 }
 
-/// Skips the calls if every condition holds, and returns `errno`. With 0, the calls return 0.
+/// Returns a rule that skips the calls and returns `errno` if every condition holds. With 0, the
+/// calls return 0.
 pub(super) fn answer(
     names: impl IntoIterator<Item = impl Into<String>>,
     conditions: &[LinuxSeccompArg],
@@ -34,17 +35,17 @@ fn rule(
     rule
 }
 
-/// Compares an argument for equality.
+/// Returns the condition that an argument is equal to `value`.
 pub(super) fn equal(index: usize, value: u64) -> LinuxSeccompArg {
     condition(index, Operator::ScmpCmpEq, value, None)
 }
 
-/// Compares an argument for inequality.
+/// Returns the condition that an argument is not equal to `value`.
 pub(super) fn not_equal(index: usize, value: u64) -> LinuxSeccompArg {
     condition(index, Operator::ScmpCmpNe, value, None)
 }
 
-/// Compares the bits of an argument that are set in `mask`.
+/// Returns the condition that the bits of an argument that are set in `mask` are equal to `value`.
 pub(super) fn masked(index: usize, mask: u64, value: u64) -> LinuxSeccompArg {
     condition(index, Operator::ScmpCmpMaskedEq, mask, Some(value))
 }

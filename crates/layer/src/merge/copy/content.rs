@@ -1,18 +1,18 @@
-//! Copies the bytes of a regular file; `merge/copy.rs` around it copies the rest.
+//! Copies the bytes of a regular file. `merge/copy.rs` copies everything else.
 
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
 use rustix::io::{Errno, pread, pwrite};
 
-/// Bytes moved by one call where the kernel cannot do it alone.
+/// The number of bytes that one call moves where copy_file_range(2) cannot copy.
 const BLOCK_BYTES: usize = 128 * 1024;
 
-/// Makes the new, empty file `to` hold the `size` bytes of `from`: as a clone, or its data copied
-/// and its holes left out.
+/// Makes the new, empty file `to` hold the `size` bytes of `from`. Clones the file if possible.
+/// Otherwise copies its data and leaves its holes as holes.
 pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> rustix::io::Result<()> {
-    // Why it cannot be cloned does not matter: whatever is wrong with one of the files shows in the
-    // copy.
+    // The reason why the file cannot be cloned does not matter: if one of the files has a problem,
+    // the copy below fails as well.
     if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
@@ -25,8 +25,8 @@ pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64) -> rusti
     Ok(())
 }
 
-/// Where the next data after `position` starts and ends; all is data where the file system cannot
-/// tell.
+/// Returns the start and the end of the next data from `position` on, or `None` after the last
+/// data. Everything counts as data if the file system cannot report holes.
 fn next_data(from: BorrowedFd<'_>, position: u64, size: u64) -> rustix::io::Result<Option<(u64, u64)>> {
     if position >= size {
         return Ok(None);
@@ -45,12 +45,12 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
     let (mut read_at, mut write_at) = (start, start);
     while read_at < end {
         let left = usize::try_from(end - read_at).unwrap_or(usize::MAX);
-        // A limit that no 32-bit count in the kernel is near to.
+        // This limit is far below the maximum of any 32-bit count in the kernel.
         match copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), left.min(1 << 30)) {
-            // Nothing at the end of the file; or a file system that says so of any file.
+            // The file ends here, or its file system returns 0 for every file.
             Ok(0) => return copy_by_hand(from, to, read_at, end),
             Ok(_) => {}
-            // Across file systems, or not at all.
+            // The kernel cannot copy between these file systems, or cannot copy at all.
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM) => {
                 return copy_by_hand(from, to, read_at, end);
             }
@@ -67,8 +67,7 @@ fn copy_by_hand(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) 
         let wanted = usize::try_from(end - position).unwrap_or(usize::MAX).min(BLOCK_BYTES);
         let read = pread(from, &mut buffer[..wanted], position)?;
         if read == 0 {
-            // It has been cut short since its size was asked for: it is no layer that is being
-            // changed.
+            // The file has been cut short since its size was read: the layer is being changed.
             return Err(Errno::STALE);
         }
         let mut block = &buffer[..read];
@@ -89,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// Data, a hole, data, a hole at the end.
+    /// Makes a file of data, a hole, data, and a hole at the end.
     fn sparse(path: &std::path::Path) -> File {
         let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         file.write_all_at(&[1; 5000], 0).unwrap();
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loop_by_hand_copies_the_same_bytes() {
+    fn a_copy_by_hand_has_the_same_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let from = sparse(&dir.path().join("from"));
         let to = File::create_new(dir.path().join("to")).unwrap();
@@ -122,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_shrinks_meanwhile_is_an_error() {
+    fn a_file_that_shrinks_during_the_copy_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("from"), "four").unwrap();
         let from = File::open(dir.path().join("from")).unwrap();

@@ -1,4 +1,4 @@
-//! What one layer has for each name of a path. `lookup.rs` combines the layers.
+//! Finds what one layer has for each name of a path. `lookup.rs` combines the layers.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
 use crate::stack::sources::open_root;
 use crate::tree::walk::{READ, as_c_string, open_in};
 
-/// One name of the path.
+/// The entry of a layer for one name of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PathEntry {
     pub(super) kind: EntryKind,
-    /// Whether a directory hides those below it.
+    /// Whether the entry is a directory that hides the directories of its name below.
     pub(super) is_opaque: bool,
 }
 
-/// What the layer has for each name of `path`, up to the last one that it has. No symbolic link is
-/// followed.
+/// Returns the layer's entry for each name of `path`, up to the first that is missing or is not a
+/// directory. An entry that is not a directory is the last one returned. Follows no symbolic link.
 pub(super) fn layer_path(tree: &Path, path: &Path, xattrs: XattrNamespace) -> Result<Vec<PathEntry>> {
     let mut entries = Vec::new();
     let mut place: PathBuf = tree.components().collect();

@@ -1,23 +1,24 @@
-//! Completes or removes what a killed capture left. The marks that it leaves are defined in
-//! `capture/lock.rs`.
+//! Completes the layer of a killed capture, or removes what the capture left. `capture/lock.rs`
+//! defines the marks of a capture.
 
 use crate::capture::lock::{CaptureLock, Found};
 use crate::error::Result;
 use crate::layer::Layer;
 
-/// What became of a directory without `layer.json`.
+/// The outcome for a directory without `layer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resolved {
-    /// Nothing: somebody may be filling it, or a capture is under way.
+    /// The directory is unchanged: another program may be filling it, or a capture is in progress.
     Left,
-    /// What the capture had left was removed. Its upper is where it was.
+    /// The capture's marks were removed, and the directory if nothing else was in it. The upper is
+    /// where it was.
     Removed,
     /// The capture had moved its tree. The layer is complete now.
     Completed,
 }
 
-/// Completes or removes what a killed capture has left in the directory of `layer`. Removes no tree
-/// and no file of anybody else.
+/// Completes the layer of a killed capture, or removes what the capture left in the directory of
+/// `layer`. Removes no tree, and no file that a capture did not make.
 pub(super) fn resolve(layer: &Layer) -> Result<Resolved> {
     let Some(lock) = CaptureLock::take_abandoned(layer)? else { return Ok(Resolved::Left) };
     match lock.look()? {
@@ -30,7 +31,7 @@ pub(super) fn resolve(layer: &Layer) -> Result<Resolved> {
     }
 }
 
-/// Whether [`resolve`] would find something to do.
+/// Returns whether [`resolve`] would find something to do.
 pub(super) fn is_left(layer: &Layer) -> Result<bool> {
     Ok(CaptureLock::take_abandoned(layer)?.is_some())
 }

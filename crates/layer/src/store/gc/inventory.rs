@@ -18,36 +18,36 @@ use crate::store::scan::{Found, scan};
 use crate::tree::regular_file::read_regular_file;
 use crate::tree::size::TreeSize;
 
-/// The layers of a store, the least recently used first. Some hundred bytes for each: there is no
-/// order without all.
+/// The layers of a store, the least recently used first. It takes a few hundred bytes of memory per
+/// layer: sorting needs all layers.
 #[derive(Debug, Default)]
 pub(super) struct Inventory {
     pub(super) layers: Vec<Stored>,
-    /// What killed captures have left.
+    /// The directories in which a capture was killed.
     pub(super) unfinished: Vec<Layer>,
-    /// What could not be looked at.
+    /// The errors for entries that could not be examined.
     pub(super) failed: Vec<Error>,
 }
 
-/// One of the layers.
+/// A layer of the store.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stored {
     pub(super) name: Box<OsStr>,
     pub(super) used: SystemTime,
     pub(super) size: Size,
-    /// Whether the size is what `layer.json` says.
+    /// Whether the size comes from `layer.json`.
     pub(super) is_recorded: bool,
-    /// Whether others stand on it.
+    /// Whether the `base_hash` of another layer names this layer.
     pub(super) is_base: bool,
 }
 
 impl Inventory {
-    /// Looks at all layers of `store`. Symbolic links are somebody's names for layers, and free
-    /// nothing: they are passed over.
+    /// Looks at all layers of `store`. Skips symbolic links: they are only names of layers, and
+    /// removing one frees nothing.
     ///
-    /// A recorded size that is more than is in use on the file system is measured instead. So are
-    /// the largest recorded sizes for as long as all of them together are more than that, or than
-    /// `max_bytes`: before anything is removed because of a number, the number is looked at.
+    /// Measures a layer whose recorded size is more than is in use on the file system. Also
+    /// measures layers, the largest first, while the sum of all sizes is more than that, or more
+    /// than `max_bytes`: a number is checked before a layer is removed because of it.
     pub(super) fn take(store: &Path, how: Sizes, max_bytes: Option<u64>, progress: &dyn Fn(Progress)) -> Result<Self> {
         let mut inventory = Self::default();
         let mut bases = BTreeSet::new();
@@ -73,7 +73,7 @@ impl Inventory {
         let limit = used_bytes.min(max_bytes.unwrap_or(u64::MAX));
         let measure_again = &mut |stored: &Stored| {
             let size = measure(&Layer::at(store.join(&*stored.name)))?;
-            // It has gone since the scan.
+            // The size is `None` if another process removed the layer since the scan.
             Ok(size.unwrap_or_default())
         };
         inventory.failed.extend(sizes::check(&mut inventory.layers, limit, measure_again));
@@ -81,7 +81,7 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// How much there is of all.
+    /// Returns the total size of all layers.
     pub(super) fn total(&self) -> Size {
         let add = |total: Size, stored: &Stored| Size {
             bytes: total.bytes.saturating_add(stored.size.bytes),
@@ -92,19 +92,19 @@ impl Inventory {
 }
 
 impl Stored {
-    /// `None` for a link, and for what has gone since the scan. What it stands on goes to `bases`.
+    /// Looks at one layer, and adds its base to `bases`. Returns `None` for a symbolic link, and
+    /// for a layer that another process removed since the scan.
     fn look(layer: &Layer, how: Sizes, used_bytes: u64, bases: &mut BTreeSet<String>) -> Result<Option<Self>> {
         if fs::symlink_metadata(layer.path()).is_ok_and(|metadata| metadata.is_symlink()) {
             return Ok(None);
         }
         let Some(used) = layer.last_used_or_made()? else { return Ok(None) };
         let (recorded, base) = match layer.meta() {
-            // What cannot be read takes its room all the same, and may stand on a base all the
-            // same.
+            // A layer with an invalid `layer.json` still takes space, and may still need its base.
             Err(Error::Json { .. }) => (0, base_of_broken(layer)),
             meta => meta?.map_or((0, None), |meta| (meta.disk_usage, Some(meta.base_hash))),
         };
-        // A base may well name itself.
+        // A base may name itself as its base.
         bases.extend(base.filter(|base| !layer.has_hash(base)));
         let is_recorded = how == Sizes::Recorded && (1..=used_bytes).contains(&recorded);
         let size = match is_recorded {
@@ -118,23 +118,24 @@ impl Stored {
     }
 }
 
-/// The `base_hash` of a `layer.json` with something else in it that cannot be.
+/// Returns the `base_hash` of a `layer.json` that is JSON, but has another key with an invalid
+/// value.
 fn base_of_broken(layer: &Layer) -> Option<String> {
     let text = read_regular_file(layer.meta_path()).ok().flatten()?;
     let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
     Some(value.get("base_hash")?.as_str()?.to_owned())
 }
 
-/// Whether one of `hashes` means the layer with this name.
+/// Returns whether one of `hashes` means the layer with this name.
 fn has_name_among(hashes: &BTreeSet<String>, name: &str) -> bool {
     let from_name_on = hashes.range::<str, _>((Bound::Included(name), Bound::Unbounded));
     from_name_on.take_while(|hash| hash.starts_with(name)).any(|hash| layer_hash::is_named(name, hash))
 }
 
-/// The size of the whole directory of a layer. `None` if the layer has gone.
+/// Measures the whole directory of a layer. Returns `None` if the layer does not exist any more.
 fn measure(layer: &Layer) -> Result<Option<Size>> {
     match TreeSize::of(layer.path()) {
-        // The directory itself is one.
+        // The directory itself is one more entry.
         Ok(TreeSize { bytes, entries }) => Ok(Some(Size { bytes, entries: entries.saturating_add(1) })),
         Err(_) if layer.last_used_or_made()?.is_none() => Ok(None),
         Err(error) => Err(error),
@@ -151,7 +152,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// A layer that was used then, or made then and never used.
+    /// Makes a layer that was made at `made`, and last used at `used` or never.
     fn layer(store: &Path, name: &str, used: Option<u64>, made: u64, meta: &[u8]) {
         let layer = Layer::at(store.join(name));
         fs::create_dir_all(layer.fs().join("a")).unwrap();
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_is_first_and_sizes_are_recorded_or_measured() {
+    fn the_least_recently_used_layer_is_first_and_sizes_are_recorded_or_measured() {
         let store = tempfile::tempdir().unwrap();
         layer(store.path(), "used-late", Some(40), 10, &meta(5000));
         layer(store.path(), "never-used", None, 30, &meta(6000));
@@ -194,7 +195,8 @@ mod tests {
             let measured: Vec<_> = names
                 .iter()
                 .map(|name| TreeSize::of(store.path().join(name)).unwrap())
-                // The layer, `fs`, what is in it, `layer.json`, and `last_used` if there is one.
+                // The layer's directory, `fs` and its two entries, `layer.json`, and `last_used` if
+                // it exists.
                 .zip([5, 5, 6, 5, 6])
                 .map(|(size, entries)| {
                     assert_eq!(size.entries + 1, entries);
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_cannot_be_are_measured() {
+    fn layers_with_impossible_sizes_are_measured() {
         let store = tempfile::tempdir().unwrap();
         let stat = rustix::fs::statvfs(store.path()).unwrap();
         let capacity = stat.f_blocks * stat.f_frsize;
@@ -227,7 +229,7 @@ mod tests {
             u64::MAX.to_string(),
             "10000000000000".into(),
             (capacity - 1).to_string(),
-            // No numbers of bytes: the file is not valid.
+            // These are not numbers of bytes, so the file is not valid.
             "-1".into(),
             "1.5".into(),
             "1e3".into(),
@@ -249,9 +251,9 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_looked_at_before_layers_have_to_go_for_it() {
+    fn a_size_is_checked_before_layers_are_removed_because_of_it() {
         let store = tempfile::tempdir().unwrap();
-        // So much is in use on the file system.
+        // At least this much is in use on the file system.
         fs::write(store.path().join("file"), vec![1; 2 << 20]).unwrap();
         layer(store.path(), "wrong", None, 1, &meta(1 << 20));
         layer(store.path(), "right", None, 2, &meta(4000));

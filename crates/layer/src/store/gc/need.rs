@@ -1,45 +1,47 @@
-//! Decides which layers have to go: arithmetic, without the disk. `inventory.rs` supplies the
-//! numbers.
+//! Decides which layers must be removed. This is arithmetic, without access to the disk.
+//! `inventory.rs` supplies the numbers.
 
 use std::time::SystemTime;
 
-/// How much of a store there is, or of a layer.
+/// The size of a layer or of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Size {
     pub(super) bytes: u64,
     pub(super) entries: u64,
 }
 
-/// What is over a budget still, while layers go one after the other, the least recently used first.
+/// The amounts by which a store still exceeds its budgets. They shrink as layers are removed, the
+/// least recently used first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Need {
     pub(super) bytes: u64,
     pub(super) entries: u64,
-    /// Bytes that the file system lacks.
+    /// Free bytes that the file system lacks.
     pub(super) free_bytes: u64,
-    /// What was used before is too old.
+    /// Layers that were last used before this time are too old.
     pub(super) oldest: Option<SystemTime>,
 }
 
 impl Need {
-    /// Whether a layer that was last used then has to go. If it need not, no later one need.
+    /// Returns whether a layer that was last used at `used` must be removed. If not, no layer that
+    /// was used later must be removed, either.
     pub(super) fn wants(&self, used: SystemTime) -> bool {
         self.is_over() || self.oldest.is_some_and(|oldest| used < oldest)
     }
 
-    /// Counts a layer that has gone.
+    /// Counts a layer that was removed.
     pub(super) fn gone(&mut self, size: Size) {
         self.bytes = self.bytes.saturating_sub(size.bytes);
         self.entries = self.entries.saturating_sub(size.entries);
         self.free_bytes = self.free_bytes.saturating_sub(size.bytes);
     }
 
-    /// Whether no other budget than that of the free space is exceeded.
+    /// Returns whether the store exceeds the budget of free space and no other.
     pub(super) fn is_room_only(&self) -> bool {
         self.free_bytes > 0 && self.bytes == 0 && self.entries == 0
     }
 
-    /// Whether something is over.
+    /// Returns whether the store exceeds any budget.
     pub(super) fn is_over(&self) -> bool {
         self.bytes > 0 || self.entries > 0 || self.free_bytes > 0
     }
@@ -55,8 +57,9 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_go_until_nothing_is_over() {
-        // Used at 1, 2, …: bytes and entries of each, and which of them somebody holds.
+    fn the_least_recently_used_layers_are_removed_until_the_budgets_are_kept() {
+        // The bytes and entries of layers that were last used at 1, 2, … The table says which of
+        // them are held, and which must be removed.
         let layers = [(10, 1), (20, 50), (30, 1), (40, 1)];
         let need = Need::default();
         let table = [

@@ -1,21 +1,21 @@
-//! Decides which recorded sizes are measured because their sum cannot be true: arithmetic, without
-//! the disk. `layer/disk_usage.rs` asks the same about one layer.
+//! Decides which recorded sizes to check because their sum is impossible. This is arithmetic,
+//! without access to the disk. `layer/disk_usage.rs` decides the same for one layer.
 
 use super::inventory::Stored;
 use super::need::Size;
 use crate::error::Result;
 
-/// Recorded sizes that have to be found true before the rest is believed, although all together are
-/// more than the file system holds. That is so where layers share blocks (reflinks, hard links from
-/// layer to layer).
+/// The number of recorded sizes that must prove true before the rest are believed, although the sum
+/// of all is more than the file system holds. The sum can be right where layers share blocks
+/// (reflinks, hard links between layers).
 ///
-/// A wrong number that is believed then is no larger than each of these, so it adds little to what
-/// they are together.
+/// The largest sizes are checked first. A wrong size among the rest is therefore not larger than
+/// any of those that proved true, and adds little to their sum.
 const CONFIRMATIONS: usize = 8;
 
-/// Measures the largest of the recorded sizes, one after the other, for as long as all sizes
-/// together are more than `limit_bytes`. Returns the layers that cannot be measured, which are
-/// taken out of `layers`.
+/// Measures layers, the one with the largest recorded size first, while the sum of all sizes is
+/// more than `limit_bytes`. Stops when [`CONFIRMATIONS`] sizes have proved true. Removes layers
+/// that cannot be measured from `layers`, and returns their errors.
 pub(super) fn check(
     layers: &mut Vec<Stored>,
     limit_bytes: u64,
@@ -30,7 +30,8 @@ pub(super) fn check(
         let Some(index) = recorded.pop() else { break };
         let bytes = layers[index].size.bytes;
         match measure(&layers[index]) {
-            // It records the tree alone, and perhaps by other rules: apparent sizes, compression.
+            // `layer.json` records the size of the tree alone, and perhaps by other rules: apparent
+            // sizes, compression.
             Ok(measured) if measured.bytes >= bytes / 2 => confirmations += 1,
             Ok(measured) => {
                 total = total - u128::from(bytes) + u128::from(measured.bytes);
@@ -47,7 +48,7 @@ pub(super) fn check(
         layers.remove(index);
         error
     };
-    // From the end, so that the indices stay right.
+    // Remove from the end, so that the remaining indices stay valid.
     failed.into_iter().rev().map(take_out).collect()
 }
 
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
 
-    /// Layers with these sizes recorded, named by their index.
+    /// Returns layers with these recorded sizes, named by their index.
     fn layers(recorded: &[u64]) -> Vec<Stored> {
         let stored = |(index, &bytes): (usize, &u64)| Stored {
             name: std::ffi::OsString::from(index.to_string()).into(),
@@ -71,10 +72,10 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_are_measured_until_the_sum_can_be() {
+    fn the_largest_layers_are_measured_until_the_sum_is_possible() {
         const MAX: u64 = u64::MAX;
-        /// Recorded, really there, the most that there can be; which are measured, and what is
-        /// believed in the end.
+        /// The recorded sizes, the true sizes, the limit, the layers that are measured, and the
+        /// sizes that are believed in the end.
         type Case = (&'static [u64], &'static [u64], u64, &'static [usize], &'static [u64]);
         let table: [Case; 10] = [
             (&[], &[], 0, &[], &[]),
@@ -83,11 +84,11 @@ mod tests {
             (&[MAX, MAX, MAX], &[10, 20, 30], 60, &[2, 1, 0], &[10, 20, 30]),
             (&[10, 1_000_000, 30], &[10, 20, 30], 1_000_039, &[1], &[10, 20, 30]),
             (&[10, 1_000_000, 30], &[10, 20, 30], 1_000_040, &[], &[10, 1_000_000, 30]),
-            // What is true stays as it is recorded, and the next one is looked at.
+            // A size that proves true stays as recorded, and the next one is checked.
             (&[100, 90, 50, 10], &[120, 80, 1, 1], 201, &[0, 1, 2], &[100, 90, 1, 10]),
-            // Nobody records all of it.
+            // The recorded sizes are smaller than the true ones.
             (&[10, 50], &[1000, 1000], 0, &[1, 0], &[10, 50]),
-            // Blocks are shared: not all is measured, however many there are.
+            // Layers share blocks: only eight layers are measured, however many there are.
             (&[9, 9, 9, 9, 9, 9, 9, 9, 2, 1], &[9; 10], 10, &[7, 6, 5, 4, 3, 2, 1, 0], &[9, 9, 9, 9, 9, 9, 9, 9, 2, 1]),
             (&[MAX; 2], &[0; 2], 0, &[1, 0], &[0, 0]),
         ];
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_measured_is_told() {
+    fn layers_that_cannot_be_measured_are_reported() {
         let mut layers = layers(&[100, 5, 200, 7]);
         let failed = check(&mut layers, 12, &mut |stored| Err(Error::NoTree { layer: (&*stored.name).into() }));
         let names: Vec<_> = failed.iter().map(|error| error.path().unwrap().to_str().unwrap()).collect();

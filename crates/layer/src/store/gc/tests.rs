@@ -11,7 +11,7 @@ use crate::layer::meta::Meta;
 use crate::store::draft::Draft;
 use crate::store::hold::Hold;
 
-/// A store of layers that were used at 1, 2, … and have 10 bytes each.
+/// Makes a store of layers that were last used at 1, 2, … and have 10 bytes each.
 fn store(names: &[&str]) -> tempfile::TempDir {
     let store = tempfile::tempdir().unwrap();
     names.iter().zip(1..).for_each(|(name, used)| layer(store.path(), name, used));
@@ -38,7 +38,7 @@ fn names(collected: &Collected) -> Vec<&str> {
     collected.layers.iter().map(|layer| layer.name.to_str().unwrap()).collect()
 }
 
-/// Files and directories in the store's own directory, its parts not counted.
+/// Returns the number of files and directories in the store's own directory, without its parts.
 fn in_store_dir(store: &Path) -> usize {
     let store_dir = store.join(".layered");
     let entries = walkdir::WalkDir::new(&store_dir).min_depth(1).into_iter().map(|entry| entry.unwrap().into_path());
@@ -46,7 +46,7 @@ fn in_store_dir(store: &Path) -> usize {
 }
 
 #[test]
-fn the_least_recently_used_go_and_a_dry_run_says_so_beforehand() {
+fn the_least_recently_used_layers_are_removed_as_a_dry_run_predicts() {
     let day = Duration::from_secs(24 * 3600);
     let none = Collector::new();
     let table = [
@@ -55,7 +55,8 @@ fn the_least_recently_used_go_and_a_dry_run_says_so_beforehand() {
         (none.clone().max_bytes(39), &["a"], true),
         (none.clone().max_bytes(10), &["a", "b", "d"], true),
         (none.clone().max_bytes(9), &["a", "b", "d"], false),
-        // The layer's directory, `fs`, `layer.json` and `last_used`: four times four.
+        // Each of the four layers has four entries: its directory, `fs`, `layer.json` and
+        // `last_used`.
         (none.clone().max_entries(16), &[], true),
         (none.clone().max_entries(11), &["a", "b"], true),
         (none.clone().max_age(day), &["a", "b", "d"], true),
@@ -82,15 +83,16 @@ fn the_least_recently_used_go_and_a_dry_run_says_so_beforehand() {
         assert_eq!(seen.into_inner().unwrap(), Some(last));
     }
 }
+
 #[test]
-fn what_others_stand_on_stays() {
+fn the_base_of_other_layers_stays() {
     let store = store(&["base", "a"]);
     let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
     assert_eq!(
         (names(&collected), &collected.bases, collected.within_budget),
         (vec!["a"], &vec!["base".into()], false)
     );
-    // Nothing stands on it any more.
+    // No layer needs the base any more.
     let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
     assert_eq!((names(&collected), collected.within_budget), (vec!["base"], true));
 }
@@ -112,10 +114,10 @@ fn a_base_is_spared_by_its_whole_hash_and_not_by_its_own() {
 }
 
 #[test]
-fn one_wrong_number_does_not_empty_a_store() {
+fn one_wrong_size_does_not_empty_a_store() {
     for number in [u64::MAX, 10_u64.pow(13), 3 << 20] {
         let store = store(&["a", "b", "c", "d"]);
-        // So that the smallest of the numbers could be.
+        // With this file, the smallest of the wrong numbers is possible.
         fs::write(store.path().join("file"), vec![1; 4 << 20]).unwrap();
         let wrong = Layer::at(store.path().join("c"));
         let meta = wrong.meta().unwrap().unwrap();
@@ -129,7 +131,7 @@ fn one_wrong_number_does_not_empty_a_store() {
 }
 
 #[test]
-fn what_happens_between_the_look_and_the_removal_counts() {
+fn changes_between_the_look_and_the_removal_count() {
     let store = store(&["used", "held", "vanished", "made-again", "a", "b"]);
     let path = |name: &str| store.path().join(name);
     let hold = Mutex::new(None);
@@ -143,7 +145,7 @@ fn what_happens_between_the_look_and_the_removal_counts() {
             layer(store.path(), "made-again", 9);
         }
     };
-    // One of the three that had to go has gone without this collector.
+    // Three layers must be removed. Another process has removed one of them.
     let collected = Collector::new().max_bytes(30).progress(&disturb).collect(&store).unwrap();
     assert_eq!((names(&collected), &collected.held[..]), (vec!["a", "b"], &["held".into()][..]));
     assert!(collected.within_budget && collected.failed.is_empty());
@@ -151,7 +153,7 @@ fn what_happens_between_the_look_and_the_removal_counts() {
 }
 
 #[test]
-fn orphans_are_removed_and_what_has_an_owner_stays() {
+fn orphans_are_removed_and_directories_with_an_owner_stay() {
     let store = store(&["a"]);
     let draft = Draft::begin(&store).unwrap();
     for orphan in ["trash-dead/fs/a", "trash/of-an-earlier-version/0/fs", "new/dead/layer/fs", "new/empty"] {
@@ -225,11 +227,11 @@ fn a_killed_capture_is_completed_or_tidied_up_and_no_tree_is_removed() {
 }
 
 #[test]
-fn what_cannot_be_taken_away_is_told_and_the_rest_goes() {
+fn a_layer_that_cannot_be_examined_is_reported_and_the_others_are_removed() {
     let store = store(&["a", "b"]);
     let unreadable = store.path().join("unreadable");
     fs::create_dir_all(unreadable.join("fs")).unwrap();
-    // A symbolic link that leads to itself, where `layer.json` is a file.
+    // `layer.json` is a symbolic link to itself, not a file.
     std::os::unix::fs::symlink("layer.json", unreadable.join("layer.json")).unwrap();
     let collected = Collector::new().max_bytes(0).collect(&store).unwrap();
     assert_eq!(names(&collected), ["a", "b"]);
@@ -240,7 +242,7 @@ fn what_cannot_be_taken_away_is_told_and_the_rest_goes() {
     );
 }
 
-/// Makes a layer out of sight and puts it into the store, unless another one has been quicker.
+/// Makes a draft and publishes it, unless the store already has a layer with this name.
 fn make(store: &Path, name: &str) {
     let draft = Draft::begin(store).unwrap();
     fs::create_dir(draft.layer().fs()).unwrap();
@@ -249,7 +251,7 @@ fn make(store: &Path, name: &str) {
     let _made_once = draft.publish(name);
 }
 
-/// Holds two layers, looks at them, and lets go. Returns whether both were there.
+/// Holds two layers, checks that they are whole, and releases them. Returns whether both existed.
 fn hold_and_look(layers: [Layer; 2]) -> bool {
     let hold = match Hold::of(layers.iter().map(Layer::path)) {
         Ok(hold) => hold,
@@ -268,7 +270,7 @@ fn hold_and_look(layers: [Layer; 2]) -> bool {
 }
 
 #[test]
-fn a_held_layer_stays_whole_while_collectors_and_makers_storm() {
+fn a_held_layer_stays_whole_while_collectors_and_makers_compete() {
     const LAYERS: usize = 12;
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path();
@@ -288,7 +290,8 @@ fn a_held_layer_stays_whole_while_collectors_and_makers_storm() {
             let layers = |turn| [turn % LAYERS, (turn * 5 + user) % LAYERS];
             let layer = |number: usize| Layer::at(store.join(number.to_string()));
             let (mut turn, mut looks) = (0, 0);
-            // If no layer was ever missing, nothing was tried.
+            // If no layer was ever missing, no collector has removed one, and the test proves
+            // nothing.
             while looks < 100 || !was_missing.load(Ordering::Relaxed) {
                 match hold_and_look(layers(turn).map(layer)) {
                     true => looks += 1,

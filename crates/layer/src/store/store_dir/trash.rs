@@ -1,8 +1,8 @@
-//! Moves layers that a collector removes into the store directory, where they are garbage, and
-//! removes the garbage. Which layers go is decided in `gc.rs`.
+//! Moves layers into the store directory, where they are garbage, and removes the garbage. `gc.rs`
+//! decides which layers are removed.
 //!
-//! A rename needs neither a block nor an inode, so all of this works on a full disk. Any process
-//! may remove garbage at any time, even while another process is removing it.
+//! A rename needs no inode, and seldom a block, so this works on a full disk. Any process may
+//! remove garbage at any time, even while another process is removing it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -16,21 +16,21 @@ use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove::remove_tree;
 use crate::tree::walk::READ;
 
-/// How the name of garbage begins.
+/// The prefix of the names of garbage.
 const TRASH: &str = "trash-";
 
-/// A directory of garbage that collectors of earlier versions made.
+/// The name of the directory of garbage that collectors of earlier versions made.
 const OLD_TRASH: &str = "trash";
 
-/// While this file exists, the store directory was made of a layer, and everything but its parts is
-/// garbage.
+/// The name of the file that marks a store directory that was a layer. While the file exists,
+/// everything in the store directory but its parts is garbage.
 const MARK: &str = "layer.json";
 
 /// The parts of a store directory, which are never garbage.
 const PARTS: [Part; 2] = [Part::Holds, Part::New];
 
 impl StoreDirLock<'_> {
-    /// Returns a new name. A layer that is renamed to it becomes garbage.
+    /// Returns a new path in the store directory. A layer that is renamed to it becomes garbage.
     pub(crate) fn trash(&self) -> PathBuf {
         self.store_dir.path.join(format!("{TRASH}{:016x}", RandomState::new().build_hasher().finish()))
     }
@@ -45,10 +45,10 @@ impl StoreDirLock<'_> {
     }
 }
 
-/// The outcome of an attempt to make a store directory of a layer.
+/// The outcome of an attempt to turn a layer into the store directory.
 #[derive(Debug)]
 pub(crate) enum MadeOfLayer {
-    /// The layer is the store directory now, and [garbage](StoreDir::garbage).
+    /// The layer is the store directory now. Its contents are [garbage](StoreDir::garbage).
     Made(StoreDir),
     /// Another process has made the store directory.
     There(StoreDir),
@@ -57,24 +57,25 @@ pub(crate) enum MadeOfLayer {
 }
 
 impl StoreDir {
-    /// Renames the directory `layer` to the store directory of `store`, which has none: for a disk
-    /// without room for a new directory.
+    /// Renames the directory `layer` to the store directory of `store`, which has none. A collector
+    /// needs this if the disk has no room for a new directory.
     ///
     /// No process holds a layer in a store without a store directory. A process that takes a hold
-    /// concurrently makes the store directory first. Then either this call finds it
-    /// [there](MadeOfLayer::There), or that process finds the layer missing.
+    /// concurrently makes the store directory first. Then either this call finds the store
+    /// directory [there](MadeOfLayer::There), or that process finds the layer missing.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is no room for the new name either.
+    /// [`Error::Io`] if the disk has no room even for the new name, or if `layer` or the store
+    /// cannot be examined.
     pub(crate) fn make_of(store: &Path, layer: &Path) -> Result<MadeOfLayer> {
-        // It does not exist any more, or this user cannot open it.
+        // The layer does not exist any more, or this user cannot open it.
         let Ok(dir) = openat(CWD, layer, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
         let stat = fstat(&dir).map_err(Error::io("look at", layer))?;
-        // A lock on the layer would become a lock on the store directory. A capture that has one
-        // ends soon.
         if !is_trusted(stat.st_uid, store)? {
             return Ok(MadeOfLayer::Unsuitable);
         }
+        // Another process's lock on the layer would become a lock on the store directory. A capture
+        // that has such a lock ends soon.
         let same = dir.try_clone().map_err(Error::io("open", layer))?;
         let Ok(Attempt::Locked(lock)) = LockedDir::attempt(same, layer, FlockOperation::NonBlockingLockExclusive)
         else {
@@ -82,7 +83,7 @@ impl StoreDir {
         };
         let mode = Mode::from_raw_mode(stat.st_mode);
         fchmod(&dir, Mode::RWXU).map_err(Error::io("close to others", layer))?;
-        // From here on no other user can make a part in it that would lead elsewhere.
+        // From here on, no other user can add a part that is a link to another place.
         let has = |part: &Part| !matches!(statat(&dir, part.name(), AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
         let made = match PARTS.iter().any(has) {
             true => Err(Errno::NOTEMPTY),
@@ -96,12 +97,12 @@ impl StoreDir {
             Ok(()) => Ok(MadeOfLayer::Made(Self { path: store.join(STORE_DIR), dir })),
             Err(Errno::EXIST) => Ok(Self::open(store)?.map_or(MadeOfLayer::Unsuitable, MadeOfLayer::There)),
             Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => Err(Error::io("take away", layer)(errno)),
-            // For example a mount point.
+            // For example, the layer is a mount point.
             Err(_) => Ok(MadeOfLayer::Unsuitable),
         }
     }
 
-    /// Lists what can be removed from the store directory.
+    /// Lists the garbage in the store directory.
     pub(crate) fn garbage(&self) -> Result<Garbage> {
         let all = entries(&self.dir).map_err(Error::io("read", &self.path))?;
         let was_layer = all.iter().any(|(name, _)| name == MARK);
@@ -120,8 +121,8 @@ impl StoreDir {
     }
 }
 
-/// What can be removed from a store directory: layers that a collector renamed to it, or the layer
-/// that it was made of.
+/// The removable entries of a store directory: layers that a collector renamed into it, and the
+/// contents of the layer that became the directory.
 #[derive(Debug, Default)]
 pub(crate) struct Garbage {
     entries: Vec<(PathBuf, FileType)>,
@@ -130,7 +131,7 @@ pub(crate) struct Garbage {
 }
 
 impl Garbage {
-    /// The number of directories.
+    /// Returns the number of directories in the garbage.
     pub(crate) fn directories(&self) -> usize {
         self.entries.iter().filter(|(_, kind)| kind.is_dir()).count()
     }
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_thrown_away_is_garbage_and_the_parts_are_not() {
+    fn layers_thrown_away_are_garbage_and_the_parts_are_not() {
         let store = store(&["a", "b"]);
         let store_dir = StoreDir::make(store.path()).unwrap();
         let hold = Hold::of([store.path().join("b")]).unwrap();
@@ -192,7 +193,8 @@ mod tests {
         let draft = lock.work_dir(Part::New).unwrap();
         let trash = lock.throw_away(&store.path().join("a")).unwrap();
         assert!(trash.join("fs").is_dir());
-        // Of an earlier version; of a later one.
+        // The first directory is garbage of an earlier version. The second belongs to a later
+        // version.
         fs::create_dir_all(store_dir.path.join("trash/dead/0/fs")).unwrap();
         fs::create_dir_all(store_dir.path.join("room")).unwrap();
         let garbage = store_dir.garbage().unwrap();
@@ -215,7 +217,7 @@ mod tests {
         let hold = Hold::of([store.path().join("b")]).unwrap();
         assert_eq!(names(&store_dir.path), ["fs", "holds", "layer.json", "layer.log"]);
         assert_eq!(store_dir.garbage().unwrap().directories(), 1);
-        // Killed half way.
+        // The state after a collector is killed half way.
         fs::remove_dir(store_dir.path.join("fs")).unwrap();
         let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
         assert!(store_dir.garbage().unwrap().remove().is_empty());
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_holder_and_a_collector_one_wins() {
+    fn either_the_holder_or_the_collector_wins() {
         for _ in 0..100 {
             let store = store(&["a"]);
             let path = store.path().join("a");
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_cannot_be_the_store_directory_stays_as_it_is() {
+    fn a_layer_that_cannot_become_the_store_directory_is_unchanged() {
         let store = store(&["locked", "room", "link", "file"]);
         let path = |name: &str| store.path().join(name);
         let locked = fs::File::open(path("locked")).unwrap();
@@ -265,7 +267,7 @@ mod tests {
             assert!(matches!(made, MadeOfLayer::Unsuitable), "{name}: {made:?}");
         }
         assert_eq!(["locked", "room", "link"].map(|name| mode(&path(name))), [0o750; 3]);
-        // Another process was quicker.
+        // Another process made the store directory first.
         StoreDir::make(store.path()).unwrap();
         let made = StoreDir::make_of(store.path(), &path("file")).unwrap();
         assert!(matches!(made, MadeOfLayer::There(_)), "{made:?}");

@@ -1,5 +1,5 @@
-//! Opens the directories of a tree one after the other, each from the one before where that is
-//! possible. The directories are those of `node.rs`.
+//! Opens the directories of a tree one after the other, each from the previous one if possible.
+//! `node.rs` describes the directories.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use super::{Node, open_beneath, open_in};
 
 /// One directory of a tree, held open.
 ///
-/// The next directory is usually a child or the parent of this one: one step, whatever the depth.
-/// For any other directory the cursor walks the path from the root.
+/// The next directory is usually a child or the parent of this one. The cursor reaches it in one
+/// step, at any depth. For any other directory, the cursor walks the path from the root.
 #[derive(Debug)]
 pub(crate) struct Cursor<T> {
     flags: OFlags,
@@ -19,12 +19,12 @@ pub(crate) struct Cursor<T> {
 }
 
 impl<T> Cursor<T> {
-    /// Holds nothing yet, and opens directories with `flags`.
+    /// Makes a cursor that holds no directory yet and opens directories with `flags`.
     pub(crate) fn new(flags: OFlags) -> Self {
         Self { flags, at: None }
     }
 
-    /// Closes the directory. The caller does this before it goes to another tree.
+    /// Closes the directory. The caller must do this before it uses the cursor for another tree.
     pub(crate) fn leave(&mut self) {
         self.at = None;
     }
@@ -43,8 +43,8 @@ impl<T> Cursor<T> {
         Ok(self.at.insert((Arc::clone(node), dir)).1.as_fd())
     }
 
-    /// As [`go`](Self::go), but also goes one step up. All nodes must be of one tree and
-    /// [identified](Node::set_identity).
+    /// Opens the directory `node` as [`go`](Self::go) does, but also goes one step up. All nodes
+    /// must be of one tree and [identified](Node::set_identity).
     pub(crate) fn go_either_way<R: AsFd>(
         &mut self,
         node: &Arc<Node<T>>,
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_from_anywhere_to_anywhere() {
+    fn a_cursor_goes_from_any_directory_to_any_other() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
         fs::create_dir_all(dir.path().join("a/d")).unwrap();
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_up_from_a_directory_that_was_moved_is_not_taken() {
+    fn a_cursor_does_not_go_up_from_a_directory_that_was_moved() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("root/a/b")).unwrap();
         let tree = dir.path().join("root");

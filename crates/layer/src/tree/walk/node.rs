@@ -1,5 +1,5 @@
-//! A directory of a tree that waits for something: its name, its parent and its unfinished
-//! children. `cursor.rs` opens it.
+//! A directory that a walk has not finished: its name, its parent and its unfinished children.
+//! `cursor.rs` opens it.
 
 use std::ffi::{CStr, CString, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -14,25 +14,25 @@ use super::Identity;
 /// A directory of a tree: its name, its parent, and how many of its child directories are
 /// unfinished.
 ///
-/// Only directories that wait for something are nodes. Their number is that of the siblings on the
-/// way down, not that of the whole tree.
+/// Only directories that a walk has not finished are nodes. Their number grows with the siblings on
+/// the way down, not with the whole tree.
 #[derive(Debug)]
 pub(crate) struct Node<T> {
     parent: Option<Arc<Node<T>>>,
     name: CString,
     identity: OnceLock<Identity>,
     unfinished: AtomicUsize,
-    /// What the walk remembers about this directory.
+    /// The data that the walk keeps for this directory.
     pub(crate) state: T,
 }
 
 impl<T> Node<T> {
-    /// The root of a tree. Its path is empty.
+    /// Makes the root of a tree. Its path is empty.
     pub(crate) fn root(state: T) -> Arc<Self> {
         Self::new(None, CString::default(), state)
     }
 
-    /// The directory `name` in `parent`.
+    /// Makes the directory `name` in `parent`.
     pub(crate) fn child(parent: &Arc<Self>, name: CString, state: T) -> Arc<Self> {
         Self::new(Some(Arc::clone(parent)), name, state)
     }
@@ -41,27 +41,27 @@ impl<T> Node<T> {
         Arc::new(Self { parent, name, identity: OnceLock::new(), unfinished: AtomicUsize::new(0), state })
     }
 
-    /// The directory that contains this one; `None` for the root.
+    /// Returns the directory that contains this one; `None` for the root.
     pub(crate) fn parent(&self) -> Option<&Arc<Self>> {
         self.parent.as_ref()
     }
 
-    /// The name in the parent.
+    /// Returns the name in the parent.
     pub(crate) fn name(&self) -> &CStr {
         &self.name
     }
 
-    /// Records which directory this was when it was opened.
+    /// Records which directory this was when it was first opened.
     pub(crate) fn set_identity(&self, stat: &Stat) {
         let _known_already = self.identity.set((stat.st_dev, stat.st_ino));
     }
 
-    /// Whether `stat` describes the directory whose identity was recorded.
+    /// Returns whether `stat` describes the directory whose identity was recorded.
     pub(super) fn is(&self, stat: &Stat) -> bool {
         self.identity.get() == Some(&(stat.st_dev, stat.st_ino))
     }
 
-    /// Sets how many child directories must be done before this one is. The caller calls this
+    /// Sets how many child directories must be done before this one is. The caller must call this
     /// before it begins any of them.
     pub(crate) fn expect(&self, children: usize) {
         self.unfinished.store(children, Ordering::Release);
@@ -72,7 +72,7 @@ impl<T> Node<T> {
         self.unfinished.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// The path from the root.
+    /// Returns the path from the root.
     pub(crate) fn path(&self) -> PathBuf {
         let mut names = Vec::new();
         let mut node = self;
@@ -86,8 +86,7 @@ impl<T> Node<T> {
 }
 
 impl<T> Drop for Node<T> {
-    /// Drops the ancestors in a loop. Recursion would overflow the stack, since a tree can be
-    /// deeper than that.
+    /// Drops the ancestors in a loop. In a deep tree, recursion would overflow the stack.
     fn drop(&mut self) {
         let mut next = self.parent.take();
         while let Some(mut node) = next.and_then(Arc::into_inner) {
@@ -101,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_read_from_the_root() {
+    fn a_path_starts_at_the_root() {
         let root = Node::root(());
         let usr = Node::child(&root, c"usr".into(), ());
         let lib = Node::child(&usr, c"lib\xff".into(), ());

@@ -15,21 +15,22 @@ use crate::error::{Error, Result};
 
 /// An entry of a tree.
 pub(crate) enum Entry<'a> {
-    /// The directory that is walked.
+    /// The root of the tree.
     Root(&'a Stat),
-    /// A directory below it.
+    /// A directory below the root.
     Directory(&'a Stat),
-    /// A directory below it on which something else is mounted. The walk does not enter that mount.
+    /// A directory below the root on which something else is mounted. The walk does not enter that
+    /// mount.
     MountPoint,
-    /// The file `name` in `dir`, of any type but a directory. It has not been looked at.
+    /// The file `name` in `dir`, of any type but a directory. The walk has not looked at it.
     File { dir: BorrowedFd<'a>, name: &'a CStr },
 }
 
-/// Calls `look` with each entry of the directory `tree` and returns the workers, each with what it
-/// has gathered.
+/// Calls `look` with each entry of the directory `tree`. Returns the workers, each with the data
+/// that it has gathered.
 ///
-/// Up to `threads` threads share the work. `new_worker` makes a thread's own state, on that thread.
-/// An entry that vanishes concurrently is skipped; `look` may return `NOENT` for it.
+/// Up to `threads` threads share the work. Each thread calls `new_worker` for its own state. The
+/// walk skips an entry that vanishes concurrently, and `look` may return `NOENT` for such a file.
 ///
 /// # Errors
 /// [`Error::Io`] if `tree` is not a directory, or if a part of it cannot be read.
@@ -63,7 +64,7 @@ struct Visitor<'a, W, L> {
 }
 
 impl<W, L: Fn(&mut W, Entry<'_>) -> rustix::io::Result<()>> Visitor<'_, W, L> {
-    /// Looks at a directory and at the files in it. The directories in it are added to `found`.
+    /// Calls `look` with a directory and the files in it. Adds the directories in it to `found`.
     fn read(&mut self, node: Arc<Node<()>>, found: &mut Vec<Arc<Node<()>>>) -> Result<()> {
         let Self { tree, root, cursor, entries, look, worker } = self;
         let error = |operation, name: Option<&CStr>| {
@@ -73,7 +74,7 @@ impl<W, L: Fn(&mut W, Entry<'_>) -> rustix::io::Result<()>> Visitor<'_, W, L> {
         };
         let dir = match cursor.go_either_way(&node, || Ok(root.as_fd())) {
             Ok(dir) => dir,
-            // It has vanished, or another file has its name now.
+            // The directory has vanished, or another file has its name now.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             Err(Errno::XDEV) => {
                 return look(worker, Entry::MountPoint).map_err(error("look at", None));
@@ -88,7 +89,7 @@ impl<W, L: Fn(&mut W, Entry<'_>) -> rustix::io::Result<()>> Visitor<'_, W, L> {
         while let Some(entry) = entries.next() {
             let entry = match entry {
                 Ok(entry) => entry,
-                // The directory has been removed while it was read.
+                // The directory was removed while it was read.
                 Err(Errno::NOENT) => break,
                 Err(errno) => return Err(error("read", None)(errno)),
             };

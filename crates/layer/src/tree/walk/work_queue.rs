@@ -1,10 +1,10 @@
-//! Shares jobs among several threads, where each job may find more jobs. `walk.rs` around it says
-//! how a job opens its directory.
+//! Shares jobs among several threads, where each job may find more jobs. `walk.rs` describes how a
+//! job opens its directory.
 //!
-//! Work stealing: each thread works on its own queue, newest job first, so it stays in one subtree.
-//! The next directory is near, and two threads rarely contend for one directory's lock in the
-//! kernel. An idle thread steals the oldest job from the longest queue; that job is usually a large
-//! subtree.
+//! The queue uses work stealing. Each thread works on its own queue, newest job first, so it stays
+//! in one subtree. Its next directory is near, and two threads rarely contend for one directory's
+//! lock in the kernel. An idle thread steals the oldest job from the longest queue; that job is
+//! usually a large subtree.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -13,25 +13,25 @@ use std::thread;
 
 use crate::error::{Error, Result};
 
-/// Waiting jobs that justify another thread. Starting a thread takes about 50 µs.
+/// The number of waiting jobs that justifies another thread. Starting a thread takes about 50 µs.
 const BACKLOG: usize = 4;
 
-/// Returns the default number of threads of a merge or a capture: two, where there are two
-/// processors. Both spend their time in the kernel and share the machine with other runs.
+/// Returns the default number of threads of a merge or a capture: two, or one if there is only one
+/// processor. Both spend their time in the kernel and share the machine with other runs.
 pub(crate) fn usual_threads() -> NonZeroUsize {
     let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     processors.min(NonZeroUsize::MIN.saturating_add(1))
 }
 
-/// Runs `first` and all jobs that result from it, and returns the workers with what they have
+/// Runs `first` and all jobs that result from it. Returns the workers with the data that they have
 /// gathered.
 ///
-/// The caller's thread works. Up to `threads - 1` more join, one for every few jobs that are
-/// waiting. `new_worker` makes a thread's own state, on that thread. `step` does one job and pushes
-/// the jobs that it found.
+/// The caller's thread is one of the workers. Up to `threads - 1` more threads join, one for every
+/// few jobs that are waiting. Each thread calls `new_worker` for its own state. `step` does one job
+/// and pushes the jobs that it found.
 ///
 /// # Errors
-/// The first error of a `step`. No job is begun after it.
+/// Returns the first error of a `step`. No job begins after it.
 pub(crate) fn run<J: Send, W: Send>(
     threads: NonZeroUsize,
     first: J,
@@ -65,7 +65,7 @@ pub(crate) fn run<J: Send, W: Send>(
                 });
                 match spawned {
                     Ok(spawned) => threads_spawned.push(spawned),
-                    Err(error) => log::warn!("working with {} threads fewer: {error}", wanted + 1),
+                    Err(error) => log::warn!("cannot start a thread, working with {} fewer: {error}", wanted + 1),
                 }
             }
         });
@@ -81,7 +81,7 @@ pub(crate) fn run<J: Send, W: Send>(
     }
 }
 
-/// The jobs that wait, and the workers that wait for jobs. Each worker has an index.
+/// The jobs that wait, and the state of the workers. Each worker has an index.
 struct Queue<J> {
     state: Mutex<State<J>>,
     changed: Condvar,
@@ -92,9 +92,10 @@ struct State<J> {
     jobs: Vec<VecDeque<J>>,
     /// The number of jobs in all queues.
     waiting: usize,
-    /// Workers that have a job. Each may still find more jobs.
+    /// The number of workers that have a job. Each may still find more jobs.
     busy: usize,
-    /// Workers that wait for a job. Waking none of them would cost a system call as well.
+    /// The number of workers that wait for a job. Without this number, each notification would cost
+    /// a system call even if no worker waits.
     idle: usize,
     stopped: bool,
     failure: Option<Error>,
@@ -119,15 +120,15 @@ impl<J> Queue<J> {
         while let Some(job) = self.next(index) {
             let unwinding = StopOnUnwind(self);
             let result = step(worker, job, &mut found);
-            // Dropped only by a panic. `thread::panicking` would also be true where a guard's drop
-            // is what calls this.
+            // Only a panic drops this guard. A check of `thread::panicking` would not be enough: it
+            // also returns true if a destructor calls this function during a panic.
             std::mem::forget(unwinding);
             after(self.done(index, result, &mut found));
         }
     }
 
-    /// Takes a job; `None` when all are done or one has failed. Sleeps while a busy worker may
-    /// still find more.
+    /// Takes a job, or returns `None` when all are done or one has failed. Sleeps while a busy
+    /// worker may still find more.
     fn next(&self, index: usize) -> Option<J> {
         let mut state = self.lock();
         loop {
@@ -146,8 +147,8 @@ impl<J> Queue<J> {
         }
     }
 
-    /// Records that a worker has done its job, and adds the jobs that it found. Returns how many
-    /// are waiting.
+    /// Records that a worker has done its job, and adds the jobs that it found. Returns the number
+    /// of jobs that are waiting.
     fn done(&self, index: usize, result: Result<()>, found: &mut Vec<J>) -> usize {
         let mut state = self.lock();
         state.busy -= 1;
@@ -185,8 +186,8 @@ impl<J> State<J> {
     }
 }
 
-/// Stops the other workers when one panics. The caller then sees the panic instead of waiting
-/// forever.
+/// A guard that stops the other workers when one panics. The caller then sees the panic instead of
+/// waiting forever.
 struct StopOnUnwind<'a, J>(&'a Queue<J>);
 
 impl<J> Drop for StopOnUnwind<'_, J> {
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_passed_on_and_nobody_waits_for_ever() {
+    fn a_panic_stops_the_other_workers_and_reaches_the_caller() {
         for number in 1..=4 {
             let outcome = std::panic::catch_unwind(|| {
                 let step = |(): &mut (), job: u32, found: &mut Vec<u32>| {
