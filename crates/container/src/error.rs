@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use os_display::Quotable;
 use rustix::io::Errno;
 
+use crate::chain::chain;
 use crate::display::escaped;
-use crate::template::TemplateError;
+use crate::template::error::TemplateError;
 
 /// A failure of a mount, a bundle or a runtime: the path, the reason, and what to do about it.
 ///
@@ -252,12 +253,6 @@ impl Error {
         let path = path.into();
         move |source| Error::Io { operation, path, source: source.into() }
     }
-}
-
-/// Returns an error and all of its sources on one line, for the log.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(error.source(), |error| error.source());
-    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 #[cfg(test)]

@@ -51,6 +51,7 @@
 pub mod advanced;
 mod bundle;
 mod cgroup;
+mod chain;
 mod display;
 mod error;
 mod id;

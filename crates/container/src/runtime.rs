@@ -15,7 +15,8 @@ use serde::Serialize;
 
 use crate::bundle::Bundle;
 use crate::cgroup::{self, Cgroup, Usage};
-use crate::error::{Error, Result, chain};
+use crate::chain::chain;
+use crate::error::{Error, Result};
 use crate::id::ContainerId;
 use crate::init::Init;
 use crate::mount_namespace::require_privilege;

@@ -25,6 +25,7 @@ mod not_executed;
 mod program;
 mod report;
 mod sealed;
+mod shareable;
 mod signals;
 mod sinks;
 mod spawn;

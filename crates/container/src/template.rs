@@ -8,7 +8,7 @@ mod choices;
 mod config;
 mod controllers;
 mod defaults;
-mod error;
+pub(crate) mod error;
 mod fields;
 #[cfg(test)]
 mod golden;

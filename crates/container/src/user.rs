@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use crate::template::TemplateError;
+use crate::template::error::TemplateError;
 
 /// The UID or GID of nobody. A `config.json` holds it while only the name of a user or group is
 /// known. A program that runs such a configuration without looking up the name does not grant any

@@ -16,7 +16,7 @@ use container::{
 use crate::Result;
 use crate::configure::Prepared;
 use crate::error::io_error;
-use crate::scratch::Paths;
+use crate::paths::Paths;
 
 /// The operations that a run asks of the kernel.
 pub(crate) trait Kernel: Sync {

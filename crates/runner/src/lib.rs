@@ -60,6 +60,7 @@ mod kernel;
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
 mod options;
+mod paths;
 mod probe;
 mod removal;
 mod report;

@@ -10,8 +10,9 @@ use layer::{Rung, XattrNamespace};
 
 use crate::error::{in_phase, io_error, with_undone};
 use crate::kernel::{Kernel, Linux};
+use crate::paths::Paths;
 use crate::rundir::scratch_dir;
-use crate::scratch::{Paths, Scratch};
+use crate::scratch::Scratch;
 use crate::{Cleanup, Phase, Result, stack};
 
 /// The findings of a [`probe`].

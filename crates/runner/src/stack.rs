@@ -15,8 +15,8 @@ use layer::{Base, Hold, Layer, Merge, Merged, Plan, Rung, RungLimit, XattrNamesp
 use crate::error::{Cause, chain, in_phase, io_error};
 use crate::inside::{Identity, tree_around};
 use crate::options::Limits;
+use crate::paths::Paths;
 use crate::rundir::{self, PREFIX, scratch_dir};
-use crate::scratch::Paths;
 use crate::{Error, Options, Phase, Result};
 
 /// Returns the plan that [`run`](crate::run) would make. Creates nothing and marks no layer as

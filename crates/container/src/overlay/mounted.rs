@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use super::kinds::{LowerNames, MountApi};
-use crate::error::{Error, Result, chain};
+use crate::chain::chain;
+use crate::error::{Error, Result};
 
 /// A mounted overlay, which is unmounted when this value is dropped.
 ///

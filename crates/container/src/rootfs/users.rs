@@ -12,7 +12,8 @@ use rustix::io::Errno;
 
 use super::Rootfs;
 use super::working_directory::View;
-use crate::error::{Error, Result, chain};
+use crate::chain::chain;
+use crate::error::{Error, Result};
 use crate::template::Template;
 use crate::user::accounts::{self, NO_HOME};
 use crate::user::{Account, User};

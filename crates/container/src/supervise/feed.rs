@@ -11,8 +11,8 @@ use rustix::process::getpgrp;
 use rustix::termios::{isatty, tcgetpgrp};
 
 use super::mask;
+use super::shareable::may_be_shared;
 use super::sinks::{can_be_reopened, reopened};
-use super::streams::may_be_shared;
 
 /// The input on its way to the container.
 pub(super) struct Feed {

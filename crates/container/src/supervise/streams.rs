@@ -1,22 +1,20 @@
-//! The three streams of a container. Decides which of the caller's files the container may have,
-//! and replaces the others by pipes.
+//! The three streams of a container. Puts pipes in the place of the caller's files, unless
+//! `shareable` lets the container have them.
 
 use std::fs::File;
 use std::io::{self, Read};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, fstatfs, makedev};
+use rustix::fs::{OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use super::feed::Feed;
+use super::shareable::may_be_shared;
 use super::sinks::{Sink, only_file};
 use super::spawn::FREE;
 use crate::{Excerpt, Input, Output};
-
-/// `PIPEFS_MAGIC` in linux/magic.h: the file system of pipes without a name.
-const PIPEFS_MAGIC: u64 = 0x5049_5045;
 
 /// The most bytes that one read takes. Also the requested size of the pipes of the outputs.
 const PIECE_BYTES: usize = 512 << 10;
@@ -294,19 +292,6 @@ impl<'a> Direct<Vec<Sink<'a>>> {
             other => Direct::Through(Sink::all(other, inherited)?),
         })
     }
-}
-
-/// Returns whether the container may have the file as it is: a pipe without a name, a socket, or
-/// `/dev/null`. A process with a file or a terminal can open it again through `/proc/self/fd` with
-/// other rights, and some runtimes make the command's user its owner.
-pub(super) fn may_be_shared(file: impl AsFd) -> io::Result<bool> {
-    let stat = fstat(&file)?;
-    Ok(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Fifo => fstatfs(&file)?.f_type as u64 == PIPEFS_MAGIC,
-        FileType::Socket => true,
-        FileType::CharacterDevice => stat.st_rdev == makedev(1, 3),
-        _ => false,
-    })
 }
 
 fn null() -> io::Result<OwnedFd> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::defaults::ROOTFS_PLACEHOLDER;
 use super::rlimit::{RlimitKind, Shown};
-use crate::error::chain;
+use crate::chain::chain;
 
 /// The reason why a template cannot be used: the field, its value, and what to do about it.
 ///

@@ -15,8 +15,9 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, statvfs, syncfs};
 
 use self::abandoned::Resolved;
-use self::inventory::{Inventory, Stored};
+use self::inventory::Inventory;
 use self::need::Need;
+use self::sizes::Stored;
 use crate::callback::Callback;
 use crate::display::quoted;
 use crate::error::{Error, Result};

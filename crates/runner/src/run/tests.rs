@@ -13,7 +13,7 @@ use rustix::fs::XattrFlags;
 use super::*;
 use crate::configure::Prepared;
 use crate::error::io_error;
-use crate::scratch::Paths;
+use crate::paths::Paths;
 use crate::{Cleanup, Error, EtcFiles};
 
 /// A fake kernel. Its overlay is the upper alone, and its tmpfs is a directory that takes the place

@@ -2,14 +2,13 @@
 //! many of them are removed.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs;
 use std::ops::Bound;
 use std::path::Path;
-use std::time::SystemTime;
 
 use super::abandoned;
 use super::need::Size;
+use super::sizes::Stored;
 use super::{Progress, Sizes, sizes};
 use crate::error::{Error, Result};
 use crate::layer::disk_usage::used_bytes;
@@ -27,18 +26,6 @@ pub(super) struct Inventory {
     pub(super) unfinished: Vec<Layer>,
     /// The errors for entries that could not be examined.
     pub(super) failed: Vec<Error>,
-}
-
-/// A layer of the store.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stored {
-    pub(super) name: Box<OsStr>,
-    pub(super) used: SystemTime,
-    pub(super) size: Size,
-    /// Whether the size comes from `layer.json`.
-    pub(super) is_recorded: bool,
-    /// Whether the `base_hash` of another layer names this layer.
-    pub(super) is_base: bool,
 }
 
 impl Inventory {
@@ -146,7 +133,7 @@ fn measure(layer: &Layer) -> Result<Option<Size>> {
 mod tests {
     use super::*;
     use crate::layer::meta::Meta;
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)

@@ -1,9 +1,23 @@
 //! Decides which recorded sizes to check because their sum is impossible. This is arithmetic,
 //! without access to the disk. `layer/disk_usage.rs` decides the same for one layer.
 
-use super::inventory::Stored;
+use std::ffi::OsStr;
+use std::time::SystemTime;
+
 use super::need::Size;
 use crate::error::Result;
+
+/// A layer of the store.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) name: Box<OsStr>,
+    pub(super) used: SystemTime,
+    pub(super) size: Size,
+    /// Whether the size comes from `layer.json`.
+    pub(super) is_recorded: bool,
+    /// Whether the `base_hash` of another layer names this layer.
+    pub(super) is_base: bool,
+}
 
 /// The number of recorded sizes that must prove true before the rest are believed, although the sum
 /// of all is more than the file system holds. The sum can be right where layers share blocks
