@@ -302,15 +302,15 @@ fn much_output_is_shown_completely_and_in_order() {
 fn an_interrupt_at_the_callers_terminal_reaches_the_command_once() {
     let fixture = Fixture::new();
     for runtime in RUNTIMES {
-        let script = "n=0; trap 'n=$((n + 1)); echo interrupt' INT; echo begun
-            until read line; do :; done; until [ $n = 1 ]; do read line; done; echo $n in all; exit 7";
+        let script =
+            format!("n=0; trap 'n=$((n + 1)); echo interrupt' INT; trap 'echo $n in all; exit 7' QUIT; {WAITS}");
         let mut terminal = Terminal::new();
-        let run = fixture.layered_script(&["--runtime", runtime, "--grace", "1h"], script);
+        let run = fixture.layered_script(&["--runtime", runtime, "--grace", "1h"], &script);
         let mut run = terminal.start(&run);
         terminal.until("begun");
         terminal.press(INTERRUPT);
         terminal.until("interrupt");
-        terminal.press("line\nline\n");
+        terminal.press(QUIT);
         terminal.until("1 in all");
         assert_eq!(run.end().code(), Some(7), "{runtime}");
     }
