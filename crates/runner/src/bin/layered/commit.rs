@@ -92,7 +92,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, Some(report), _) => of_report(report)?,
         (None, None, Some(base)) => of_stack(&Base::open(base)?, &args.layers.open()?)?,
         (None, None, None) => {
-            bail!("cannot commit {}: it is unknown what was below it; pass --run or --base", quoted(&args.upper))
+            bail!(
+                "cannot commit {}: layered has to be told what was below it; pass --run or --base",
+                quoted(&args.upper)
+            )
         }
     };
     let (mut capture, meta) = record.into_capture();
