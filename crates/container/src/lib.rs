@@ -13,7 +13,7 @@
 //!    the lowers never change. [`Mounted`] is the guard of the mount.
 //! 2. [`Template`] describes the container except for its root file system: the command, its user,
 //!    its limits, and the rest of a `config.json`. [`Template::instantiate`] adds the root file
-//!    system, and [`Bundle`] writes the file.
+//!    system. [`Bundle`] is the directory of that file, which [`Runtime::run`] writes.
 //! 3. [`Runtime::run`] runs the command and returns its [`Status`]. When the caller is killed, the
 //!    container dies with it. [`Output`] receives what the command prints, [`Cancel`] ends it
 //!    early, and [`Cgroup`] accounts for what it uses.
