@@ -227,8 +227,8 @@ impl TemplateBuilder {
         validate::fields(&self.fields)?;
         // Only the runtime interprets a profile of the caller's.
         let filter = matches!(self.fields.seccomp, Seccomp::Default | Seccomp::Native).then(Arc::default);
-        let value = spec::to_value(&self.fields)?;
-        validate::value(&value)?;
+        let (spec, value) = spec::of(&self.fields)?;
+        validate::configuration(&value, &spec)?;
         Ok(Template { value: Arc::new(value), filter })
     }
 }

@@ -16,8 +16,8 @@ use super::rlimit::Rlimit;
 use super::seccomp;
 use crate::user::NOBODY;
 
-/// Returns the configuration with these fields, which `validate` has checked.
-pub(super) fn to_value(fields: &Fields) -> Result<Value, TemplateError> {
+/// Returns the configuration with these fields, which `validate` has checked, and its JSON.
+pub(super) fn of(fields: &Fields) -> Result<(oci::Spec, Value), TemplateError> {
     let mut root = oci::Root::default();
     root.set_path(PathBuf::from(ROOTFS_PLACEHOLDER)).set_readonly(Some(fields.root_access == RootAccess::ReadOnly));
 
@@ -36,7 +36,7 @@ pub(super) fn to_value(fields: &Fields) -> Result<Value, TemplateError> {
 
     let mut value = serde_json::to_value(&spec).map_err(|source| TemplateError::Serialize { source })?;
     in_order(&mut value);
-    Ok(value)
+    Ok((spec, value))
 }
 
 /// Sorts the values that `oci-spec` keeps in hash tables, whose order differs between processes.

@@ -59,9 +59,14 @@ pub(super) fn fields(fields: &Fields) -> Result<(), TemplateError> {
     Ok(())
 }
 
-/// Checks a whole configuration, from the builder or from a file.
+/// Checks a whole configuration from a file.
 pub(super) fn value(value: &Value) -> Result<(), TemplateError> {
     let spec = Spec::deserialize(value).map_err(|source| TemplateError::NotASpec { source })?;
+    configuration(value, &spec)
+}
+
+/// Checks a whole configuration, whose JSON is `value`.
+pub(super) fn configuration(value: &Value, spec: &Spec) -> Result<(), TemplateError> {
     match value.pointer("/root/path").and_then(Value::as_str) {
         Some(ROOTFS_PLACEHOLDER) => {}
         None | Some("") => return Err(TemplateError::RootAbsent),
@@ -104,15 +109,26 @@ pub(super) fn args(argv: &[String]) -> Result<(), TemplateError> {
 
 /// Checks that no string in `value`, the content of `field`, contains a NUL.
 pub(super) fn no_nul(field: &str, value: &Value) -> Result<(), TemplateError> {
+    match nul_in(value) {
+        Some((place, text)) => Err(TemplateError::Nul { field: format!("{field}{place}"), value: text.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// Returns the first string in `value` that contains a NUL, after its place: `.args[1]`. Builds the
+/// place only for that string, because a seccomp profile has a thousand others.
+fn nul_in(value: &Value) -> Option<(String, &str)> {
     match value {
-        Value::String(text) if text.contains('\0') => {
-            Err(TemplateError::Nul { field: field.to_owned(), value: text.clone() })
-        }
-        Value::Array(items) => {
-            items.iter().enumerate().try_for_each(|(index, item)| no_nul(&format!("{field}[{index}]"), item))
-        }
-        Value::Object(entries) => entries.iter().try_for_each(|(key, item)| no_nul(&format!("{field}.{key}"), item)),
-        _ => Ok(()),
+        Value::String(text) => text.contains('\0').then_some((String::new(), text)),
+        Value::Array(items) => items.iter().enumerate().find_map(|(index, item)| {
+            let (place, text) = nul_in(item)?;
+            Some((format!("[{index}]{place}"), text))
+        }),
+        Value::Object(entries) => entries.iter().find_map(|(key, item)| {
+            let (place, text) = nul_in(item)?;
+            Some((format!(".{key}{place}"), text))
+        }),
+        _ => None,
     }
 }
 

@@ -27,8 +27,9 @@ pub(super) fn ignore_sync(profile: &mut LinuxSeccomp) {
     // If a call has two rules, libseccomp keeps the first or refuses the second, depending on its
     // version. Therefore the other rules for these calls are removed.
     let mut rules: Vec<LinuxSyscall> = profile.syscalls().clone().unwrap_or_default();
-    for rule in &mut rules {
-        let names = rule.names().iter().filter(|name| !SYNC_CALLS.contains(&name.as_str())).cloned().collect();
+    let waits = |name: &String| SYNC_CALLS.contains(&name.as_str());
+    for rule in rules.iter_mut().filter(|rule| rule.names().iter().any(waits)) {
+        let names = rule.names().iter().filter(|name| !waits(name)).cloned().collect();
         rule.set_names(names);
     }
     rules.retain(|rule| !rule.names().is_empty());
