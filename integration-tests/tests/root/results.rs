@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use container::{Cancel, CaptureLimit, Error as ContainerError, Input, Output, Runtime, Status, Template};
+use container::{Cancel, CaptureLimit, Error as ContainerError, Input, Output, Runtime, Status, Template, Terminal};
 use integration_tests::{FOR_EVER, Fixture, find, shell, stderr, stdout, write_script};
 use layer::Layer;
 use runner::{Cause, Phase, Report};
@@ -222,12 +222,23 @@ fn output_goes_to_a_file_a_callback_or_nowhere() {
 }
 
 #[test]
-fn input_comes_from_a_file_or_is_empty() {
+fn input_comes_from_a_file_or_memory_or_is_empty() {
     let fixture = Fixture::new();
     let path = fixture.path().join("input");
     fs::write(&path, "a line\n").unwrap();
     let options = fixture.options().stdin(Input::File(fs::File::open(&path).unwrap()));
     assert_eq!(stdout(&fixture.run_with(&[], "cat", options)), "a line\n");
+    for bytes in ["", "a line\nand more"] {
+        let options = fixture.options().stdin(Input::Bytes(bytes.into()));
+        assert_eq!(stdout(&fixture.run_with(&[], "cat; echo end", options)), format!("{bytes}end\n"));
+    }
+    let template = shell("read line; echo \"got $line\"").terminal(Terminal::Attached).build().unwrap();
+    let options = fixture.options().stdin(Input::Bytes("a line\n".into()));
+    let seen = stdout(&runner::run(&fixture.base(), &[], &template, options).unwrap());
+    assert!(seen.ends_with("got a line\r\n"), "{seen:?}");
+    // A command that reads nothing does not wait for its input to be read.
+    let options = fixture.options().stdin(Input::Bytes(vec![0; 1 << 20]));
+    assert!(fixture.run_with(&[], "true", options).status.success());
     assert_eq!(stdout(&fixture.run(&[], "cat; echo end")), "end\n");
 }
 
