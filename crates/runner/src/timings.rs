@@ -75,6 +75,13 @@ impl Phase {
     }
 }
 
+impl Serialize for Phase {
+    /// Writes the [name](Phase::name).
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 impl fmt::Display for Phase {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(self.name())
@@ -189,6 +196,7 @@ mod tests {
                 r#""runc_run":0.0,"overlay_umount":0.0,"cleanup":0.0,"total":2.0}"#
             )
         );
+        assert_eq!(serde_json::to_string(&Phase::PrepUpper).unwrap(), r#""prep_upper""#);
         assert_eq!(timings.phase(Phase::Merge), Duration::from_millis(1500));
         assert_eq!(layer::Timing::from(&timings).seconds("merge"), Some(1.5));
     }
