@@ -4,7 +4,7 @@
 // A program prints.
 #![allow(clippy::print_stdout)]
 
-use container::{Bundle, ContainerId, Output, Overlay, Runtime, Supervision, Template, in_private_mount_namespace};
+use container::{Output, Overlay, Runtime, Supervision, Template, in_private_mount_namespace, run_in};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let template = Template::builder(["cat", "/greeting"]).build()?;
@@ -14,10 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let finished = in_private_mount_namespace(|| {
         let lowers = ["layers/greeting/fs", "base/fs"]; // topmost first
         let mounted = Overlay::new(lowers).writable("run/upper", "run/work").mount("run/merged")?;
-        let bundle = Bundle::create("run", template.instantiate(mounted.path())?)?;
-        let id = ContainerId::random("example")?;
         let streams = Supervision::new().stdout(Output::Inherit).stderr(Output::Inherit);
-        let finished = Runtime::new("crun").run(&bundle, &id, None, streams)?;
+        let finished = run_in(mounted.path(), &template, &Runtime::new("crun"), streams)?;
         mounted.unmount()?;
         Ok::<_, container::Error>(finished)
     })??;

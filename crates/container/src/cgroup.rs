@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
+use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
 
@@ -34,16 +35,24 @@ pub struct Cgroup {
 }
 
 /// The resources that a container has used, as far as the machine's controllers report them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+///
+/// As JSON: `{"cpu_seconds":0.25,"peak_memory_bytes":4096,"out_of_memory":false}`. The first two
+/// are null if no controller reports them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Usage {
     /// The processor time of all processes of the container, in user and in kernel mode.
+    #[serde(rename = "cpu_seconds", serialize_with = "in_seconds")]
     pub cpu_time: Option<Duration>,
     /// The peak memory use in bytes, including the page cache.
     pub peak_memory_bytes: Option<u64>,
     /// Whether the kernel killed a process of the container because the container had reached its
     /// memory limit.
     pub out_of_memory: bool,
+}
+
+fn in_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(serializer)
 }
 
 /// A mounted hierarchy.
@@ -350,6 +359,10 @@ mod tests {
         let usage =
             Usage { cpu_time: Some(Duration::from_micros(5)), peak_memory_bytes: Some(8192), out_of_memory: false };
         assert_eq!(cgroup.usage(), usage);
+        let json = r#"{"cpu_seconds":5e-6,"peak_memory_bytes":8192,"out_of_memory":false}"#;
+        assert_eq!(serde_json::to_string(&usage).unwrap(), json);
+        let json = r#"{"cpu_seconds":null,"peak_memory_bytes":null,"out_of_memory":false}"#;
+        assert_eq!(serde_json::to_string(&Usage::default()).unwrap(), json);
         for (file, text, killed) in [
             (v1.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n", false),
             (v1.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", true),

@@ -17,4 +17,7 @@ pub enum Input {
     /// itself a pipe without a name, a socket or `/dev/null`. After the run, the offset of a
     /// regular file is where the command stopped reading.
     File(fs::File),
+    /// These bytes, then end-of-file. They stay in memory until the command has read them. With a
+    /// [terminal](crate::Terminal::Attached), they are typed into it, and no end-of-file follows.
+    Bytes(Vec<u8>),
 }

@@ -18,20 +18,20 @@
 //!    container dies with it. [`Output`] receives what the command prints, [`Cancel`] ends it
 //!    early, and [`Cgroup`] accounts for what it uses.
 //!
+//! [`run_in`] is one call for the last two steps.
+//!
 //! The mount belongs to the host unless the caller creates a [mount
 //! namespace](in_private_mount_namespace) first. In one, nothing remains mounted after a crash.
 //!
 //! # Example
 //! ```no_run
-//! use container::{Bundle, ContainerId, Output, Overlay, Runtime, Supervision, Template, in_private_mount_namespace};
+//! use container::{Output, Overlay, Runtime, Supervision, Template, in_private_mount_namespace, run_in};
 //!
 //! let template = Template::builder(["cc", "-c", "hello.c"]).cwd("/src").build()?;
 //! let status = in_private_mount_namespace(|| {
 //!     let mounted = Overlay::new(["/srv/gcc", "/srv/debian"]).writable("run/upper", "run/work").mount("run/merged")?;
-//!     let bundle = Bundle::create("run", template.instantiate(mounted.path())?)?;
-//!     let id = ContainerId::random("example")?;
-//!     let supervision = Supervision::new().stderr(Output::Inherit);
-//!     let finished = Runtime::default().run(&bundle, &id, None, supervision)?;
+//!     let streams = Supervision::new().stderr(Output::Inherit);
+//!     let finished = run_in(mounted.path(), &template, &Runtime::default(), streams)?;
 //!     mounted.unmount()?;
 //!     Ok::<_, container::Error>(finished.status)
 //! })??;
@@ -66,6 +66,7 @@ mod overlay;
 #[cfg(test)]
 mod parser_tests;
 mod rootfs;
+mod run_in;
 mod runtime;
 mod supervise;
 mod supervision;
@@ -82,6 +83,7 @@ pub use mount_namespace::{in_private_mount_namespace, require_privilege};
 pub use output::{Callback, CaptureLimit, Excerpt, Output};
 pub use overlay::{DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Mounted, Overlay, OverlayXattrs};
 pub use rootfs::Rootfs;
+pub use run_in::run_in;
 pub use runtime::{Finished, Flaw, Runtime, RuntimeVersion, Status};
 pub use supervise::{Cancel, Signals};
 pub use supervision::Supervision;

@@ -69,6 +69,11 @@ impl Rootfs {
         Ok(Self { root, path, created: Vec::new() })
     }
 
+    /// Returns the path that the root file system was opened with.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Returns everything that this value has created, parents before their contents. The paths are
     /// absolute in the container and contain no symbolic links.
     pub fn created(&self) -> &[PathBuf] {
@@ -188,6 +193,46 @@ impl Rootfs {
             Some(cwd) if cwd != Path::new("/") => self.working_directory(cwd, template),
             _ => Ok(()),
         }
+    }
+
+    /// Removes the files and directories that this value has created and that are still empty,
+    /// contents before their parents. The directories around them keep their modification times.
+    /// Afterwards, [`created`](Self::created) is empty.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for the first one that cannot be removed. All others are still removed.
+    pub fn remove_empty(&mut self) -> Result<()> {
+        let mut first = Ok(());
+        for path in std::mem::take(&mut self.created).iter().rev() {
+            first = first.and(self.remove_if_empty(path));
+        }
+        first
+    }
+
+    fn remove_if_empty(&self, path: &Path) -> Result<()> {
+        let outside = self.outside(path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+        let parent = match self.resolve(parent, DIRECTORY) {
+            // The command has removed or replaced the parent.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            parent => parent.map_err(Error::io("open the directory of", &outside))?,
+        };
+        let flags = match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => AtFlags::REMOVEDIR,
+                FileType::RegularFile if stat.st_size == 0 => AtFlags::empty(),
+                _ => return Ok(()),
+            },
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(Error::io("look at", outside)(error)),
+        };
+        let times = modification_time(&parent, &outside)?;
+        match rustix::fs::unlinkat(&parent, name, flags) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+            removed => removed.map_err(Error::io("remove", &outside)),
+        }?;
+        rustix::fs::futimens(&parent, &times)
+            .map_err(Error::io("restore the modification time of the directory of", &outside))
     }
 
     fn working_directory(&mut self, cwd: &Path, template: &Template) -> Result<()> {
@@ -394,6 +439,43 @@ mod tests {
         rootfs.mount_point(Path::new("/a/b/c"), MountPoint::File).unwrap();
         assert_eq!(rootfs.created(), ["/a", "/a/b", "/a/b/c", "/a/d", "/a/d/e", "/a/f"].map(PathBuf::from));
         assert!(dir.path().join("a/d/e").is_dir() && dir.path().join("a/f").is_file());
+    }
+
+    #[test]
+    fn what_was_created_is_removed_if_it_is_still_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::new(1000, 5);
+        let outside = tempfile::tempdir().unwrap();
+        fs::create_dir(outside.path().join("point")).unwrap();
+        let mut rootfs = Rootfs::open(dir.path()).unwrap();
+        for (path, kind) in [
+            ("/proc", MountPoint::Directory),
+            ("/etc/file", MountPoint::File),
+            ("/etc/written", MountPoint::File),
+            ("/job/here", MountPoint::Directory),
+            ("/gone/point", MountPoint::Directory),
+            ("/link/point", MountPoint::Directory),
+            ("/linked", MountPoint::Directory),
+        ] {
+            rootfs.mount_point(Path::new(path), kind).unwrap();
+        }
+        // A command may change everything that it finds.
+        fs::write(dir.path().join("etc/written"), "result").unwrap();
+        fs::write(dir.path().join("job/result"), "").unwrap();
+        fs::remove_dir_all(dir.path().join("gone")).unwrap();
+        for (link, target) in [("link", outside.path()), ("linked", Path::new("etc"))] {
+            fs::remove_dir_all(dir.path().join(link)).unwrap();
+            symlink(target, dir.path().join(link)).unwrap();
+        }
+        fs::File::open(dir.path()).unwrap().set_modified(long_ago).unwrap();
+        rootfs.remove_empty().unwrap();
+        assert!(rootfs.created().is_empty());
+        assert_eq!(fs::metadata(dir.path()).unwrap().modified().unwrap(), long_ago);
+        let left = ["etc/written", "job/result", "link", "linked"].map(|path| dir.path().join(path));
+        assert!(left.iter().all(|path| path.symlink_metadata().is_ok()));
+        let removed = ["proc", "etc/file", "job/here", "gone"].map(|path| dir.path().join(path));
+        assert!(removed.iter().all(|path| !path.exists()));
+        assert!(outside.path().join("point").exists(), "the removal leaves the root through no link");
     }
 
     #[test]

@@ -212,7 +212,8 @@ impl Runtime {
         supervision: Supervision<'_>,
     ) -> Result<Finished> {
         let grace = supervision.grace_period();
-        let Supervision { stdin, stdout, stderr, init, timeout, cancel, signals, output_limit_bytes, .. } = supervision;
+        let Supervision { stdin, stdout, stderr, init, timeout, cancel, signals, .. } = supervision;
+        let (output_limit, on_start) = (supervision.output_limit_bytes, supervision.on_start);
         let (cancel, signals) = (cancel.as_ref(), signals.as_ref());
         if cancel.is_some_and(Cancel::is_cancelled) {
             return Ok(Finished::new(Status::Cancelled));
@@ -247,7 +248,8 @@ impl Runtime {
             stdin,
             stdout,
             stderr,
-            output_limit: output_limit_bytes,
+            output_limit,
+            on_start,
         };
         let watch_error = |source| Error::Io { operation: "look after", path: self.program.clone(), source };
         let mut container = Supervised::start(task).map_err(watch_error)?;

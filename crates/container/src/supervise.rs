@@ -14,6 +14,7 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 
+use crate::supervision::OnStart;
 use crate::{Init, Input, Output};
 
 mod cancel;
@@ -69,6 +70,7 @@ pub(crate) struct Task<'a> {
     pub(crate) stdout: Output<'a>,
     pub(crate) stderr: Output<'a>,
     pub(crate) output_limit: Option<u64>,
+    pub(crate) on_start: Option<OnStart<'a>>,
 }
 
 /// The limits and requests that can end a command early, and the signals to forward to it.
@@ -91,6 +93,8 @@ pub(crate) struct Supervised<'a> {
     console: Option<Console>,
     /// Signals that are kept until the init can take them.
     unsent: Vec<i32>,
+    /// `None` after the call.
+    on_start: Option<OnStart<'a>>,
     _masked: Masked,
 }
 
@@ -155,7 +159,8 @@ impl<'a> Supervised<'a> {
         let report = Report::new(File::from(reader));
         // Returning drops the container's ends of the pipes. While this process holds them, the
         // readers do not see the end of the streams.
-        Ok(Self { keeper, streams, report, console, unsent: Vec::new(), _masked: masked })
+        let (unsent, on_start) = (Vec::new(), task.on_start);
+        Ok(Self { keeper, streams, report, console, unsent, on_start, _masked: masked })
     }
 
     /// Copies the streams until the container has ended. If the timeout expires, the output exceeds
@@ -204,6 +209,7 @@ impl<'a> Supervised<'a> {
         // processes in it have ended.
         let exit = self.keeper.wait_for_end();
         self.report.read_to_end();
+        self.report_start();
         let handed_on = self.hand_on_the_last(&stage, orders);
         result.and(exit).and(handed_on)?;
         Ok(match stage.why() {
@@ -271,6 +277,14 @@ impl<'a> Supervised<'a> {
         self.send_the_unsent();
     }
 
+    /// Calls the caller's function if the init is ready.
+    fn report_start(&mut self) {
+        let is_ready = self.report.facts().is_ready;
+        if let Some(OnStart(function)) = self.on_start.take_if(|_| is_ready) {
+            function();
+        }
+    }
+
     /// Sends the kept signals if the init is ready.
     fn send_the_unsent(&mut self) {
         if self.report.facts().is_ready {
@@ -327,6 +341,7 @@ impl<'a> Supervised<'a> {
             if self.report.facts().is_ready && !was_ready {
                 self.console.iter().for_each(Console::resize);
             }
+            self.report_start();
         }
         if has_console {
             if let Some(terminal) = self.console.as_mut().map(Console::receive).transpose()?.flatten() {

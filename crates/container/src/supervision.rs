@@ -2,6 +2,7 @@
 //!
 //! [`Runtime::run`](crate::Runtime::run) in `runtime` takes them; `supervise` acts on them.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::{Cancel, Init, Input, Output, Signals};
@@ -38,6 +39,16 @@ pub struct Supervision<'a> {
     pub(crate) cancel: Option<Cancel>,
     pub(crate) signals: Option<Signals>,
     pub(crate) output_limit_bytes: Option<u64>,
+    pub(crate) on_start: Option<OnStart<'a>>,
+}
+
+/// A function that is called when the command starts.
+pub(crate) struct OnStart<'a>(pub(crate) Box<dyn FnOnce() + Send + 'a>);
+
+impl fmt::Debug for OnStart<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("OnStart(..)")
+    }
 }
 
 impl<'a> Supervision<'a> {
@@ -102,6 +113,14 @@ impl<'a> Supervision<'a> {
     /// Forwards to the command the signals that are sent through `signals`.
     pub fn signals(mut self, signals: impl Into<Option<Signals>>) -> Self {
         self.signals = signals.into();
+        self
+    }
+
+    /// Sets a function that is called when the container is ready and its init executes the
+    /// command, on the thread that waits for the command. If the command cannot be executed, the
+    /// function is called nevertheless. It is not called if the runtime fails.
+    pub fn on_start(mut self, function: impl FnOnce() + Send + 'a) -> Self {
+        self.on_start = Some(OnStart(Box::new(function)));
         self
     }
 

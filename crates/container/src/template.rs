@@ -90,7 +90,8 @@ pub struct Template {
 }
 
 impl Template {
-    /// Reads a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`].
+    /// Reads a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`], or `rootfs`, as in the
+    /// files that `runc spec` and `crun spec` write.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read or has more than 16 MiB, and
@@ -108,8 +109,8 @@ impl Template {
         Template::from_json(&json).map_err(|source| Error::TemplateFile { path: path.to_owned(), source })
     }
 
-    /// Parses the text of a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`]. Changes
-    /// nothing in it.
+    /// Parses the text of a `config.json` in which `root.path` is [`ROOTFS_PLACEHOLDER`] or
+    /// `rootfs`. Changes nothing in it.
     ///
     /// # Errors
     /// [`TemplateError::NotASpec`] if the text is not JSON, and the errors of
@@ -119,12 +120,13 @@ impl Template {
         Template::from_value(value)
     }
 
-    /// Creates a template from a configuration in which `root.path` is [`ROOTFS_PLACEHOLDER`].
-    /// Changes nothing in it, and keeps keys that the specification does not have.
+    /// Creates a template from a configuration in which `root.path` is [`ROOTFS_PLACEHOLDER`] or
+    /// `rootfs`. Changes nothing in it, and keeps keys that the specification does not have.
     ///
     /// # Errors
     /// - [`TemplateError::NotASpec`] if a value does not have the specification's type.
-    /// - [`TemplateError::RootAbsent`] or [`TemplateError::RootFilled`] without the placeholder.
+    /// - [`TemplateError::RootAbsent`] or [`TemplateError::RootFilled`] if `root.path` is neither
+    ///   of the two.
     /// - Another [`TemplateError`] for a value that the builder would refuse too.
     pub fn from_value(value: Value) -> Result<Template, TemplateError> {
         validate::value(&value)?;
@@ -142,6 +144,56 @@ impl Template {
         let argv = Value::from(argv);
         validate::no_nul("process.args", &argv)?;
         Arc::make_mut(&mut self.value)["process"]["args"] = argv;
+        Ok(self)
+    }
+
+    /// Sets an environment variable. Replaces every earlier value of the same name.
+    ///
+    /// # Errors
+    /// [`TemplateError::EnvironmentKey`] and [`TemplateError::Nul`], as from the builder.
+    pub fn with_env(mut self, key: impl AsRef<str>, value: impl AsRef<str>) -> Result<Template, TemplateError> {
+        let key = key.as_ref();
+        validate::environment_key(key)?;
+        let entry = Value::from(format!("{key}={}", value.as_ref()));
+        validate::no_nul("process.env[]", &entry)?;
+        let sets_key =
+            |entry: &Value| entry.as_str().and_then(|entry| entry.split_once('=')).is_some_and(|(name, _)| name == key);
+        let env = array_mut(&mut Arc::make_mut(&mut self.value)["process"]["env"]);
+        let place = env.iter().position(sets_key).unwrap_or(env.len());
+        env.retain(|entry| !sets_key(entry));
+        env.insert(place, entry);
+        Ok(self)
+    }
+
+    /// Adds a mount, on top of the template's mounts.
+    ///
+    /// # Errors
+    /// [`TemplateError::MountDestination`], [`TemplateError::MountSource`],
+    /// [`TemplateError::MountSetting`], [`TemplateError::NotUtf8`] and [`TemplateError::Nul`], as
+    /// from the builder.
+    pub fn with_mount(mut self, mount: Mount) -> Result<Template, TemplateError> {
+        validate::mount(&mount)?;
+        let mount = mount.to_spec();
+        validate::mount_entry(&mount)?;
+        let entry = to_value(&mount)?;
+        validate::no_nul("mounts[]", &entry)?;
+        array_mut(&mut Arc::make_mut(&mut self.value)["mounts"]).push(entry);
+        Ok(self)
+    }
+
+    /// Replaces the command's user and group. Supplementary groups and a `HOME` in the environment
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// [`TemplateError::Id`], as from the builder.
+    pub fn with_user(mut self, user: UserSpec) -> Result<Template, TemplateError> {
+        let user = spec::user(&user);
+        validate::user(&user)?;
+        let entry = &mut Arc::make_mut(&mut self.value)["process"]["user"];
+        entry.as_object_mut().map(|entry| entry.shift_remove("username"));
+        if let Value::Object(fields) = to_value(&user)? {
+            fields.into_iter().for_each(|(key, value)| entry[key] = value);
+        }
         Ok(self)
     }
 
@@ -257,6 +309,18 @@ impl Template {
     }
 }
 
+/// Returns the array at `value`, which `validate` has found to be an array, null or absent.
+fn array_mut(value: &mut Value) -> &mut Vec<Value> {
+    if !value.is_array() {
+        *value = Value::Array(Vec::new());
+    }
+    value.as_array_mut().expect("an array")
+}
+
+fn to_value(value: impl Serialize) -> Result<Value, TemplateError> {
+    serde_json::to_value(value).map_err(|source| TemplateError::Serialize { source })
+}
+
 impl PartialEq for Template {
     /// Returns whether both are the same configuration.
     fn eq(&self, other: &Self) -> bool {
@@ -320,6 +384,64 @@ mod tests {
         assert_eq!(refused(vec![]), "process.args is empty: give the command to run");
         assert_eq!(refused(vec![""]), "process.args[0] is empty: give the name or the path of a program");
         assert!(refused(vec!["a", "b\0"]).starts_with("process.args[1] is \"b\\0\", which contains a NUL byte"));
+    }
+
+    #[test]
+    fn a_template_from_elsewhere_is_changed_as_the_builder_builds() {
+        let with_all = |template: Template| {
+            let template = template.with_env("LANG", "C")?.with_env("LANG", "C.UTF-8")?.with_user("opam".parse()?)?;
+            template.with_mount(Mount::bind("/srv/b", "/b").read_only())?.with_mount(Mount::tmpfs("/t"))
+        };
+        let built = Template::builder(["sh"]).env("LANG", "C.UTF-8").user_spec("opam".parse().unwrap());
+        let built = built.mount(Mount::bind("/srv/b", "/b").read_only()).mount(Mount::tmpfs("/t")).build().unwrap();
+        assert_eq!(with_all(Template::builder(["sh"]).build().unwrap()).unwrap(), built);
+
+        let changed = with_all(Template::from_value(foreign()).unwrap()).unwrap();
+        let mut expected = foreign();
+        let built = serde_json::to_value(&built).unwrap();
+        expected["process"]["env"] = json!(["LANG=C.UTF-8"]);
+        expected["process"]["user"] = json!({"uid": NOBODY, "gid": NOBODY, "x-user": [1.5], "username": "opam"});
+        let added = built["mounts"].as_array().unwrap().iter().rev().take(2).rev().cloned();
+        expected["mounts"].as_array_mut().unwrap().extend(added);
+        assert_eq!(serde_json::to_value(&changed).unwrap(), expected);
+        let back = changed.with_user(UserSpec::of_ids(1, 2)).unwrap();
+        assert_eq!(
+            serde_json::to_value(&back).unwrap()["process"]["user"],
+            json!({"uid": 1, "gid": 2, "x-user": [1.5]})
+        );
+    }
+
+    #[test]
+    fn a_change_is_refused_as_by_the_builder() {
+        let template = Template::from_value(foreign()).unwrap();
+        let builder = || Template::builder(["sh"]);
+        let bad_id = UserSpec::of_ids(u32::MAX, 0);
+        let relative = Mount::bind("relative", "/a");
+        let table = [
+            (template.clone().with_env("A=B", "c"), builder().env("A=B", "c")),
+            (template.clone().with_env("", "c"), builder().env("", "c")),
+            (template.clone().with_mount(Mount::tmpfs("a")), builder().mount(Mount::tmpfs("a"))),
+            (template.clone().with_mount(relative.clone()), builder().mount(relative)),
+            (
+                template.clone().with_mount(Mount::tmpfs("/a").size_bytes(0)),
+                builder().mount(Mount::tmpfs("/a").size_bytes(0)),
+            ),
+            (template.clone().with_user(bad_id.clone()), builder().user_spec(bad_id)),
+        ];
+        for (changed, built) in table {
+            assert_eq!(changed.unwrap_err().to_string(), built.build().unwrap_err().to_string());
+        }
+        for changed in [template.clone().with_env("A", "b\0"), template.with_mount(Mount::tmpfs("/a\0"))] {
+            assert!(matches!(changed, Err(TemplateError::Nul { .. })), "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn the_root_of_a_new_file_of_a_runtime_is_a_placeholder() {
+        let mut value = foreign();
+        value["root"]["path"] = json!("rootfs");
+        let config = Template::from_value(value).unwrap().instantiate(Path::new("/run/x/merged")).unwrap();
+        assert_eq!(config.spec().root().as_ref().unwrap().path(), Path::new("/run/x/merged"));
     }
 
     #[test]

@@ -20,8 +20,8 @@
 //!
 //! `run` does not know what the layers are for: it reads no names, no metadata and no cache policy.
 //! Any number of threads can run at the same time. [`Options`] sets the scratch directory, the
-//! runtime, and the command's streams and limits. [`probe`] finds out what a scratch directory and
-//! the kernel support.
+//! runtime, and the command's streams and limits. [`Options::watch`] reports [`Event`]s while the
+//! run is in progress. [`probe`] finds out what a scratch directory and the kernel support.
 //!
 //! The crate [`layer`] manages the layers on disk. The crate [`container`] mounts overlays and
 //! drives the runtimes. This crate connects the two.
@@ -54,6 +54,7 @@ mod capture_record;
 mod configure;
 mod error;
 mod etc;
+mod events;
 mod inside;
 mod kernel;
 #[cfg(test)]
@@ -75,6 +76,7 @@ mod xattrs;
 
 pub use capture_record::CaptureRecord;
 pub use error::{BoxError, Cause, Error, Result};
+pub use events::Event;
 pub use options::{Cleanup, EtcFiles, Options};
 pub use probe::{Probe, probe};
 pub use removal::Removal;

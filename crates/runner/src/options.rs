@@ -9,6 +9,7 @@ use std::time::Duration;
 use container::{Cancel, DeviceNodes, Init, Input, Output, OverlayXattrs, Runtime, Signals, Supervision};
 use layer::Rung;
 
+use crate::events::{Event, Watch};
 use crate::{BoxError, Upper};
 
 /// The options of a run. Each has a default.
@@ -35,6 +36,7 @@ pub struct Options<'a> {
     pub(crate) etc: EtcFiles,
     pub(crate) over: Option<Upper>,
     pub(crate) cleanup: Cleanup,
+    pub(crate) watch: Option<Watch<'a>>,
     pub(crate) supervision: Supervision<'a>,
 }
 
@@ -100,6 +102,7 @@ impl<'a> Options<'a> {
             etc: EtcFiles::default(),
             over: None,
             cleanup: Cleanup::default(),
+            watch: None,
             supervision: Supervision::new(),
         }
     }
@@ -187,6 +190,27 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// Sets a function that gets the run's [`Event`]s as they happen: when a phase begins and ends,
+    /// and when the command starts. It runs on a thread of the run, which waits for it; a slow
+    /// function slows the run down. If it panics, the run ends and leaves nothing, and the panic
+    /// continues in the caller of [`run`](crate::run). After a failed unmount, which leaves the
+    /// run's directory, it gets no more events.
+    ///
+    /// ```
+    /// use runner::{Event, Options};
+    ///
+    /// let options = Options::new().watch(|event| match event {
+    ///     Event::Began(phase) => eprintln!("{phase} …"),
+    ///     Event::Ended(phase, time) => eprintln!("{phase}: {time:?}"),
+    ///     _ => {}
+    /// });
+    /// # drop(options);
+    /// ```
+    pub fn watch(mut self, function: impl FnMut(&Event) + Send + 'a) -> Self {
+        self.watch = Some(Box::new(function));
+        self
+    }
+
     /// Changes the options of the running command. The setters below use it.
     fn supervise(mut self, change: impl FnOnce(Supervision<'a>) -> Supervision<'a>) -> Self {
         self.supervision = change(self.supervision);
@@ -247,6 +271,7 @@ impl fmt::Debug for Options<'_> {
             .field("scratch", &self.scratch)
             .field("runtime", &self.runtime)
             .field("limits", &self.limits)
+            .field("watch", &self.watch.as_ref().map(|_| ".."))
             .field("prep_upper", &self.prep_upper.as_ref().map(|_| ".."))
             .field("supervision", &self.supervision)
             .finish_non_exhaustive()

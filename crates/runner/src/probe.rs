@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use layer::{Rung, XattrNamespace};
+use serde::Serialize;
 
 use crate::error::{in_phase, io_error, with_undone};
 use crate::kernel::{Kernel, Linux};
@@ -16,7 +17,7 @@ use crate::scratch::Scratch;
 use crate::{Cleanup, Phase, Result, stack};
 
 /// The findings of a [`probe`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Probe {
     /// Whether the overlay was mounted volatile. Without that, every unmount flushes the whole file

@@ -129,6 +129,9 @@ impl Report {
     /// `capture` is a [`CaptureRecord`], which `layered commit --run` needs.
     pub fn to_json(&self) -> Value {
         let size = self.upper.measure().inspect_err(|error| log::warn!("{}", chain(error))).ok();
+        let mut usage = json!(self.usage);
+        usage["upper_bytes"] = json!(size.map(|size| size.bytes));
+        usage["upper_entries"] = json!(size.map(|size| size.entries));
         json!({
             "status": self.status,
             "upper": json_path::to_value(self.upper.path()),
@@ -140,13 +143,7 @@ impl Report {
             },
             "merge": self.merged.as_ref().map(|merged| json!({"linked": merged.linked, "copied": merged.copied})),
             "made": self.made.iter().map(|made| json_path::to_value(made.path())).collect::<Vec<_>>(),
-            "usage": {
-                "cpu_seconds": self.usage.cpu_time.map(|time| time.as_secs_f64()),
-                "peak_memory_bytes": self.usage.peak_memory_bytes,
-                "out_of_memory": self.usage.out_of_memory,
-                "upper_bytes": size.map(|size| size.bytes),
-                "upper_entries": size.map(|size| size.entries),
-            },
+            "usage": usage,
             "output_error": self.output_error.as_ref().map(|error| chain(error)),
             "capture": self.capture_record(),
         })

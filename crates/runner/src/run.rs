@@ -10,6 +10,7 @@ use layer::{Base, Layer, Made, Merged, Plan};
 
 use crate::configure::configure;
 use crate::error::{in_phase, with_undone};
+use crate::events::Event;
 use crate::kernel::{Kernel, Linux};
 use crate::report::Origin;
 use crate::scratch::Scratch;
@@ -46,8 +47,8 @@ mod tests;
 /// left unless unmounting or removing failed. Then [`Error::left`](crate::Error::left) returns the
 /// directory. A command that fails, or that a signal, the timeout or a [`Cancel`] ends, is not an
 /// error.
-pub fn run(base: &Base, layers: &[Layer], template: &Template, options: Options<'_>) -> Result<Report> {
-    let clock = Clock::start();
+pub fn run(base: &Base, layers: &[Layer], template: &Template, mut options: Options<'_>) -> Result<Report> {
+    let clock = Clock::start(options.watch.take());
     // The kernel needs some time for this, and has it until the runtime starts.
     let _prepared = Cgroup::prepare_moves();
     run_on(&Linux, base, layers, template, options, clock)
@@ -61,14 +62,20 @@ fn run_on<K: Kernel>(
     layers: &[Layer],
     template: &Template,
     options: Options<'_>,
-    mut clock: Clock,
+    mut clock: Clock<'_>,
 ) -> Result<Report> {
-    let Options { scratch, over, runtime, limits, prep_upper, devices, xattrs, etc, cleanup, supervision } = options;
+    let Options { scratch, over, runtime, limits, prep_upper, devices, xattrs, etc, cleanup, supervision, .. } =
+        options;
+    let watcher = &clock.watcher().clone();
+    let supervision = match watcher.is_watching() {
+        true => supervision.on_start(|| watcher.tell(Event::CommandStarted)),
+        false => supervision,
+    };
     let cancel = supervision.get_cancel().cloned();
     let is_cancelled = || cancel.as_ref().is_some_and(Cancel::is_cancelled);
     let namespace = xattrs::namespace(xattrs);
 
-    let (over, hold, stack) = in_phase(Phase::Inputs, || {
+    let (over, hold, stack) = clock.step(Phase::Inputs, || {
         // This comes first, because the upper of an earlier run must survive any failure.
         let over = over.map(Upper::into_kept).transpose()?;
         kernel.require(template)?;
@@ -76,7 +83,7 @@ fn run_on<K: Kernel>(
         let hold = stack::hold(base, layers, &is_cancelled)?;
         Ok((over, hold, Stack::resolve(base, layers)?))
     })?;
-    let scratch = in_phase(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
+    let scratch = clock.step(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
     let work = || {
         clock.time(Phase::Touch, || stack.touch());
         let plan = clock.step(Phase::Plan, || stack.plan(&limits, &scratch))?;
@@ -98,7 +105,8 @@ fn run_on<K: Kernel>(
                         let execute = || kernel.execute(&runtime, scratch.id(), &prepared, supervision);
                         Ok((clock.step(Phase::RuncRun, execute)?, prepared.made, prepared.user))
                     });
-                let unmounted = clock.step(Phase::OverlayUmount, || kernel.unmount(mounted));
+                let unmount = || kernel.unmount(mounted).inspect_err(|_| watcher.stop());
+                let unmounted = clock.step(Phase::OverlayUmount, unmount);
                 // If the overlay is still mounted, the error names the directory and nothing is
                 // removed.
                 with_undone(ended, unmounted, scratch.dir())

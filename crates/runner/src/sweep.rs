@@ -5,13 +5,19 @@
 use std::path::{Path, PathBuf};
 
 use container::Cgroup;
+use layer::json_path;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
-use crate::error::io_error;
+use crate::error::{chain, io_error};
 use crate::rundir::{PREFIX, RunDir, is_name, scratch_dir};
 use crate::{Error, Result};
 
 /// The result of a [`sweep`].
+///
+/// As JSON: `{"removed":[PATH…],"live":N,"failed":[{"path":PATH,"message":TEXT}…]}`. A path is a
+/// string, or an array of its bytes if it is not UTF-8.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Swept {
@@ -22,6 +28,15 @@ pub struct Swept {
     pub live: usize,
     /// The directories that could not be removed, with the reasons. They are left.
     pub failed: Vec<(PathBuf, Error)>,
+}
+
+impl Serialize for Swept {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let removed: Vec<_> = self.removed.iter().map(json_path::to_value).collect();
+        let failed = self.failed.iter();
+        let failed = failed.map(|(path, error)| json!({"path": json_path::to_value(path), "message": chain(error)}));
+        json!({"removed": removed, "live": self.live, "failed": failed.collect::<Vec<_>>()}).serialize(serializer)
+    }
 }
 
 /// Removes what dead runs have left in the directory `scratch`: runs whose process was killed
@@ -112,6 +127,16 @@ mod tests {
         assert_eq!((swept.removed, swept.live, swept.failed.len()), (vec![gone.clone()], 1, 0));
         assert!(!gone.exists() && live.path().exists() && kept.exists());
         assert_eq!(fs::read_dir(&scratch).unwrap().count(), 6);
+    }
+
+    #[test]
+    fn a_sweep_is_written_as_json() {
+        let failed = vec![("/run/b".into(), io_error("remove", "/run/b")(rustix::io::Errno::BUSY))];
+        let swept = Swept { removed: vec!["/run/a".into()], live: 2, failed };
+        let expected = json!({"removed": ["/run/a"], "live": 2, "failed": [
+            {"path": "/run/b", "message": "cannot remove /run/b: Device or resource busy (os error 16)"}
+        ]});
+        assert_eq!(serde_json::to_value(&swept).unwrap(), expected);
     }
 
     #[test]

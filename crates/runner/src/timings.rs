@@ -9,6 +9,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::Result;
 use crate::error::in_phase;
+use crate::events::{Event, Watch, Watcher};
 
 /// A phase of a run. The order of the variants is the order of the phases.
 ///
@@ -74,6 +75,13 @@ impl Phase {
     }
 }
 
+impl Serialize for Phase {
+    /// Writes the [name](Phase::name).
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 impl fmt::Display for Phase {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(self.name())
@@ -113,25 +121,34 @@ impl Timings {
     }
 }
 
-/// Times the phases of a run that is in progress.
+/// Times the phases of a run that is in progress, and tells the caller of them.
 #[derive(Debug)]
-pub(crate) struct Clock {
+pub(crate) struct Clock<'a> {
     started: Instant,
     phases: [Duration; Phase::TIMED.len()],
+    watcher: Watcher<'a>,
 }
 
-impl Clock {
-    pub(crate) fn start() -> Self {
-        Self { started: Instant::now(), phases: [Duration::ZERO; Phase::TIMED.len()] }
+impl<'a> Clock<'a> {
+    pub(crate) fn start(watch: Option<Watch<'a>>) -> Self {
+        let (started, watcher) = (Instant::now(), Watcher::new(watch));
+        Self { started, phases: [Duration::ZERO; Phase::TIMED.len()], watcher }
     }
 
-    /// Does the work of one phase and adds the elapsed time to it.
+    pub(crate) fn watcher(&self) -> &Watcher<'a> {
+        &self.watcher
+    }
+
+    /// Does the work of one phase and adds the elapsed time to it, unless the phase is not timed.
     pub(crate) fn time<T>(&mut self, phase: Phase, work: impl FnOnce() -> T) -> T {
+        self.watcher.tell(Event::Began(phase));
         let start = Instant::now();
         let result = work();
+        let time = start.elapsed();
         if let Some(index) = Phase::TIMED.iter().position(|timed| *timed == phase) {
-            self.phases[index] += start.elapsed();
+            self.phases[index] += time;
         }
+        self.watcher.tell(Event::Ended(phase, time));
         result
     }
 
@@ -179,13 +196,14 @@ mod tests {
                 r#""runc_run":0.0,"overlay_umount":0.0,"cleanup":0.0,"total":2.0}"#
             )
         );
+        assert_eq!(serde_json::to_string(&Phase::PrepUpper).unwrap(), r#""prep_upper""#);
         assert_eq!(timings.phase(Phase::Merge), Duration::from_millis(1500));
         assert_eq!(layer::Timing::from(&timings).seconds("merge"), Some(1.5));
     }
 
     #[test]
     fn a_failed_step_names_its_phase() {
-        let mut clock = Clock::start();
+        let mut clock = Clock::start(None);
         let failed = clock.step(Phase::Merge, || Err::<(), _>(Cause::NotKept { path: "x".into() }.into()));
         assert_eq!(failed.unwrap_err().phase(), Some(Phase::Merge));
         assert_eq!(clock.time(Phase::Cleanup, || 7), 7);

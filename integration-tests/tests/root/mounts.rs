@@ -4,11 +4,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use container::{
-    Bundle, ContainerId, DeviceNodes, Error, LowerNames, MountApi, Output, Overlay, Runtime, Supervision,
-    in_private_mount_namespace,
+    Bundle, Cancel, CaptureLimit, ContainerId, DeviceNodes, Error, LowerNames, Mount, MountApi, Output, Overlay,
+    Runtime, Status, Supervision, Template, in_private_mount_namespace, run_in,
 };
+use integration_tests::tree::Snapshot;
 use integration_tests::{Done, Fixture, shell, until_it_waits};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
@@ -238,4 +240,128 @@ fn a_container_runs_over_a_plain_directory() {
         assert!(!fixture.scratch().join("state").join(id.as_str()).exists(), "{runtime}");
         fs::remove_dir_all(fixture.scratch().join("state")).unwrap();
     }
+}
+
+/// Returns the bundle of the `run_in` whose thread this is.
+fn bundle_of_this_thread() -> PathBuf {
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let mut mount_points = table.lines().map(|line| Path::new(line.split(' ').nth(4).unwrap()));
+    let is_bundle =
+        |path: &&Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("container-"));
+    mount_points.find(is_bundle).unwrap().into()
+}
+
+/// Checks that the bundle is gone. The fixture checks the control group of the same name.
+fn assert_removed(fixture: &Fixture, bundle: &Path) {
+    assert!(!bundle.exists());
+    fixture.add_run(bundle.file_name().unwrap().to_str().unwrap());
+    fixture.assert_clean();
+}
+
+#[test]
+fn one_call_runs_a_command_in_a_root_and_leaves_only_what_it_wrote() {
+    let fixture = Fixture::new();
+    let dirs = Dirs::new(&fixture);
+    let base = fixture.base().fs();
+    let source = fixture.path().join("source");
+    fs::write(&source, "bound").unwrap();
+    let template = shell("cat /bound/file /proc/1/comm; echo made > made; pwd");
+    let template = template.cwd("/job/here").mount(Mount::bind(&source, "/bound/file")).memory_limit_bytes(64 << 20);
+    let template = template.build().unwrap();
+    for runtime in ["runc", "crun"] {
+        let check = |root: &Path| {
+            let mut bundle = PathBuf::new();
+            let noted = Output::callback(|_| bundle = bundle_of_this_thread());
+            let stdout = Output::tee([Output::Capture(CaptureLimit::default()), noted]);
+            let streams = Supervision::new().stdout(stdout).stderr(Output::Inherit);
+            let finished = run_in(root, &template, &Runtime::new(runtime), streams).unwrap();
+            assert_removed(&fixture, &bundle);
+            let text = finished.stdout.unwrap().to_string();
+            assert_eq!((finished.status, &*text), (Status::Exited(0), "boundlayered-init\n/job/here\n"), "{runtime}");
+            assert!(finished.usage.peak_memory_bytes.is_some() && finished.usage.cpu_time.is_some());
+        };
+        // A plain directory.
+        let before = Snapshot::of_path(&base).unwrap();
+        check(&base);
+        assert_eq!(fs::read(base.join("job/here/made")).unwrap(), b"made\n");
+        let times = fs::metadata(&base).unwrap();
+        fs::remove_dir_all(base.join("job")).unwrap();
+        fs::File::open(&base).unwrap().set_modified(times.modified().unwrap()).unwrap();
+        assert_eq!(before.diff(&Snapshot::of_path(&base).unwrap()), "", "{runtime}");
+        // An overlay in a namespace of the caller's.
+        for dir in [&dirs.upper, &dirs.work] {
+            fs::remove_dir_all(dir).unwrap();
+            fs::create_dir(dir).unwrap();
+        }
+        in_private_mount_namespace(|| {
+            let overlay = Overlay::new(dirs.lowers.iter().chain([&base])).writable(&dirs.upper, &dirs.work);
+            let mounted = overlay.mount(&dirs.merged).unwrap();
+            check(mounted.path());
+            mounted.unmount().unwrap();
+        })
+        .unwrap();
+        let names: Vec<_> = fs::read_dir(&dirs.upper).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["job"], "{runtime}");
+    }
+}
+
+#[test]
+fn one_call_that_fails_leaves_nothing() {
+    let fixture = Fixture::new();
+    let base = fixture.base().fs();
+    let before = Snapshot::of_path(&base).unwrap();
+    let run = |root: &Path, template: &Template, supervision| {
+        let work = || run_in(root, template, &Runtime::default(), supervision);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        assert_eq!(before.diff(&Snapshot::of_path(&base).unwrap()), "");
+        result
+    };
+    let built = |template: container::TemplateBuilder| template.build().unwrap();
+    let missing = built(Template::builder(["/no/such/command"]));
+    let result = run(&base, &missing, Supervision::new()).unwrap();
+    assert!(matches!(result, Err(Error::CommandNotFound { .. })), "{result:?}");
+    let unbound = built(shell("true").mount(Mount::bind(fixture.path().join("missing"), "/mnt")));
+    assert!(matches!(run(&base, &unbound, Supervision::new()).unwrap(), Err(Error::Io { .. })));
+    let result = run(&fixture.path().join("missing"), &missing, Supervision::new()).unwrap();
+    assert!(matches!(result, Err(Error::Io { operation: "find", .. })), "{result:?}");
+    let mut bundle = PathBuf::new();
+    let panics = Output::callback(|_| {
+        bundle = bundle_of_this_thread();
+        panic!("seen enough");
+    });
+    assert!(run(&base, &built(shell("echo; sleep 1000")), Supervision::new().stdout(panics)).is_err());
+    let cancel = Cancel::new().unwrap();
+    cancel.cancel();
+    let result = run(&base, &missing, Supervision::new().cancel(cancel)).unwrap().unwrap();
+    assert_eq!(result.status, Status::Cancelled);
+    assert_removed(&fixture, &bundle);
+}
+
+/// Removing a directory unmounts what other mount namespaces have mounted on it.
+#[test]
+fn one_call_takes_no_mount_point_from_another_in_the_same_root() {
+    let fixture = Fixture::new();
+    let base = fixture.base().fs();
+    fs::create_dir(base.join("meet")).unwrap();
+    let run = |script: &str| {
+        let streams = Supervision::new().stdout(Output::Capture(CaptureLimit::default())).stderr(Output::Inherit);
+        let template = shell(script).build().unwrap();
+        run_in(&base, &template, &Runtime::default(), streams).unwrap().stdout.unwrap().to_string()
+    };
+    std::thread::scope(|scope| {
+        // The first one creates the mount points, and ends while the second one uses them.
+        let wait_for = |name: &str| format!("until [ -e /meet/{name} ]; do sleep 0.01; done");
+        let first = format!("> /meet/first; {}", wait_for("second"));
+        let first = scope.spawn(move || run(&first));
+        while !base.join("meet/first").exists() && !first.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let second = format!("> /meet/second; {}; cat /proc/1/comm", wait_for("ended"));
+        let second = scope.spawn(move || run(&second));
+        let first = first.join();
+        fs::write(base.join("meet/ended"), "").unwrap();
+        first.unwrap();
+        assert_eq!(second.join().unwrap(), "layered-init\n");
+    });
+    assert!(base.join("proc").exists());
 }

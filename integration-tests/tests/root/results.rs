@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use container::{Cancel, CaptureLimit, Error as ContainerError, Input, Output, Runtime, Status, Template};
+use container::{Cancel, CaptureLimit, Error as ContainerError, Input, Output, Runtime, Status, Template, Terminal};
 use integration_tests::{FOR_EVER, Fixture, find, shell, stderr, stdout, write_script};
 use layer::Layer;
-use runner::{Cause, Phase, Report};
+use runner::{Cause, Event, Phase, Report};
 
 #[test]
 fn a_failing_command_is_a_result_with_its_upper() {
@@ -222,12 +222,23 @@ fn output_goes_to_a_file_a_callback_or_nowhere() {
 }
 
 #[test]
-fn input_comes_from_a_file_or_is_empty() {
+fn input_comes_from_a_file_or_memory_or_is_empty() {
     let fixture = Fixture::new();
     let path = fixture.path().join("input");
     fs::write(&path, "a line\n").unwrap();
     let options = fixture.options().stdin(Input::File(fs::File::open(&path).unwrap()));
     assert_eq!(stdout(&fixture.run_with(&[], "cat", options)), "a line\n");
+    for bytes in ["", "a line\nand more"] {
+        let options = fixture.options().stdin(Input::Bytes(bytes.into()));
+        assert_eq!(stdout(&fixture.run_with(&[], "cat; echo end", options)), format!("{bytes}end\n"));
+    }
+    let template = shell("read line; echo \"got $line\"").terminal(Terminal::Attached).build().unwrap();
+    let options = fixture.options().stdin(Input::Bytes("a line\n".into()));
+    let seen = stdout(&runner::run(&fixture.base(), &[], &template, options).unwrap());
+    assert!(seen.ends_with("got a line\r\n"), "{seen:?}");
+    // A command that reads nothing does not wait for its input to be read.
+    let options = fixture.options().stdin(Input::Bytes(vec![0; 1 << 20]));
+    assert!(fixture.run_with(&[], "true", options).status.success());
     assert_eq!(stdout(&fixture.run(&[], "cat; echo end")), "end\n");
 }
 
@@ -383,12 +394,48 @@ fn an_out_of_memory_kill_is_distinguished_from_other_kills() {
 #[test]
 fn a_callback_that_panics_leaves_nothing() {
     let fixture = Fixture::new();
-    let options = fixture.options().stdout(Output::Callback(Box::new(|_| panic!("seen enough"))));
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        drop(fixture.run_with(&[], "echo; sleep 1000", options));
-    }));
-    assert!(panic.is_err());
-    fixture.assert_clean();
+    let at = |last: Event| {
+        fixture.options().watch(move |event| {
+            if *event == last {
+                panic!("seen enough")
+            }
+        })
+    };
+    let callbacks = [
+        fixture.options().stdout(Output::Callback(Box::new(|_| panic!("seen enough")))),
+        at(Event::CommandStarted),
+        at(Event::Began(Phase::Config)),
+        at(Event::Began(Phase::OverlayUmount)),
+    ];
+    for (n, options) in callbacks.into_iter().enumerate() {
+        let script = if n == 3 { "true" } else { "echo; sleep 1000" };
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            drop(fixture.run_with(&[], script, options));
+        }));
+        assert!(panic.is_err(), "{n}");
+        fixture.assert_clean();
+    }
+}
+
+#[test]
+fn a_watcher_sees_the_command_start_in_its_phase() {
+    let fixture = Fixture::new();
+    for runtime in ["runc", "crun"] {
+        let mut events = Vec::new();
+        let options = fixture.options().runtime(Runtime::new(find(runtime)));
+        drop(fixture.run_with(&[], "true", options.watch(|event| events.push(*event))));
+        let started = events.iter().position(|event| *event == Event::CommandStarted).unwrap();
+        let around = [events[started - 1], events[started + 1]];
+        assert!(
+            matches!(around, [Event::Began(Phase::RuncRun), Event::Ended(Phase::RuncRun, _)]),
+            "{runtime}: {events:?}"
+        );
+    }
+    // A runtime that starts nothing.
+    let (mut started, watched) = (false, fixture.options().runtime(Runtime::new("/bin/true")));
+    let options = watched.watch(|event| started |= *event == Event::CommandStarted);
+    runner::run(&fixture.base(), &[], &shell("true").build().unwrap(), options).unwrap_err();
+    assert!(!started);
 }
 
 #[test]

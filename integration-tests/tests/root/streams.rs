@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use container::{CaptureLimit, Output, Runtime, Status, in_private_mount_namespace};
+use container::{CaptureLimit, Input, Output, Runtime, Status, in_private_mount_namespace};
 use integration_tests::disk::Disk;
 use integration_tests::processes::{Running, descendants};
 use integration_tests::terminal::Terminal;
@@ -368,6 +368,11 @@ fn large_input_and_output_arrive_completely() {
         std::io::copy(&mut File::open(&input).unwrap(), &mut piped.input()).unwrap();
         assert_eq!(piped.end().code(), Some(0));
         same("a pipe");
+        let options =
+            fixture.options().runtime(Runtime::new(find(runtime))).stdin(Input::Bytes(fs::read(&input).unwrap()));
+        let options = options.stdout(Output::File(File::create(&output).unwrap()));
+        assert!(fixture.run_with(&[], "cat", options).status.success());
+        same("bytes");
     }
 }
 

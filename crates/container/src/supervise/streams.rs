@@ -66,10 +66,11 @@ impl<'a> Streams<'a> {
     ) -> io::Result<(Self, Given)> {
         let (input, given_stdin) = match Direct::input(stdin)? {
             Direct::Given(file) => (None, file),
-            Direct::Through(file) => {
+            Direct::Through(mut feed) => {
                 let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
                 without_blocking(&writer)?;
-                (Some(Feed::new(file, Some(writer))?), above(reader)?)
+                feed.attach(writer);
+                (Some(feed), above(reader)?)
             }
         };
         let counted = output_limit.is_some();
@@ -105,12 +106,12 @@ impl<'a> Streams<'a> {
         stdout: Output<'a>,
         output_limit: Option<u64>,
     ) -> io::Result<(Self, Given)> {
-        let source = match stdin {
+        let input = match stdin {
             Input::Null => None,
-            Input::Inherit => Some(File::from(fcntl_dupfd_cloexec(std::io::stdin(), 3)?)),
-            Input::File(file) => Some(file),
+            Input::Inherit => Some(Feed::of_file(fcntl_dupfd_cloexec(std::io::stdin(), 3)?.into())?),
+            Input::File(file) => Some(Feed::of_file(file)?),
+            Input::Bytes(bytes) => Some(Feed::of_bytes(bytes)),
         };
-        let input = source.map(|source| Feed::new(source, None)).transpose()?;
         let sinks = Sink::all(stdout, std::io::stdout().as_fd())?;
         let outputs =
             vec![Drain { source: None, sinks, stream: Stream::Stdout, is_pipe: false, surplus: false, failure: None }];
@@ -262,7 +263,7 @@ enum Direct<T> {
     Through(T),
 }
 
-impl Direct<File> {
+impl Direct<Feed> {
     fn input(input: Input) -> io::Result<Self> {
         let file = match input {
             Input::Null => return Ok(Direct::Given(null()?)),
@@ -272,8 +273,12 @@ impl Direct<File> {
                 file => file?,
             },
             Input::File(file) => file.into(),
+            Input::Bytes(bytes) => return Ok(Direct::Through(Feed::of_bytes(bytes))),
         };
-        Ok(if may_be_shared(&file)? { Direct::Given(above(file)?) } else { Direct::Through(file.into()) })
+        Ok(match may_be_shared(&file)? {
+            true => Direct::Given(above(file)?),
+            false => Direct::Through(Feed::of_file(file.into())?),
+        })
     }
 }
 

@@ -11,6 +11,10 @@ use super::rlimit::{Rlimit, RlimitKind};
 /// The value of `root.path` in a template, in place of the path of a root file system.
 pub const ROOTFS_PLACEHOLDER: &str = "<rootfs>";
 
+/// The `root.path` that `runc spec`, `crun spec` and `youki spec` write. A template from a file may
+/// have it instead of [`ROOTFS_PLACEHOLDER`].
+pub(super) const ROOTFS_OF_RUNTIMES: &str = "rootfs";
+
 /// The version of the specification that a built configuration follows. `errnoRet` and `rro` need
 /// 1.1.0.
 pub(super) const OCI_VERSION: &str = "1.1.0";

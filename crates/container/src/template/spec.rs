@@ -14,7 +14,7 @@ use super::error::TemplateError;
 use super::fields::{CpuQuota, Fields};
 use super::rlimit::Rlimit;
 use super::seccomp;
-use crate::user::NOBODY;
+use crate::user::{NOBODY, UserSpec};
 
 /// Returns the configuration with these fields, which `validate` has checked, and its JSON.
 pub(super) fn of(fields: &Fields) -> Result<(oci::Spec, Value), TemplateError> {
@@ -52,10 +52,7 @@ fn in_order(value: &mut Value) {
 }
 
 fn process(fields: &Fields) -> oci::Process {
-    let mut user = oci::User::default();
-    let (uid, gid) = fields.user.ids().unwrap_or((NOBODY, NOBODY));
-    user.set_uid(uid).set_gid(gid);
-    user.set_username(fields.user.ids().is_none().then(|| fields.user.to_string()));
+    let mut user = self::user(&fields.user);
     user.set_additional_gids((!fields.additional_gids.is_empty()).then(|| fields.additional_gids.clone()));
 
     let mut env: Vec<String> = fields.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -74,6 +71,16 @@ fn process(fields: &Fields) -> oci::Process {
         .set_rlimits(Some(fields.rlimits.iter().map(rlimit).collect()))
         .set_no_new_privileges(Some(fields.no_new_privileges == NoNewPrivileges::On));
     process
+}
+
+/// Returns the user without supplementary groups. [`Template::user_spec`](super::Template) reads
+/// it.
+pub(super) fn user(spec: &UserSpec) -> oci::User {
+    let mut user = oci::User::default();
+    let (uid, gid) = spec.ids().unwrap_or((NOBODY, NOBODY));
+    user.set_uid(uid).set_gid(gid);
+    user.set_username(spec.ids().is_none().then(|| spec.to_string()));
+    user
 }
 
 fn capabilities(capabilities: &[Capability]) -> oci::LinuxCapabilities {

@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::choices::Network;
-use super::defaults::ROOTFS_PLACEHOLDER;
+use super::defaults::{ROOTFS_OF_RUNTIMES, ROOTFS_PLACEHOLDER};
 use super::error::TemplateError;
 use super::fields::{CpuQuota, Fields};
+use super::mount::Mount;
 use super::rlimit::RlimitKind;
 use crate::user::{NOBODY, UserSpec};
 
@@ -19,19 +20,9 @@ const HOST_NAME_MAX: usize = 64;
 
 /// Checks the properties of the fields that a configuration cannot express or no longer shows.
 pub(super) fn fields(fields: &Fields) -> Result<(), TemplateError> {
-    for (key, _) in &fields.env {
-        if key.is_empty() || key.contains('=') {
-            return Err(TemplateError::EnvironmentKey { key: key.clone() });
-        }
-    }
+    fields.env.iter().try_for_each(|(key, _)| environment_key(key))?;
     utf8("process.cwd", &fields.cwd)?;
-    for mount in &fields.mounts {
-        mount.validate()?;
-        utf8("mounts[].destination", mount.destination())?;
-        if let Some(path) = mount.source() {
-            utf8("mounts[].source", path)?;
-        }
-    }
+    fields.mounts.iter().try_for_each(mount)?;
     if let Network::Joined(path) = &fields.network {
         utf8("linux.namespaces[].path", path)?;
     }
@@ -59,6 +50,21 @@ pub(super) fn fields(fields: &Fields) -> Result<(), TemplateError> {
     Ok(())
 }
 
+/// Checks the name of an environment variable.
+pub(super) fn environment_key(key: &str) -> Result<(), TemplateError> {
+    match key.is_empty() || key.contains('=') {
+        true => Err(TemplateError::EnvironmentKey { key: key.to_owned() }),
+        false => Ok(()),
+    }
+}
+
+/// Checks the properties of a mount that its JSON cannot express or no longer shows.
+pub(super) fn mount(mount: &Mount) -> Result<(), TemplateError> {
+    mount.validate()?;
+    utf8("mounts[].destination", mount.destination())?;
+    mount.source().map_or(Ok(()), |path| utf8("mounts[].source", path))
+}
+
 /// Checks a whole configuration from a file.
 pub(super) fn value(value: &Value) -> Result<(), TemplateError> {
     let spec = Spec::deserialize(value).map_err(|source| TemplateError::NotASpec { source })?;
@@ -68,7 +74,7 @@ pub(super) fn value(value: &Value) -> Result<(), TemplateError> {
 /// Checks a whole configuration, whose JSON is `value`.
 pub(super) fn configuration(value: &Value, spec: &Spec) -> Result<(), TemplateError> {
     match value.pointer("/root/path").and_then(Value::as_str) {
-        Some(ROOTFS_PLACEHOLDER) => {}
+        Some(ROOTFS_PLACEHOLDER | ROOTFS_OF_RUNTIMES) => {}
         None | Some("") => return Err(TemplateError::RootAbsent),
         Some(found) => return Err(TemplateError::RootFilled { found: found.to_owned() }),
     }
@@ -88,10 +94,7 @@ pub(super) fn configuration(value: &Value, spec: &Spec) -> Result<(), TemplateEr
     if let Some(name) = spec.hostname() {
         hostname(name)?;
     }
-    for mount in spec.mounts().as_deref().unwrap_or_default() {
-        destination(mount.destination())?;
-        source(mount)?;
-    }
+    spec.mounts().iter().flatten().try_for_each(mount_entry)?;
     if let Some(linux) = spec.linux() {
         self::linux(linux)?;
     }
@@ -155,7 +158,8 @@ fn environment(entries: &[String]) -> Result<(), TemplateError> {
     }
 }
 
-fn user(user: &oci::User) -> Result<(), TemplateError> {
+/// Checks the user of a configuration.
+pub(super) fn user(user: &oci::User) -> Result<(), TemplateError> {
     let additional = user.additional_gids().iter().flatten().map(|gid| ("process.user.additionalGids", *gid));
     let ids = [("process.user.uid", user.uid()), ("process.user.gid", user.gid())];
     if let Some((field, id)) = ids.into_iter().chain(additional).find(|(_, id)| *id == u32::MAX) {
@@ -197,6 +201,12 @@ fn hostname(hostname: &str) -> Result<(), TemplateError> {
         return Ok(());
     };
     Err(TemplateError::Hostname { hostname: hostname.to_owned(), problem })
+}
+
+/// Checks a mount of a configuration.
+pub(super) fn mount_entry(mount: &oci::Mount) -> Result<(), TemplateError> {
+    destination(mount.destination())?;
+    source(mount)
 }
 
 fn destination(destination: &Path) -> Result<(), TemplateError> {

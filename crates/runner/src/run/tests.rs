@@ -113,8 +113,9 @@ impl Stacked {
             .etc_files(EtcFiles::FromLayers)
     }
 
-    fn run(&self, kernel: &Played, template: &Template, options: Options<'_>) -> Result<Report> {
-        run_on(kernel, &self.base, &self.layers, template, options, Clock::start())
+    fn run(&self, kernel: &Played, template: &Template, mut options: Options<'_>) -> Result<Report> {
+        let clock = Clock::start(options.watch.take());
+        run_on(kernel, &self.base, &self.layers, template, options, clock)
     }
 
     /// Runs with all of these faults. Returns the calls of the kernel and the result.
@@ -228,6 +229,61 @@ fn a_failure_is_reported_and_the_steps_before_it_are_undone() {
 }
 
 const ALL: [&str; 4] = ["bundle", "lower", "upper", "work"];
+
+#[test]
+fn a_watcher_sees_each_phase_begin_and_end() {
+    for (faults, last) in
+        [(&[][..], Phase::Cleanup), (&["missing layer"], Phase::Inputs), (&["execute"], Phase::Cleanup)]
+    {
+        let (stacked, mut events) = (Stacked::new(), Vec::new());
+        let kernel = Played { failing: faults.to_vec(), ..Played::default() };
+        if faults.contains(&"missing layer") {
+            fs::remove_dir_all(stacked.layers[1].fs()).unwrap();
+        }
+        let template = Template::builder(["true"]).build().unwrap();
+        let options = stacked.options().watch(|event| events.push(*event));
+        let timings = stacked.run(&kernel, &template, options).ok().map(|report| report.timings);
+        let all = [Phase::Inputs, Phase::Scratch].into_iter().chain(Phase::TIMED);
+        let phases: Vec<_> = all.take_while(|phase| *phase <= last).collect();
+        assert_eq!(events.len(), 2 * phases.len(), "{events:?}");
+        for (pair, phase) in events.chunks(2).zip(phases) {
+            let [Event::Began(began), Event::Ended(ended, time)] = *pair else { panic!("{pair:?}") };
+            assert_eq!((began, ended), (phase, phase));
+            let timed = Phase::TIMED.contains(&phase);
+            assert!(timings.as_ref().is_none_or(|timings| !timed || timings.phase(phase) == time), "{phase}");
+        }
+    }
+}
+
+#[test]
+fn a_watcher_that_panics_leaves_nothing() {
+    let all = || [Phase::Inputs, Phase::Scratch].into_iter().chain(Phase::TIMED);
+    for (phase, begins) in all().flat_map(|phase| [(phase, true), (phase, false)]) {
+        let (stacked, kernel) = (Stacked::new(), Played::default());
+        let template = Template::builder(["true"]).build().unwrap();
+        let options = stacked.options().watch(move |event| match event {
+            Event::Began(began) if begins && *began == phase => panic!("seen enough"),
+            Event::Ended(ended, _) if !begins && *ended == phase => panic!("seen enough"),
+            _ => {}
+        });
+        let run = std::panic::AssertUnwindSafe(|| stacked.run(&kernel, &template, options).map(drop));
+        assert!(std::panic::catch_unwind(run).is_err(), "{phase} {begins}");
+        assert!(names_in(&stacked.scratch()).is_empty(), "{phase} {begins}");
+        assert!(layer::held(stacked.dir.path().join("store")).unwrap().is_empty(), "{phase} {begins}");
+    }
+}
+
+#[test]
+fn a_watcher_that_panics_removes_nothing_from_an_upper_that_is_still_mounted() {
+    let (stacked, kernel) = (Stacked::new(), Played { failing: vec!["unmount"], ..Played::default() });
+    let template = Template::builder(["true"]).build().unwrap();
+    let options = stacked.options().watch(|event| {
+        let is_late = matches!(event, Event::Ended(Phase::OverlayUmount, _) | Event::Began(Phase::Cleanup));
+        assert!(!is_late, "seen enough");
+    });
+    let error = stacked.run(&kernel, &template, options).unwrap_err();
+    assert!(error.left().unwrap().join("upper/written").exists());
+}
 
 #[test]
 fn nothing_is_removed_from_an_upper_that_is_still_mounted() {

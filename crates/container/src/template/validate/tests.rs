@@ -177,8 +177,8 @@ fn a_configuration_from_a_file_is_checked_too() {
             "root.path is missing: write \"<rootfs>\" there, the placeholder for the root file system",
         ),
         (
-            ("/root", json!({"path": "rootfs"})),
-            "root.path is \"rootfs\" and would be overwritten: write \"<rootfs>\" there, the placeholder for the root file system",
+            ("/root", json!({"path": "/srv/root"})),
+            "root.path is \"/srv/root\" and would be overwritten: write \"<rootfs>\" there, the placeholder for the root file system",
         ),
         (("/root", json!({"path": 1})), "not a config.json of the OCI runtime specification"),
         (("/process", Value::Null), "process.args is empty: give the command to run"),
