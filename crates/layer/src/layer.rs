@@ -178,12 +178,17 @@ fn check(dir: &Path, expected: &'static str) -> Result<()> {
                 Err(Error::NoTree { layer: dir.into() })
             }
             Ok(metadata) if metadata.is_dir() => Err(Error::Io { operation: "look at", path: tree, source }),
-            Ok(_) => Err(Error::NotADirectory { path: dir.into(), expected }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(Error::NotADirectory { path: dir.into(), expected })
-            }
-            Err(source) => Err(Error::Io { operation: "look at", path: dir.into(), source }),
+            Ok(_) => Err(Error::not_a_directory(dir, expected)),
+            Err(source) => Err(missing(dir, expected, source)),
         },
+    }
+}
+
+/// Returns the error about `dir`, which cannot be looked at.
+fn missing(dir: &Path, expected: &'static str, source: std::io::Error) -> Error {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => Error::not_a_directory(dir, expected),
+        _ => Error::Io { operation: "look at", path: dir.into(), source },
     }
 }
 
@@ -200,6 +205,18 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(matches!(Layer::open(&file), Err(Error::NotADirectory { path, .. }) if path == file));
+
+        let dangling = dir.path().join("dangling");
+        std::os::unix::fs::symlink("missing", &dangling).unwrap();
+        for (path, problem) in [
+            (&missing, "does not exist"),
+            (&file, "is not a directory"),
+            (&dangling, "is a symbolic link to a path that does not exist"),
+        ] {
+            let shown = path.display();
+            let message = |expected: &str| format!("{shown} {problem}; pass the path of {expected}");
+            assert_eq!(Layer::open(path).unwrap_err().to_string(), message("a layer"));
+        }
 
         let bare = dir.path().join("bare");
         fs::create_dir(&bare).unwrap();

@@ -29,9 +29,11 @@ fn paths_that_are_not_layers_are_refused() {
     fs::write(store.join("file-as-tree/fs"), "").unwrap();
     fs::create_dir(store.join("linked")).unwrap();
     std::os::unix::fs::symlink("/", store.join("linked/fs")).unwrap();
+    std::os::unix::fs::symlink("missing", store.join("dangling")).unwrap();
 
     for (name, expected) in [
-        ("missing", "missing is not a directory; pass the path of a layer"),
+        ("missing", "missing does not exist; pass the path of a layer"),
+        ("dangling", "dangling is a symbolic link to a path that does not exist; pass the path of a layer"),
         ("file", "file is not a directory; pass the path of a layer"),
         ("bare", "bare has no directory `fs`"),
         ("file-as-tree", "file-as-tree has no directory `fs`"),

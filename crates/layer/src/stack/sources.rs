@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Instead, Result};
 use crate::tree::walk::{Identity, PATH};
 
 /// One in `SHARE` of the descriptors that the process may have is used for the roots of trees. The
@@ -104,7 +104,8 @@ impl Sources {
 pub(super) fn open_root(start: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
     openat(start, path, flags, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
-            Error::NotADirectory { path: path.into(), expected: "a layer's tree" }
+            let instead = if errno == Errno::NOENT { Instead::Nothing } else { Instead::File };
+            Error::NotADirectory { path: path.into(), instead, expected: "a layer's tree" }
         }
         errno => Error::io("open", path)(errno),
     })

@@ -85,5 +85,5 @@ fn ls_and_show_print_layers() {
     assert!(stderr.contains("has no layer.json"), "{stderr}");
     let (status, _, stderr) = run(layered().arg("ls").arg(Path::new("/no/such/store")));
     assert_eq!(status, 125);
-    assert!(stderr.contains("/no/such/store is not a directory"), "{stderr}");
+    assert!(stderr.contains("/no/such/store does not exist"), "{stderr}");
 }
