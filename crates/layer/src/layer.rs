@@ -102,11 +102,13 @@ impl Layer {
 /// The tree at the bottom of every stack: a root file system made from an image, with no layer
 /// below it.
 ///
-/// A base has the shape of a layer (`<dir>/fs/` is its tree). It has no `last_used`: it is needed
-/// as long as any layer above it exists.
+/// A base has the shape of a layer (`<dir>/fs/` is its tree), or is a root file system that is not in
+/// a directory `fs` ([`of_tree`](Self::of_tree)). It has no `last_used`: it is needed as long as any
+/// layer above it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Base {
     dir: PathBuf,
+    tree: PathBuf,
     hash: String,
     image: String,
 }
@@ -120,7 +122,7 @@ impl Base {
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
         let hash = layer_hash::text(dir.file_name().unwrap_or_default());
-        Self { dir, hash, image: String::new() }
+        Self { tree: dir.join("fs"), dir, hash, image: String::new() }
     }
 
     /// Returns the base at `dir`, which has a tree to stack: [`at`](Self::at), and looks at it.
@@ -130,8 +132,50 @@ impl Base {
     /// directory `fs`; a symbolic link is not one.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let base = Self::at(dir);
-        check(&base.dir, "a base")?;
+        base.check()?;
         Ok(base)
+    }
+
+    /// Returns the base whose tree is `dir` itself: a root file system that is not in a directory
+    /// `fs`. Symbolic links in `dir` are resolved. No collector removes such a base, so no run
+    /// holds it.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let rootfs = dir.path().canonicalize()?;
+    /// let base = layer::Base::of_tree(&rootfs)?;
+    /// assert_eq!((base.path(), base.fs()), (&*rootfs, rootfs.clone()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] if `dir` is not a directory, [`Error::Io`] if it cannot be looked at.
+    pub fn of_tree(dir: impl Into<PathBuf>) -> Result<Self> {
+        let dir = dir.into();
+        let real = fs::canonicalize(&dir).map_err(|source| missing(&dir, ROOT, source))?;
+        let base = Self { tree: real.clone(), ..Self::at(real) };
+        base.check()?;
+        Ok(base)
+    }
+
+    /// Looks at the base again.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`of_tree`](Self::of_tree).
+    pub fn check(&self) -> Result<()> {
+        match self.is_tree() {
+            false => check(&self.dir, "a base"),
+            true => match fs::symlink_metadata(&self.tree) {
+                Ok(metadata) if metadata.is_dir() => Ok(()),
+                Ok(_) => Err(Error::not_a_directory(&self.tree, ROOT)),
+                Err(source) => Err(missing(&self.tree, ROOT, source)),
+            },
+        }
+    }
+
+    /// Returns whether the tree is the base's directory itself.
+    pub fn is_tree(&self) -> bool {
+        self.tree == self.dir
     }
 
     /// Sets the hash: the `base_hash` in the `layer.json` of every layer above.
@@ -151,9 +195,10 @@ impl Base {
         &self.dir
     }
 
-    /// `<base>/fs`, the root file system.
+    /// The root file system: `<base>/fs`, or the base's directory if that [is the
+    /// tree](Self::is_tree).
     pub fn fs(&self) -> PathBuf {
-        self.dir.join("fs")
+        self.tree.clone()
     }
 
     /// The hash by which the layers above know this base.
@@ -183,6 +228,9 @@ fn check(dir: &Path, expected: &'static str) -> Result<()> {
         },
     }
 }
+
+/// What a root file system that is not in a directory `fs` is called in messages.
+const ROOT: &str = "a root file system";
 
 /// Returns the error about `dir`, which cannot be looked at.
 fn missing(dir: &Path, expected: &'static str, source: std::io::Error) -> Error {
@@ -216,6 +264,7 @@ mod tests {
             let shown = path.display();
             let message = |expected: &str| format!("{shown} {problem}; pass the path of {expected}");
             assert_eq!(Layer::open(path).unwrap_err().to_string(), message("a layer"));
+            assert_eq!(Base::of_tree(path).unwrap_err().to_string(), message("a root file system"));
         }
 
         let bare = dir.path().join("bare");
@@ -233,6 +282,15 @@ mod tests {
         assert_eq!((layer.fs(), layer.name()), (whole.join("fs"), OsStr::new("whole")));
         let base = Base::open(&whole).unwrap().with_image("debian:12");
         assert_eq!((base.hash(), base.image()), ("whole", "debian:12"));
+
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("whole/fs", &link).unwrap();
+        let base = Base::of_tree(&link).unwrap();
+        let real = fs::canonicalize(&link).unwrap();
+        assert_eq!((base.path(), base.fs(), base.hash()), (&*real, real.clone(), "fs"));
+        assert!(base.is_tree() && !Base::at(&whole).is_tree());
+        fs::remove_dir(&real).unwrap();
+        assert!(matches!(base.check(), Err(Error::NotADirectory { path, .. }) if path == real));
 
         let odd = dir.path().join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xffodd"));
         fs::create_dir_all(odd.join("fs")).unwrap();

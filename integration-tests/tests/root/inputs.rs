@@ -58,6 +58,11 @@ fn a_removed_base_is_refused() {
     fs::remove_dir(dir.join("fs")).unwrap();
     let error = refused(&fixture, &base, &[], fixture.options());
     assert!(matches!(error.cause(), Cause::Layer(LayerError::NoTree { layer }) if *layer == dir), "{error}");
+
+    let base = Base::of_tree(&dir).unwrap();
+    fs::remove_dir(&dir).unwrap();
+    let error = refused(&fixture, &base, &[], fixture.options());
+    assert!(error.to_string().ends_with("other-base does not exist; pass the path of a root file system"), "{error}");
 }
 
 #[test]
