@@ -281,6 +281,20 @@ fn paths_in_a_list_are_relative_to_the_list() {
 }
 
 #[test]
+fn a_habit_that_cannot_be_served_is_told_what_to_use() {
+    for (line, words) in [
+        ("images", "`layered ls STORE` lists layers"),
+        ("run --rm base true", "a run leaves nothing to remove"),
+        ("run -it base sh", "-t gives it a terminal"),
+        ("gc store --max-age 5", "it has no unit; write 5d for days"),
+    ] {
+        let (status, stdout, stderr) = run(layered().args(line.split(' ')));
+        assert!((status, &*stdout) == (125, "") && stderr.contains(words), "{line}: {stderr}");
+        assert!(!stderr.contains("as a value"), "{stderr}");
+    }
+}
+
+#[test]
 fn a_name_that_cannot_be_resolved_is_a_hint_at_the_network() {
     let fixture = Fixture::new();
     let output = fixture.path().join("output");

@@ -2,7 +2,8 @@
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
 //! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the forwarding of [`signals`],
-//! and the output of [`table`]. None of them holds policy: the libraries decide.
+//! and the output of [`table`]. [`habits`] advises users of other tools. None of them holds policy:
+//! the libraries decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ mod defaults;
 mod discard;
 mod doctor;
 mod gc;
+mod habits;
 mod kept;
 mod ls;
 mod man;
@@ -97,7 +99,8 @@ fn main() -> ExitCode {
         .init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            habits::advise(&mut error);
             let error = printable(error);
             // Help and the version are not failures. A failure to print them cannot be reported.
             let _ = error.print();
