@@ -14,7 +14,8 @@ use rustix::io::Errno;
 
 use crate::bundle::Bundle;
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Result, chain};
+use crate::chain::chain;
+use crate::error::{Error, Result};
 use crate::id::ContainerId;
 use crate::mount_namespace::{in_private_mount_namespace, mount_private_tmpfs, require_privilege};
 use crate::rootfs::Rootfs;

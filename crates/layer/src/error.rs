@@ -27,11 +27,13 @@ pub enum Error {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The path of a layer, a base or a store does not exist, or is not a directory.
-    #[error("{} is not a directory; pass the path of {expected}", quoted(path))]
+    /// The path of a layer, a base or a store does not exist (any more), or is not a directory.
+    #[error("{} {instead}; pass the path of {expected}", quoted(path))]
     NotADirectory {
         /// The path that the caller passed.
         path: PathBuf,
+        /// What is at the path.
+        instead: Instead,
         /// The kind of path that is needed: `a layer`, `a store of layers`.
         expected: &'static str,
     },
@@ -302,7 +304,42 @@ impl fmt::Debug for Error {
 /// The result of an operation on layers.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What is at a path that must be a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Instead {
+    /// The path does not exist.
+    Nothing,
+    /// A symbolic link whose target does not exist.
+    DanglingLink,
+    /// A file, or a link where the directory itself is needed.
+    File,
+}
+
+impl fmt::Display for Instead {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Instead::Nothing => "does not exist",
+            Instead::DanglingLink => "is a symbolic link to a path that does not exist",
+            Instead::File => "is not a directory",
+        })
+    }
+}
+
 impl Error {
+    /// Returns [`NotADirectory`](Self::NotADirectory) with what is at `path`.
+    pub(crate) fn not_a_directory(path: impl Into<PathBuf>, expected: &'static str) -> Self {
+        let path = path.into();
+        let instead = match (path.symlink_metadata(), path.metadata()) {
+            (Err(_), _) => Instead::Nothing,
+            // It exists by now, but did not when the caller needed it.
+            (Ok(found), _) if found.is_dir() => Instead::Nothing,
+            (Ok(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => Instead::DanglingLink,
+            _ => Instead::File,
+        };
+        Self::NotADirectory { path, instead, expected }
+    }
+
     /// Returns the path that the error is about.
     pub fn path(&self) -> Option<&Path> {
         match self {

@@ -106,11 +106,13 @@ impl Layer {
 /// The tree at the bottom of every stack: a root file system made from an image, with no layer
 /// below it.
 ///
-/// A base has the shape of a layer (`<dir>/fs/` is its tree). It has no `last_used`: it is needed
-/// as long as any layer above it exists.
+/// A base has the shape of a layer (`<dir>/fs/` is its tree), or is a root file system that is not in
+/// a directory `fs` ([`of_tree`](Self::of_tree)). It has no `last_used`: it is needed as long as any
+/// layer above it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Base {
     dir: PathBuf,
+    tree: PathBuf,
     hash: String,
     image: String,
 }
@@ -124,7 +126,7 @@ impl Base {
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
         let hash = layer_hash::text(dir.file_name().unwrap_or_default());
-        Self { dir, hash, image: String::new() }
+        Self { tree: dir.join("fs"), dir, hash, image: String::new() }
     }
 
     /// Returns the base at `dir`, like [`at`](Self::at), and checks that it has a tree to stack.
@@ -134,8 +136,50 @@ impl Base {
     /// directory `fs`; a symbolic link is not one.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let base = Self::at(dir);
-        check(&base.dir, "a base")?;
+        base.check()?;
         Ok(base)
+    }
+
+    /// Returns the base whose tree is `dir` itself: a root file system that is not in a directory
+    /// `fs`. Symbolic links in `dir` are resolved. No collector removes such a base, so no run
+    /// holds it.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let rootfs = dir.path().canonicalize()?;
+    /// let base = layer::Base::of_tree(&rootfs)?;
+    /// assert_eq!((base.path(), base.fs()), (&*rootfs, rootfs.clone()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] if `dir` is not a directory, [`Error::Io`] if it cannot be looked at.
+    pub fn of_tree(dir: impl Into<PathBuf>) -> Result<Self> {
+        let dir = dir.into();
+        let real = fs::canonicalize(&dir).map_err(|source| missing(&dir, ROOT, source))?;
+        let base = Self { tree: real.clone(), ..Self::at(real) };
+        base.check()?;
+        Ok(base)
+    }
+
+    /// Looks at the base again.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`of_tree`](Self::of_tree).
+    pub fn check(&self) -> Result<()> {
+        match self.is_tree() {
+            false => check(&self.dir, "a base"),
+            true => match fs::symlink_metadata(&self.tree) {
+                Ok(metadata) if metadata.is_dir() => Ok(()),
+                Ok(_) => Err(Error::not_a_directory(&self.tree, ROOT)),
+                Err(source) => Err(missing(&self.tree, ROOT, source)),
+            },
+        }
+    }
+
+    /// Returns whether the tree is the base's directory itself.
+    pub fn is_tree(&self) -> bool {
+        self.tree == self.dir
     }
 
     /// Sets the hash: the `base_hash` in the `layer.json` of every layer above.
@@ -155,9 +199,10 @@ impl Base {
         &self.dir
     }
 
-    /// Returns `<base>/fs`, the root file system.
+    /// Returns the root file system: `<base>/fs`, or the base's directory if that [is the
+    /// tree](Self::is_tree).
     pub fn fs(&self) -> PathBuf {
-        self.dir.join("fs")
+        self.tree.clone()
     }
 
     /// Returns the hash by which the layers above name this base.
@@ -182,12 +227,20 @@ fn check(dir: &Path, expected: &'static str) -> Result<()> {
                 Err(Error::NoTree { layer: dir.into() })
             }
             Ok(metadata) if metadata.is_dir() => Err(Error::Io { operation: "look at", path: tree, source }),
-            Ok(_) => Err(Error::NotADirectory { path: dir.into(), expected }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(Error::NotADirectory { path: dir.into(), expected })
-            }
-            Err(source) => Err(Error::Io { operation: "look at", path: dir.into(), source }),
+            Ok(_) => Err(Error::not_a_directory(dir, expected)),
+            Err(source) => Err(missing(dir, expected, source)),
         },
+    }
+}
+
+/// What a root file system that is not in a directory `fs` is called in messages.
+const ROOT: &str = "a root file system";
+
+/// Returns the error about `dir`, which cannot be looked at.
+fn missing(dir: &Path, expected: &'static str, source: std::io::Error) -> Error {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => Error::not_a_directory(dir, expected),
+        _ => Error::Io { operation: "look at", path: dir.into(), source },
     }
 }
 
@@ -205,6 +258,19 @@ mod tests {
         fs::write(&file, "").unwrap();
         assert!(matches!(Layer::open(&file), Err(Error::NotADirectory { path, .. }) if path == file));
 
+        let dangling = dir.path().join("dangling");
+        std::os::unix::fs::symlink("missing", &dangling).unwrap();
+        for (path, problem) in [
+            (&missing, "does not exist"),
+            (&file, "is not a directory"),
+            (&dangling, "is a symbolic link to a path that does not exist"),
+        ] {
+            let shown = path.display();
+            let message = |expected: &str| format!("{shown} {problem}; pass the path of {expected}");
+            assert_eq!(Layer::open(path).unwrap_err().to_string(), message("a layer"));
+            assert_eq!(Base::of_tree(path).unwrap_err().to_string(), message("a root file system"));
+        }
+
         let bare = dir.path().join("bare");
         fs::create_dir(&bare).unwrap();
         assert!(matches!(Layer::open(&bare), Err(Error::NoTree { layer }) if layer == bare));
@@ -220,6 +286,15 @@ mod tests {
         assert_eq!((layer.fs(), layer.name()), (whole.join("fs"), OsStr::new("whole")));
         let base = Base::open(&whole).unwrap().with_image("debian:12");
         assert_eq!((base.hash(), base.image()), ("whole", "debian:12"));
+
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("whole/fs", &link).unwrap();
+        let base = Base::of_tree(&link).unwrap();
+        let real = fs::canonicalize(&link).unwrap();
+        assert_eq!((base.path(), base.fs(), base.hash()), (&*real, real.clone(), "fs"));
+        assert!(base.is_tree() && !Base::at(&whole).is_tree());
+        fs::remove_dir(&real).unwrap();
+        assert!(matches!(base.check(), Err(Error::NotADirectory { path, .. }) if path == real));
 
         let odd = dir.path().join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xffodd"));
         fs::create_dir_all(odd.join("fs")).unwrap();

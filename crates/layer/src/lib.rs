@@ -86,7 +86,7 @@ pub use capture::made::Made;
 pub use capture::record::RunRecord;
 pub use capture::upper_id::UpperId;
 pub use capture::{Capture, Captured, Step};
-pub use error::{Error, Result};
+pub use error::{Error, Instead, Result};
 pub use layer::access::Access;
 pub use layer::meta::{Meta, Timing};
 pub use layer::{Base, Layer};

@@ -47,10 +47,7 @@ pub enum Cause {
     #[error("the caller's prep_upper failed")]
     PrepUpper(#[source] BoxError),
     /// The path is not the directory of a kept run.
-    #[error(
-        "{} is not a kept run; pass the directory that `layered run --keep-failed` printed (`Upper::keep` returned it)",
-        quoted(path)
-    )]
+    #[error("{} is not a kept run; pass the directory that was printed when the run was kept", quoted(path))]
     NotKept {
         /// The path that the caller passed.
         path: PathBuf,

@@ -77,7 +77,7 @@ impl<'a> Stack<'a> {
     pub(crate) fn resolve(base: &Base, layers: &'a [Layer]) -> Result<Self> {
         // If a tree cannot be used, opening its layer returns the exact reason.
         let tree = absolute(base.fs())?;
-        let found = identity(&tree).map_err(|error| Base::open(base.path()).err().map_or(error, Error::from))?;
+        let found = identity(&tree).map_err(|error| base.check().err().map_or(error, Error::from))?;
         let mut identities = HashMap::with_capacity(layers.len() + 1);
         identities.insert(found, None);
         let (kept, trees) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
@@ -143,11 +143,11 @@ impl<'a> Stack<'a> {
     }
 }
 
-/// Holds all layers. Also holds the base if it has a `layer.json`, because a collector could then
-/// remove it. Returns `None` if `stop` ended the wait for a collector.
+/// Holds all layers. Also holds the base if it is a layer with a `layer.json`, because a collector
+/// could then remove it. Returns `None` if `stop` ended the wait for a collector.
 pub(crate) fn hold(base: &Base, layers: &[Layer], stop: &dyn Fn() -> bool) -> Result<Option<Hold>> {
-    let base = Layer::at(base.path());
-    let base = base.meta_path().symlink_metadata().is_ok().then_some(base);
+    let (base, is_tree) = (Layer::at(base.path()), base.is_tree());
+    let base = (!is_tree && base.meta_path().symlink_metadata().is_ok()).then_some(base);
     Ok(Hold::of_until(layers.iter().chain(&base).map(Layer::path), stop)?)
 }
 

@@ -3,6 +3,7 @@
 
 mod commit;
 mod ends;
+mod habits;
 mod layers;
 mod results;
 mod run;

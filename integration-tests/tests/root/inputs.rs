@@ -29,9 +29,11 @@ fn paths_that_are_not_layers_are_refused() {
     fs::write(store.join("file-as-tree/fs"), "").unwrap();
     fs::create_dir(store.join("linked")).unwrap();
     std::os::unix::fs::symlink("/", store.join("linked/fs")).unwrap();
+    std::os::unix::fs::symlink("missing", store.join("dangling")).unwrap();
 
     for (name, expected) in [
-        ("missing", "missing is not a directory; pass the path of a layer"),
+        ("missing", "missing does not exist; pass the path of a layer"),
+        ("dangling", "dangling is a symbolic link to a path that does not exist; pass the path of a layer"),
         ("file", "file is not a directory; pass the path of a layer"),
         ("bare", "bare has no directory `fs`"),
         ("file-as-tree", "file-as-tree has no directory `fs`"),
@@ -56,6 +58,11 @@ fn a_removed_base_is_refused() {
     fs::remove_dir(dir.join("fs")).unwrap();
     let error = refused(&fixture, &base, &[], fixture.options());
     assert!(matches!(error.cause(), Cause::Layer(LayerError::NoTree { layer }) if *layer == dir), "{error}");
+
+    let base = Base::of_tree(&dir).unwrap();
+    fs::remove_dir(&dir).unwrap();
+    let error = refused(&fixture, &base, &[], fixture.options());
+    assert!(error.to_string().ends_with("other-base does not exist; pass the path of a root file system"), "{error}");
 }
 
 #[test]

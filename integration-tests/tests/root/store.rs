@@ -178,7 +178,7 @@ fn no_run_loses_a_layer_in_a_storm_of_collectors() {
                 Some(0) => whole.fetch_add(1, Ordering::Relaxed),
                 // A collector removed a layer before the run could hold it. The error names the
                 // layer.
-                Some(125) if some.iter().any(|name| said.contains(&format!("{name} is not a directory; pass"))) => {
+                Some(125) if some.iter().any(|name| said.contains(&format!("{name} does not exist; pass"))) => {
                     refused.fetch_add(1, Ordering::Relaxed)
                 }
                 status => panic!("{status:?}: {said}"),

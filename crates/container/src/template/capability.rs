@@ -1,14 +1,21 @@
 //! The capabilities that the builder can give to a container. `spec` writes them into the
 //! configuration.
 
+use std::fmt;
+use std::str::FromStr;
+
 use oci_spec::runtime as oci;
+
+use super::defaults;
+use super::error::TemplateError;
 
 /// Declares the enum and its counterpart in `oci-spec`, which has the same names.
 macro_rules! capabilities {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// A capability of [`capabilities(7)`], which divides root's privileges.
         ///
-        /// The name of a variant is that of the capability: `NetRaw` is `CAP_NET_RAW`.
+        /// The name of a variant is that of the capability: `NetRaw` is displayed as `CAP_NET_RAW`,
+        /// and parsed from that name in any case, with or without `CAP_`.
         ///
         /// [`capabilities(7)`]: https://man7.org/linux/man-pages/man7/capabilities.7.html
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,6 +25,9 @@ macro_rules! capabilities {
         }
 
         impl Capability {
+            /// All capabilities, in alphabetical order.
+            pub const ALL: &[Capability] = &[$(Capability::$name,)*];
+
             pub(super) fn to_spec(self) -> oci::Capability {
                 match self {
                     $(Capability::$name => oci::Capability::$name,)*
@@ -25,6 +35,34 @@ macro_rules! capabilities {
             }
         }
     };
+}
+
+impl Capability {
+    /// Docker's capabilities, which a container has by
+    /// [default](crate::TemplateBuilder::capabilities).
+    pub const DEFAULT: &[Capability] = &defaults::CAPABILITIES;
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("CAP")?;
+        for letter in format!("{self:?}").chars() {
+            let word = if letter.is_ascii_uppercase() { "_" } else { "" };
+            write!(formatter, "{word}{}", letter.to_ascii_uppercase())?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Capability {
+    type Err = TemplateError;
+
+    fn from_str(name: &str) -> Result<Capability, TemplateError> {
+        let upper = name.to_ascii_uppercase();
+        let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+        let known = Capability::ALL.iter().find(|capability| capability.to_string() == full);
+        known.copied().ok_or_else(|| TemplateError::Capability { name: name.to_owned() })
+    }
 }
 
 capabilities! {
@@ -110,4 +148,26 @@ capabilities! {
     Syslog,
     /// Sets timers that wake the system up.
     WakeAlarm,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_in_any_case_with_or_without_the_prefix() {
+        for name in ["CAP_SYS_TTY_CONFIG", "sys_tty_config", "Cap_Sys_Tty_Config"] {
+            assert_eq!(name.parse::<Capability>().unwrap(), Capability::SysTtyConfig);
+        }
+        for capability in Capability::ALL {
+            assert_eq!(capability.to_string().parse::<Capability>().unwrap(), *capability);
+        }
+        for name in ["", "CAP_", "cap_cap_chown", "systtyconfig", "all"] {
+            let error = name.parse::<Capability>().unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("the capability {name:?} is unknown: the names are those of capabilities(7), as in net_admin")
+            );
+        }
+    }
 }

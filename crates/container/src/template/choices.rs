@@ -81,7 +81,8 @@ pub enum Seccomp {
     Unconfined,
     /// The system calls that this profile allows: the JSON of `linux.seccomp` in the runtime
     /// specification. [`build`](crate::TemplateBuilder::build) checks it, and drops keys that the
-    /// specification does not have.
+    /// specification does not have. It refuses a rule with a condition of Docker's own format
+    /// (`includes`, `excludes`), because the rule would apply without the condition.
     ///
     /// The profile also applies to the container's init. The init needs `clone`, `close`, `execve`,
     /// `exit_group`, `fcntl`, `ioctl`, `kill`, `prctl`, `rt_sigaction`, `rt_sigprocmask`,

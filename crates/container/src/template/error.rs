@@ -200,6 +200,23 @@ pub enum TemplateError {
         /// The path in the configuration.
         found: String,
     },
+    /// The text of a capability that does not exist.
+    #[error("the capability {name:?} is unknown: the names are those of capabilities(7), as in net_admin")]
+    Capability {
+        /// The whole text.
+        name: String,
+    },
+    /// A seccomp profile with a condition of Docker's own format. Without the condition, the rule
+    /// would apply to every container.
+    #[error(
+        "the seccomp profile has {key:?} in its rule {rule}, which only Docker understands: write the rules that apply as a linux.seccomp of the OCI runtime specification"
+    )]
+    SeccompCondition {
+        /// The index of the rule in `syscalls`.
+        rule: usize,
+        /// The key: `includes` or `excludes`.
+        key: &'static str,
+    },
     /// A seccomp profile that is not one of the OCI runtime specification.
     #[error("the seccomp profile is not a linux.seccomp of the OCI runtime specification")]
     Seccomp {

@@ -19,6 +19,7 @@ use super::size::parse_size;
 /// | `target` | `dst`, `destination` | its path in the container |
 /// | `source` | `src` | for `bind`: its path on the host |
 /// | `readonly` | `ro` | nothing, `true` or `false` |
+/// | `rw` | | nothing: the opposite of `readonly`, and the default |
 /// | `size` | `tmpfs-size` | for `tmpfs`: bytes, or a number with `k`, `m`, `g` or `t` for powers of 1,024 |
 /// | `mode` | `tmpfs-mode` | for `tmpfs`: octal permissions |
 ///
@@ -32,6 +33,75 @@ impl FromStr for Mount {
         mount.validate()?;
         Ok(mount)
     }
+}
+
+impl Mount {
+    /// Parses the syntax of Docker's `--volume` for a bind mount: `SOURCE:TARGET`, with `:ro` or
+    /// `:rw` at its end. A path with a colon needs the [long syntax](#impl-FromStr-for-Mount).
+    ///
+    /// ```
+    /// # use container::Mount;
+    /// assert_eq!(Mount::from_volume("/srv/a:/b:ro")?, Mount::bind("/srv/a", "/b").read_only());
+    /// # Ok::<(), container::TemplateError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`TemplateError::MountSpec`] with the problem.
+    pub fn from_volume(spec: &str) -> Result<Mount, TemplateError> {
+        let parts: Vec<_> = spec.split(':').collect();
+        let (source, target, access) = match parts[..] {
+            [source, target] if !source.is_empty() && !target.is_empty() => (source, target, "rw"),
+            [source, target, access] if !source.is_empty() && !target.is_empty() => (source, target, access),
+            [_] => {
+                return Err(refused(
+                    spec,
+                    "has no target: write SOURCE:TARGET, or mount a tmpfs for an empty directory",
+                ));
+            }
+            _ => return Err(refused(spec, "is not SOURCE:TARGET with :ro or :rw at its end")),
+        };
+        let mount = Mount::bind(source, target);
+        match access {
+            "rw" => Ok(mount),
+            "ro" => Ok(mount.read_only()),
+            other => Err(refused(spec, &format!("has an unknown option {other:?}: the options are ro and rw"))),
+        }
+    }
+
+    /// Parses the syntax of Docker's `--tmpfs`: `TARGET` or `TARGET:OPTION,…`. The options are `ro`,
+    /// `rw`, `size=SIZE` and `mode=MODE`. `nosuid` and `nodev` are always in effect and may be named.
+    ///
+    /// ```
+    /// # use container::Mount;
+    /// assert_eq!(Mount::from_tmpfs("/run:size=64m")?, Mount::tmpfs("/run").size_bytes(64 << 20));
+    /// # Ok::<(), container::TemplateError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`TemplateError::MountSpec`] with the problem.
+    pub fn from_tmpfs(spec: &str) -> Result<Mount, TemplateError> {
+        let (target, options) = spec.split_once(':').unwrap_or((spec, ""));
+        let mut mount = Mount::tmpfs(target);
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            mount = match option.split_once('=') {
+                None if option == "ro" => mount.read_only(),
+                None if ["rw", "nosuid", "nodev"].contains(&option) => mount,
+                Some(("size", size)) => mount
+                    .size_bytes(parse_size(size).map_err(|problem| refused(spec, &format!("has size: {problem}")))?),
+                Some(("mode", octal)) => mount.mode(mode(octal).map_err(|problem| refused(spec, &problem))?),
+                _ => {
+                    let problem = format!("has an unknown option {option:?}: the options are ro, rw, size and mode");
+                    return Err(refused(spec, &problem));
+                }
+            };
+        }
+        mount.validate()?;
+        Ok(mount)
+    }
+}
+
+fn refused(spec: &str, problem: &str) -> TemplateError {
+    TemplateError::MountSpec { spec: spec.to_owned(), problem: problem.to_owned() }
 }
 
 #[derive(Debug, Default)]
@@ -56,12 +126,18 @@ fn parse(spec: &str) -> Result<Mount, String> {
             "target" | "dst" | "destination" => set(&mut keys.target, key, text(key, value)?)?,
             "source" | "src" => set(&mut keys.source, key, text(key, value)?)?,
             "readonly" | "ro" => set(&mut keys.readonly, key, flag(key, value)?)?,
+            "rw" if value.is_none() => set(&mut keys.readonly, key, false)?,
             "size" | "tmpfs-size" => set(
                 &mut keys.size_bytes,
                 key,
                 parse_size(&text(key, value)?).map_err(|problem| format!("has {key}: {problem}"))?,
             )?,
             "mode" | "tmpfs-mode" => set(&mut keys.mode, key, mode(&text(key, value)?)?)?,
+            _ if value.is_none() && key.contains(':') => {
+                let (source, target) = key.split_once(':').unwrap_or_default();
+                let pairs = format!("source={source},target={target}");
+                return Err(format!("is not key=value: write {pairs:?}"));
+            }
             _ => {
                 return Err(format!(
                     "has an unknown key {key:?}: the keys are type, source, target, readonly, size and mode"
@@ -175,6 +251,7 @@ mod tests {
             ("type=bind,src=/a,dst=/b,readonly=true", Mount::bind("/a", "/b").read_only()),
             ("type=bind,src=/a,dst=/b,ro=1", Mount::bind("/a", "/b").read_only()),
             ("type=bind,src=/a,dst=/b,readonly=false", Mount::bind("/a", "/b")),
+            ("type=bind,src=/a,dst=/b,rw", Mount::bind("/a", "/b")),
             ("type=bind,src=/a=b,dst=/c", Mount::bind("/a=b", "/c")),
             ("type=bind,\"src=/a,b\",dst=/c", Mount::bind("/a,b", "/c")),
             ("\"src=/a \"\"b\"\"\",dst=/c", Mount::bind("/a \"b\"", "/c")),
@@ -203,6 +280,8 @@ mod tests {
             ("type=volume,src=a,dst=/b", "has an unknown type \"volume\": the types are bind and tmpfs"),
             ("type=tmpfs,src=/a,dst=/b", "has a source, but a tmpfs starts empty: leave the source out"),
             ("src=/a,source=/b,dst=/c", "has \"source\" twice: keep one"),
+            ("src=/a,dst=/b,ro,rw", "has \"rw\" twice: keep one"),
+            (".:/src", "is not key=value: write \"source=.,target=/src\""),
             (
                 "src=/a,dst=/b,bind-propagation=shared",
                 "has an unknown key \"bind-propagation\": the keys are type, source, target, readonly, size and mode",
@@ -228,6 +307,46 @@ mod tests {
         ];
         for (spec, problem) in table {
             let error = spec.parse::<Mount>().unwrap_err();
+            assert_eq!(error.to_string(), format!("the mount {spec:?} {problem}"));
+        }
+    }
+
+    #[test]
+    fn the_short_syntax_of_docker_is_read() {
+        for (spec, mount) in [
+            ("/a:/b", Mount::bind("/a", "/b")),
+            (".:/b:rw", Mount::bind(".", "/b")),
+            ("/a:/b:ro", Mount::bind("/a", "/b").read_only()),
+        ] {
+            assert_eq!(Mount::from_volume(spec).unwrap(), mount, "{spec}");
+        }
+        for (spec, mount) in [
+            ("/run", Mount::tmpfs("/run")),
+            ("/run:rw,nosuid,nodev,size=65536k", Mount::tmpfs("/run").size_bytes(64 << 20)),
+            ("/run:ro,mode=755", Mount::tmpfs("/run").mode(0o755).read_only()),
+        ] {
+            assert_eq!(Mount::from_tmpfs(spec).unwrap(), mount, "{spec}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_short_syntax_names_the_part_that_is_wrong() {
+        let form = "is not SOURCE:TARGET with :ro or :rw at its end";
+        for (spec, problem) in [
+            ("/a", "has no target: write SOURCE:TARGET, or mount a tmpfs for an empty directory"),
+            (":/b", form),
+            ("/a:", form),
+            ("/a:/b:ro:z", form),
+            ("/a:/b:z", "has an unknown option \"z\": the options are ro and rw"),
+        ] {
+            let error = Mount::from_volume(spec).unwrap_err();
+            assert_eq!(error.to_string(), format!("the mount {spec:?} {problem}"));
+        }
+        for (spec, problem) in [
+            ("/b:noexec", "has an unknown option \"noexec\": the options are ro, rw, size and mode"),
+            ("/b:mode=888", "has the mode \"888\": write permissions in octal, as in 0755"),
+        ] {
+            let error = Mount::from_tmpfs(spec).unwrap_err();
             assert_eq!(error.to_string(), format!("the mount {spec:?} {problem}"));
         }
     }

@@ -12,6 +12,7 @@ use std::env::consts::ARCH;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::capability::Capability;
 use super::choices::{Fsync, Seccomp};
@@ -34,6 +35,7 @@ pub(super) fn filter(
         }
         Seccomp::Unconfined => None,
         Seccomp::Custom(profile) => {
+            refuse_conditions(profile)?;
             Some(LinuxSeccomp::deserialize(profile).map_err(|source| TemplateError::Seccomp { source })?)
         }
     };
@@ -45,6 +47,21 @@ pub(super) fn filter(
             Some(profile)
         }
     })
+}
+
+/// Refuses the conditions of Docker's own format, which the specification does not have: a rule
+/// would lose its condition.
+fn refuse_conditions(profile: &Value) -> Result<(), TemplateError> {
+    let is_set = |value: &Value| match value {
+        Value::Object(conditions) => !conditions.is_empty(),
+        value => !value.is_null(),
+    };
+    for (rule, value) in profile["syscalls"].as_array().into_iter().flatten().enumerate() {
+        if let Some(key) = ["includes", "excludes"].into_iter().find(|key| is_set(&value[*key])) {
+            return Err(TemplateError::SeccompCondition { rule, key });
+        }
+    }
+    Ok(())
 }
 
 /// Returns the profile as a BPF program in Base64, the form that crun accepts. Returns `None` if

@@ -142,7 +142,7 @@ impl<'a> CaptureLock<'a> {
             Err(Errno::NOENT) => return Ok(Lock::Gone),
             Err(Errno::NOTDIR) => {
                 let expected = "a layer, new or without layer.json";
-                return Err(Error::NotADirectory { path: path.into(), expected });
+                return Err(Error::not_a_directory(path, expected));
             }
             Err(errno) => return Err(Error::io("open", path)(errno)),
         };

@@ -27,7 +27,7 @@ impl Upper {
         // Removes a trailing `/` or `/.`, with which the kernel would follow a symbolic link.
         let path: PathBuf = path.components().collect();
         let expected = "an upper directory, what an overlay has written";
-        let Some(name) = path.file_name() else { return Err(Error::NotADirectory { path, expected }) };
+        let Some(name) = path.file_name() else { return Err(Error::not_a_directory(path, expected)) };
         let name = walk::as_c_string(name).map_err(Error::io("open", &path))?;
         let above = walk::parent(&path);
         let opened = openat(CWD, above, PATH.difference(OFlags::NOFOLLOW), Mode::empty())
@@ -37,7 +37,7 @@ impl Upper {
                 let stat = fstat(&root).map_err(Error::io("look at", &path))?;
                 Ok(Self { path, parent, name, root, stat })
             }
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Err(Error::NotADirectory { path, expected }),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Err(Error::not_a_directory(path, expected)),
             Err(errno) => Err(Error::io("open", path)(errno)),
         }
     }

@@ -78,7 +78,7 @@ impl Target {
                 }
             }
             Err(Errno::NOTDIR | Errno::LOOP) => {
-                Err(Error::NotADirectory { path, expected: "a new or an empty directory to merge into" })
+                Err(Error::not_a_directory(path, "a new or an empty directory to merge into"))
             }
             Err(errno) => Err(io("open")(errno)),
         }

@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Instead, Result};
 use crate::tree::walk::{Identity, PATH};
 
 /// The part of the process's descriptors that the roots of trees may use: one in `SHARE`. The other
@@ -107,7 +107,8 @@ impl Sources {
 pub(super) fn open_root(start: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd> {
     openat(start, path, flags, Mode::empty()).map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
-            Error::NotADirectory { path: path.into(), expected: "a layer's tree" }
+            let instead = if errno == Errno::NOENT { Instead::Nothing } else { Instead::File };
+            Error::NotADirectory { path: path.into(), instead, expected: "a layer's tree" }
         }
         errno => Error::io("open", path)(errno),
     })

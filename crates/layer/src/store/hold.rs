@@ -263,9 +263,7 @@ fn if_it_can_be<T>(store: &Path, result: Result<T>) -> Result<Option<T>> {
 
 fn missing(layer: &Path, source: std::io::Error) -> Error {
     match source.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => {
-            Error::NotADirectory { path: layer.into(), expected: "a layer" }
-        }
+        ErrorKind::NotFound | ErrorKind::NotADirectory => Error::not_a_directory(layer, "a layer"),
         _ => Error::io("look at", layer)(source),
     }
 }

@@ -28,9 +28,7 @@ pub fn scan(store: impl AsRef<Path>) -> Result<Scan> {
     let entries = openat(CWD, store, READ.difference(OFlags::NOFOLLOW), Mode::empty()).and_then(Entries::new);
     match entries {
         Ok(entries) => Ok(Scan { store: store.into(), entries }),
-        Err(Errno::NOENT | Errno::NOTDIR) => {
-            Err(Error::NotADirectory { path: store.into(), expected: "a store of layers" })
-        }
+        Err(Errno::NOENT | Errno::NOTDIR) => Err(Error::not_a_directory(store, "a store of layers")),
         Err(errno) => Err(Error::io("open", store)(errno)),
     }
 }

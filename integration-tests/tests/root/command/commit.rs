@@ -91,7 +91,7 @@ fn an_upper_becomes_a_layer() {
     for (arguments, words) in [
         (&["--run", &meta][..], "is not the report of a run with a result"),
         (&["--run", "/no/such/report"], "cannot read /no/such/report"),
-        (&["--base", "/no/such/base"], "/no/such/base is not a directory"),
+        (&["--base", "/no/such/base"], "/no/such/base does not exist"),
         (&["--run", &report, "--source-date-epoch"], "needs SOURCE_DATE_EPOCH in the environment"),
         (&[], "--run"),
     ] {

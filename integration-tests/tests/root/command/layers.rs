@@ -83,7 +83,21 @@ fn ls_and_show_print_layers() {
     let (status, _, stderr) = run(layered().arg("show").arg(fixture.store().join("half-made")));
     assert_eq!(status, 125);
     assert!(stderr.contains("has no layer.json"), "{stderr}");
+    let (status, _, stderr) = run(layered().arg("show").arg(fixture.store()));
+    assert!(status == 125 && stderr.contains("is a store of layers; list it with `layered ls "), "{stderr}");
+    let mut command = layered();
+    let (_, stdout, _) = run(command.args(["show", "good"]).env("LAYERED_STORE", fixture.store()));
+    assert!(stdout.contains("exit status  0"), "{stdout}");
+    let (status, stdout, _) = run(layered().arg("ls").env("LAYERED_STORE", fixture.store()));
+    assert_eq!((status, stdout.lines().count()), (0, 3), "{stdout}");
+    for arguments in [&["ls"][..], &["gc", "--max-bytes", "0"]] {
+        let (status, _, stderr) = run(layered().args(arguments).arg(fixture.base().path()));
+        let expected = format!("layered: there are no layers in {}\n", fixture.base().path().display());
+        assert_eq!((status, stderr), (0, expected));
+        let (status, _, stderr) = run(layered().args(arguments).env_remove("LAYERED_STORE"));
+        assert!(status == 125 && stderr.contains("set LAYERED_STORE"), "{stderr}");
+    }
     let (status, _, stderr) = run(layered().arg("ls").arg(Path::new("/no/such/store")));
     assert_eq!(status, 125);
-    assert!(stderr.contains("/no/such/store is not a directory"), "{stderr}");
+    assert!(stderr.contains("/no/such/store does not exist"), "{stderr}");
 }

@@ -15,7 +15,7 @@ fn a_failure_is_one_line_that_names_the_path() {
     let fixture = Fixture::new();
     let (status, stdout, stderr) = script(&fixture, &["--layer", "/no/such/layer"], "true");
     assert_eq!((status, &*stdout), (125, ""));
-    assert_eq!(stderr, "layered: /no/such/layer is not a directory; pass the path of a layer\n");
+    assert_eq!(stderr, "layered: /no/such/layer does not exist; pass the path of a layer\n");
 
     // The runtime's own message is printed once.
     let spec = fixture.path().join("config.json");

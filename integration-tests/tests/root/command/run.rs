@@ -166,7 +166,7 @@ fn options_reach_the_container() {
         "64m",
         "--pids",
         "50",
-        "--cpus",
+        "--cpuset-cpus",
         "0",
     ];
     let text = "echo $A; pwd; id -u; id -g; hostname; cat /bound; grep Cpus_allowed_list /proc/self/status";
@@ -208,7 +208,9 @@ fn a_configuration_from_a_file_is_used() {
 #[test]
 fn tty_needs_a_terminal() {
     let fixture = Fixture::new();
-    let (status, _, stderr) = script(&fixture, &["--tty"], "true");
-    assert_eq!(status, 125);
-    assert!(stderr.contains("terminal"), "{stderr}");
+    for option in ["--tty", "-t"] {
+        let (status, _, stderr) = script(&fixture, &[option], "true");
+        assert_eq!(status, 125);
+        assert!(stderr.contains("terminal"), "{stderr}");
+    }
 }

@@ -242,5 +242,5 @@ fn an_error_names_the_path_and_the_remedy() {
     let stack = stack();
     let missing = stack.dir.path().join("missing");
     let error = layer::merge(&[&missing], stack.merged()).unwrap_err();
-    assert_eq!(chain(&error), format!("{} is not a directory; pass the path of a layer's tree", missing.display()));
+    assert_eq!(chain(&error), format!("{} does not exist; pass the path of a layer's tree", missing.display()));
 }

@@ -126,6 +126,14 @@ fn fields_that_could_not_run_are_refused() {
             base().seccomp(Seccomp::Custom(json!({"defaultAction": "allow"}))),
             "the seccomp profile is not a linux.seccomp of the OCI runtime specification".into(),
         ),
+        (
+            base().seccomp(Seccomp::Custom(json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+                {"names": ["read"], "action": "SCMP_ACT_ALLOW", "includes": {}},
+                {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}}
+            ]}))),
+            "the seccomp profile has \"includes\" in its rule 1, which only Docker understands: write the rules that apply as a linux.seccomp of the OCI runtime specification"
+                .into(),
+        ),
         (base().cpus(""), cpu_list("cpus", "")),
         (base().cpus("0-"), cpu_list("cpus", "0-")),
         (base().cpus("3-0"), cpu_list("cpus", "3-0")),

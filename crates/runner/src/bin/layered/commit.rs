@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::access::AccessArgs;
-use crate::stack::{LayerArgs, read_given};
+use crate::stack::{BaseArgs, LayerArgs, read_given};
 use crate::{kept, table};
 
 /// Turn an upper directory into a layer.
@@ -35,7 +35,7 @@ use crate::{kept, table};
 /// and --layer. A kept run records it itself.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
-#[command(group = clap::ArgGroup::new("below").args(["run", "base"]))]
+#[command(group = clap::ArgGroup::new("below").args(["run", "base", "rootfs"]))]
 pub(crate) struct Args {
     /// Upper directory, or the directory of a kept run.
     ///
@@ -49,9 +49,8 @@ pub(crate) struct Args {
     /// also has most keys of layer.json.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "layers_from"])]
     run: Option<PathBuf>,
-    /// Base that was below the upper, without --run.
-    #[arg(long, value_name = "DIR")]
-    base: Option<PathBuf>,
+    #[command(flatten)]
+    base: BaseArgs,
     #[command(flatten)]
     layers: LayerArgs,
     /// JSON object with keys for layer.json.
@@ -80,17 +79,17 @@ Examples:
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let kept = match Upper::is_kept_name(&args.upper) {
-        true if args.run.is_some() || args.base.is_some() => {
+        true if args.run.is_some() || args.base.is_given() => {
             bail!("{} is a kept run, which records what was below it; leave out --run and --base", quoted(&args.upper))
         }
         true if args.upper.join("upper").symlink_metadata().is_err() => return repeat(args),
         true => Some(Upper::reopen(&args.upper)?),
         false => None,
     };
-    let record = match (&kept, &args.run, &args.base) {
+    let record = match (&kept, &args.run, args.base.open()?) {
         (Some(_), ..) => kept::capture_record(&args.upper)?,
         (None, Some(report), _) => of_report(report)?,
-        (None, None, Some(base)) => of_stack(&Base::open(base)?, &args.layers.open()?)?,
+        (None, None, Some(base)) => of_stack(&base, &args.layers.open()?)?,
         (None, None, None) => {
             bail!(
                 "cannot commit {}: layered has to be told what was below it; pass --run or --base",

@@ -22,6 +22,8 @@ mod trial;
 
 use check::{Check, Verdict};
 
+use crate::defaults::{self, RuntimeArgs};
+
 /// Check whether runs work on this machine.
 ///
 /// doctor checks the privilege, the scratch directory, overlayfs, cgroups, the runtime and the
@@ -31,15 +33,14 @@ use check::{Check, Verdict};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// Directory for temporary files [default: $TMPDIR or /tmp].
+    /// Directory for temporary files [default: $LAYERED_SCRATCH, $TMPDIR or /tmp].
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Check whether other users can reach the layers in DIR.
+    /// Check whether other users can reach the layers in DIR [default: $LAYERED_STORE].
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
-    /// OCI runtime: runc, crun, youki or a path.
-    #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
-    runtime: PathBuf,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
     /// Print one JSON object instead of lines.
     ///
     /// Its keys are `works` and `checks`. Each check has `name`, `verdict`, `found`, `means` and
@@ -69,8 +70,8 @@ Examples:
   layered doctor --json | jq -r '.checks[] | select(.verdict != \"ok\")'";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let checks = checks(&scratch, args.store.as_deref(), &Runtime::new(&args.runtime));
+    let (scratch, store) = (defaults::scratch(args.scratch.as_deref()), defaults::store(args.store.as_deref()).ok());
+    let checks = checks(&scratch, store.as_deref(), &args.runtime.get());
     let works = checks.iter().all(|check| check.verdict != Verdict::Failed);
     let mut out = io::stdout().lock();
     if args.json {

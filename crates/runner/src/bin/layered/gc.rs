@@ -2,7 +2,7 @@
 //! which layers are removed, and [`ls`](crate::ls) lists the layers of a store.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +11,9 @@ use layer::display::{escaped_json, quoted};
 use layer::{Collected, Collector, Progress, Sizes, json_path};
 use serde_json::{Value, json};
 
-use crate::{complain, table};
+use crate::stack::is_store;
+use crate::values::age;
+use crate::{complain, defaults, table};
 
 /// Remove the least recently used layers of a store.
 ///
@@ -28,8 +30,8 @@ Examples:
   layered gc /var/cache/layers --max-bytes 200g --json | jq -r '.layers[].name'"
 )]
 pub(crate) struct Args {
-    /// Directory that contains the layers.
-    store: PathBuf,
+    /// Directory that contains the layers [default: $LAYERED_STORE].
+    store: Option<PathBuf>,
     /// Keep at most SIZE bytes of layers, e.g. 200g.
     ///
     /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
@@ -44,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = container::advanced::parse_size, group = "budget")]
     min_free: Option<u64>,
     /// Remove layers last used longer ago than TIME, e.g. 12h or 90d.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, group = "budget")]
+    #[arg(long, value_name = "TIME", value_parser = age, group = "budget")]
     max_age: Option<Duration>,
     /// Measure the size of every layer.
     ///
@@ -88,16 +90,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let bar = Mutex::new(Bar::new());
     let show = |progress| bar.lock().unwrap_or_else(PoisonError::into_inner).show(progress);
     let collector = args.collector().progress(&show);
+    let store = defaults::store(args.store.as_deref())?;
     let collected = match args.dry_run {
-        true => collector.dry_run(&args.store),
-        false => collector.collect(&args.store),
+        true => collector.dry_run(&store),
+        false => collector.collect(&store),
     };
     bar.into_inner().unwrap_or_else(PoisonError::into_inner).clear();
     let collected = collected?;
+    let is_empty = collected.layers.is_empty() && collected.held.is_empty() && collected.bases.is_empty();
+    if is_empty && !is_store(&store) {
+        complain(format_args!("there are no layers in {}", quoted(&store)));
+    }
     let mut out = io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", escaped_json(as_json(args, &collected)))?,
-        false => print(&mut out, args, &collected)?,
+        false => print(&mut out, args, &store, &collected)?,
     }
     let status = if collected.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
     for error in collected.failed {
@@ -106,7 +113,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(status)
 }
 
-fn print(out: &mut impl Write, args: &Args, collected: &Collected) -> io::Result<()> {
+fn print(out: &mut impl Write, args: &Args, store: &Path, collected: &Collected) -> io::Result<()> {
     if !collected.layers.is_empty() {
         let mut rows = vec![["NAME", "SIZE", "LAST USED"].map(String::from).to_vec()];
         rows.extend(
@@ -127,7 +134,7 @@ fn print(out: &mut impl Write, args: &Args, collected: &Collected) -> io::Result
         writeln!(out, "{} of killed processes {done}", count(collected.orphans, "leftover"))?;
     }
     if !collected.within_budget {
-        writeln!(out, "{} is still over the budget", quoted(&args.store))?;
+        writeln!(out, "{} is still over the budget", quoted(store))?;
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use runner::{CaptureRecord, Upper};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{complain, table};
+use crate::{complain, defaults, table};
 
 /// The name of the description, beside the upper.
 const DESCRIPTION: &str = "run.json";
@@ -47,6 +47,9 @@ struct Description {
     #[serde(default)]
     kept_at: Value,
     base: JsonPath,
+    /// Whether the base is a root file system that is not in a directory `fs`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    base_is_tree: bool,
     layers: Vec<JsonPath>,
     config: Value,
     capture: CaptureRecord,
@@ -58,7 +61,7 @@ pub(crate) struct KeptArgs {
     /// Directory of the kept run, or its name in --scratch.
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Directory in which RUN is a name [default: $TMPDIR or /tmp].
+    /// Directory in which RUN is a name [default: $LAYERED_SCRATCH, $TMPDIR or /tmp].
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }
@@ -67,8 +70,7 @@ impl KeptArgs {
     /// Returns the directory of the kept run.
     pub(crate) fn dir(&self) -> PathBuf {
         let is_name = self.run.components().count() == 1 && self.run.symlink_metadata().is_err();
-        let scratch = || self.scratch.clone().unwrap_or_else(std::env::temp_dir);
-        if is_name { scratch().join(&self.run) } else { self.run.clone() }
+        if is_name { defaults::scratch(self.scratch.as_deref()).join(&self.run) } else { self.run.clone() }
     }
 
     /// Opens the upper for this process alone.
@@ -96,6 +98,7 @@ impl KeptRun {
             status: Value::Null,
             kept_at: Value::Null,
             base: path(self.base.path())?,
+            base_is_tree: self.base.is_tree(),
             layers: self.layers.iter().map(|layer| path(layer.path())).collect::<Result<_, _>>()?,
             config: serde_json::to_value(&self.template)?,
             capture: CaptureRecord::of_stack(&self.base, &self.layers, meta)?.of_upper(upper)?,
@@ -110,8 +113,9 @@ impl KeptRun {
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let description = read(dir)?;
         let config = Template::from_value(description.config);
+        let base = if description.base_is_tree { Base::of_tree } else { Base::open };
         Ok(Self {
-            base: Base::open(description.base.0)?,
+            base: base(description.base.0)?,
             layers: description.layers.into_iter().map(|JsonPath(path)| Layer::open(path)).collect::<Result<_, _>>()?,
             template: config.with_context(|| not_a_description(dir))?,
         })
@@ -197,6 +201,11 @@ mod tests {
         };
         run.write(&kept.join("upper")).unwrap();
         assert_eq!(KeptRun::read(&kept).unwrap().layers, run.layers);
+        let tree = Base::of_tree(dir.path().join("base")).unwrap();
+        let over_tree = KeptRun { base: tree.clone(), layers: Vec::new(), template: run.template.clone() };
+        fs::create_dir_all(dir.path().join("other/upper")).unwrap();
+        over_tree.write(&dir.path().join("other/upper")).unwrap();
+        assert_eq!(KeptRun::read(&dir.path().join("other")).unwrap().base, tree);
         let valid = fs::read(kept.join(DESCRIPTION)).unwrap();
         let value: Value = serde_json::from_slice(&valid).unwrap();
         let read = |text: &[u8]| {

@@ -12,7 +12,7 @@ use layer::display::{escaped_json, quoted};
 use layer::{Layer, Meta, json_path};
 use serde_json::{Value, json};
 
-use crate::table;
+use crate::{defaults, table};
 
 /// List the layers of a store.
 ///
@@ -24,8 +24,8 @@ Examples:
   layered ls /var/cache/layers --sort size
   layered ls --json /var/cache/layers | jq -r 'select(.exit_status != 0) | .name'")]
 pub(crate) struct Args {
-    /// Directory that contains the layers.
-    store: PathBuf,
+    /// Directory that contains the layers [default: $LAYERED_STORE].
+    store: Option<PathBuf>,
     /// Order of the list.
     #[arg(long, value_name = "BY", value_enum, default_value_t = Sort::Name)]
     sort: Sort,
@@ -54,8 +54,9 @@ enum Sort {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut status = ExitCode::SUCCESS;
     let mut summaries = Vec::new();
-    let held = layer::held(&args.store)?;
-    for layer in layer::scan(&args.store)? {
+    let store = defaults::store(args.store.as_deref())?;
+    let held = layer::held(&store)?;
+    for layer in layer::scan(&store)? {
         // Reports a layer that cannot be read, and lists the others.
         match layer.and_then(|layer| Summary::of(&layer, &held)) {
             Ok(summary) => summaries.extend(summary),
@@ -64,6 +65,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 status = crate::FAILURE.into();
             }
         }
+    }
+    if summaries.is_empty() && status == ExitCode::SUCCESS {
+        crate::complain(format_args!("there are no layers in {}", quoted(&store)));
     }
     sort(&mut summaries, args.sort);
     let mut out = io::stdout().lock();

@@ -1,8 +1,9 @@
 //! Decides which subcommand runs, and what the user sees if it fails.
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
-//! [`access`] and [`kept`], the forwarding of [`signals`], and the output of [`table`]. None of
-//! them holds policy: the libraries decide.
+//! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the forwarding of [`signals`],
+//! and the output of [`table`]. [`habits`] advises users of other tools. None of them holds policy:
+//! the libraries decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -18,9 +19,11 @@ use signal_hook::consts::SIGXFSZ;
 mod access;
 mod commit;
 mod completions;
+mod defaults;
 mod discard;
 mod doctor;
 mod gc;
+mod habits;
 mod kept;
 mod ls;
 mod man;
@@ -36,6 +39,7 @@ mod signals;
 mod stack;
 mod sweep;
 mod table;
+mod values;
 
 /// The exit status if layered itself fails.
 const FAILURE: u8 = 125;
@@ -53,7 +57,7 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
+  layered run --layer gcc --layer libc6-dev debian gcc --version
   layered run --base debian --layers-from deps.txt --upper upper --json report.json -- make install
   layered commit upper new --run report.json
   layered plan --base debian --layers-from deps.txt
@@ -61,8 +65,14 @@ Examples:
   layered ls /var/cache/layers
   layered gc /var/cache/layers --max-bytes 200g
 
-`layered COMMAND --help` explains a command and has examples of it. If RUST_LOG=debug is in the \
-environment, layered logs its decisions to standard error.";
+`layered COMMAND --help` explains a command and has examples of it.
+
+Environment:
+  LAYERED_BASE     base of a run
+  LAYERED_STORE    store of layers, in which a bare name of a layer is looked up
+  LAYERED_SCRATCH  directory for temporary files
+  LAYERED_RUNTIME  OCI runtime
+  RUST_LOG=debug   layered logs its decisions to standard error";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -89,7 +99,8 @@ fn main() -> ExitCode {
         .init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            habits::advise(&mut error);
             let error = printable(error);
             // Help and the version are not failures. A failure to print them cannot be reported.
             let _ = error.print();

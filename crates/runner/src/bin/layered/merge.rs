@@ -2,14 +2,14 @@
 //! `layer::Merge` merges, and [`run`](crate::run) does so by itself where a stack is too large.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use layer::{Access, Hold, Layer, Merge};
 use serde_json::json;
 
 use crate::access::AccessArgs;
-use crate::stack::parent;
+use crate::stack::{open_layer, parent};
 
 /// Merge layers into one directory by hard links.
 ///
@@ -40,8 +40,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let hold = Hold::of(&args.layers)?;
-    let trees: Vec<_> = args.layers.iter().map(|dir| Ok(Layer::open(dir)?.fs())).collect::<layer::Result<_>>()?;
+    let here = Path::new("");
+    let layers = args.layers.iter().map(|dir| open_layer(here, dir)).collect::<anyhow::Result<Vec<_>>>()?;
+    let hold = Hold::of(layers.iter().map(Layer::path))?;
+    let trees: Vec<_> = layers.iter().map(|layer| Ok(Layer::open(layer.path())?.fs())).collect::<layer::Result<_>>()?;
     let mut merge = Merge::new();
     let access = match args.access.get()? {
         None if Access::is_needed_in(parent(&args.target)).unwrap_or(false) => Some(Access::default()),

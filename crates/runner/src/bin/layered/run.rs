@@ -2,32 +2,42 @@
 //! messages, a report and an exit status.
 //!
 //! `runner::run` does the run, [`signals`] forwards signals to it, and
-//! [`kept`] describes a run that is kept.
+//! [`kept`] describes a run that is kept. The options that describe the container are in
+//! [`template`].
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use container::advanced::parse_size;
-use container::{
-    Fsync, Init, Input, Mount, Network, NoNewPrivileges, Output, Rlimit, Runtime, Seccomp, Status, Template, Terminal,
-    UserSpec,
-};
+use container::{Init, Input, Network, Output, Status, Template, Terminal};
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
 use runner::{Cause, PersistError, Phase, Report, Timings, Upper};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, OwnedFd};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGKILL, SIGTERM};
 
 use crate::access::AccessArgs;
+use crate::defaults::{BASE, RuntimeArgs};
 use crate::kept::{self, KeptRun};
-use crate::stack::{StackArgs, parent};
-use crate::{complain, signals, table};
+use crate::stack::{StackArgs, is_standard, parent};
+use crate::values::duration;
+use crate::{complain, defaults, signals, table};
+
+mod template;
+
+use template::TemplateArgs;
+
+/// The groups of options in the help. Those of the stack are in [`stack`](crate::stack).
+const COMMAND: &str = "Command";
+const LIMITS: &str = "Limits";
+const OUTPUT: &str = "Output";
+const SECURITY: &str = "Security";
 
 /// Run a command in a root file system stacked from layers.
 ///
@@ -37,161 +47,80 @@ use crate::{complain, signals, table};
 /// The command reads layered's standard input. In a shell loop that reads a list from there, add
 /// `</dev/null`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = USAGE)]
 pub(crate) struct Args {
+    /// The command and its arguments; before them the base, if no option names it.
+    ///
+    /// The first word is the base if there is neither --base nor --rootfs nor LAYERED_BASE, or if
+    /// `--` follows it. Options of layered go before it.
+    #[arg(trailing_var_arg = true, value_name = "COMMAND", required_unless_present = "spec")]
+    words: Vec<String>,
     #[command(flatten)]
     stack: StackArgs,
-    /// OCI runtime: runc, crun, youki or a path.
-    #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
-    runtime: PathBuf,
+    #[command(flatten, next_help_heading = COMMAND)]
+    runtime: RuntimeArgs,
     #[command(flatten)]
     template: TemplateArgs,
+    /// Run the command as process 1, without an init.
+    ///
+    /// By default, an init in the container starts the command, forwards signals to it and reaps
+    /// orphans. Use this option for a command that is itself an init.
+    #[arg(long, help_heading = COMMAND)]
+    no_init: bool,
+    /// Configure the container by an OCI config.json.
+    ///
+    /// Its root.path must be `<rootfs>` or `rootfs`. COMMAND, if given, replaces the command in FILE.
+    #[arg(long, value_name = "FILE", help_heading = COMMAND)]
+    spec: Option<PathBuf>,
     /// End the command after this time, e.g. 90s or "2h 30m".
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    ///
+    /// A number without a unit is seconds.
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = LIMITS)]
     timeout: Option<Duration>,
     /// Time to end after --timeout or a signal [default: 5s].
     ///
     /// --timeout, INT and TERM ask the command to end. If the command is still running after TIME,
     /// it is killed.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = LIMITS)]
     grace: Option<Duration>,
     /// Keep the upper as DIR, which must not exist.
     ///
     /// If the command fails, --keep-failed takes precedence. Without --scratch, the temporary files
     /// of the run are beside DIR.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     upper: Option<PathBuf>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = OUTPUT)]
     access: AccessArgs,
     /// If the command fails, keep the run for `layered shell`.
     ///
     /// The upper and a description of the stack stay in the scratch directory. `layered shell`
     /// opens a shell there, `layered commit` turns the upper into a layer, and `layered discard`
     /// deletes it. Until then, `layered gc` does not remove the layers of the run.
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     keep_failed: bool,
     /// Write the command's standard output and error to FILE.
-    #[arg(long, value_name = "FILE", conflicts_with = "tty")]
+    ///
+    /// `-` is standard output.
+    #[arg(long, value_name = "FILE", conflicts_with = "tty", help_heading = OUTPUT)]
     output: Option<PathBuf>,
     /// End the command if it writes more than SIZE to --output.
     ///
     /// SIZE is a number of bytes, or one with a suffix: 64m, 2g. The file never exceeds SIZE.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "output")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "output", help_heading = LIMITS)]
     output_limit: Option<u64>,
     /// Write a report of the run to FILE, as JSON.
-    #[arg(long, value_name = "FILE")]
+    ///
+    /// `-` is standard output, where the report follows the output of the command.
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     json: Option<PathBuf>,
     /// Print the duration of each phase to standard error.
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     timings: bool,
-    /// Run the command as process 1, without an init.
-    ///
-    /// By default, an init in the container starts the command, forwards signals to it and reaps
-    /// orphans. Use this option for a command that is itself an init.
-    #[arg(long)]
-    no_init: bool,
-    /// Configure the container by an OCI config.json.
-    ///
-    /// Its root.path must be `<rootfs>`. COMMAND, if given, replaces the command in FILE.
-    #[arg(long, value_name = "FILE")]
-    spec: Option<PathBuf>,
-    /// The command and its arguments.
-    #[arg(last = true, value_name = "COMMAND", required_unless_present = "spec")]
-    command: Vec<String>,
 }
 
-/// The options that `--spec` replaces.
-#[derive(Debug, clap::Args)]
-#[group(conflicts_with = "spec")]
-struct TemplateArgs {
-    /// Set an environment variable for the command; may be repeated.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
-    env: Vec<(String, String)>,
-    /// Working directory of the command.
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    cwd: PathBuf,
-    /// User and group of the command, by name or number.
-    ///
-    /// Names are those of the stack's /etc/passwd and /etc/group. Without GROUP, a name gets its
-    /// own group and all groups that list it, and a number is also the number of the group.
-    #[arg(long, value_name = "USER[:GROUP]", default_value = "0:0")]
-    user: UserSpec,
-    /// Hostname of the container [default: that of the host].
-    #[arg(long, value_name = "NAME")]
-    hostname: Option<String>,
-    /// Network of the container: none or host.
-    ///
-    /// `none` has only a loopback interface. `host` is the host's network, and the container gets
-    /// copies of the host's /etc/hosts and /etc/resolv.conf.
-    #[arg(long, default_value = "none", hide_possible_values = true)]
-    network: NetworkArg,
-    /// Seccomp profile: default, native or unconfined.
-    ///
-    /// `default` is Docker's default profile, under which the command cannot create namespaces.
-    /// `native` is the same profile without support for 32-bit programs, which makes runc start
-    /// faster. `unconfined` allows all system calls.
-    #[arg(long, value_name = "PROFILE", default_value = "default", hide_possible_values = true)]
-    seccomp: SeccompArg,
-    /// Run set-user-ID programs (su, sudo) without their privileges.
-    ///
-    /// This sets the no_new_privs attribute of prctl(2).
-    #[arg(long)]
-    no_new_privileges: bool,
-    /// Mount a path of the host or a tmpfs; may be repeated.
-    ///
-    /// SPEC is type=bind,source=/a,target=/b or type=tmpfs,target=/c,size=64m. With ,readonly at
-    /// its end, a bind mount is read-only. A relative source is in the working directory of
-    /// layered.
-    #[arg(long = "mount", value_name = "SPEC")]
-    mounts: Vec<Mount>,
-    /// Limit of memory and swap for the container, e.g. 512m or 2g.
-    ///
-    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    memory: Option<u64>,
-    /// Limit of processes and threads for the container.
-    #[arg(long, value_name = "N")]
-    pids: Option<u64>,
-    /// Processors that the container may use, e.g. 0-3,5.
-    #[arg(long, value_name = "LIST")]
-    cpus: Option<String>,
-    /// Set a resource limit, e.g. nofile=1024:65536; may be repeated.
-    ///
-    /// NAME is a name of Docker's --ulimit. SOFT and HARD are in the units of setrlimit(2), or
-    /// `unlimited`. Without HARD, SOFT is both limits. The default is nofile=1024:524288, or less
-    /// if the caller's own hard limit is lower.
-    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
-    ulimits: Vec<Rlimit>,
-    /// Whether sync calls wait: fake or real.
-    ///
-    /// With `fake`, sync, msync and sync_file_range succeed without waiting for the disk, because
-    /// after a power failure the upper is useless anyway. With `real`, they wait. fsync never waits
-    /// for the upper.
-    #[arg(long, value_name = "MODE", default_value = "fake", hide_possible_values = true)]
-    sync: SyncArg,
-    /// Give the command a terminal, e.g. for an interactive shell.
-    #[arg(long)]
-    tty: bool,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum NetworkArg {
-    None,
-    Host,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum SeccompArg {
-    Default,
-    Native,
-    Unconfined,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum SyncArg {
-    Fake,
-    Real,
-}
+const USAGE: &str = "\
+layered run [OPTIONS] BASE COMMAND...
+       layered run [OPTIONS] --base DIR -- COMMAND...";
 
 const AFTER_HELP: &str = "\
 layered forwards the signals HUP, INT, QUIT, TERM, USR1, USR2, ALRM and WINCH to the command. After INT \
@@ -208,22 +137,39 @@ Exit status:
   other  the exit status of the command
 
 Examples:
-  layered run --base debian --layer gcc --layer libc6-dev -- gcc --version
+  layered run --layer gcc --layer libc6-dev debian gcc --version
   layered run --base debian --layers-from deps.txt --user 1000 --cwd /src --timings \\
-      --mount type=bind,source=.,target=/src --upper out/fs -- make install
-  layered run --base debian --layer gcc --tty --env TERM=$TERM -- /bin/bash
+      --volume .:/src --upper out/fs -- make install
+  layered run --layer gcc -t -e TERM debian /bin/bash
+  layered run --rootfs /srv/alpine -m 2g --cpus 1.5 -- ./configure
   layered run --base debian --timeout 10m --memory 2g --json report.json -- ./configure";
 
 impl Args {
     fn init(&self) -> Init {
         if self.no_init { Init::None } else { Init::Provided }
     }
+
+    /// Returns the base, if it is among the words, and the command.
+    fn base_and_command(&self) -> anyhow::Result<(Option<&Path>, &[String])> {
+        let (base, command) = split(&self.words, self.stack.names_base(), defaults::path(BASE).is_some());
+        match (base, command) {
+            (Some(base), []) if self.spec.is_none() => bail!("there is no command; write it after the base {base}"),
+            (Some(base), [first, ..]) if first.starts_with('-') => {
+                bail!("the command {first} looks like an option; options go before the base {base}")
+            }
+            (base, command) => Ok((base.map(Path::new), command)),
+        }
+    }
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) => Ok((key.into(), value.into())),
-        None => Err("it has no '='; write KEY=VALUE".into()),
+/// Splits words into the base, if it is there, and the command. An option may name the base, or the
+/// environment may have a default for it.
+fn split(words: &[String], is_named: bool, has_default: bool) -> (Option<&String>, &[String]) {
+    match words {
+        _ if is_named => (None, words),
+        [base, dashes, command @ ..] if dashes == "--" => (Some(base), command),
+        [base, command @ ..] if !has_default => (Some(base), command),
+        _ => (None, words),
     }
 }
 
@@ -243,7 +189,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Returns the report as JSON and the exit status for the shell.
 fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<(Value, u8)> {
-    let (base, layers, template) = (args.stack.base()?, args.stack.layers()?, template(args)?);
+    let (base, command) = args.base_and_command()?;
+    let (base, layers, template) = (args.stack.base(base)?, args.stack.layers()?, template(args, command)?);
     let access = args.access.get()?;
     if access.is_some() && args.upper.is_none() {
         bail!("--mode and --group need --upper, because they apply to that directory");
@@ -258,17 +205,21 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         args.stack.check_destination(upper)?;
         runner::check_upper_destination(&base, &layers, upper)?;
     }
-    let mut options = args.stack.options(args.upper.as_deref().map(parent)).runtime(Runtime::new(&args.runtime));
+    let mut options = args.stack.options(args.upper.as_deref().map(parent)).runtime(args.runtime.get());
     let (stdout, stderr) = match &args.output {
         None => (Output::Inherit, Output::Inherit),
         Some(path) => {
-            let file = File::create(path).with_context(|| format!("cannot create {}", quoted(path)))?;
+            let file = match is_standard(path) {
+                true => standard_output()?,
+                false => File::create(path).with_context(|| format!("cannot create {}", quoted(path)))?,
+            };
             let copy = file.try_clone().with_context(|| format!("cannot share {}", quoted(path)))?;
             (Output::File(file), Output::File(copy))
         }
     };
     options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr).init(args.init());
     options = options.timeout(args.timeout).grace(args.grace).output_limit_bytes(args.output_limit);
+    let network = template.network();
     let kept_run =
         args.keep_failed.then(|| KeptRun { base: base.clone(), layers: layers.clone(), template: template.clone() });
     if let Some(run) = kept_run {
@@ -284,6 +235,10 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         }
         Status::OutputLimit => complain(format_args!("the command was ended: it exceeded --output-limit")),
         _ => {}
+    }
+    let is_failed = matches!(report.status, Status::Exited(code) if code != 0);
+    if is_failed && network == Network::None && args.output.as_deref().is_some_and(could_not_resolve) {
+        complain(format_args!("the command has no network, and could not resolve a name; pass --network host"));
     }
     if let Some(error) = &report.output_error {
         // A terminal that accepts no output accepts no error message either, and writing one would
@@ -324,6 +279,31 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     Ok((json, status))
 }
 
+/// What resolvers say if there is no network: glibc, musl, apt, curl and busybox.
+const UNRESOLVED: [&str; 4] =
+    ["Temporary failure in name resolution", "Temporary failure resolving", "Could not resolve host", "bad address '"];
+
+/// Returns whether the end of the command's output says that a name could not be resolved. Only a
+/// regular file can be read again.
+fn could_not_resolve(output: &Path) -> bool {
+    const END: u64 = 64 << 10;
+    let mut end = Vec::new();
+    let mut read = || {
+        let length = std::fs::metadata(output).ok().filter(|metadata| metadata.is_file())?.len();
+        let mut file = File::open(output).ok()?;
+        file.seek(SeekFrom::Start(length.saturating_sub(END))).ok()?;
+        file.take(END).read_to_end(&mut end).ok()
+    };
+    let text = read().map(|_| String::from_utf8_lossy(&end)).unwrap_or_default();
+    UNRESOLVED.iter().any(|words| text.contains(words))
+}
+
+/// Returns another descriptor of standard output.
+fn standard_output() -> anyhow::Result<File> {
+    let file = io::stdout().as_fd().try_clone_to_owned().map(OwnedFd::into);
+    file.context("cannot share standard output")
+}
+
 /// Returns whether `file` can be written to without waiting.
 fn has_room(file: &impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -355,7 +335,8 @@ fn message(error: &anyhow::Error, args: &Args) -> String {
         // This is the user's mistake, so the message does not name the phase of the run.
         Some(Cause::Container(error @ (CommandNotFound { .. } | CommandNotExecutable { .. }))) => {
             let source = std::error::Error::source(error).map(|source| format!(" ({source})")).unwrap_or_default();
-            format!("{error}{source}{note}")
+            let advice = args.base_and_command().ok().and_then(|(base, command)| advice(base, command));
+            format!("{error}{source}{note}{}", advice.unwrap_or_default())
         }
         // With --output, the runtime's message is in that file. A runtime that succeeded or was
         // killed has no message.
@@ -373,51 +354,25 @@ fn message(error: &anyhow::Error, args: &Args) -> String {
     }
 }
 
-fn template(args: &Args) -> anyhow::Result<Template> {
-    if let Some(path) = &args.spec {
-        let template = Template::from_file(path)?;
-        return Ok(if args.command.is_empty() { template } else { template.with_args(&args.command)? });
+/// Returns what the caller may have meant by a command that does not exist.
+fn advice(base: Option<&Path>, command: &[String]) -> Option<String> {
+    match command {
+        [word] if word.contains(' ') => {
+            Some("; its name has a space: write each word on its own, or put `sh -c` before it".into())
+        }
+        [word, ..] if base.is_none() && Path::new(word).join("fs").is_dir() => {
+            Some(format!("; if {} is the base, write `--` after it", quoted(word)))
+        }
+        _ => None,
     }
-    args.template.template(&args.command)
 }
 
-impl TemplateArgs {
-    fn template(&self, command: &[String]) -> anyhow::Result<Template> {
-        let builder = Template::builder(command)
-            .cwd(&self.cwd)
-            .user_spec(self.user.clone())
-            .hostname(self.hostname.as_deref())
-            .memory_limit_bytes(self.memory)
-            .pids_limit(self.pids)
-            .cpus(self.cpus.as_deref())
-            .network(match self.network {
-                NetworkArg::None => Network::None,
-                NetworkArg::Host => Network::Host,
-            })
-            .seccomp(match self.seccomp {
-                SeccompArg::Default => Seccomp::Default,
-                SeccompArg::Native => Seccomp::Native,
-                SeccompArg::Unconfined => Seccomp::Unconfined,
-            })
-            .fsync(match self.sync {
-                SyncArg::Fake => Fsync::Ignored,
-                SyncArg::Real => Fsync::Real,
-            })
-            .no_new_privileges(if self.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off })
-            .terminal(if self.tty { Terminal::Attached } else { Terminal::None });
-        let builder = self.env.iter().fold(builder, |builder, (key, value)| builder.env(key, value));
-        let ulimits = self.ulimits.iter();
-        let builder = ulimits.fold(builder, |builder, limit| builder.rlimit(limit.kind, limit.soft, limit.hard));
-        let builder = self.mounts.iter().try_fold(builder, |builder, mount| {
-            let relative = mount.source().is_some_and(Path::is_relative);
-            let mount = match relative {
-                true => mount.clone().source_in(&std::env::current_dir().context("cannot tell the working directory")?),
-                false => mount.clone(),
-            };
-            anyhow::Ok(builder.mount(mount))
-        })?;
-        Ok(builder.build()?)
+fn template(args: &Args, command: &[String]) -> anyhow::Result<Template> {
+    if let Some(path) = &args.spec {
+        let template = Template::from_file(path)?;
+        return Ok(if command.is_empty() { template } else { template.with_args(command)? });
     }
+    args.template.template(command)
 }
 
 /// Returns the exit status for the shell. `signal` is the signal that cancelled the run.
@@ -457,32 +412,35 @@ fn failure_json(error: &anyhow::Error) -> Value {
     })
 }
 
-/// The file of the report.
+/// The file of the report. Standard output has no file of its own.
 struct JsonFile<'a> {
     path: &'a Path,
-    file: File,
+    file: Option<File>,
 }
 
 impl<'a> JsonFile<'a> {
     fn create(path: &'a Path) -> anyhow::Result<Self> {
-        let file = File::create(path).with_context(|| format!("cannot create {}", quoted(path)))?;
+        let create = || File::create(path).with_context(|| format!("cannot create {}", quoted(path)));
+        let file = if is_standard(path) { None } else { Some(create()?) };
         Ok(Self { path, file })
     }
 
     /// Reserves room for the report of a run over `layers`, so that the report can be written even
     /// if the command fills the disk.
     fn reserve(&mut self, layers: &[Layer]) -> anyhow::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
         let paths: usize = layers.iter().map(|layer| layer.path().as_os_str().len() + layer.name().len()).sum();
         // A path that is not UTF-8 takes four characters per byte.
         let bytes = (64 << 10) + 4 * paths as u64;
-        kept::reserve(&self.file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(self.path)))
+        kept::reserve(file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(self.path)))
     }
 
     fn write(&mut self, value: &Value) -> anyhow::Result<()> {
         let text = format!("{}\n", escaped_json(value));
-        let written = self.file.write_all(text.as_bytes()).and_then(|()| match self.file.metadata()?.is_file() {
+        let Some(file) = &mut self.file else { return Ok(io::stdout().write_all(text.as_bytes())?) };
+        let written = file.write_all(text.as_bytes()).and_then(|()| match file.metadata()?.is_file() {
             // Removes the unused part of the reservation.
-            true => self.file.set_len(text.len() as u64),
+            true => file.set_len(text.len() as u64),
             false => Ok(()),
         });
         written.with_context(|| format!("cannot write {}", quoted(self.path)))
@@ -509,32 +467,9 @@ fn print_timings(out: &mut impl Write, timings: &Timings) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use signal_hook::consts::SIGINT;
 
     use super::*;
-    use crate::mutated;
-
-    proptest! {
-        #![proptest_config(mutated::config())]
-
-        #[test]
-        fn a_variable_of_any_text_round_trips_or_is_refused(text in mutated::text(["A=b=c", "A=", "=b"])) {
-            if let Ok((key, value)) = variable(&text) {
-                prop_assert_eq!(format!("{key}={value}"), text);
-            }
-        }
-
-        #[test]
-        fn a_duration_of_any_text_round_trips_or_is_refused(text in mutated::text(["90s", "2h 30m", "1year 3days 7ns", "90d"])) {
-            if let Ok(time) = humantime::parse_duration(&text) {
-                let shown = humantime::format_duration(time).to_string();
-                prop_assert_eq!(humantime::parse_duration(&shown).ok(), Some(time));
-                let _ = table::duration(time);
-            }
-        }
-    }
 
     #[test]
     fn every_status_has_its_exit_status() {
@@ -555,9 +490,28 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_is_split_at_the_first_equals_sign() {
-        assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
-        assert!(variable("A").is_err());
+    fn the_first_word_is_the_base_if_nothing_else_names_it() {
+        let words = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
+        for (line, is_named, has_default, base, command) in [
+            ("debian gcc -v", false, false, Some("debian"), "gcc -v"),
+            ("debian -- gcc -v", false, false, Some("debian"), "gcc -v"),
+            ("debian -- gcc -v", false, true, Some("debian"), "gcc -v"),
+            ("gcc -v", false, true, None, "gcc -v"),
+            ("gcc -v", true, false, None, "gcc -v"),
+            ("env -- gcc -v", true, true, None, "env -- gcc -v"),
+        ] {
+            let words = words(line);
+            let (found, rest) = split(&words, is_named, has_default);
+            assert_eq!((found.map(String::as_str), rest.join(" ")), (base, command.into()), "{line}");
+        }
+        assert_eq!(split(&[], false, false), (None, &[][..]));
+    }
+
+    #[test]
+    fn a_command_that_does_not_exist_may_be_two_words() {
+        let advice = |command: &str| advice(None, &[command.into()]);
+        assert!(advice("gcc --version").is_some_and(|advice| advice.contains("its name has a space")));
+        assert_eq!(advice("gcc"), None);
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //! run, and [`commit`](crate::commit) or [`discard`](crate::discard) ends it.
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use container::{Input, Output, Runtime, Terminal};
+use container::{Input, Output, Terminal};
 use runner::{EtcFiles, Options};
 
+use crate::defaults::RuntimeArgs;
 use crate::kept::{KeptArgs, KeptRun};
 use crate::{run, signals};
 
@@ -24,9 +24,8 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     kept: KeptArgs,
-    /// OCI runtime: runc, crun, youki or a path.
-    #[arg(long, value_name = "NAME|PATH", default_value = "runc")]
-    runtime: PathBuf,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
     /// Command to run instead of a shell.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -46,7 +45,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         .over(upper)
         // The upper has these files as the command left them.
         .etc_files(EtcFiles::FromLayers)
-        .runtime(Runtime::new(&args.runtime))
+        .runtime(args.runtime.get())
         .stdin(Input::Inherit)
         .stdout(Output::Inherit)
         .stderr(Output::Inherit);

@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use layer::Layer;
 use layer::display::{escaped_json, quoted};
-use layer::{Base, Layer};
 use serde_json::{Value, json};
 
-use crate::stack::LayerArgs;
+use crate::stack::{LayerArgs, open_base, open_layer};
 use crate::table;
 
 mod conflicts;
@@ -39,7 +39,7 @@ Examples:
   layered show --conflicts --layers-from deps.txt"
 )]
 pub(crate) struct Args {
-    /// Directory of the layer.
+    /// Directory of the layer, or its name in the directory LAYERED_STORE.
     #[arg(group = "what", conflicts_with_all = ["base", "layers", "layers_from"])]
     layer: Option<PathBuf>,
     /// Show which layer of the stack PATH is from.
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let mut layers = args.layers.open()?;
     if let Some(base) = &args.base {
-        Base::open(base)?;
+        open_base(base)?;
         layers.push(Layer::at(base));
     }
     anyhow::ensure!(!layers.is_empty(), "the stack has no layers; pass --layer or --layers-from");
@@ -85,9 +85,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Prints everything about one layer.
 fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
-    let layer = Layer::open(dir)?;
+    let layer = open_layer(Path::new(""), dir)?;
     let Some(meta) = layer.meta()? else {
-        anyhow::bail!("{} has no layer.json: its build is still running, or was killed", quoted(dir));
+        anyhow::bail!(
+            "{} has no layer.json: it is a base, or its build is still running or was killed",
+            quoted(layer.path())
+        );
     };
     let used = layer.last_used()?;
     let mut sidecars = serde_json::Map::new();

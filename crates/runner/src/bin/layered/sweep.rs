@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  layered sweep /var/cache/layers/scratch")]
 pub(crate) struct Args {
-    /// Scratch directory of the runs [default: $TMPDIR or /tmp].
+    /// Scratch directory of the runs [default: $LAYERED_SCRATCH, $TMPDIR or /tmp].
     scratch: Option<PathBuf>,
     /// Print one JSON object instead of lines.
     ///
@@ -27,7 +27,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Swept { removed, live, failed, .. } = runner::sweep(args.scratch.unwrap_or_else(std::env::temp_dir))?;
+    let Swept { removed, live, failed, .. } = runner::sweep(crate::defaults::scratch(args.scratch.as_deref()))?;
     let failed: Vec<_> =
         failed.into_iter().map(|(path, error)| (path, format!("{:#}", anyhow::Error::from(error)))).collect();
     let mut out = io::stdout().lock();

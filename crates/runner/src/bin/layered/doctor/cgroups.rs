@@ -6,7 +6,8 @@ use container::{Cgroup, CgroupLayout};
 use super::check::Check;
 
 /// The controllers that options of `layered run` need.
-const LIMITS: [(&str, &str); 3] = [("memory", "--memory"), ("pids", "--pids"), ("cpuset", "--cpus")];
+const LIMITS: [(&str, &str); 4] =
+    [("memory", "--memory"), ("pids", "--pids"), ("cpuset", "--cpuset-cpus"), ("cpu", "--cpus")];
 
 pub(super) fn checks() -> Vec<Check> {
     let layout = match Cgroup::layout() {
@@ -64,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_missing_controller_is_a_warning_that_names_its_options() {
-        assert_eq!(controllers(&[]), Check::ok("controllers", "memory, pids, cpuset"));
+        assert_eq!(controllers(&[]), Check::ok("controllers", "memory, pids, cpuset, cpu"));
         let json = serde_json::to_string(&controllers(&LIMITS[..2])).unwrap();
         assert!(json.contains("memory, pids missing") && json.contains("refuses runs with --memory, --pids"), "{json}");
     }

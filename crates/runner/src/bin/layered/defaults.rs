@@ -1,0 +1,50 @@
+//! The defaults that a caller sets in the environment, and the arguments that they replace.
+//!
+//! [`stack`](crate::stack) has the other arguments that name a stack.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use container::Runtime;
+
+/// The store in which a bare name of a layer is looked up.
+pub(crate) const STORE: &str = "LAYERED_STORE";
+
+/// The base of a run.
+pub(crate) const BASE: &str = "LAYERED_BASE";
+
+/// The scratch directory of a run.
+const SCRATCH: &str = "LAYERED_SCRATCH";
+
+/// The runtime of a run.
+const RUNTIME: &str = "LAYERED_RUNTIME";
+
+/// The runtime.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RuntimeArgs {
+    /// OCI runtime: runc, crun, youki or a path [default: $LAYERED_RUNTIME or runc].
+    #[arg(long, value_name = "NAME|PATH")]
+    runtime: Option<PathBuf>,
+}
+
+impl RuntimeArgs {
+    pub(crate) fn get(&self) -> Runtime {
+        Runtime::new(self.runtime.clone().or_else(|| path(RUNTIME)).unwrap_or_else(|| "runc".into()))
+    }
+}
+
+/// Returns the value of a variable. An empty one counts as not set.
+pub(crate) fn path(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// Returns the scratch directory: the given one, or else the one of the environment.
+pub(crate) fn scratch(given: Option<&Path>) -> PathBuf {
+    given.map(Path::to_path_buf).or_else(|| path(SCRATCH)).unwrap_or_else(std::env::temp_dir)
+}
+
+/// Returns the store that a subcommand works on: the given one, or else the one of the environment.
+pub(crate) fn store(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let store = given.map(Path::to_path_buf).or_else(|| path(STORE));
+    store.with_context(|| format!("there is no store; pass its directory, or set {STORE}"))
+}
