@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, statvfs, syncfs};
 
 use self::abandoned::Resolved;
+pub(crate) use self::inventory::base_hash;
 use self::inventory::{Inventory, Stored};
 use self::need::Need;
 use crate::callback::Callback;
