@@ -14,6 +14,9 @@
 //!   own and which must be merged first. [`merge`](fn@merge) hardlinks the latter into one
 //!   directory that shows what the kernel would have shown. [`remove_tree`] removes such a
 //!   directory.
+//! - **A stack without a mount**: [`Stack`] lists directories, opens files and follows links as a
+//!   command would whose root file system the stack is. It needs no privilege, and a hostile layer
+//!   cannot lead it to the host.
 //! - **A new layer**: [`Capture`] turns the upper directory of an unmounted overlay into a layer. A
 //!   capture that was killed can be repeated.
 //! - **Which layer is it from?** [`lookup`] reports which layer of a stack a path is from, and
@@ -98,6 +101,7 @@ pub use stack::conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use stack::lookup::{Lookup, Obstacle, Origin, Role, lookup};
 pub use stack::overlayfs::{EntryKind, XattrNamespace, is_opaque, is_whiteout};
 pub use stack::plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
+pub use stack::{Stack, StackEntry};
 pub use store::Store;
 pub use store::draft::Draft;
 pub use store::gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
@@ -114,5 +118,5 @@ const _: fn() = || {
     is_send_and_sync::<(Base, Layer, Meta, Timing, Access, RunRecord, UpperId, Made)>();
     is_send_and_sync::<(Store, Scan, ScanWithMeta, Hold, Draft, Collector<'_>, Collected, LockedDir)>();
     is_send_and_sync::<(Plan, Lookup, Conflicts, Merge<'_>, Merged, Capture<'_>, Captured)>();
-    is_send_and_sync::<(Remove, TreeSize, Error)>();
+    is_send_and_sync::<(Stack, Remove, TreeSize, Error)>();
 };

@@ -121,6 +121,18 @@ pub enum EntryKind {
     Whiteout,
 }
 
+impl EntryKind {
+    /// Returns the kind of an entry that is not a whiteout.
+    pub(crate) fn of(file_type: FileType) -> Self {
+        match file_type {
+            FileType::RegularFile => EntryKind::File,
+            FileType::Directory => EntryKind::Directory,
+            FileType::Symlink => EntryKind::Symlink,
+            _ => EntryKind::Special,
+        }
+    }
+}
+
 /// An entry in a directory of a layer, with the attributes that the caller knows already.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<'a> {
