@@ -51,6 +51,11 @@
 //! The example `store_index` writes an index of a store as an HTML page, as a documentation browser
 //! would show it.
 //!
+//! # JSON
+//! The results that a program reads, such as [`Lookup`], [`Conflict`], [`Plan`] and [`Collected`],
+//! can be serialized. Their JSON is that of the command `layered`, but the position of a layer in
+//! the given list replaces its path.
+//!
 //! # Listing a store
 //! ```
 //! # let store = tempfile::tempdir()?;

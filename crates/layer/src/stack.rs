@@ -17,11 +17,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
+use serde::Serialize;
 
 use self::overlayfs::{EntryKind, XattrNamespace};
 use self::resolve::{LastLink, Resolved, resolve};
 use self::view::View;
 use crate::error::{Error, Result};
+use crate::json_path;
 
 /// The tree that the kernel shows for a stack of layers, read without a mount and without
 /// privilege.
@@ -81,13 +83,15 @@ pub struct Stack {
 }
 
 /// An entry of a [`Stack`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct StackEntry {
     /// The path below the root of the stack, without links on the way. It is empty for the root
-    /// itself.
+    /// itself. In JSON it has a leading slash.
+    #[serde(serialize_with = "json_path::serialize_absolute")]
     pub path: PathBuf,
-    /// The kind of the entry. It is never a whiteout.
+    /// The kind of the entry. It is never a whiteout. `has` in JSON.
+    #[serde(rename = "has")]
     pub kind: EntryKind,
     /// The position of the layer that supplies the entry: 0 is the topmost. A directory is merged
     /// of the directories of several layers; this is the topmost, which supplies its attributes.

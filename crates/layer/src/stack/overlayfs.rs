@@ -14,6 +14,7 @@ use rustix::fs::{
     openat, statat,
 };
 use rustix::io::Errno;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::tree::walk::READ;
@@ -105,8 +106,10 @@ impl XattrNamespace {
     }
 }
 
-/// The kind of a layer's entry, as overlayfs sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The kind of a layer's entry, as overlayfs sees it. In JSON it is `file`, `directory`, `symlink`,
+/// `special` or `whiteout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum EntryKind {
     /// A regular file.

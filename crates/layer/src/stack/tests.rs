@@ -163,3 +163,9 @@ fn a_stack_of_no_trees_has_no_root() {
     assert_eq!(errno(stack.metadata("/")), Errno::NOENT);
     assert!(stack.read_dir("/").unwrap().is_empty());
 }
+
+#[test]
+fn an_entry_as_json_has_an_absolute_path() {
+    let entry = StackEntry { path: "usr/lib".into(), kind: EntryKind::Directory, layer: 3 };
+    assert_eq!(serde_json::to_string(&entry).unwrap(), r#"{"path":"/usr/lib","has":"directory","layer":3}"#);
+}
