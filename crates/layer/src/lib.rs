@@ -21,7 +21,8 @@
 //!   capture that was killed can be repeated.
 //! - **Which layer is it from?** [`lookup`] reports which layer of a stack a path is from, and
 //!   which others have it. [`conflicts`] finds the paths that several layers provide. Such paths
-//!   are the usual reason why a build depends on the order of its layers.
+//!   are the usual reason why a build depends on the order of its layers. [`Layer::changes`] and
+//!   [`Stack::changes`] list what a layer adds, changes and deletes.
 //!
 //! # Order
 //! Every list of layers has the kernel's order: the **first layer is the topmost**. The base is at
@@ -102,6 +103,7 @@ pub use layer::access::Access;
 pub use layer::meta::{Meta, Timing};
 pub use layer::{Base, Layer};
 pub use merge::{Merge, Merged, merge};
+pub use stack::changes::{Change, Changes, Effect, StackChanges};
 pub use stack::conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use stack::lookup::{Lookup, Obstacle, Origin, Role, lookup};
 pub use stack::overlayfs::{EntryKind, XattrNamespace, is_opaque, is_whiteout};
@@ -123,5 +125,5 @@ const _: fn() = || {
     is_send_and_sync::<(Base, Layer, Meta, Timing, Access, RunRecord, UpperId, Made)>();
     is_send_and_sync::<(Store, Scan, ScanWithMeta, Hold, Draft, Collector<'_>, Collected, LockedDir)>();
     is_send_and_sync::<(Plan, Lookup, Conflicts, Merge<'_>, Merged, Capture<'_>, Captured)>();
-    is_send_and_sync::<(Stack, Remove, TreeSize, Error)>();
+    is_send_and_sync::<(Stack, Changes, StackChanges<'_>, Remove, TreeSize, Error)>();
 };

@@ -76,6 +76,11 @@ impl View {
         self
     }
 
+    /// Returns the namespace of overlayfs's attributes.
+    pub(crate) fn xattr_namespace(&self) -> XattrNamespace {
+        self.xattrs
+    }
+
     /// Returns the root of the stack. A stack of no trees has an empty root.
     pub(crate) fn root(&self) -> Directory {
         Directory { path: PathBuf::new(), trees: (0..self.trees.len()).collect() }
