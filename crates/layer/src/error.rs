@@ -1,6 +1,7 @@
 //! The errors of this crate, and their messages for users. [`display`](crate::display)
 //! escapes the paths in the messages.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,35 @@ pub enum Error {
     SidecarName {
         /// The name that the caller passed.
         name: String,
+    },
+    /// The name cannot be that of a layer in a store.
+    #[error("{} cannot name a layer; use a file name without `/` and without a leading dot", quoted(name))]
+    LayerName {
+        /// The name that the caller passed.
+        name: OsString,
+    },
+    /// The directory has no `layer.json`, so it is not a complete layer. It is left as it is.
+    #[error(
+        "{} has no layer.json: another process may be making this layer; wait for it, or remove the directory by hand",
+        quoted(layer)
+    )]
+    Incomplete {
+        /// The directory.
+        layer: PathBuf,
+    },
+    /// The layer that should be removed is in use. It is left as it is.
+    #[error("cannot remove {}: a run or a kept run uses it; wait for it, or discard the kept run", quoted(layer))]
+    LayerHeld {
+        /// The layer.
+        layer: PathBuf,
+    },
+    /// The layer that should be removed is the base of another layer. It is left as it is.
+    #[error("cannot remove {}: it is the base of {}; remove that layer first", quoted(layer), quoted(other))]
+    BaseOfOthers {
+        /// The layer.
+        layer: PathBuf,
+        /// One of the layers that name it as their base.
+        other: PathBuf,
     },
     /// The text is not the mode of a directory.
     #[error("{text:?} is not a mode; write octal permission bits like 0750")]
@@ -356,9 +386,12 @@ impl Error {
             | Error::RootDirectory { path }
             | Error::LowerMissing { path, .. }
             | Error::Unmergeable { path, .. } => Some(path),
-            Error::NoTree { layer } | Error::AlreadyCaptured { layer } | Error::LayerInsideTree { layer, .. } => {
-                Some(layer)
-            }
+            Error::NoTree { layer }
+            | Error::Incomplete { layer }
+            | Error::LayerHeld { layer }
+            | Error::BaseOfOthers { layer, .. }
+            | Error::AlreadyCaptured { layer }
+            | Error::LayerInsideTree { layer, .. } => Some(layer),
             Error::OtherFileSystem { upper, .. }
             | Error::UpperIsLower { upper }
             | Error::UpperOverlapsLower { upper, .. }
@@ -367,7 +400,10 @@ impl Error {
             | Error::MadeUnknown { upper } => Some(upper),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
-            Error::SidecarName { .. } | Error::NotAMode { .. } | Error::UnknownRung { .. } => None,
+            Error::SidecarName { .. }
+            | Error::LayerName { .. }
+            | Error::NotAMode { .. }
+            | Error::UnknownRung { .. } => None,
         }
     }
 

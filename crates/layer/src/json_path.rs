@@ -35,6 +35,21 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf
     })
 }
 
+/// Writes a path below the root of a stack with a leading slash.
+pub(crate) fn serialize_absolute<S: Serializer>(path: impl AsRef<Path>, serializer: S) -> Result<S::Ok, S::Error> {
+    serialize(Path::new("/").join(path), serializer)
+}
+
+/// Writes a list of paths.
+pub(crate) fn serialize_list<S: Serializer>(paths: &[impl AsRef<Path>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(to_value))
+}
+
+/// Writes a path, or null.
+pub(crate) fn serialize_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(to_value).serialize(serializer)
+}
+
 /// Returns the path as a JSON value.
 pub fn to_value(path: impl AsRef<Path>) -> Value {
     let path = path.as_ref();

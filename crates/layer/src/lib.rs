@@ -6,18 +6,23 @@
 //!   hold whatever else its maker knows about it, as any serde type or as raw JSON.
 //!   [`Layer::touch`] records a use, and [`Layer::last_used`] returns the last one. [`Base`] is the
 //!   tree at the bottom of a stack.
-//! - **A store of layers**: [`scan`] finds the layers, in the order of their last use if the caller
-//!   asks for it. [`Collector`] removes the least recently used layers, but none that is
-//!   [held](Hold). A [`Draft`] becomes a layer as a whole or not at all.
+//! - **A store of layers**: [`Store`] returns a layer by its name, also by one that is not trusted,
+//!   lists the layers, in the order of their last use if the caller asks for it, and removes one.
+//!   [`Collector`] removes the least recently used layers, but none that is [held](Hold). A
+//!   [`Draft`] becomes a layer as a whole or not at all.
 //! - **Many layers, one stack**: [`Plan`] decides which layers become lower directories of their
 //!   own and which must be merged first. [`merge`](fn@merge) hardlinks the latter into one
 //!   directory that shows what the kernel would have shown. [`remove_tree`] removes such a
 //!   directory.
+//! - **A stack without a mount**: [`Stack`] lists directories, opens files and follows links as a
+//!   command would whose root file system the stack is. It needs no privilege, and a hostile layer
+//!   cannot lead it to the host.
 //! - **A new layer**: [`Capture`] turns the upper directory of an unmounted overlay into a layer. A
 //!   capture that was killed can be repeated.
 //! - **Which layer is it from?** [`lookup`] reports which layer of a stack a path is from, and
 //!   which others have it. [`conflicts`] finds the paths that several layers provide. Such paths
-//!   are the usual reason why a build depends on the order of its layers.
+//!   are the usual reason why a build depends on the order of its layers. [`Layer::changes`] and
+//!   [`Stack::changes`] list what a layer adds, changes and deletes.
 //!
 //! # Order
 //! Every list of layers has the kernel's order: the **first layer is the topmost**. The base is at
@@ -47,6 +52,11 @@
 //! The example `store_index` writes an index of a store as an HTML page, as a documentation browser
 //! would show it.
 //!
+//! # JSON
+//! The results that a program reads, such as [`Lookup`], [`Conflict`], [`Plan`] and [`Collected`],
+//! can be serialized. Their JSON is that of the command `layered`, but the position of a layer in
+//! the given list replaces its path.
+//!
 //! # Listing a store
 //! ```
 //! # let store = tempfile::tempdir()?;
@@ -54,12 +64,14 @@
 //! # std::fs::create_dir_all(made.fs())?;
 //! # made.write_meta(&layer::Meta::new("debian-12", std::time::SystemTime::now()))?;
 //! # made.write_sidecar("package", &serde_json::json!({"name": "zlib"}))?;
-//! for found in layer::scan(&store)? {
-//!     let found = found?;
-//!     if let Some(meta) = found.meta()? {
-//!         println!("{:?}: exit {}, {} bytes", found.name(), meta.exit_status, meta.disk_usage);
+//! let store = layer::Store::open(store.path())?;
+//! for found in store.scan()?.with_meta() {
+//!     let (layer, meta) = found?;
+//!     match meta {
+//!         Ok(meta) => println!("{:?}: exit {}, {} bytes", layer.name(), meta.exit_status, meta.disk_usage),
+//!         Err(error) => println!("{:?}: {error}", layer.name()), // the other layers follow
 //!     }
-//!     if let Some(package) = found.read_sidecar::<serde_json::Value>("package")? {
+//!     if let Some(package) = layer.read_sidecar::<serde_json::Value>("package")? {
 //!         println!("  {}", package["name"]);
 //!     }
 //! }
@@ -91,14 +103,17 @@ pub use layer::access::Access;
 pub use layer::meta::{Meta, Timing};
 pub use layer::{Base, Layer};
 pub use merge::{Merge, Merged, merge};
+pub use stack::changes::{Change, Changes, Effect, StackChanges};
 pub use stack::conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use stack::lookup::{Lookup, Obstacle, Origin, Role, lookup};
 pub use stack::overlayfs::{EntryKind, XattrNamespace, is_opaque, is_whiteout};
 pub use stack::plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
+pub use stack::{Stack, StackEntry};
+pub use store::Store;
 pub use store::draft::Draft;
 pub use store::gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
 pub use store::hold::{Hold, held};
-pub use store::scan::{Scan, scan};
+pub use store::scan::{Scan, ScanWithMeta, scan};
 pub use tree::locked_dir::LockedDir;
 pub use tree::regular_file::read_regular_file;
 pub use tree::remove::{Remove, remove_tree};
@@ -108,7 +123,7 @@ pub use tree::size::{TreeSize, count_files};
 const _: fn() = || {
     fn is_send_and_sync<T: Send + Sync>() {}
     is_send_and_sync::<(Base, Layer, Meta, Timing, Access, RunRecord, UpperId, Made)>();
-    is_send_and_sync::<(Scan, Hold, Draft, Collector<'_>, Collected, LockedDir)>();
+    is_send_and_sync::<(Store, Scan, ScanWithMeta, Hold, Draft, Collector<'_>, Collected, LockedDir)>();
     is_send_and_sync::<(Plan, Lookup, Conflicts, Merge<'_>, Merged, Capture<'_>, Captured)>();
-    is_send_and_sync::<(Remove, TreeSize, Error)>();
+    is_send_and_sync::<(Stack, Changes, StackChanges<'_>, Remove, TreeSize, Error)>();
 };

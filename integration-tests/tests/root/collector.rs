@@ -13,7 +13,7 @@ use integration_tests::disk::Disk;
 use integration_tests::layered;
 use integration_tests::stack::{private_mounts, require_root};
 use integration_tests::strace::Started;
-use layer::{Hold, Layer, Meta, TreeSize};
+use layer::{Hold, Layer, Meta, Store, TreeSize};
 use rustix::fs::{CWD, FileType, Mode, mknodat, statvfs};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde_json::{Value, json};
@@ -154,6 +154,21 @@ fn a_collection_frees_a_full_disk() {
             let held = report(&gc(&store, &["--max-bytes", "0"]));
             assert_eq!((&held["held"], all(&store).len()), (&Value::from(vec!["c"]), 2), "{case}");
             hold.release().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_single_layer_is_removed_from_a_full_disk() {
+    for area in AREAS {
+        with_mounts(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let (_disk, path) = full_store(dir.path(), area, Disk::fill);
+            let store = Store::open(&path).unwrap();
+            for name in ["b", "a"] {
+                store.remove(name).unwrap();
+            }
+            assert_eq!(all(&path), ["c"], "{area}");
         });
     }
 }

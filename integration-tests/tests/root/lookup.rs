@@ -2,16 +2,23 @@
 //! oracle for random stacks. Also tests the output of `layered show`.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fmt::Debug;
+use std::fs::{self, File, Metadata};
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use integration_tests::layered;
-use integration_tests::stack::{Dir, Item, Mount, require_root};
-use integration_tests::tree::{Entry, Snapshot};
-use layer::{Difference, Error, Role, XattrNamespace, conflicts, lookup};
-use rustix::fs::FileType;
+use integration_tests::stack::{Dir, Item, Mount, private_mounts, require_root};
+use integration_tests::tree::{Entry, Snapshot, through_proc};
+use layer::{Difference, EntryKind, Error, Role, Stack, StackEntry, XattrNamespace, conflicts, lookup};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -73,6 +80,168 @@ fn lookup_names_the_layer_that_the_kernel_shows() {
     property(layers(), |Layers { separate, sources, base, .. }| {
         let (_dir, trees) = make(&[&separate[..], &sources, &[base]].concat());
         supplied_as_shown(&trees)
+    });
+}
+
+/// Opens `path` as a process does that has the mount as its root. `last` has the flags for the last
+/// name.
+fn open_as_root(mount: &Mount, path: &Path, last: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match openat2(mount, path, OFlags::PATH | OFlags::CLOEXEC | last, Mode::empty(), resolve) {
+            // Another process has renamed something, somewhere.
+            Err(Errno::AGAIN) => {}
+            opened => return opened,
+        }
+    }
+}
+
+/// Returns the part of the attributes that an overlay and the layer of the entry have in common.
+fn attributes(metadata: &Metadata) -> impl PartialEq + Debug + use<> {
+    let ino = (!metadata.is_dir()).then(|| metadata.ino());
+    (metadata.mode(), metadata.uid(), metadata.gid(), metadata.mtime(), metadata.mtime_nsec(), ino)
+}
+
+fn kind(kind: FileType) -> EntryKind {
+    match kind {
+        FileType::RegularFile => EntryKind::File,
+        FileType::Directory => EntryKind::Directory,
+        FileType::Symlink => EntryKind::Symlink,
+        _ => EntryKind::Special,
+    }
+}
+
+/// Checks, for all paths of all layers, and for paths through and beyond them, that a [`Stack`]
+/// leads to the same entry as the mount, or fails with the same error.
+fn stack_is_as_shown(trees: &[PathBuf]) -> Result<(), String> {
+    let mount = Mount::read_only(trees).unwrap();
+    let shown = Snapshot::of(&mount).unwrap();
+    let stack = Stack::new(trees, XattrNamespace::Trusted).unwrap();
+    let own = trees.iter().flat_map(|tree| Snapshot::of_path(tree).unwrap().entries.into_keys());
+    for path in own.collect::<BTreeSet<_>>() {
+        for suffix in ["", "/", "/..", "/a", "/../b/c"] {
+            let mut path = Path::new("/").join(&path).into_os_string();
+            path.push(suffix);
+            let path = Path::new(&path);
+            for last in [OFlags::empty(), OFlags::NOFOLLOW] {
+                let (found, metadata) = match last.is_empty() {
+                    true => (stack.resolve(path), stack.metadata(path)),
+                    false => (stack.resolve_no_follow(path), stack.metadata_no_follow(path)),
+                };
+                let opened = match open_as_root(&mount, path, last) {
+                    // `fs.protected_symlinks` is about who follows a link, not about what it shows.
+                    Err(Errno::ACCESS) => continue,
+                    opened => opened,
+                };
+                let differs = |why: &dyn Debug| Err(format!("{path:?} {last:?}: {why:?}: {found:?}, {opened:?}"));
+                match (&opened, &found, metadata) {
+                    (Err(errno), Err(Error::Io { source, .. }), Err(_))
+                        if source.raw_os_error() == Some(errno.raw_os_error()) => {}
+                    (Ok(file), Ok(found), Ok(metadata)) => {
+                        let over = File::from(file.try_clone().unwrap()).metadata().unwrap();
+                        if attributes(&over) != attributes(&metadata) {
+                            return differs(&(attributes(&over), attributes(&metadata)));
+                        }
+                        let same = open_as_root(&mount, &Path::new("/").join(&found.path), OFlags::NOFOLLOW);
+                        if File::from(same.unwrap()).metadata().unwrap().ino() != over.ino() {
+                            return differs(&"another path");
+                        }
+                        if !same_content(&stack, found, &shown, file) {
+                            return differs(&"other content");
+                        }
+                    }
+                    _ => return differs(&"only one of them fails, or with another error"),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks the names in a directory, or the bytes of a regular file, at a path without links.
+fn same_content(stack: &Stack, found: &StackEntry, shown: &Snapshot, over: &OwnedFd) -> bool {
+    match found.kind {
+        EntryKind::Directory => {
+            let below = shown.entries.iter().filter(|(path, _)| path.parent() == Some(&found.path));
+            let listed = stack.read_dir(&found.path).unwrap();
+            let listed = listed.iter().map(|entry| (entry.path.clone(), entry.kind));
+            below.map(|(path, entry)| (path.clone(), kind(entry.kind))).eq(listed)
+        }
+        EntryKind::File => {
+            let mut content = Vec::new();
+            stack.open(&found.path).unwrap().read_to_end(&mut content).unwrap();
+            fs::read(through_proc(over)).unwrap() == content
+        }
+        EntryKind::Symlink => {
+            let target = rustix::fs::readlinkat(over, c"", Vec::new()).unwrap();
+            stack.read_link(&found.path).unwrap().as_os_str().as_bytes() == target.as_bytes()
+        }
+        _ => stack.open(&found.path).is_err(),
+    }
+}
+
+#[test]
+fn a_stack_shows_what_the_kernel_shows() {
+    property(layers(), |Layers { separate, sources, base, .. }| {
+        let (_dir, trees) = make(&[&separate[..], &sources, &[base]].concat());
+        stack_is_as_shown(&trees)
+    });
+}
+
+/// Another process replaces a directory and a file by links to the host, again and again.
+#[test]
+fn a_stack_never_leaves_its_layers() {
+    let host = tempfile::tempdir().unwrap();
+    fs::write(host.path().join("file"), "of the host").unwrap();
+    let tree = Dir::new().with("dir", Dir::new().file("file", "of the layer"));
+    let (dir, trees) = make(&[tree]);
+    let stack = Stack::new(&trees, XattrNamespace::Trusted).unwrap();
+    let [place, aside, link] = ["0/fs/dir", "0/aside", "0/link"].map(|name| dir.path().join(name));
+    symlink(host.path(), &link).unwrap();
+    let done = AtomicBool::new(false);
+    let mut seen = BTreeSet::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for (from, to) in [(&place, &aside), (&link, &place), (&place, &link), (&aside, &place)] {
+                    fs::rename(from, to).unwrap();
+                }
+            }
+        });
+        for _ in 0..5000 {
+            let mut content = String::new();
+            let read = stack.open("dir/file").map(|mut file| file.read_to_string(&mut content));
+            seen.extend(read.is_ok().then_some(content));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    seen.remove("of the layer");
+    assert_eq!(seen, BTreeSet::new());
+}
+
+#[test]
+fn a_stack_refuses_mounts_and_magic_links() {
+    let files = Dir::new().file("file", "").with("dir", Dir::new().file("x", ""));
+    let (dir, trees) = make(&[files.with("magic", Item::symlink("/proc/self/root/etc"))]);
+    let host = tempfile::tempdir().unwrap();
+    fs::write(host.path().join("x"), "of the host").unwrap();
+    // In a thread, whose mounts end with it.
+    thread::scope(|scope| {
+        let mounted = scope.spawn(|| {
+            private_mounts().unwrap();
+            for (from, name) in [(host.path().join("x"), "file"), (host.path().into(), "dir")] {
+                rustix::mount::mount_bind(from, dir.path().join("0/fs").join(name)).unwrap();
+            }
+            let stack = Stack::new(&trees, XattrNamespace::Trusted).unwrap();
+            for path in ["file", "dir", "dir/x"] {
+                let error = stack.open(path).unwrap_err();
+                assert!(matches!(&error, Error::MountInside { path } if path.starts_with(&trees[0])), "{error}");
+            }
+            assert!(
+                matches!(stack.open("magic"), Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound)
+            );
+        });
+        mounted.join().unwrap();
     });
 }
 

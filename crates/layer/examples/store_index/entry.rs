@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use layer::Layer;
+use layer::{Layer, Meta};
 use serde_json::Value;
 
 use crate::Result;
@@ -34,12 +34,16 @@ impl Totals {
     }
 }
 
-/// Writes the rows of a layer. `links` is the URL of the store.
-pub(crate) fn write(layer: &Layer, links: &str, totals: &mut Totals, out: &mut impl Write) -> Result<()> {
-    let (meta, used) = match layer.meta().and_then(|meta| Ok((meta, layer.last_used()?))) {
-        // The layer has been removed since the scan.
-        Ok((None, _)) => return Ok(()),
-        Ok((Some(meta), used)) => (meta, used),
+/// Writes the rows of a layer with its `layer.json`. `links` is the URL of the store.
+pub(crate) fn write(
+    layer: &Layer,
+    meta: layer::Result<Meta>,
+    links: &str,
+    totals: &mut Totals,
+    out: &mut impl Write,
+) -> Result<()> {
+    let (meta, used) = match meta.and_then(|meta| Ok((meta, layer.last_used()?))) {
+        Ok(found) => found,
         Err(error) => return write_unreadable(&name(layer), &error, totals, out),
     };
     let ok = meta.exit_status == 0 && meta.failed_dep.is_none();

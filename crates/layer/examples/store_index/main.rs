@@ -61,9 +61,9 @@ fn write_index(store: &Path, links: &str, now: SystemTime, out: impl Write) -> R
     let mut rows = tempfile::tempfile()?;
     let mut totals = entry::Totals::default();
     let mut writer = BufWriter::new(&mut rows);
-    for layer in layer::scan(store)? {
-        match layer {
-            Ok(layer) => entry::write(&layer, links, &mut totals, &mut writer)?,
+    for found in layer::Store::open(store)?.scan()?.with_meta() {
+        match found {
+            Ok((layer, meta)) => entry::write(&layer, meta, links, &mut totals, &mut writer)?,
             Err(error) => entry::write_unreadable("?", &error, &mut totals, &mut writer)?,
         }
     }

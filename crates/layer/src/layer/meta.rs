@@ -1,7 +1,7 @@
 //! The keys of `layer.json` and their forms. `json.rs` reads and replaces the file.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
@@ -120,17 +120,23 @@ impl<'de> Deserialize<'de> for Timing {
 }
 
 /// The form of a time: `YYYY-MM-DDTHH:MM:SSZ` on disk, a [`SystemTime`] here.
-mod timestamp {
+pub(crate) mod timestamp {
     use super::*;
 
+    /// The start of the year 10000. humantime panics for it, and for years before 1970.
+    const END: Duration = Duration::from_secs(253_402_300_800);
+
     pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-        // Only the years from 1970 to 9999 are allowed: humantime panics for others.
         match time.duration_since(UNIX_EPOCH) {
-            Ok(since) if since.as_secs() < 253_402_300_800 => {
-                serializer.collect_str(&humantime::format_rfc3339_seconds(*time))
-            }
+            Ok(since) if since < END => serializer.collect_str(&humantime::format_rfc3339_seconds(*time)),
             _ => Err(serde::ser::Error::custom("created_at is before 1970 or after 9999")),
         }
+    }
+
+    /// Writes a time before 1970 or after 9999 as the first or last second of these years.
+    pub(crate) fn serialize_clamped<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default().min(END - Duration::from_secs(1));
+        serialize(&(UNIX_EPOCH + since), serializer)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {

@@ -10,27 +10,32 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, RawDir, Stat, fstat, readlinkat, statat};
 use rustix::io::Errno;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::json_path;
 use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
 use crate::stack::sources::open_root;
 use crate::tree::walk::{ENTRIES_SIZE_BYTES, PATH, READ, as_os_str, is_dots, open_beneath};
 
-/// A path that several layers provide, so that their order decides which entry is shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A path that several layers provide, so that their order decides which entry is shown. Its JSON
+/// is that of `layered show --conflicts`, but `layers` has positions in place of paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Conflict {
-    /// The path below the root.
+    /// The path below the root. In JSON it has a leading slash.
+    #[serde(serialize_with = "json_path::serialize_absolute")]
     pub path: PathBuf,
-    /// The positions of the layers that provide it, topmost first.
-    pub layers: Vec<usize>,
     /// How far the entries of these layers differ.
     pub difference: Difference,
+    /// The positions of the layers that provide it, topmost first.
+    pub layers: Vec<usize>,
 }
 
 /// How far the entries of several layers at a path differ. This is the largest difference between
-/// the topmost entry and any other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// the topmost entry and any other. In JSON it is the name of the variant in lower case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Difference {
     /// All entries are whiteouts or the same file, or have the same content, mode and owner. The
@@ -320,6 +325,9 @@ mod tests {
         ];
         let expected = expected.map(|(path, layers, difference)| (path.to_owned(), layers, difference));
         assert_eq!(found.collect::<Vec<_>>(), expected);
+        let conflict = conflicts(&trees, XattrNamespace::User).unwrap().next().unwrap().unwrap();
+        let json = serde_json::to_string(&conflict).unwrap();
+        assert_eq!(json, r#"{"path":"/dir","difference":"attributes","layers":[0,2]}"#);
         let missing = dir.path().join("missing");
         let error = conflicts(&[one, &missing], XattrNamespace::User).unwrap_err();
         assert!(matches!(error, Error::NotADirectory { path, .. } if path == missing));

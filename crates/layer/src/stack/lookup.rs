@@ -5,8 +5,12 @@ mod layer_path;
 
 use std::path::{Component, Path, PathBuf};
 
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
 use self::layer_path::{PathEntry, layer_path};
 use crate::error::{Error, Result};
+use crate::json_path;
 use crate::stack::overlayfs::{EntryKind, XattrNamespace};
 
 /// The entry that a stack shows at a path, the layer that it is from, and the other layers that
@@ -15,6 +19,10 @@ use crate::stack::overlayfs::{EntryKind, XattrNamespace};
 /// The rules are the kernel's. A whiteout, an opaque directory or a file hides everything of its
 /// name in the layers below. Directories of one name are shown as one directory, with the
 /// attributes of the topmost.
+///
+/// The JSON of this type and of [`Origin`] and [`Obstacle`] is that of `layered show --file`, but
+/// `layer` and `by` are positions in the stack in place of paths. The `layer` of the lookup itself
+/// is the position of the [supplier](Self::supplier), or null.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lookup {
@@ -28,18 +36,21 @@ pub struct Lookup {
 }
 
 /// The entry that one layer has at the path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Origin {
     /// The position of the layer in the given stack: 0 is the topmost.
     pub layer: usize,
-    /// The kind of the entry.
+    /// The kind of the entry; `has` in JSON.
+    #[serde(rename = "has")]
     pub kind: EntryKind,
-    /// Whether the stack shows the entry.
+    /// Whether the stack shows the entry; `role` and `by` in JSON.
+    #[serde(flatten)]
     pub role: Role,
 }
 
-/// Whether a stack shows the entry of one of its layers.
+/// Whether a stack shows the entry of one of its layers. In JSON it is an object. Its `role` is the
+/// name of the variant in lower case, and its `by` is null for all variants but `Hidden`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
@@ -60,16 +71,19 @@ pub enum Role {
 
 /// An entry that is not a directory, on the way to the path. A lookup follows no symbolic link,
 /// because a command resolves a link in the whole stack, through other layers than the link's own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Obstacle {
     /// The layer that has the entry.
     pub layer: usize,
     /// The path of the entry below the root.
+    #[serde(serialize_with = "json_path::serialize_absolute")]
     pub path: PathBuf,
-    /// The kind of the entry.
+    /// The kind of the entry; `has` in JSON.
+    #[serde(rename = "has")]
     pub kind: EntryKind,
     /// The target, if the entry is a symbolic link.
+    #[serde(serialize_with = "json_path::serialize_option")]
     pub target: Option<PathBuf>,
 }
 
@@ -77,6 +91,32 @@ impl Lookup {
     /// Returns the entry that the stack shows; `None` if it shows nothing at the path.
     pub fn supplier(&self) -> Option<&Origin> {
         self.origins.iter().find(|origin| origin.role == Role::Supplies)
+    }
+}
+
+impl Serialize for Lookup {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Lookup", 4)?;
+        object.serialize_field("path", &json_path::to_value(Path::new("/").join(&self.path)))?;
+        object.serialize_field("layer", &self.supplier().map(|origin| origin.layer))?;
+        object.serialize_field("origins", &self.origins)?;
+        object.serialize_field("obstacle", &self.obstacle)?;
+        object.end()
+    }
+}
+
+impl Serialize for Role {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (role, by) = match self {
+            Role::Supplies => ("supplies", None),
+            Role::Joins => ("joins", None),
+            Role::Deletes => ("deletes", None),
+            Role::Hidden { by } => ("hidden", Some(by)),
+        };
+        let mut object = serializer.serialize_struct("Role", 2)?;
+        object.serialize_field("role", role)?;
+        object.serialize_field("by", &by)?;
+        object.end()
     }
 }
 
@@ -247,6 +287,32 @@ mod tests {
         for (layer_paths, names, expected, obstacle) in table {
             assert_eq!(roles(layer_paths, names), (expected.to_string(), obstacle), "{layer_paths:?}");
         }
+    }
+
+    #[test]
+    fn a_lookup_as_json_has_the_form_of_show() {
+        let origin = |layer, kind, role| Origin { layer, kind, role };
+        let target = Some("usr/lib".into());
+        let found = Lookup {
+            path: "lib/x".into(),
+            origins: vec![
+                origin(0, EntryKind::Whiteout, Role::Deletes),
+                origin(2, EntryKind::File, Role::Hidden { by: 0 }),
+            ],
+            obstacle: Some(Obstacle { layer: 1, path: "lib".into(), kind: EntryKind::Symlink, target }),
+        };
+        let expected = r#"{"path":"/lib/x","layer":null,"origins":[{"layer":0,"has":"whiteout","role":"deletes","by":null},{"layer":2,"has":"file","role":"hidden","by":0}],"obstacle":{"layer":1,"path":"/lib","has":"symlink","target":"usr/lib"}}"#;
+        assert_eq!(serde_json::to_string(&found).unwrap(), expected);
+        let found = Lookup {
+            path: "usr".into(),
+            origins: vec![
+                origin(3, EntryKind::Directory, Role::Supplies),
+                origin(4, EntryKind::Directory, Role::Joins),
+            ],
+            obstacle: None,
+        };
+        let expected = r#"{"path":"/usr","layer":3,"origins":[{"layer":3,"has":"directory","role":"supplies","by":null},{"layer":4,"has":"directory","role":"joins","by":null}],"obstacle":null}"#;
+        assert_eq!(serde_json::to_string(&found).unwrap(), expected);
     }
 
     #[test]

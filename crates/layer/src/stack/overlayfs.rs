@@ -14,6 +14,7 @@ use rustix::fs::{
     openat, statat,
 };
 use rustix::io::Errno;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::tree::walk::READ;
@@ -105,8 +106,10 @@ impl XattrNamespace {
     }
 }
 
-/// The kind of a layer's entry, as overlayfs sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The kind of a layer's entry, as overlayfs sees it. In JSON it is `file`, `directory`, `symlink`,
+/// `special` or `whiteout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum EntryKind {
     /// A regular file.
@@ -119,6 +122,18 @@ pub enum EntryKind {
     Special,
     /// A whiteout in either form: it hides everything of its name below, and is not shown itself.
     Whiteout,
+}
+
+impl EntryKind {
+    /// Returns the kind of an entry that is not a whiteout.
+    pub(crate) fn of(file_type: FileType) -> Self {
+        match file_type {
+            FileType::RegularFile => EntryKind::File,
+            FileType::Directory => EntryKind::Directory,
+            FileType::Symlink => EntryKind::Symlink,
+            _ => EntryKind::Special,
+        }
+    }
 }
 
 /// An entry in a directory of a layer, with the attributes that the caller knows already.

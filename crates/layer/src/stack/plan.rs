@@ -4,7 +4,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::{Serialize, Serializer};
+
 use crate::error::{Error, Result};
+use crate::json_path;
 
 /// The maximum number of lower directories of an overlay, including the base and the merged
 /// directory.
@@ -46,8 +49,8 @@ pub fn plan_lowerdir<T>(
     (layers, &[])
 }
 
-/// A way to pass the lower directories to the kernel. Displayed and parsed as `lowerdir+`,
-/// `mount-paths`, `mount-names`.
+/// A way to pass the lower directories to the kernel. Displayed, parsed and
+/// serialized as `lowerdir+`, `mount-paths`, `mount-names`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Rung {
@@ -72,6 +75,12 @@ impl fmt::Display for Rung {
             Rung::MountPaths => "mount-paths",
             Rung::MountNames => "mount-names",
         })
+    }
+}
+
+impl Serialize for Rung {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -110,8 +119,8 @@ impl fmt::Debug for RungLimit<'_> {
     }
 }
 
-/// The result that one rung would give for a stack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The result that one rung would give for a stack. In JSON, a `max_bytes` without a limit is null.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Estimate {
     /// The rung.
@@ -124,7 +133,8 @@ pub struct Estimate {
     pub max_lowers: usize,
     /// The number of bytes that all layers and the base would take if none were merged.
     pub bytes: usize,
-    /// The maximum number of bytes that the rung takes.
+    /// The maximum number of bytes that the rung takes; [`usize::MAX`] for no limit.
+    #[serde(serialize_with = "serialize_limit")]
     pub max_bytes: usize,
 }
 
@@ -133,18 +143,24 @@ pub struct Estimate {
 ///
 /// The lowers of the mount are, topmost first: `separate`, the directory into which `merged` is
 /// merged (if `merged` is not empty), `base`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Its JSON is that of `layered plan`, without the number of files and the reason of each rung.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
+    /// The tree of the base.
+    #[serde(serialize_with = "json_path::serialize")]
+    pub base: PathBuf,
     /// The rung.
     pub rung: Rung,
     /// The trees that stay separate, topmost first.
+    #[serde(serialize_with = "json_path::serialize_list")]
     pub separate: Vec<PathBuf>,
     /// The trees to merge, topmost first; all of them lie below the separate ones.
+    #[serde(serialize_with = "json_path::serialize_list")]
     pub merged: Vec<PathBuf>,
-    /// The tree of the base.
-    pub base: PathBuf,
-    /// The estimate for each rung of the ladder, in the order of the ladder.
+    /// The estimate for each rung of the ladder, in the order of the ladder; `rungs` in JSON.
+    #[serde(rename = "rungs")]
     pub estimates: Vec<Estimate>,
 }
 
@@ -170,6 +186,11 @@ impl Plan {
         let merged = (!self.merged.is_empty()).then(|| merged_dir.to_path_buf());
         self.separate.iter().cloned().chain(merged).chain([self.base.clone()]).collect()
     }
+}
+
+/// Writes a limit, or null for no limit.
+fn serialize_limit<S: Serializer>(limit: &usize, serializer: S) -> Result<S::Ok, S::Error> {
+    (*limit != usize::MAX).then_some(limit).serialize(serializer)
 }
 
 fn estimate(layers: &[PathBuf], base: &Path, merged_dir: &Path, limit: &RungLimit<'_>) -> Estimate {
@@ -311,5 +332,12 @@ mod tests {
             assert_eq!(rung.to_string().parse::<Rung>().unwrap(), rung);
         }
         assert!("fsconfig".parse::<Rung>().unwrap_err().to_string().contains("lowerdir+"));
+    }
+
+    #[test]
+    fn a_plan_as_json_has_null_for_no_limit() {
+        let plan = Plan::new(&paths(2, 2), Path::new("/base"), Path::new("/m"), &ladder()[..2]).unwrap();
+        let expected = r#"{"base":"/base","rung":"lowerdir+","separate":["/0","/1"],"merged":[],"rungs":[{"rung":"lowerdir+","separate":2,"merged":0,"max_lowers":500,"bytes":12,"max_bytes":null},{"rung":"mount-paths","separate":2,"merged":0,"max_lowers":500,"bytes":12,"max_bytes":4000}]}"#;
+        assert_eq!(serde_json::to_string(&plan).unwrap(), expected);
     }
 }

@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, RawDir, Stat, statat};
+use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Stat, statat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -46,6 +46,19 @@ pub(crate) struct Directory {
     trees: Vec<usize>,
 }
 
+impl Directory {
+    /// Returns the path below the root of the stack.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the topmost tree that has the directory. `None` only for the root of a stack of no
+    /// trees.
+    pub(crate) fn topmost(&self) -> Option<usize> {
+        self.trees.first().copied()
+    }
+}
+
 impl View {
     /// Makes a view of the stack of `trees` (`<layer>/fs`), **topmost first**, the base last. Opens
     /// only their roots.
@@ -61,6 +74,11 @@ impl View {
     pub(crate) fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
         self
+    }
+
+    /// Returns the namespace of overlayfs's attributes.
+    pub(crate) fn xattr_namespace(&self) -> XattrNamespace {
+        self.xattrs
     }
 
     /// Returns the root of the stack. A stack of no trees has an empty root.
@@ -125,11 +143,12 @@ impl View {
         Ok((!trees.is_empty()).then_some(Shown::Directory(Directory { path, trees })))
     }
 
-    /// Returns the names that `directory` shows, each with the tree that it comes from.
+    /// Returns the names that `directory` shows, each with the tree that it comes from and the kind
+    /// of its entry there.
     ///
     /// # Errors
     /// The errors of [`child`](Self::child).
-    pub(crate) fn names(&self, directory: &Directory) -> Result<BTreeMap<OsString, usize>> {
+    pub(crate) fn names(&self, directory: &Directory) -> Result<BTreeMap<OsString, (usize, EntryKind)>> {
         let mut names = BTreeMap::new();
         let mut hidden: HashSet<CString> = HashSet::new();
         let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
@@ -143,16 +162,16 @@ impl View {
                     continue;
                 }
                 let kind = walk::file_type(dir.as_fd(), &entry);
-                let is_whiteout = match kind.map_err(self.error("look at", tree, directory, Some(name)))? {
+                let kind = match kind.map_err(self.error("look at", tree, directory, Some(name)))? {
                     FileType::CharacterDevice | FileType::RegularFile => {
                         let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW);
                         let stat = stat.map_err(self.error("look at", tree, directory, Some(name)))?;
-                        self.kind(tree, directory, dir.as_fd(), name, &stat)? == EntryKind::Whiteout
+                        self.kind(tree, directory, dir.as_fd(), name, &stat)?
                     }
-                    _ => false,
+                    file_type => EntryKind::of(file_type),
                 };
-                if !is_whiteout {
-                    names.insert(as_os_str(name).to_owned(), tree);
+                if kind != EntryKind::Whiteout {
+                    names.insert(as_os_str(name).to_owned(), (tree, kind));
                 } else if index + 1 < directory.trees.len() {
                     hidden.insert(name.to_owned());
                 }
@@ -196,14 +215,26 @@ impl View {
         self.trees.root(tree)
     }
 
-    fn open(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
+    /// Opens the entry `name` that `directory` has in a tree, without access to its content. Does
+    /// not follow it if it is a symbolic link.
+    ///
+    /// # Errors
+    /// [`Error::MountInside`] if the entry is a mount point, [`Error::Io`] if it cannot be opened.
+    pub(crate) fn pin(&self, tree: usize, directory: &Directory, name: &OsStr) -> Result<OwnedFd> {
+        let name = as_c_string(name).map_err(Error::io("open", directory.path.join(name)))?;
+        let opened = open_in(self.open(tree, directory)?.as_fd(), &name, PATH.difference(OFlags::DIRECTORY));
+        opened.map_err(self.error("open", tree, directory, Some(&name)))
+    }
+
+    /// Opens a directory of a tree, without access to its content.
+    pub(crate) fn open(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
         let opened = self.trees.root(tree).and_then(|root| open_beneath(root.as_fd(), &directory.path, PATH));
         opened.map_err(self.error("open", tree, directory, None))
     }
 
     fn open_to_read(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
         let opened = self.trees.root(tree).and_then(|root| {
-            match open_beneath(root.as_fd(), &directory.path, READ | rustix::fs::OFlags::NOATIME) {
+            match open_beneath(root.as_fd(), &directory.path, READ | OFlags::NOATIME) {
                 // Only root and the owner may open a directory with NOATIME.
                 Err(Errno::PERM) => open_beneath(root.as_fd(), &directory.path, READ),
                 opened => opened,
@@ -326,10 +357,14 @@ mod tests {
             Some(Shown::Directory(directory)) => stack.names(&directory).unwrap(),
             other => panic!("{other:?}"),
         };
-        let expected = |names: &[(&str, usize)]| names.iter().map(|&(name, tree)| (name.into(), tree)).collect();
-        assert_eq!(names("/union"), expected(&[("top", 0), ("middle", 1), ("base", 2)]));
-        assert_eq!(names("/opaque"), expected(&[("new", 0), ("deep", 0)]));
-        assert_eq!(names("/"), expected(&[("union", 0), ("opaque", 0), ("cut", 0), ("file", 0), ("link", 0)]));
+        use EntryKind::{Directory as D, File as F, Symlink as L};
+        let expected = |names: &[(&str, usize, EntryKind)]| {
+            names.iter().map(|&(name, tree, kind)| (name.into(), (tree, kind))).collect()
+        };
+        assert_eq!(names("/union"), expected(&[("top", 0, F), ("middle", 1, F), ("base", 2, F)]));
+        assert_eq!(names("/opaque"), expected(&[("new", 0, F), ("deep", 0, D)]));
+        let root = [("union", 0, D), ("opaque", 0, D), ("cut", 0, D), ("file", 0, F), ("link", 0, L)];
+        assert_eq!(names("/"), expected(&root));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
 use crate::layer::Layer;
 use crate::layer::access::Access;
+use crate::store::name;
 use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::locked_dir::LockedDir;
 
@@ -40,6 +41,7 @@ pub struct Draft {
 
 impl Draft {
     /// Makes an empty directory for a new layer of `store`.
+    /// [`Store::draft`](crate::Store::draft) is the same.
     ///
     /// # Errors
     /// [`Error::Io`] if the directory cannot be made. A collector removes what is left of it.
@@ -69,10 +71,11 @@ impl Draft {
     /// its directory, unless [`access`](Self::access) says otherwise.
     ///
     /// # Errors
-    /// [`Error::Io`] if `name` exists (`EEXIST`), or if the kernel refuses for another reason. The
-    /// draft is then removed.
+    /// [`Error::LayerName`] if `name` cannot name a layer: see
+    /// [`Store::layer`](crate::Store::layer). [`Error::Io`] if `name` exists (`EEXIST`), or if the
+    /// kernel refuses for another reason. The draft is then removed.
     pub fn publish(self, name: impl AsRef<Path>) -> Result<Layer> {
-        let layer = Layer::at(self.store.join(name));
+        let layer = Layer::at(self.store.join(name::check(name.as_ref().as_os_str())?));
         let dir = std::fs::File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;
         self.access.apply(dir, self.layer.path())?;
         renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE)

@@ -13,15 +13,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, statvfs, syncfs};
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 
 use self::abandoned::Resolved;
 use self::inventory::Inventory;
+pub(crate) use self::inventory::base_hash;
 use self::need::Need;
 use self::sizes::Stored;
 use crate::callback::Callback;
 use crate::display::quoted;
 use crate::error::{Error, Result};
+use crate::json_path;
 use crate::layer::Layer;
+use crate::layer::meta::timestamp;
 use crate::store::hold::{Stale, held, read};
 use crate::store::store_dir::{MadeOfLayer, Part, StoreDir};
 use crate::tree::remove::remove_tree;
@@ -98,6 +103,9 @@ pub enum Sizes {
 }
 
 /// The result of a collection or of a dry run.
+///
+/// Its JSON is that of `layered gc`, without `dry_run`. `bytes` is the sum of all layers that were
+/// removed, and `failed` has the path of each error, or null.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Collected {
@@ -120,18 +128,38 @@ pub struct Collected {
 }
 
 /// A layer that was removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CollectedLayer {
     /// The name of its directory.
+    #[serde(serialize_with = "json_path::serialize")]
     pub name: OsString,
-    /// When it was [used last or made](Layer::last_used_or_made).
-    pub last_use: SystemTime,
     /// The size in bytes, from the source that [`Sizes`] names.
     pub bytes: u64,
     /// The number of inodes: the layer's directory and everything in it. `None` if the layer was
-    /// not measured.
+    /// not measured. `inodes` in JSON.
+    #[serde(rename = "inodes")]
     pub entries: Option<u64>,
+    /// When it was [used last or made](Layer::last_used_or_made). In JSON `last_used`, in the form
+    /// `2026-01-31T23:59:59Z`; a time before 1970 or after 9999 is the first or last of that form.
+    #[serde(rename = "last_used", serialize_with = "timestamp::serialize_clamped")]
+    pub last_use: SystemTime,
+}
+
+impl Serialize for Collected {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let names = |names: &[OsString]| names.iter().map(json_path::to_value).collect::<Vec<_>>();
+        let failed: Vec<_> = self.failed.iter().map(|error| error.path().map(json_path::to_value)).collect();
+        let mut object = serializer.serialize_struct("Collected", 7)?;
+        object.serialize_field("layers", &self.layers)?;
+        object.serialize_field("bytes", &self.bytes())?;
+        object.serialize_field("held", &names(&self.held))?;
+        object.serialize_field("bases", &names(&self.bases))?;
+        object.serialize_field("orphans", &self.orphans)?;
+        object.serialize_field("failed", &failed)?;
+        object.serialize_field("within_budget", &self.within_budget)?;
+        object.end()
+    }
 }
 
 impl Collected {

@@ -269,7 +269,8 @@ fn missing(layer: &Path, source: std::io::Error) -> Error {
 }
 
 /// Returns the names of the layers of `store` that are [held](Hold) at this moment, for display.
-/// The set is empty for a user who may not read the holds.
+/// The set is empty for a user who may not read the holds. [`Store::held`](crate::Store::held) is
+/// the same.
 ///
 /// # Errors
 /// [`Error::Io`] if the holds cannot be read.

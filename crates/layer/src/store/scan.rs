@@ -9,11 +9,12 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::layer::meta::Meta;
 use crate::store::store_dir::STORE_DIR;
 use crate::tree::walk::{Entries, READ, as_os_str};
 
 /// Lists the layers of a store: every directory directly in it that has a `layer.json`, in no
-/// particular order.
+/// particular order. [`Store::scan`](crate::Store::scan) is the same.
 ///
 /// Skips everything else: files, directories without `layer.json` (a layer that is not complete),
 /// the store's own `.layered`, and entries that another process removes concurrently. A symbolic
@@ -42,6 +43,24 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Reads the `layer.json` of each layer. One layer that cannot be read does not end the
+    /// listing:
+    ///
+    /// ```
+    /// # let store = tempfile::tempdir()?;
+    /// for found in layer::scan(&store)?.with_meta() {
+    ///     let (layer, meta) = found?;
+    ///     match meta {
+    ///         Ok(meta) => println!("{:?}: {} bytes", layer.name(), meta.disk_usage),
+    ///         Err(error) => println!("{:?}: {error}", layer.name()),
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_meta(self) -> ScanWithMeta {
+        ScanWithMeta { scan: self }
+    }
+
     /// Returns all remaining layers, the least recently used first, with the time of their [last
     /// use](Layer::last_used_or_made). Needs memory for one path and one time per layer.
     ///
@@ -67,6 +86,35 @@ impl Iterator for Scan {
             match self.next_dir()? {
                 Ok(Found::Layer(layer)) => return Some(Ok(layer)),
                 Ok(Found::Other(_)) => {}
+                Ok(Found::Unreadable(_, error)) | Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// The iterator that [`Scan::with_meta`] returns: each layer with its `layer.json`.
+///
+/// An item is an error if the store itself cannot be read. If only the `layer.json` of a layer
+/// cannot be examined or is invalid, the item has the layer with that error, and the other layers
+/// follow. Skips a layer that another process removes concurrently.
+#[derive(Debug)]
+pub struct ScanWithMeta {
+    scan: Scan,
+}
+
+impl Iterator for ScanWithMeta {
+    type Item = Result<(Layer, Result<Meta>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.scan.next_dir()? {
+                Ok(Found::Layer(layer)) => {
+                    if let Some(meta) = layer.meta().transpose() {
+                        return Some(Ok((layer, meta)));
+                    }
+                }
+                Ok(Found::Other(_)) => {}
+                Ok(Found::Unreadable(layer, error)) => return Some(Ok((layer, Err(error)))),
                 Err(error) => return Some(Err(error)),
             }
         }
@@ -78,6 +126,8 @@ pub(crate) enum Found {
     Layer(Layer),
     /// It has no `layer.json`.
     Other(Layer),
+    /// It cannot be examined.
+    Unreadable(Layer, Error),
 }
 
 impl Scan {
@@ -98,7 +148,10 @@ impl Scan {
                 // The file does not exist, or the entry itself is a device, a socket or a dangling
                 // link.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(Found::Other(layer)),
-                Err(errno) => Err(Error::io("look at", layer.meta_path())(errno)),
+                Err(errno) => {
+                    let error = Error::io("look at", layer.meta_path())(errno);
+                    Ok(Found::Unreadable(layer, error))
+                }
             });
         }
     }

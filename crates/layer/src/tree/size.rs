@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, Stat, statat};
+use serde::Serialize;
 
 use crate::error::Result;
 use crate::tree::remove;
@@ -22,7 +23,7 @@ const BLOCK_BYTES: u64 = 512;
 const USUAL_THREADS: NonZeroUsize = remove::USUAL_THREADS;
 
 /// The disk space that a tree takes, as du(1) counts it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct TreeSize {
     /// The bytes that are allocated for files, directories and symbolic links, including the root

@@ -39,7 +39,7 @@ pub(crate) const ENTRIES_SIZE_BYTES: usize = 64 * 1024;
 
 /// The length of the longest path that one call takes, without its terminating NUL (`PATH_MAX`,
 /// path_resolution(7)).
-const LONGEST_PATH: usize = 4095;
+pub(crate) const LONGEST_PATH: usize = 4095;
 
 /// The flags that keep a path below a directory and on its mount, whatever is renamed concurrently
 /// (openat2(2), Linux 5.6). A mount point on the way fails with `EXDEV`. A symbolic link fails with

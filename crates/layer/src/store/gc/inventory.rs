@@ -47,6 +47,7 @@ impl Inventory {
                     inventory.unfinished.extend(abandoned::is_left(&layer)?.then(|| layer.clone()));
                     Ok(None)
                 }
+                Found::Unreadable(_, error) => Err(error),
             });
             match looked {
                 Ok(stored) => inventory.layers.extend(stored),
@@ -102,6 +103,19 @@ impl Stored {
             },
         };
         Ok(Some(Self { name: layer.name().into(), used, size, is_recorded, is_base: false }))
+    }
+}
+
+/// Returns the `base_hash` of a layer. Returns `None` if its `layer.json` is missing or invalid,
+/// but for a value of another key.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read.
+pub(crate) fn base_hash(layer: &Layer) -> Result<Option<String>> {
+    match layer.meta() {
+        Ok(meta) => Ok(meta.map(|meta| meta.base_hash)),
+        Err(error @ Error::Io { .. }) => Err(error),
+        Err(_) => Ok(base_of_broken(layer)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the collector as a whole; the modules beside it have tests of their own.
 
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -307,4 +308,25 @@ fn a_held_layer_stays_whole_while_collectors_and_makers_compete() {
     });
     collect(0);
     assert_eq!((there(store).len(), in_store_dir(store)), (0, 0));
+}
+
+#[test]
+fn a_collection_as_json_has_the_form_of_gc() {
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let layer = |name: &[u8], last_use, entries| CollectedLayer {
+        name: OsString::from_vec(name.into()),
+        last_use,
+        bytes: 10,
+        entries,
+    };
+    let collected = Collected {
+        layers: vec![layer(b"a", at(86_400), None), layer(b"\xff", at(1 << 40), Some(4))],
+        held: vec!["b".into()],
+        failed: vec![Error::NoTree { layer: "store/x".into() }, Error::NotAMode { text: String::new() }],
+        orphans: 2,
+        within_budget: true,
+        ..Collected::default()
+    };
+    let expected = r#"{"layers":[{"name":"a","bytes":10,"inodes":null,"last_used":"1970-01-02T00:00:00Z"},{"name":[255],"bytes":10,"inodes":4,"last_used":"9999-12-31T23:59:59Z"}],"bytes":20,"held":["b"],"bases":[],"orphans":2,"failed":["store/x",null],"within_budget":true}"#;
+    assert_eq!(serde_json::to_string(&collected).unwrap(), expected);
 }
