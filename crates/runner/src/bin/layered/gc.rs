@@ -18,7 +18,8 @@ use crate::{complain, defaults, table};
 /// Remove the least recently used layers of a store.
 ///
 /// gc removes layers until the store is within every given budget. It never removes a layer that a
-/// run or a kept run uses, a layer that is the base of others, or a directory without a layer.json.
+/// run, a kept run or the directory of an --upper uses, a layer that is the base of others, or a
+/// directory without a layer.json.
 /// It also removes the remains of killed collectors, captures and other writers.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -34,7 +35,7 @@ pub(crate) struct Args {
     store: Option<PathBuf>,
     /// Keep at most SIZE bytes of layers, e.g. 200g.
     ///
-    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
+    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
     #[arg(long, value_name = "SIZE", value_parser = container::advanced::parse_size, group = "budget")]
     max_bytes: Option<u64>,
     /// Keep at most N files and directories.

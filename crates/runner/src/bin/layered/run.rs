@@ -44,8 +44,8 @@ const SECURITY: &str = "Security";
 /// The layers and the base are only read. The command writes to a separate directory, the upper.
 /// The upper is deleted after the run, unless --upper or --keep-failed keeps it.
 ///
-/// The command reads layered's standard input. In a shell loop that reads a list from there, add
-/// `</dev/null`.
+/// The command reads layered's standard input. In a shell loop that itself reads from standard
+/// input (`while read …`), add `</dev/null`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, override_usage = USAGE)]
 pub(crate) struct Args {
@@ -69,7 +69,8 @@ pub(crate) struct Args {
     no_init: bool,
     /// Configure the container by an OCI config.json.
     ///
-    /// Its root.path must be `<rootfs>` or `rootfs`. COMMAND, if given, replaces the command in FILE.
+    /// Its root.path must be `<rootfs>` or `rootfs`. COMMAND, if given, replaces the command in
+    /// FILE.
     #[arg(long, value_name = "FILE", help_heading = COMMAND)]
     spec: Option<PathBuf>,
     /// End the command after this time, e.g. 90s or "2h 30m".
@@ -85,8 +86,8 @@ pub(crate) struct Args {
     grace: Option<Duration>,
     /// Keep the upper as DIR, which must not exist.
     ///
-    /// If the command fails, --keep-failed takes precedence. Without --scratch, the temporary files
-    /// of the run are beside DIR.
+    /// DIR is kept even if the command fails, unless --keep-failed is given: then the upper is in
+    /// the kept run. Without --scratch, the temporary files of the run are beside DIR.
     #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     upper: Option<PathBuf>,
     #[command(flatten, next_help_heading = OUTPUT)]

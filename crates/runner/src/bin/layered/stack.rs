@@ -38,7 +38,7 @@ pub(crate) struct StackArgs {
     /// Mount by lowerdir+, mount-paths or mount-names [default: best].
     ///
     /// Each rung is a way to pass the lower directories to the kernel, and has separate limits. The
-    /// best is the first rung that works and that leaves the fewest layers to merge.
+    /// best is the rung that leaves the fewest layers to merge, and of equal ones the first.
     #[arg(long, value_name = "RUNG", help_heading = STACK)]
     rung: Option<Rung>,
 }

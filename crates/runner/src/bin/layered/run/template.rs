@@ -75,7 +75,7 @@ pub(super) struct TemplateArgs {
     sync: SyncArg,
     /// Limit of memory and swap for the container, e.g. 512m or 2g.
     ///
-    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t.
+    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
     #[arg(short, long, value_name = "SIZE", value_parser = memory, help_heading = LIMITS)]
     memory: Option<u64>,
     /// Limit of processes and threads for the container.
