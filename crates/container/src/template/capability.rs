@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use oci_spec::runtime as oci;
 
-use super::defaults;
 use super::error::TemplateError;
 
 /// Declares the enum and its counterpart in `oci-spec`, which has the same names.
@@ -38,9 +37,25 @@ macro_rules! capabilities {
 }
 
 impl Capability {
-    /// Docker's capabilities, which a container has by
-    /// [default](crate::TemplateBuilder::capabilities).
-    pub const DEFAULT: &[Capability] = &defaults::CAPABILITIES;
+    /// Docker's capabilities of root in a container (moby, daemon/pkg/oci/caps/defaults.go), which a
+    /// container has by [default](crate::TemplateBuilder::capabilities). They are enough for package
+    /// managers and services, and none of them reaches the host.
+    pub const DEFAULT: &[Capability] = &[
+        Capability::Chown,
+        Capability::DacOverride,
+        Capability::Fsetid,
+        Capability::Fowner,
+        Capability::Mknod,
+        Capability::NetRaw,
+        Capability::Setgid,
+        Capability::Setuid,
+        Capability::Setfcap,
+        Capability::Setpcap,
+        Capability::NetBindService,
+        Capability::SysChroot,
+        Capability::Kill,
+        Capability::AuditWrite,
+    ];
 }
 
 impl fmt::Display for Capability {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use oci_spec::runtime as oci;
 
-use super::capability::Capability;
 use super::rlimit::{Rlimit, RlimitKind};
 
 /// The value of `root.path` in a template, in place of the path of a root file system.
@@ -30,25 +29,6 @@ pub(super) const TERM: &str = "xterm";
 /// which takes seconds if a service manager has raised it to millions. The hard limit is systemd's,
 /// which moby/moby#45534 recommends. Programs that need more files raise the soft limit themselves.
 pub(super) const OPEN_FILES: Rlimit = Rlimit { kind: RlimitKind::Nofile, soft: 1024, hard: 524_288 };
-
-/// Docker's capabilities of root in a container (moby, daemon/pkg/oci/caps/defaults.go). They are
-/// enough for package managers and services, and none of them reaches the host.
-pub(super) const CAPABILITIES: [Capability; 14] = [
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::Fsetid,
-    Capability::Fowner,
-    Capability::Mknod,
-    Capability::NetRaw,
-    Capability::Setgid,
-    Capability::Setuid,
-    Capability::Setfcap,
-    Capability::Setpcap,
-    Capability::NetBindService,
-    Capability::SysChroot,
-    Capability::Kill,
-    Capability::AuditWrite,
-];
 
 /// Docker's masked paths (moby, daemon/pkg/oci/defaults.go). They show facts about the host that
 /// help an attacker, such as the power counters, which reveal what its processor computes. Runtimes

@@ -55,7 +55,7 @@ impl Fields {
             user: UserSpec::of_ids(0, 0),
             additional_gids: Vec::new(),
             terminal: Terminal::None,
-            capabilities: defaults::CAPABILITIES.to_vec(),
+            capabilities: Capability::DEFAULT.to_vec(),
             no_new_privileges: NoNewPrivileges::Off,
             rlimits: vec![defaults::OPEN_FILES],
             root_access: RootAccess::ReadWrite,

@@ -171,7 +171,6 @@ mod tests {
     use oci_spec::runtime::{LinuxSeccompArg, LinuxSeccompOperator as Operator, LinuxSyscall};
 
     use super::*;
-    use crate::template::defaults::CAPABILITIES;
 
     #[derive(Debug, PartialEq)]
     enum Answer {
@@ -207,7 +206,7 @@ mod tests {
     fn calls_depend_on_architecture_capabilities_and_arguments() {
         use Capability::{Bpf, SysAdmin, SysPtrace, Syslog};
         const NONE: &[Capability] = &[];
-        const USUAL: &[Capability] = &CAPABILITIES;
+        const USUAL: &[Capability] = Capability::DEFAULT;
         let table: &[Row] = &[
             ("x86_64", USUAL, "openat", [0; 2], Done),
             ("x86_64", USUAL, "fsync", [0; 2], Done),
@@ -262,7 +261,7 @@ mod tests {
     /// Tries all numbers of include/linux/socket.h and beyond.
     #[test]
     fn dropped_and_dangerous_address_families_are_blocked() {
-        let profile = default("x86_64", &CAPABILITIES);
+        let profile = default("x86_64", Capability::DEFAULT);
         let closed: Vec<u64> = (0..64).filter(|&family| answer(&profile, "socket", [family, 0]) != Done).collect();
         let gone = [12, 19, 20, 23, 25, 34, 37]; // DECnet, ECONET, ATMSVC, IRDA, WANPIPE, ISDN, CAIF
         let (alg, vsock) = (38, 40);
@@ -275,7 +274,7 @@ mod tests {
     #[test]
     fn no_name_occurs_twice() {
         for (arch, _) in ALLOWED_ON {
-            for capabilities in [&CAPABILITIES[..], &[], &[Capability::SysAdmin]] {
+            for capabilities in [Capability::DEFAULT, &[], &[Capability::SysAdmin]] {
                 let profile = default(arch, capabilities);
                 let plain = profile.syscalls().iter().flatten().filter(|rule| rule.args().is_none());
                 let mut seen = BTreeSet::new();
@@ -294,7 +293,7 @@ mod tests {
             ("riscv64", None), // only its own
         ];
         for (arch, expected) in table {
-            assert_eq!(*default(arch, &CAPABILITIES).architectures(), expected);
+            assert_eq!(*default(arch, Capability::DEFAULT).architectures(), expected);
         }
     }
 }
