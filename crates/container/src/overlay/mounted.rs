@@ -31,8 +31,8 @@ impl AsRef<Path> for Mounted {
 
 /// How often an unmount is retried while the mount is busy. A process that has ended may close its
 /// last file a moment later, and the kernel reports no event for that. The first wait is 1 ms, and
-/// each further one is twice as long as the one before: one second in all.
-const RETRIES: u32 = 10;
+/// each further one is twice as long as the one before: four seconds in all.
+const RETRIES: u32 = 12;
 
 impl Mounted {
     pub(super) fn new(target: PathBuf, api: MountApi, names: LowerNames) -> Self {
@@ -54,7 +54,7 @@ impl Mounted {
         self.names
     }
 
-    /// Unmounts the overlay. If it is busy, tries again for up to a second.
+    /// Unmounts the overlay. If it is busy, tries again for up to four seconds.
     ///
     /// Success does not mean that the overlay is unused: another mount namespace may have a copy of
     /// the mount. The overlay is unused only when all its processes have ended.
@@ -74,7 +74,7 @@ impl Mounted {
     }
 }
 
-/// Calls `unmount` until it succeeds, fails for good, or has been busy for a second.
+/// Calls `unmount` until it succeeds, fails for good, or has been busy for four seconds.
 fn patiently(mut unmount: impl FnMut() -> nix::Result<()>, mut wait: impl FnMut(Duration)) -> nix::Result<()> {
     let mut retries = 0;
     loop {
@@ -105,15 +105,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unmount_is_retried_for_one_second_while_the_mount_is_busy() {
+    fn an_unmount_is_retried_for_four_seconds_while_the_mount_is_busy() {
         use Errno::{EBUSY, EINTR, EINVAL, EIO};
         // (the kernel's errors before it succeeds, the result, the milliseconds waited)
         let table: [(&[Errno], nix::Result<()>, u128); 7] = [
             (&[], Ok(()), 0),
             (&[EBUSY], Ok(()), 1),
             (&[EBUSY, EINTR, EBUSY], Ok(()), 3),
-            (&[EBUSY; 10], Ok(()), 1023),
-            (&[EBUSY; 11], Err(EBUSY), 1023),
+            (&[EBUSY; 12], Ok(()), 4095),
+            (&[EBUSY; 13], Err(EBUSY), 4095),
             (&[EBUSY, EIO], Err(EIO), 1),
             (&[EINVAL, EBUSY], Err(EINVAL), 0),
         ];

@@ -114,14 +114,6 @@ fn become_keeper(
     if poll(&mut [PollFd::new(caller, PollFlags::IN)], Some(&now))? > 0 {
         return Err(Errno::SRCH);
     }
-    mount(None::<&str>, c"/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>).map_err(errno)?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None::<&str>).map_err(errno)?;
-    if let Some(hidden) = start.hidden {
-        mount(Some(c"tmpfs"), hidden, Some(c"tmpfs"), flags, Some(c"mode=0700,size=1m")).map_err(errno)?;
-    }
-    // SAFETY: the string ends with a NUL.
-    check(unsafe { libc::chdir(start.directory.as_ptr()) })?;
     let [stdin, stdout, stderr] = start.streams;
     let own = [(stdin, 0), (stdout, 1), (stderr, 2), (start.report, REPORT), (start.program, PROGRAM)];
     for (descriptor, target) in own.into_iter().chain(start.runtime.map(|runtime| (runtime, RUNTIME))) {
@@ -131,7 +123,17 @@ fn become_keeper(
     // Without a copy of the runtime, descriptor 5 may be one of the caller's, so closing starts
     // there.
     let first = if start.runtime.is_some() { FREE } else { RUNTIME };
-    close_on_exec(CLOSE_RANGE, first)?;
+    // Before the mounts, which may have to wait: a copy of another run's descriptor keeps that
+    // run's overlay busy.
+    close_from(first)?;
+    mount(None::<&str>, c"/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>).map_err(errno)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None::<&str>).map_err(errno)?;
+    if let Some(hidden) = start.hidden {
+        mount(Some(c"tmpfs"), hidden, Some(c"tmpfs"), flags, Some(c"mode=0700,size=1m")).map_err(errno)?;
+    }
+    // SAFETY: the string ends with a NUL.
+    check(unsafe { libc::chdir(start.directory.as_ptr()) })?;
     // SAFETY: an empty string and two lists of strings, each of which ends with a null pointer.
     check(unsafe {
         libc::syscall(
@@ -160,6 +162,16 @@ pub(crate) fn close_descriptors(command: &mut Command) -> &mut Command {
 
 /// The number of close_range(2). Older C libraries have no function for it.
 const CLOSE_RANGE: libc::c_long = libc::SYS_close_range;
+
+/// Closes every descriptor from `first` on. Before Linux 5.9, the kernel closes them when this
+/// process executes another program.
+fn close_from(first: RawFd) -> Result<(), Errno> {
+    // SAFETY: the call takes only numbers.
+    match unsafe { libc::syscall(CLOSE_RANGE, first, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => close_on_exec_one_by_one(first),
+    }
+}
 
 /// The buffer for directory entries, in bytes. It holds the names of a few hundred descriptors and
 /// fits on the child's small stack.
