@@ -1,10 +1,10 @@
 //! The source of the command's standard input. `output` has the destinations of its output.
 
-use std::fs;
+use std::{fmt, fs};
 
 /// The source of the command's standard input. What applies to a file also applies to the caller's
 /// own standard input.
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[non_exhaustive]
 pub enum Input {
     /// Empty: the command reads end-of-file immediately.
@@ -20,4 +20,26 @@ pub enum Input {
     /// These bytes, then end-of-file. They stay in memory until the command has read them. With a
     /// [terminal](crate::Terminal::Attached), they are typed into it, and no end-of-file follows.
     Bytes(Vec<u8>),
+}
+
+impl fmt::Debug for Input {
+    /// Shows the number of the [bytes](Self::Bytes) only: they may be a secret, or many.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => formatter.write_str("Null"),
+            Self::Inherit => formatter.write_str("Inherit"),
+            Self::File(file) => formatter.debug_tuple("File").field(file).finish(),
+            Self::Bytes(bytes) => write!(formatter, "Bytes({} bytes)", bytes.len()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_bytes() {
+        assert_eq!(format!("{:?}", Input::Bytes(b"secret".to_vec())), "Bytes(6 bytes)");
+    }
 }

@@ -212,9 +212,11 @@ impl Rootfs {
     fn remove_if_empty(&self, path: &Path) -> Result<()> {
         let outside = self.outside(path);
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-        let parent = match self.resolve(parent, DIRECTORY) {
+        // The paths in `created` lead through no link and no mount. One that does now leads elsewhere.
+        let here = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let parent = match self.resolve_with(parent, DIRECTORY, here) {
             // The command has removed or replaced the parent.
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(()),
             parent => parent.map_err(Error::io("open the directory of", &outside))?,
         };
         let flags = match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -339,7 +341,11 @@ impl Rootfs {
     }
 
     fn resolve(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        self.resolve_with(path, flags, ResolveFlags::empty())
+    }
+
+    fn resolve_with(&self, path: &Path, flags: OFlags, further: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | further;
         let mut attempts = 0;
         loop {
             match openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), inside) {
@@ -456,6 +462,7 @@ mod tests {
             ("/gone/point", MountPoint::Directory),
             ("/link/point", MountPoint::Directory),
             ("/linked", MountPoint::Directory),
+            ("/moved/point", MountPoint::Directory),
         ] {
             rootfs.mount_point(Path::new(path), kind).unwrap();
         }
@@ -463,6 +470,9 @@ mod tests {
         fs::write(dir.path().join("etc/written"), "result").unwrap();
         fs::write(dir.path().join("job/result"), "").unwrap();
         fs::remove_dir_all(dir.path().join("gone")).unwrap();
+        fs::create_dir_all(dir.path().join("var/point")).unwrap();
+        fs::remove_dir_all(dir.path().join("moved")).unwrap();
+        symlink("var", dir.path().join("moved")).unwrap();
         for (link, target) in [("link", outside.path()), ("linked", Path::new("etc"))] {
             fs::remove_dir_all(dir.path().join(link)).unwrap();
             symlink(target, dir.path().join(link)).unwrap();
@@ -476,6 +486,7 @@ mod tests {
         let removed = ["proc", "etc/file", "job/here", "gone"].map(|path| dir.path().join(path));
         assert!(removed.iter().all(|path| !path.exists()));
         assert!(outside.path().join("point").exists(), "the removal leaves the root through no link");
+        assert!(dir.path().join("var/point").exists(), "the removal follows no link in the root");
     }
 
     #[test]

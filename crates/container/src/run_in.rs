@@ -44,7 +44,11 @@ const MOST_ATTEMPTS: usize = 1000;
 /// Several threads and processes may call this with the same `root` at the same time. A mount point
 /// that was removed would take another container's mount with it. Therefore each call holds a
 /// shared flock(2) on `root`, and removes nothing if another call still holds one: the mount points
-/// then stay.
+/// then stay. Any user who can read `root` can hold such a lock.
+///
+/// Commands that run at the same time in the same root must trust each other: one can replace a
+/// directory by a link while another container starts. Give commands that do not an
+/// [`Overlay`](crate::Overlay) each.
 ///
 /// The container gets no `/etc/hosts` and no `/etc/resolv.conf` of the host's.
 ///
@@ -144,12 +148,15 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
-        if let Err(error) = flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
-            log::debug!(
-                "the mount points in {} stay, because another run uses it: {error}",
-                self.rootfs.path().maybe_quote()
-            );
-        } else if let Err(error) = self.rootfs.remove_empty() {
+        let root = self.rootfs.path().maybe_quote();
+        match flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return log::debug!("the mount points in {root} stay, because another run uses it");
+            }
+            Err(error) => return log::warn!("the mount points in {root} stay, because it cannot be locked: {error}"),
+        }
+        if let Err(error) = self.rootfs.remove_empty() {
             log::warn!("{}", chain(&error));
         }
     }

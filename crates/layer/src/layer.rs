@@ -142,7 +142,8 @@ impl Base {
 
     /// Returns the base whose tree is `dir` itself: a root file system that is not in a directory
     /// `fs`. Symbolic links in `dir` are resolved. No collector removes such a base, so no run
-    /// holds it.
+    /// holds it. A directory of the name `fs` is the tree of a base that may be a layer: the result
+    /// is then the base around it, as [`open`](Self::open) returns it.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -157,7 +158,12 @@ impl Base {
     pub fn of_tree(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
         let real = fs::canonicalize(&dir).map_err(|source| missing(&dir, ROOT, source))?;
-        let base = Self { tree: real.clone(), ..Self::at(real) };
+        let base = match (real.file_name(), real.parent()) {
+            (Some(name), Some(parent)) if name == "fs" => Self::at(parent),
+            // Layers name their base by its hash, which must not be empty.
+            (None, _) => Self { tree: real.clone(), hash: "root".into(), ..Self::at(real) },
+            _ => Self { tree: real.clone(), ..Self::at(real) },
+        };
         base.check()?;
         Ok(base)
     }
@@ -287,11 +293,15 @@ mod tests {
         let base = Base::open(&whole).unwrap().with_image("debian:12");
         assert_eq!((base.hash(), base.image()), ("whole", "debian:12"));
 
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink("whole/fs", &link).unwrap();
+        assert_eq!(Base::of_tree(whole.join("fs")).unwrap(), Base::open(fs::canonicalize(&whole).unwrap()).unwrap());
+        assert_eq!(Base::of_tree("/").unwrap().hash(), "root");
+
+        let (link, tree) = (dir.path().join("link"), dir.path().join("tree"));
+        fs::create_dir(&tree).unwrap();
+        std::os::unix::fs::symlink("tree", &link).unwrap();
         let base = Base::of_tree(&link).unwrap();
         let real = fs::canonicalize(&link).unwrap();
-        assert_eq!((base.path(), base.fs(), base.hash()), (&*real, real.clone(), "fs"));
+        assert_eq!((base.path(), base.fs(), base.hash()), (&*real, real.clone(), "tree"));
         assert!(base.is_tree() && !Base::at(&whole).is_tree());
         fs::remove_dir(&real).unwrap();
         assert!(matches!(base.check(), Err(Error::NotADirectory { path, .. }) if path == real));

@@ -122,7 +122,8 @@ impl Store {
     /// layers that name it in `parent_hashes` stay: each layer is complete without its parents.
     ///
     /// Reads the `layer.json` of every other layer, to find those that name this layer as their
-    /// base. As for a collector, a `layer.json` that is not JSON names none.
+    /// base. As for a collector, a `layer.json` that is not JSON names none. A layer over this one
+    /// that another process publishes while this function reads is not found.
     ///
     /// # Errors
     /// The layer is left as it is after all errors but the last:

@@ -66,6 +66,9 @@ fn run_on<K: Kernel>(
 ) -> Result<Report> {
     let Options { scratch, over, runtime, limits, prep_upper, devices, xattrs, etc, cleanup, supervision, .. } =
         options;
+    // This comes first, because the upper of an earlier run must survive any failure, and a panic of
+    // the caller's watcher.
+    let over = in_phase(Phase::Inputs, || over.map(Upper::into_kept).transpose())?;
     let watcher = &clock.watcher().clone();
     let supervision = match watcher.is_watching() {
         true => supervision.on_start(|| watcher.tell(Event::CommandStarted)),
@@ -75,13 +78,11 @@ fn run_on<K: Kernel>(
     let is_cancelled = || cancel.as_ref().is_some_and(Cancel::is_cancelled);
     let namespace = xattrs::namespace(xattrs);
 
-    let (over, hold, stack) = clock.step(Phase::Inputs, || {
-        // This comes first, because the upper of an earlier run must survive any failure.
-        let over = over.map(Upper::into_kept).transpose()?;
+    let (hold, stack) = clock.step(Phase::Inputs, || {
         kernel.require(template)?;
         // Hold the layers before checking them: no collector can then remove a layer that exists.
         let hold = stack::hold(base, layers, &is_cancelled)?;
-        Ok((over, hold, Stack::resolve(base, layers)?))
+        Ok((hold, Stack::resolve(base, layers)?))
     })?;
     let scratch = clock.step(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
     let work = || {

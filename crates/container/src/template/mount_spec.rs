@@ -81,11 +81,15 @@ impl Mount {
     /// [`TemplateError::MountSpec`] with the problem.
     pub fn from_tmpfs(spec: &str) -> Result<Mount, TemplateError> {
         let (target, options) = spec.split_once(':').unwrap_or((spec, ""));
-        let mut mount = Mount::tmpfs(target);
+        let (mut mount, mut is_read_only) = (Mount::tmpfs(target), false);
         for option in options.split(',').filter(|option| !option.is_empty()) {
             mount = match option.split_once('=') {
-                None if option == "ro" => mount.read_only(),
-                None if ["rw", "nosuid", "nodev"].contains(&option) => mount,
+                // The last one counts, as for mount(8).
+                None if ["ro", "rw"].contains(&option) => {
+                    is_read_only = option == "ro";
+                    mount
+                }
+                None if ["nosuid", "nodev"].contains(&option) => mount,
                 Some(("size", size)) => mount
                     .size_bytes(parse_size(size).map_err(|problem| refused(spec, &format!("has size: {problem}")))?),
                 Some(("mode", octal)) => mount.mode(mode(octal).map_err(|problem| refused(spec, &problem))?),
@@ -95,6 +99,7 @@ impl Mount {
                 }
             };
         }
+        let mount = if is_read_only { mount.read_only() } else { mount };
         mount.validate()?;
         Ok(mount)
     }

@@ -274,6 +274,9 @@ impl Stack {
     /// - A whiteout for something that the stack does not have is not an item.
     /// - What an opaque directory hides is [`Effect::Deleted`], unless the upper has an entry of
     ///   that name. An opaque directory that the stack does not have is [`Effect::Added`].
+    /// - In an upper that was not captured, nothing shows the deletions in a directory below an
+    ///   opaque one, if both the upper and the stack have that directory. A captured layer has
+    ///   whiteouts for them.
     ///
     /// A deleted directory is one item, without its content.
     ///

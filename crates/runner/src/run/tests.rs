@@ -310,6 +310,21 @@ fn a_kept_upper_survives_a_failed_run_over_it() {
 }
 
 #[test]
+fn an_upper_survives_a_watcher_that_panics_at_the_first_event() {
+    let stacked = Stacked::new();
+    let upper = stacked.run_with(&[]).1.unwrap().upper;
+    let written = upper.path().join("written");
+    let options = stacked.options().over(upper).watch(|_| panic!("the first event"));
+    let template = Template::builder(["true"]).build().unwrap();
+    let run = std::panic::AssertUnwindSafe(|| stacked.run(&Played::default(), &template, options).map(drop));
+    std::panic::catch_unwind(run).unwrap_err();
+    let kept = written.parent().unwrap().parent().unwrap();
+    let kept = kept.with_file_name(kept.file_name().unwrap().to_str().unwrap().replacen("layered", "kept", 1));
+    assert!(kept.join("upper/written").exists());
+    Upper::discard(kept).unwrap();
+}
+
+#[test]
 fn a_cancelled_run_over_a_kept_upper_leaves_its_root_alone() {
     let (stacked, cancel) = (Stacked::new(), Cancel::new().unwrap());
     cancel.cancel();

@@ -150,9 +150,16 @@ impl Args {
         if self.no_init { Init::None } else { Init::Provided }
     }
 
+    /// Returns whether `--` comes before the words, which clap does not report.
+    fn follows_dashes(&self) -> bool {
+        let before = std::env::args_os().rev().nth(self.words.len());
+        !self.words.is_empty() && before.is_some_and(|word| word == "--")
+    }
+
     /// Returns the base, if it is among the words, and the command.
     fn base_and_command(&self) -> anyhow::Result<(Option<&Path>, &[String])> {
-        let (base, command) = split(&self.words, self.stack.names_base(), defaults::path(BASE).is_some());
+        let (base, command) =
+            split(&self.words, self.stack.names_base() || self.follows_dashes(), defaults::path(BASE).is_some());
         match (base, command) {
             (Some(base), []) if self.spec.is_none() => bail!("there is no command; write it after the base {base}"),
             (Some(base), [first, ..]) if first.starts_with('-') => {
@@ -163,8 +170,8 @@ impl Args {
     }
 }
 
-/// Splits words into the base, if it is there, and the command. An option may name the base, or the
-/// environment may have a default for it.
+/// Splits words into the base, if it is there, and the command. There is none if an option names the
+/// base, or if `--` comes before the words. The environment may have a default for it.
 fn split(words: &[String], is_named: bool, has_default: bool) -> (Option<&String>, &[String]) {
     match words {
         _ if is_named => (None, words),
@@ -238,7 +245,10 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         _ => {}
     }
     let is_failed = matches!(report.status, Status::Exited(code) if code != 0);
-    if is_failed && network == Network::None && args.output.as_deref().is_some_and(could_not_resolve) {
+    if is_failed
+        && network == Network::None
+        && args.output.as_deref().is_some_and(|path| !is_standard(path) && could_not_resolve(path))
+    {
         complain(format_args!("the command has no network, and could not resolve a name; pass --network host"));
     }
     if let Some(error) = &report.output_error {

@@ -226,13 +226,15 @@ pub(crate) fn read_given(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(read(path)?.0)
 }
 
-/// Returns the content of a file as [`read_given`], and whether it is a pipe or the like.
+/// Returns the content of a file as [`read_given`], and whether its path says nothing about the paths in
+/// it, like that of a pipe or a descriptor.
 fn read(path: &Path) -> anyhow::Result<(Vec<u8>, bool)> {
     let mut content = Vec::new();
     let mut read = || {
         let fd = if is_standard(path) { io::stdin().as_fd().try_clone_to_owned()? } else { File::open(path)?.into() };
         let file = File::from(fd);
-        let is_pipe = is_standard(path) || !file.metadata()?.is_file();
+        let is_descriptor = ["/dev", "/proc"].iter().any(|dir| path.starts_with(dir));
+        let is_pipe = is_standard(path) || is_descriptor || !file.metadata()?.is_file();
         file.take(MAX_BYTES + 1).read_to_end(&mut content)?;
         io::Result::Ok(is_pipe)
     };
