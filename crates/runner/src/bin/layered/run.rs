@@ -3,7 +3,7 @@
 //!
 //! `runner::run` does the run, [`signals`] forwards signals to it, and
 //! [`kept`] describes a run that is kept. The options that describe the container are in
-//! [`template`].
+//! [`mod@template`].
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};

@@ -1,6 +1,6 @@
 //! The options that describe the container, and the template that they make.
 //!
-//! [`values`](crate::values) parses their values.
+//! [`values`] parses their values.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
