@@ -106,8 +106,8 @@ impl Layer {
 /// The tree at the bottom of every stack: a root file system made from an image, with no layer
 /// below it.
 ///
-/// A base has the shape of a layer (`<dir>/fs/` is its tree), or is a root file system that is not in
-/// a directory `fs` ([`of_tree`](Self::of_tree)). It has no `last_used`: it is needed as long as any
+/// A base has the shape of a layer (`<dir>/fs/` is its tree), or is a root file system that is not
+/// in a directory `fs` ([`of_tree`](Self::of_tree)). It has no `last_used`: it is needed as long as any
 /// layer above it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Base {

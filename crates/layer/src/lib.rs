@@ -43,8 +43,8 @@
 //! [kept](Hold::keep) for a directory: it stays while that directory exists.
 //!
 //! On a full disk, a collector may be unable to make `.layered`. It then takes the first layer
-//! that it has to remove and renames it to `.layered`. For as long as `.layered` has a `layer.json`, everything in
-//! it but `holds` and `new` is garbage.
+//! that it has to remove and renames it to `.layered`. For as long as `.layered` has a
+//! `layer.json`, everything in it but `holds` and `new` is garbage.
 //!
 //! By default only the owner can enter a layer's directory (mode 0700), because a tree can hold
 //! set-user-ID programs. [`Access`] changes this.

@@ -1,5 +1,5 @@
-//! The paths in the directory of one run. `rundir` has the directory itself, and `scratch` creates and
-//! removes what is in it.
+//! The paths in the directory of one run. `rundir` has the directory itself, and `scratch` creates
+//! and removes its content.
 
 use std::path::{Path, PathBuf};
 

@@ -121,7 +121,7 @@ impl Timings {
     }
 }
 
-/// Times the phases of a run that is in progress, and tells the caller of them.
+/// Times the phases of a run that is in progress, and passes events to the caller.
 #[derive(Debug)]
 pub(crate) struct Clock<'a> {
     started: Instant,

@@ -226,8 +226,8 @@ pub(crate) fn read_given(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(read(path)?.0)
 }
 
-/// Returns the content of a file as [`read_given`], and whether its path says nothing about the paths in
-/// it, like that of a pipe or a descriptor.
+/// Returns the content of a file as [`read_given`], and whether its path says nothing about the
+/// paths in it, like that of a pipe or a descriptor.
 fn read(path: &Path) -> anyhow::Result<(Vec<u8>, bool)> {
     let mut content = Vec::new();
     let mut read = || {

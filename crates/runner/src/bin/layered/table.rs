@@ -13,8 +13,8 @@ pub(crate) fn print(out: &mut impl Write, rows: &[Vec<String>], right: &[usize])
     print_printable(out, &printable(rows), right)
 }
 
-/// Prints rows as [`print()`] does. If standard output is a terminal that is too narrow, shortens the
-/// widest columns that are aligned to the left.
+/// Prints rows as [`print()`] does. If standard output is a terminal that is too narrow, shortens
+/// the widest columns that are aligned to the left.
 pub(crate) fn print_to_fit(out: &mut impl Write, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
     let mut rows = printable(rows);
     if io::stdout().is_terminal() {
