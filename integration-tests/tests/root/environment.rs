@@ -484,7 +484,7 @@ fn no_descriptor_of_the_caller_is_inherited() {
     let strace = ["strace", "-f", "-qq", "-e", "trace=close_range", "-e", "inject=close_range:error=ENOSYS", "-o"];
     let around = [&strace[..], &[log.to_str().unwrap()]].concat();
     assert_eq!(with_open_descriptors(&fixture, &around, &fake, &["true"]), two_more());
-    assert!(fs::read_to_string(log).unwrap().contains("CLOSE_RANGE_CLOEXEC) = -1 ENOSYS"));
+    assert!(fs::read_to_string(log).unwrap().contains("= -1 ENOSYS"));
 }
 
 #[test]
