@@ -212,7 +212,8 @@ impl Rootfs {
     fn remove_if_empty(&self, path: &Path) -> Result<()> {
         let outside = self.outside(path);
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-        // The paths in `created` lead through no link and no mount. One that does now leads elsewhere.
+        // The paths in `created` lead through no link. One that does now was replaced. Nothing in
+        // another mount is removed.
         let here = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         let parent = match self.resolve_with(parent, DIRECTORY, here) {
             // The command has removed or replaced the parent.

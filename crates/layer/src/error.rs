@@ -33,7 +33,7 @@ pub enum Error {
     NotADirectory {
         /// The path that the caller passed.
         path: PathBuf,
-        /// What is at the path.
+        /// The kind of entry at the path, if any.
         instead: Instead,
         /// The kind of path that is needed: `a layer`, `a store of layers`.
         expected: &'static str,
@@ -334,7 +334,7 @@ impl fmt::Debug for Error {
 /// The result of an operation on layers.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is at a path that must be a directory.
+/// The kind of entry at a path that must be a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Instead {

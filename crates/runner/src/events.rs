@@ -43,7 +43,7 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// Tells no more events. After a failed unmount, a panic of the caller's function would drop the
+    /// Reports no more events. After a failed unmount, a panic of the caller's function would drop the
     /// run's directory, and so delete files below the mount.
     pub(crate) fn stop(&self) {
         if let Some(watch) = &self.0 {

@@ -142,7 +142,7 @@ pub(crate) mod timestamp {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_rfc3339(&text).map_err(|reason| {
-            serde::de::Error::custom(format_args!("{text:?} is no time like 2026-01-31T23:59:59Z: {reason}"))
+            serde::de::Error::custom(format_args!("{text:?} is not a time like 2026-01-31T23:59:59Z: {reason}"))
         })
     }
 }

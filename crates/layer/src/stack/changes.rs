@@ -62,8 +62,9 @@ pub enum Effect {
     Opaque,
 }
 
-/// What the tree of a layer does to a stack, as an iterator. Each directory is followed by its
-/// entries, in the order of the bytes of their names. The root of the tree is not among the items.
+/// Iterates over the changes that the tree of a layer makes to a stack. Each directory is followed
+/// by its entries, in the order of the bytes of their names. The root of the tree is not among the
+/// items.
 ///
 /// Follows no symbolic link and enters no mount. Holds in memory the entries of the directories on
 /// the way, and the identity of each file that has several names.

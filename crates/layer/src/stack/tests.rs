@@ -58,7 +58,7 @@ fn links_lead_through_the_stack_and_not_out_of_it() {
     let (_, stack) = stack(dir.path());
     use EntryKind::{Directory, File, Special, Symlink};
     let found = |path: &str, kind, layer| Ok(StackEntry { path: path.into(), kind, layer });
-    // The path, what it is with and without the last link followed.
+    // (path, its entry with the last link followed, its entry without)
     for (path, followed, not_followed) in [
         ("", found("", Directory, 0), found("", Directory, 0)),
         ("/", found("", Directory, 0), found("", Directory, 0)),

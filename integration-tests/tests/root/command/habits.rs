@@ -196,7 +196,7 @@ fn a_root_file_system_needs_no_directory_fs() {
     let layer = layer.to_str().unwrap();
     assert_eq!(over(&["--layer", layer], "cat /new; ls /bin | grep -c wc").1, "new\n0\n");
 
-    // What was below an upper without a report is said by an option, too.
+    // Without a report, an option names the root file system that was below the upper.
     assert_eq!(over(&keep[..2], "echo more >/more").0, 0);
     let mut commit = layered();
     commit.arg("commit").arg(&upper).arg(fixture.store().join("more")).arg("--rootfs").arg(&rootfs);
