@@ -57,6 +57,23 @@ fn fsync_waits_for_the_disk_only_if_asked() {
 }
 
 #[test]
+fn the_runs_hosts_file_or_that_of_the_stack_is_found() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer("hosts", |fs| {
+        fs::create_dir(fs.join("etc")).unwrap();
+        fs::write(fs.join("etc/hosts"), "10.1.1.1 box\n").unwrap();
+    });
+    let layer = ["--layer", layer.path().to_str().unwrap(), "--hostname", "box"];
+    let own = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.0.1\tbox\n";
+    for (etc, expected) in [(&[][..], own), (&["--etc", "run"], own), (&["--etc", "stack"], "10.1.1.1 box\n")] {
+        assert_eq!(
+            script(&fixture, &[&layer[..], etc].concat(), "cat /etc/hosts"),
+            (0, expected.into(), String::new())
+        );
+    }
+}
+
+#[test]
 fn privileges_and_the_profile_are_set() {
     let fixture = Fixture::new();
     for (options, seen) in [

@@ -16,7 +16,7 @@ use container::advanced::parse_size;
 use container::{Init, Input, Network, Output, Status, Template, Terminal};
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
-use runner::{Cause, PersistError, Phase, Report, Timings, Upper};
+use runner::{Cause, EtcFiles, PersistError, Phase, Report, Timings, Upper};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use serde_json::{Value, json};
@@ -44,6 +44,8 @@ const SECURITY: &str = "Security";
 /// The layers and the base are only read. The command writes to a separate directory, the upper.
 /// The upper is deleted after the run, unless --upper or --keep-failed keeps it.
 ///
+/// /tmp, /dev and /dev/shm are in memory: what the command writes there is not in the upper.
+///
 /// The command reads layered's standard input. In a shell loop that itself reads from standard
 /// input (`while read …`), add `</dev/null`.
 #[derive(Debug, clap::Args)]
@@ -67,6 +69,13 @@ pub(crate) struct Args {
     /// orphans. Use this option for a command that is itself an init.
     #[arg(long, help_heading = COMMAND)]
     no_init: bool,
+    /// Whose /etc/hosts and /etc/resolv.conf the command finds: run or stack.
+    ///
+    /// With `run`, the run writes them: see --network. They are not part of a captured layer, unless
+    /// the command changes them. With `stack`, the command finds the files of the base and the
+    /// layers.
+    #[arg(long, value_name = "WHOSE", default_value = "run", hide_possible_values = true, help_heading = COMMAND)]
+    etc: EtcArg,
     /// Configure the container by an OCI config.json.
     ///
     /// Its root.path must be `<rootfs>` or `rootfs`. COMMAND, if given, replaces the command in
@@ -117,6 +126,21 @@ pub(crate) struct Args {
     /// Print the duration of each phase to standard error.
     #[arg(long, help_heading = OUTPUT)]
     timings: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum EtcArg {
+    Run,
+    Stack,
+}
+
+impl From<EtcArg> for EtcFiles {
+    fn from(etc: EtcArg) -> Self {
+        match etc {
+            EtcArg::Run => EtcFiles::Provided,
+            EtcArg::Stack => EtcFiles::FromLayers,
+        }
+    }
 }
 
 const USAGE: &str = "\
@@ -225,7 +249,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
             (Output::File(file), Output::File(copy))
         }
     };
-    options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr).init(args.init());
+    options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr).init(args.init()).etc_files(args.etc.into());
     options = options.timeout(args.timeout).grace(args.grace).output_limit_bytes(args.output_limit);
     let network = template.network();
     let kept_run =

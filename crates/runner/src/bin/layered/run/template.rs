@@ -42,7 +42,7 @@ pub(super) struct TemplateArgs {
     /// Network of the container: none or host.
     ///
     /// `none` has only a loopback interface. `host` is the host's network, and the container gets
-    /// copies of the host's /etc/hosts and /etc/resolv.conf.
+    /// copies of the host's /etc/hosts and /etc/resolv.conf, unless --etc is `stack`.
     #[arg(long, default_value = "none", hide_possible_values = true, help_heading = COMMAND)]
     network: NetworkArg,
     /// Give the command a terminal, e.g. for an interactive shell.
