@@ -44,7 +44,7 @@ const SECURITY: &str = "Security";
 /// The layers and the base are only read. The command writes to a separate directory, the upper.
 /// The upper is deleted after the run, unless --upper or --keep-failed keeps it.
 ///
-/// /tmp, /dev and /dev/shm are in memory: what the command writes there is not in the upper.
+/// /tmp, /dev and /dev/shm are in memory. Files that the command writes there are not in the upper.
 ///
 /// The command reads layered's standard input. In a shell loop that itself reads from standard
 /// input (`while read …`), add `</dev/null`.
