@@ -33,7 +33,7 @@ const COMMANDS: [(&[&str], &str); 17] = [
 ];
 
 /// Options with which Docker, Podman, bubblewrap and systemd-nspawn run a command.
-const OPTIONS: [(&[&str], &str); 22] = [
+const OPTIONS: [(&[&str], &str); 25] = [
     (&["--rm"], "leave it out: a run leaves nothing to remove, unless --upper or --keep-failed keeps it"),
     (&["--name", "-M", "--machine"], "leave it out: a run has no name, and several can run at the same time"),
     (
@@ -43,7 +43,10 @@ const OPTIONS: [(&[&str], &str); 22] = [
     (&["-d", "--detach"], "layered stays in the foreground; let the shell start it in the background"),
     (&["-p", "--publish", "--expose"], "--network host lets the command serve the ports of the host"),
     (&["--net"], "write --network"),
-    (&["--dns", "--add-host"], "write the file into a layer, or mount one with -v FILE:/etc/hosts"),
+    (&["--dns", "--dns-search"], "mount a file with -v FILE:/etc/resolv.conf"),
+    (&["--add-host"], "mount a file with -v FILE:/etc/hosts"),
+    (&["--shm-size"], "write --tmpfs /dev/shm:size=SIZE"),
+    (&["--ipc", "--pid", "--uts", "--cgroupns"], "leave it out: each run has a namespace of its own"),
     (&["--device", "--gpus"], "a run gets no devices of the host; --spec FILE can configure them"),
     (&["--privileged"], "grant what is needed with --cap-add and --seccomp unconfined"),
     (&["--security-opt"], "use --seccomp PROFILE or --no-new-privileges"),
@@ -118,6 +121,7 @@ mod tests {
             ("layered run -it base sh", "-t gives it a terminal"),
             ("layered run --device /dev/fuse base true", "--spec FILE"),
             ("layered run --privileged base true", "--cap-add"),
+            ("layered run --shm-size 1g base true", "--tmpfs /dev/shm:size=SIZE"),
         ] {
             let message = message(line);
             assert!(message.contains("tip: ") && message.contains(advice), "{message}");
