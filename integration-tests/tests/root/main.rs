@@ -5,6 +5,7 @@
 //!
 //! - `fixture`: the fixture finds what its own runs leave behind, and nothing else
 //! - `stacking`: what a command sees of its layers, on every rung, with any number of layers
+//! - `steps`: the steps of one run, each looked at from outside
 //! - `results`: how a command ends, what a report contains, where the output goes
 //! - `init`: process 1 of a container, and commands and runtimes that do not start
 //! - `signals`: signals that layered passes on to the command
@@ -66,6 +67,7 @@ mod results;
 mod signals;
 mod space;
 mod stacking;
+mod steps;
 mod store;
 mod streams;
 mod terminal;
