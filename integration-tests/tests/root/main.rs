@@ -28,6 +28,7 @@
 //! - `collector`: collectors on full disks, with wrong sizes, and killed
 //! - `store`: layers in use beside collectors, and kills of runs and collectors
 //! - `readme`: the README's session and programs, as they stand there
+//! - `examples`: larger examples of the crates, as programs
 //! - `remove`: removal of trees, never across a mount
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
@@ -48,6 +49,7 @@ mod costs;
 mod debian;
 mod doctor;
 mod environment;
+mod examples;
 mod faults;
 mod filter;
 mod fixture;

@@ -1,0 +1,4 @@
+//! Larger examples of the crates, run as the programs that a reader would start. Those of the
+//! README are in module `readme`.
+
+mod docs_browser;
