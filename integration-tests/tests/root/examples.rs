@@ -2,3 +2,4 @@
 //! README are in module `readme`.
 
 mod docs_browser;
+mod mini_runner;
