@@ -2,4 +2,5 @@
 //! README are in module `readme`.
 
 mod docs_browser;
+mod farm;
 mod mini_runner;
