@@ -39,7 +39,7 @@
 //! # Ok::<(), container::Error>(())
 //! ```
 //! The command writes object files into `run/upper`. `examples/own_rootfs.rs` is a complete
-//! program.
+//! program, and `examples/mini_runner.rs` runs commands in many ways.
 //!
 //! # Requirements
 //! Root, or at least CAP_SYS_ADMIN ([`require_privilege`]), and runc, crun or youki

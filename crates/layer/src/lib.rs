@@ -49,8 +49,8 @@
 //! By default only the owner can enter a layer's directory (mode 0700), because a tree can hold
 //! set-user-ID programs. [`Access`] changes this.
 //!
-//! The example `store_index` writes an index of a store as an HTML page, as a documentation browser
-//! would show it.
+//! The example `docs_browser` serves the files and the metadata of a store over HTTP. The example
+//! `store_index` writes an index of a store as an HTML page.
 //!
 //! # JSON
 //! The results that a program reads, such as [`Lookup`], [`Conflict`], [`Plan`] and [`Collected`],

@@ -39,7 +39,9 @@ use crate::json_path;
 /// an open directory, with openat2(2), and stays in one layer. A mount point in a layer is refused,
 /// because an overlay would not show the mount. No device, FIFO or socket is ever opened.
 ///
-/// A stack needs only the permission to read the layers, and a mounted `/proc`.
+/// A stack needs only the permission to read the layers, and a mounted `/proc`. In trees that were
+/// not captured, only a process with CAP_SYS_ADMIN sees which directories are opaque: see
+/// [`XattrNamespace::Trusted`].
 ///
 /// In one respect a stack differs from the kernel. [`read_dir`](Self::read_dir) does not list the
 /// name of a whiteout. The kernel lists it in some directories, although it cannot be looked up

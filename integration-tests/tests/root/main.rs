@@ -5,6 +5,7 @@
 //!
 //! - `fixture`: the fixture finds what its own runs leave behind, and nothing else
 //! - `stacking`: what a command sees of its layers, on every rung, with any number of layers
+//! - `steps`: the steps of one run, each looked at from outside
 //! - `results`: how a command ends, what a report contains, where the output goes
 //! - `init`: process 1 of a container, and commands and runtimes that do not start
 //! - `signals`: signals that layered passes on to the command
@@ -27,6 +28,7 @@
 //! - `collector`: collectors on full disks, with wrong sizes, and killed
 //! - `store`: layers in use beside collectors, and kills of runs and collectors
 //! - `readme`: the README's session and programs, as they stand there
+//! - `examples`: larger examples of the crates, as programs
 //! - `remove`: removal of trees, never across a mount
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
@@ -47,6 +49,7 @@ mod costs;
 mod debian;
 mod doctor;
 mod environment;
+mod examples;
 mod faults;
 mod filter;
 mod fixture;
@@ -66,6 +69,7 @@ mod results;
 mod signals;
 mod space;
 mod stacking;
+mod steps;
 mod store;
 mod streams;
 mod terminal;

@@ -68,9 +68,6 @@ fn the_session_and_the_programs_of_the_readme_work_as_they_stand() {
     assert_eq!(list, expected);
     assert_eq!(fs::read_to_string(dir.join("merged/greeting")).unwrap(), "hello\n");
     assert_eq!(output(&mut at(env!("CARGO_BIN_EXE_own-rootfs"))), "hello\nExited(0)\n");
-    let farm = output(at(env!("CARGO_BIN_EXE_farm")).args(["base", "farm"]));
-    let installed = (0..10).map(|number| format!(" package-{number}")).collect::<String>();
-    assert_eq!(farm, format!("Installed:{installed}\n"));
 }
 
 #[test]

@@ -23,7 +23,10 @@ use crate::tree::xattr::{XattrList, path_through_proc};
 /// The namespace of overlayfs's extended attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum XattrNamespace {
-    /// `trusted.overlay.*`, for mounts by a privileged user.
+    /// `trusted.overlay.*`, for mounts by a privileged user. Only a process with CAP_SYS_ADMIN can
+    /// read these attributes (xattr(7)). To any other process, an opaque directory looks like an
+    /// ordinary one, and so shows what it hides. A tree that was [captured](crate::Capture) has no
+    /// opaque directory.
     #[default]
     Trusted,
     /// `user.overlay.*`, for mounts with `userxattr`.
