@@ -5,6 +5,7 @@ mod commit;
 mod ends;
 mod habits;
 mod layers;
+mod output;
 mod results;
 mod run;
 

@@ -2,8 +2,8 @@
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
 //! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the forwarding of [`signals`],
-//! and the output of [`table`]. [`habits`] advises users of other tools. None of them holds policy:
-//! the libraries decide.
+//! and the output of [`table`] and [`progress`]. [`habits`] advises users of other tools.
+//! None of them holds policy: the libraries decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::error::ContextValue;
-use clap::{Parser, Subcommand};
+use clap::{ColorChoice, Parser, Subcommand};
 use layer::display::escaped;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::SIGXFSZ;
@@ -32,6 +32,7 @@ mod merge;
 #[path = "../../../../../integration-tests/src/mutated.rs"]
 mod mutated;
 mod plan;
+mod progress;
 mod run;
 mod shell;
 mod show;
@@ -53,6 +54,11 @@ const FAILURE: u8 = 125;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Use colours.
+    ///
+    /// By default, colours are used on a terminal, unless NO_COLOR is set or TERM is `dumb`.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t, global = true, hide_default_value = true)]
+    color: ColorChoice,
 }
 
 const EXAMPLES: &str = "\
@@ -72,6 +78,7 @@ Environment:
   LAYERED_STORE    store of layers, in which a bare name of a layer is looked up
   LAYERED_SCRATCH  directory for temporary files
   LAYERED_RUNTIME  OCI runtime
+  NO_COLOR         no colours
   RUST_LOG=debug   layered logs its decisions to standard error";
 
 #[derive(Debug, Subcommand)]
@@ -107,6 +114,12 @@ fn main() -> ExitCode {
             return if error.use_stderr() { FAILURE.into() } else { ExitCode::SUCCESS };
         }
     };
+    match cli.color {
+        ColorChoice::Auto => anstream::ColorChoice::Auto,
+        ColorChoice::Always => anstream::ColorChoice::Always,
+        ColorChoice::Never => anstream::ColorChoice::Never,
+    }
+    .write_global();
     raise_open_files_limit();
     survive_file_size_limit();
     let is_run = matches!(cli.command, Command::Run(_));

@@ -41,7 +41,7 @@ pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer]) -> anyho
     }
     if !args.json {
         if different > 0 {
-            table::print_to_fit(out, &rows, &[])?;
+            table::print(out, &rows, &[])?;
         }
         writeln!(out, "paths in several layers: {different} differ, {same} are the same in all")?;
     }

@@ -55,7 +55,7 @@ fn print(out: &mut impl Write, layers: &[Layer], found: &Lookup) -> io::Result<(
         };
         vec![name(origin.layer).to_string(), word(origin.kind).into(), role]
     }));
-    table::print_to_fit(out, &rows, &[])
+    table::print(out, &rows, &[])
 }
 
 fn as_json(layers: &[Layer], found: &Lookup) -> Value {
