@@ -172,7 +172,8 @@ struct ReportFile {
     capture: CaptureRecord,
 }
 
-fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
+/// Returns what a capture needs from the report of a run.
+pub(crate) fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
     let Some(text) = layer::read_regular_file(path)? else {
         bail!("cannot read {}: it does not exist; pass the file of the run's --json", quoted(path))
     };

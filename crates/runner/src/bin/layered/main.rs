@@ -2,7 +2,7 @@
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
 //! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the forwarding of [`signals`],
-//! and the output of [`table`] and [`progress`]. [`habits`] advises users of other tools.
+//! and the output of [`table`], [`du`] and [`progress`]. [`habits`] advises users of other tools.
 //! None of them holds policy: the libraries decide.
 
 use std::io::{self, Write};
@@ -20,8 +20,10 @@ mod access;
 mod commit;
 mod completions;
 mod defaults;
+mod diff;
 mod discard;
 mod doctor;
+mod du;
 mod gc;
 mod habits;
 mod kept;
@@ -69,6 +71,7 @@ Examples:
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers
+  layered diff --du /var/cache/layers/5f2e
   layered gc /var/cache/layers --max-bytes 200g
 
 `layered COMMAND --help` explains a command and has examples of it.
@@ -90,6 +93,7 @@ enum Command {
     Discard(discard::Args),
     Commit(commit::Args),
     Ls(ls::Args),
+    Diff(diff::Args),
     Show(show::Args),
     Gc(gc::Args),
     Sweep(sweep::Args),
@@ -131,6 +135,7 @@ fn main() -> ExitCode {
         Command::Discard(args) => discard::run(&args),
         Command::Commit(args) => commit::run(&args),
         Command::Ls(args) => ls::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
