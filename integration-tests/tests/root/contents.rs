@@ -113,6 +113,7 @@ fn names_are_escaped_in_all_output() {
         ("show --json --file /% --layer store%/%", 0),
         ("show --file /link/% --layer store%/%", 1),
         ("show --file /%/% --layer store%/%", 1),
+        ("show --file /link/% --no-follow --layer store%/%", 1),
         ("diff store%/%", 0),
         ("diff --json store%/%", 0),
         ("diff --du store%/%", 0),

@@ -1,4 +1,4 @@
-//! `layered diff` of uppers, layers and kept runs.
+//! `layered diff` of uppers, layers and kept runs, and `layered show --du`.
 
 use std::fs;
 use std::path::Path;
@@ -147,12 +147,16 @@ fn du_names_the_directories_that_explain_the_size() {
     let root = fs::symlink_metadata(layer.fs()).unwrap();
     assert_eq!(sum + std::os::unix::fs::MetadataExt::blocks(&root) * 512, layer.measure().unwrap().bytes);
     assert_eq!(paths(&json(&["diff", "--du", "--top", "2"])), ["/var/lib/apt/lists", "/"]);
+    assert_eq!(json(&["show", "--du"])[0]["largest"], json!(found));
+    assert_eq!(json(&["show"])[0].get("largest"), None);
 
     let (_, stdout, _) = run(layered().args(["diff", "--du"]).arg(layer.path()));
     let lines: Vec<_> = stdout.lines().collect();
     assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["SIZE", "SHARE", "ENTRIES", "DIRECTORY"]);
     assert!(lines[1].ends_with(" 79 %        3  /var/lib/apt/lists"), "{stdout}");
     assert!(lines[4].ends_with(" in 9 entries"), "{stdout}");
+    let (status, stdout, _) = run(layered().args(["show", "--du"]).arg(layer.path()));
+    assert!(status == 0 && stdout.contains("/var/lib/apt/lists\n"), "{stdout}");
     let (status, _, stderr) = run(layered().args(["diff", "--du", "--top", "0"]).arg(layer.path()));
     assert!(status == 125 && stderr.contains("at least 1"), "{stderr}");
 }
