@@ -59,7 +59,10 @@ impl Terminal {
         let mut leader = Command::new(find("setsid"));
         leader.arg("--ctty").arg(command.get_program()).args(command.get_args()).stdin(self.side_of_programs());
         for (name, value) in command.get_envs() {
-            leader.env(name, value.unwrap_or_default());
+            match value {
+                Some(value) => leader.env(name, value),
+                None => leader.env_remove(name),
+            };
         }
         leader
     }

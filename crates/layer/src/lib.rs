@@ -108,6 +108,7 @@ pub use stack::conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use stack::lookup::{Lookup, Obstacle, Origin, Role, lookup};
 pub use stack::overlayfs::{EntryKind, XattrNamespace, is_opaque, is_whiteout};
 pub use stack::plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir};
+pub use stack::resolve::{StackLink, Trace};
 pub use stack::{Stack, StackEntry};
 pub use store::Store;
 pub use store::draft::Draft;

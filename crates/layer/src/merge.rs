@@ -14,10 +14,11 @@ mod target;
 use std::num::NonZeroUsize;
 use std::ops::AddAssign;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use rustix::fs::{Mode, fchmod};
+use serde::Serialize;
 
 use self::directory::{Job, Worker};
 use self::hardlinks::HardLinks;
@@ -91,13 +92,14 @@ pub struct Merge<'a> {
     xattrs: XattrNamespace,
     access: Option<Access>,
     stop: Callback<'a, Stop<'a>>,
+    progress: Callback<'a, dyn Fn(&Merged) + Sync + 'a>,
 }
 
 /// A function that returns true when a merge must stop.
 type Stop<'a> = dyn Fn() -> bool + Sync + 'a;
 
 /// The numbers of entries that a merge has made.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Merged {
     /// Files, symbolic links and special files that are hard links to those of the layers.
@@ -128,6 +130,7 @@ impl<'a> Merge<'a> {
             xattrs: XattrNamespace::default(),
             access: None,
             stop: Callback::default(),
+            progress: Callback::default(),
         }
     }
 
@@ -160,6 +163,13 @@ impl<'a> Merge<'a> {
     /// `stop` once for each directory of each layer.
     pub fn stop(mut self, stop: &'a (dyn Fn() -> bool + Sync + 'a)) -> Self {
         self.stop = Callback(Some(stop));
+        self
+    }
+
+    /// Calls `progress` with the numbers so far, once for each directory of the target. The calls
+    /// come from several threads, one after the other, and the numbers never become smaller.
+    pub fn progress(mut self, progress: &'a (dyn Fn(&Merged) + Sync + 'a)) -> Self {
+        self.progress = Callback(Some(progress));
         self
     }
 
@@ -217,20 +227,19 @@ impl<'a> Merge<'a> {
             root_mode: self.access.map(|access| Mode::from_raw_mode(access.bits())),
             xattrs: self.xattrs,
             stop: self.stop.0,
+            progress: self.progress.0,
+            merged: Mutex::default(),
             hard_links: HardLinks::default(),
             why_copied: OnceLock::new(),
         };
         let work = || work_queue::run(self.threads, Job::root(sources.len()), || Worker::new(&shared), Worker::fill);
         // The caller's thread only waits: it keeps the working directory that it shares with
         // others.
-        let workers = thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, work) {
+        thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, work) {
             Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             Err(error) => Err(Error::io("start a thread to fill", target.path())(error)),
         })?;
-        let mut merged = Merged::default();
-        for worker in workers {
-            merged += worker.merged();
-        }
+        let mut merged = shared.merged.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut copies = shared.hard_links.lock();
         if copies.are_split() {
             let moved = relink::relink(&shared, &mut copies)?;
@@ -252,5 +261,33 @@ impl AddAssign for Merged {
         self.directories += directories;
         self.whiteouts += whiteouts;
         self.opaques += opaques;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn progress_grows_with_every_directory_up_to_the_result() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..20 {
+            let sub = dir.path().join("layer").join((number % 3).to_string()).join(number.to_string());
+            fs::create_dir_all(&sub).unwrap();
+            fs::write(sub.join("file"), "").unwrap();
+        }
+        let seen = Mutex::new(Vec::new());
+        let progress = |merged: &Merged| seen.lock().unwrap().push(merged.clone());
+        let merge = Merge::new().xattrs(XattrNamespace::User).progress(&progress);
+        let merged = merge.run(&[dir.path().join("layer")], dir.path().join("merged")).unwrap();
+        let seen = seen.into_inner().unwrap();
+        assert_eq!((merged.linked, merged.directories, seen.len()), (20, 24, 24));
+        assert!(
+            seen.windows(2).all(|pair| pair[0].linked <= pair[1].linked && pair[0].directories < pair[1].directories)
+        );
+        assert_eq!(seen.last(), Some(&merged));
     }
 }

@@ -6,7 +6,7 @@ pub(crate) mod conflicts;
 pub(crate) mod lookup;
 pub(crate) mod overlayfs;
 pub(crate) mod plan;
-mod resolve;
+pub(crate) mod resolve;
 pub(crate) mod sources;
 pub(crate) mod view;
 
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use self::overlayfs::{EntryKind, XattrNamespace};
-use self::resolve::{LastLink, Resolved, resolve};
+use self::resolve::{End, LastLink, Resolved, Trace, follow, resolve};
 use self::view::View;
 use crate::error::{Error, Result};
 use crate::json_path;
@@ -193,6 +193,21 @@ impl Stack {
     /// As [above](Self#errors).
     pub fn resolve_no_follow(&self, path: impl AsRef<Path>) -> Result<StackEntry> {
         self.entry(path.as_ref(), LastLink::NotFollowed)
+    }
+
+    /// Follows the symbolic links on the way to `path`, and returns each of them with the path where
+    /// they end. [`lookup`](crate::lookup()) of that path reports which layers have it, also if the
+    /// stack shows nothing there.
+    ///
+    /// # Errors
+    /// As [above](Self#errors), but it is not an error if the stack shows nothing at the path.
+    pub fn trace(&self, path: impl AsRef<Path>) -> Result<Trace> {
+        let (links, end) = follow(&self.view, path.as_ref(), LastLink::Followed)?;
+        let path = match end {
+            End::Found(Resolved::File { path, .. }) | End::Missing(path, _) => path,
+            End::Found(Resolved::Directory(directory)) => directory.path().into(),
+        };
+        Ok(Trace { links, path })
     }
 
     /// Returns the target of the symbolic link at `path`.

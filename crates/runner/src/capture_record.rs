@@ -70,6 +70,16 @@ impl CaptureRecord {
         Ok(self)
     }
 
+    /// Returns the trees below the upper, topmost first, the base last.
+    pub fn lowers(&self) -> impl Iterator<Item = &Path> {
+        self.lowers.iter().map(|JsonPath(path)| path.as_path())
+    }
+
+    /// Returns the namespace of the upper's overlay xattrs.
+    pub fn xattrs(&self) -> XattrNamespace {
+        self.xattrs
+    }
+
     /// Returns the capture, and the `layer.json` of the layer that it will create.
     pub fn into_capture(self) -> (Capture<'static>, Meta) {
         let mut capture = Capture::new(self.lowers.into_iter().map(|JsonPath(path)| path)).xattrs(self.xattrs);

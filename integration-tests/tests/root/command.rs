@@ -2,9 +2,11 @@
 //! the submodules have those of one.
 
 mod commit;
+mod diff;
 mod ends;
 mod habits;
 mod layers;
+mod output;
 mod results;
 mod run;
 
@@ -82,7 +84,7 @@ fn json_is_one_line_per_command() {
 
 #[test]
 fn help_contains_an_example() {
-    for command in ["run", "plan", "merge", "ls", "show", "gc"] {
+    for command in ["run", "plan", "merge", "ls", "diff", "show", "gc"] {
         let (status, stdout, stderr) = run(layered().args([command, "--help"]));
         assert_eq!((status, &*stderr), (0, ""));
         assert!(stdout.contains(&format!("layered {command} ")) && stdout.contains("Example"), "{stdout}");

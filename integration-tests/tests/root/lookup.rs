@@ -325,7 +325,7 @@ fn show_prints_tables_and_json() {
     assert_eq!((status, &output["path"], &output["layer"]), (1, &json!("/etc/motd"), &Value::Null));
     assert_eq!(output["origins"][0], json!({"layer": layers[1], "has": "whiteout", "role": "deletes", "by": null}));
     assert_eq!(output["origins"][1], json!({"layer": layers[2], "has": "file", "role": "hidden", "by": layers[1]}));
-    let (status, stdout, _) = show(&["--file", "/lib/x"], &layers);
+    let (status, stdout, _) = show(&["--file", "/lib/x", "--no-follow"], &layers);
     assert!(
         status == 1 && stdout.contains("/lib is a symbolic link of") && stdout.contains("leads to usr/lib"),
         "{stdout}"
@@ -350,4 +350,59 @@ paths in several layers: 2 differ, 1 are the same in all
     }
     let (status, _, stderr) = show(&["--file", "x"], &[]);
     assert!(status == 125 && stderr.contains("--layers-from"), "{stderr}");
+}
+
+#[test]
+fn show_follows_links_and_names_their_layers() {
+    let (dir, trees) = make(&[
+        Dir::new().with("usr", Dir::new().with("bin", Dir::new().file("gcc", ""))),
+        Dir::new()
+            .with("bin", Item::symlink("usr/bin"))
+            .with("loop", Item::symlink("loop"))
+            .with("usr", Dir::new().with("bin", Dir::new().with("cc", Item::symlink("/bin/gcc")))),
+    ]);
+    let root = dir.path().display();
+    let (layer, base) = (&trees[0].parent().unwrap().to_path_buf(), trees[1].parent().unwrap().to_str().unwrap());
+    let stack = std::slice::from_ref(layer);
+    let tree = trees[1].canonicalize().unwrap();
+    let shown = |base: &str| {
+        format!(
+            "/bin: a symbolic link of {base} to usr/bin\n\
+             /usr/bin/cc: a symbolic link of {base} to /bin/gcc\n\
+             /bin: a symbolic link of {base} to usr/bin\n\
+             /usr/bin/gcc: a file of {root}/0\n"
+        )
+    };
+    let (status, stdout, stderr) = show(&["--file", "bin/cc", "--base", base], stack);
+    assert_eq!((status, &*stderr), (0, ""));
+    assert!(stdout.starts_with(&(shown(base) + "LAYER")), "{stdout}");
+    let (status, stdout, _) = show(&["--file", "bin/cc", "--rootfs", tree.to_str().unwrap()], stack);
+    assert!(status == 0 && stdout.starts_with(&shown(base)), "{stdout}");
+    let mut command = layered();
+    command.args(["show", "--file", "/bin/cc", "--json", "--layer"]).arg(layer).env("LAYERED_BASE", base);
+    let output: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    let link = |path: &str, target: &str| json!({"layer": base, "path": path, "target": target});
+    let expected = json!({
+        "path": "/bin/cc",
+        "layer": layer,
+        "origins": [{"layer": layer, "has": "file", "role": "supplies", "by": null}],
+        "obstacle": null,
+        "links": [link("/bin", "usr/bin"), link("/usr/bin/cc", "/bin/gcc"), link("/bin", "usr/bin")],
+        "end": "/usr/bin/gcc",
+    });
+    assert_eq!(output, expected);
+
+    // Without following, the link itself is the end.
+    let (status, stdout, _) = show(&["--file", "/bin", "--no-follow", "--json", "--base", base], stack);
+    let output: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((status, &output["end"], &output["links"]), (0, &json!("/bin"), &json!([])));
+    assert_eq!(output["origins"][0]["has"], "symlink");
+    let (status, stdout, _) = show(&["--file", "/bin/none", "--base", base], stack);
+    assert!(status == 1 && stdout.ends_with("/usr/bin/none: nothing\n"), "{stdout}");
+    let (status, _, stderr) = show(&["--file", "/loop", "--base", base], stack);
+    assert!(status == 125 && stderr.contains("Too many levels of symbolic links"), "{stderr}");
+
+    let conflicts = |arguments: &[&str]| show(&[&["--conflicts"], arguments].concat(), &[layer.clone(), layer.clone()]);
+    assert_eq!(conflicts(&[]).0, 0);
+    assert_eq!(conflicts(&["--rootfs", tree.to_str().unwrap()]).0, 0);
 }

@@ -369,7 +369,7 @@ fn gc_prints_tables_and_json() {
     assert_eq!((status, &*stderr), (0, ""));
     assert_eq!(
         dry,
-        "NAME    SIZE  LAST USED\na     1000 B  9h ago\nb     1000 B  8h ago\n2 layers would be removed, 2.0 KiB\n"
+        "NAME    SIZE  LAST USED\na     1000 B  9 hours ago\nb     1000 B  8 hours ago\n2 layers would be removed, 2.0 KiB\n"
     );
     let report = gc(&fixture, &["--max-age", "8h 30m"]);
     assert_eq!(report["layers"][0]["name"], "a");

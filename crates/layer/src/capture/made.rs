@@ -65,6 +65,19 @@ impl Made {
         &self.path
     }
 
+    /// Returns whether the upper directory `upper` still has the file as the run left it. Otherwise
+    /// the command has removed or changed it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the path cannot be examined.
+    pub fn is_unchanged(&self, upper: impl AsRef<Path>) -> Result<bool> {
+        let upper = upper.as_ref();
+        let root = openat(CWD, upper, PATH, Mode::empty()).map_err(Error::io("open", upper))?;
+        let Some(place) = Place::of(&self.path) else { return Ok(false) };
+        let found = place.look(root.as_fd()).map_err(Error::io("look at", upper.join(&place.path)))?;
+        Ok(found.is_some_and(|stat| self.is(&stat)))
+    }
+
     fn is(&self, stat: &Stat) -> bool {
         (self.inode, self.changed) == (stat.st_ino, changed(stat))
     }
@@ -269,6 +282,8 @@ mod tests {
         fs::remove_file(upper.join("etc/resolv.conf")).unwrap();
         fs::write(upper.join("etc/resolv.conf"), "made").unwrap();
         fs::write(upper.join("full/file"), "").unwrap();
+        let changed: Vec<_> = made.iter().filter(|made| !made.is_unchanged(&upper).unwrap()).map(Made::path).collect();
+        assert_eq!(changed, [Path::new("/etc/hosts"), Path::new("/etc/resolv.conf")]);
         // The kernel copied up `usr` and `usr/share` only for the file in them. `etc` and `full`
         // differ from the lower's directories.
         for path in ["usr/share", "usr", "etc", "full"] {

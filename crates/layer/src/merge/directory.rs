@@ -48,6 +48,7 @@ pub(super) struct Worker<'a> {
     names: XattrList,
     target: Cursor<NodeState>,
     sources: [(usize, Cursor<NodeState>); CURSORS],
+    /// The numbers of entries that the worker has made in the directory that it fills.
     merged: Merged,
 }
 
@@ -72,11 +73,6 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Returns the numbers of entries that this worker has made.
-    pub(super) fn merged(self) -> Merged {
-        self.merged
-    }
-
     /// Fills one directory, and finishes each directory that this completes. Adds the directories
     /// in it to `found`.
     pub(super) fn fill(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
@@ -94,6 +90,7 @@ impl<'a> Worker<'a> {
         self.mark(&node, cut && !hidden, if hides_base { &[] } else { &whiteouts })?;
         *node.state.lock().unwrap_or_else(PoisonError::into_inner) = attributes;
         self.merged.directories += 1;
+        self.shared.add(std::mem::take(&mut self.merged));
         if children.is_empty() {
             return self.finish(node);
         }
@@ -209,7 +206,7 @@ mod tests {
     use std::fs;
     use std::os::fd::AsFd;
     use std::path::Path;
-    use std::sync::OnceLock;
+    use std::sync::{Mutex, OnceLock};
 
     use rustix::fs::{CWD, Mode, XattrFlags, openat, setxattr};
 
@@ -230,6 +227,8 @@ mod tests {
             root_mode: None,
             xattrs: XattrNamespace::User,
             stop: None,
+            progress: None,
+            merged: Mutex::default(),
             hard_links: HardLinks::default(),
             why_copied: OnceLock::new(),
         };
@@ -241,10 +240,11 @@ mod tests {
                 while let Some(job) = waiting.pop() {
                     worker.fill(job, &mut waiting)?;
                 }
-                Ok(worker.merged())
+                Ok(())
             };
             scope.spawn(work).join().unwrap()
-        })
+        })?;
+        Ok(shared.merged.into_inner().unwrap())
     }
 
     #[test]

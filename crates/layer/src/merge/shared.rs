@@ -3,11 +3,12 @@
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
+use super::Merged;
 use super::hardlinks::HardLinks;
 use super::node::DirNode;
 use crate::error::Error;
@@ -25,12 +26,25 @@ pub(super) struct Shared<'a> {
     pub(super) xattrs: XattrNamespace,
     /// A function that returns true when the merge must stop.
     pub(super) stop: Option<&'a (dyn Fn() -> bool + Sync)>,
+    /// A function that the merge calls with the numbers of all workers.
+    pub(super) progress: Option<&'a (dyn Fn(&Merged) + Sync)>,
+    /// The numbers of entries that all workers have made.
+    pub(super) merged: Mutex<Merged>,
     pub(super) hard_links: HardLinks,
     /// The reason why the first file that was copied could not be linked.
     pub(super) why_copied: OnceLock<Errno>,
 }
 
 impl Shared<'_> {
+    /// Adds what a worker has made, and reports the progress.
+    pub(super) fn add(&self, made: Merged) {
+        let mut merged = self.merged.lock().unwrap_or_else(PoisonError::into_inner);
+        *merged += made;
+        if let Some(progress) = self.progress {
+            progress(&merged);
+        }
+    }
+
     /// Returns the path of a directory, or of `name` in it, in a layer.
     pub(super) fn source_path(&self, layer: usize, node: &DirNode, name: Option<&CStr>) -> PathBuf {
         let dir = self.sources.path(layer).join(node.path());

@@ -3,13 +3,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, fstat, readlinkat};
 use rustix::io::Errno;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::json_path;
 use crate::stack::overlayfs::EntryKind;
 use crate::stack::view::{Directory, Shown, View};
 use crate::tree::walk::LONGEST_PATH;
@@ -38,13 +40,61 @@ pub(super) enum Resolved {
     },
 }
 
-/// Resolves `path` as the kernel does in a root file system: `..` at the root is the root, and an
-/// absolute link starts there again. The empty path is the root.
+/// A symbolic link on the way to a path of a [`Stack`](crate::Stack).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct StackLink {
+    /// The path of the link below the root of the stack, without links on the way. In JSON it has a
+    /// leading slash.
+    #[serde(serialize_with = "json_path::serialize_absolute")]
+    pub path: PathBuf,
+    /// The target, as the link has it.
+    #[serde(serialize_with = "json_path::serialize")]
+    pub target: PathBuf,
+    /// The position of the layer that supplies the link: 0 is the topmost.
+    pub layer: usize,
+}
+
+/// The way of a path through the symbolic links of a [`Stack`](crate::Stack), and its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Trace {
+    /// The links, in the order in which they are followed.
+    pub links: Vec<StackLink>,
+    /// The path to which they lead, below the root of the stack and without links on the way. If the
+    /// stack shows nothing there, the path ends with the names that it does not have. In JSON it has
+    /// a leading slash.
+    #[serde(serialize_with = "json_path::serialize_absolute")]
+    pub path: PathBuf,
+}
+
+/// The end of a path.
+pub(super) enum End {
+    Found(Resolved),
+    /// The stack shows nothing at this path, which has no links on the way.
+    Missing(PathBuf, Errno),
+}
+
+/// Resolves `path` as [`follow`] does, to an entry.
 ///
 /// # Errors
-/// [`Error::Io`] names `path`, with the kernel's error, if the stack shows nothing there. The other
-/// errors are those of [`View::child`] and [`View::pin`].
+/// As [`follow`]. [`Error::Io`] names `path`, with the kernel's error, if the stack shows nothing
+/// there.
 pub(super) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolved> {
+    match follow(view, path, last)?.1 {
+        End::Found(resolved) => Ok(resolved),
+        End::Missing(_, errno) => Err(Error::io("find the stack's", path)(errno)),
+    }
+}
+
+/// Follows `path` as the kernel does in a root file system: `..` at the root is the root, and an
+/// absolute link starts there again. The empty path is the root. Returns the links on the way and
+/// the end.
+///
+/// # Errors
+/// [`Error::Io`] names `path` if it, or a path to which its links lead, is too long or has too many
+/// links. The other errors are those of [`View::child`] and [`View::pin`].
+pub(super) fn follow(view: &View, path: &Path, last: LastLink) -> Result<(Vec<StackLink>, End)> {
     let fail = |errno: Errno| Error::io("find the stack's", path)(errno);
     if path.as_os_str().len() > LONGEST_PATH {
         return Err(fail(Errno::NAMETOOLONG));
@@ -55,7 +105,7 @@ pub(super) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolv
     // The names that are still to come, the next one last.
     let mut names = Vec::new();
     push_names(&mut names, path.as_os_str());
-    let mut links = 0;
+    let mut links = Vec::new();
     while let Some(name) = names.pop() {
         match name.as_bytes() {
             b"." => continue,
@@ -66,8 +116,9 @@ pub(super) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolv
             _ => {}
         }
         let directory = way.last().unwrap_or(&root);
-        let tree = match view.child(directory, &name)? {
-            None => return Err(fail(Errno::NOENT)),
+        let path = directory.path().join(&name);
+        let layer = match view.child(directory, &name)? {
+            None => return Ok((links, End::Missing(with_rest(path, names), Errno::NOENT))),
             // Links could lead deeper. The limit bounds the memory and the work that a hostile layer
             // can cost.
             Some(Shown::Directory(directory)) if directory.path().as_os_str().len() > LONGEST_PATH => {
@@ -77,11 +128,10 @@ pub(super) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolv
                 way.push(directory);
                 continue;
             }
-            Some(Shown::File(tree)) => tree,
+            Some(Shown::File(layer)) => layer,
         };
-        let file = view.pin(tree, directory, &name)?;
-        let path = directory.path().join(&name);
-        let place = || view.path(tree).join(&path);
+        let file = view.pin(layer, directory, &name)?;
+        let place = || view.path(layer).join(&path);
         let stat = fstat(&file).map_err(Error::io("look at", place()))?;
         let kind = EntryKind::of(FileType::from_raw_mode(stat.st_mode));
         if kind == EntryKind::Directory {
@@ -89,22 +139,30 @@ pub(super) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolv
             return Err(Error::io("open", place())(Errno::STALE));
         }
         if kind == EntryKind::Symlink && (last == LastLink::Followed || !names.is_empty()) {
-            links += 1;
-            if links > MOST_LINKS {
+            if links.len() == MOST_LINKS {
                 return Err(fail(Errno::LOOP));
             }
             let target = readlinkat(&file, c"", Vec::new()).map_err(Error::io("read the link", place()))?;
-            if target.to_bytes().starts_with(b"/") {
+            let target = OsString::from_vec(target.into_bytes());
+            if target.as_bytes().starts_with(b"/") {
                 way.clear();
             }
-            push_names(&mut names, OsStr::from_bytes(target.to_bytes()));
+            push_names(&mut names, &target);
+            links.push(StackLink { path, target: target.into(), layer });
         } else if names.is_empty() {
-            return Ok(Resolved::File { path, tree, kind, file });
+            return Ok((links, End::Found(Resolved::File { path, tree: layer, kind, file })));
         } else {
-            return Err(fail(Errno::NOTDIR));
+            return Ok((links, End::Missing(with_rest(path, names), Errno::NOTDIR)));
         }
     }
-    Ok(Resolved::Directory(way.pop().unwrap_or(root)))
+    Ok((links, End::Found(Resolved::Directory(way.pop().unwrap_or(root)))))
+}
+
+/// Adds the names that are still to come, the next one last, to a path that the stack does not have.
+/// Leaves out the first `..` and what follows: nothing can be above a missing directory.
+fn with_rest(mut path: PathBuf, names: Vec<OsString>) -> PathBuf {
+    path.extend(names.into_iter().rev().take_while(|name| name != "..").filter(|name| name != "."));
+    path
 }
 
 /// Adds the names of `path`, the first one last. A slash at the end of `path` stands for `/.`: the

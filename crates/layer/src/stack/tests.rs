@@ -103,6 +103,43 @@ fn links_lead_through_the_stack_and_not_out_of_it() {
 }
 
 #[test]
+fn a_trace_has_every_link_and_the_path_where_they_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, stack) = stack(dir.path());
+    let chain = |from: usize| {
+        let target = |number| if number == 0 { "usr/lib/top".to_string() } else { format!("chain{}", number - 1) };
+        (0..=from).rev().map(|number| (format!("chain{number}"), target(number), 2)).collect::<Vec<_>>()
+    };
+    let links = |links: &[(&str, &str, usize)]| {
+        links.iter().map(|&(path, target, layer)| (path.to_string(), target.to_string(), layer)).collect::<Vec<_>>()
+    };
+    for (path, expected, end) in [
+        ("/usr/lib/top", vec![], "usr/lib/top"),
+        ("absolute", links(&[("absolute", "/lib/base", 0), ("lib", "usr/lib", 2)]), "usr/lib/base"),
+        ("lib", links(&[("lib", "usr/lib", 2)]), "usr/lib"),
+        (
+            "lib/../up",
+            links(&[("lib", "usr/lib", 2), ("usr/up", "../../../../lib/deep", 1), ("lib", "usr/lib", 2)]),
+            "usr/lib/deep",
+        ),
+        ("chain3", chain(3), "usr/lib/top"),
+        ("dangling", links(&[("dangling", "gone", 0)]), "gone"),
+        ("out", links(&[("out", "/etc/hostname", 0)]), "etc/hostname"),
+        ("lib/missing/./a/../b", links(&[("lib", "usr/lib", 2)]), "usr/lib/missing/a"),
+        ("file-slash/x", links(&[("file-slash", "usr/lib/top/", 1)]), "usr/lib/top/x"),
+    ] {
+        let Trace { links, path: found } = stack.trace(path).unwrap();
+        let text = |path: PathBuf| path.into_os_string().into_string().unwrap();
+        let links: Vec<_> = links.into_iter().map(|link| (text(link.path), text(link.target), link.layer)).collect();
+        assert_eq!((links, found), (expected, PathBuf::from(end)), "{path}");
+    }
+    assert_eq!(errno(stack.trace("loop")), Errno::LOOP);
+    assert_eq!(errno(stack.trace("chain40")), Errno::LOOP);
+    let json = serde_json::to_string(&stack.trace("lib/top").unwrap()).unwrap();
+    assert_eq!(json, r#"{"links":[{"path":"/lib","target":"usr/lib","layer":2}],"path":"/usr/lib/top"}"#);
+}
+
+#[test]
 fn directories_are_listed_and_files_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let (trees, stack) = stack(dir.path());

@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use layer::display::quoted;
-use layer::{Base, Capture, Captured, Layer, Meta};
+use layer::{Base, Capture, Captured, Layer, Meta, Step};
 use runner::{CaptureRecord, Upper};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::access::AccessArgs;
+use crate::progress::Progress;
 use crate::stack::{BaseArgs, LayerArgs, read_given};
 use crate::{kept, table};
 
@@ -112,6 +113,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         capture = capture.access(access);
     }
     let layer = Layer::at(&args.layer);
+    let progress = Progress::begin("preparing the capture");
+    let show = |step| progress.tell(|| doing(step).into());
+    let capture = capture.progress(&show);
     let captured = match kept {
         // On an error, the upper stays in its directory.
         Some(upper) => upper.capture(&capture, &layer, meta)?,
@@ -121,7 +125,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             capture.into_layer(&args.upper, &layer, meta)?
         }
     };
+    drop(progress);
     report(args, &captured)
+}
+
+fn doing(step: Step) -> &'static str {
+    match step {
+        Step::TakeOut => "removing what the run itself created",
+        Step::Settle => "reading the upper",
+        Step::Stage | Step::Sync => "syncing the file system",
+        _ => "moving the tree",
+    }
 }
 
 /// Repeats the commit of a kept run that has no upper any more. If an earlier commit was killed
@@ -158,7 +172,8 @@ struct ReportFile {
     capture: CaptureRecord,
 }
 
-fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
+/// Returns what a capture needs from the report of a run.
+pub(crate) fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
     let Some(text) = layer::read_regular_file(path)? else {
         bail!("cannot read {}: it does not exist; pass the file of the run's --json", quoted(path))
     };

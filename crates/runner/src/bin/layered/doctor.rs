@@ -2,13 +2,12 @@
 //!
 //! Each module below checks one subject, and [`check`] prints the results.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use container::Runtime;
-use layer::display::escaped_json;
-use serde_json::json;
+use serde::Serialize;
 
 mod access;
 mod cgroups;
@@ -23,6 +22,7 @@ mod trial;
 use check::{Check, Verdict};
 
 use crate::defaults::{self, RuntimeArgs};
+use crate::table;
 
 /// Check whether runs work on this machine.
 ///
@@ -73,14 +73,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (scratch, store) = (defaults::scratch(args.scratch.as_deref()), defaults::store(args.store.as_deref()).ok());
     let checks = checks(&scratch, store.as_deref(), &args.runtime.get());
     let works = checks.iter().all(|check| check.verdict != Verdict::Failed);
-    let mut out = io::stdout().lock();
+    let mut out = table::stdout();
     if args.json {
-        writeln!(out, "{}", escaped_json(json!({"works": works, "checks": checks})))?;
+        table::print_json(&mut out, &Output { works, checks: &checks })?;
     } else {
-        check::print(&mut out, &checks, check::terminal_width())?;
+        check::print(&mut out, &checks, table::terminal_width())?;
         writeln!(out, "{}", conclusion(&checks))?;
     }
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The result as JSON.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    works: bool,
+    checks: &'a [Check],
 }
 
 /// Makes all checks. A check comes after those that it depends on.

@@ -1,17 +1,18 @@
 //! `layered gc`: decides how a collection and its progress are shown. `layer::Collector` decides
 //! which layers are removed, and [`ls`](crate::ls) lists the layers of a store.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use layer::display::{escaped_json, quoted};
-use layer::{Collected, Collector, Progress, Sizes, json_path};
-use serde_json::{Value, json};
+use layer::display::quoted;
+use layer::{Collected, Collector, Sizes};
+use serde::Serialize;
 
+use crate::progress::Progress;
 use crate::stack::is_store;
+use crate::table::{count, print_json};
 use crate::values::age;
 use crate::{complain, defaults, table};
 
@@ -88,15 +89,15 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let bar = Mutex::new(Bar::new());
-    let show = |progress| bar.lock().unwrap_or_else(PoisonError::into_inner).show(progress);
+    let progress = Progress::begin("waiting for the lock of the store");
+    let show = |step| show(&progress, step);
     let collector = args.collector().progress(&show);
     let store = defaults::store(args.store.as_deref())?;
     let collected = match args.dry_run {
         true => collector.dry_run(&store),
         false => collector.collect(&store),
     };
-    bar.into_inner().unwrap_or_else(PoisonError::into_inner).clear();
+    drop(progress);
     let collected = collected?;
     let is_empty = collected.layers.is_empty() && collected.held.is_empty() && collected.bases.is_empty();
     if is_empty && !is_store(&store) {
@@ -104,7 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let mut out = io::stdout().lock();
     match args.json {
-        true => writeln!(out, "{}", escaped_json(as_json(args, &collected)))?,
+        true => print_json(&mut out, &Output { dry_run: args.dry_run, collected: &collected })?,
         false => print(&mut out, args, &store, &collected)?,
     }
     let status = if collected.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
@@ -122,17 +123,17 @@ fn print(out: &mut impl Write, args: &Args, store: &Path, collected: &Collected)
                 vec![quoted(&layer.name).to_string(), table::bytes(layer.bytes), table::ago(layer.last_use)]
             }),
         );
-        table::print_to_fit(out, &rows, &[1])?;
+        table::print_to_fit(out, &rows, &[1], &[2])?;
     }
     let done = if args.dry_run { "would be removed" } else { "removed" };
-    writeln!(out, "{} {done}, {}", count(collected.layers.len(), "layer"), table::bytes(collected.bytes()))?;
+    writeln!(out, "{} {done}, {}", count(collected.layers.len() as u64, "layer"), table::bytes(collected.bytes()))?;
     for (number, why) in [(collected.held.len(), "in use"), (collected.bases.len(), "base of other layers")] {
         if number > 0 {
-            writeln!(out, "{} kept ({why})", count(number, "layer"))?;
+            writeln!(out, "{} kept ({why})", count(number as u64, "layer"))?;
         }
     }
     if collected.orphans > 0 {
-        writeln!(out, "{} of killed processes {done}", count(collected.orphans, "leftover"))?;
+        writeln!(out, "{} of killed processes {done}", count(collected.orphans as u64, "leftover"))?;
     }
     if !collected.within_budget {
         writeln!(out, "{} is still over the budget", quoted(store))?;
@@ -140,90 +141,23 @@ fn print(out: &mut impl Write, args: &Args, store: &Path, collected: &Collected)
     Ok(())
 }
 
-fn count(number: usize, noun: &str) -> String {
-    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+/// The result as JSON.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    dry_run: bool,
+    #[serde(flatten)]
+    collected: &'a Collected,
 }
 
-fn as_json(args: &Args, collected: &Collected) -> Value {
-    let names = |names: &[std::ffi::OsString]| names.iter().map(json_path::to_value).collect::<Vec<_>>();
-    let layer = |layer: &layer::CollectedLayer| {
-        json!({"name": json_path::to_value(&layer.name), "bytes": layer.bytes, "inodes": layer.entries,
-            "last_used": table::timestamp(layer.last_use)})
-    };
-    let path = |error: &layer::Error| error.path().map(json_path::to_value);
-    json!({
-        "dry_run": args.dry_run,
-        "layers": collected.layers.iter().map(layer).collect::<Vec<_>>(),
-        "bytes": collected.bytes(),
-        "held": names(&collected.held),
-        "bases": names(&collected.bases),
-        "orphans": collected.orphans,
-        "failed": collected.failed.iter().map(path).collect::<Vec<_>>(),
-        "within_budget": collected.within_budget,
-    })
-}
-
-/// A progress bar: one line that is overwritten, if standard error is a terminal.
-struct Bar {
-    shown: Option<Instant>,
-    is_terminal: bool,
-}
-
-/// The shortest time between two updates of the bar.
-const BETWEEN: Duration = Duration::from_millis(50);
-
-impl Bar {
-    fn new() -> Self {
-        Self { shown: None, is_terminal: io::stderr().is_terminal() }
-    }
-
-    fn show(&mut self, progress: Progress) {
-        if self.is_terminal && self.shown.is_none_or(|shown| shown.elapsed() >= BETWEEN) {
-            self.shown = Some(Instant::now());
-            // A failure to show progress cannot be reported.
-            let _ = write!(io::stderr(), "\r{}\x1b[K", line(progress));
-        }
-    }
-
-    fn clear(&mut self) {
-        if self.shown.take().is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
-fn line(progress: Progress) -> String {
-    const CELLS: usize = 30;
-    match progress {
-        Progress::Looked { layers } => format!("{layers} layers examined"),
-        Progress::Removed { layers, of } => {
+fn show(progress: &Progress, step: layer::Progress) {
+    match step {
+        layer::Progress::Looked { layers } => progress.tell(|| format!("{} examined", count(layers as u64, "layer"))),
+        layer::Progress::Removed { layers, of } => {
             // The collector can remove more layers than planned: it replaces those that were used
             // since it planned.
-            let of = of.max(layers).max(1);
-            let done = layers * CELLS / of;
-            format!("[{}{}] {layers} of {of} layers removed", "#".repeat(done), " ".repeat(CELLS - done))
+            let of = of.max(layers);
+            progress.fill(layers, of, || format!("{layers} of {} removed", count(of as u64, "layer")));
         }
-        _ => String::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bar_is_as_long_as_the_share_of_removed_layers() {
-        for (layers, of, text) in [
-            (0, 4, "[                              ] 0 of 4 layers removed"),
-            (1, 3, "[##########                    ] 1 of 3 layers removed"),
-            (5, 4, "[##############################] 5 of 5 layers removed"),
-        ] {
-            assert_eq!(line(Progress::Removed { layers, of }), text);
-        }
-    }
-
-    #[test]
-    fn a_count_has_the_plural_of_its_noun() {
-        assert_eq!([0, 1, 2].map(|number| count(number, "layer")), ["0 layers", "1 layer", "2 layers"]);
+        _ => {}
     }
 }

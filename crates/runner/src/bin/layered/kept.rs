@@ -69,14 +69,19 @@ pub(crate) struct KeptArgs {
 impl KeptArgs {
     /// Returns the directory of the kept run.
     pub(crate) fn dir(&self) -> PathBuf {
-        let is_name = self.run.components().count() == 1 && self.run.symlink_metadata().is_err();
-        if is_name { defaults::scratch(self.scratch.as_deref()).join(&self.run) } else { self.run.clone() }
+        dir(&self.run, self.scratch.as_deref())
     }
 
     /// Opens the upper for this process alone.
     pub(crate) fn reopen(&self) -> anyhow::Result<Upper> {
         Ok(Upper::reopen(self.dir())?)
     }
+}
+
+/// Returns the directory of a kept run, which `run` names by a path or by its name in `scratch`.
+pub(crate) fn dir(run: &Path, scratch: Option<&Path>) -> PathBuf {
+    let is_name = run.components().count() == 1 && run.symlink_metadata().is_err();
+    if is_name { defaults::scratch(scratch).join(run) } else { run.into() }
 }
 
 impl KeptRun {

@@ -3,16 +3,16 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use layer::display::{escaped_json, quoted};
+use layer::display::quoted;
 use layer::{Layer, Meta, json_path};
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use crate::{defaults, table};
+use crate::defaults;
+use crate::table::{self, Cell};
 
 /// List the layers of a store.
 ///
@@ -70,29 +70,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         crate::complain(format_args!("there are no layers in {}", quoted(&store)));
     }
     sort(&mut summaries, args.sort);
-    let mut out = io::stdout().lock();
+    let mut out = table::stdout();
     if args.json {
-        summaries.iter().try_for_each(|summary| writeln!(out, "{}", escaped_json(summary.json())))?;
+        summaries.iter().try_for_each(|summary| table::print_json(&mut out, summary))?;
     } else {
-        let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "CREATED"].map(String::from).to_vec()];
+        let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "CREATED"].map(Cell::from).to_vec()];
         rows.extend(summaries.iter().map(Summary::row));
-        table::print_to_fit(&mut out, &rows, &[2])?;
+        table::print_to_fit(&mut out, &rows, &[2], &[4, 3])?;
     }
     Ok(status)
 }
 
-/// One row of the list.
-#[derive(Debug, Clone)]
+/// One row of the list. The fields are the keys of its JSON, in their order.
+#[derive(Debug, Clone, Serialize)]
 struct Summary {
+    #[serde(serialize_with = "json_path::serialize")]
     name: OsString,
-    exit_status: i64,
-    failed_dep: Option<String>,
-    disk_usage: u64,
-    created_at: SystemTime,
+    #[serde(serialize_with = "table::serialize_time_or_null")]
     last_used: Option<SystemTime>,
-    /// The time by which a collector orders the layers.
-    turn: SystemTime,
+    exit_status: i64,
+    disk_usage: u64,
+    #[serde(serialize_with = "table::serialize_time")]
+    created_at: SystemTime,
+    failed_dep: Option<String>,
+    #[serde(rename = "held")]
     is_held: bool,
+    /// The time by which a collector orders the layers.
+    #[serde(skip)]
+    turn: SystemTime,
 }
 
 impl Summary {
@@ -110,26 +115,19 @@ impl Summary {
         Ok(Some(Self { name, exit_status, failed_dep, disk_usage, created_at, last_used, turn, is_held }))
     }
 
-    fn row(&self) -> Vec<String> {
+    fn row(&self) -> Vec<Cell> {
         let status = match &self.failed_dep {
-            Some(dep) => format!("failed by {}", quoted(dep)),
+            Some(dep) => Cell::from(format!("failed by {}", quoted(dep))).styled(table::BAD),
             None if self.exit_status == 0 => "ok".into(),
-            None => format!("exit {}", self.exit_status),
+            None => Cell::from(format!("exit {}", self.exit_status)).styled(table::BAD),
         };
         let used = match self.last_used {
-            _ if self.is_held => "in use".into(),
+            _ if self.is_held => "in use".to_string(),
             Some(time) => table::ago(time),
             None => "never".into(),
         };
         let name = quoted(&self.name).to_string();
-        vec![name, status, table::bytes(self.disk_usage), used, table::ago(self.created_at)]
-    }
-
-    fn json(&self) -> Value {
-        let time = table::timestamp;
-        json!({"name": json_path::to_value(&self.name), "last_used": self.last_used.map(time), "exit_status": self.exit_status,
-            "disk_usage": self.disk_usage, "created_at": time(self.created_at), "failed_dep": self.failed_dep,
-            "held": self.is_held})
+        vec![name.into(), status, table::bytes(self.disk_usage).into(), used.into(), table::ago(self.created_at).into()]
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
 //! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the forwarding of [`signals`],
-//! and the output of [`table`]. [`habits`] advises users of other tools. None of them holds policy:
-//! the libraries decide.
+//! and the output of [`table`], [`du`] and [`progress`]. [`habits`] advises users of other tools.
+//! None of them holds policy: the libraries decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::error::ContextValue;
-use clap::{Parser, Subcommand};
+use clap::{ColorChoice, Parser, Subcommand};
 use layer::display::escaped;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::SIGXFSZ;
@@ -20,8 +20,10 @@ mod access;
 mod commit;
 mod completions;
 mod defaults;
+mod diff;
 mod discard;
 mod doctor;
+mod du;
 mod gc;
 mod habits;
 mod kept;
@@ -32,6 +34,7 @@ mod merge;
 #[path = "../../../../../integration-tests/src/mutated.rs"]
 mod mutated;
 mod plan;
+mod progress;
 mod run;
 mod shell;
 mod show;
@@ -53,6 +56,11 @@ const FAILURE: u8 = 125;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Use colours.
+    ///
+    /// By default, colours are used on a terminal, unless NO_COLOR is set or TERM is `dumb`.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t, global = true, hide_default_value = true)]
+    color: ColorChoice,
 }
 
 const EXAMPLES: &str = "\
@@ -63,6 +71,7 @@ Examples:
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers
+  layered diff --du /var/cache/layers/5f2e
   layered gc /var/cache/layers --max-bytes 200g
 
 `layered COMMAND --help` explains a command and has examples of it.
@@ -72,6 +81,7 @@ Environment:
   LAYERED_STORE    store of layers, in which a bare name of a layer is looked up
   LAYERED_SCRATCH  directory for temporary files
   LAYERED_RUNTIME  OCI runtime
+  NO_COLOR         no colours
   RUST_LOG=debug   layered logs its decisions to standard error";
 
 #[derive(Debug, Subcommand)]
@@ -83,6 +93,7 @@ enum Command {
     Discard(discard::Args),
     Commit(commit::Args),
     Ls(ls::Args),
+    Diff(diff::Args),
     Show(show::Args),
     Gc(gc::Args),
     Sweep(sweep::Args),
@@ -107,6 +118,12 @@ fn main() -> ExitCode {
             return if error.use_stderr() { FAILURE.into() } else { ExitCode::SUCCESS };
         }
     };
+    match cli.color {
+        ColorChoice::Auto => anstream::ColorChoice::Auto,
+        ColorChoice::Always => anstream::ColorChoice::Always,
+        ColorChoice::Never => anstream::ColorChoice::Never,
+    }
+    .write_global();
     raise_open_files_limit();
     survive_file_size_limit();
     let is_run = matches!(cli.command, Command::Run(_));
@@ -118,6 +135,7 @@ fn main() -> ExitCode {
         Command::Discard(args) => discard::run(&args),
         Command::Commit(args) => commit::run(&args),
         Command::Ls(args) => ls::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),

@@ -5,11 +5,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use layer::{Access, Hold, Layer, Merge};
-use serde_json::json;
+use layer::{Access, Hold, Layer, Merge, Merged};
 
 use crate::access::AccessArgs;
+use crate::progress::Progress;
 use crate::stack::{open_layer, parent};
+use crate::table::{count, print_json};
 
 /// Merge layers into one directory by hard links.
 ///
@@ -42,9 +43,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let here = Path::new("");
     let layers = args.layers.iter().map(|dir| open_layer(here, dir)).collect::<anyhow::Result<Vec<_>>>()?;
+    let progress = Progress::begin("waiting for the lock of the store");
     let hold = Hold::of(layers.iter().map(Layer::path))?;
     let trees: Vec<_> = layers.iter().map(|layer| Ok(Layer::open(layer.path())?.fs())).collect::<layer::Result<_>>()?;
-    let mut merge = Merge::new();
+    let show = |so_far: &Merged| progress.tell(|| told(so_far));
+    let mut merge = Merge::new().progress(&show);
     let access = match args.access.get()? {
         None if Access::is_needed_in(parent(&args.target)).unwrap_or(false) => Some(Access::default()),
         access => access,
@@ -54,18 +57,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let merged = merge.run(&trees, &args.target)?;
     drop(hold);
-    let layer::Merged { linked, copied, directories, whiteouts, opaques, .. } = merged;
+    drop(progress);
     let mut out = io::stdout().lock();
-    if args.json {
-        let json = json!({"linked": linked, "copied": copied, "directories": directories, "whiteouts": whiteouts,
-            "opaques": opaques});
-        writeln!(out, "{json}")?;
-    } else {
-        let layers = trees.len();
-        writeln!(
-            out,
-            "{layers} layers merged: {linked} files linked, {copied} copied, {directories} directories, {whiteouts} whiteouts"
-        )?;
+    match args.json {
+        true => print_json(&mut out, &merged)?,
+        false => writeln!(out, "{} merged: {}", count(trees.len() as u64, "layer"), told(&merged))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn told(merged: &Merged) -> String {
+    let Merged { linked, copied, directories, whiteouts, .. } = merged;
+    format!("{linked} files linked, {copied} copied, {directories} directories, {whiteouts} whiteouts")
 }

@@ -2,12 +2,13 @@
 //! [`run`](crate::run) carries one out.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use layer::display::{escaped_json, quoted};
-use layer::{Estimate, Plan, json_path};
-use serde_json::{Value, json};
+use layer::display::quoted;
+use layer::json_path::{self, JsonPath};
+use layer::{Estimate, Plan, Rung};
+use serde::Serialize;
 
 use crate::stack::StackArgs;
 use crate::table;
@@ -41,34 +42,48 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let to_link = |estimate: &Estimate| files[estimate.separate - fewest..].iter().sum();
     let mut out = io::stdout().lock();
     match args.json {
-        true => writeln!(out, "{}", escaped_json(to_json(&plan, to_link)))?,
+        true => table::print_json(&mut out, &Output::new(&plan, to_link))?,
         false => print(&mut out, &plan, to_link)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_json(plan: &Plan, to_link: impl Fn(&Estimate) -> usize) -> Value {
-    let paths = |paths: &[PathBuf]| paths.iter().map(json_path::to_value).collect::<Vec<_>>();
-    let rungs = plan.estimates.iter().map(|estimate| {
-        let Estimate { rung, separate, merged, max_lowers, bytes, max_bytes, .. } = estimate;
-        json!({
-            "rung": rung.to_string(),
-            "separate": separate,
-            "merged": merged,
-            "max_lowers": max_lowers,
-            "bytes": bytes,
-            "max_bytes": (*max_bytes != usize::MAX).then_some(max_bytes),
-            "files_to_link": to_link(estimate),
-            "why": why(estimate, plan),
-        })
-    });
-    json!({
-        "base": json_path::to_value(&plan.base),
-        "rung": plan.rung.to_string(),
-        "separate": paths(&plan.separate),
-        "merged": paths(&plan.merged),
-        "rungs": rungs.collect::<Vec<_>>(),
-    })
+/// The plan as JSON.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    #[serde(serialize_with = "json_path::serialize")]
+    base: &'a Path,
+    rung: Rung,
+    separate: Vec<JsonPath>,
+    merged: Vec<JsonPath>,
+    rungs: Vec<RungOutput<'a>>,
+}
+
+/// One rung as JSON.
+#[derive(Debug, Serialize)]
+struct RungOutput<'a> {
+    #[serde(flatten)]
+    estimate: &'a Estimate,
+    files_to_link: usize,
+    why: String,
+}
+
+impl<'a> Output<'a> {
+    fn new(plan: &'a Plan, to_link: impl Fn(&Estimate) -> usize) -> Self {
+        let paths = |paths: &[PathBuf]| paths.iter().cloned().map(JsonPath).collect();
+        let rungs = plan.estimates.iter().map(|estimate| RungOutput {
+            estimate,
+            files_to_link: to_link(estimate),
+            why: why(estimate, plan),
+        });
+        Self {
+            base: &plan.base,
+            rung: plan.rung,
+            separate: paths(&plan.separate),
+            merged: paths(&plan.merged),
+            rungs: rungs.collect(),
+        }
+    }
 }
 
 /// Prints the decision on one line, then a table with a row per rung.
@@ -119,9 +134,8 @@ fn why(estimate: &Estimate, plan: &Plan) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use layer::{Rung, RungLimit};
+    use layer::RungLimit;
+    use serde_json::json;
 
     use super::*;
 
@@ -181,7 +195,7 @@ mount-paths        3       0  4 of 9  21 of 99  nothing  not needed
     fn a_plan_as_json_has_the_decision_and_every_rung() {
         let plan = planned(&[(Rung::LowerdirPlus, 3, usize::MAX), (Rung::MountPaths, 9, 12)]);
         assert_eq!(
-            to_json(&plan, |estimate| estimate.merged * 10),
+            serde_json::to_value(Output::new(&plan, |estimate| estimate.merged * 10)).unwrap(),
             json!({
                 "base": "/base",
                 "rung": "lowerdir+",

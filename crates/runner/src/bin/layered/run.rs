@@ -16,7 +16,7 @@ use container::advanced::parse_size;
 use container::{Init, Input, Network, Output, Status, Template, Terminal};
 use layer::display::{escaped_json, quoted};
 use layer::{Access, Layer, json_path};
-use runner::{Cause, EtcFiles, PersistError, Phase, Report, Timings, Upper};
+use runner::{Cause, EtcFiles, Event, PersistError, Phase, Report, Timings, Upper};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use serde_json::{Value, json};
@@ -25,6 +25,7 @@ use signal_hook::consts::{SIGKILL, SIGTERM};
 use crate::access::AccessArgs;
 use crate::defaults::{BASE, RuntimeArgs};
 use crate::kept::{self, KeptRun};
+use crate::progress::Progress;
 use crate::stack::{StackArgs, is_standard, parent};
 use crate::values::duration;
 use crate::{complain, defaults, signals, table};
@@ -257,6 +258,15 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     if let Some(run) = kept_run {
         // Written before the command starts, because the command may fill the disk.
         options = options.prep_upper(move |upper, _| Ok(run.write(upper)?));
+    }
+    if io::stderr().is_terminal() {
+        // A merge can take seconds, and the command does not write to the terminal yet.
+        let mut progress = None;
+        options = options.watch(move |event| match event {
+            Event::Began(Phase::Merge) => drop(progress.replace(Progress::begin("merging layers"))),
+            Event::Ended(Phase::Merge, _) => drop(progress.take()),
+            _ => {}
+        });
     }
     let (options, signal) = signals::forward(options)?;
     let report = runner::run(&base, &layers, &template, options)?;

@@ -4,12 +4,15 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
-use layer::Layer;
 use layer::display::{escaped_json, quoted};
-use serde_json::{Value, json};
+use layer::{Layer, Meta, XattrNamespace};
+use serde::Serialize;
+use serde_json::Value;
 
-use crate::stack::{LayerArgs, open_base, open_layer};
+use crate::du::{self, Directory, DirectorySizes};
+use crate::stack::{BaseArgs, LayerArgs, default_base, open_layer};
 use crate::table;
 
 mod conflicts;
@@ -22,7 +25,7 @@ const NO: u8 = 1;
 ///
 /// With LAYER, show prints the layer.json of a layer, its last use and its sidecars. With --file,
 /// it prints which layer of a stack a file is from. With --conflicts, it prints on which paths
-/// layers differ, so that their order matters.
+/// layers differ, so that their order matters. `layered diff` lists what one layer changes.
 #[derive(Debug, clap::Args)]
 #[command(
     group = clap::ArgGroup::new("what").required(true),
@@ -34,35 +37,54 @@ Exit status:
 
 Examples:
   layered show /var/cache/layers/5f2e
+  layered show --du /var/cache/layers/5f2e
   layered show --json /var/cache/layers/5f2e | jq .sidecars.package
   layered show --file /usr/bin/cc --base debian --layer gcc --layer clang
   layered show --conflicts --layers-from deps.txt"
 )]
 pub(crate) struct Args {
     /// Directory of the layer, or its name in the directory LAYERED_STORE.
-    #[arg(group = "what", conflicts_with_all = ["base", "layers", "layers_from"])]
+    #[arg(group = "what", conflicts_with_all = ["base", "rootfs", "layers", "layers_from"])]
     layer: Option<PathBuf>,
+    /// Also show the directories that make up most of the layer's size.
+    ///
+    /// This reads the whole tree. `layered diff --du` shows more directories.
+    #[arg(long, requires = "layer")]
+    du: bool,
     /// Show which layer of the stack PATH is from.
     ///
     /// The table lists every layer that has an entry at PATH, with what it has and whether it is
-    /// shown. Symbolic links in PATH are not followed.
+    /// shown. Symbolic links in PATH are followed in the stack, at most 40 of them, and each is
+    /// shown. Without --base and --rootfs, the base is LAYERED_BASE, if that is set.
     #[arg(long, value_name = "PATH", group = "what")]
     file: Option<PathBuf>,
+    /// Follow no symbolic link of --file.
+    #[arg(long, requires = "file")]
+    no_follow: bool,
     /// List the paths on which layers differ.
     ///
     /// These are the paths whose content depends on the order of the layers. The last line also
     /// counts the paths that are the same in all layers, and --json lists them with the difference
-    /// `nothing`.
-    #[arg(long, group = "what", conflicts_with = "base")]
+    /// `nothing`. A base is compared only if --base or --rootfs names it.
+    #[arg(long, group = "what")]
     conflicts: bool,
-    /// Base at the bottom of the stack.
-    #[arg(long, value_name = "DIR")]
-    base: Option<PathBuf>,
+    #[command(flatten)]
+    base: BaseArgs,
     #[command(flatten)]
     layers: LayerArgs,
     /// Print JSON: one object, or with --conflicts one per line.
     #[arg(long)]
     json: bool,
+}
+
+/// The number of directories that `--du` shows.
+const LARGEST: usize = 5;
+
+/// A layer of the stack, or the base.
+struct Member {
+    /// The directory of the layer.
+    dir: PathBuf,
+    tree: PathBuf,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -71,16 +93,30 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         one(&mut out, layer, args)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut layers = args.layers.open()?;
-    if let Some(base) = &args.base {
-        open_base(base)?;
-        layers.push(Layer::at(base));
-    }
-    anyhow::ensure!(!layers.is_empty(), "the stack has no layers; pass --layer or --layers-from");
+    let layers = args.layers.open()?.into_iter();
+    let mut stack: Vec<_> = layers.map(|layer| Member { tree: layer.fs(), dir: layer.path().into() }).collect();
+    // The base has a fixed place in the stack, so it is compared only on request.
+    let base = match args.base.open()? {
+        None if args.file.is_some() => default_base()?,
+        base => base,
+    };
+    stack.extend(base.map(|base| Member { tree: base.fs(), dir: base.path().into() }));
+    anyhow::ensure!(!stack.is_empty(), "the stack has no layers; pass --layer or --layers-from");
     match &args.file {
-        Some(path) => origin::show(&mut out, args, &layers, path),
-        None => conflicts::show(&mut out, args, &layers),
+        Some(path) => origin::show(&mut out, args, &stack, path),
+        None => conflicts::show(&mut out, args, &stack),
     }
+}
+
+/// A layer as JSON.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    meta: &'a Meta,
+    #[serde(serialize_with = "table::serialize_time_or_null")]
+    last_used: Option<SystemTime>,
+    sidecars: &'a serde_json::Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    largest: Option<&'a [Directory]>,
 }
 
 /// Prints everything about one layer.
@@ -98,10 +134,10 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
         let value = layer.read_sidecar::<Value>(&name)?.unwrap_or_default();
         sidecars.insert(name, value);
     }
+    let largest = args.du.then(|| largest(&layer)).transpose()?;
     if args.json {
-        let used = used.map(table::timestamp);
-        writeln!(out, "{}", escaped_json(json!({"meta": meta, "last_used": used, "sidecars": sidecars})))?;
-        return Ok(());
+        let largest = largest.as_deref();
+        return Ok(table::print_json(out, &Output { meta: &meta, last_used: used, sidecars: &sidecars, largest })?);
     }
     let row = |name: &str, value: String| vec![name.to_string(), value];
     let seconds = |(name, seconds): &(String, f64)| format!("{} {seconds:.3}", quoted(name));
@@ -122,11 +158,22 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     rows.extend(meta.failed_dep.iter().map(|dep| row("failed by", quoted(dep).to_string())));
     rows.extend(meta.extra.iter().map(|(key, value)| row(&quoted(key).to_string(), escaped_json(value).to_string())));
     table::print(out, &rows, &[])?;
+    if let Some(largest) = largest {
+        writeln!(out)?;
+        du::print(out, &largest)?;
+    }
     for (name, value) in sidecars {
         let file = format!("{name}.json");
         writeln!(out, "\n{}\n{:#}", quoted(&file), escaped_json(value))?;
     }
     Ok(())
+}
+
+/// Returns the directories that make up most of the layer's size.
+fn largest(layer: &Layer) -> layer::Result<Vec<Directory>> {
+    let mut sizes = DirectorySizes::default();
+    layer.changes(XattrNamespace::Trusted)?.try_for_each(|entry| entry.map(|entry| sizes.add(&entry)))?;
+    Ok(sizes.largest(LARGEST))
 }
 
 /// Returns the rows of a value with many items. The first row has the name.

@@ -48,7 +48,7 @@ pub(crate) struct StackArgs {
 pub(crate) struct BaseArgs {
     /// Base directory, with a root file system in `fs/`.
     ///
-    /// The default of `run` and `plan` is LAYERED_BASE in the environment.
+    /// The default of `run`, `plan` and `show --file` is LAYERED_BASE in the environment.
     #[arg(long, value_name = "DIR", help_heading = STACK)]
     base: Option<PathBuf>,
     /// Root file system that is not in a directory `fs`, in place of a base.
@@ -91,6 +91,11 @@ impl BaseArgs {
 }
 
 impl LayerArgs {
+    /// Returns whether an option names layers.
+    pub(crate) fn are_given(&self) -> bool {
+        !self.layers.is_empty() || self.layers_from.is_some()
+    }
+
     pub(crate) fn open(&self) -> anyhow::Result<Vec<Layer>> {
         let here = Path::new("");
         let mut layers = self.layers.iter().map(|path| open_layer(here, path)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -138,6 +143,11 @@ pub(crate) fn open_base(path: &Path) -> anyhow::Result<Base> {
     }
 }
 
+/// Opens the base that the environment names, if it names one.
+pub(crate) fn default_base() -> anyhow::Result<Option<Base>> {
+    defaults::path(BASE).map(|default| open_base(&default).with_context(|| BASE.to_string())).transpose()
+}
+
 /// Returns the error about a directory without `fs`, with what the caller probably meant.
 fn without_tree(dir: &Path, advice: &str) -> anyhow::Error {
     let shown = quoted(dir);
@@ -167,15 +177,17 @@ impl StackArgs {
         if let Some(base) = self.base.open()? {
             return Ok(base);
         }
-        match (word, defaults::path(BASE)) {
-            (Some(word), _) => match open_base(word) {
+        match word {
+            Some(word) => match open_base(word) {
                 Err(error) if error.downcast_ref::<layer::Error>().is_some() => {
                     Err(anyhow!("{error:#}; without --base, the first word is the base"))
                 }
                 base => base,
             },
-            (None, Some(default)) => open_base(&default).with_context(|| BASE.to_string()),
-            (None, None) => bail!("there is no base; pass --base or --rootfs, or set {BASE}"),
+            None => {
+                let default = default_base()?;
+                default.with_context(|| format!("there is no base; pass --base or --rootfs, or set {BASE}"))
+            }
         }
     }
 

@@ -5,10 +5,9 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use layer::display::{escaped_json, quoted};
-use layer::json_path;
-use runner::Swept;
-use serde_json::{Value, json};
+use layer::display::quoted;
+
+use crate::table;
 
 /// Remove the directories and cgroups that killed runs left behind.
 ///
@@ -27,26 +26,20 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Swept { removed, live, failed, .. } = runner::sweep(crate::defaults::scratch(args.scratch.as_deref()))?;
-    let failed: Vec<_> =
-        failed.into_iter().map(|(path, error)| (path, format!("{:#}", anyhow::Error::from(error)))).collect();
+    let swept = runner::sweep(crate::defaults::scratch(args.scratch.as_deref()))?;
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", escaped_json(to_json(&removed, live, &failed)))?;
+        table::print_json(&mut out, &swept)?;
     } else {
-        for path in &removed {
+        for path in &swept.removed {
             writeln!(out, "removed {}", quoted(path))?;
         }
-        writeln!(out, "dead runs removed: {}, live runs: {live}", removed.len())?;
+        writeln!(out, "dead runs removed: {}, live runs: {}", swept.removed.len(), swept.live)?;
     }
-    for (path, message) in &failed {
-        crate::complain(format_args!("cannot remove the dead run {}: {message}", quoted(path)));
+    let status = if swept.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
+    for (path, error) in swept.failed {
+        let error = anyhow::Error::from(error);
+        crate::complain(format_args!("cannot remove the dead run {}: {error:#}", quoted(&path)));
     }
-    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() })
-}
-
-fn to_json(removed: &[PathBuf], live: usize, failed: &[(PathBuf, String)]) -> Value {
-    let removed: Vec<_> = removed.iter().map(json_path::to_value).collect();
-    let failed = failed.iter().map(|(path, message)| json!({"path": json_path::to_value(path), "message": message}));
-    json!({"removed": removed, "live": live, "failed": failed.collect::<Vec<_>>()})
+    Ok(status)
 }

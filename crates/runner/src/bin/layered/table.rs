@@ -1,89 +1,116 @@
-//! Decides how tables, sizes and times are printed for people. [`doctor::check`](crate::doctor)
-//! prints the lines of `layered doctor`.
+//! Decides how tables, sizes and times are printed for people, and in which colours.
+//! [`doctor::check`](crate::doctor) prints the lines of `layered doctor`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use layer::display::escaped;
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use anstyle::{AnsiColor, Style};
+use layer::display::{escaped, escaped_json};
+use serde::{Serialize, Serializer};
+use unicode_width::UnicodeWidthStr;
+
+/// The colours of what is good, needs attention, or has failed.
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
+pub(crate) const ATTENTION: Style = AnsiColor::Yellow.on_default();
+pub(crate) const BAD: Style = AnsiColor::Red.on_default();
+
+/// Returns standard output. It leaves out colours unless `--color` or the terminal wants them.
+pub(crate) fn stdout() -> anstream::AutoStream<io::StdoutLock<'static>> {
+    anstream::AutoStream::auto(io::stdout()).lock()
+}
+
+/// Returns the width of standard output, if that is a terminal.
+pub(crate) fn terminal_width() -> Option<usize> {
+    let columns = usize::from(rustix::termios::tcgetwinsize(io::stdout()).ok()?.ws_col);
+    (columns > 0).then_some(columns)
+}
+
+/// Prints a value as JSON on one line.
+pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_string(value)?;
+    writeln!(out, "{}", escaped_json(text))
+}
 
 /// Prints rows as columns with two spaces between them. The first row is the heading. The columns
 /// in `right` are aligned to the right.
-pub(crate) fn print(out: &mut impl Write, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
-    print_printable(out, &printable(rows), right)
+pub(crate) fn print<C: Clone + Into<Cell>>(out: &mut impl Write, rows: &[Vec<C>], right: &[usize]) -> io::Result<()> {
+    print_columns(out, &cells(rows), right, &[])
 }
 
-/// Prints rows as [`print()`] does. If standard output is a terminal that is too narrow, shortens
-/// the widest columns that are aligned to the left.
-pub(crate) fn print_to_fit(out: &mut impl Write, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
-    let mut rows = printable(rows);
-    if io::stdout().is_terminal() {
-        if let Ok(size) = rustix::termios::tcgetwinsize(io::stdout()) {
-            fit(&mut rows, right, size.ws_col.into());
-        }
-    }
-    print_printable(out, &rows, right)
+/// Prints rows as [`print()`] does. If standard output is a terminal that is too narrow, leaves out
+/// the columns in `spare`, the first one first.
+pub(crate) fn print_to_fit<C: Clone + Into<Cell>>(
+    out: &mut impl Write,
+    rows: &[Vec<C>],
+    right: &[usize],
+    spare: &[usize],
+) -> io::Result<()> {
+    let rows = cells(rows);
+    let hidden = terminal_width().map_or(&[][..], |width| too_many(&widths(&rows), spare, width));
+    print_columns(out, &rows, right, hidden)
 }
 
 /// The greatest width of a column. A wider cell sticks out to the right, and the other rows are not
 /// padded to its width: a string of a `layer.json` can have millions of characters.
 const WIDEST: usize = 256;
 
-/// The width below which a column is not shortened.
-const NARROW: usize = 8;
-
-/// A cell with its width on a terminal.
-struct Cell {
+/// A cell: one line, without control characters, with its width on a terminal and its colour.
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
     text: String,
     width: usize,
+    style: Style,
 }
 
 impl Cell {
-    fn new(text: String) -> Self {
-        let width = text.width();
-        Self { text, width }
-    }
-
-    /// Shortens the text to `width`, and ends it with `…` if it was longer.
-    fn shorten(&mut self, width: usize) {
-        if self.width <= width {
-            return;
-        }
-        let room = width.saturating_sub(1);
-        let mut used = 0;
-        let mut text: String = self
-            .text
-            .chars()
-            .take_while(|character| {
-                used += character.width().unwrap_or(0);
-                used <= room
-            })
-            .collect();
-        // Some characters make the character before them wider.
-        while text.width() > room {
-            text.pop();
-        }
-        text.push('…');
-        *self = Self::new(text);
+    /// Shows the cell in a colour.
+    pub(crate) fn styled(self, style: Style) -> Self {
+        Self { style, ..self }
     }
 }
 
-/// Escapes the control characters in cells, so that a cell is one line and cannot control the
-/// terminal.
-fn printable(rows: &[Vec<String>]) -> Vec<Vec<Cell>> {
-    rows.iter().map(|row| row.iter().map(|cell| Cell::new(escaped(cell).to_string())).collect()).collect()
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        let text = escaped(text).to_string();
+        Self { width: text.width(), text, style: Style::new() }
+    }
 }
 
-fn print_printable(out: &mut impl Write, rows: &[Vec<Cell>], right: &[usize]) -> io::Result<()> {
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        text.to_string().into()
+    }
+}
+
+fn cells<C: Clone + Into<Cell>>(rows: &[Vec<C>]) -> Vec<Vec<Cell>> {
+    rows.iter().map(|row| row.iter().cloned().map(Into::into).collect()).collect()
+}
+
+/// Returns how many of the columns in `spare` must be left out, so that a row is at most `most`
+/// cells wide.
+fn too_many<'a>(widths: &[usize], spare: &'a [usize], most: usize) -> &'a [usize] {
+    let width = |hidden: &[usize]| {
+        let shown = (0..widths.len()).filter(|column| !hidden.contains(column));
+        shown.map(|column| widths[column] + 2).sum::<usize>().saturating_sub(2)
+    };
+    let fits = (0..spare.len()).find(|&count| width(&spare[..count]) <= most);
+    &spare[..fits.unwrap_or(spare.len())]
+}
+
+fn print_columns(out: &mut impl Write, rows: &[Vec<Cell>], right: &[usize], hidden: &[usize]) -> io::Result<()> {
     let widths: Vec<usize> = widths(rows).into_iter().map(|width| width.min(WIDEST)).collect();
     for row in rows {
         // Spaces are written only before another cell.
         let mut owed = 0;
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            if hidden.contains(&column) {
+                continue;
+            }
             let padding = width.saturating_sub(cell.width);
             let (before, after) = if right.contains(&column) { (padding, 0) } else { (0, padding) };
             if !cell.text.is_empty() {
-                write!(out, "{}{}", " ".repeat(owed + before), cell.text)?;
+                let style = cell.style;
+                write!(out, "{}{style}{}{style:#}", " ".repeat(owed + before), cell.text)?;
                 owed = after + 2;
             } else {
                 owed += padding + 2;
@@ -104,32 +131,6 @@ fn widths(rows: &[Vec<Cell>]) -> Vec<usize> {
         }
     }
     widths
-}
-
-/// Shortens cells, the widest column first, until rows are at most `most` cells wide or every
-/// column has the width [`NARROW`].
-fn fit(rows: &mut [Vec<Cell>], right: &[usize], most: usize) {
-    let mut widths = widths(rows);
-    // A column that is wider than the terminal starts at the width of the terminal.
-    for (column, width) in widths.iter_mut().enumerate() {
-        if !right.contains(&column) {
-            *width = (*width).min(most.max(NARROW));
-        }
-    }
-    while widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1) > most {
-        let widest = (0..widths.len()).filter(|column| !right.contains(column)).max_by_key(|column| widths[*column]);
-        match widest {
-            Some(column) if widths[column] > NARROW => widths[column] -= 1,
-            _ => break,
-        }
-    }
-    for row in rows {
-        for (column, (cell, width)) in row.iter_mut().zip(&widths).enumerate() {
-            if !right.contains(&column) {
-                cell.shorten(*width);
-            }
-        }
-    }
 }
 
 /// Joins items to lines of at most [`LINE`] cells. A line has at least one item, even a longer one.
@@ -186,12 +187,27 @@ pub(crate) fn duration(time: Duration) -> String {
     }
 }
 
-/// Formats the time since `time` with its two largest units: `3h 2m ago`.
+/// The units of [`ago`], with their seconds.
+const UNITS: [(u64, &str); 6] =
+    [(31_557_600, "year"), (2_630_016, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
+
+/// Formats the time since `time` in its largest unit: `3 hours ago`.
 pub(crate) fn ago(time: SystemTime) -> String {
-    let Ok(age) = SystemTime::now().duration_since(time) else { return "in the future".into() };
-    let text = humantime::format_duration(Duration::from_secs(age.as_secs())).to_string();
-    let short: Vec<_> = text.split(' ').take(2).collect();
-    format!("{} ago", short.join(" "))
+    match SystemTime::now().duration_since(time) {
+        Ok(age) => format!("{} ago", in_one_unit(age)),
+        Err(_) => "in the future".into(),
+    }
+}
+
+fn in_one_unit(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (unit, name) = UNITS.into_iter().find(|(unit, _)| seconds >= *unit).unwrap_or((1, "second"));
+    count(seconds / unit, name)
+}
+
+/// Formats a number of things: `1 layer`, `2 layers`.
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
 /// The first second of the year 10000.
@@ -202,6 +218,19 @@ const YEAR_10000: Duration = Duration::from_secs(253_402_300_800);
 pub(crate) fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default().min(YEAR_10000 - Duration::from_secs(1));
     humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
+}
+
+/// Writes a time in JSON as [`timestamp`] formats it.
+pub(crate) fn serialize_time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&timestamp(*time))
+}
+
+/// Writes a time in JSON, or null.
+pub(crate) fn serialize_time_or_null<S: Serializer>(
+    time: &Option<SystemTime>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    time.map(timestamp).serialize(serializer)
 }
 
 #[cfg(test)]
@@ -275,49 +304,26 @@ a\u{200b}b      3
         assert!(lines[1].starts_with(&long) && lines[2].contains(&long));
     }
 
-    fn fitted(rows: &[&[&str]], right: &[usize], most: usize) -> Vec<Vec<String>> {
-        let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(ToString::to_string).collect()).collect();
-        let mut rows = printable(&rows);
-        fit(&mut rows, right, most);
-        rows.into_iter().map(|row| row.into_iter().map(|cell| cell.text).collect()).collect()
+    #[test]
+    fn spare_columns_are_left_out_in_their_order_and_names_never() {
+        let widths = [12, 4, 9, 14, 14];
+        for (most, expected) in [(80, &[][..]), (61, &[]), (60, &[4]), (45, &[4]), (44, &[4, 3]), (1, &[4, 3])] {
+            assert_eq!(too_many(&widths, &[4, 3], most), expected, "{most}");
+        }
+        let rows = [["NAME", "SIZE", "CREATED"], ["a", "5", "now"]].map(|row| row.map(String::from).to_vec());
+        let mut out = Vec::new();
+        print_columns(&mut out, &cells(&rows), &[1], &[2]).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "NAME  SIZE\na        5\n");
     }
 
     #[test]
-    fn the_widest_columns_are_shortened_first() {
-        let row: &[&str] = &["0123456789abcdef", "a-long-status", "5 B"];
-        let table = [
-            (40, ["0123456789abcdef", "a-long-status", "5 B"]),
-            (30, ["0123456789…", "a-long-sta…", "5 B"]),
-            (5, ["0123456…", "a-long-…", "5 B"]),
-            (0, ["0123456…", "a-long-…", "5 B"]),
-        ];
-        for (most, expected) in table {
-            assert_eq!(fitted(&[&["NAME", "STATUS", "SIZE"], row], &[2], most)[1], expected, "{most}");
-        }
-    }
-
-    #[test]
-    fn a_shortened_cell_uses_the_width_and_splits_no_character() {
-        let table = [
-            // Half a wide character fits: it is left out.
-            ("日本語日本語", 8, "日本語…"),
-            ("日本語日本語", 9, "日本語日…"),
-            // Combining characters stay with their character.
-            (
-                "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}",
-                8,
-                "e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}e\u{301}…",
-            ),
-            // The selector makes the heart wider.
-            ("abcdef\u{2764}\u{fe0f}gh", 8, "abcdef\u{2764}…"),
-        ];
-        for (text, most, expected) in table {
-            let shown = &fitted(&[&[text]], &[], most)[0][0];
-            assert_eq!(shown, expected);
-            assert!(shown.width() <= most);
-        }
-        let long = "x".repeat(1 << 20);
-        assert_eq!(fitted(&[&[&long, &long]], &[], 42)[0], vec![format!("{}…", "x".repeat(19)); 2]);
+    fn a_colour_does_not_change_the_columns() {
+        let rows = [vec![Cell::from("STATUS"), "X".into()], vec![Cell::from("ok").styled(GOOD), "1".into()]];
+        let mut out = Vec::new();
+        print(&mut out, &rows, &[]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "STATUS  X\n\u{1b}[32mok\u{1b}[0m      1\n");
+        assert_eq!(anstream::adapter::strip_str(&text).to_string(), "STATUS  X\nok      1\n");
     }
 
     #[test]
@@ -343,6 +349,10 @@ a\u{200b}b      3
         for (micros, text) in table {
             assert_eq!(duration(Duration::from_micros(micros)), text);
         }
-        assert_eq!(ago(SystemTime::now() - Duration::from_secs(7384)), "2h 3m ago");
+        let table = [(0, "0 seconds"), (1, "1 second"), (7384, "2 hours"), (86_400, "1 day"), (86_700_000, "2 years")];
+        for (seconds, text) in table {
+            assert_eq!(in_one_unit(Duration::from_secs(seconds)), text);
+        }
+        assert_eq!([0, 1, 2].map(|number| count(number, "layer")), ["0 layers", "1 layer", "2 layers"]);
     }
 }

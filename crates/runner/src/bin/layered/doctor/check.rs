@@ -1,12 +1,14 @@
 //! Decides how a check and its verdict are printed. [`doctor`](super) decides which checks there
-//! are, and [`table`](crate::table) prints the tables of other subcommands.
+//! are, and [`table`] prints the tables of other subcommands.
 
 use std::io::{self, Write};
 
+use anstyle::Style;
 use layer::display::escaped;
-use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
+
+use crate::table;
 
 /// The result of one check: the finding, its meaning for a run, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,6 +39,15 @@ impl Verdict {
             Verdict::Warning => "warning",
             Verdict::Failed => "failed",
             Verdict::Skipped => "skipped",
+        }
+    }
+
+    fn style(self) -> Style {
+        match self {
+            Verdict::Ok => table::GOOD,
+            Verdict::Warning => table::ATTENTION,
+            Verdict::Failed => table::BAD,
+            Verdict::Skipped => Style::new(),
         }
     }
 }
@@ -84,12 +95,6 @@ fn one_line(text: String) -> String {
     escaped(text.split_whitespace().collect::<Vec<_>>().join(" ")).to_string()
 }
 
-/// Returns the width of standard output, if that is a terminal.
-pub(crate) fn terminal_width() -> Option<usize> {
-    let columns = usize::from(tcgetwinsize(io::stdout()).ok()?.ws_col);
-    (columns > 0).then_some(columns)
-}
-
 /// Prints one line per check, and wraps it at `width`.
 pub(crate) fn print(out: &mut impl Write, checks: &[Check], width: Option<usize>) -> io::Result<()> {
     let names = checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
@@ -97,7 +102,8 @@ pub(crate) fn print(out: &mut impl Write, checks: &[Check], width: Option<usize>
     for check in checks {
         // On a very narrow terminal the lines are longer than the terminal, not one word each.
         let room = width.map_or(usize::MAX, |width| width.saturating_sub(indent).max(20));
-        let mut head = format!("{:<7}  {:<names$}  ", check.verdict.word(), check.name);
+        let style = check.verdict.style();
+        let mut head = format!("{style}{:<7}{style:#}  {:<names$}  ", check.verdict.word(), check.name);
         for line in wrapped(&check.text(), room) {
             writeln!(out, "{head}{line}")?;
             head = " ".repeat(indent);
@@ -131,7 +137,14 @@ mod tests {
         ];
         let mut out = Vec::new();
         print(&mut out, &checks, width).unwrap();
-        String::from_utf8(out).unwrap()
+        anstream::adapter::strip_str(&String::from_utf8(out).unwrap()).to_string()
+    }
+
+    #[test]
+    fn a_verdict_is_coloured_and_nothing_else() {
+        let mut out = Vec::new();
+        print(&mut out, &[Check::failed("runtime", "none")], None).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "\u{1b}[31mfailed \u{1b}[0m  runtime  none\n");
     }
 
     #[test]

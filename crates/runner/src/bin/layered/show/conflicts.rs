@@ -5,15 +5,25 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use layer::display::{escaped_json, quoted};
-use layer::{Difference, Layer, XattrNamespace, json_path};
-use serde_json::json;
+use layer::display::quoted;
+use layer::json_path::{self, JsonPath};
+use layer::{Difference, XattrNamespace};
+use serde::Serialize;
 
-use super::{Args, NO};
+use super::{Args, Member, NO};
 use crate::{complain, table};
 
-pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer]) -> anyhow::Result<ExitCode> {
-    let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
+/// A path that several layers provide, as JSON.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    #[serde(serialize_with = "json_path::serialize")]
+    path: &'a Path,
+    difference: Difference,
+    layers: Vec<JsonPath>,
+}
+
+pub(super) fn show(out: &mut impl Write, args: &Args, stack: &[Member]) -> anyhow::Result<ExitCode> {
+    let trees: Vec<_> = stack.iter().map(|member| &member.tree).collect();
     let mut rows = vec![["PATH", "DIFFERENCE", "LAYERS"].map(String::from).to_vec()];
     let [mut same, mut different, mut failed] = [0_u64; 3];
     for conflict in layer::conflicts(&trees, XattrNamespace::Trusted)? {
@@ -27,21 +37,21 @@ pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer]) -> anyho
             }
         };
         let path = Path::new("/").join(&conflict.path);
-        let difference = word(conflict.difference);
-        let layers = conflict.layers.iter().map(|&layer| &layers[layer]);
-        *if conflict.difference == Difference::Nothing { &mut same } else { &mut different } += 1;
+        let difference = conflict.difference;
+        let dirs = conflict.layers.iter().map(|&layer| &stack[layer].dir);
+        *if difference == Difference::Nothing { &mut same } else { &mut different } += 1;
         if args.json {
-            let layers: Vec<_> = layers.map(|layer| json_path::to_value(layer.path())).collect();
-            let path = json_path::to_value(&path);
-            writeln!(out, "{}", escaped_json(json!({"path": path, "difference": difference, "layers": layers})))?;
-        } else if conflict.difference != Difference::Nothing {
-            let layers: Vec<_> = layers.map(|layer| quoted(layer.name()).to_string()).collect();
-            rows.push(vec![quoted(&path).to_string(), difference.into(), layers.join(", ")]);
+            let layers = dirs.cloned().map(JsonPath).collect();
+            table::print_json(out, &Output { path: &path, difference, layers })?;
+        } else if difference != Difference::Nothing {
+            let names: Vec<_> =
+                dirs.map(|dir| quoted(dir.file_name().unwrap_or(dir.as_os_str())).to_string()).collect();
+            rows.push(vec![quoted(&path).to_string(), word(difference).into(), names.join(", ")]);
         }
     }
     if !args.json {
         if different > 0 {
-            table::print_to_fit(out, &rows, &[])?;
+            table::print(out, &rows, &[])?;
         }
         writeln!(out, "paths in several layers: {different} differ, {same} are the same in all")?;
     }

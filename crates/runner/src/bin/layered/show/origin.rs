@@ -2,36 +2,94 @@
 //! [`conflicts`](super::conflicts) has `--conflicts`.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use layer::display::{escaped_json, quoted};
-use layer::{EntryKind, Layer, Lookup, Obstacle, Role, XattrNamespace, json_path};
-use serde_json::{Value, json};
+use layer::display::quoted;
+use layer::json_path::{self, JsonPath};
+use layer::{EntryKind, Lookup, Obstacle, Origin, Role, Stack, StackLink, XattrNamespace};
+use serde::Serialize;
 
-use super::{Args, NO};
+use super::{Args, Member, NO};
 use crate::table;
 
-pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer], path: &Path) -> anyhow::Result<ExitCode> {
-    let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
-    let found = layer::lookup(&trees, path, XattrNamespace::Trusted)?;
-    match args.json {
-        true => writeln!(out, "{}", escaped_json(as_json(layers, &found)))?,
-        false => print(out, layers, &found)?,
-    }
-    Ok(if found.supplier().is_some() { ExitCode::SUCCESS } else { NO.into() })
+/// The origin of a path as JSON.
+#[derive(Debug, Serialize)]
+struct Output {
+    #[serde(serialize_with = "json_path::serialize")]
+    path: PathBuf,
+    layer: Option<JsonPath>,
+    origins: Vec<OriginOutput>,
+    obstacle: Option<ObstacleOutput>,
+    links: Vec<LinkOutput>,
+    #[serde(serialize_with = "json_path::serialize")]
+    end: PathBuf,
 }
 
-fn print(out: &mut impl Write, layers: &[Layer], found: &Lookup) -> io::Result<()> {
-    let name = |layer: usize| quoted(layers[layer].path());
-    let absolute = |path: &Path| Path::new("/").join(path);
+/// The entry of one layer as JSON.
+#[derive(Debug, Serialize)]
+struct OriginOutput {
+    layer: JsonPath,
+    has: EntryKind,
+    role: &'static str,
+    by: Option<JsonPath>,
+}
+
+/// What is in the way of the path, as JSON.
+#[derive(Debug, Serialize)]
+struct ObstacleOutput {
+    layer: JsonPath,
+    #[serde(serialize_with = "json_path::serialize")]
+    path: PathBuf,
+    has: EntryKind,
+    target: Option<JsonPath>,
+}
+
+/// A link on the way, as JSON.
+#[derive(Debug, Serialize)]
+struct LinkOutput {
+    layer: JsonPath,
+    #[serde(serialize_with = "json_path::serialize")]
+    path: PathBuf,
+    target: JsonPath,
+}
+
+pub(super) fn show(out: &mut impl Write, args: &Args, stack: &[Member], path: &Path) -> anyhow::Result<ExitCode> {
+    let trees: Vec<_> = stack.iter().map(|member| &member.tree).collect();
+    let xattrs = XattrNamespace::Trusted;
+    let (links, end) = match args.no_follow {
+        true => (Vec::new(), path.into()),
+        false => {
+            let trace = Stack::new(&trees, xattrs)?.trace(path)?;
+            (trace.links, trace.path)
+        }
+    };
+    let found = layer::lookup(&trees, end, xattrs)?;
+    let supplier = found.supplier().copied();
+    match args.json {
+        true => table::print_json(out, &output(stack, path, &links, found))?,
+        false => print(out, stack, &links, &found)?,
+    }
+    Ok(if supplier.is_some() { ExitCode::SUCCESS } else { NO.into() })
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    Path::new("/").join(path)
+}
+
+fn print(out: &mut impl Write, stack: &[Member], links: &[StackLink], found: &Lookup) -> io::Result<()> {
+    let name = |layer: usize| quoted(&stack[layer].dir);
+    for link in links {
+        let (path, target) = (absolute(&link.path), quoted(&link.target));
+        writeln!(out, "{}: a symbolic link of {} to {target}", quoted(&path), name(link.layer))?;
+    }
     let path = absolute(&found.path);
     let path = quoted(&path);
     match (found.supplier(), &found.obstacle) {
         (Some(origin), _) => writeln!(out, "{path}: {} of {}", word(origin.kind), name(origin.layer))?,
         (None, Some(Obstacle { layer, path: way, target: Some(target), .. })) => writeln!(
             out,
-            "{path}: nothing, because {} is a symbolic link of {} that leads to {}; show follows no links",
+            "{path}: nothing, because {} is a symbolic link of {} that leads to {}; leave out --no-follow to follow it",
             quoted(&absolute(way)),
             name(*layer),
             quoted(target)
@@ -55,13 +113,12 @@ fn print(out: &mut impl Write, layers: &[Layer], found: &Lookup) -> io::Result<(
         };
         vec![name(origin.layer).to_string(), word(origin.kind).into(), role]
     }));
-    table::print_to_fit(out, &rows, &[])
+    table::print(out, &rows, &[])
 }
 
-fn as_json(layers: &[Layer], found: &Lookup) -> Value {
-    let name = |layer: usize| json_path::to_value(layers[layer].path());
-    let absolute = |path: &Path| json_path::to_value(Path::new("/").join(path));
-    let origin = |origin: &layer::Origin| {
+fn output(stack: &[Member], asked: &Path, links: &[StackLink], found: Lookup) -> Output {
+    let name = |layer: usize| JsonPath(stack[layer].dir.clone());
+    let origin = |origin: &Origin| {
         let (role, by) = match origin.role {
             Role::Supplies => ("supplies", None),
             Role::Joins => ("joins", None),
@@ -69,18 +126,29 @@ fn as_json(layers: &[Layer], found: &Lookup) -> Value {
             Role::Hidden { by } => ("hidden", Some(name(by))),
             _ => ("", None),
         };
-        json!({"layer": name(origin.layer), "has": noun(origin.kind), "role": role, "by": by})
+        OriginOutput { layer: name(origin.layer), has: origin.kind, role, by }
     };
-    let obstacle = |obstacle: &Obstacle| {
-        json!({"layer": name(obstacle.layer), "path": absolute(&obstacle.path),
-            "has": noun(obstacle.kind), "target": obstacle.target.as_ref().map(json_path::to_value)})
+    let obstacle = |obstacle: &Obstacle| ObstacleOutput {
+        layer: name(obstacle.layer),
+        path: absolute(&obstacle.path),
+        has: obstacle.kind,
+        target: obstacle.target.clone().map(JsonPath),
     };
-    json!({
-        "path": absolute(&found.path),
-        "layer": found.supplier().map(|origin| name(origin.layer)),
-        "origins": found.origins.iter().map(origin).collect::<Vec<_>>(),
-        "obstacle": found.obstacle.as_ref().map(obstacle),
-    })
+    let link = |link: &StackLink| LinkOutput {
+        layer: name(link.layer),
+        path: absolute(&link.path),
+        target: JsonPath(link.target.clone()),
+    };
+    let end = absolute(&found.path);
+    Output {
+        // Without links, the end is the path that was asked for, without `..`.
+        path: if links.is_empty() { end.clone() } else { absolute(asked).components().collect() },
+        layer: found.supplier().map(|origin| name(origin.layer)),
+        origins: found.origins.iter().map(origin).collect(),
+        obstacle: found.obstacle.as_ref().map(obstacle),
+        links: links.iter().map(link).collect(),
+        end,
+    }
 }
 
 fn word(kind: EntryKind) -> &'static str {
@@ -90,15 +158,5 @@ fn word(kind: EntryKind) -> &'static str {
         EntryKind::Symlink => "a symbolic link",
         EntryKind::Whiteout => "a whiteout",
         _ => "a special file",
-    }
-}
-
-fn noun(kind: EntryKind) -> &'static str {
-    match kind {
-        EntryKind::File => "file",
-        EntryKind::Directory => "directory",
-        EntryKind::Symlink => "symlink",
-        EntryKind::Whiteout => "whiteout",
-        _ => "special",
     }
 }
