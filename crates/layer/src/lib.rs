@@ -111,8 +111,9 @@ pub use stack::plan::{Estimate, MAX_LOWERS, Plan, Rung, RungLimit, plan_lowerdir
 pub use stack::{Stack, StackEntry};
 pub use store::Store;
 pub use store::draft::Draft;
+pub use store::existing::Existing;
 pub use store::gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
-pub use store::hold::{Hold, held};
+pub use store::hold::{Hold, Holder, held};
 pub use store::scan::{Scan, ScanWithMeta, scan};
 pub use tree::locked_dir::LockedDir;
 pub use tree::regular_file::read_regular_file;
