@@ -10,7 +10,7 @@ use std::{fs, thread};
 
 use anyhow::{bail, ensure};
 use container::{Output, Template};
-use layer::{Base, Layer};
+use layer::{Base, Layer, Store};
 use runner::{Event, Options, Report};
 
 const WORKERS: usize = 4;
@@ -58,8 +58,7 @@ impl Live {
 fn build(base: &Base, store: &Path, package: &Layer, watch: impl FnMut(&Event) + Send) -> anyhow::Result<()> {
     let script = format!("mkdir -p /opt && echo {0} >/opt/{0}", package.hash());
     let report = run(base, &[], store, &script, watch)?;
-    let (capture, meta) = (report.capture(), report.meta());
-    report.upper.capture(&capture, package, meta)?;
+    report.publish(&Store::open(store)?, package.name(), |_| Ok(()))?;
     Ok(())
 }
 

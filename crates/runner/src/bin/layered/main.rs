@@ -1,9 +1,9 @@
 //! Decides which subcommand runs, and what the user sees if it fails.
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
-//! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the forwarding of [`signals`],
-//! and the output of [`table`]. [`habits`] advises users of other tools. None of them holds policy:
-//! the libraries decide.
+//! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the places of new layers in
+//! [`place`], the forwarding of [`signals`], and the output of [`table`]. [`habits`] advises users of
+//! other tools. None of them holds policy: the libraries decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -31,6 +31,7 @@ mod merge;
 #[cfg(test)]
 #[path = "../../../../../integration-tests/src/mutated.rs"]
 mod mutated;
+mod place;
 mod plan;
 mod run;
 mod shell;
@@ -58,8 +59,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   layered run --layer gcc --layer libc6-dev debian gcc --version
-  layered run --base debian --layers-from deps.txt --upper upper --json report.json -- make install
-  layered commit upper new --run report.json
+  layered run --base debian --layers-from deps.txt --commit /var/cache/layers/new -- make install
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers

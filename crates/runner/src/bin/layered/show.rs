@@ -7,11 +7,13 @@ use std::process::ExitCode;
 
 use layer::Layer;
 use layer::display::{escaped_json, quoted};
+use runner::CommandRecord;
 use serde_json::{Value, json};
 
 use crate::stack::{LayerArgs, open_base, open_layer};
 use crate::table;
 
+mod command;
 mod conflicts;
 mod origin;
 
@@ -20,7 +22,8 @@ const NO: u8 = 1;
 
 /// Show one layer, the origin of a file, or conflicts between layers.
 ///
-/// With LAYER, show prints the layer.json of a layer, its last use and its sidecars. With --file,
+/// With LAYER, show prints what was run to make a layer, its layer.json, its last use and its
+/// sidecars. With --file,
 /// it prints which layer of a stack a file is from. With --conflicts, it prints on which paths
 /// layers differ, so that their order matters.
 #[derive(Debug, clap::Args)]
@@ -121,6 +124,11 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     rows.extend(lines("seconds", meta.timing.0.iter().map(seconds), ", "));
     rows.extend(meta.failed_dep.iter().map(|dep| row("failed by", quoted(dep).to_string())));
     rows.extend(meta.extra.iter().map(|(key, value)| row(&quoted(key).to_string(), escaped_json(value).to_string())));
+    // The rows replace the JSON of the sidecar.
+    if let Some(command) = command::rows(sidecars.get(CommandRecord::SIDECAR)) {
+        rows.splice(1..1, command);
+        sidecars.shift_remove(CommandRecord::SIDECAR);
+    }
     table::print(out, &rows, &[])?;
     for (name, value) in sidecars {
         let file = format!("{name}.json");
