@@ -7,6 +7,7 @@ mod habits;
 mod layers;
 mod results;
 mod run;
+mod upkeep;
 
 use std::fs;
 use std::os::unix::process::CommandExt;

@@ -213,6 +213,8 @@ fn only_a_failed_layer_that_no_run_uses_is_replaced() {
     let user = begin(fixture.layered_run().args(using).args(["--", "sh", "-c", "echo begun; read line; cat /text"]));
     let (status, _, stderr) = make(&fixture, "failed", &["--replace"], "true");
     assert!(status == 125 && stderr.contains("a run that is in progress uses it"), "{stderr}");
+    let (_, _, stderr) = run(layered().arg("rm").arg(failed.path()));
+    assert!(stderr.contains("a run that is in progress uses it"), "{stderr}");
     assert_eq!(finish(user).0, Some(0));
 
     // A failure replaces a failure, and a success a failure, but nothing replaces a success.

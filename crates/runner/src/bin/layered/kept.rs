@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf, absolute};
 use std::time::SystemTime;
 
@@ -15,6 +15,7 @@ use layer::display::quoted;
 use layer::json_path::JsonPath;
 use layer::{Base, Layer, Meta};
 use runner::{CaptureRecord, Cause, CommandRecord, Upper};
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -64,6 +65,17 @@ struct Description {
 pub(crate) struct Records {
     pub(crate) capture: CaptureRecord,
     pub(crate) command: Option<CommandRecord>,
+}
+
+/// A kept run in a list of them.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) dir: PathBuf,
+    /// How the command ended, when, and the command itself. Null or empty if the run has no
+    /// description, or ended before it was written.
+    pub(crate) status: Value,
+    pub(crate) kept_at: Value,
+    pub(crate) argv: Vec<String>,
 }
 
 /// The arguments that name a kept run.
@@ -187,6 +199,35 @@ pub(crate) fn add_result(dir: &Path, status: Value, records: Records) {
 pub(crate) fn records(dir: &Path) -> anyhow::Result<Records> {
     let Description { capture, command, .. } = read(dir)?;
     Ok(Records { capture, command })
+}
+
+/// Lists the kept runs of this user in scratch directories, the latest last.
+pub(crate) fn list(scratch: &[PathBuf]) -> anyhow::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    let entries = scratch.iter().map(|scratch| {
+        let entries = fs::read_dir(scratch).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        entries.with_context(|| format!("cannot read {}", quoted(scratch)))
+    });
+    for entry in entries.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten() {
+        let dir = entry.path();
+        // In /tmp, any user can create such a directory. One may go while this function looks.
+        let is_own = |metadata: fs::Metadata| metadata.is_dir() && metadata.uid() == geteuid().as_raw();
+        if !Upper::is_kept_name(&dir) || !dir.symlink_metadata().is_ok_and(is_own) {
+            continue;
+        }
+        let (status, kept_at, argv) = match read(&dir) {
+            Ok(Description { status, kept_at, config, .. }) => {
+                let argv = serde_json::from_value(config["process"]["args"].clone());
+                (status, kept_at, argv.unwrap_or_default())
+            }
+            // A library caller that keeps an upper writes no description.
+            Err(_) => (Value::Null, Value::Null, Vec::new()),
+        };
+        found.push(Found { dir, status, kept_at, argv });
+    }
+    // The form of the times sorts by time.
+    found.sort_by_key(|found| (found.kept_at.to_string(), found.dir.clone()));
+    Ok(found)
 }
 
 fn read(dir: &Path) -> anyhow::Result<Description> {

@@ -33,6 +33,7 @@ mod merge;
 mod mutated;
 mod place;
 mod plan;
+mod rm;
 mod run;
 mod shell;
 mod show;
@@ -62,7 +63,8 @@ Examples:
   layered run --base debian --layers-from deps.txt --commit /var/cache/layers/new -- make install
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
-  layered ls /var/cache/layers
+  layered ls /var/cache/layers --tree
+  layered rm /var/cache/layers/new
   layered gc /var/cache/layers --max-bytes 200g
 
 `layered COMMAND --help` explains a command and has examples of it.
@@ -84,6 +86,7 @@ enum Command {
     Commit(commit::Args),
     Ls(ls::Args),
     Show(show::Args),
+    Rm(rm::Args),
     Gc(gc::Args),
     Sweep(sweep::Args),
     Doctor(doctor::Args),
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         Command::Commit(args) => commit::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Rm(args) => rm::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
         Command::Doctor(args) => doctor::run(&args),
