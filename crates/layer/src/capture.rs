@@ -199,8 +199,8 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Writes a [sidecar](Layer::write_sidecar) of this name into the layer. The layer has it when it
-    /// appears, even if a killed capture is completed. Replaces a sidecar that is in the layer's
+    /// Writes a [sidecar](Layer::write_sidecar) of this name into the layer. The layer has it when
+    /// it appears, even if a killed capture is completed. Replaces a sidecar that is in the layer's
     /// directory already.
     pub fn sidecar(mut self, name: impl Into<String>, value: Value) -> Self {
         self.sidecars.push((name.into(), value));

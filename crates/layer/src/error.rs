@@ -110,7 +110,8 @@ pub enum Error {
         /// The path of the existing layer, or of another file.
         path: PathBuf,
     },
-    /// The layer that should be replaced is not the result of a failed command. It is left as it is.
+    /// The layer that should be replaced is not the result of a failed command. It is left as it
+    /// is.
     #[error("cannot replace {}: its command succeeded; choose another name, or remove it first", quoted(layer))]
     NotFailed {
         /// The layer.

@@ -1,4 +1,5 @@
-//! The record of a command, which the report of a run and the sidecar `run.json` of a layer contain.
+//! The record of a command, which the report of a run and the sidecar `run.json` of a layer
+//! contain.
 //!
 //! `capture_record` has the record that a capture needs; `publish` writes the sidecar.
 

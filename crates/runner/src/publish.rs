@@ -19,8 +19,8 @@ use crate::{CaptureError, CommandRecord, Error, Report};
 #[non_exhaustive]
 pub struct NewLayer<'a> {
     /// The layer at the place where it is made. The caller writes sidecars, a log and other files
-    /// into its directory. It has the sidecar [`run`](CommandRecord::SIDECAR) already, and neither a
-    /// tree nor a `layer.json`.
+    /// into its directory. It has the sidecar [`run`](CommandRecord::SIDECAR) already, and neither
+    /// a tree nor a `layer.json`.
     pub layer: &'a Layer,
     /// The `layer.json`: [`Report::meta`].
     pub meta: Meta,
@@ -59,7 +59,10 @@ impl Report {
     /// ```no_run
     /// # fn example(report: runner::Report, package: serde_json::Value) -> Result<(), Box<dyn std::error::Error>> {
     /// let store = layer::Store::open("/var/cache/layers")?;
-    /// let layer = report.publish(&store, "hello", |new| Ok(new.layer.write_sidecar("package", &package)?))?;
+    /// let layer = report.publish(&store, "hello", |new| {
+    ///     new.layer.write_sidecar("package", &package)?;
+    ///     Ok(())
+    /// })?;
     /// println!("{}", layer.path().display());
     /// # Ok(())
     /// # }
@@ -69,10 +72,10 @@ impl Report {
     /// [`status`](Self::status) first. The sidecar [`run`](CommandRecord::SIDECAR) has the
     /// [record of the command](Self::command_record).
     ///
-    /// The layer is made in a [draft](layer::Draft) and appears in the store with one rename: it has
-    /// all its files from the beginning, and is durable when this function returns. The scratch
-    /// directory of the run must be on the file system of the store, because the upper is moved, not
-    /// copied. If the process is killed in between, the layer does not appear, and the upper is
+    /// The layer is made in a [draft](layer::Draft) and appears in the store with one rename: it
+    /// has all its files from the beginning, and is durable when this function returns. The scratch
+    /// directory of the run must be on the file system of the store, because the upper is moved,
+    /// not copied. If the process is killed in between, the layer does not appear, and the upper is
     /// deleted as by any kill of a run.
     ///
     /// # Errors

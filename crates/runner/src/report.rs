@@ -70,8 +70,8 @@ impl Origin {
 
 impl Report {
     /// Returns a capture that turns the upper into a layer. It knows the lowers and the entries
-    /// that the run [made](Self::made). `run` itself captures nothing: see [`publish`](Self::publish)
-    /// and [`Upper::capture`].
+    /// that the run [made](Self::made). `run` itself captures nothing: see
+    /// [`publish`](Self::publish) and [`Upper::capture`].
     pub fn capture(&self) -> Capture<'static> {
         let capture = Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs);
         match UpperId::of(self.upper.path()) {

@@ -95,8 +95,8 @@ impl Draft {
     /// [`access`](Self::access) says otherwise.
     ///
     /// A layer that is replaced and the new one change places in one step (`RENAME_EXCHANGE`), and
-    /// then the old one is removed. On a file system that cannot exchange them, the name is free for a
-    /// moment.
+    /// then the old one is removed. On a file system that cannot exchange them, the name is free
+    /// for a moment.
     ///
     /// # Errors
     /// - [`Error::LayerName`] if `name` cannot name a layer: see

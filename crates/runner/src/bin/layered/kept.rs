@@ -109,8 +109,8 @@ impl KeptArgs {
     }
 }
 
-/// Returns the path of a kept run, which can also be its name in a scratch directory. Any other path
-/// is unchanged.
+/// Returns the path of a kept run, which can also be its name in a scratch directory. Any other
+/// path is unchanged.
 pub(crate) fn find(run: &Path, scratch: Option<&Path>) -> PathBuf {
     if !is_bare(run) || run.symlink_metadata().is_ok() || !Upper::is_kept_name(run) {
         return run.into();

@@ -38,8 +38,8 @@ pub(crate) struct Args {
     sort: Sort,
     /// Draw each layer below those that it was made over.
     ///
-    /// A layer with several parents is below each of them. Its own children are drawn once, where it
-    /// is first; later, `(*)` stands for them. Parents that are not in the store are left out.
+    /// A layer with several parents is below each of them. Its own children are drawn once, where
+    /// it is first; later, `(*)` stands for them. Parents that are not in the store are left out.
     /// --json is the same with and without --tree.
     #[arg(long)]
     tree: bool,
@@ -51,8 +51,8 @@ pub(crate) struct Args {
     kept: bool,
     /// Directory of the kept runs.
     ///
-    /// The default is $LAYERED_SCRATCH. Without that, the kept runs in $LAYERED_STORE and in $TMPDIR
-    /// or /tmp are listed.
+    /// The default is $LAYERED_SCRATCH. Without that, the kept runs in $LAYERED_STORE and in
+    /// $TMPDIR or /tmp are listed.
     #[arg(long, value_name = "DIR", requires = "kept")]
     scratch: Option<PathBuf>,
     /// Also measure how much each kept run takes.

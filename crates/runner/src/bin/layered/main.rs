@@ -2,8 +2,8 @@
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
 //! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the places of new layers in
-//! [`place`], the forwarding of [`signals`], and the output of [`table`]. [`habits`] advises users of
-//! other tools. None of them holds policy: the libraries decide.
+//! [`place`], the forwarding of [`signals`], and the output of [`table`]. [`habits`] advises users
+//! of other tools. None of them holds policy: the libraries decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! The place of a layer in a store: which store and which name a path of the command line means, and
-//! what to do if it is taken.
+//! The place of a layer in a store: which store and which name a path of the command line means,
+//! and what to do if it is taken.
 //!
 //! [`stack`](crate::stack) has the paths of layers that are only read.
 

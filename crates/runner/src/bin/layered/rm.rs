@@ -22,9 +22,9 @@ const NOT_REMOVED: u8 = 1;
 
 /// Remove layers.
 ///
-/// A layer disappears from its store in one step, and then its files are removed. A layer that a run
-/// or a kept run uses stays, and so does one that is the base of another layer. The layers that were
-/// made over a removed one stay: each is complete without it.
+/// A layer disappears from its store in one step, and then its files are removed. A layer that a
+/// run or a kept run uses stays, and so does one that is the base of another layer. The layers that
+/// were made over a removed one stay: each is complete without it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status:

@@ -227,8 +227,8 @@ impl StackArgs {
     }
 }
 
-/// Checks that `scratch`, if it is given and exists, is on the file system of `dir`, so that an upper
-/// can be moved there as `destination`.
+/// Checks that `scratch`, if it is given and exists, is on the file system of `dir`, so that an
+/// upper can be moved there as `destination`.
 fn check_same_device(scratch: Option<&Path>, dir: &Path, destination: &Path) -> anyhow::Result<()> {
     let device = |path: &Path| std::fs::metadata(path).ok().filter(|metadata| metadata.is_dir()).map(|dir| dir.dev());
     let Some(scratch) = scratch else { return Ok(()) };

@@ -45,8 +45,8 @@ pub(super) struct CommitArgs {
 }
 
 impl CommitArgs {
-    /// Returns the place of the layer of a run over `layers`. Called before the run, so that a mistake
-    /// costs no result.
+    /// Returns the place of the layer of a run over `layers`. Called before the run, so that a
+    /// mistake costs no result.
     pub(super) fn place(&self, layers: &[Layer]) -> anyhow::Result<Option<Place>> {
         let Some(path) = &self.commit else { return Ok(None) };
         let place = Place::of_new(path)?;
