@@ -213,6 +213,12 @@ impl Template {
         self.value.pointer("/process/cwd")?.as_str().map(Path::new)
     }
 
+    /// Returns the command's environment, in order. If a variable is set several times, runtimes
+    /// keep the last value.
+    pub fn env(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.array("/process/env").filter_map(|entry| entry.as_str()?.split_once('='))
+    }
+
     /// Returns the IDs of the command's user and group. If only a name is known, the IDs have no
     /// meaning: the builder then writes those of nobody (65534). See
     /// [`user_spec`](Self::user_spec).

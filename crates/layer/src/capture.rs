@@ -7,6 +7,7 @@ mod directory;
 pub(crate) mod lock;
 mod lowers;
 pub(crate) mod made;
+mod publish;
 pub(crate) mod record;
 mod refuse;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, Timespec, fchmod, fstat};
 use rustix::io::Errno;
+use serde_json::Value;
 
 use self::directory::{Job, Shared, Worker};
 use self::lock::{CaptureLock, Found, Stage};
@@ -98,6 +100,7 @@ pub struct Capture<'a> {
     access: Option<Access>,
     xattrs: XattrNamespace,
     latest: Option<SystemTime>,
+    sidecars: Vec<(String, Value)>,
     threads: NonZeroUsize,
     progress: Callback<'a, dyn Fn(Step) + Sync + 'a>,
 }
@@ -156,6 +159,7 @@ impl<'a> Capture<'a> {
             access: None,
             xattrs: XattrNamespace::default(),
             latest: None,
+            sidecars: Vec::new(),
             threads: work_queue::usual_threads(),
             progress: Callback::default(),
         }
@@ -195,6 +199,14 @@ impl<'a> Capture<'a> {
         self
     }
 
+    /// Writes a [sidecar](Layer::write_sidecar) of this name into the layer. The layer has it when
+    /// it appears, even if a killed capture is completed. Replaces a sidecar that is in the layer's
+    /// directory already.
+    pub fn sidecar(mut self, name: impl Into<String>, value: Value) -> Self {
+        self.sidecars.push((name.into(), value));
+        self
+    }
+
     /// Works with at most `threads` threads.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = threads;
@@ -223,6 +235,7 @@ impl<'a> Capture<'a> {
     ///   [`Error::AnotherUpper`], [`Error::LayerInsideTree`], [`Error::RootDirectory`],
     ///   [`Error::AlreadyCaptured`], [`Error::TreeInTheWay`], [`Error::OtherFileSystem`],
     ///   [`Error::MadeUnknown`]: the upper is unchanged.
+    /// - [`Error::SidecarName`] if a [sidecar](Self::sidecar) cannot have its name.
     /// - [`Error::LowerMissing`] if a missing lower is needed.
     /// - [`Error::Unmergeable`] for an upper that was written with `redirect_dir` or `metacopy` on.
     /// - [`Error::MountInside`] if something is mounted in the upper or in a lower.
@@ -318,6 +331,7 @@ impl<'a> Capture<'a> {
         self.reach(Step::Stage);
         let meta = Meta { disk_usage: captured.size.bytes, created_at: SystemTime::now(), ..meta };
         lock.stage(&meta)?;
+        self.sidecars.iter().try_for_each(|(name, value)| lock.stage_sidecar(name, value))?;
         // Set the mode before any user can reach the tree through the layer's directory.
         lock.open_to(self.access)?;
         if *stage == Stage::Sealed {

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::display::quoted;
+use crate::store::hold::Holder;
 
 /// An error about a layer on disk, with its path and a remedy.
 ///
@@ -95,9 +96,24 @@ pub enum Error {
         /// The directory.
         layer: PathBuf,
     },
-    /// The layer that should be removed is in use. It is left as it is.
-    #[error("cannot remove {}: a run or a kept run uses it; wait for it, or discard the kept run", quoted(layer))]
+    /// The layer that should be removed or replaced is in use. It is left as it is.
+    #[error("cannot remove {}: {by}", quoted(layer))]
     LayerHeld {
+        /// The layer.
+        layer: PathBuf,
+        /// One of those that hold it.
+        by: Holder,
+    },
+    /// The name of a new layer is taken. Both are left as they are.
+    #[error("{} exists; choose another name, or remove it first", quoted(path))]
+    LayerExists {
+        /// The path of the existing layer, or of another file.
+        path: PathBuf,
+    },
+    /// The layer that should be replaced is not the result of a failed command. It is left as it
+    /// is.
+    #[error("cannot replace {}: its command succeeded; choose another name, or remove it first", quoted(layer))]
+    NotFailed {
         /// The layer.
         layer: PathBuf,
     },
@@ -379,6 +395,7 @@ impl Error {
             | Error::FileTooLarge { path, .. }
             | Error::Json { path, .. }
             | Error::Serialize { path, .. }
+            | Error::LayerExists { path }
             | Error::TargetNotEmpty { path }
             | Error::TargetInUse { path }
             | Error::TreeInTheWay { path }
@@ -388,7 +405,8 @@ impl Error {
             | Error::Unmergeable { path, .. } => Some(path),
             Error::NoTree { layer }
             | Error::Incomplete { layer }
-            | Error::LayerHeld { layer }
+            | Error::LayerHeld { layer, .. }
+            | Error::NotFailed { layer }
             | Error::BaseOfOthers { layer, .. }
             | Error::AlreadyCaptured { layer }
             | Error::LayerInsideTree { layer, .. } => Some(layer),

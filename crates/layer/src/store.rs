@@ -2,6 +2,7 @@
 //! ones. `layer` handles a single layer; `stack` shows many layers as one tree.
 
 pub(crate) mod draft;
+pub(crate) mod existing;
 pub(crate) mod gc;
 pub(crate) mod hold;
 mod name;
@@ -16,7 +17,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use self::draft::Draft;
-use self::hold::held;
+use self::existing::Existing;
+use self::hold::{Stale, held};
 use self::scan::{Scan, scan};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
@@ -113,6 +115,18 @@ impl Store {
     /// The errors of `Draft::begin`.
     pub fn draft(&self) -> Result<Draft> {
         Draft::begin(&self.dir)
+    }
+
+    /// Checks that a [draft](Self::draft) could be published under `name` now, so that a mistake is
+    /// found before the layer is made. Returns the future layer. Another process may still take the
+    /// name before the draft is published.
+    ///
+    /// # Errors
+    /// The errors of [`Draft::publish`] with this [`existing`](Draft::existing).
+    pub fn check_new(&self, name: impl AsRef<OsStr>, existing: Existing) -> Result<Layer> {
+        let layer = self.layer(name)?;
+        existing::check(&layer, existing, Stale::Left)?;
+        Ok(layer)
     }
 
     /// Removes the layer `name`, unless it is in use or the base of another layer.
@@ -238,7 +252,7 @@ mod tests {
         let hold = Hold::of([store.path().join("zlib")]).unwrap();
         assert!(store.held().unwrap().contains(OsStr::new("zlib")));
         let error = store.remove("zlib").unwrap_err();
-        assert!(matches!(&error, Error::LayerHeld { layer } if *layer == store.path().join("zlib")), "{error}");
+        assert!(matches!(&error, Error::LayerHeld { layer, .. } if *layer == store.path().join("zlib")), "{error}");
         hold.release().unwrap();
         store.remove("zlib").unwrap();
 

@@ -2,7 +2,7 @@
 //! and the files of the README's first session.
 
 use container::{Output, Template};
-use layer::{Base, Layer};
+use layer::{Base, Layer, Store};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let base = Base::open("base")?;
@@ -16,7 +16,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if !report.status.success() {
         return Err(format!("the command failed: {:?}", report.status).into()); // the upper is deleted
     }
-    let (capture, meta) = (report.capture(), report.meta());
-    report.upper.capture(&capture, &Layer::at("layers/farewell"), meta)?;
+    report.publish(&Store::open("layers")?, "farewell", |new| Ok(new.layer.write_sidecar("package", "farewell")?))?;
     Ok(())
 }

@@ -190,9 +190,6 @@ impl Farm {
 
 /// Makes the upper of a build a layer, with its output as the log.
 fn publish(report: Report, store: &Store, name: &str, log: &str) -> anyhow::Result<Outcome> {
-    let (capture, meta, draft) = (report.capture(), report.meta(), store.draft()?);
-    report.upper.capture(&capture, draft.layer(), meta)?;
-    fs::write(draft.layer().log_path(), log)?;
-    draft.publish(name)?;
+    report.publish(store, name, |new| Ok(fs::write(new.layer.log_path(), log)?))?;
     Ok(Outcome::Built)
 }

@@ -46,6 +46,10 @@ pub enum Cause {
     /// The caller's `prep_upper` failed.
     #[error("the caller's prep_upper failed")]
     PrepUpper(#[source] BoxError),
+    /// The caller's function that prepares a layer failed: see
+    /// [`Report::publish`](crate::Report::publish).
+    #[error("the caller could not prepare the layer")]
+    Prepare(#[source] BoxError),
     /// The path is not the directory of a kept run.
     #[error("{} is not a kept run; pass the directory that was printed when the run was kept", quoted(path))]
     NotKept {
@@ -112,7 +116,8 @@ pub enum Cause {
     },
 }
 
-/// The error of a [`prep_upper`](crate::Options::prep_upper).
+/// The error of a function of the caller: [`prep_upper`](crate::Options::prep_upper), or that of
+/// [`Report::publish`](crate::Report::publish).
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 #[derive(Debug)]
@@ -167,7 +172,7 @@ impl Error {
             | Cause::InRunDirectory { path, .. } => Some(path),
             Cause::ScratchInLayer { scratch, .. } => Some(scratch),
             Cause::UpperInLayer { destination, .. } => Some(destination),
-            Cause::PrepUpper(_) => None,
+            Cause::PrepUpper(_) | Cause::Prepare(_) => None,
         }
     }
 

@@ -8,7 +8,7 @@
 //!   command sees the file of the first. The base lies below all layers. The command never changes
 //!   a layer or the base.
 //! - **The upper.** The report's [`Upper`] contains everything that the command wrote and deleted.
-//!   The caller owns it: [capture](Upper::capture) it as a new layer, [keep](Upper::keep) or
+//!   The caller owns it: [publish](Report::publish) it as a new layer, [keep](Upper::keep) or
 //!   [move](Upper::persist) it. Dropping it deletes it.
 //! - **Limits.** The kernel stacks a limited number of directories. `run` merges the layers that do
 //!   not fit, by hard links. [`plan`] returns in advance which layers these are.
@@ -29,7 +29,7 @@
 //! # Example
 //! ```no_run
 //! use container::{Output, Template};
-//! use layer::{Base, Layer};
+//! use layer::{Base, Layer, Store};
 //! use runner::Options;
 //!
 //! let base = Base::open("/var/cache/layers/debian-12")?;
@@ -41,8 +41,7 @@
 //! let report = runner::run(&base, &layers, &template, options)?;
 //! println!("{:?} in {:?}", report.status, report.timings.total());
 //! if report.status.success() {
-//!     let (capture, meta) = (report.capture(), report.meta());
-//!     report.upper.capture(&capture, &Layer::at("/var/cache/layers/new"), meta)?;
+//!     report.publish(&Store::open("/var/cache/layers")?, "new", |_| Ok(()))?;
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -51,6 +50,7 @@
 //! builds on several threads.
 
 mod capture_record;
+mod command_record;
 mod configure;
 mod error;
 mod etc;
@@ -63,6 +63,7 @@ mod mutated;
 mod options;
 mod paths;
 mod probe;
+mod publish;
 mod removal;
 mod report;
 mod run;
@@ -75,10 +76,12 @@ mod upper;
 mod xattrs;
 
 pub use capture_record::CaptureRecord;
+pub use command_record::{CommandRecord, RecordEnv};
 pub use error::{BoxError, Cause, Error, Result};
 pub use events::Event;
 pub use options::{Cleanup, EtcFiles, Options};
 pub use probe::{Probe, probe};
+pub use publish::{NewLayer, PublishError};
 pub use removal::Removal;
 pub use report::Report;
 pub use run::run;

@@ -10,7 +10,7 @@ use container::{Cancel, DeviceNodes, Init, Input, Output, OverlayXattrs, Runtime
 use layer::Rung;
 
 use crate::events::{Event, Watch};
-use crate::{BoxError, Upper};
+use crate::{BoxError, RecordEnv, Upper};
 
 /// The options of a run. Each has a default.
 ///
@@ -36,6 +36,7 @@ pub struct Options<'a> {
     pub(crate) etc: EtcFiles,
     pub(crate) over: Option<Upper>,
     pub(crate) cleanup: Cleanup,
+    pub(crate) record_env: RecordEnv,
     pub(crate) watch: Option<Watch<'a>>,
     pub(crate) supervision: Supervision<'a>,
 }
@@ -102,6 +103,7 @@ impl<'a> Options<'a> {
             etc: EtcFiles::default(),
             over: None,
             cleanup: Cleanup::default(),
+            record_env: RecordEnv::default(),
             watch: None,
             supervision: Supervision::new(),
         }
@@ -119,6 +121,13 @@ impl<'a> Options<'a> {
     /// may use at most 64 MiB, and none of them can be executed.
     pub fn runtime(mut self, runtime: Runtime) -> Self {
         self.runtime = runtime;
+        self
+    }
+
+    /// Sets what the [record of the command](crate::CommandRecord) contains of the environment. By
+    /// default, it contains no values.
+    pub fn record_env(mut self, env: RecordEnv) -> Self {
+        self.record_env = env;
         self
     }
 

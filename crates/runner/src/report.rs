@@ -11,7 +11,7 @@ use layer::{Base, Capture, Layer, Made, Merged, Meta, Plan, Timing, UpperId, Xat
 use serde_json::{Value, json};
 
 use crate::error::chain;
-use crate::{CaptureRecord, Removal, Timings, Upper};
+use crate::{CaptureRecord, CommandRecord, Removal, Timings, Upper};
 
 /// The outcome of a run. No collector removes the layers below the upper while the upper exists.
 #[derive(Debug)]
@@ -37,6 +37,7 @@ pub struct Report {
     /// not contain them.
     pub made: Vec<Made>,
     pub(crate) origin: Origin,
+    pub(crate) command: CommandRecord,
     /// The excerpt of standard output, if it was captured.
     pub stdout: Option<Excerpt>,
     /// The excerpt of standard error, if it was captured.
@@ -69,7 +70,8 @@ impl Origin {
 
 impl Report {
     /// Returns a capture that turns the upper into a layer. It knows the lowers and the entries
-    /// that the run [made](Self::made). `run` itself captures nothing: see [`Upper::capture`].
+    /// that the run [made](Self::made). `run` itself captures nothing: see
+    /// [`publish`](Self::publish) and [`Upper::capture`].
     pub fn capture(&self) -> Capture<'static> {
         let capture = Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs);
         match UpperId::of(self.upper.path()) {
@@ -113,7 +115,7 @@ impl Report {
     /// ```json
     /// {"status":{"exited":0},"upper":PATH,"timings":{NAME:SECONDS…},
     ///  "plan":{"rung":…,"separate":N,"merged":N},"merge":{"linked":N,"copied":N},"made":[PATH…],
-    ///  "usage":{…},"output_error":…,"capture":{…}}
+    ///  "usage":{…},"output_error":…,"capture":{…},"command":{…}}
     /// ```
     ///
     /// A path is a string, or an array of its bytes if it is not UTF-8. `merge` is null if nothing
@@ -126,7 +128,8 @@ impl Report {
     /// - `upper_bytes` and `upper_entries`. `to_json` [measures](Upper::measure) the upper for
     ///   these two. They are null if that fails.
     ///
-    /// `capture` is a [`CaptureRecord`], which `layered commit --run` needs.
+    /// `capture` is a [`CaptureRecord`] and `command` a [`CommandRecord`]. `layered commit --run`
+    /// needs both.
     pub fn to_json(&self) -> Value {
         let size = self.upper.measure().inspect_err(|error| log::warn!("{}", chain(error))).ok();
         let mut usage = json!(self.usage);
@@ -146,7 +149,13 @@ impl Report {
             "usage": usage,
             "output_error": self.output_error.as_ref().map(|error| chain(error)),
             "capture": self.capture_record(),
+            "command": self.command,
         })
+    }
+
+    /// Returns the record of the command: what was run, and by which runtime.
+    pub fn command_record(&self) -> &CommandRecord {
+        &self.command
     }
 
     /// Returns the record that a process needs to capture the upper later.

@@ -16,7 +16,7 @@ use crate::report::Origin;
 use crate::scratch::Scratch;
 use crate::stack::{self, Stack};
 use crate::timings::Clock;
-use crate::{Options, Phase, Report, Result, Upper, xattrs};
+use crate::{CommandRecord, Options, Phase, Report, Result, Upper, xattrs};
 
 #[cfg(test)]
 mod tests;
@@ -64,8 +64,20 @@ fn run_on<K: Kernel>(
     options: Options<'_>,
     mut clock: Clock<'_>,
 ) -> Result<Report> {
-    let Options { scratch, over, runtime, limits, prep_upper, devices, xattrs, etc, cleanup, supervision, .. } =
-        options;
+    let Options {
+        scratch,
+        over,
+        runtime,
+        limits,
+        prep_upper,
+        devices,
+        xattrs,
+        etc,
+        cleanup,
+        record_env,
+        supervision,
+        ..
+    } = options;
     // This comes first, because the upper of an earlier run must survive any failure, and a panic of
     // the caller's watcher.
     let over = in_phase(Phase::Inputs, || over.map(Upper::into_kept).transpose())?;
@@ -120,8 +132,23 @@ fn run_on<K: Kernel>(
     let origin = Origin::new(base, &ran.plan, ran.user, namespace);
     let Ran { plan, merged, finished, made, .. } = ran;
     let Finished { status, stdout, stderr, output_error, usage, .. } = finished;
+    let command = CommandRecord::new(template, &runtime, record_env);
     let timings = clock.stop();
-    Ok(Report { status, upper, timings, plan, merged, removal, made, origin, stdout, stderr, output_error, usage })
+    Ok(Report {
+        status,
+        upper,
+        timings,
+        plan,
+        merged,
+        removal,
+        made,
+        origin,
+        command,
+        stdout,
+        stderr,
+        output_error,
+        usage,
+    })
 }
 
 /// The results of the steps up to the unmount.

@@ -3,12 +3,13 @@
 //!
 //! `rundir` has the directory that contains the upper, and the lock on it.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
 use layer::display::quoted;
-use layer::{Access, Capture, Captured, Hold, Layer, Meta, RunRecord, TreeSize, UpperId, XattrNamespace};
+use layer::{Access, Capture, Captured, Draft, Hold, Layer, Meta, RunRecord, TreeSize, UpperId, XattrNamespace};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -352,12 +353,37 @@ impl Upper {
             Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run }),
             None => capture.into_layer(&self.path, layer, meta),
         };
+        self.captured(captured, layer.path())
+    }
+
+    /// Makes the upper the layer `name` of the store of `draft`: [`Capture::publish`].
+    /// [`Report::publish`](crate::Report::publish) makes draft and capture itself.
+    ///
+    /// # Errors
+    /// [`CaptureError`], which gives the upper back. The draft is removed.
+    pub fn publish(
+        self,
+        capture: &Capture<'_>,
+        draft: Draft,
+        name: impl AsRef<OsStr>,
+        meta: Meta,
+    ) -> Result<Captured, Box<CaptureError>> {
+        let layer = draft.store().join(name.as_ref());
+        let published = match rundir::around(&layer) {
+            // The directory of a run is removed with everything in it.
+            Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.clone(), tree: run }),
+            None => capture.publish(&self.path, draft, name, meta),
+        };
+        self.captured(published, &layer)
+    }
+
+    fn captured(self, captured: layer::Result<Captured>, layer: &Path) -> Result<Captured, Box<CaptureError>> {
         match captured {
             Ok(captured) => {
                 self.gone();
                 Ok(captured)
             }
-            Err(source) => Err(Box::new(CaptureError { upper: self, layer: layer.path().into(), source })),
+            Err(source) => Err(Box::new(CaptureError { upper: self, layer: layer.into(), source })),
         }
     }
 

@@ -9,6 +9,7 @@ mod layers;
 mod output;
 mod results;
 mod run;
+mod upkeep;
 
 use std::fs;
 use std::os::unix::process::CommandExt;

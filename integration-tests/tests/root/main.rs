@@ -34,6 +34,7 @@
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, as scripts use it
 //! - `commit`: `layered commit`, killed and repeated
+//! - `publish`: layers in one step, beside others that want the same name, and killed
 //! - `contents`: hostile names and files, in every command
 //! - `doctor`: `layered doctor` on this machine and on broken ones
 //! - `costs`: the number of system calls of a run
@@ -63,6 +64,7 @@ mod lookup;
 mod merge;
 mod mounts;
 mod places;
+mod publish;
 mod readme;
 mod remove;
 mod results;

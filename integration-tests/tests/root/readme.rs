@@ -62,8 +62,8 @@ fn the_session_and_the_programs_of_the_readme_work_as_they_stand() {
     list.sort();
     let expected = [
         "/greeting is in layers/greeting/fs",
-        "layers/farewell: exit status 0, sidecars []",
-        "layers/greeting: exit status 0, sidecars []",
+        "layers/farewell: exit status 0, sidecars [\"package\", \"run\"]",
+        "layers/greeting: exit status 0, sidecars [\"run\"]",
     ];
     assert_eq!(list, expected);
     assert_eq!(fs::read_to_string(dir.join("merged/greeting")).unwrap(), "hello\n");

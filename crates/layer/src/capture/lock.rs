@@ -1,7 +1,7 @@
 //! Lets one capture at a time make a layer, and marks its progress. `upper.rs` opens and moves the
 //! tree; `store/gc/abandoned.rs` uses the marks of a killed capture.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +13,7 @@ use rustix::fs::{
     fstat, fsync, mkdir, openat, renameat, rmdir, statat, unlinkat,
 };
 use rustix::io::Errno;
+use serde_json::Value;
 
 use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
@@ -30,6 +31,10 @@ const STAGED: &CStr = c".capturing";
 /// The name of the future `layer.json` in a layer's directory, when this file and the tree are
 /// durable. If `fs` exists beside it, only this file's final name is missing.
 const SEALED: &CStr = c".captured";
+
+/// The beginning of the names of future sidecars in a layer's directory. Each belongs to one of the
+/// other marks.
+const SIDECAR: &str = ".capturing-";
 
 const META: &CStr = c"layer.json";
 
@@ -177,6 +182,11 @@ impl<'a> CaptureLock<'a> {
 
     /// Removes the marks of a killed capture.
     pub(crate) fn unmark(&self) -> Result<()> {
+        // The marks are last: a collector looks for them.
+        for sidecar in self.staged_sidecars()? {
+            let removed = unlinkat(&self.dir, &sidecar, AtFlags::empty());
+            removed.map_err(Error::io("remove", self.layer.path().join(as_os_str(&sidecar))))?;
+        }
         for mark in [STAGED, SEALED] {
             match unlinkat(&self.dir, mark, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
@@ -186,10 +196,23 @@ impl<'a> CaptureLock<'a> {
         Ok(())
     }
 
+    fn staged_sidecars(&self) -> Result<Vec<CString>> {
+        Ok(contents(self.dir.as_fd()).map_err(Error::io("read", self.layer.path()))?.sidecars)
+    }
+
     /// Writes the future `layer.json` under the name [`STAGED`].
     pub(super) fn stage(&self, meta: &Meta) -> Result<()> {
         self.unmark()?;
         json::write_new(self.dir.as_fd(), STAGED, &self.layer.path().join(as_os_str(STAGED)), meta)
+    }
+
+    /// Writes a future sidecar beside the [staged](Self::stage) `layer.json`.
+    pub(super) fn stage_sidecar(&self, name: &str, value: &Value) -> Result<()> {
+        let name = self.layer.sidecar_path(name)?.file_name().map(OsStr::to_os_string).unwrap_or_default();
+        let staged = [SIDECAR.as_bytes(), name.as_bytes()].concat();
+        let path = self.layer.path().join(OsStr::from_bytes(&staged));
+        let staged = walk::as_c_string(OsStr::from_bytes(&staged)).map_err(Error::io("create", &path))?;
+        json::write_new(self.dir.as_fd(), &staged, &path, value)
     }
 
     /// Records the former path of the tree on the layer's directory, so that a repeated capture
@@ -215,8 +238,14 @@ impl<'a> CaptureLock<'a> {
         self.rename(STAGED, SEALED)
     }
 
-    /// Renames the mark of `stage` to `layer.json`: the layer exists from then on.
+    /// Renames the future sidecars, and then the mark of `stage` to `layer.json`: the layer exists
+    /// from then on.
     pub(super) fn publish_from(&self, stage: Stage) -> Result<()> {
+        for staged in self.staged_sidecars()? {
+            let name = staged.to_bytes().strip_prefix(SIDECAR.as_bytes()).unwrap_or_default();
+            let renamed = renameat(&self.dir, &staged, &self.dir, name);
+            renamed.map_err(Error::io("rename a file to", self.layer.path().join(OsStr::from_bytes(name))))?;
+        }
         match stage {
             Stage::Staged => self.rename(STAGED, META),
             Stage::Sealed => self.rename(SEALED, META),
@@ -328,11 +357,13 @@ fn real(path: &Path) -> PathBuf {
 /// The numbers of marks and of other entries in a layer's directory.
 struct Contents {
     marks: usize,
+    /// The names of the future sidecars. They do not count as marks.
+    sidecars: Vec<CString>,
     others: usize,
 }
 
 fn contents(dir: BorrowedFd<'_>) -> rustix::io::Result<Contents> {
-    let mut contents = Contents { marks: 0, others: 0 };
+    let mut contents = Contents { marks: 0, sidecars: Vec::new(), others: 0 };
     let dir = openat(dir, c".", READ, Mode::empty())?;
     let mut buffer = [MaybeUninit::uninit(); 1024];
     let mut entries = RawDir::new(dir, &mut buffer);
@@ -341,6 +372,7 @@ fn contents(dir: BorrowedFd<'_>) -> rustix::io::Result<Contents> {
         match entry.file_name() {
             name if walk::is_dots(name) => {}
             name if name == STAGED || name == SEALED => contents.marks += 1,
+            name if name.to_bytes().starts_with(SIDECAR.as_bytes()) => contents.sidecars.push(name.into()),
             _ => contents.others += 1,
         }
     }

@@ -67,6 +67,12 @@ impl Meta {
             extra: Map::new(),
         }
     }
+
+    /// Returns whether the command that made the layer failed, or did not run because a dependency
+    /// had failed.
+    pub fn is_failed(&self) -> bool {
+        self.exit_status != 0 || self.failed_dep.is_some()
+    }
 }
 
 /// The duration of each phase in seconds, in the order in which they were written.

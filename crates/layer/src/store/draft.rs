@@ -1,18 +1,23 @@
 //! Drafts: layers that are being made, and that appear in their store complete or not at all.
 //! `store_dir.rs` decides where they are made; `capture` turns uppers into layers.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, rename, renameat_with};
+use rustix::io::Errno;
 
 use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
 use crate::layer::Layer;
 use crate::layer::access::Access;
+use crate::store::existing::{self, Existing, Found};
+use crate::store::hold::Stale;
 use crate::store::name;
 use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::locked_dir::LockedDir;
+use crate::tree::remove::remove_tree;
 
 /// A layer that is being made. A program that lists the store does not see it until it is
 /// published.
@@ -36,6 +41,7 @@ pub struct Draft {
     layer: Layer,
     store: std::path::PathBuf,
     access: Access,
+    existing: Existing,
     work: Option<LockedDir>,
 }
 
@@ -52,12 +58,24 @@ impl Draft {
         let layer = Layer::at(work.path().join("layer"));
         let mut closed = std::fs::DirBuilder::new();
         closed.mode(0o700).create(layer.path()).map_err(Error::io("make the directory", layer.path()))?;
-        Ok(Self { layer, store: store.into(), access: Access::default(), work: Some(work) })
+        Ok(Self {
+            layer,
+            store: store.into(),
+            access: Access::default(),
+            existing: Existing::default(),
+            work: Some(work),
+        })
     }
 
     /// Sets the mode and group of the layer's directory. The default is 0700.
     pub fn access(mut self, access: Access) -> Self {
         self.access = access;
+        self
+    }
+
+    /// Sets what happens to a layer that already has the name. By default, it stays.
+    pub fn existing(mut self, existing: Existing) -> Self {
+        self.existing = existing;
         self
     }
 
@@ -67,21 +85,93 @@ impl Draft {
         &self.layer
     }
 
-    /// Moves the layer into the store under `name`, which must be free. Only the owner can enter
-    /// its directory, unless [`access`](Self::access) says otherwise.
+    /// Returns the directory of the store.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// Moves the layer into the store under `name`, which must be free, unless
+    /// [`existing`](Self::existing) says otherwise. Only the owner can enter its directory, unless
+    /// [`access`](Self::access) says otherwise.
+    ///
+    /// A layer that is replaced and the new one change places in one step (`RENAME_EXCHANGE`), and
+    /// then the old one is removed. On a file system that cannot exchange them, the name is free
+    /// for a moment.
     ///
     /// # Errors
-    /// [`Error::LayerName`] if `name` cannot name a layer: see
-    /// [`Store::layer`](crate::Store::layer). [`Error::Io`] if `name` exists (`EEXIST`), or if the
-    /// kernel refuses for another reason. The draft is then removed.
+    /// - [`Error::LayerName`] if `name` cannot name a layer: see
+    ///   [`Store::layer`](crate::Store::layer).
+    /// - [`Error::LayerExists`] if `name` exists.
+    /// - [`Error::NotFailed`], [`Error::Incomplete`], [`Error::LayerHeld`] or
+    ///   [`Error::NotADirectory`] if what exists may not be replaced.
+    /// - [`Error::Io`] if the kernel refuses.
+    ///
+    /// The draft is then removed, and what had the name is unchanged.
     pub fn publish(self, name: impl AsRef<Path>) -> Result<Layer> {
-        let layer = Layer::at(self.store.join(name::check(name.as_ref().as_os_str())?));
+        self.try_publish(name.as_ref().as_os_str())
+    }
+
+    /// Publishes the layer. After an error, the draft still has it.
+    pub(crate) fn try_publish(&self, name: &OsStr) -> Result<Layer> {
+        let layer = self.destination(name)?;
         let dir = std::fs::File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;
         self.access.apply(dir, self.layer.path())?;
-        renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE)
-            .map_err(Error::io("rename a new layer to", layer.path()))?;
-        // The draft is empty now. Its `Drop` removes it.
+        loop {
+            match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {
+                    if self.replace(&layer)? == Found::Replaceable {
+                        break;
+                    }
+                }
+                renamed => {
+                    renamed.map_err(Error::io("rename a new layer to", layer.path()))?;
+                    break;
+                }
+            }
+        }
+        // The draft is empty now, or has the old layer. Its `Drop` removes it.
         Ok(layer)
+    }
+
+    /// Checks that the layer could be published under `name` now.
+    pub(crate) fn check(&self, name: &OsStr) -> Result<()> {
+        existing::check(&self.destination(name)?, self.existing, Stale::Left).map(|_| ())
+    }
+
+    fn destination(&self, name: &OsStr) -> Result<Layer> {
+        Ok(Layer::at(self.store.join(name::check(name)?)))
+    }
+
+    /// Puts the draft in the place of `layer`, if that may be replaced. Changes nothing if `layer`
+    /// has gone.
+    fn replace(&self, layer: &Layer) -> Result<Found> {
+        let store_dir = StoreDir::make(&self.store)?;
+        // Under this lock, no process makes a hold.
+        let lock = store_dir.lock(FlockOperation::LockExclusive)?;
+        let found = existing::check(layer, self.existing, Stale::Removed)?;
+        if found == Found::Replaceable {
+            let failed = Error::io::<Errno>("rename a new layer to", layer.path());
+            match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::EXCHANGE) {
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    let old = lock.throw_away(layer.path())?;
+                    rename(self.layer.path(), layer.path()).map_err(|errno| {
+                        // If this fails too, a collector removes the failed layer.
+                        let _back_or_trash = rename(&old, layer.path());
+                        failed(errno)
+                    })?;
+                    drop(lock);
+                    remove_tree(old)?;
+                }
+                exchanged => exchanged.map_err(failed)?,
+            }
+        }
+        Ok(found)
+    }
+
+    /// Leaves the draft on the disk. A collector removes it after this process has ended.
+    pub(crate) fn leave(mut self) {
+        // The lock must last as long as the process.
+        std::mem::forget(self.work.take());
     }
 
     fn close(&mut self) -> Result<()> {
@@ -124,7 +214,7 @@ mod tests {
 
         drop(Draft::begin(&store).unwrap());
         let taken = Draft::begin(&store).unwrap().publish("a").unwrap_err();
-        assert!(matches!(&taken, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists));
+        assert!(matches!(taken, Error::LayerExists { path } if path == store.path().join("a")));
         assert!(store.path().join("a/layer.json").exists());
         assert_eq!(fs::read_dir(new).unwrap().count(), 0);
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::{self, Permissions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -295,7 +296,40 @@ pub(crate) enum Stale {
 
 /// Returns the names of all layers of a store that are held.
 pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsString>> {
-    let mut names = HashSet::new();
+    Ok(read_all(store_dir, stale)?.into_iter().flat_map(|(held, _)| held.names).collect())
+}
+
+/// Returns one holder of the layer `name`, if it is held.
+pub(crate) fn holder(store_dir: &StoreDir, name: &OsStr, stale: Stale) -> Result<Option<Holder>> {
+    let holds = read_all(store_dir, stale)?;
+    Ok(holds.into_iter().find(|(held, _)| held.names.iter().any(|held| held == name)).map(|(_, holder)| holder))
+}
+
+/// The user of a layer that a [`Hold`] keeps from being removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Holder {
+    /// A process, usually a run.
+    Process,
+    /// The result of a run that was [kept](Hold::keep): the directory of a kept run, or a moved
+    /// upper.
+    Kept(PathBuf),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process => formatter.write_str("a run that is in progress uses it; wait for its end"),
+            Self::Kept(path) => {
+                write!(formatter, "the kept result of a run, {}, needs it; commit or delete that first", quoted(path))
+            }
+        }
+    }
+}
+
+/// Returns all holds that have not ended, each with its holder.
+fn read_all(store_dir: &StoreDir, stale: Stale) -> Result<Vec<(Held, Holder)>> {
+    let mut holds = Vec::new();
     for path in store_dir.list(Part::Holds)? {
         let file = match regular_file::open(&path) {
             Ok(Some(file)) => file,
@@ -315,8 +349,11 @@ pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsStrin
             Ok(()) => false,
         };
         let held = Held::parse(&regular_file::read(file.try_clone().map_err(Error::io("read", &path))?, &path)?);
-        if live || held.has_reason() {
-            names.extend(held.names);
+        if held.has_reason() {
+            let kept = held.reason.as_ref().map(|(path, _)| Holder::Kept(path.clone()));
+            holds.push((held, kept.unwrap_or(Holder::Process)));
+        } else if live {
+            holds.push((held, Holder::Process));
         } else if stale == Stale::Removed {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path)(error)),
@@ -324,7 +361,7 @@ pub(crate) fn read(store_dir: &StoreDir, stale: Stale) -> Result<HashSet<OsStrin
             }
         }
     }
-    Ok(names)
+    Ok(holds)
 }
 
 /// The content of a hold's file.

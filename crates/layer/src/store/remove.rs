@@ -10,7 +10,7 @@ use super::Store;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::store::gc::base_hash;
-use crate::store::hold::{Stale, read};
+use crate::store::hold::{Stale, holder};
 use crate::store::store_dir::{MadeOfLayer, StoreDir};
 use crate::tree::remove::remove_tree;
 
@@ -44,6 +44,14 @@ pub(super) fn check_no_base(store: &Store, layer: &Layer) -> Result<()> {
     Ok(())
 }
 
+/// Checks that neither a process nor a kept result holds `layer`.
+pub(super) fn check_not_held(store_dir: &StoreDir, layer: &Layer, stale: Stale) -> Result<()> {
+    match holder(store_dir, layer.name(), stale)? {
+        Some(by) => Err(Error::LayerHeld { layer: layer.path().into(), by }),
+        None => Ok(()),
+    }
+}
+
 /// Removes `layer`, unless it is held.
 pub(super) fn remove(store: &Store, layer: &Layer) -> Result<()> {
     let store_dir = match StoreDir::make(store.path()) {
@@ -60,9 +68,7 @@ pub(super) fn remove(store: &Store, layer: &Layer) -> Result<()> {
     let trash = {
         // Under this lock, no process makes a hold.
         let lock = store_dir.lock(FlockOperation::LockExclusive)?;
-        if read(&store_dir, Stale::Removed)?.contains(layer.name()) {
-            return Err(Error::LayerHeld { layer: layer.path().into() });
-        }
+        check_not_held(&store_dir, layer, Stale::Removed)?;
         // Another process may have removed the layer, or replaced it.
         check_exists(layer)?;
         lock.throw_away(layer.path())?

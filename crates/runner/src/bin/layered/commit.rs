@@ -1,7 +1,6 @@
 //! `layered commit`: decides what was below an upper and which `layer.json` the new layer gets.
 //!
-//! `layer::Capture` turns the upper into the layer. [`kept`] has the record of a kept
-//! run.
+//! `layer::Capture` turns the upper into the layer. [`kept`] has the record of a kept run.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -10,15 +9,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use layer::display::quoted;
-use layer::{Base, Capture, Captured, Layer, Meta, Step};
-use runner::{CaptureRecord, Upper};
+use layer::{Base, Capture, Captured, Existing, Layer, Meta, Step};
+use runner::{CaptureRecord, CommandRecord, Upper};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::access::AccessArgs;
+use crate::kept::{self, Records};
+use crate::place::{Place, advised};
 use crate::progress::Progress;
 use crate::stack::{BaseArgs, LayerArgs, read_given};
-use crate::{kept, table};
+use crate::table;
 
 /// Turn an upper directory into a layer.
 ///
@@ -33,12 +34,13 @@ use crate::{kept, table};
 /// absent, and the commit can be repeated.
 ///
 /// commit must know what was below the upper: from the report of the run (--run), or from --base
-/// and --layer. A kept run records it itself.
+/// and --layer. A kept run records it itself. From the report and from a kept run, commit also
+/// writes run.json, the record of the command.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 #[command(group = clap::ArgGroup::new("below").args(["run", "base", "rootfs"]))]
 pub(crate) struct Args {
-    /// Upper directory, or the directory of a kept run.
+    /// Upper directory, or a kept run: its directory or its name in $LAYERED_SCRATCH.
     ///
     /// An upper must not be mounted. The commit of a kept run deletes the rest of its directory.
     upper: PathBuf,
@@ -62,6 +64,13 @@ pub(crate) struct Args {
     meta: Option<PathBuf>,
     #[command(flatten)]
     access: AccessArgs,
+    /// Replace the layer if its command failed.
+    ///
+    /// The old layer and the new one change places in one step. A layer whose command succeeded, or
+    /// that a run uses, stays. If layered is killed in the middle, the upper can be in the store's
+    /// `.layered/new`, where the next `layered gc` deletes it.
+    #[arg(long)]
+    replace: bool,
     /// Clamp modification times to SECONDS since 1970.
     ///
     /// Later times become this time, so that a repeated build results in the same tree. Without
@@ -79,26 +88,25 @@ Examples:
   layered commit scratch/kept-0123456789abcdef store/fixed";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let kept = match Upper::is_kept_name(&args.upper) {
+    let upper = &*kept::find(&args.upper, None);
+    let kept = match Upper::is_kept_name(upper) {
         true if args.run.is_some() || args.base.is_given() => {
-            bail!("{} is a kept run, which records what was below it; leave out --run and --base", quoted(&args.upper))
+            bail!("{} is a kept run, which records what was below it; leave out --run and --base", quoted(upper))
         }
-        true if args.upper.join("upper").symlink_metadata().is_err() => return repeat(args),
-        true => Some(Upper::reopen(&args.upper)?),
+        true if upper.join("upper").symlink_metadata().is_err() => return repeat(args, upper),
+        true => Some(Upper::reopen(upper)?),
         false => None,
     };
-    let record = match (&kept, &args.run, args.base.open()?) {
-        (Some(_), ..) => kept::capture_record(&args.upper)?,
+    let Records { capture, command } = match (&kept, &args.run, args.base.open()?) {
+        (Some(_), ..) => kept::records(upper)?,
         (None, Some(report), _) => of_report(report)?,
-        (None, None, Some(base)) => of_stack(&base, &args.layers.open()?)?,
+        (None, None, Some(base)) => Records { capture: of_stack(&base, &args.layers.open()?)?, command: None },
         (None, None, None) => {
-            bail!(
-                "cannot commit {}: layered has to be told what was below it; pass --run or --base",
-                quoted(&args.upper)
-            )
+            bail!("cannot commit {}: layered has to be told what was below it; pass --run or --base", quoted(upper))
         }
     };
-    let (mut capture, meta) = record.into_capture();
+    let (capture, meta) = capture.into_capture();
+    let mut capture = with_command(capture, command)?;
     let meta = match &args.meta {
         Some(path) => {
             let keys = read(path)?;
@@ -109,20 +117,36 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(seconds) = args.source_date_epoch {
         capture = capture.clamp_times(epoch(seconds, std::env::var("SOURCE_DATE_EPOCH").ok())?);
     }
-    if let Some(access) = args.access.get()? {
-        capture = capture.access(access);
-    }
+    let access = args.access.get()?;
     let layer = Layer::at(&args.layer);
     let progress = Progress::begin("preparing the capture");
     let show = |step| progress.tell(|| doing(step).into());
-    let capture = capture.progress(&show);
-    let captured = match kept {
-        // On an error, the upper stays in its directory.
-        Some(upper) => upper.capture(&capture, &layer, meta)?,
-        None => {
-            let _lock = Upper::lock_run_of(&args.upper)?;
-            Upper::refuse_destination(&args.layer)?;
-            capture.into_layer(&args.upper, &layer, meta)?
+    capture = capture.progress(&show);
+    let replaced = args.replace && layer.meta_path().symlink_metadata().is_ok();
+    let captured = if replaced {
+        let Place { store, name } = &Place::of(&args.layer)?;
+        store.check_new(name, Existing::ReplacedIfFailed).map_err(advised)?;
+        let draft = store.draft()?.existing(Existing::ReplacedIfFailed).access(access.unwrap_or_default());
+        match kept {
+            Some(upper) => upper.publish(&capture, draft, name, meta)?,
+            None => {
+                let _lock = Upper::lock_run_of(upper)?;
+                Upper::refuse_destination(&args.layer)?;
+                capture.publish(upper, draft, name, meta).map_err(advised)?
+            }
+        }
+    } else {
+        if let Some(access) = access {
+            capture = capture.access(access);
+        }
+        match kept {
+            // On an error, the upper stays in its directory.
+            Some(upper) => upper.capture(&capture, &layer, meta)?,
+            None => {
+                let _lock = Upper::lock_run_of(upper)?;
+                Upper::refuse_destination(&args.layer)?;
+                capture.into_layer(upper, &layer, meta)?
+            }
         }
     };
     drop(progress);
@@ -140,19 +164,19 @@ fn doing(step: Step) -> &'static str {
 
 /// Repeats the commit of a kept run that has no upper any more. If an earlier commit was killed
 /// after it had moved the upper, this one completes it.
-fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
-    let upper = args.upper.join("upper");
+fn repeat(args: &Args, dir: &Path) -> anyhow::Result<ExitCode> {
+    let upper = dir.join("upper");
     let finished = Capture::new([""; 0]).into_layer(upper, &Layer::at(&args.layer), Meta::new("", SystemTime::now()));
-    let exists = args.upper.symlink_metadata().is_ok();
+    let exists = dir.symlink_metadata().is_ok();
     match finished {
         Ok(captured) => {
             if exists {
-                Upper::discard(&args.upper)?;
+                Upper::discard(dir)?;
             }
             report(args, &captured)
         }
         Err(error) if exists => Err(error.into()),
-        Err(_) => bail!("{} does not exist", quoted(&args.upper)),
+        Err(_) => bail!("{} does not exist", quoted(dir)),
     }
 }
 
@@ -166,22 +190,34 @@ fn report(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The part of a report that a capture needs.
+/// Returns a capture that also writes the sidecar of what was run.
+fn with_command<'a>(capture: Capture<'a>, command: Option<CommandRecord>) -> anyhow::Result<Capture<'a>> {
+    Ok(match command {
+        Some(command) => capture.sidecar(CommandRecord::SIDECAR, serde_json::to_value(command)?),
+        None => capture,
+    })
+}
+
+/// The part of a report that a commit needs.
 #[derive(Debug, Deserialize)]
 struct ReportFile {
     capture: CaptureRecord,
+    /// Absent in the reports of earlier versions.
+    #[serde(default)]
+    command: Option<CommandRecord>,
 }
 
 /// Returns what a capture needs from the report of a run.
-pub(crate) fn of_report(path: &Path) -> anyhow::Result<CaptureRecord> {
+pub(crate) fn of_report(path: &Path) -> anyhow::Result<Records> {
     let Some(text) = layer::read_regular_file(path)? else {
         bail!("cannot read {}: it does not exist; pass the file of the run's --json", quoted(path))
     };
     parse_report(&text).with_context(|| format!("{} is not the report of a run with a result", quoted(path)))
 }
 
-fn parse_report(text: &[u8]) -> serde_json::Result<CaptureRecord> {
-    Ok(serde_json::from_slice::<ReportFile>(text)?.capture)
+fn parse_report(text: &[u8]) -> serde_json::Result<Records> {
+    let ReportFile { capture, command } = serde_json::from_slice(text)?;
+    Ok(Records { capture, command })
 }
 
 fn of_stack(base: &Base, layers: &[Layer]) -> anyhow::Result<CaptureRecord> {
@@ -220,16 +256,16 @@ fn epoch(given: Option<u64>, variable: Option<String>) -> anyhow::Result<SystemT
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
-    use proptest::prelude::*;
+    use super::*;
 
     use crate::mutated;
 
     fn valid() -> Value {
         let meta = Meta::new("debian", UNIX_EPOCH);
-        json!({"capture": {"lowers": ["/a", [47, 255]], "made": [], "xattrs": "user", "meta": meta}, "status": {"exited": 0}})
+        json!({"capture": {"lowers": ["/a", [47, 255]], "made": [], "xattrs": "user", "meta": meta}, "command": {"argv": ["make"]}, "status": {"exited": 0}})
     }
 
     proptest! {
@@ -238,8 +274,8 @@ mod tests {
         #[test]
         fn a_report_of_any_shape_round_trips_or_is_refused(value in mutated::value(valid()), text in mutated::bytes([valid().to_string()])) {
             for text in [value.to_string().into_bytes(), text] {
-                if let Ok(record) = parse_report(&text) {
-                    let again = json!({"capture": record}).to_string();
+                if let Ok(Records { capture, command }) = parse_report(&text) {
+                    let again = json!({"capture": capture, "command": command}).to_string();
                     prop_assert!(parse_report(again.as_bytes()).is_ok());
                 }
             }
@@ -279,7 +315,8 @@ mod tests {
         let meta = serde_json::to_value(Meta::new("debian", UNIX_EPOCH)).unwrap();
         let capture = json!({"lowers": ["/a", [47, 255]], "made": [], "xattrs": "user", "meta": meta});
         let record = parse_report(json!({"capture": capture, "more": 1}).to_string().as_bytes()).unwrap();
-        let mut written = serde_json::to_value(&record).unwrap();
+        assert_eq!(record.command, None);
+        let mut written = serde_json::to_value(&record.capture).unwrap();
         assert_eq!(written.as_object_mut().unwrap().remove("upper"), Some(Value::Null));
         assert_eq!(written, capture);
         let mut wrong_namespace = capture.clone();

@@ -33,6 +33,15 @@ impl RuntimeArgs {
     }
 }
 
+/// Returns the directories in which a kept run is looked for: the chosen scratch directory, or else
+/// those in which runs are kept without one, a store and the directory for temporary files.
+pub(crate) fn kept_runs(given: Option<&Path>) -> Vec<PathBuf> {
+    match chosen_scratch(given) {
+        Some(scratch) => vec![scratch],
+        None => path(STORE).into_iter().chain([std::env::temp_dir()]).collect(),
+    }
+}
+
 /// Returns the value of a variable. An empty one counts as not set.
 pub(crate) fn path(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
@@ -40,7 +49,12 @@ pub(crate) fn path(variable: &str) -> Option<PathBuf> {
 
 /// Returns the scratch directory: the given one, or else the one of the environment.
 pub(crate) fn scratch(given: Option<&Path>) -> PathBuf {
-    given.map(Path::to_path_buf).or_else(|| path(SCRATCH)).unwrap_or_else(std::env::temp_dir)
+    chosen_scratch(given).unwrap_or_else(std::env::temp_dir)
+}
+
+/// Returns the scratch directory that the caller has chosen by an option or in the environment.
+pub(crate) fn chosen_scratch(given: Option<&Path>) -> Option<PathBuf> {
+    given.map(Path::to_path_buf).or_else(|| path(SCRATCH))
 }
 
 /// Returns the store that a subcommand works on: the given one, or else the one of the environment.

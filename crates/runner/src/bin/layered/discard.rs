@@ -3,8 +3,6 @@
 
 use std::process::ExitCode;
 
-use runner::Upper;
-
 use crate::kept::KeptArgs;
 
 /// Delete a run that --keep-failed kept.
@@ -16,6 +14,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    Upper::discard(args.kept.dir())?;
+    args.kept.discard()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,17 +6,18 @@ use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue};
 
 /// Subcommands of Docker and Podman.
-const COMMANDS: [(&[&str], &str); 17] = [
+const COMMANDS: [(&[&str], &str); 18] = [
     (&["images", "image", "list"], "`layered ls STORE` lists layers"),
     (&["inspect", "history"], "`layered show LAYER` describes a layer"),
-    (&["ps", "top", "stats"], "a run is the process `layered run`; ps(1) lists it"),
+    (&["ps", "top", "stats"], "a run is the process `layered run`; ps(1) lists it, and `layered ls --kept` kept runs"),
     (
         &["exec", "attach"],
         "`layered run … -- COMMAND` runs a command; `layered shell` opens a failed run that was kept",
     ),
-    (&["rmi", "prune", "system"], "`layered gc STORE` removes the layers that are used least"),
+    (&["rmi", "remove"], "`layered rm LAYER` removes layers"),
+    (&["prune", "system"], "`layered gc STORE` removes the layers that are used least"),
     (&["logs"], "the output of a run goes to the terminal, or to the file of `layered run --output FILE`"),
-    (&["build"], "`layered run --upper DIR` runs a command, and `layered commit` makes a layer of what it wrote"),
+    (&["build"], "`layered run --commit STORE/NAME` runs a command, and makes a layer of what it wrote"),
     (&["create", "start"], "`layered run` starts a command and waits for its end"),
     (&["stop", "kill"], "a signal to the process `layered run` reaches the command; --timeout ends it"),
     (&["pause", "wait"], "a run ends with its process; wait for that"),
@@ -34,7 +35,7 @@ const COMMANDS: [(&[&str], &str); 17] = [
 
 /// Options with which Docker, Podman, bubblewrap and systemd-nspawn run a command.
 const OPTIONS: [(&[&str], &str); 25] = [
-    (&["--rm"], "leave it out: a run leaves nothing to remove, unless --upper or --keep-failed keeps it"),
+    (&["--rm"], "leave it out: a run leaves nothing to remove, unless --commit, --upper or --keep-failed keeps it"),
     (&["--name", "-M", "--machine"], "leave it out: a run has no name, and several can run at the same time"),
     (
         &["-i", "--interactive", "-it", "-ti"],
@@ -114,7 +115,7 @@ mod tests {
             ("layered inspect x", "`layered show LAYER`"),
             ("layered ps", "ps(1) lists it"),
             ("layered exec x sh", "`layered run"),
-            ("layered rmi x", "`layered gc STORE`"),
+            ("layered rmi x", "`layered rm LAYER`"),
             ("layered logs x", "--output FILE"),
             ("layered run --rm base true", "a run leaves nothing to remove"),
             ("layered run --name=x base true", "a run has no name"),

@@ -5,19 +5,21 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf, absolute};
 use std::time::SystemTime;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use container::Template;
 use layer::display::quoted;
 use layer::json_path::JsonPath;
 use layer::{Base, Layer, Meta};
-use runner::{CaptureRecord, Upper};
+use runner::{CaptureRecord, Cause, CommandRecord, Upper};
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::stack::is_bare;
 use crate::{complain, defaults, table};
 
 /// The name of the description, beside the upper.
@@ -53,6 +55,27 @@ struct Description {
     layers: Vec<JsonPath>,
     config: Value,
     capture: CaptureRecord,
+    /// Null while the command runs.
+    #[serde(default)]
+    command: Option<CommandRecord>,
+}
+
+/// What a commit needs of a kept run.
+#[derive(Debug)]
+pub(crate) struct Records {
+    pub(crate) capture: CaptureRecord,
+    pub(crate) command: Option<CommandRecord>,
+}
+
+/// A kept run in a list of them.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) dir: PathBuf,
+    /// How the command ended, when, and the command itself. Null or empty if the run has no
+    /// description, or ended before it was written.
+    pub(crate) status: Value,
+    pub(crate) kept_at: Value,
+    pub(crate) argv: Vec<String>,
 }
 
 /// The arguments that name a kept run.
@@ -61,7 +84,10 @@ pub(crate) struct KeptArgs {
     /// Directory of the kept run, or its name in --scratch.
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Directory in which RUN is a name [default: $LAYERED_SCRATCH, $TMPDIR or /tmp].
+    /// Directory in which RUN is a name.
+    ///
+    /// The default is $LAYERED_SCRATCH. Without that, RUN is looked up in $LAYERED_STORE and in
+    /// $TMPDIR or /tmp.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }
@@ -69,19 +95,41 @@ pub(crate) struct KeptArgs {
 impl KeptArgs {
     /// Returns the directory of the kept run.
     pub(crate) fn dir(&self) -> PathBuf {
-        dir(&self.run, self.scratch.as_deref())
+        find(&self.run, self.scratch.as_deref())
     }
 
     /// Opens the upper for this process alone.
     pub(crate) fn reopen(&self) -> anyhow::Result<Upper> {
-        Ok(Upper::reopen(self.dir())?)
+        Upper::reopen(self.dir()).map_err(advised)
+    }
+
+    /// Deletes the kept run.
+    pub(crate) fn discard(&self) -> anyhow::Result<()> {
+        Upper::discard(self.dir()).map_err(advised)
     }
 }
 
-/// Returns the directory of a kept run, which `run` names by a path or by its name in `scratch`.
-pub(crate) fn dir(run: &Path, scratch: Option<&Path>) -> PathBuf {
-    let is_name = run.components().count() == 1 && run.symlink_metadata().is_err();
-    if is_name { defaults::scratch(scratch).join(run) } else { run.into() }
+/// Returns the path of a kept run, which can also be its name in a scratch directory. Any other
+/// path is unchanged.
+pub(crate) fn find(run: &Path, scratch: Option<&Path>) -> PathBuf {
+    if !is_bare(run) || run.symlink_metadata().is_ok() || !Upper::is_kept_name(run) {
+        return run.into();
+    }
+    let dirs = defaults::kept_runs(scratch);
+    dirs.iter().map(|dir| dir.join(run)).find(|run| run.symlink_metadata().is_ok()).unwrap_or_else(|| run.into())
+}
+
+/// Returns an error about a kept run with the command that lists them.
+fn advised(error: runner::Error) -> anyhow::Error {
+    match error.cause() {
+        Cause::NotKept { path } => {
+            anyhow!(
+                "{} is not a kept run; `layered ls --kept` lists the kept runs of a scratch directory",
+                quoted(path)
+            )
+        }
+        _ => error.into(),
+    }
 }
 
 impl KeptRun {
@@ -107,10 +155,12 @@ impl KeptRun {
             layers: self.layers.iter().map(|layer| path(layer.path())).collect::<Result<_, _>>()?,
             config: serde_json::to_value(&self.template)?,
             capture: CaptureRecord::of_stack(&self.base, &self.layers, meta)?.of_upper(upper)?,
+            command: None,
         })?;
         let mut file = create(&dir.join(DESCRIPTION))?;
         file.write_all(&text).with_context(|| format!("cannot write {}", quoted(&dir.join(DESCRIPTION))))?;
-        reserve(&create(&dir.join(SPARE))?, text.len() as u64 + RESULT_BYTES)
+        // The record of the command repeats parts of the configuration.
+        reserve(&create(&dir.join(SPARE))?, 2 * text.len() as u64 + RESULT_BYTES)
             .with_context(|| format!("cannot reserve room for {}", quoted(&dir.join(SPARE))))
     }
 
@@ -128,10 +178,11 @@ impl KeptRun {
 }
 
 /// Adds the result of the run to the description in `dir`, the directory of the kept run.
-pub(crate) fn add_result(dir: &Path, status: Value, capture: CaptureRecord) {
+pub(crate) fn add_result(dir: &Path, status: Value, records: Records) {
     let add = || {
         let kept_at = table::timestamp(SystemTime::now()).into();
-        let text = to_text(&Description { status, kept_at, capture, ..read(dir)? })?;
+        let Records { capture, command } = records;
+        let text = to_text(&Description { status, kept_at, capture, command, ..read(dir)? })?;
         let spare = dir.join(SPARE);
         let mut file = OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(&spare)?;
         file.write_all(&text)?;
@@ -144,9 +195,39 @@ pub(crate) fn add_result(dir: &Path, status: Value, capture: CaptureRecord) {
     }
 }
 
-/// Returns what a capture needs from the description in `dir`, the directory of a kept run.
-pub(crate) fn capture_record(dir: &Path) -> anyhow::Result<CaptureRecord> {
-    Ok(read(dir)?.capture)
+/// Returns what a commit needs from the description in `dir`, the directory of a kept run.
+pub(crate) fn records(dir: &Path) -> anyhow::Result<Records> {
+    let Description { capture, command, .. } = read(dir)?;
+    Ok(Records { capture, command })
+}
+
+/// Lists the kept runs of this user in scratch directories, the latest last.
+pub(crate) fn list(scratch: &[PathBuf]) -> anyhow::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    let entries = scratch.iter().map(|scratch| {
+        let entries = fs::read_dir(scratch).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        entries.with_context(|| format!("cannot read {}", quoted(scratch)))
+    });
+    for entry in entries.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten() {
+        let dir = entry.path();
+        // In /tmp, any user can create such a directory. One may go while this function looks.
+        let is_own = |metadata: fs::Metadata| metadata.is_dir() && metadata.uid() == geteuid().as_raw();
+        if !Upper::is_kept_name(&dir) || !dir.symlink_metadata().is_ok_and(is_own) {
+            continue;
+        }
+        let (status, kept_at, argv) = match read(&dir) {
+            Ok(Description { status, kept_at, config, .. }) => {
+                let argv = serde_json::from_value(config["process"]["args"].clone());
+                (status, kept_at, argv.unwrap_or_default())
+            }
+            // A library caller that keeps an upper writes no description.
+            Err(_) => (Value::Null, Value::Null, Vec::new()),
+        };
+        found.push(Found { dir, status, kept_at, argv });
+    }
+    // The form of the times sorts by time.
+    found.sort_by_key(|found| (found.kept_at.to_string(), found.dir.clone()));
+    Ok(found)
 }
 
 fn read(dir: &Path) -> anyhow::Result<Description> {
@@ -216,7 +297,7 @@ mod tests {
         let read = |text: &[u8]| {
             fs::write(kept.join(DESCRIPTION), text).unwrap();
             // The result does not matter, but there must be no panic.
-            let _ = (KeptRun::read(&kept), capture_record(&kept));
+            let _ = (KeptRun::read(&kept), records(&kept));
             Ok(())
         };
         TestRunner::new(mutated::config()).run(&mutated::bytes([valid]), |text| read(&text)).unwrap();

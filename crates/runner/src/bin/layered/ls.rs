@@ -14,7 +14,12 @@ use serde::Serialize;
 use crate::defaults;
 use crate::table::{self, Cell};
 
-/// List the layers of a store.
+mod kept;
+mod tree;
+
+use tree::Node;
+
+/// List the layers of a store, or the kept runs of a scratch directory.
 ///
 /// For each layer, the table shows the exit status of its command, its size, its last use and its
 /// age. Directories without a layer.json are not listed.
@@ -22,6 +27,8 @@ use crate::table::{self, Cell};
 #[command(after_help = "\
 Examples:
   layered ls /var/cache/layers --sort size
+  layered ls /var/cache/layers --tree
+  layered ls --kept --scratch /var/cache/layers/scratch
   layered ls --json /var/cache/layers | jq -r 'select(.exit_status != 0) | .name'")]
 pub(crate) struct Args {
     /// Directory that contains the layers [default: $LAYERED_STORE].
@@ -29,10 +36,33 @@ pub(crate) struct Args {
     /// Order of the list.
     #[arg(long, value_name = "BY", value_enum, default_value_t = Sort::Name)]
     sort: Sort,
+    /// Draw each layer below those that it was made over.
+    ///
+    /// A layer with several parents is below each of them. Its own children are drawn once, where
+    /// it is first; later, `(*)` stands for them. Parents that are not in the store are left out.
+    /// --json is the same with and without --tree.
+    #[arg(long)]
+    tree: bool,
+    /// List the runs that --keep-failed kept, the latest last.
+    ///
+    /// `layered shell`, `layered commit` and `layered discard` take their names. With --json, the
+    /// keys are `name`, `path`, `kept_at`, `status`, `argv` and, with --size, `size` in bytes.
+    #[arg(long, conflicts_with_all = ["store", "sort", "tree"])]
+    kept: bool,
+    /// Directory of the kept runs.
+    ///
+    /// The default is $LAYERED_SCRATCH. Without that, the kept runs in $LAYERED_STORE and in
+    /// $TMPDIR or /tmp are listed.
+    #[arg(long, value_name = "DIR", requires = "kept")]
+    scratch: Option<PathBuf>,
+    /// Also measure how much each kept run takes.
+    #[arg(long, requires = "kept")]
+    size: bool,
     /// Print one JSON object per layer instead of a table.
     ///
     /// The keys are `name`, `last_used`, `exit_status`, `disk_usage` in bytes, `created_at`,
-    /// `failed_dep` and `held`, which says whether a run or a kept run uses the layer.
+    /// `failed_dep`, `held`, which says whether a run or a kept run uses the layer, `base_hash` and
+    /// `parent_hashes`.
     #[arg(long)]
     json: bool,
 }
@@ -52,6 +82,9 @@ enum Sort {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.kept {
+        return kept::list(args);
+    }
     let mut status = ExitCode::SUCCESS;
     let mut summaries = Vec::new();
     let store = defaults::store(args.store.as_deref())?;
@@ -75,7 +108,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         summaries.iter().try_for_each(|summary| table::print_json(&mut out, summary))?;
     } else {
         let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "CREATED"].map(Cell::from).to_vec()];
-        rows.extend(summaries.iter().map(Summary::row));
+        if args.tree {
+            let nodes: Vec<_> = summaries.iter().map(Summary::node).collect();
+            rows.extend(tree::draw(&nodes).into_iter().map(|line| summaries[line.index].row(&line.before, line.after)));
+        } else {
+            rows.extend(summaries.iter().map(|summary| summary.row("", "")));
+        }
         table::print_to_fit(&mut out, &rows, &[2], &[4, 3])?;
     }
     Ok(status)
@@ -95,6 +133,8 @@ struct Summary {
     failed_dep: Option<String>,
     #[serde(rename = "held")]
     is_held: bool,
+    base_hash: String,
+    parent_hashes: Vec<String>,
     /// The time by which a collector orders the layers.
     #[serde(skip)]
     turn: SystemTime,
@@ -109,13 +149,29 @@ impl Summary {
             Err(_) if layer.meta()?.is_none() => return Ok(None),
             disk_usage => disk_usage?,
         };
-        let Meta { exit_status, failed_dep, created_at, .. } = meta;
+        let Meta { exit_status, failed_dep, created_at, base_hash, parent_hashes, .. } = meta;
         let (name, last_used) = (layer.name().to_owned(), layer.last_used()?);
         let is_held = held.contains(&name);
-        Ok(Some(Self { name, exit_status, failed_dep, disk_usage, created_at, last_used, turn, is_held }))
+        Ok(Some(Self {
+            name,
+            exit_status,
+            failed_dep,
+            disk_usage,
+            created_at,
+            last_used,
+            turn,
+            is_held,
+            base_hash,
+            parent_hashes,
+        }))
     }
 
-    fn row(&self) -> Vec<Cell> {
+    fn node(&self) -> Node<'_> {
+        Node { name: Layer::at(&self.name).hash(), parent_hashes: &self.parent_hashes }
+    }
+
+    /// Returns the row of the table, with text before and after the name.
+    fn row(&self, before: &str, after: &str) -> Vec<Cell> {
         let status = match &self.failed_dep {
             Some(dep) => Cell::from(format!("failed by {}", quoted(dep))).styled(table::BAD),
             None if self.exit_status == 0 => "ok".into(),
@@ -126,7 +182,7 @@ impl Summary {
             Some(time) => table::ago(time),
             None => "never".into(),
         };
-        let name = quoted(&self.name).to_string();
+        let name = format!("{before}{}{after}", quoted(&self.name));
         vec![name.into(), status, table::bytes(self.disk_usage).into(), used.into(), table::ago(self.created_at).into()]
     }
 }
@@ -160,6 +216,8 @@ mod tests {
             last_used: None,
             turn: at(used),
             is_held: false,
+            base_hash: String::new(),
+            parent_hashes: Vec::new(),
         };
         let layers = [
             layer("c", 0, None, 10, 3, 9),

@@ -1,9 +1,9 @@
 //! Decides which subcommand runs, and what the user sees if it fails.
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
-//! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the forwarding of [`signals`],
-//! and the output of [`table`], [`du`] and [`progress`]. [`habits`] advises users of other tools.
-//! None of them holds policy: the libraries decide.
+//! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the places of new layers in
+//! [`place`], the forwarding of [`signals`], and the output of [`table`], [`du`] and [`progress`].
+//! [`habits`] advises users of other tools. None of them holds policy: the libraries decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -33,8 +33,10 @@ mod merge;
 #[cfg(test)]
 #[path = "../../../../../integration-tests/src/mutated.rs"]
 mod mutated;
+mod place;
 mod plan;
 mod progress;
+mod rm;
 mod run;
 mod shell;
 mod show;
@@ -66,12 +68,12 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   layered run --layer gcc --layer libc6-dev debian gcc --version
-  layered run --base debian --layers-from deps.txt --upper upper --json report.json -- make install
-  layered commit upper new --run report.json
+  layered run --base debian --layers-from deps.txt --commit /var/cache/layers/new -- make install
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
-  layered ls /var/cache/layers
-  layered diff --du /var/cache/layers/5f2e
+  layered ls /var/cache/layers --tree
+  layered diff --du /var/cache/layers/new
+  layered rm /var/cache/layers/new
   layered gc /var/cache/layers --max-bytes 200g
 
 `layered COMMAND --help` explains a command and has examples of it.
@@ -95,6 +97,7 @@ enum Command {
     Ls(ls::Args),
     Diff(diff::Args),
     Show(show::Args),
+    Rm(rm::Args),
     Gc(gc::Args),
     Sweep(sweep::Args),
     Doctor(doctor::Args),
@@ -137,6 +140,7 @@ fn main() -> ExitCode {
         Command::Ls(args) => ls::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Rm(args) => rm::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
         Command::Doctor(args) => doctor::run(&args),

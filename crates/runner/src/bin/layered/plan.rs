@@ -34,7 +34,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let plan = runner::plan(&args.stack.base(None)?, &args.stack.layers()?, &args.stack.options(None))?;
+    let plan =
+        runner::plan(&args.stack.base(None)?, &args.stack.layers()?, &args.stack.options(args.stack.scratch(None)))?;
     let layers = [&plan.separate[..], &plan.merged].concat();
     let fewest = plan.estimates.iter().map(|estimate| estimate.separate).min().unwrap_or_default();
     // Counts the files of those layers only that some rung would merge.

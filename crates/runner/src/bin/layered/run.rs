@@ -15,8 +15,8 @@ use anyhow::{Context, bail};
 use container::advanced::parse_size;
 use container::{Init, Input, Network, Output, Status, Template, Terminal};
 use layer::display::{escaped_json, quoted};
-use layer::{Access, Layer, json_path};
-use runner::{Cause, EtcFiles, Event, PersistError, Phase, Report, Timings, Upper};
+use layer::{Layer, json_path};
+use runner::{Cause, EtcFiles, Event, Phase, RecordEnv, Timings};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use serde_json::{Value, json};
@@ -30,8 +30,10 @@ use crate::stack::{StackArgs, is_standard, parent};
 use crate::values::duration;
 use crate::{complain, defaults, signals, table};
 
+mod settle;
 mod template;
 
+use settle::{CommitArgs, Settled, Wanted, settle};
 use template::TemplateArgs;
 
 /// The groups of options in the help. Those of the stack are in [`stack`](crate::stack).
@@ -43,7 +45,8 @@ const SECURITY: &str = "Security";
 /// Run a command in a root file system stacked from layers.
 ///
 /// The layers and the base are only read. The command writes to a separate directory, the upper.
-/// The upper is deleted after the run, unless --upper or --keep-failed keeps it.
+/// --commit makes the upper a new layer. Without --commit, --upper and --keep-failed, it is deleted
+/// after the run.
 ///
 /// /tmp, /dev and /dev/shm are in memory. Files that the command writes there are not in the upper.
 ///
@@ -100,6 +103,8 @@ pub(crate) struct Args {
     /// the kept run. Without --scratch, the temporary files of the run are beside DIR.
     #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     upper: Option<PathBuf>,
+    #[command(flatten)]
+    commit: CommitArgs,
     #[command(flatten, next_help_heading = OUTPUT)]
     access: AccessArgs,
     /// If the command fails, keep the run for `layered shell`.
@@ -124,6 +129,11 @@ pub(crate) struct Args {
     /// `-` is standard output, where the report follows the output of the command.
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     json: Option<PathBuf>,
+    /// What run.json and --json record of the environment: names or values.
+    ///
+    /// The values are not recorded by default, because many contain secrets.
+    #[arg(long, value_name = "WHAT", default_value = "names", hide_possible_values = true, help_heading = OUTPUT)]
+    record_env: RecordEnvArg,
     /// Print the duration of each phase to standard error.
     #[arg(long, help_heading = OUTPUT)]
     timings: bool,
@@ -142,6 +152,12 @@ impl From<EtcArg> for EtcFiles {
             EtcArg::Stack => EtcFiles::FromLayers,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum RecordEnvArg {
+    Names,
+    Values,
 }
 
 const USAGE: &str = "\
@@ -165,7 +181,7 @@ Exit status:
 Examples:
   layered run --layer gcc --layer libc6-dev debian gcc --version
   layered run --base debian --layers-from deps.txt --user 1000 --cwd /src --timings \\
-      --volume .:/src --upper out/fs -- make install
+      --volume .:/src --commit store/hello -- make install
   layered run --layer gcc -t -e TERM debian /bin/bash
   layered run --rootfs /srv/alpine -m 2g --cpus 1.5 -- ./configure
   layered run --base debian --timeout 10m --memory 2g --json report.json -- ./configure";
@@ -225,11 +241,12 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     let (base, command) = args.base_and_command()?;
     let (base, layers, template) = (args.stack.base(base)?, args.stack.layers()?, template(args, command)?);
     let access = args.access.get()?;
-    if access.is_some() && args.upper.is_none() {
-        bail!("--mode and --group need --upper, because they apply to that directory");
+    let place = args.commit.place(&layers)?;
+    if access.is_some() && args.upper.is_none() && place.is_none() {
+        bail!("--mode and --group need --commit or --upper, because they apply to that directory");
     }
     if let Some(file) = json_file {
-        file.reserve(&layers)?;
+        file.reserve(&layers, &template)?;
     }
     if template.terminal() == Terminal::Attached && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
         bail!("--tty (or process.terminal in --spec) needs a terminal as standard input and standard output");
@@ -238,7 +255,17 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         args.stack.check_destination(upper)?;
         runner::check_upper_destination(&base, &layers, upper)?;
     }
-    let mut options = args.stack.options(args.upper.as_deref().map(parent)).runtime(args.runtime.get());
+    let scratch = match &place {
+        Some(place) => {
+            runner::check_upper_destination(&base, &layers, place.path())?;
+            args.stack.scratch_for(place.store.path(), &place.path())?
+        }
+        None => args.stack.scratch(args.upper.as_deref().map(parent)),
+    };
+    let mut options = args.stack.options(scratch).runtime(args.runtime.get()).record_env(match args.record_env {
+        RecordEnvArg::Names => RecordEnv::Names,
+        RecordEnvArg::Values => RecordEnv::Values,
+    });
     let (stdout, stderr) = match &args.output {
         None => (Output::Inherit, Output::Inherit),
         Some(path) => {
@@ -253,8 +280,10 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr).init(args.init()).etc_files(args.etc.into());
     options = options.timeout(args.timeout).grace(args.grace).output_limit_bytes(args.output_limit);
     let network = template.network();
+    // A run whose layer cannot be made is kept, too.
+    let may_be_kept = args.keep_failed || place.is_some();
     let kept_run =
-        args.keep_failed.then(|| KeptRun { base: base.clone(), layers: layers.clone(), template: template.clone() });
+        may_be_kept.then(|| KeptRun { base: base.clone(), layers: layers.clone(), template: template.clone() });
     if let Some(run) = kept_run {
         // Written before the command starts, because the command may fill the disk.
         options = options.prep_upper(move |upper, _| Ok(run.write(upper)?));
@@ -293,30 +322,16 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         }
     }
     // The JSON report includes the size of the upper, which takes a walk to measure.
-    let (ended, keep) = (report.status, args.keep_failed && !report.status.success());
     let mut json = if args.json.is_some() { report.to_json() } else { json!({}) };
-    let record = keep.then(|| report.capture_record());
-    let Report { upper, timings, .. } = report;
-    // Saves the result before anything else is printed: a failed write must not lose it.
-    json["upper"] = if let Some(record) = record {
-        let kept = upper.keep();
-        let dir = parent(&kept);
-        kept::add_result(dir, json!(ended), record);
-        let dir = quoted(dir);
-        complain(format_args!(
-            "the run is kept: open it with `layered shell {dir}`, end it with `layered commit` or `layered discard`"
-        ));
-        json_path::to_value(&kept)
-    } else if let Some(destination) = &args.upper {
-        let (path, moved) = persist(upper, destination, access);
-        if !moved {
-            status = crate::FAILURE;
-        }
-        json_path::to_value(&path)
-    } else {
-        upper.close()?;
-        Value::Null
-    };
+    let timings = report.timings.clone();
+    let (upper, keep_failed) = (args.upper.as_deref(), args.keep_failed);
+    let Settled { upper, layer, is_failure } =
+        settle(report, Wanted { commit: &args.commit, place, upper, keep_failed, access })?;
+    json["upper"] = json!(upper.map(json_path::to_value));
+    json["layer"] = json!(layer.map(json_path::to_value));
+    if is_failure {
+        status = crate::FAILURE;
+    }
     if args.timings {
         // It does not matter if the reader of standard error has closed it.
         let _ = print_timings(&mut io::stderr().lock(), &timings);
@@ -353,21 +368,6 @@ fn standard_output() -> anyhow::Result<File> {
 fn has_room(file: &impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&now)).is_ok_and(|ready| ready > 0)
-}
-
-/// Moves the upper to `destination`. Keeps it where it is if that fails. Returns its path, and
-/// whether it was moved.
-fn persist(upper: Upper, destination: &Path, access: Option<Access>) -> (PathBuf, bool) {
-    match upper.persist_with(destination, access) {
-        Ok(path) => (path, true),
-        Err(error) => {
-            let PersistError { upper, destination, source } = *error;
-            let kept = upper.keep();
-            let (to, at) = (quoted(&destination), quoted(&kept));
-            complain(format_args!("cannot move the upper to {to}: {source}; it is kept at {at}"));
-            (kept, false)
-        }
-    }
 }
 
 /// Returns the message about a failure. A runtime that logs an error also writes it to standard
@@ -470,13 +470,15 @@ impl<'a> JsonFile<'a> {
         Ok(Self { path, file })
     }
 
-    /// Reserves room for the report of a run over `layers`, so that the report can be written even
-    /// if the command fills the disk.
-    fn reserve(&mut self, layers: &[Layer]) -> anyhow::Result<()> {
+    /// Reserves room for the report of a run of `template` over `layers`, so that the report can be
+    /// written even if the command fills the disk.
+    fn reserve(&mut self, layers: &[Layer], template: &Template) -> anyhow::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let paths: usize = layers.iter().map(|layer| layer.path().as_os_str().len() + layer.name().len()).sum();
-        // A path that is not UTF-8 takes four characters per byte.
-        let bytes = (64 << 10) + 4 * paths as u64;
+        let env = template.env().map(|(name, value)| name.len() + value.len());
+        let command: usize = template.args().map(str::len).chain(env).sum();
+        // A path that is not UTF-8 takes four characters per byte, and a control character six.
+        let bytes = (64 << 10) + 4 * paths as u64 + 6 * command as u64;
         kept::reserve(file, bytes).with_context(|| format!("cannot reserve room for {}", quoted(self.path)))
     }
 

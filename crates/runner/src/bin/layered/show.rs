@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use layer::display::{escaped_json, quoted};
 use layer::{Layer, Meta, XattrNamespace};
+use runner::CommandRecord;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -15,6 +16,7 @@ use crate::du::{self, Directory, DirectorySizes};
 use crate::stack::{BaseArgs, LayerArgs, default_base, open_layer};
 use crate::table;
 
+mod command;
 mod conflicts;
 mod origin;
 
@@ -23,7 +25,8 @@ const NO: u8 = 1;
 
 /// Show one layer, the origin of a file, or conflicts between layers.
 ///
-/// With LAYER, show prints the layer.json of a layer, its last use and its sidecars. With --file,
+/// With LAYER, show prints what was run to make a layer, its layer.json, its last use and its
+/// sidecars. With --file,
 /// it prints which layer of a stack a file is from. With --conflicts, it prints on which paths
 /// layers differ, so that their order matters. `layered diff` lists what one layer changes.
 #[derive(Debug, clap::Args)]
@@ -157,6 +160,11 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     rows.extend(lines("seconds", meta.timing.0.iter().map(seconds), ", "));
     rows.extend(meta.failed_dep.iter().map(|dep| row("failed by", quoted(dep).to_string())));
     rows.extend(meta.extra.iter().map(|(key, value)| row(&quoted(key).to_string(), escaped_json(value).to_string())));
+    // The rows replace the JSON of the sidecar.
+    if let Some(command) = command::rows(sidecars.get(CommandRecord::SIDECAR)) {
+        rows.splice(1..1, command);
+        sidecars.shift_remove(CommandRecord::SIDECAR);
+    }
     table::print(out, &rows, &[])?;
     if let Some(largest) = largest {
         writeln!(out)?;

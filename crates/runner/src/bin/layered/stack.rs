@@ -114,18 +114,22 @@ impl LayerArgs {
 }
 
 /// Returns whether a path is only a name.
-fn is_bare(path: &Path) -> bool {
+pub(crate) fn is_bare(path: &Path) -> bool {
     path.file_name() == Some(path.as_os_str())
 }
 
-/// Opens a layer at a path that is relative to `dir`. Looks up a bare name that is not in `dir` in
-/// the store of the environment.
-pub(crate) fn open_layer(dir: &Path, path: &Path) -> anyhow::Result<Layer> {
+/// Returns the path of a layer that is relative to `dir`, or that is in the store of the
+/// environment: a bare name that is not in `dir`.
+pub(crate) fn find_layer(dir: &Path, path: &Path) -> PathBuf {
     let here = dir.join(path);
     let is_missing_name = is_bare(path) && here.symlink_metadata().is_err();
-    let store = defaults::path(STORE).filter(|_| is_missing_name);
-    match Layer::open(store.as_ref().map_or(here, |store| store.join(path))) {
-        Err(error @ layer::Error::NotADirectory { .. }) if is_missing_name && store.is_none() => {
+    defaults::path(STORE).filter(|_| is_missing_name).map_or(here, |store| store.join(path))
+}
+
+/// Opens the layer that [`find_layer`] finds.
+pub(crate) fn open_layer(dir: &Path, path: &Path) -> anyhow::Result<Layer> {
+    match Layer::open(find_layer(dir, path)) {
+        Err(error @ layer::Error::NotADirectory { .. }) if is_bare(path) && defaults::path(STORE).is_none() => {
             Err(anyhow!("{error}, or set {STORE} to the store that has it"))
         }
         Err(layer::Error::NoTree { layer }) => Err(without_tree(&layer, "the tree of a layer is in `fs`")),
@@ -202,32 +206,51 @@ impl StackArgs {
         if destination.symlink_metadata().is_ok() {
             bail!("cannot keep the upper as {shown}: it exists; choose another --upper");
         }
-        let device =
-            |path: &Path| std::fs::metadata(path).ok().filter(|metadata| metadata.is_dir()).map(|dir| dir.dev());
-        let there = match std::fs::metadata(dir) {
-            Ok(metadata) if metadata.is_dir() => metadata.dev(),
+        match std::fs::metadata(dir) {
+            Ok(metadata) if metadata.is_dir() => {}
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot examine {}", quoted(dir)));
             }
             _ => bail!("cannot keep the upper as {shown}: {} is not a directory; create it first", quoted(dir)),
-        };
-        match self.scratch.as_deref() {
-            Some(scratch) if device(scratch).is_some_and(|here| here != there) => bail!(
-                "cannot move an upper from {} to {shown}: they are on different file systems; choose another --scratch",
-                quoted(scratch)
-            ),
-            _ => Ok(()),
+        }
+        check_same_device(self.scratch.as_deref(), dir, destination)
+    }
+
+    /// Checks that an upper can be moved into `store` as the tree of `layer`, and returns the
+    /// scratch directory of the run: without another choice, the store. Called before the run.
+    pub(crate) fn scratch_for(&self, store: &Path, layer: &Path) -> anyhow::Result<PathBuf> {
+        let chosen = defaults::chosen_scratch(self.scratch.as_deref());
+        check_same_device(chosen.as_deref(), store, layer)?;
+        Ok(chosen.unwrap_or_else(|| store.into()))
+    }
+
+    /// Returns the scratch directory. Without `--scratch`, it is `beside`, or else that of the
+    /// environment.
+    pub(crate) fn scratch(&self, beside: Option<&Path>) -> PathBuf {
+        match (&self.scratch, beside) {
+            (None, Some(beside)) => beside.into(),
+            (scratch, _) => defaults::scratch(scratch.as_deref()),
         }
     }
 
-    /// Returns the options of a run. Without `--scratch`, `beside` is the scratch directory.
-    pub(crate) fn options(&self, beside: Option<&Path>) -> Options<'static> {
-        let options = Options::new().rung(self.rung);
-        match (&self.scratch, beside) {
-            (None, Some(beside)) => options.scratch(beside),
-            (scratch, _) => options.scratch(defaults::scratch(scratch.as_deref())),
-        }
+    /// Returns the options of a run in the scratch directory `scratch`.
+    pub(crate) fn options(&self, scratch: PathBuf) -> Options<'static> {
+        Options::new().rung(self.rung).scratch(scratch)
     }
+}
+
+/// Checks that `scratch`, if it is given and exists, is on the file system of `dir`, so that an
+/// upper can be moved there as `destination`.
+fn check_same_device(scratch: Option<&Path>, dir: &Path, destination: &Path) -> anyhow::Result<()> {
+    let device = |path: &Path| std::fs::metadata(path).ok().filter(|metadata| metadata.is_dir()).map(|dir| dir.dev());
+    let Some(scratch) = scratch else { return Ok(()) };
+    ensure!(
+        device(scratch).is_none_or(|here| device(dir) == Some(here)),
+        "cannot move an upper from {} to {}: they are on different file systems; choose another --scratch",
+        quoted(scratch),
+        quoted(destination)
+    );
+    Ok(())
 }
 
 /// The size of the largest file that [`read_given`] reads.

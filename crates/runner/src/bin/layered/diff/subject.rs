@@ -41,9 +41,9 @@ pub(super) enum Below {
 impl Subject {
     /// Finds the tree that `path` means: that of a kept run, of a layer, or an upper itself.
     pub(super) fn find(path: &Path, scratch: Option<&Path>) -> anyhow::Result<Self> {
-        let run = kept::dir(path, scratch);
+        let run = kept::find(path, scratch);
         if Upper::is_kept_name(&run) {
-            let record = kept::capture_record(&run)?;
+            let record = kept::records(&run)?.capture;
             return Ok(Self { tree: run.join("upper"), xattrs: record.xattrs(), kind: Kind::KeptRun(record.into()) });
         }
         let xattrs = XattrNamespace::Trusted;
@@ -73,7 +73,7 @@ impl Subject {
     /// Finds the stack below. The options come before what the layer or the kept run has recorded.
     pub(super) fn below(&self, run: Option<&Path>, base: &BaseArgs, layers: &LayerArgs) -> anyhow::Result<Below> {
         let record = match (&self.kind, run) {
-            (_, Some(report)) => Some(commit::of_report(report)?),
+            (_, Some(report)) => Some(commit::of_report(report)?.capture),
             (Kind::KeptRun(record), None) if !base.is_given() && !layers.are_given() => Some(*record.clone()),
             _ => None,
         };

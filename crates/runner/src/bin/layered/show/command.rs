@@ -1,0 +1,66 @@
+//! Shows the record of the command that made a layer, which is in its sidecar `run.json`.
+//!
+//! [`show`](super) prints the rest of the layer, and every other sidecar.
+
+use runner::CommandRecord;
+use serde_json::Value;
+
+/// Returns the rows of a table that describe the command, if `sidecar` is its record.
+pub(super) fn rows(sidecar: Option<&Value>) -> Option<Vec<Vec<String>>> {
+    let record: CommandRecord = serde_json::from_value(sidecar?.clone()).ok()?;
+    let CommandRecord { argv, cwd, env, user, runtime, kernel } = record;
+    let row = |name: &str, value: String| (!value.is_empty()).then(|| vec![name.to_string(), value]);
+    let variables = env.iter().map(|(name, value)| match value {
+        Some(value) => format!("{name}={}", shell_words::quote(value)),
+        None => name.clone(),
+    });
+    let mut rows: Vec<_> = [
+        row("command", shell_words::join(argv)),
+        row("directory", cwd.to_string_lossy().into_owned()),
+        row("as user", user),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if !env.is_empty() {
+        rows.extend(super::lines("environment", variables, " "));
+    }
+    rows.extend(row("runtime", runtime.to_string_lossy().into_owned()));
+    rows.extend(row("kernel", kernel));
+    Some(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_a_shell_takes_it() {
+        let sidecar = json!({
+            "argv": ["sh", "-c", "echo 'it is' $HOME"],
+            "cwd": "/my src",
+            "env": {"HOME": "/root", "PATH": null},
+            "user": "opam:staff",
+            "runtime": "crun",
+            "kernel": "6.1.0",
+            "unknown": 1,
+        });
+        let shown: Vec<String> = rows(Some(&sidecar)).unwrap().into_iter().map(|row| row.join(" ")).collect();
+        let expected = [
+            r"command sh -c 'echo '\''it is'\'' $HOME'",
+            "directory /my src",
+            "as user opam:staff",
+            "environment HOME=/root PATH",
+            "runtime crun",
+            "kernel 6.1.0",
+        ];
+        assert_eq!(shown, expected);
+        assert_eq!(rows(Some(&json!({"argv": ["true"]}))).unwrap(), [["command", "true"]]);
+        for other in [json!("make"), json!({"argv": "make"}), json!(null)] {
+            assert_eq!(rows(Some(&other)), None);
+        }
+        assert_eq!(rows(None), None);
+    }
+}
