@@ -31,6 +31,7 @@
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, as scripts use it
+//! - `page`: what `layered page` makes of a store
 //! - `commit`: `layered commit`, killed and repeated
 //! - `contents`: hostile names and files, in every command
 //! - `doctor`: `layered doctor` on this machine and on broken ones
@@ -59,6 +60,7 @@ mod load;
 mod lookup;
 mod merge;
 mod mounts;
+mod page;
 mod places;
 mod readme;
 mod remove;

@@ -31,6 +31,7 @@ mod merge;
 #[cfg(test)]
 #[path = "../../../../../integration-tests/src/mutated.rs"]
 mod mutated;
+mod page;
 mod plan;
 mod run;
 mod shell;
@@ -63,6 +64,7 @@ Examples:
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers
+  layered page /var/cache/layers > store.html
   layered gc /var/cache/layers --max-bytes 200g
 
 `layered COMMAND --help` explains a command and has examples of it.
@@ -84,6 +86,7 @@ enum Command {
     Commit(commit::Args),
     Ls(ls::Args),
     Show(show::Args),
+    Page(page::Args),
     Gc(gc::Args),
     Sweep(sweep::Args),
     Doctor(doctor::Args),
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         Command::Commit(args) => commit::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Page(args) => page::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
         Command::Doctor(args) => doctor::run(&args),
