@@ -31,7 +31,7 @@
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, as scripts use it
-//! - `page`: what `layered page` makes of a store
+//! - `page`: what `layered page` makes of a store; `scripts/check-page` shows it to a browser
 //! - `commit`: `layered commit`, killed and repeated
 //! - `contents`: hostile names and files, in every command
 //! - `doctor`: `layered doctor` on this machine and on broken ones

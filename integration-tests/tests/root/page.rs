@@ -1,4 +1,5 @@
-//! `layered page`: the file that it makes of a store, without a browser.
+//! `layered page`: the file that it makes of a store, without a browser. `scripts/check-page` opens
+//! such files in one.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
