@@ -107,6 +107,8 @@ fn names_are_escaped_in_all_output() {
     let commands = [
         ("ls store%", 0),
         ("ls --json store%", 0),
+        ("page store%", 0),
+        ("page store% --output page% --du", 0),
         ("show store%/%", 0),
         ("show --json store%/%", 0),
         ("show --file /% --layer store%/% --layer store%/two%", 0),
@@ -129,6 +131,8 @@ fn names_are_escaped_in_all_output() {
         ("merge merged% store%/% store%/two%", 125),
         ("show none%", 125),
         ("ls none%", 125),
+        ("page none%", 125),
+        ("page store% --output none%/%", 125),
         ("sweep none%", 125),
         ("shell kept%", 125),
         ("discard kept%", 125),
@@ -165,8 +169,12 @@ fn names_are_escaped_in_all_output() {
         let text = String::from_utf8_lossy(name);
         for broken in [json!({"exit_status": text}), json!({ text.as_ref(): 1 }), json!([text]), json!(text)] {
             fs::write(dir.path().join(&layer).join("layer.json"), broken.to_string()).unwrap();
-            for (line, status) in [("ls store%", 125), ("show store%/%", 125), ("gc store% --max-age 1d --dry-run", 0)]
-            {
+            for (line, status) in [
+                ("ls store%", 125),
+                ("page store%", 0),
+                ("show store%/%", 125),
+                ("gc store% --max-age 1d --dry-run", 0),
+            ] {
                 assert_eq!(run_line(dir.path(), line, name).status.code(), Some(status), "{line} of {broken}");
             }
         }
@@ -251,6 +259,7 @@ fn plant(kind: &str, path: &Path) {
 fn no_kind_of_file_in_a_store_or_scratch_directory_stops_a_command() {
     let commands = [
         "ls store",
+        "page store",
         "show store/a",
         "show --conflicts --layer store/a --layer store/b",
         "gc store --max-bytes 1 --dry-run",
@@ -266,7 +275,7 @@ fn no_kind_of_file_in_a_store_or_scratch_directory_stops_a_command() {
     ];
     let places = [
         "store/a/layer.json",
-        "store/a/doc.json",
+        "store/a/run.json",
         "store/a/last_used",
         "store/a/.capturing",
         "store/a/fs",

@@ -33,6 +33,7 @@
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, as scripts use it
+//! - `page`: what `layered page` makes of a store; `scripts/check-page` shows it to a browser
 //! - `commit`: `layered commit`, killed and repeated
 //! - `publish`: layers in one step, beside others that want the same name, and killed
 //! - `contents`: hostile names and files, in every command
@@ -63,6 +64,7 @@ mod load;
 mod lookup;
 mod merge;
 mod mounts;
+mod page;
 mod places;
 mod publish;
 mod readme;

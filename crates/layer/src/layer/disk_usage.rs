@@ -21,12 +21,26 @@ impl Layer {
     /// # Errors
     /// As [`TreeSize::of`].
     pub fn disk_usage(&self, meta: &Meta) -> Result<u64> {
-        match meta.disk_usage {
-            0 => {}
-            recorded if recorded <= used_bytes(self.path())? => return Ok(recorded),
-            impossible => log::debug!("the disk_usage of {} is impossible: {impossible} bytes", quoted(self.path())),
+        match self.recorded_disk_usage(meta)? {
+            Some(recorded) => Ok(recorded),
+            None => Ok(TreeSize::of(self.path())?.bytes),
         }
-        Ok(TreeSize::of(self.path())?.bytes)
+    }
+
+    /// Returns the [`Meta::disk_usage`] of the layer's `meta`, or `None` if
+    /// [`disk_usage`](Self::disk_usage) would measure the layer. Walks no tree.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the size of the file system cannot be read.
+    pub fn recorded_disk_usage(&self, meta: &Meta) -> Result<Option<u64>> {
+        match meta.disk_usage {
+            0 => Ok(None),
+            recorded if recorded <= used_bytes(self.path())? => Ok(Some(recorded)),
+            impossible => {
+                log::debug!("the disk_usage of {} is impossible: {impossible} bytes", quoted(self.path()));
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -61,6 +75,8 @@ mod tests {
         {
             let meta = Meta { disk_usage: recorded, ..Meta::new("base", SystemTime::UNIX_EPOCH) };
             assert_eq!(layer.disk_usage(&meta).unwrap(), told, "{recorded}");
+            let believed = (recorded == told).then_some(recorded);
+            assert_eq!(layer.recorded_disk_usage(&meta).unwrap(), believed, "{recorded}");
         }
     }
 }

@@ -33,6 +33,7 @@ mod merge;
 #[cfg(test)]
 #[path = "../../../../../integration-tests/src/mutated.rs"]
 mod mutated;
+mod page;
 mod place;
 mod plan;
 mod progress;
@@ -73,6 +74,7 @@ Examples:
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers --tree
   layered diff --du /var/cache/layers/new
+  layered page /var/cache/layers > store.html
   layered rm /var/cache/layers/new
   layered gc /var/cache/layers --max-bytes 200g
 
@@ -97,6 +99,7 @@ enum Command {
     Ls(ls::Args),
     Diff(diff::Args),
     Show(show::Args),
+    Page(page::Args),
     Rm(rm::Args),
     Gc(gc::Args),
     Sweep(sweep::Args),
@@ -140,6 +143,7 @@ fn main() -> ExitCode {
         Command::Ls(args) => ls::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Page(args) => page::run(&args),
         Command::Rm(args) => rm::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),

@@ -1,0 +1,77 @@
+//! `layered page`: decides where the page of a store is written. [`model`] reads the store,
+//! [`lanes`] and [`ancestry`] arrange its layers, and [`html`] makes one file of them.
+//! [`ls`](crate::ls) lists the same layers in a terminal.
+
+use std::fs::Permissions;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use layer::Store;
+use layer::display::quoted;
+
+use crate::defaults;
+use crate::stack::parent;
+
+mod ancestry;
+mod html;
+mod lanes;
+mod model;
+
+use model::{Model, Sizes};
+
+/// Write a store as one HTML page.
+///
+/// The page has an index of the layers to sort and filter, a timeline of the runs that made them,
+/// the tree of layers by what they stand on, and a map of their sizes. It is one file, and a
+/// browser needs no network to show it.
+///
+/// A layer whose layer.json cannot be read is in the index, with the reason.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  layered page /var/cache/layers > store.html
+  layered page /var/cache/layers --du -o /srv/www/store.html")]
+pub(crate) struct Args {
+    /// Directory that contains the layers [default: $LAYERED_STORE].
+    store: Option<PathBuf>,
+    /// Write the page to FILE instead of standard output.
+    ///
+    /// `-` is standard output. Readers of FILE see its former content until the page is complete.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Measure the layers whose layer.json records no size that can be true.
+    ///
+    /// This reads the directories of their trees. Without --du, the page shows no size for them.
+    #[arg(long)]
+    du: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let file = args.output.as_deref().filter(|file| *file != Path::new("-"));
+    anyhow::ensure!(
+        file.is_some() || !io::stdout().is_terminal(),
+        "standard output is a terminal; redirect it, or pass --output FILE"
+    );
+    let dir = defaults::store(args.store.as_deref())?;
+    let sizes = if args.du { Sizes::Measured } else { Sizes::Recorded };
+    let model = Model::of(&Store::open(&dir)?, sizes, SystemTime::now())?;
+    let page = html::page(&model)?;
+    match file {
+        Some(file) => write(file, &page).with_context(|| format!("cannot write {}", quoted(file)))?,
+        None => io::stdout().lock().write_all(page.as_bytes())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Replaces `file` by the page. On an error, the former file is unchanged.
+fn write(file: &Path, page: &str) -> io::Result<()> {
+    // The mode of a file that a shell would create: the umask applies.
+    let mut new = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(parent(file))?;
+    new.write_all(page.as_bytes())?;
+    new.persist(file)?;
+    Ok(())
+}
