@@ -84,7 +84,7 @@ pub use output::{Callback, CaptureLimit, Excerpt, Output};
 pub use overlay::{DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Mounted, Overlay, OverlayXattrs};
 pub use rootfs::Rootfs;
 pub use run_in::run_in;
-pub use runtime::{Finished, Flaw, Runtime, RuntimeVersion, Status};
+pub use runtime::{Finished, Flaw, PreparedRuntime, Runtime, RuntimeVersion, Status};
 pub use supervise::{Cancel, Signals};
 pub use supervision::Supervision;
 pub use template::{

@@ -82,7 +82,7 @@ pub fn run_in(
     }
     require_privilege()?;
     Cgroup::require(template.controllers())?;
-    let _prepared = Cgroup::prepare_moves();
+    let _prepared = (Cgroup::prepare_moves(), runtime.prepare(template));
     let root = fs::canonicalize(&root).map_err(Error::io("find", root.as_ref()))?;
     let id = ContainerId::random("container")?;
     let directory = Directory::create(std::env::temp_dir().join(id.as_str()))?;

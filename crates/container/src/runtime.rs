@@ -27,9 +27,11 @@ use crate::template::Config;
 
 mod flaws;
 mod log;
+mod prepare;
 mod version;
 
 pub use flaws::Flaw;
+pub use prepare::PreparedRuntime;
 pub use version::RuntimeVersion;
 
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their

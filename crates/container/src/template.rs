@@ -301,6 +301,17 @@ impl Template {
         rules().any(every) && rules().all(|rule| rule["allow"] == false)
     }
 
+    /// Returns whether this crate compiles the seccomp profile and has not done it yet.
+    pub(crate) fn awaits_filter(&self) -> bool {
+        self.filter.as_ref().is_some_and(|filter| filter.get().is_none())
+    }
+
+    /// Compiles the seccomp profile, if this crate does that. The template and its copies share the
+    /// result.
+    pub(crate) fn compile_filter(&self) {
+        let _ = self.filter();
+    }
+
     /// Returns the compiled seccomp profile in Base64. The first call compiles it.
     fn filter(&self) -> Option<&str> {
         let compile = || {

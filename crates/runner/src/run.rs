@@ -50,7 +50,7 @@ mod tests;
 pub fn run(base: &Base, layers: &[Layer], template: &Template, mut options: Options<'_>) -> Result<Report> {
     let clock = Clock::start(options.watch.take());
     // The kernel needs some time for this, and has it until the runtime starts.
-    let _prepared = Cgroup::prepare_moves();
+    let _prepared = (Cgroup::prepare_moves(), options.runtime.prepare(template));
     run_on(&Linux, base, layers, template, options, clock)
 }
 

@@ -439,9 +439,12 @@ fn a_signal_ends_the_wait_for_a_collector() {
     run.arg("--layer").arg(layer.path()).args(["--", "echo", "ran"]);
     let mut run = run.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let pid = nix::unistd::Pid::from_raw(run.id().try_into().unwrap());
-    // `layered` catches signals as soon as it has a thread for them.
-    let tasks = format!("/proc/{pid}/task");
-    while fs::read_dir(&tasks).unwrap().count() < 2 {
+    let catches_sigterm = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+        u64::from_str_radix(mask, 16).unwrap() & (1 << (nix::sys::signal::Signal::SIGTERM as i32 - 1)) != 0
+    };
+    while !catches_sigterm() {
         assert_eq!(run.try_wait().unwrap(), None, "the run did not wait");
         std::thread::yield_now();
     }

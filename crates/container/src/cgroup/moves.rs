@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::thread::gettid;
 
@@ -23,13 +24,22 @@ impl Cgroup {
     /// in, and then ends. The kernel's wait overlaps with the caller's other work. If the thread
     /// cannot be moved, it logs that, and the runtime's own move has to wait.
     ///
-    /// Dropping the value waits for the thread.
+    /// While such a thread waits, further calls start no other. Dropping the value waits for the
+    /// thread that the call has started.
     pub fn prepare_moves() -> PreparedMoves {
+        static IS_WAITING: AtomicBool = AtomicBool::new(false);
+        if IS_WAITING.swap(true, Ordering::Relaxed) {
+            return PreparedMoves(None);
+        }
         let spawned = std::thread::Builder::new().name("cgroup".into()).spawn(|| {
             if let Err(error) = move_to_own_group() {
                 log::debug!("cannot prepare the kernel for moving processes between control groups: {error}");
             }
+            IS_WAITING.store(false, Ordering::Relaxed);
         });
+        if spawned.is_err() {
+            IS_WAITING.store(false, Ordering::Relaxed);
+        }
         PreparedMoves(
             spawned
                 .inspect_err(|error| {

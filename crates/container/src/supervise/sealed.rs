@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use memchr::memmem;
 use rustix::fd::OwnedFd;
 
 use super::helper::sealed_memfd;
@@ -62,9 +63,8 @@ fn identity(file: &Metadata) -> Identity {
 /// Returns whether a program works from another path. Scripts do not, nor do programs that look for
 /// libraries relative to their own path (`$ORIGIN` in ld.so(8)).
 fn can_be_copied(program: &[u8]) -> bool {
-    const ORIGINS: [&[u8]; 2] = [b"$ORIGIN", b"${ORIGIN}"];
-    program.starts_with(b"\x7fELF")
-        && !ORIGINS.iter().any(|origin| program.windows(origin.len()).any(|part| part == *origin))
+    const ORIGINS: [&str; 2] = ["$ORIGIN", "${ORIGIN}"];
+    program.starts_with(b"\x7fELF") && ORIGINS.iter().all(|origin| memmem::find(program, origin.as_bytes()).is_none())
 }
 
 #[cfg(test)]

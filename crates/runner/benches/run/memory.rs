@@ -35,13 +35,15 @@ const WAITS: [&str; 3] = ["/bin/sh", "-c", "echo; read line"];
 const EXPLANATION: &str = "\
 The figures are those of all processes of a run but the command, while the command waits. RSS is resident memory (`VmRSS`). PSS \
 (`Pss`) divides a page by the number of processes that map it. Ten concurrent runs share the pages of a program's file, which are in \
-the page cache.
+the page cache. The anonymous part (`Anonymous`) is what each run adds to the memory of the machine. Programs such as top(1) show RSS. \
+No figure includes the copy of crun, half a megabyte, that `layered run` executes it from.
 
 ";
 
 /// Measures the resident memory of `layered run` and of the bare runtime while a command runs.
 pub(crate) fn in_flight(places: &Places) -> Result<String> {
-    let mut rows = vec![cells(["", "layers", "processes", "RSS", "PSS", "RSS of each of ten", "PSS of each of ten"])];
+    let mut rows =
+        vec![cells(["", "layers", "processes", "RSS", "PSS", "anonymous", "RSS of each of ten", "PSS of each of ten"])];
     let mut peak = 0;
     for runtime in RUNTIMES.into_iter().filter(|runtime| is_installed(runtime)) {
         for layers in [30, LAYERS[LAYERS.len() - 1]] {
@@ -73,6 +75,7 @@ struct Resident {
 struct Kilobytes {
     resident: usize,
     proportional: usize,
+    anonymous: usize,
 }
 
 impl Resident {
@@ -99,13 +102,17 @@ impl Resident {
         }
         let (processes, one, peak) = first.context("the list of commands is empty")?;
         let mean = |of: fn(&Kilobytes) -> usize| all.iter().map(of).sum::<usize>() / all.len();
-        let of_several = Kilobytes { resident: mean(|kb| kb.resident), proportional: mean(|kb| kb.proportional) };
+        let of_several = Kilobytes {
+            resident: mean(|kb| kb.resident),
+            proportional: mean(|kb| kb.proportional),
+            anonymous: mean(|kb| kb.anonymous),
+        };
         Ok(Self { processes, one, of_several, peak })
     }
 
     fn row(&self, name: &str, layers: &str) -> Vec<String> {
-        let figures =
-            [self.one.resident, self.one.proportional, self.of_several.resident, self.of_several.proportional];
+        let Self { one, of_several, .. } = self;
+        let figures = [one.resident, one.proportional, one.anonymous, of_several.resident, of_several.proportional];
         let mut row = vec![name.into(), layers.into(), self.processes.join(", ")];
         row.extend(figures.map(|kilobytes| format!("{:.2} MB", kilobytes as f64 / 1024.0)));
         row
@@ -130,6 +137,7 @@ fn resident(child: &Child) -> Result<(Vec<String>, Kilobytes, usize)> {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         sum.resident += number(&status, "VmRSS:")?;
         sum.proportional += number(&rollup, "Pss:")?;
+        sum.anonymous += number(&rollup, "Anonymous:")?;
         if pid == child.id() {
             peak = number(&status, "VmHWM:")?;
         }

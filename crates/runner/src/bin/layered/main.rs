@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::error::ContextValue;
 use clap::{ColorChoice, Parser, Subcommand};
+use container::Cgroup;
 use layer::display::escaped;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::SIGXFSZ;
@@ -133,6 +134,8 @@ fn main() -> ExitCode {
     raise_open_files_limit();
     survive_file_size_limit();
     let is_run = matches!(cli.command, Command::Run(_));
+    // The kernel takes longer for this than `run` takes to reach the runtime.
+    let _prepared = (is_run || matches!(cli.command, Command::Shell(_))).then(Cgroup::prepare_moves);
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Plan(args) => plan::run(&args),
