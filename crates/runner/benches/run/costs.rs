@@ -1,7 +1,7 @@
 //! Measures the time of a run with a trivial command, and of its phases. [`chart`](crate::chart)
 //! draws the phases.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use runner::{Cleanup, Phase, Report};
@@ -22,6 +22,8 @@ struct Samples {
     spec: Sample,
     own: Sample,
     whole: Sample,
+    /// The times of `run` and the removal of the upper.
+    closed: Sample,
     behind: Sample,
     process: Sample,
     replaced: Option<Sample>,
@@ -48,7 +50,8 @@ const EXPLANATION: &str = "\
 The command is `/bin/true`. \"Bare\" is `RUNTIME run --bundle …` in the foreground, on a prepared directory. It has the configuration \
 that `run` gives the same runtime: the same mounts, limits, capabilities, `HOME`, cgroup and seccomp profile, and for crun the same \
 precompiled filter. Only the init of a run is missing. \"Bare, `spec`\" is the bare runtime with the configuration that `runc spec` or \
-`crun spec` writes, which has no seccomp profile. \"Own time\" is the time of `run` without the phase of the runtime.
+`crun spec` writes, which has no seccomp profile. \"Own time\" is the time of `run` without the phase of the runtime. `layered run` also removes the upper: \
+the difference to `run` is that to `run` with the removal of its upper.
 
 ";
 
@@ -91,7 +94,7 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
 }
 
 fn row(runtime: &str, layers: usize, samples: &Samples) -> Vec<String> {
-    let Samples { bare, spec, own, whole, behind, process, replaced, .. } = samples;
+    let Samples { bare, spec, own, whole, closed, behind, process, replaced, .. } = samples;
     vec![
         runtime.into(),
         layers.to_string(),
@@ -100,7 +103,7 @@ fn row(runtime: &str, layers: usize, samples: &Samples) -> Vec<String> {
         whole.ratio(bare),
         behind.ratio(bare),
         process.ratio(bare),
-        process.difference(whole, bare),
+        process.difference(closed, bare),
         spec.ratio(bare),
         whole.ratio(spec),
         replaced.as_ref().map_or_else(|| "–".into(), |replaced| replaced.ratio(whole)),
@@ -125,12 +128,14 @@ fn sampled(places: &Places, runtime: &str, layers: usize, rounds: usize, missing
                 Subject::Bare => samples.bare.push(bare(places, runtime, &template, Configuration::Same)?),
                 Subject::Spec => samples.spec.push(bare(places, runtime, &template, Configuration::Spec)?),
                 Subject::Run => {
+                    let start = Instant::now();
                     let report = samples.whole.time(|| run_with(Cleanup::Awaited))?;
                     samples.own.push(own_time(&report));
                     for (sample, phase) in samples.phases.iter_mut().zip(Phase::TIMED) {
                         sample.push(report.timings.phase(phase));
                     }
                     report.upper.close()?;
+                    samples.closed.push(start.elapsed());
                 }
                 Subject::RunBehind => {
                     samples.behind.time(|| run_with(Cleanup::Behind))?.upper.close()?;
