@@ -25,7 +25,7 @@ fn rm_removes_what_it_can_and_names_what_needs_the_rest() {
         finished(&fixture, name, &[]);
     }
     finished(&fixture, "base", &[]);
-    fs::create_dir(store.join("half")).unwrap();
+    fs::create_dir_all(store.join("half/fs")).unwrap();
     let (_, _, stderr) =
         script(&fixture, &["--keep-failed", "--layer", store.join("used").to_str().unwrap()], "exit 3");
     let [kept] = &fixture.left()[..] else { panic!("{stderr}") };
@@ -40,7 +40,7 @@ fn rm_removes_what_it_can_and_names_what_needs_the_rest() {
     for (outcome, (line, message)) in outcomes.iter().zip(lines.iter().zip([
         format!("the kept run {0} needs it; end that with `layered commit` or `layered discard {0}`", kept.display()),
         "it is the base of ".into(),
-        "has no layer.json, so it is not a complete layer".into(),
+        "half has no layer.json: it is a base, or its build is still running or was killed".into(),
         "nosuch does not exist; pass the path of a layer".into(),
     ])) {
         assert!(line.contains(&message), "{line}");
@@ -48,6 +48,11 @@ fn rm_removes_what_it_can_and_names_what_needs_the_rest() {
     }
     assert_eq!(lines.len(), 4, "{stderr}");
     assert_eq!(outcomes[4], json!({"layer": store.join("free"), "removed": true, "error": null}));
+
+    for (dir, message) in [(&store, "is a store of layers; pass the layers to remove"), (kept, "is not a layer")] {
+        let (status, _, stderr) = run(layered().arg("rm").arg(dir));
+        assert!(status == 1 && stderr.contains(message), "{stderr}");
+    }
 
     assert_eq!(run(layered().arg("discard").arg(kept)).0, 0);
     let (status, stdout, stderr) = run(layered().args(["rm", "--base"]).args([store.join("base"), store.join("used")]));

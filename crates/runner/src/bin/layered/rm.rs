@@ -13,7 +13,7 @@ use runner::Upper;
 use serde::Serialize;
 
 use crate::place::Place;
-use crate::stack::find_layer;
+use crate::stack::{find_layer, is_store};
 use crate::{complain, table};
 
 /// The exit status if a layer was not removed.
@@ -87,10 +87,21 @@ fn remove(layer: &Path, args: &Args) -> anyhow::Result<()> {
             quoted(path)
         ),
         layer::Error::BaseOfOthers { .. } => anyhow!("{error}, or pass --base"),
-        layer::Error::Incomplete { layer } => anyhow!(
-            "{0} has no layer.json, so it is not a complete layer; if it is a base, remove it with `rm -r {0}`",
-            quoted(layer)
-        ),
+        layer::Error::Incomplete { layer } => without_meta(layer),
         _ => error.into(),
     })
+}
+
+/// Returns the error about a directory without `layer.json`, with what the caller probably meant.
+fn without_meta(dir: &Path) -> anyhow::Error {
+    let shown = quoted(dir);
+    if is_store(dir) {
+        anyhow!("{shown} is a store of layers; pass the layers to remove, which `layered ls {shown}` lists")
+    } else if dir.join("fs").is_dir() {
+        anyhow!(
+            "{shown} has no layer.json: it is a base, or its build is still running or was killed; `rm -r` removes it"
+        )
+    } else {
+        anyhow!("{shown} is not a layer; pass a directory with a layer.json")
+    }
 }
