@@ -199,9 +199,9 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Writes a [sidecar](Layer::write_sidecar) of this name into the layer. The layer has it when
-    /// it appears, even if a killed capture is completed. Replaces a sidecar that is in the layer's
-    /// directory already.
+    /// Writes a [sidecar](Layer::write_sidecar) with this name into the layer. The sidecar is
+    /// there as soon as the layer appears, even if the capture is killed and a later one completes
+    /// it. Replaces any sidecar of the same name in the layer's directory.
     pub fn sidecar(mut self, name: impl Into<String>, value: Value) -> Self {
         self.sidecars.push((name.into(), value));
         self

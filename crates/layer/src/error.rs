@@ -97,7 +97,7 @@ pub enum Error {
         layer: PathBuf,
     },
     /// The layer that should be removed or replaced is in use. It is left as it is.
-    #[error("cannot remove {}: {by}", quoted(layer))]
+    #[error("cannot remove or replace {}: {by}", quoted(layer))]
     LayerHeld {
         /// The layer.
         layer: PathBuf,

@@ -195,9 +195,9 @@ impl Stack {
         self.entry(path.as_ref(), LastLink::NotFollowed)
     }
 
-    /// Follows the symbolic links on the way to `path`, and returns each of them with the path where
-    /// they end. [`lookup`](crate::lookup()) of that path reports which layers have it, also if the
-    /// stack shows nothing there.
+    /// Follows the symbolic links in `path`. Returns the links, and the path to which they lead.
+    /// Pass that path to [`lookup`](crate::lookup()) to find the layers that have an entry there,
+    /// even if the stack shows nothing at the path.
     ///
     /// # Errors
     /// As [above](Self#errors), but it is not an error if the stack shows nothing at the path.

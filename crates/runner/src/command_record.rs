@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 /// [`SIDECAR`](Self::SIDECAR), [`Report::publish`](crate::Report::publish) and `layered commit` put
 /// it into a layer. Every key but `argv` may be absent.
 ///
-/// This crate defines the record, because it is the first one that knows the command and the layer:
-/// `layer` knows no meaning of a sidecar, and `container` knows no layers.
+/// This crate defines the record because only this crate deals with both commands and layers.
+/// `layer` does not interpret sidecars, and `container` does not use layers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandRecord {
     /// The program and its arguments. They can contain secrets, too.

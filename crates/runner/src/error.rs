@@ -48,7 +48,7 @@ pub enum Cause {
     PrepUpper(#[source] BoxError),
     /// The caller's function that prepares a layer failed: see
     /// [`Report::publish`](crate::Report::publish).
-    #[error("the caller could not prepare the layer")]
+    #[error("the caller's function that prepares the layer failed")]
     Prepare(#[source] BoxError),
     /// The path is not the directory of a kept run.
     #[error("{} is not a kept run; pass the directory that was printed when the run was kept", quoted(path))]

@@ -36,7 +36,7 @@ pub struct NewLayer<'a> {
 /// A report whose upper could not be published. Nothing is lost: the [report](Self::report) has its
 /// upper, which can be published again.
 #[derive(thiserror::Error)]
-#[error("cannot make the upper the layer {}", quoted(layer))]
+#[error("cannot create the layer {} from the upper", quoted(layer))]
 pub struct PublishError {
     /// The report. Its upper is where it was, unless the source says otherwise.
     pub report: Report,

@@ -109,7 +109,7 @@ fn a_layer_that_cannot_be_made_is_refused_before_the_command_runs() {
     for (path, options, message) in [
         ("store/bad", &["--replace", "--layer", bad.to_str().unwrap()][..], "this run stacks it"),
         ("store/good", &[][..], "exists; choose another name, or remove it with `layered rm"),
-        ("store/bad", &[], "its command failed: pass --replace"),
+        ("store/bad", &[], "or replace it with --replace, because its command failed"),
         ("store/good", &["--replace"], "its command succeeded"),
         ("missing/new", &[], "create it with `mkdir"),
         ("store/..", &[], "does not end in the name of a layer"),
@@ -137,7 +137,7 @@ fn a_failed_command_makes_a_layer_only_on_request() {
     let fixture = Fixture::new();
     let failed = layer(&fixture, "failed");
     let (status, _, stderr) = make(&fixture, "failed", &[], "exit 3");
-    assert!(status == 3 && stderr.contains("is not made: the command failed"), "{stderr}");
+    assert!(status == 3 && stderr.contains("was not created: the command failed"), "{stderr}");
     assert!(!failed.path().exists());
 
     let (status, _, stderr) = make(&fixture, "failed", &["--keep-failed"], "echo new >/new; exit 3");
@@ -254,7 +254,7 @@ fn a_report_that_cannot_be_published_gives_its_upper_back() {
     assert_eq!(
         format!("{failed:?}"),
         format!(
-            "cannot make the upper the layer {}: the caller could not prepare the layer: no log",
+            "cannot create the layer {} from the upper: the caller's function that prepares the layer failed: no log",
             fixture.store().join("new").display()
         )
     );

@@ -7,13 +7,14 @@ use crate::supervise::Program;
 use crate::template::Template;
 
 impl Runtime {
-    /// Makes, in the background, what [`run`](Self::run) needs and later runs use again: the copy
-    /// that crun is executed from, and the compiled seccomp filter of `template`. Call it before the
-    /// root file system is mounted. Both together take about a millisecond, and so does the mount.
+    /// Copies crun and compiles the seccomp filter of `template`, on a background thread. The first
+    /// [`run`](Self::run) needs both, and later runs use them again. Call this function before you
+    /// mount the root file system: the mount and this work take about a millisecond each, and then
+    /// overlap.
     ///
-    /// `run` waits for what is not ready, and makes what is missing. So errors are reported only
-    /// there. For runtimes other than crun, and for a template whose filter is ready, this call does
-    /// nothing.
+    /// `run` waits for anything that is not ready, and makes anything that is missing. Only `run`
+    /// reports errors. This function does nothing for runtimes other than crun, or if the filter of
+    /// `template` is ready.
     ///
     /// Dropping the value waits for the background thread.
     pub fn prepare(&self, template: &Template) -> PreparedRuntime {

@@ -94,9 +94,9 @@ impl Draft {
     /// [`existing`](Self::existing) says otherwise. Only the owner can enter its directory, unless
     /// [`access`](Self::access) says otherwise.
     ///
-    /// A layer that is replaced and the new one change places in one step (`RENAME_EXCHANGE`), and
-    /// then the old one is removed. On a file system that cannot exchange them, the name is free
-    /// for a moment.
+    /// To replace a layer, this function exchanges the new one with it in one step
+    /// (`RENAME_EXCHANGE`), and then removes the old layer. On a file system that cannot exchange
+    /// directories, there is a moment in which neither layer has the name.
     ///
     /// # Errors
     /// - [`Error::LayerName`] if `name` cannot name a layer: see

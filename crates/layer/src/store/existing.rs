@@ -17,8 +17,9 @@ pub enum Existing {
     /// The existing layer stays, and the new one is refused.
     #[default]
     Refused,
-    /// The new layer replaces the existing one if the command of that one [failed] and nothing
-    /// [holds](crate::Hold) it. Another layer stays, and the new one is refused.
+    /// The new layer replaces the existing one if the command of the existing layer [failed] and
+    /// nothing [holds](crate::Hold) it. Otherwise, the existing layer stays and the new one is
+    /// refused.
     ///
     /// [failed]: crate::Meta::is_failed
     ReplacedIfFailed,

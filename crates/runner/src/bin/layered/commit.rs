@@ -33,14 +33,17 @@ use crate::table;
 /// layer.json is written last. After a power failure or a kill, the layer is therefore complete or
 /// absent, and the commit can be repeated.
 ///
-/// commit must know what was below the upper: from the report of the run (--run), or from --base
-/// and --layer. A kept run records it itself. From the report and from a kept run, commit also
-/// writes run.json, the record of the command.
+/// commit needs the stack that was below the upper. Pass the report of the run (--run), or pass
+/// --base and --layer. A kept run records its own stack. A report and a kept run also record the
+/// command, which commit writes to run.json.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 #[command(group = clap::ArgGroup::new("below").args(["run", "base", "rootfs"]))]
 pub(crate) struct Args {
-    /// Upper directory, or a kept run: its directory or its name in $LAYERED_SCRATCH.
+    /// Upper directory, or a kept run: its directory or its name.
+    ///
+    /// layered looks up the name in $LAYERED_SCRATCH. If that is not set, it looks in $LAYERED_STORE
+    /// and then in $TMPDIR or /tmp.
     ///
     /// An upper must not be mounted. The commit of a kept run deletes the rest of its directory.
     upper: PathBuf,
@@ -64,11 +67,12 @@ pub(crate) struct Args {
     meta: Option<PathBuf>,
     #[command(flatten)]
     access: AccessArgs,
-    /// Replace the layer if its command failed.
+    /// Replace the existing LAYER if its command failed.
     ///
-    /// The old layer and the new one change places in one step. A layer whose command succeeded, or
-    /// that a run uses, stays. If layered is killed in the middle, the upper can be in the store's
-    /// `.layered/new`, where the next `layered gc` deletes it.
+    /// The new layer takes the place of the old one in one step. A layer is never replaced if its
+    /// command succeeded or if a run uses it. Unlike a plain commit, this one can lose the upper.
+    /// If layered is killed before it has finished, the upper may be left in the store's
+    /// `.layered/new`, and the next `layered gc` deletes it.
     #[arg(long)]
     replace: bool,
     /// Clamp modification times to SECONDS since 1970.

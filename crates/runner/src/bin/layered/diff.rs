@@ -25,9 +25,10 @@ use subject::{Below, Subject};
 /// directory. The list leaves out the files that
 /// the run itself has put into an upper.
 ///
-/// The stack below a layer is the one in its layer.json. Its layers are looked up by their hashes
-/// beside the layer and in LAYERED_STORE, and the base also in LAYERED_BASE. A kept run records the
-/// stack. The stack below another upper must be given by --run, or by --base and --layer.
+/// diff compares with the stack below. A layer records that stack in its layer.json, as hashes.
+/// diff looks for layers and a base with these hashes in the directory that contains the layer and
+/// in LAYERED_STORE. LAYERED_BASE can also be the base. A kept run records its own stack. For any
+/// other upper, pass --run, or pass --base and --layer.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -37,10 +38,11 @@ pub(crate) struct Args {
     /// --scratch, and a layer in LAYERED_STORE.
     #[arg(value_name = "LAYER|UPPER|RUN")]
     subject: PathBuf,
-    /// Show the directories that make up most of the size.
+    /// Show the directories that take up most of the space.
     ///
-    /// The stack below need not be known. Every byte counts for one directory only: the innermost
-    /// that is shown. So the rest of a directory is in the line of a directory above it.
+    /// This works even if the stack below is not known. Each byte is counted once, in the innermost
+    /// listed directory that contains it. The size of a listed directory therefore includes its
+    /// unlisted subdirectories, but not its listed ones.
     #[arg(long)]
     du: bool,
     /// Number of directories that --du shows.
@@ -53,7 +55,10 @@ pub(crate) struct Args {
     base: BaseArgs,
     #[command(flatten)]
     layers: LayerArgs,
-    /// Directory in which a kept run is a name [default: $LAYERED_SCRATCH, $TMPDIR or /tmp].
+    /// Directory in which to look up the name of a kept run.
+    ///
+    /// The default is $LAYERED_SCRATCH. If that is not set, diff looks in $LAYERED_STORE and then
+    /// in $TMPDIR or /tmp.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
     /// Print one JSON object per line.
@@ -67,10 +72,10 @@ pub(crate) struct Args {
 const AFTER_HELP: &str = "\
 Letters:
   A  added: the stack below has nothing at the path
-  C  changed: the stack below has another entry at the path
-  D  deleted from the stack below, with everything in it
-  R  replaced: a directory that hides the one in the stack below, with everything in it
-  W  written: added or changed, if the stack below is not known
+  C  changed: the stack below has a different entry at the path
+  D  deleted: the entry in the stack below and everything in it are hidden
+  R  replaced: an opaque directory, which hides everything in the directory of the stack below
+  W  written: added or changed; without the stack below, diff cannot tell which
 
 Examples:
   layered diff /var/cache/layers/5f2e

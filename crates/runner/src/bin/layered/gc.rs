@@ -52,7 +52,8 @@ pub(crate) struct Args {
     max_age: Option<Duration>,
     /// Measure the size of every layer.
     ///
-    /// By default, gc reads the size of a layer from its layer.json, unless that cannot be true.
+    /// By default, gc takes the size of a layer from its layer.json, and measures the layer only if
+    /// that size is missing or impossible.
     #[arg(long)]
     measure: bool,
     /// Print which layers would be removed, but remove nothing.

@@ -84,10 +84,10 @@ pub(crate) struct KeptArgs {
     /// Directory of the kept run, or its name in --scratch.
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Directory in which RUN is a name.
+    /// Directory in which to look up RUN, if RUN is a bare name.
     ///
-    /// The default is $LAYERED_SCRATCH. Without that, RUN is looked up in $LAYERED_STORE and in
-    /// $TMPDIR or /tmp.
+    /// The default is $LAYERED_SCRATCH. If that is not set, layered looks in $LAYERED_STORE and
+    /// then in $TMPDIR or /tmp.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }

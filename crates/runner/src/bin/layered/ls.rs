@@ -36,11 +36,12 @@ pub(crate) struct Args {
     /// Order of the list.
     #[arg(long, value_name = "BY", value_enum, default_value_t = Sort::Name)]
     sort: Sort,
-    /// Draw each layer below those that it was made over.
+    /// Draw the layers as a tree, each indented under its parents.
     ///
-    /// A layer with several parents is below each of them. Its own children are drawn once, where
-    /// it is first; later, `(*)` stands for them. Parents that are not in the store are left out.
-    /// --json is the same with and without --tree.
+    /// The parents of a layer are the layers that were below it when it was made. A layer with
+    /// several parents appears under each of them. Its own children are drawn only at its first
+    /// appearance; later ones are marked `(*)`. Parents that are not in the store are omitted.
+    /// --tree does not change the output of --json.
     #[arg(long)]
     tree: bool,
     /// List the runs that --keep-failed kept, the latest last.

@@ -26,10 +26,10 @@ use model::{Model, Sizes};
 /// Write a store as one HTML page.
 ///
 /// The page has an index of the layers to sort and filter, a timeline of the runs that made them,
-/// the tree of layers by what they stand on, and a map of their sizes. It is one file, and a
-/// browser needs no network to show it.
+/// a tree of layers and their parents, and a map of their sizes. It is a single file, which a
+/// browser can show without network access.
 ///
-/// A layer whose layer.json cannot be read is in the index, with the reason.
+/// If a layer's layer.json cannot be read, the index shows the layer with the error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -40,12 +40,12 @@ pub(crate) struct Args {
     store: Option<PathBuf>,
     /// Write the page to FILE instead of standard output.
     ///
-    /// `-` is standard output. Readers of FILE see its former content until the page is complete.
+    /// `-` is standard output. FILE is replaced in one step, only once the page is complete.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Measure the layers whose layer.json records no size that can be true.
+    /// Measure each layer whose layer.json records no size or an impossible one.
     ///
-    /// This reads the directories of their trees. Without --du, the page shows no size for them.
+    /// This walks the whole tree of each such layer. Without --du, the page shows no size for it.
     #[arg(long)]
     du: bool,
 }

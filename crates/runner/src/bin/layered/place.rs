@@ -65,7 +65,7 @@ pub(crate) fn advised(error: layer::Error) -> anyhow::Error {
     match &error {
         layer::Error::LayerExists { path } => {
             let is_failed = Layer::at(path).meta().is_ok_and(|meta| meta.is_some_and(|meta| meta.is_failed()));
-            let replace = if is_failed { "; its command failed: pass --replace" } else { "" };
+            let replace = if is_failed { ", or replace it with --replace, because its command failed" } else { "" };
             anyhow!("{0} exists; choose another name, or remove it with `layered rm {0}`{replace}", quoted(path))
         }
         layer::Error::NotFailed { layer } => anyhow!(
@@ -112,7 +112,9 @@ mod tests {
         }
         let check = |name: &str, existing| Place::of(&dir.path().join(name)).unwrap().check_new(existing);
         let error = |name: &str, existing| format!("{:#}", check(name, existing).unwrap_err());
-        for (name, end) in [("good", "/good`"), ("failed", "/failed`; its command failed: pass --replace")] {
+        for (name, end) in
+            [("good", "/good`"), ("failed", "/failed`, or replace it with --replace, because its command failed")]
+        {
             let error = error(name, Existing::Refused);
             assert!(error.contains("exists; choose another name") && error.ends_with(end), "{error}");
         }

@@ -21,14 +21,14 @@ const NOT_REMOVED: u8 = 1;
 
 /// Remove layers.
 ///
-/// A layer disappears from its store in one step, and then its files are removed. A layer that a
-/// run or a kept run uses stays, and so does one that is the base of another layer. The layers that
-/// were made over a removed one stay: each is complete without it.
+/// rm takes a layer out of its store in one step and then deletes its files. It refuses to remove a
+/// layer that a run or a kept run uses, or that is the base of another layer. It does remove a
+/// parent of other layers: they stay, and each of them remains complete without it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status:
   0    all layers are removed
-  1    at least one is not; the others are
+  1    at least one layer was not removed; all the others were
   125  layered itself failed
 
 Examples:
@@ -39,14 +39,15 @@ pub(crate) struct Args {
     /// Directory of a layer, or its name in the directory LAYERED_STORE.
     #[arg(value_name = "LAYER", required = true)]
     layers: Vec<PathBuf>,
-    /// Remove a layer even if it is the base of others.
+    /// Remove a layer even if it is the base of other layers.
     ///
-    /// Those can then not be run any more.
+    /// Without their base, the other layers can no longer be used in a run.
     #[arg(long)]
     base: bool,
     /// Print one JSON object per layer.
     ///
-    /// The keys are `layer`, its path, `removed` and `error`, which is null or says why not.
+    /// The keys are `layer` (its path), `removed` (true or false) and `error` (why the layer was
+    /// not removed, or null).
     #[arg(long)]
     json: bool,
 }

@@ -73,11 +73,11 @@ pub(crate) struct Args {
     /// orphans. Use this option for a command that is itself an init.
     #[arg(long, help_heading = COMMAND)]
     no_init: bool,
-    /// Whose /etc/hosts and /etc/resolv.conf the command finds: run or stack.
+    /// Source of /etc/hosts and /etc/resolv.conf: run or stack.
     ///
-    /// With `run`, the run writes them: see --network. They are not part of a captured layer, unless
-    /// the command changes them. With `stack`, the command finds the files of the base and the
-    /// layers.
+    /// With `run`, layered writes these files for each run: see --network. A captured layer has
+    /// them only if the command changes them. With `stack`, the command sees the files of the base
+    /// and the layers.
     #[arg(long, value_name = "WHOSE", default_value = "run", hide_possible_values = true, help_heading = COMMAND)]
     etc: EtcArg,
     /// Configure the container by an OCI config.json.
@@ -129,9 +129,9 @@ pub(crate) struct Args {
     /// `-` is standard output, where the report follows the output of the command.
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     json: Option<PathBuf>,
-    /// What run.json and --json record of the environment: names or values.
+    /// How much of the environment run.json and --json record: names or values.
     ///
-    /// The values are not recorded by default, because many contain secrets.
+    /// `values` records the names, too. It is not the default, because many values contain secrets.
     #[arg(long, value_name = "WHAT", default_value = "names", hide_possible_values = true, help_heading = OUTPUT)]
     record_env: RecordEnvArg,
     /// Print the duration of each phase to standard error.

@@ -25,10 +25,10 @@ const NO: u8 = 1;
 
 /// Show one layer, the origin of a file, or conflicts between layers.
 ///
-/// With LAYER, show prints what was run to make a layer, its layer.json, its last use and its
-/// sidecars. With --file,
-/// it prints which layer of a stack a file is from. With --conflicts, it prints on which paths
-/// layers differ, so that their order matters. `layered diff` lists what one layer changes.
+/// With LAYER, show prints the command that made the layer, its layer.json, its last use and its
+/// sidecars. With --file, it names the layer of a stack that provides a file. With --conflicts, it
+/// lists the paths on which layers differ. There, the order of the layers matters.
+/// `layered diff` lists what one layer changes.
 #[derive(Debug, clap::Args)]
 #[command(
     group = clap::ArgGroup::new("what").required(true),
@@ -56,12 +56,13 @@ pub(crate) struct Args {
     du: bool,
     /// Show which layer of the stack PATH is from.
     ///
-    /// The table lists every layer that has an entry at PATH, with what it has and whether it is
-    /// shown. Symbolic links in PATH are followed in the stack, at most 40 of them, and each is
-    /// shown. Without --base and --rootfs, the base is LAYERED_BASE, if that is set.
+    /// The table lists every layer that has an entry at PATH, the kind of the entry, and whether
+    /// the stack shows or hides it. show follows at most 40 symbolic links in PATH, as the stack
+    /// resolves them, and prints each one. Without --base and --rootfs, the base is LAYERED_BASE,
+    /// if that is set.
     #[arg(long, value_name = "PATH", group = "what")]
     file: Option<PathBuf>,
-    /// Follow no symbolic link of --file.
+    /// Do not follow symbolic links in the PATH of --file.
     #[arg(long, requires = "file")]
     no_follow: bool,
     /// List the paths on which layers differ.

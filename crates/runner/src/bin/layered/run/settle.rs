@@ -23,24 +23,25 @@ use super::OUTPUT;
 /// The options that make a layer of the upper.
 #[derive(Debug, clap::Args)]
 pub(super) struct CommitArgs {
-    /// Make what the command wrote the layer STORE/NAME.
+    /// Save what the command wrote as the layer STORE/NAME.
     ///
-    /// NAME alone is in the directory LAYERED_STORE. The layer appears when it is complete, with
-    /// run.json, which says what was run. If the command fails, or does not end by itself, there is
-    /// no layer. If the layer cannot be made, the run is kept for `layered commit`. Without
-    /// --scratch and LAYERED_SCRATCH, the temporary files of the run are in the store.
+    /// For NAME alone, the store is the directory LAYERED_STORE. The layer appears only once it is
+    /// complete. Its run.json records the command. If the command fails, or if --timeout or a
+    /// signal to layered ends it, run creates no layer. If the layer cannot be created, layered
+    /// keeps the run for `layered commit`. Without --scratch and LAYERED_SCRATCH, the temporary
+    /// files of the run are in the store.
     #[arg(long, value_name = "STORE/NAME", conflicts_with = "upper", help_heading = OUTPUT)]
     commit: Option<PathBuf>,
-    /// Make a layer even if the command fails.
+    /// Create the layer even if the command fails.
     ///
-    /// The layer records the exit status. A command that --timeout or a signal to layered ended
-    /// makes no layer.
+    /// The layer records the exit status. If --timeout or a signal to layered ends the command, run
+    /// still creates no layer.
     #[arg(long, requires = "commit", help_heading = OUTPUT)]
     commit_failed: bool,
-    /// Replace a layer of this name whose command failed.
+    /// Replace an existing layer of this name if its command failed.
     ///
-    /// The old layer and the new one change places in one step. A layer whose command succeeded, or
-    /// that another run uses, is never replaced.
+    /// The new layer takes the place of the old one in one step. A layer is never replaced if its
+    /// command succeeded or if another run uses it.
     #[arg(long, requires = "commit", help_heading = OUTPUT)]
     replace: bool,
 }
@@ -54,7 +55,10 @@ impl CommitArgs {
         let new = place.check_new(self.existing())?;
         let real = |layer: &Layer| layer.path().canonicalize().ok();
         if real(&new).is_some_and(|new| layers.iter().filter_map(real).any(|layer| layer == new)) {
-            bail!("cannot replace {}: this run stacks it; leave it out, or choose another name", quoted(new.path()));
+            bail!(
+                "cannot replace {}: this run stacks it; leave it out of the stack, or choose another name",
+                quoted(new.path())
+            );
         }
         Ok(Some(place))
     }
@@ -127,10 +131,10 @@ fn not_made(layer: &Path, status: Status) -> String {
     let layer = quoted(layer);
     match status {
         Status::TimedOut | Status::Cancelled => {
-            format!("{layer} is not made: the command did not end by itself; --keep-failed keeps such a run")
+            format!("{layer} was not created: the command did not end by itself; pass --keep-failed to keep such a run")
         }
         _ => format!(
-            "{layer} is not made: the command failed; --commit-failed makes it all the same, --keep-failed keeps the run"
+            "{layer} was not created: the command failed; pass --commit-failed to create it anyway, or --keep-failed to keep the run"
         ),
     }
 }

@@ -35,9 +35,9 @@ const showDetails = (() => {
     if (!isUnreadable(layer)) {
       const missing = layer.missing ? `, ${count(layer.missing)} of them not in this store` : "";
       rows.push(["Parents", `${count(layer.below)}${missing}`]);
-      if (layer.parents.length) rows.push(["Stands directly on", list(layer.parents)]);
+      if (layer.parents.length) rows.push(["Direct parents", list(layer.parents)]);
     }
-    if (above[index].length) rows.push([`Directly below ${plural(above[index].length, "layer")}`, list(above[index])]);
+    if (above[index].length) rows.push([`Direct parent of ${plural(above[index].length, "layer")}`, list(above[index])]);
     const terms = rows.flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, value)]);
     content.replaceChildren(element("h2", { id: "details-title" }, text(layer.name)), element("dl", {}, ...terms));
     if (!dialog.open) dialog.showModal();

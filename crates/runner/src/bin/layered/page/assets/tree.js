@@ -97,5 +97,5 @@
     list.append(item);
     if (bottom.size === 1) open(item, indexes);
   }
-  section.append(element("p", { class: "note" }, "A layer is listed below each layer that it stands on directly. It opens in one place only."), list, said);
+  section.append(element("p", { class: "note" }, "Each layer is listed under all of its direct parents. It can be open in only one of these places at a time."), list, said);
 }
