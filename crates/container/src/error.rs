@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use crate::chain::chain;
 use crate::display::escaped;
 use crate::template::error::TemplateError;
+use crate::user_namespace::UserNamespaceError;
 
 /// A failure of a mount, a bundle or a runtime: the path, the reason, and what to do about it.
 ///
@@ -129,6 +130,9 @@ pub enum Error {
         /// The kernel's error.
         source: io::Error,
     },
+    /// An ordinary user could not become root in a user namespace.
+    #[error("cannot enter a user namespace")]
+    UserNamespace(#[from] UserNamespaceError),
     /// The runtime does not exist or cannot be executed.
     #[error("cannot start the runtime {}{}", program.maybe_quote(), start_advice(source))]
     RuntimeStart {
@@ -205,7 +209,9 @@ fn because(reason: &str) -> String {
 
 fn namespace_advice(source: &io::Error) -> &'static str {
     match Errno::from_io_error(source) {
-        Some(Errno::PERM | Errno::ACCESS) => ": this needs root (CAP_SYS_ADMIN)",
+        Some(Errno::PERM | Errno::ACCESS) => {
+            ": this needs CAP_SYS_ADMIN; run as root, call UserNamespace::enter first in main, or start the program as `layered unshare -- PROGRAM`"
+        }
         // mount(2) returns EINVAL if it cannot make `/` a slave. unshare(2) with these flags never
         // returns it.
         Some(Errno::INVAL) => {
@@ -296,7 +302,11 @@ mod tests {
             (start(Errno::NOENT), "cannot start the runtime runc: install it, or give another one"),
             (start(Errno::ACCESS), "cannot start the runtime runc: it cannot be executed; give another one"),
             (start(Errno::NOMEM), "cannot start the runtime runc"),
-            (namespace(Errno::PERM), "cannot create a private mount namespace: this needs root (CAP_SYS_ADMIN)"),
+            (
+                namespace(Errno::PERM),
+                "cannot create a private mount namespace: this needs CAP_SYS_ADMIN; run as root, call \
+                 UserNamespace::enter first in main, or start the program as `layered unshare -- PROGRAM`",
+            ),
             (
                 namespace(Errno::INVAL),
                 "cannot create a private mount namespace: / is not a mount point, as in a plain chroot; run `mount --rbind DIR DIR` before `chroot DIR`",
