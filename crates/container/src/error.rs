@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::chain::chain;
 use crate::display::escaped;
 use crate::template::error::TemplateError;
-use crate::user_namespace::UserNamespaceError;
+use crate::user_namespace::{UserNamespace, UserNamespaceError};
 
 /// A failure of a mount, a bundle or a runtime: the path, the reason, and what to do about it.
 ///
@@ -133,6 +133,16 @@ pub enum Error {
     /// An ordinary user could not become root in a user namespace.
     #[error("cannot enter a user namespace")]
     UserNamespace(#[from] UserNamespaceError),
+    /// The user namespace does not have a user or a group of the command.
+    #[error(
+        "the user namespace has no {kind} {id}: use the user's subordinate IDs (--ids ranges, /etc/subuid and /etc/subgid), or run as root"
+    )]
+    NotMapped {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// Its number.
+        id: u32,
+    },
     /// The runtime does not exist or cannot be executed.
     #[error("cannot start the runtime {}{}", program.maybe_quote(), start_advice(source))]
     RuntimeStart {
@@ -182,6 +192,17 @@ pub enum Error {
         /// The name of the controller in cgroups(7).
         controller: String,
     },
+    /// A limit that an ordinary user may not set here.
+    #[error(
+        "a limit needs the cgroup controller {controller:?}, which this user may not use here: run it as \
+         `systemd-run --user --scope -p Delegate=yes -- layered …` on a machine with cgroup v2 alone, or without that limit"
+    )]
+    NotDelegated {
+        /// The name of the controller in cgroups(7).
+        controller: String,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// A file or a control group could not be removed after a run.
     #[error("cannot remove {}: remove it by hand", path.maybe_quote())]
     Leftover {
@@ -223,6 +244,10 @@ fn namespace_advice(source: &io::Error) -> &'static str {
 
 fn start_advice(source: &io::Error) -> &'static str {
     match Errno::from_io_error(source) {
+        Some(Errno::PERM) if UserNamespace::is_here() => {
+            ": the kernel refuses a new /proc here, as in a container that hides parts of its own; start that container \
+             with an unmasked /proc (Docker: --security-opt systempaths=unconfined, Kubernetes: procMount: Unmasked)"
+        }
         Some(Errno::NOENT) => ": install it, or give another one",
         Some(Errno::ACCESS | Errno::NOEXEC) => ": it cannot be executed; give another one",
         _ => "",

@@ -66,6 +66,7 @@ mod output;
 mod overlay;
 #[cfg(test)]
 mod parser_tests;
+mod requirements;
 mod rootfs;
 mod run_in;
 mod runtime;
@@ -84,6 +85,7 @@ pub use input::Input;
 pub use mount_namespace::{in_private_mount_namespace, require_privilege};
 pub use output::{Callback, CaptureLimit, Excerpt, Output};
 pub use overlay::{DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Mounted, Overlay, OverlayXattrs};
+pub use requirements::require;
 pub use rootfs::Rootfs;
 pub use run_in::run_in;
 pub use runtime::{Finished, Flaw, Runtime, RuntimeVersion, Status};

@@ -10,8 +10,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, User};
 use rustix::process::{getegid, geteuid, getpid};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mount_namespace::{is_privileged, require_privilege};
+use crate::user::NOBODY;
 
 mod error;
 mod id_map;
@@ -89,14 +90,10 @@ impl UserNamespace {
     }
 
     /// Returns the user namespace of this process. Returns `None` in the machine's first one.
-    ///
-    /// # Errors
-    /// [`Error::UserNamespace`](crate::Error::UserNamespace) if `/proc` cannot be read.
-    pub fn current() -> Result<Option<Self>> {
-        if !Self::is_here() {
-            return Ok(None);
-        }
-        Ok(Some(Self { uids: read_map(UID_MAP)?, gids: read_map(GID_MAP)? }))
+    pub fn current() -> Option<Self> {
+        // The kernel lets every process read its own maps.
+        let map = |path| read_map(path).unwrap_or_default();
+        Self::is_here().then(|| Self { uids: map(UID_MAP), gids: map(GID_MAP) })
     }
 
     /// Returns the user IDs of the namespace.
@@ -107,6 +104,38 @@ impl UserNamespace {
     /// Returns the group IDs of the namespace.
     pub fn gids(&self) -> &IdMap {
         &self.gids
+    }
+
+    /// Checks that a process can have these IDs.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`](crate::Error::NotMapped) for the first ID that the namespace does not
+    /// have.
+    pub(crate) fn check_ids(&self, uid: u32, gids: impl IntoIterator<Item = u32>) -> Result<()> {
+        if !self.uids.contains(uid) {
+            return Err(Error::NotMapped { kind: "user", id: uid });
+        }
+        match gids.into_iter().find(|gid| !self.gids.contains(*gid)) {
+            Some(id) => Err(Error::NotMapped { kind: "group", id }),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the owner and the group that a copy of a file of `uid` and `gid` gets in this
+    /// process's namespace. The kernel shows the overflow ID for owners without a number. They
+    /// become root, because no file can be given to them.
+    pub(crate) fn owner_of_copy(uid: u32, gid: u32) -> (u32, u32) {
+        if !Self::is_here() {
+            return (uid, gid);
+        }
+        let overflow = |path: &str| fs::read_to_string(path).ok().and_then(|id| id.trim().parse().ok());
+        let known = |id: u32, path: &str| if id == overflow(path).unwrap_or(NOBODY) { 0 } else { id };
+        (known(uid, "/proc/sys/kernel/overflowuid"), known(gid, "/proc/sys/kernel/overflowgid"))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(uids: &str, gids: &str) -> Self {
+        Self { uids: IdMap::parse(uids), gids: IdMap::parse(gids) }
     }
 }
 

@@ -63,22 +63,9 @@ fn move_to_own_group() -> io::Result<()> {
 }
 
 /// Returns the file that lists the threads of the group in this hierarchy. `groups` is the content
-/// of `/proc/PID/cgroup` (cgroups(7)), with lines of the form `NUMBER:CONTROLLERS:PATH`. In the
-/// line of version 2, the number is 0 and the controllers are empty.
+/// of `/proc/PID/cgroup`.
 fn tasks_file(hierarchy: &Hierarchy, groups: &str) -> Option<PathBuf> {
-    let group = groups.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let is_its = match &hierarchy.version {
-            Version::V1(own) => controllers.split(',').any(|controller| own.iter().any(|name| name == controller)),
-            Version::V2 => number == "0" && controllers.is_empty(),
-        };
-        is_its.then_some(path)
-    })?;
-    // The group lies outside the caller's cgroup namespace.
-    if group.split('/').any(|name| name == "..") {
-        return None;
-    }
+    let group = hierarchy.own_group(groups)?;
     let name = if hierarchy.version == Version::V2 { "cgroup.threads" } else { "tasks" };
     Some(hierarchy.group(group.trim_start_matches('/')).join(name))
 }

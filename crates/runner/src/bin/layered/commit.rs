@@ -128,7 +128,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// after it had moved the upper, this one completes it.
 fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
     let upper = args.upper.join("upper");
-    let finished = Capture::new([""; 0]).into_layer(upper, &Layer::at(&args.layer), Meta::new("", SystemTime::now()));
+    let finished = Capture::new([""; 0]).xattrs(runner::xattrs_of_process()).into_layer(
+        upper,
+        &Layer::at(&args.layer),
+        Meta::new("", SystemTime::now()),
+    );
     let exists = args.upper.symlink_metadata().is_ok();
     match finished {
         Ok(captured) => {

@@ -86,12 +86,7 @@ pub(crate) fn run(args: &Args, not_entered: Option<&anyhow::Error>) -> anyhow::R
 }
 
 /// Makes all checks. A check comes after those that it depends on.
-fn checks(
-    scratch: &Path,
-    store: Option<&Path>,
-    runtime: &Runtime,
-    not_entered: Option<&anyhow::Error>,
-) -> Vec<Check> {
+fn checks(scratch: &Path, store: Option<&Path>, runtime: &Runtime, not_entered: Option<&anyhow::Error>) -> Vec<Check> {
     let mut checks = privilege::checks(not_entered);
     let may_mount = container::require_privilege().is_ok();
     let (found, scratch) = scratch::checks(scratch);

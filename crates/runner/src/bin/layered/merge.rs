@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let layers = args.layers.iter().map(|dir| open_layer(here, dir)).collect::<anyhow::Result<Vec<_>>>()?;
     let hold = Hold::of(layers.iter().map(Layer::path))?;
     let trees: Vec<_> = layers.iter().map(|layer| Ok(Layer::open(layer.path())?.fs())).collect::<layer::Result<_>>()?;
-    let mut merge = Merge::new();
+    let mut merge = Merge::new().xattrs(runner::xattrs_of_process());
     let access = match args.access.get()? {
         None if Access::is_needed_in(parent(&args.target)).unwrap_or(false) => Some(Access::default()),
         access => access,

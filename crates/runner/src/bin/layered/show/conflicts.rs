@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use layer::display::{escaped_json, quoted};
-use layer::{Difference, Layer, XattrNamespace, json_path};
+use layer::{Difference, Layer, json_path};
 use serde_json::json;
 
 use super::{Args, NO};
@@ -16,7 +16,7 @@ pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer]) -> anyho
     let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
     let mut rows = vec![["PATH", "DIFFERENCE", "LAYERS"].map(String::from).to_vec()];
     let [mut same, mut different, mut failed] = [0_u64; 3];
-    for conflict in layer::conflicts(&trees, XattrNamespace::Trusted)? {
+    for conflict in layer::conflicts(&trees, runner::xattrs_of_process())? {
         let conflict = match conflict {
             Ok(conflict) => conflict,
             // Reports a path that cannot be compared, and compares the others.

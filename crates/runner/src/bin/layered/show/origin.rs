@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use layer::display::{escaped_json, quoted};
-use layer::{EntryKind, Layer, Lookup, Obstacle, Role, XattrNamespace, json_path};
+use layer::{EntryKind, Layer, Lookup, Obstacle, Role, json_path};
 use serde_json::{Value, json};
 
 use super::{Args, NO};
@@ -14,7 +14,7 @@ use crate::table;
 
 pub(super) fn show(out: &mut impl Write, args: &Args, layers: &[Layer], path: &Path) -> anyhow::Result<ExitCode> {
     let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
-    let found = layer::lookup(&trees, path, XattrNamespace::Trusted)?;
+    let found = layer::lookup(&trees, path, runner::xattrs_of_process())?;
     match args.json {
         true => writeln!(out, "{}", escaped_json(as_json(layers, &found)))?,
         false => print(out, layers, &found)?,
