@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::chain::chain;
 use crate::display::escaped;
 use crate::template::error::TemplateError;
-use crate::user_namespace::{UserNamespace, UserNamespaceError};
+use crate::user_namespace::UserNamespaceError;
 
 /// A failure of a mount, a bundle or a runtime: the path, the reason, and what to do about it.
 ///
@@ -151,6 +151,16 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// The kernel refused a `/proc` of the container's own, because that of this process is partly
+    /// hidden. An ordinary user is usually in a container then.
+    #[error(
+        "the kernel refuses a new /proc, because parts of this one are hidden, as in a container: start that container with an unmasked \
+         /proc (Docker: --security-opt systempaths=unconfined; Kubernetes: procMount: Unmasked)"
+    )]
+    MaskedProc {
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// The runtime failed. No command ran, or its result is unknown.
     #[error("the runtime {} failed ({ended}): {}", program.maybe_quote(), escaped(message))]
     Runtime {
@@ -200,7 +210,7 @@ pub enum Error {
     NotDelegated {
         /// The name of the controller in cgroups(7).
         controller: String,
-        /// The kernel's error.
+        /// The reason.
         source: io::Error,
     },
     /// A file or a control group could not be removed after a run.
@@ -244,10 +254,6 @@ fn namespace_advice(source: &io::Error) -> &'static str {
 
 fn start_advice(source: &io::Error) -> &'static str {
     match Errno::from_io_error(source) {
-        Some(Errno::PERM) if UserNamespace::is_here() => {
-            ": the kernel refuses a new /proc here, as in a container that hides parts of its own; start that container \
-             with an unmasked /proc (Docker: --security-opt systempaths=unconfined, Kubernetes: procMount: Unmasked)"
-        }
         Some(Errno::NOENT) => ": install it, or give another one",
         Some(Errno::ACCESS | Errno::NOEXEC) => ": it cannot be executed; give another one",
         _ => "",

@@ -193,6 +193,7 @@ impl Runtime {
     ///
     /// # Errors
     /// - [`Error::Namespace`] without root.
+    /// - [`Error::MaskedProc`] in a user namespace inside of a container that hides parts of `/proc`.
     /// - [`Error::RuntimeStart`] if the runtime cannot be executed.
     /// - [`Error::Runtime`] if the runtime fails or starts no container.
     /// - [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command cannot be
@@ -258,7 +259,11 @@ impl Runtime {
             on_start,
         };
         let watch_error = |source| Error::Io { operation: "look after", path: self.program.clone(), source };
-        let mut container = Supervised::start(task).map_err(watch_error)?;
+        let start_error = |source: io::Error| match source.kind() {
+            io::ErrorKind::PermissionDenied if UserNamespace::is_here() => Error::MaskedProc { source },
+            _ => watch_error(source),
+        };
+        let mut container = Supervised::start(task).map_err(start_error)?;
         let ended = container.wait(Orders { timeout, grace, cancel, signals }).map_err(watch_error)?;
         // The group still exists here, so its counters are complete.
         let mut usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, User};
@@ -84,9 +85,18 @@ impl UserNamespace {
 
     /// Returns whether this process is in another user namespace than the machine's first one. In
     /// such a namespace, the kernel grants root only what concerns the namespace's own IDs.
+    ///
+    /// The first call finds out, and later calls return the same result until [`enter`](Self::enter)
+    /// moves the process.
     pub fn is_here() -> bool {
+        let known = IS_HERE.load(Ordering::Relaxed);
+        if known != UNKNOWN {
+            return known == YES;
+        }
         // The map of IDs alone does not say: it can be the identity.
-        fs::read_link("/proc/self/ns/user").is_ok_and(|link| link != Path::new(FIRST))
+        let is_here = fs::read_link("/proc/self/ns/user").is_ok_and(|link| link != Path::new(FIRST));
+        IS_HERE.store(if is_here { YES } else { NO }, Ordering::Relaxed);
+        is_here
     }
 
     /// Returns the user namespace of this process. Returns `None` in the machine's first one.
@@ -139,6 +149,12 @@ impl UserNamespace {
     }
 }
 
+/// Whether this process is in a user namespace, as far as [`UserNamespace::is_here`] has found out.
+static IS_HERE: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = 0;
+const NO: u8 = 1;
+const YES: u8 = 2;
+
 /// The link of the first user namespace: `PROC_USER_INIT_INO` in include/linux/proc_ns.h.
 const FIRST: &str = "user:[4026531837]";
 
@@ -172,7 +188,9 @@ fn unshare_namespaces() -> Result<(), UserNamespaceError> {
     // The mount namespace must belong to the user namespace. The kernel makes its mounts slaves of
     // the host's.
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-    unshare(flags).map_err(|error| UserNamespaceError::of_kernel(error.into()))
+    unshare(flags).map_err(|error| UserNamespaceError::of_kernel(error.into()))?;
+    IS_HERE.store(UNKNOWN, Ordering::Relaxed);
+    Ok(())
 }
 
 fn with_single(uid: u32, gid: u32) -> Result<(), UserNamespaceError> {

@@ -28,6 +28,7 @@
 //! - `store`: layers in use beside collectors, and kills of runs and collectors
 //! - `readme`: the README's session and programs, as they stand there
 //! - `remove`: removal of trees, never across a mount
+//! - `rootless`: runs of an ordinary user, with both maps of IDs
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, as scripts use it
@@ -63,6 +64,7 @@ mod places;
 mod readme;
 mod remove;
 mod results;
+mod rootless;
 mod signals;
 mod space;
 mod stacking;

@@ -10,7 +10,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
-use rustix::io::Errno;
 
 use super::{Hierarchy, Version, mounted};
 use crate::error::{Error, Result};
@@ -33,7 +32,8 @@ pub(super) fn require(controllers: &[String]) -> Result<()> {
     let refused = |controller: &str, source: io::Error| Error::NotDelegated { controller: controller.into(), source };
     // Beside version 1, version 2 has no controllers that limit anything.
     let is_alone = mounted()?.iter().all(|hierarchy| hierarchy.version == Version::V2);
-    let parent = parent_of_runs().filter(|_| is_alone).ok_or_else(|| refused(first, Errno::OPNOTSUPP.into()))?;
+    let v1 = || io::Error::new(io::ErrorKind::Unsupported, "cgroup v1, which is mounted, is not for users");
+    let parent = parent_of_runs().filter(|_| is_alone).ok_or_else(|| refused(first, v1()))?;
     pass_on(&parent.path(), controllers, &std::process::id().to_string())
         .map_err(|(controller, source)| refused(&controller, source))
 }
@@ -46,7 +46,8 @@ fn pass_on(parent: &Path, controllers: &[String], pid: &str) -> Result<(), (Stri
     let has = |list: &str, controller: &str| list.split_whitespace().any(|name| name == controller);
     for controller in controllers.iter().filter(|controller| !has(&passed_on, controller)) {
         if !has(&available, controller) {
-            return Err((controller.clone(), Errno::NOENT.into()));
+            let why = format!("{} does not have it", parent.join("cgroup.controllers").display());
+            return Err((controller.clone(), io::Error::new(io::ErrorKind::NotFound, why)));
         }
         let failed = |source| (controller.clone(), source);
         let leaf = parent.join(LEAF);
