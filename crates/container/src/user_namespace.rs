@@ -35,7 +35,7 @@ pub enum Ids {
     /// and `/etc/subgid` or another source that nsswitch.conf(5) names. This needs the set-user-ID
     /// programs newuidmap(1) and newgidmap(1).
     Ranges,
-    /// 0 is the caller, and there is no other ID. This needs no other program.
+    /// 0 is the caller, and the namespace has only this ID. This needs no other program.
     Single,
 }
 

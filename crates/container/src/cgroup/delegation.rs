@@ -129,7 +129,7 @@ mod tests {
         put("cgroup.subtree_control", "pids\n");
         let controllers = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
 
-        // Nothing has to be done for a controller that is passed on already.
+        // A controller that is passed on already changes nothing.
         pass_on(group, &controllers(&["pids"]), "7").unwrap();
         assert!(!group.join(LEAF).exists());
 

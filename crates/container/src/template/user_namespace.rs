@@ -13,7 +13,7 @@ pub(super) struct Surroundings {
     pub(super) network: Network,
 }
 
-/// Whether the container has a control group of its own.
+/// Whether the container has its own control group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OwnGroup {
     Present,
@@ -34,7 +34,7 @@ impl Surroundings {
             // A sysfs shows the devices of a network namespace, so only root of that one may mount
             // it. The host's has the control groups of the host below it.
             Some("sysfs") if is_of_host => binds_of_sys(&mount),
-            // Without a group of its own, the container would see that of the caller.
+            // Otherwise the container would see the group of the caller.
             Some("cgroup" | "cgroup2") if is_of_host || group == OwnGroup::Absent => vec![],
             _ => vec![mount],
         });

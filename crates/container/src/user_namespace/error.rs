@@ -26,7 +26,7 @@ pub enum UserNamespaceError {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The user has as many user namespaces as the machine allows.
+    /// The user has reached the limit of user namespaces.
     #[error("no further user namespace is allowed: raise the sysctl user.max_user_namespaces, or end other containers")]
     Exhausted {
         /// The kernel's error.
@@ -60,7 +60,7 @@ pub enum UserNamespaceError {
     HelperFailed {
         /// `newuidmap`, `newgidmap` or `getsubids`.
         program: &'static str,
-        /// What the program printed, or its exit status.
+        /// The message of the program, or its exit status.
         message: String,
     },
     /// A file could not be read or written, or a program could not be started.

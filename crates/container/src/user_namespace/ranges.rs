@@ -29,7 +29,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// Returns the name, or the number if there is no name.
+    /// Returns the name, or the number of a nameless user.
     pub(super) fn shown(&self) -> String {
         self.name.clone().unwrap_or_else(|| self.uid.to_string())
     }
@@ -74,7 +74,7 @@ fn listed(text: &str, owner: &Owner) -> Vec<Range> {
     text.lines().filter_map(range).collect()
 }
 
-/// Asks getsubids(1) for the ranges of `owner`. It exits with 1 if there are none.
+/// Asks getsubids(1) for the ranges of `owner`. It exits with 1 if the user has no ranges.
 fn ask(owner: &Owner, options: &[&str]) -> Result<Vec<Range>, UserNamespaceError> {
     const PROGRAM: &str = "getsubids";
     let output = Command::new(PROGRAM).args(options).arg(owner.shown()).stdin(Stdio::null()).output();

@@ -57,7 +57,7 @@ fn the_words_of_a_program_that_fails_are_passed_on() {
 #[test]
 fn a_user_without_ranges_gets_a_single_id_unless_ranges_are_asked_for() {
     let fixture = UserFixture::new("auto");
-    // Nobody has no subordinate IDs.
+    // The user `nobody` has no entry in /etc/subuid.
     let as_nobody = |ids: &str| {
         let mut command = Command::new(find("setpriv"));
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(fixture.program());
