@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use rustix::thread::gettid;
 
 use super::{Cgroup, Hierarchy, Version, mounted};
+use crate::user_namespace::UserNamespace;
 
 impl Cgroup {
     /// Prepares the kernel, in the background, for moving processes between control groups. Call it
@@ -23,8 +24,13 @@ impl Cgroup {
     /// in, and then ends. The kernel's wait overlaps with the caller's other work. If the thread
     /// cannot be moved, it logs that, and the runtime's own move has to wait.
     ///
+    /// In a [user namespace](UserNamespace), this does nothing: most runs there have no group.
+    ///
     /// Dropping the value waits for the thread.
     pub fn prepare_moves() -> PreparedMoves {
+        if UserNamespace::is_here() {
+            return PreparedMoves(None);
+        }
         let spawned = std::thread::Builder::new().name("cgroup".into()).spawn(|| {
             if let Err(error) = move_to_own_group() {
                 log::debug!("cannot prepare the kernel for moving processes between control groups: {error}");
