@@ -34,6 +34,7 @@ pub(super) fn require(controllers: &[String]) -> Result<()> {
     let is_alone = mounted()?.iter().all(|hierarchy| hierarchy.version == Version::V2);
     let v1 = || io::Error::new(io::ErrorKind::Unsupported, "cgroup v1, which is mounted, is not for users");
     let parent = parent_of_runs().filter(|_| is_alone).ok_or_else(|| refused(first, v1()))?;
+    access(parent.path(), Access::WRITE_OK).map_err(|errno| refused(first, errno.into()))?;
     pass_on(&parent.path(), controllers, &std::process::id().to_string())
         .map_err(|(controller, source)| refused(&controller, source))
 }
@@ -49,7 +50,13 @@ fn pass_on(parent: &Path, controllers: &[String], pid: &str) -> Result<(), (Stri
             let why = format!("{} does not have it", parent.join("cgroup.controllers").display());
             return Err((controller.clone(), io::Error::new(io::ErrorKind::NotFound, why)));
         }
-        let failed = |source| (controller.clone(), source);
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::ResourceBusy => {
+                let why = format!("other processes are in {}", parent.display());
+                (controller.clone(), io::Error::new(source.kind(), why))
+            }
+            _ => (controller.clone(), source),
+        };
         let leaf = parent.join(LEAF);
         match fs::create_dir(&leaf) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
