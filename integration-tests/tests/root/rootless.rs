@@ -11,12 +11,15 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use integration_tests::processes::descendants;
 use integration_tests::terminal::Terminal;
 use integration_tests::user::{ALL_IDS, UserFixture, failure, quietly};
 use integration_tests::{RUNTIMES, WHO};
 use serde_json::Value;
+
+use crate::kills::SPAN;
 
 /// Calls `test` with each map of IDs and each runtime.
 fn everywhere(test: impl Fn(&UserFixture, &str)) {
@@ -264,12 +267,13 @@ fn a_killed_run_of_a_user_leaves_nothing_that_a_sweep_does_not_remove() {
             let mut run = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
             match n % 3 {
                 0 => drop(BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap()),
-                // The keeper is starting the container, or a program is about to set the IDs.
-                _ => {
+                // A program is about to set the IDs, or the container is starting.
+                kind => {
                     while descendants(run.id()).is_empty() {
                         assert_eq!(run.try_wait().unwrap(), None, "the run ended without a keeper");
                         std::thread::yield_now();
                     }
+                    std::thread::sleep(if kind == 1 { Duration::ZERO } else { SPAN * n / kills() });
                 }
             }
             run.kill().unwrap();
