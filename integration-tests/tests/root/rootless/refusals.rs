@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use integration_tests::user::{UserFixture, failure, powerless, quietly};
-use integration_tests::{RUNTIMES, find};
+use integration_tests::user::{ALL_IDS, UserFixture, failure, powerless, quietly};
+use integration_tests::{RUNTIMES, copy_program, find};
 
 #[test]
 fn limits_are_refused_before_anything_runs() {
@@ -68,6 +68,26 @@ fn a_user_without_ranges_gets_a_single_id_unless_ranges_are_asked_for() {
     assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "65534", "1"]);
     let error = failure(125, &mut as_nobody("ranges"));
     assert!(error.contains("nobody has no subordinate IDs") && error.contains("usermod --add-subuids"), "{error}");
+}
+
+#[test]
+fn a_program_that_cannot_enter_is_told_both_ways_and_runs_by_unshare() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layer = fixture.path().join("layers/greeting");
+        fs::create_dir_all(layer.join("fs")).unwrap();
+        fs::write(layer.join("fs/greeting"), "hello\n").unwrap();
+        fixture.give(&fixture.path().join("layers"));
+        // It calls `runner::run` without entering a namespace first.
+        let program = fixture.path().join("build-and-capture");
+        copy_program(env!("CARGO_BIN_EXE_build-and-capture").as_ref(), &program);
+        let error = failure(1, &mut fixture.command(&program));
+        let ways = ["UserNamespace::enter first in main", "`layered unshare -- PROGRAM`"];
+        assert!(ways.iter().all(|way| error.contains(way)), "{error}");
+        quietly(fixture.layered(&["unshare", "--"]).arg(&program));
+        let made = quietly(fixture.layered(&["unshare", "--", "cat"]).arg("layers/farewell/fs/farewell"));
+        assert_eq!(made, "goodbye\n", "{ids}");
+    }
 }
 
 #[test]
