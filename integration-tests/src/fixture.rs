@@ -392,13 +392,17 @@ pub fn find(program: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{program} is not installed: scripts/install-deps installs what the tests need"))
 }
 
-/// Returns the `layered` command, built from this source tree.
+/// Returns the `layered` command, built from this source tree. `LAYERED_BINARY` names one that is
+/// already built, for a user who cannot build it.
 ///
 /// # Panics
 /// If it does not build.
 pub fn layered() -> Command {
     static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     let binary = BUILT.get_or_init(|| {
+        if let Some(built) = std::env::var_os("LAYERED_BINARY") {
+            return built.into();
+        }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
         let build =

@@ -14,6 +14,7 @@ pub mod strace;
 pub mod terminal;
 mod traces;
 pub mod tree;
+pub mod user;
 
 pub use fixture::{
     FOR_EVER, Fixture, RUNTIMES, WAITS, WHO, copy_program, find, layered, shell, stderr, stdout, until_it_waits,

@@ -10,6 +10,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use container::UserNamespace;
+use layer::Merge;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat, openat,
     utimensat,
@@ -207,8 +209,9 @@ impl From<Dir> for Item {
 impl Attributes {
     /// Sets the metadata of a file. This must be the last change of the file.
     pub fn apply(&self, path: &Path) -> Result<()> {
-        lchown(path, Some(self.owner.0), Some(self.owner.1))?;
-        for (name, value) in &self.xattrs {
+        let (uid, gid) = owner_here(self.owner);
+        lchown(path, Some(uid), Some(gid))?;
+        for (name, value) in self.xattrs.iter().filter(|(name, _)| may_set(name)) {
             set_xattr(path, name, value)?;
         }
         let metadata = fs::symlink_metadata(path)?;
@@ -223,10 +226,44 @@ impl Attributes {
     }
 }
 
-/// Sets an xattr of the file itself, not of the target of a symbolic link.
+/// Sets an xattr of the file itself, not of the target of a symbolic link. In a user namespace, the
+/// overlay xattrs are those of [`Flavour::User`].
 pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> Result<()> {
-    lsetxattr(path, name, value, XattrFlags::empty())
+    let name = match name.strip_prefix("trusted.overlay.") {
+        Some(rest) if UserNamespace::is_here() => format!("user.overlay.{rest}"),
+        _ => name.to_owned(),
+    };
+    lsetxattr(path, &*name, value, XattrFlags::empty())
         .with_context(|| format!("cannot set {name} of {}", path.display()))
+}
+
+/// Whether this process may set an xattr of this name. In a user namespace, the kernel allows neither
+/// `trusted.` nor most of `security.`, and a name with `user.overlay.` would be an overlay xattr.
+pub fn may_set(name: &str) -> bool {
+    let Some(namespace) = UserNamespace::current() else { return true };
+    match name {
+        "security.capability" => true,
+        // The ACLs of the tests name the users 1000 and 1001.
+        _ if name.starts_with("system.posix_acl") => namespace.uids().contains(1001),
+        _ if name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.overlay.") => true,
+        _ => !["trusted.", "security.", "user.overlay."].iter().any(|prefix| name.starts_with(prefix)),
+    }
+}
+
+/// Returns `owner`, or root for an owner without a number in this process's user namespace.
+fn owner_here((uid, gid): (u32, u32)) -> (u32, u32) {
+    match UserNamespace::current() {
+        None => (uid, gid),
+        Some(namespace) => {
+            let known = |id, has: bool| if has { id } else { 0 };
+            (known(uid, namespace.uids().contains(uid)), known(gid, namespace.gids().contains(gid)))
+        }
+    }
+}
+
+/// Returns a merge with the overlay xattrs that this process can have.
+pub fn new_merge() -> Merge<'static> {
+    Merge::new().xattrs(runner::xattrs_of_process())
 }
 
 /// Returns the value of `system.posix_acl_access` or `system.posix_acl_default` for an ACL that
@@ -263,16 +300,23 @@ pub enum Flavour {
     User,
 }
 
+impl Flavour {
+    /// Returns the flavour that this process can write.
+    pub fn of_process() -> Self {
+        if UserNamespace::is_here() { Self::User } else { Self::Trusted }
+    }
+}
+
 impl Mount {
     /// Mounts `lowers` read-only, the first on top. Every caller gives at least two, which the
     /// kernel requires without an upper, so this adds none.
     pub fn read_only(lowers: &[impl AsRef<Path>]) -> Result<Self> {
-        Self::new(lowers, None, Flavour::Trusted)
+        Self::new(lowers, None, Flavour::of_process())
     }
 
     /// Mounts `lowers` for writing. The upper is `<scratch>/upper`, which this creates.
     pub fn writable(lowers: &[impl AsRef<Path>], scratch: &Path) -> Result<Self> {
-        Self::new(lowers, Some(scratch), Flavour::Trusted)
+        Self::new(lowers, Some(scratch), Flavour::of_process())
     }
 
     /// Mounts `lowers`, read-only if `scratch` is `None`.

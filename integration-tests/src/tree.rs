@@ -40,7 +40,8 @@ pub struct Entry {
     pub content: Content,
     /// The device number of a device node, otherwise 0.
     pub rdev: u64,
-    /// All xattrs that the tree shows. A mount shows all but the overlay xattrs.
+    /// All xattrs that the tree shows, without the mark of a capture for the other kind of mount. A
+    /// mount shows all but the overlay xattrs.
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// For a file with several names, the first of them in the tree.
     pub group: Option<PathBuf>,
@@ -265,7 +266,10 @@ fn xattrs(dir: BorrowedFd<'_>, name: &Path) -> Result<BTreeMap<OsString, Vec<u8>
         let length = rustix::fs::lgetxattr(&path, name, &mut *value)
             .with_context(|| format!("{} is listed and cannot be read", name.escape_ascii()))?;
         value.truncate(length);
-        xattrs.insert(OsString::from_vec(name.to_vec()), value);
+        // A capture leaves this mark for mounts of ordinary users. Mounts of root show it.
+        if !(value.is_empty() && name == b"user.overlay.origin") {
+            xattrs.insert(OsString::from_vec(name.to_vec()), value);
+        }
     }
     Ok(xattrs)
 }

@@ -16,10 +16,14 @@ use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
+use crate::template::Config;
+use crate::user_namespace::UserNamespace;
 
+mod delegation;
 mod layout;
 mod moves;
 
+pub(crate) use delegation::is_delegated;
 pub use layout::CgroupLayout;
 pub use moves::PreparedMoves;
 
@@ -70,27 +74,48 @@ enum Version {
 }
 
 impl Cgroup {
-    /// Returns the group `/<name>`, without creating it: the runtime does that.
+    /// Returns the group `/<name>`, without creating it: the runtime does that. In a [user
+    /// namespace](UserNamespace), the group is below that of this process.
     ///
     /// # Errors
     /// [`Error::Io`] if the mount table cannot be read.
     pub fn new(name: impl Into<String>) -> Result<Self> {
-        Ok(Self { name: name.into(), hierarchies: mounted()? })
+        let (name, hierarchies) = (name.into(), mounted()?);
+        let parent = if UserNamespace::is_here() { delegation::parent_of_runs() } else { None };
+        Ok(Self { name: parent.map_or_else(|| name.clone(), |parent| parent.child(&name)), hierarchies })
     }
 
-    /// Checks that the machine has these controllers. Runtimes silently ignore some limits whose
-    /// controller is missing.
+    /// Returns the group `name` for a run with `config`. Returns `None` if the configuration names a
+    /// group itself. Also returns `None` in a [user namespace](UserNamespace) if the configuration
+    /// has no limits: most users may not create groups, and need none then.
     ///
     /// # Errors
-    /// [`Error::NoController`] for the first missing controller; [`Error::Io`] if the mount table
-    /// cannot be read.
+    /// [`Error::Io`] if the mount table cannot be read.
+    pub fn of_run(name: impl Into<String>, config: &Config) -> Result<Option<Self>> {
+        if config.cgroups_path().is_some() || (UserNamespace::is_here() && config.controllers().is_empty()) {
+            return Ok(None);
+        }
+        Self::new(name).map(Some)
+    }
+
+    /// Checks that this process can limit groups by these controllers. Runtimes silently ignore some
+    /// limits whose controller is missing.
+    ///
+    /// In a [user namespace](UserNamespace), this needs cgroup v2, and a group that the system has
+    /// delegated to the user. This process then moves itself into a group below its own, because the
+    /// kernel passes no controllers on from a group with processes.
+    ///
+    /// # Errors
+    /// [`Error::NoController`] for the first missing controller; [`Error::NotDelegated`] for the
+    /// first one that the user may not use; [`Error::Io`] if the mount table cannot be read.
     pub fn require(controllers: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
-        for controller in controllers.into_iter().map(Into::into) {
-            if !mounted()?.iter().any(|hierarchy| hierarchy.has(&controller)) {
-                return Err(Error::NoController { controller });
+        let controllers: Vec<String> = controllers.into_iter().map(Into::into).collect();
+        for controller in &controllers {
+            if !mounted()?.iter().any(|hierarchy| hierarchy.has(controller)) {
+                return Err(Error::NoController { controller: controller.clone() });
             }
         }
-        Ok(())
+        if UserNamespace::is_here() { delegation::require(&controllers) } else { Ok(()) }
     }
 
     /// Returns the value that the container's `linux.cgroupsPath` must have.
@@ -168,6 +193,23 @@ impl Hierarchy {
 
     fn group(&self, name: &str) -> PathBuf {
         self.mount_point.join(name)
+    }
+
+    /// Returns the group in this hierarchy that `groups` names, with a slash before it. `groups` is
+    /// the content of `/proc/PID/cgroup` (cgroups(7)), with lines of the form
+    /// `NUMBER:CONTROLLERS:PATH`. In the line of version 2, the number is 0 and the controllers are
+    /// empty. Returns `None` if the group lies outside the caller's cgroup namespace.
+    fn own_group<'a>(&self, groups: &'a str) -> Option<&'a str> {
+        let group = groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let is_its = match &self.version {
+                Version::V1(own) => controllers.split(',').any(|controller| own.iter().any(|name| name == controller)),
+                Version::V2 => number == "0" && controllers.is_empty(),
+            };
+            is_its.then_some(path)
+        })?;
+        (!group.split('/').any(|name| name == "..")).then_some(group)
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use crate::chain::chain;
 use crate::display::escaped;
 use crate::template::error::TemplateError;
+use crate::user_namespace::UserNamespaceError;
 
 /// A failure of a mount, a bundle or a runtime: the path, the reason, and what to do about it.
 ///
@@ -129,12 +130,35 @@ pub enum Error {
         /// The kernel's error.
         source: io::Error,
     },
+    /// An ordinary user could not become root in a user namespace.
+    #[error("cannot enter a user namespace")]
+    UserNamespace(#[from] UserNamespaceError),
+    /// The user namespace does not have a user or a group of the command.
+    #[error(
+        "the user namespace has no {kind} {id}: use the user's subordinate IDs (--ids ranges, /etc/subuid and /etc/subgid), or run as root"
+    )]
+    NotMapped {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// Its number.
+        id: u32,
+    },
     /// The runtime does not exist or cannot be executed.
     #[error("cannot start the runtime {}{}", program.maybe_quote(), start_advice(source))]
     RuntimeStart {
         /// The program.
         program: PathBuf,
         /// The reason.
+        source: io::Error,
+    },
+    /// The kernel refused a `/proc` of the container's own, because that of this process is partly
+    /// hidden. An ordinary user is usually in a container then.
+    #[error(
+        "the kernel refuses a new /proc, because parts of this one are hidden, as in a container: start that container with an unmasked \
+         /proc (Docker: --security-opt systempaths=unconfined; Kubernetes: procMount: Unmasked)"
+    )]
+    MaskedProc {
+        /// The kernel's error.
         source: io::Error,
     },
     /// The runtime failed. No command ran, or its result is unknown.
@@ -178,6 +202,17 @@ pub enum Error {
         /// The name of the controller in cgroups(7).
         controller: String,
     },
+    /// A limit that an ordinary user may not set here.
+    #[error(
+        "a limit needs the cgroup controller {controller:?}, which this user may not use here: run it as \
+         `systemd-run --user --scope -p Delegate=yes -- layered …` on a machine with cgroup v2 alone, or without that limit"
+    )]
+    NotDelegated {
+        /// The name of the controller in cgroups(7).
+        controller: String,
+        /// The reason.
+        source: io::Error,
+    },
     /// A file or a control group could not be removed after a run.
     #[error("cannot remove {}: remove it by hand", path.maybe_quote())]
     Leftover {
@@ -205,7 +240,9 @@ fn because(reason: &str) -> String {
 
 fn namespace_advice(source: &io::Error) -> &'static str {
     match Errno::from_io_error(source) {
-        Some(Errno::PERM | Errno::ACCESS) => ": this needs root (CAP_SYS_ADMIN)",
+        Some(Errno::PERM | Errno::ACCESS) => {
+            ": this needs CAP_SYS_ADMIN; run as root, call UserNamespace::enter first in main, or start the program as `layered unshare -- PROGRAM`"
+        }
         // mount(2) returns EINVAL if it cannot make `/` a slave. unshare(2) with these flags never
         // returns it.
         Some(Errno::INVAL) => {
@@ -296,7 +333,11 @@ mod tests {
             (start(Errno::NOENT), "cannot start the runtime runc: install it, or give another one"),
             (start(Errno::ACCESS), "cannot start the runtime runc: it cannot be executed; give another one"),
             (start(Errno::NOMEM), "cannot start the runtime runc"),
-            (namespace(Errno::PERM), "cannot create a private mount namespace: this needs root (CAP_SYS_ADMIN)"),
+            (
+                namespace(Errno::PERM),
+                "cannot create a private mount namespace: this needs CAP_SYS_ADMIN; run as root, call \
+                 UserNamespace::enter first in main, or start the program as `layered unshare -- PROGRAM`",
+            ),
             (
                 namespace(Errno::INVAL),
                 "cannot create a private mount namespace: / is not a mount point, as in a plain chroot; run `mount --rbind DIR DIR` before `chroot DIR`",

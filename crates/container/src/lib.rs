@@ -42,8 +42,9 @@
 //! program, and `examples/mini_runner.rs` runs commands in many ways.
 //!
 //! # Requirements
-//! Root, or at least CAP_SYS_ADMIN ([`require_privilege`]), and runc, crun or youki
-//! ([`Runtime::version`] returns their known [flaws](RuntimeVersion::flaws)). [`Rootfs`] needs
+//! CAP_SYS_ADMIN ([`require_privilege`]), which root has and which [`UserNamespace::enter`] gives to
+//! an ordinary user, and runc, crun or youki ([`Runtime::version`] returns their known
+//! [flaws](RuntimeVersion::flaws)). [`Rootfs`] needs
 //! Linux 5.6. From 5.10, overlays are volatile; from 6.7, the length of the paths of the lowers is
 //! unlimited ([`MountApi::detect`]). cgroup v1, cgroup v2 and both side by side are supported
 //! ([`Cgroup::layout`]).
@@ -65,6 +66,7 @@ mod output;
 mod overlay;
 #[cfg(test)]
 mod parser_tests;
+mod requirements;
 mod rootfs;
 mod run_in;
 mod runtime;
@@ -72,6 +74,7 @@ mod supervise;
 mod supervision;
 mod template;
 mod user;
+mod user_namespace;
 
 pub use bundle::Bundle;
 pub use cgroup::{Cgroup, CgroupLayout, PreparedMoves, Usage};
@@ -82,6 +85,7 @@ pub use input::Input;
 pub use mount_namespace::{in_private_mount_namespace, require_privilege};
 pub use output::{Callback, CaptureLimit, Excerpt, Output};
 pub use overlay::{DeviceNodes, LowerNames, MAX_LOWERS, MAX_OPTION_BYTES, MountApi, Mounted, Overlay, OverlayXattrs};
+pub use requirements::require;
 pub use rootfs::Rootfs;
 pub use run_in::run_in;
 pub use runtime::{Finished, Flaw, PreparedRuntime, Runtime, RuntimeVersion, Status};
@@ -92,6 +96,7 @@ pub use template::{
     RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal,
 };
 pub use user::{User, UserSpec};
+pub use user_namespace::{IdMap, Ids, Refusal, UserNamespace, UserNamespaceError};
 
 /// Checks at compile time that a caller can move these types to other threads, and share those that
 /// `run` borrows.

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 /// calling thread waits. A panic in `work` continues there.
 ///
 /// # Errors
-/// [`Error::Namespace`] if the namespace cannot be created, which needs root (CAP_SYS_ADMIN).
+/// [`Error::Namespace`] if the namespace cannot be created, which needs CAP_SYS_ADMIN.
 /// `work` is not called then.
 pub fn in_private_mount_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
@@ -65,14 +65,17 @@ pub fn mount_private_tmpfs(target: &Path) -> Result<()> {
 }
 
 /// Checks that the calling thread may mount. Nearly everything else in this crate needs that, and
-/// fails with less clear errors.
+/// fails with less clear errors. Root may, and so may an ordinary user in a [user
+/// namespace](crate::UserNamespace::enter).
 ///
 /// # Errors
 /// [`Error::Namespace`] if the thread lacks CAP_SYS_ADMIN.
 pub fn require_privilege() -> Result<()> {
-    let capabilities = capabilities(None).map_err(|error| Error::Namespace { source: error.into() })?;
-    match capabilities.effective.contains(CapabilitySet::SYS_ADMIN) {
-        true => Ok(()),
-        false => Err(Error::Namespace { source: rustix::io::Errno::PERM.into() }),
-    }
+    if is_privileged() { Ok(()) } else { Err(Error::Namespace { source: rustix::io::Errno::PERM.into() }) }
+}
+
+/// Returns whether the calling thread has CAP_SYS_ADMIN in its user namespace.
+pub(crate) fn is_privileged() -> bool {
+    // The call fails only for the PID of another process.
+    capabilities(None).is_ok_and(|all| all.effective.contains(CapabilitySet::SYS_ADMIN))
 }

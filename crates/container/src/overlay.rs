@@ -63,7 +63,7 @@ impl Overlay {
             api: None,
             names: None,
             devices: DeviceNodes::default(),
-            xattrs: OverlayXattrs::default(),
+            xattrs: OverlayXattrs::of_process(),
         }
     }
 
@@ -94,7 +94,8 @@ impl Overlay {
         self
     }
 
-    /// Sets the namespace of the overlay xattrs, in the lowers and in the upper.
+    /// Sets the namespace of the overlay xattrs, in the lowers and in the upper. The default is the
+    /// one that this process [can write](OverlayXattrs::of_process).
     pub fn xattrs(mut self, xattrs: OverlayXattrs) -> Self {
         self.xattrs = xattrs;
         self

@@ -17,7 +17,8 @@ use crate::cgroup::Cgroup;
 use crate::chain::chain;
 use crate::error::{Error, Result};
 use crate::id::ContainerId;
-use crate::mount_namespace::{in_private_mount_namespace, mount_private_tmpfs, require_privilege};
+use crate::mount_namespace::{in_private_mount_namespace, mount_private_tmpfs};
+use crate::requirements::require;
 use crate::rootfs::Rootfs;
 use crate::runtime::{Finished, Runtime, Status};
 use crate::supervise::Cancel;
@@ -64,7 +65,7 @@ const MOST_ATTEMPTS: usize = 1000;
 ///
 /// # Errors
 /// The errors of [`Runtime::run`], [`Rootfs::refuse_links`], [`Rootfs::mount_points`],
-/// [`Rootfs::find_user`] and [`Cgroup::require`]. [`Error::Io`] if `root` or the temporary
+/// [`Rootfs::find_user`] and [`require`]. [`Error::Io`] if `root` or the temporary
 /// directory cannot be used, or if another process has locked `root` exclusively for over a second.
 ///
 /// Nothing of the run is left after an error or a panic of a callback. A failure to remove
@@ -80,8 +81,7 @@ pub fn run_in(
     if supervision.get_cancel().is_some_and(Cancel::is_cancelled) {
         return Ok(Finished::new(Status::Cancelled));
     }
-    require_privilege()?;
-    Cgroup::require(template.controllers())?;
+    require(template)?;
     let _prepared = (Cgroup::prepare_moves(), runtime.prepare(template));
     let root = fs::canonicalize(&root).map_err(Error::io("find", root.as_ref()))?;
     let id = ContainerId::random("container")?;
@@ -93,7 +93,7 @@ pub fn run_in(
         root.rootfs.mount_points(template)?;
         let user = root.rootfs.find_user(template)?;
         let config = template.instantiate(root.rootfs.path())?;
-        let own_group = config.cgroups_path().is_none().then(|| Cgroup::new(id.as_str())).transpose()?;
+        let own_group = Cgroup::of_run(id.as_str(), &config)?;
         let config = match &own_group {
             Some(group) => config.with_default_cgroups_path(group.container_path()),
             None => config,

@@ -24,6 +24,7 @@ use crate::output::Excerpt;
 use crate::supervise::{Cancel, Ended, Facts, Orders, PID_FILE, Program, SOCKET, Supervised, Task, terminal_size};
 use crate::supervision::Supervision;
 use crate::template::Config;
+use crate::user_namespace::UserNamespace;
 
 mod flaws;
 mod log;
@@ -89,7 +90,8 @@ pub struct Finished {
     /// Why a part of the output was lost, if it was. Usually the disk is full. The command did not
     /// get an error.
     pub output_error: Option<io::Error>,
-    /// The resources that the container used, if it had a [`Cgroup`].
+    /// The resources that the container used. Without a [`Cgroup`], only the processor time is
+    /// known, and includes that of the runtime.
     pub usage: Usage,
 }
 
@@ -147,6 +149,7 @@ impl Runtime {
     /// [`advanced::prepare_config`](crate::advanced::prepare_config).
     pub(crate) fn prepare_config(&self, config: Config) -> Config {
         let config = config.with_limits_of_caller().with_binds_of_files();
+        let config = config.in_user_namespace(UserNamespace::current());
         match (self.is_runc(), self.is_crun()) {
             (true, _) => config,
             (false, false) => config.without_device_nodes(),
@@ -192,6 +195,7 @@ impl Runtime {
     ///
     /// # Errors
     /// - [`Error::Namespace`] without root.
+    /// - [`Error::MaskedProc`] in a user namespace inside of a container that hides parts of `/proc`.
     /// - [`Error::RuntimeStart`] if the runtime cannot be executed.
     /// - [`Error::Runtime`] if the runtime fails or starts no container.
     /// - [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command cannot be
@@ -230,6 +234,9 @@ impl Runtime {
         bundle.write(&config)?;
         let log = log_path(bundle.path());
         log::create(&log).map_err(Error::io("create", log))?;
+        // In a user namespace, most users may not create a group, and then none is left.
+        let leaves_group = cgroup.is_none()
+            && (bundle.config().cgroups_path().is_some() || !UserNamespace::is_here() || cgroup::is_delegated());
         // Dropped after the container, even if a callback panics.
         let cgroup = cgroup.map(Removed);
         let _named = if cgroup.is_none() { RemovedIfEmpty::new(bundle.config())? } else { None };
@@ -242,7 +249,7 @@ impl Runtime {
             start: program(self.run_args(bundle, id))?,
             // After a detached start, the runtime removes the group only if it is asked to delete
             // the container.
-            end: cgroup.is_none().then(|| program(self.delete_args(bundle, id))).transpose()?,
+            end: leaves_group.then(|| program(self.delete_args(bundle, id))).transpose()?,
             bundle: bundle.path(),
             hidden: self.hidden_directory(),
             has_terminal: bundle.has_terminal(),
@@ -254,10 +261,15 @@ impl Runtime {
             on_start,
         };
         let watch_error = |source| Error::Io { operation: "look after", path: self.program.clone(), source };
-        let mut container = Supervised::start(task).map_err(watch_error)?;
+        let start_error = |source: io::Error| match source.kind() {
+            io::ErrorKind::PermissionDenied if UserNamespace::is_here() => Error::MaskedProc { source },
+            _ => watch_error(source),
+        };
+        let mut container = Supervised::start(task).map_err(start_error)?;
         let ended = container.wait(Orders { timeout, grace, cancel, signals }).map_err(watch_error)?;
         // The group still exists here, so its counters are complete.
-        let usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
+        let mut usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
+        usage.cpu_time = usage.cpu_time.or(container.cpu_time());
         let (facts, outputs) = container.finish();
         let status = match self.conclude(bundle, init, ended, facts)? {
             Status::Signaled(KILL) if usage.out_of_memory => Status::OutOfMemory,

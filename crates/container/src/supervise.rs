@@ -373,6 +373,12 @@ impl<'a> Supervised<'a> {
         })
     }
 
+    /// Returns the processor time of all processes of the run, the runtime's included. Known only
+    /// after [`wait`](Self::wait).
+    pub(crate) fn cpu_time(&self) -> Option<Duration> {
+        self.keeper.cpu_time()
+    }
+
     /// Returns the facts that the helper reported, and the results of the outputs.
     pub(crate) fn finish(self) -> (Facts, Outputs) {
         (self.report.into_facts(), self.streams.finish())

@@ -22,6 +22,7 @@ mod seccomp;
 mod shape;
 mod size;
 mod spec;
+mod user_namespace;
 mod validate;
 
 use std::collections::BTreeSet;

@@ -62,7 +62,8 @@ use crate::tree::walk::work_queue;
 /// - **Deleted files** stay deleted. Overlayfs records a deletion as a *whiteout*, a character
 ///   device 0:0, and `Capture` keeps it. It also sets an empty `origin` xattr on the directory that
 ///   contains the whiteout. Without that xattr, the kernel would list the name of the whiteout in a
-///   directory that no other layer has.
+///   directory that no other layer has. Root sets it in both
+///   [namespaces](crate::XattrNamespace), for mounts of root and of ordinary users.
 /// - **Recreated directories** no longer hide other layers' files. If a command removes a directory
 ///   and creates it again, overlayfs marks the new directory *opaque*: it hides everything of that
 ///   name in every layer below, including layers that the command never saw. `Capture` removes the

@@ -58,7 +58,7 @@ impl CaptureRecord {
     pub fn of_stack(base: &Base, layers: &[Layer], meta: Meta) -> Result<Self> {
         let trees = layers.iter().map(Layer::fs).chain([base.fs()]);
         let lowers = trees.map(|tree| Ok(JsonPath(absolute(tree)?))).collect::<Result<_>>()?;
-        Ok(Self { upper: None, lowers, made: None, xattrs: XattrNamespace::Trusted, meta })
+        Ok(Self { upper: None, lowers, made: None, xattrs: xattrs::xattrs_of_process(), meta })
     }
 
     /// Returns the same record, for the directory `upper` only.

@@ -15,7 +15,8 @@ use crate::{Result, etc};
 /// A container that is ready to be started.
 pub(crate) struct Prepared {
     pub(crate) bundle: Bundle,
-    /// `None` if the template names a cgroup. The runtime then removes that one.
+    /// `None` if the template names a cgroup, which the runtime then removes, and in a user
+    /// namespace without limits.
     pub(crate) cgroup: Option<Cgroup>,
     /// The entries that the run created in the upper.
     pub(crate) made: Vec<Made>,
@@ -51,10 +52,12 @@ pub(crate) fn configure(
     // Record this before the command runs, because the command may fill the disk.
     scratch.record(&made, xattrs)?;
 
-    let cgroup = Cgroup::new(scratch.id().as_str())?;
-    let config = template.instantiate(mounted)?;
-    let names_no_group = config.cgroups_path().is_none();
-    let config = config.with_default_cgroups_path(cgroup.container_path()).with_user(user);
+    let config = template.instantiate(mounted)?.with_user(user);
+    let cgroup = Cgroup::of_run(scratch.id().as_str(), &config)?;
+    let config = match &cgroup {
+        Some(group) => config.with_default_cgroups_path(group.container_path()),
+        None => config,
+    };
     let bundle = Bundle::create(scratch.bundle(), config)?;
-    Ok(Prepared { bundle, cgroup: names_no_group.then_some(cgroup), made, user: numbers })
+    Ok(Prepared { bundle, cgroup, made, user: numbers })
 }

@@ -8,10 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use container::advanced::mount_private_tmpfs;
-use container::{
-    Cgroup, ContainerId, Finished, Mounted, Overlay, Runtime, Supervision, Template, in_private_mount_namespace,
-    require_privilege,
-};
+use container::{ContainerId, Finished, Mounted, Overlay, Runtime, Supervision, Template, in_private_mount_namespace};
 
 use crate::Result;
 use crate::configure::Prepared;
@@ -23,8 +20,8 @@ pub(crate) trait Kernel: Sync {
     /// A mounted overlay. Its path is where it is mounted.
     type Mounted: AsRef<Path>;
 
-    /// Fails if the process lacks privileges, or if the machine lacks a controller for the
-    /// template's limits.
+    /// Fails if the process lacks privileges or the template's user, or if the template's limits
+    /// cannot be enforced.
     fn require(&self, template: &Template) -> Result<()>;
 
     /// Calls `work` on a thread with a private mount namespace. The kernel removes mounts that
@@ -57,8 +54,7 @@ impl Kernel for Linux {
     type Mounted = Mounted;
 
     fn require(&self, template: &Template) -> Result<()> {
-        require_privilege()?;
-        Ok(Cgroup::require(template.controllers())?)
+        Ok(container::require(template)?)
     }
 
     fn privately<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {

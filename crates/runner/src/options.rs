@@ -99,7 +99,7 @@ impl<'a> Options<'a> {
             },
             prep_upper: None,
             devices: DeviceNodes::default(),
-            xattrs: OverlayXattrs::default(),
+            xattrs: OverlayXattrs::of_process(),
             etc: EtcFiles::default(),
             over: None,
             cleanup: Cleanup::default(),
@@ -167,7 +167,8 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Sets the namespace of the overlay xattrs in the layers and the upper. Use
+    /// Sets the namespace of the overlay xattrs in the layers and the upper. The default is the one
+    /// that this process [can write](OverlayXattrs::of_process). As root, use
     /// [`OverlayXattrs::User`] for layers that unprivileged mounts have created.
     pub fn xattrs(mut self, xattrs: OverlayXattrs) -> Self {
         self.xattrs = xattrs;

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use layer::{Rung, XattrNamespace};
+use layer::Rung;
 use serde::Serialize;
 
 use crate::error::{in_phase, io_error, with_undone};
@@ -14,6 +14,7 @@ use crate::kernel::{Kernel, Linux};
 use crate::paths::Paths;
 use crate::rundir::scratch_dir;
 use crate::scratch::Scratch;
+use crate::xattrs::xattrs_of_process;
 use crate::{Cleanup, Phase, Result, stack};
 
 /// The findings of a [`probe`].
@@ -104,7 +105,7 @@ fn lists(mountinfo: &str, target: &Path) -> bool {
 /// Inspects what the kernel has left in the upper and the work directory.
 fn upper(paths: &Paths, private: bool) -> Result<Probe> {
     let (deleted, replaced) = (paths.upper().join("deleted"), paths.upper().join("replaced"));
-    let xattrs = XattrNamespace::Trusted;
+    let xattrs = xattrs_of_process();
     let deletions = layer::is_whiteout(&deleted, xattrs)? && layer::is_opaque(&replaced, xattrs)?;
     // The kernel creates this directory for a volatile mount:
     // Documentation/filesystems/overlayfs.rst, "Volatile mount". The mount table would show

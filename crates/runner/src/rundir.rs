@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use container::advanced::id_of_earlier_run;
-use container::{Cgroup, ContainerId};
+use container::{Cgroup, ContainerId, UserNamespace};
 use layer::LockedDir;
 use layer::display::quoted;
 use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat};
@@ -114,7 +114,7 @@ impl RunDir {
         // In /tmp, any user can create such a directory, with a stack and a container of their
         // choice.
         let owner = fstat(&run.dir).map_err(io_error("look at", &path))?.st_uid;
-        if owner != rustix::process::geteuid().as_raw() {
+        if !is_own(owner) {
             return Err(not_kept().into());
         }
         // Kills the processes that a killed run over this upper left, if there are any.
@@ -202,9 +202,36 @@ pub(crate) fn scratch_dir(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).map_err(io_error("find the scratch directory", path))
 }
 
+/// Returns whether a file of the user `owner` belongs to this process's user.
+pub(crate) fn is_own(owner: u32) -> bool {
+    is_users(owner, rustix::process::geteuid().as_raw(), UserNamespace::is_here())
+}
+
+fn is_users(owner: u32, user: u32, is_in_user_namespace: bool) -> bool {
+    // In a user namespace, the kernel shows this ID for every owner without a number.
+    const OVERFLOW: u32 = 65534;
+    owner == user && !(is_in_user_namespace && owner == OVERFLOW)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owner_without_a_number_is_nobody() {
+        let table = [
+            ((0, 0, false), true),
+            ((1000, 1000, false), true),
+            ((1000, 0, false), false),
+            ((65534, 65534, false), true),
+            ((0, 0, true), true),
+            ((65534, 0, true), false),
+            ((65534, 65534, true), false),
+        ];
+        for ((owner, user, is_in_user_namespace), expected) in table {
+            assert_eq!(is_users(owner, user, is_in_user_namespace), expected, "{owner} {user} {is_in_user_namespace}");
+        }
+    }
 
     #[test]
     fn a_directory_has_one_owner_at_a_time() {

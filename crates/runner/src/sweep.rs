@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use crate::error::{chain, io_error};
-use crate::rundir::{PREFIX, RunDir, is_name, scratch_dir};
+use crate::rundir::{PREFIX, RunDir, is_name, is_own, scratch_dir};
 use crate::{Error, Result};
 
 /// The result of a [`sweep`].
@@ -67,8 +67,8 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept> {
         let entry = entry.map_err(read)?;
         let Some(id) = entry.file_name().to_str().ok().and_then(run_name) else { continue };
         // In /tmp, any user can create a directory with the name of a live run that is elsewhere.
-        let ours = statat(&dir, id, AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|found| is_directory(&found) && found.st_uid == rustix::process::geteuid().as_raw());
+        let ours =
+            statat(&dir, id, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| is_directory(&found) && is_own(found.st_uid));
         if !ours {
             continue;
         }

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use crate::Result;
 use crate::error::{Cause, chain, io_error};
 use crate::rundir::{self, RunDir};
+use crate::xattrs::xattrs_of_process;
 
 /// The upper directory of a command's overlay, with everything that the command wrote.
 ///
@@ -97,7 +98,7 @@ impl Upper {
     /// Creates the value for the upper in the directory of a run.
     pub(crate) fn new(run: RunDir) -> Self {
         let path = run.path().join("upper");
-        Self { run, path, fate: Fate::Delete, hold: None, xattrs: XattrNamespace::default() }
+        Self { run, path, fate: Fate::Delete, hold: None, xattrs: xattrs_of_process() }
     }
 
     /// Sets the hold on the layers below the upper, and the namespace of its overlay xattrs. If the

@@ -13,6 +13,17 @@ pub(crate) fn namespace(xattrs: OverlayXattrs) -> XattrNamespace {
     }
 }
 
+/// Returns the namespace of overlay xattrs that this process can write, for functions of `layer`
+/// that take one: [`OverlayXattrs::of_process`] decides.
+///
+/// ```no_run
+/// layer::Merge::new().xattrs(runner::xattrs_of_process()).run(&["gcc/fs", "libc/fs"], "merged")?;
+/// # Ok::<(), layer::Error>(())
+/// ```
+pub fn xattrs_of_process() -> XattrNamespace {
+    namespace(OverlayXattrs::of_process())
+}
+
 /// [`XattrNamespace`] in JSON, for serde's `with`: `"trusted"` or `"user"`.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "XattrNamespace", rename_all = "snake_case")]

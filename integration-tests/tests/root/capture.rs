@@ -20,7 +20,7 @@ use integration_tests::stack::{Dir, Mount, require_root};
 use integration_tests::tree::Snapshot;
 use integration_tests::{Fixture, shell, stderr, stdout};
 use layer::{Capture, Captured, Error, Layer, Meta};
-use runner::Report;
+use runner::{Report, xattrs_of_process};
 use rustix::fs::{XattrFlags, lsetxattr};
 use tempfile::TempDir;
 
@@ -59,7 +59,7 @@ impl Stack {
     }
 
     fn capture(&self) -> Captured {
-        Capture::new(&self.lowers).into_layer(self.upper(), &self.layer(), meta()).unwrap()
+        Capture::new(&self.lowers).xattrs(xattrs_of_process()).into_layer(self.upper(), &self.layer(), meta()).unwrap()
     }
 
     /// Returns the lowers with `above` on top of them, topmost first.
@@ -200,7 +200,7 @@ fn a_hostile_upper_leads_nowhere() {
         value
     })
     .unwrap();
-    let capture = Capture::new(&stack.lowers).made([moved]).clamp_times(UNIX_EPOCH);
+    let capture = Capture::new(&stack.lowers).xattrs(xattrs_of_process()).made([moved]).clamp_times(UNIX_EPOCH);
     assert_eq!(capture.into_layer(stack.upper(), &stack.layer(), meta()).unwrap().taken_out, 0);
     assert_eq!(before.diff(&Snapshot::of_path(&outside).unwrap()), "");
     assert_eq!(names(&stack.layer().fs()), ["a", "b", "b/self", "b/up"]);
@@ -231,7 +231,8 @@ fn a_layer_on_another_file_system_is_refused_before_any_change() {
     let before = Snapshot::of_path(&stack.upper()).unwrap();
     let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
     let layer = Layer::at(elsewhere.path().join("layer"));
-    let refused = Capture::new(&stack.lowers).into_layer(stack.upper(), &layer, meta()).unwrap_err();
+    let refused =
+        Capture::new(&stack.lowers).xattrs(xattrs_of_process()).into_layer(stack.upper(), &layer, meta()).unwrap_err();
     assert!(matches!(&refused, Error::OtherFileSystem { upper, .. } if *upper == stack.upper()), "{refused:?}");
     assert!(!layer.path().exists());
     assert_eq!(before.diff(&Snapshot::of_path(&stack.upper()).unwrap()), "");
@@ -256,7 +257,7 @@ fn one_of_many_concurrent_captures_wins() {
             let (start, layer, lower, upper) = (&start, &layer, &lower, upper(number));
             move || {
                 start.wait();
-                Capture::new([lower]).into_layer(upper, layer, meta())
+                Capture::new([lower]).xattrs(xattrs_of_process()).into_layer(upper, layer, meta())
             }
         };
         let threads: Vec<_> = (0..8).map(|number| scope.spawn(one(number))).collect();

@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use container::{Overlay, in_private_mount_namespace};
-use integration_tests::{Fixture, copy_program, layered, write_script};
+use integration_tests::user::powerless;
+use integration_tests::{Fixture, layered, write_script};
 use serde_json::Value;
 
 fn doctor(scratch: &Path) -> Command {
@@ -145,14 +145,10 @@ fn a_scratch_directory_that_is_missing_or_read_only_fails() {
 }
 
 #[test]
-fn doctor_fails_without_root() {
+fn doctor_fails_without_root_and_user_namespaces() {
     let fixture = Fixture::new();
-    // Any user can execute this copy.
-    let copy = fixture.path().join("layered");
-    copy_program(Path::new(layered().get_program()), &copy);
-    let mut nobody = Command::new(&copy);
-    nobody.uid(65534).gid(65534).args(["doctor", "--json", "--scratch"]).arg(fixture.path());
-    let (status, stdout, stderr) = run(&mut nobody);
+    let mut without = powerless(layered().get_program());
+    let (status, stdout, stderr) = run(without.args(["doctor", "--json", "--scratch"]).arg(fixture.path()));
     assert_eq!((status, &*stderr), (1, ""));
     assert_eq!(names(&stdout, "failed"), ["privilege"]);
     assert_eq!(names(&stdout, "skipped"), ["overlays", "a run"]);

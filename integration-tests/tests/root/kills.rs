@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 /// The kills are spread over this time, from the start of the runtime into the command.
-const SPAN: Duration = Duration::from_millis(80);
+pub(crate) const SPAN: Duration = Duration::from_millis(80);
 
 /// Returns the number of kills in each test: `LAYERED_KILLS`, by default 40.
 fn count() -> u32 {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use container::{LowerNames, MountApi, Overlay, in_private_mount_namespace};
-use integration_tests::stack::{Dir, Mount};
+use integration_tests::stack::{Dir, Mount, new_merge};
 use integration_tests::tree::Snapshot;
 use layer::{Base, Layer, Rung};
 use runner::Options;
@@ -54,7 +54,7 @@ fn on_a_rung(rung: Rung, base: &Base, layers: &[Layer], dir: &Path) -> Result<Sn
     }
     let plan = runner::plan(base, layers, &Options::new().scratch(dir).rung(rung))?;
     if !plan.merged.is_empty() {
-        layer::merge(&plan.merged, &lower)?;
+        new_merge().run(&plan.merged, &lower)?;
     }
     let lowers = plan.lowers(&lower);
     ensure!(lowers.len() <= layer::MAX_LOWERS);
@@ -104,7 +104,7 @@ fn every_rung_shows_what_the_kernel_shows() -> Result<()> {
             ..=998 => by_the_kernel(&trees)?,
             _ => {
                 let lowest = dir.path().join("lowest");
-                layer::merge(&trees[997..count], &lowest)?;
+                new_merge().run(&trees[997..count], &lowest)?;
                 let trees = [&trees[..997], &[lowest, base.fs()]].concat();
                 by_the_kernel(&trees)?
             }

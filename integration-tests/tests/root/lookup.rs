@@ -16,7 +16,8 @@ use std::thread;
 use integration_tests::layered;
 use integration_tests::stack::{Dir, Item, Mount, private_mounts, require_root};
 use integration_tests::tree::{Entry, Snapshot, through_proc};
-use layer::{Difference, EntryKind, Error, Role, Stack, StackEntry, XattrNamespace, conflicts, lookup};
+use layer::{Difference, EntryKind, Error, Role, Stack, StackEntry, conflicts, lookup};
+use runner::xattrs_of_process;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -46,7 +47,7 @@ fn supplied_as_shown(trees: &[PathBuf]) -> Result<(), String> {
     let shown = Snapshot::of(&mount).unwrap();
     let own: Vec<_> = trees.iter().map(|tree| Snapshot::of_path(tree).unwrap().entries).collect();
     for path in own.iter().flat_map(|entries| entries.keys().cloned()).collect::<BTreeSet<_>>() {
-        let found = lookup(trees, &path, XattrNamespace::Trusted).map_err(|error| error.to_string())?;
+        let found = lookup(trees, &path, xattrs_of_process()).map_err(|error| error.to_string())?;
         let same = match (shown.entries.get(&path), found.supplier()) {
             (None, None) => true,
             (Some(entry), Some(origin)) => {
@@ -116,7 +117,7 @@ fn kind(kind: FileType) -> EntryKind {
 fn stack_is_as_shown(trees: &[PathBuf]) -> Result<(), String> {
     let mount = Mount::read_only(trees).unwrap();
     let shown = Snapshot::of(&mount).unwrap();
-    let stack = Stack::new(trees, XattrNamespace::Trusted).unwrap();
+    let stack = Stack::new(trees, xattrs_of_process()).unwrap();
     let own = trees.iter().flat_map(|tree| Snapshot::of_path(tree).unwrap().entries.into_keys());
     for path in own.collect::<BTreeSet<_>>() {
         for suffix in ["", "/", "/..", "/a", "/../b/c"] {
@@ -195,7 +196,7 @@ fn a_stack_never_leaves_its_layers() {
     fs::write(host.path().join("file"), "of the host").unwrap();
     let tree = Dir::new().with("dir", Dir::new().file("file", "of the layer"));
     let (dir, trees) = make(&[tree]);
-    let stack = Stack::new(&trees, XattrNamespace::Trusted).unwrap();
+    let stack = Stack::new(&trees, xattrs_of_process()).unwrap();
     let [place, aside, link] = ["0/fs/dir", "0/aside", "0/link"].map(|name| dir.path().join(name));
     symlink(host.path(), &link).unwrap();
     let done = AtomicBool::new(false);
@@ -232,7 +233,7 @@ fn a_stack_refuses_mounts_and_magic_links() {
             for (from, name) in [(host.path().join("x"), "file"), (host.path().into(), "dir")] {
                 rustix::mount::mount_bind(from, dir.path().join("0/fs").join(name)).unwrap();
             }
-            let stack = Stack::new(&trees, XattrNamespace::Trusted).unwrap();
+            let stack = Stack::new(&trees, xattrs_of_process()).unwrap();
             for path in ["file", "dir", "dir/x"] {
                 let error = stack.open(path).unwrap_err();
                 assert!(matches!(&error, Error::MountInside { path } if path.starts_with(&trees[0])), "{error}");
@@ -248,7 +249,7 @@ fn a_stack_refuses_mounts_and_magic_links() {
 /// Checks that paths look the same in either order, unless the path or a directory above it is a
 /// conflict.
 fn alike_in_any_order(trees: &[PathBuf]) -> Result<(), String> {
-    let found = conflicts(trees, XattrNamespace::Trusted).unwrap();
+    let found = conflicts(trees, xattrs_of_process()).unwrap();
     let found = found.collect::<Result<Vec<_>, Error>>().map_err(|error| error.to_string())?;
     let differs: BTreeSet<_> =
         found.iter().filter(|conflict| conflict.difference != Difference::Nothing).map(|found| &found.path).collect();
@@ -278,14 +279,14 @@ fn paths_without_a_conflict_look_the_same_in_any_order() {
 fn layers_with_redirects_are_refused_and_links_are_not_followed() {
     let redirect = Dir::new().with("a", Dir::new().xattr("trusted.overlay.redirect", b"/b").file("file", ""));
     let (_dir, trees) = make(&[redirect, Dir::new().with("l", Item::symlink("a"))]);
-    let error = lookup(&trees, "a/file", XattrNamespace::Trusted).unwrap_err();
+    let error = lookup(&trees, "a/file", xattrs_of_process()).unwrap_err();
     assert!(matches!(&error, Error::Unmergeable { path, .. } if *path == trees[0].join("a")), "{error}");
-    let found = lookup(&trees, "/l/file", XattrNamespace::Trusted).unwrap();
+    let found = lookup(&trees, "/l/file", xattrs_of_process()).unwrap();
     let obstacle = found.obstacle.unwrap();
     assert_eq!((obstacle.layer, &*obstacle.path, obstacle.target.as_deref()), (1, "l".as_ref(), Some("a".as_ref())));
     assert!(found.origins.is_empty());
     // A lookup finds the link itself.
-    assert_eq!(lookup(&trees, "l", XattrNamespace::Trusted).unwrap().origins[0].role, Role::Supplies);
+    assert_eq!(lookup(&trees, "l", xattrs_of_process()).unwrap().origins[0].role, Role::Supplies);
 }
 
 fn show(arguments: &[&str], layers: &[PathBuf]) -> (i32, String, String) {

@@ -30,6 +30,7 @@
 //! - `readme`: the README's session and programs, as they stand there
 //! - `examples`: larger examples of the crates, as programs
 //! - `remove`: removal of trees, never across a mount
+//! - `rootless`: runs of an ordinary user, with both maps of IDs
 //! - `load`: many runs at a time
 //! - `space`: runs that run out of bytes, inodes or descriptors
 //! - `command`: the `layered` command, as scripts use it
@@ -70,6 +71,7 @@ mod publish;
 mod readme;
 mod remove;
 mod results;
+mod rootless;
 mod signals;
 mod space;
 mod stacking;

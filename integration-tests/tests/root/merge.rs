@@ -20,7 +20,7 @@ mod scale;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use integration_tests::stack::{Dir, Mount, require_root};
+use integration_tests::stack::{Dir, Mount, new_merge, require_root};
 use integration_tests::tree::Snapshot;
 use layer::{Merge, Merged};
 use tempfile::TempDir;
@@ -105,7 +105,7 @@ pub(crate) fn agree(expected: &Snapshot, found: &Snapshot) -> Result<(), String>
 
 /// Merges `sources` over `base`, topmost first, and compares.
 fn check(sources: &[Dir], base: &Dir) -> Merged {
-    Stack::new(&[], sources, base).compare(&Merge::new()).unwrap_or_else(|difference| panic!("{difference}"))
+    Stack::new(&[], sources, base).compare(&new_merge()).unwrap_or_else(|difference| panic!("{difference}"))
 }
 
 /// Repeats `disturb` on another thread while `work` runs.

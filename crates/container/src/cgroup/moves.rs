@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::thread::gettid;
 
 use super::{Cgroup, Hierarchy, Version, mounted};
+use crate::user_namespace::UserNamespace;
 
 impl Cgroup {
     /// Prepares the kernel, in the background, for moving processes between control groups. Call it
@@ -26,9 +27,11 @@ impl Cgroup {
     ///
     /// While such a thread waits, further calls start no other. Dropping the value waits for the
     /// thread that the call has started.
+    ///
+    /// In a [user namespace](UserNamespace), this does nothing: most runs there have no group.
     pub fn prepare_moves() -> PreparedMoves {
         static IS_WAITING: AtomicBool = AtomicBool::new(false);
-        if IS_WAITING.swap(true, Ordering::Relaxed) {
+        if UserNamespace::is_here() || IS_WAITING.swap(true, Ordering::Relaxed) {
             return PreparedMoves(None);
         }
         let spawned = std::thread::Builder::new().name("cgroup".into()).spawn(|| {
@@ -73,22 +76,9 @@ fn move_to_own_group() -> io::Result<()> {
 }
 
 /// Returns the file that lists the threads of the group in this hierarchy. `groups` is the content
-/// of `/proc/PID/cgroup` (cgroups(7)), with lines of the form `NUMBER:CONTROLLERS:PATH`. In the
-/// line of version 2, the number is 0 and the controllers are empty.
+/// of `/proc/PID/cgroup`.
 fn tasks_file(hierarchy: &Hierarchy, groups: &str) -> Option<PathBuf> {
-    let group = groups.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let is_its = match &hierarchy.version {
-            Version::V1(own) => controllers.split(',').any(|controller| own.iter().any(|name| name == controller)),
-            Version::V2 => number == "0" && controllers.is_empty(),
-        };
-        is_its.then_some(path)
-    })?;
-    // The group lies outside the caller's cgroup namespace.
-    if group.split('/').any(|name| name == "..") {
-        return None;
-    }
+    let group = hierarchy.own_group(groups)?;
     let name = if hierarchy.version == Version::V2 { "cgroup.threads" } else { "tasks" };
     Some(hierarchy.group(group.trim_start_matches('/')).join(name))
 }

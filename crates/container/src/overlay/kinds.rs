@@ -1,6 +1,8 @@
 //! The choices of an overlay mount: system calls, names, device nodes and xattrs. `overlay` applies
 //! them.
 
+use crate::user_namespace::UserNamespace;
+
 /// The system calls that mount an overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -57,12 +59,20 @@ pub enum DeviceNodes {
 }
 
 /// The namespace of the xattrs in which overlayfs records opaque directories and the like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OverlayXattrs {
-    /// `trusted.overlay.`, which only root can write.
-    #[default]
+    /// `trusted.overlay.`, which only root of the machine's first user namespace can write.
     Trusted,
     /// `user.overlay.`, for layers that an unprivileged mount has created (`userxattr`, since Linux
     /// 5.11). The kernel then ignores `trusted.overlay.`.
     User,
+}
+
+impl OverlayXattrs {
+    /// Returns the namespace that this process can write: `User` in a [user
+    /// namespace](UserNamespace), and `Trusted` otherwise. In a user namespace, the kernel accepts
+    /// an overlay with `trusted.` too, and then fails to create opaque directories.
+    pub fn of_process() -> Self {
+        if UserNamespace::is_here() { Self::User } else { Self::Trusted }
+    }
 }

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::kinds::{DeviceNodes, OverlayXattrs};
 use crate::error::{Error, Result};
+use crate::user_namespace::UserNamespace;
 
 /// Options that every overlay gets, because distributions have different defaults for them. With
 /// any of these features on, the kernel marks every directory that a command creates as opaque.
@@ -63,7 +64,10 @@ impl Request {
             rustix::fs::statfs(&writable.upper).is_ok_and(|statfs| statfs.f_type as u64 == OVERLAYFS_SUPER_MAGIC)
         };
         *advice = match source.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::PERM) => Some("mounting needs root (CAP_SYS_ADMIN)"),
+            Some(Errno::PERM) if UserNamespace::is_here() => {
+                Some("users may mount overlays since Linux 5.11; use a newer kernel, or run as root")
+            }
+            Some(Errno::PERM) => Some("mounting needs CAP_SYS_ADMIN"),
             Some(Errno::ACCESS) => Some("this process cannot read one of its directories"),
             Some(Errno::LOOP) => Some("a directory is given twice, or is the upper too"),
             Some(Errno::INVAL) if upper_is_overlay() => Some(

@@ -13,12 +13,14 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::user_namespace::UserNamespace;
 
 /// Copies the owner, the mode, the modification time and the xattrs of the directory `from` to the
 /// directory `to`, except the overlay xattrs.
 ///
 /// The root of an upper is the `/` that the container sees. Before the overlay is mounted, it must
 /// look like the root of the topmost lower: with mode 0700, for example, only root could enter it.
+/// An owner without a number in this process's [user namespace](UserNamespace) becomes root.
 ///
 /// # Errors
 /// [`Error::Io`]. It is not an error if the file system of `to` cannot hold an xattr: a warning is
@@ -30,8 +32,8 @@ pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
     };
     let (source, target) = (open(from)?, open(to)?);
     let stat = fstat(&source).map_err(Error::io("look at", from))?;
-    fchown(&target, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
-        .map_err(Error::io("set the owner of", to))?;
+    let (uid, gid) = UserNamespace::owner_of_copy(stat.st_uid, stat.st_gid);
+    fchown(&target, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(Error::io("set the owner of", to))?;
 
     let wanted = attributes(&source).map_err(Error::io("read the attributes of", from))?;
     // Remove all other xattrs, for example an ACL that `to` has inherited from its parent.

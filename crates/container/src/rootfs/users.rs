@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::template::Template;
 use crate::user::accounts::{self, NO_HOME};
 use crate::user::{Account, User};
+use crate::user_namespace::UserNamespace;
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
@@ -39,6 +40,9 @@ impl Rootfs {
     /// `/`.
     ///
     /// # Errors
+    /// [`Error::NotMapped`] if this process's [user namespace](crate::UserNamespace) does not have
+    /// one of the IDs.
+    ///
     /// Only for a name:
     /// - [`Error::UnknownUser`] if the container does not have it.
     /// - [`Error::Io`] if the file cannot be read, is not a regular file or has more than 16 MiB.
@@ -74,6 +78,9 @@ impl Rootfs {
         let mut seen = std::collections::HashSet::new();
         additional_gids.retain(|gid| seen.insert(*gid));
         let home = own_home.or(entry.map(|entry| entry.home)).unwrap_or_else(|| NO_HOME.into());
+        if let Some(namespace) = UserNamespace::current() {
+            namespace.check_ids(uid, additional_gids.iter().copied().chain([gid]))?;
+        }
         Ok(User { uid, gid, additional_gids, home })
     }
 

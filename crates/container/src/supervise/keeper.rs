@@ -1,11 +1,14 @@
 //! The keeper's process, as its parent sees it. `helper/keeper.rs` is the program that it runs.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid};
+
+use super::spawn;
 
 /// The process whose end makes the kernel kill all other processes of the run. Dropping this value
 /// kills and reaps it.
@@ -14,6 +17,8 @@ pub(super) struct Keeper {
     pidfd: OwnedFd,
     /// Whether the keeper has been reaped.
     has_ended: bool,
+    /// The processor time of the keeper and of everything that it started.
+    cpu_time: Option<Duration>,
 }
 
 impl Keeper {
@@ -24,7 +29,7 @@ impl Keeper {
     /// killed.
     pub(super) fn new(pid: Pid) -> io::Result<Self> {
         match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { pid, pidfd, has_ended: false }),
+            Ok(pidfd) => Ok(Self { pid, pidfd, has_ended: false, cpu_time: None }),
             Err(error) => {
                 let _ = kill_process(pid, Signal::KILL);
                 let _ = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
@@ -50,8 +55,8 @@ impl Keeper {
         if self.has_ended {
             return Ok(());
         }
-        match retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty())) {
-            Ok(_) => {}
+        match spawn::reap(self.pid) {
+            Ok(cpu_time) => self.cpu_time = Some(cpu_time),
             // The caller ignores SIGCHLD, or another of its threads reaps every child.
             Err(Errno::CHILD) => {
                 let mut end = [PollFd::new(&self.pidfd, PollFlags::IN)];
@@ -61,6 +66,12 @@ impl Keeper {
         }
         self.has_ended = true;
         Ok(())
+    }
+
+    /// Returns the processor time of the keeper and of all processes that it or its children have
+    /// waited for. Returns `None` before the end, and if something else has reaped the keeper.
+    pub(super) fn cpu_time(&self) -> Option<Duration> {
+        self.cpu_time
     }
 }
 

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -96,6 +97,24 @@ pub(super) fn spawn(start: &Start<'_>) -> io::Result<Pid> {
             Err(io::Error::from_raw_os_error(failure))
         }
     }
+}
+
+/// Waits for the child `pid` and reaps it. Returns the processor time of the child and of all
+/// processes that it or its children have waited for, in user and in kernel mode.
+///
+/// This is here because wait4(2) is the only call that returns that time for one child.
+pub(super) fn reap(pid: Pid) -> Result<Duration, Errno> {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    retry_on_intr(|| {
+        // SAFETY: the kernel writes no status, and the usage into memory of its own type.
+        check(unsafe { libc::wait4(pid.as_raw_nonzero().get(), ptr::null_mut(), 0, usage.as_mut_ptr()) })
+    })?;
+    // SAFETY: all bytes were zero before the call, which is a valid value.
+    let usage = unsafe { usage.assume_init() };
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.unsigned_abs()) + Duration::from_micros(time.tv_usec.unsigned_abs())
+    };
+    Ok(time(usage.ru_utime) + time(usage.ru_stime))
 }
 
 enum Never {}

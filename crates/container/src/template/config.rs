@@ -1,6 +1,7 @@
 //! The content of one run's `config.json`: a template, and the values that differ from it.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -15,12 +16,14 @@ use super::defaults::OPEN_FILES;
 use super::error::TemplateError;
 use super::mount_entry::MountEntry;
 use super::rlimit::{Rlimit, RlimitKind};
+use super::user_namespace::{OwnGroup, Surroundings, without_user_namespace};
 use super::{HOME, Template};
 use crate::error::Result;
 use crate::init::Init;
 use crate::rootfs::Rootfs;
 use crate::supervise::PATH_INSIDE;
 use crate::user::{NOBODY, User};
+use crate::user_namespace::UserNamespace;
 
 /// A [`Template`](crate::Template) with its root file system filled in: the content of one run's
 /// `config.json`.
@@ -39,6 +42,8 @@ pub struct Config {
     open_files: Option<Rlimit>,
     /// The indexes in `mounts` of files that are mounted recursively read-only.
     binds_of_files: Vec<usize>,
+    /// `None` in the machine's first user namespace.
+    surroundings: Option<Surroundings>,
 }
 
 /// How the helper starts the command.
@@ -84,6 +89,7 @@ impl Config {
             makes_devices: true,
             open_files: None,
             binds_of_files: Vec::new(),
+            surroundings: None,
             user: None,
             start: None,
         }
@@ -135,6 +141,11 @@ impl Config {
         let templates = self.template.value.pointer("/linux/cgroupsPath").and_then(Value::as_str);
         // Programs written in Go write an absent string as an empty one.
         self.cgroups_path.as_deref().or(templates).filter(|path| !path.is_empty())
+    }
+
+    /// Returns the controllers that the limits need: [`Template::controllers`].
+    pub(crate) fn controllers(&self) -> BTreeSet<String> {
+        self.template.controllers()
     }
 
     /// Sets the control group, even if the template names one.
@@ -216,6 +227,15 @@ impl Config {
         self
     }
 
+    /// Adapts the container to the user namespace of this process, if there is one. Removes the
+    /// mounts that the kernel would refuse, or replaces them by bind mounts of the host's. Removes
+    /// a user namespace of the template's, because this process is in one already.
+    pub(crate) fn in_user_namespace(mut self, namespace: Option<UserNamespace>) -> Config {
+        let network = self.template.network();
+        self.surroundings = namespace.map(|namespace| Surroundings { namespace, network });
+        self
+    }
+
     /// Returns `process` if it differs from the template's.
     fn process(&self, process: &Value) -> Option<Value> {
         let mut process = Cow::Borrowed(process);
@@ -247,9 +267,20 @@ impl Config {
         Some(resources)
     }
 
+    /// Returns the keys of `linux` that concern user namespaces, with their values if these differ
+    /// from the template's.
+    fn user_namespaces(&self, linux: &Value) -> [(&'static str, Option<Value>); 3] {
+        let namespaces = self.surroundings.as_ref().and_then(|_| without_user_namespace(&linux["namespaces"]));
+        let emptied = |key: &'static str| {
+            let has_some = namespaces.is_some() && linux[key].is_array();
+            (key, has_some.then(|| json!([])))
+        };
+        [emptied("uidMappings"), emptied("gidMappings"), ("namespaces", namespaces.clone())]
+    }
+
     /// Returns `mounts` if it differs from the template's.
     fn mounts(&self, mounts: &Value) -> Option<Value> {
-        if self.binds_of_files.is_empty() {
+        if self.binds_of_files.is_empty() && self.surroundings.is_none() {
             return None;
         }
         let mut mounts = mounts.clone();
@@ -258,6 +289,10 @@ impl Config {
                 options.retain(|option| option != "ro" && option != "rro");
                 options.push("ro".into());
             }
+        }
+        if let Some(surroundings) = &self.surroundings {
+            let group = if self.cgroups_path().is_some() { OwnGroup::Present } else { OwnGroup::Absent };
+            surroundings.change_mounts(&mut mounts, group);
         }
         Some(mounts)
     }
@@ -295,7 +330,9 @@ impl Serialize for Config {
                 }
                 ("linux", path) => {
                     let path = ("cgroupsPath", path.as_deref().map(Value::from));
-                    map.serialize_entry(key, &With { value, changes: [path, ("resources", self.resources(value))] })?;
+                    let [namespaces, uids, gids] = self.user_namespaces(value);
+                    let changes = [path, ("resources", self.resources(value)), namespaces, uids, gids];
+                    map.serialize_entry(key, &With { value, changes })?;
                 }
                 _ => map.serialize_entry(key, value)?,
             }

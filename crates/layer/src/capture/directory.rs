@@ -247,7 +247,11 @@ impl Shared<'_> {
         match has_whiteouts && !marked {
             true => overlayfs::set_has_whiteouts(dir, self.xattrs),
             false => Ok(()),
+        }?;
+        if has_whiteouts {
+            overlayfs::set_has_whiteouts_elsewhere(dir, self.xattrs)?;
         }
+        Ok(())
     }
 
     /// Returns the time to set instead of `time`, if `time` is too late.

@@ -13,6 +13,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::tree::owner;
 
 const NOW: TimeSpec = TimeSpec::UTIME_NOW;
 
@@ -20,7 +21,7 @@ const NOW: TimeSpec = TimeSpec::UTIME_NOW;
 /// decides what follows from it.
 impl Layer {
     /// Marks the layer as used now. Makes the sentinel, with mode 0644, if it is missing. Rewrites
-    /// no JSON.
+    /// no JSON. A sentinel that root makes belongs to the owner of the layer, who can then stamp it.
     ///
     /// # Errors
     /// [`Error::Io`] if the sentinel can be neither stamped nor made (a read-only store).
@@ -38,6 +39,9 @@ impl Layer {
             | OFlag::O_NOCTTY
             | OFlag::O_CLOEXEC;
         let file = open(&path, flags, Mode::from_bits_truncate(0o644)).map_err(Error::io("create", &path))?;
+        if let Ok(dir) = fs::File::open(self.path()) {
+            owner::give(&file, dir);
+        }
         // Another process may have made the file first, with an older stamp.
         futimens(&file, &NOW, &NOW).map_err(Error::io("stamp", path))
     }

@@ -324,6 +324,21 @@ pub(crate) fn set_has_whiteouts(dir: BorrowedFd<'_>, namespace: XattrNamespace) 
     fsetxattr(dir, namespace.names().origin, b"", XattrFlags::empty())
 }
 
+/// Does the same for mounts that use the other namespace, if this process may write to that one.
+/// Users may not write to `trusted.`, so a layer of theirs is right in mounts with `user.` only.
+///
+/// In the other namespace, the attribute could be data of the command's, which stays as it is.
+pub(crate) fn set_has_whiteouts_elsewhere(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rustix::io::Result<()> {
+    let other = match namespace {
+        XattrNamespace::Trusted => XattrNamespace::User,
+        XattrNamespace::User => XattrNamespace::Trusted,
+    };
+    match fsetxattr(dir, other.names().origin, b"", XattrFlags::CREATE) {
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::EXIST) => Ok(()),
+        result => result,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

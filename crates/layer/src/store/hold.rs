@@ -205,7 +205,10 @@ impl Hold {
             }
         }
         if let Some(lock) = lock.filter(|_| names.len() > HEAD_BYTES) {
-            let file = lock.make_in(Part::Holds, make_file).and_then(|file| hold(file, &names));
+            let file = lock.make_in(Part::Holds, make_file).and_then(|file| {
+                lock.give_to_owner(file.as_file());
+                hold(file, &names)
+            });
             self.files.extend(if_it_can_be(store, file)?);
         }
         Ok(true)

@@ -12,13 +12,16 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, FlockOperation, Mode, RawDir, SeekFrom, flock, fstat, openat, seek, stat};
+use rustix::fs::{
+    CWD, FileType, FlockOperation, Mode, OFlags, RawDir, SeekFrom, Stat, flock, fstat, openat, seek, stat,
+};
 use rustix::io::Errno;
 
 pub(crate) use self::trash::MadeOfLayer;
 use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::tree::locked_dir::LockedDir;
+use crate::tree::owner;
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, READ, as_os_str};
 
 /// The interval between two attempts to lock. A collector holds the lock for about a millisecond.
@@ -75,7 +78,9 @@ impl StoreDir {
         if let Some(store_dir) = Self::open(store)? {
             return Ok(store_dir);
         }
-        make_dir(&store.join(STORE_DIR))?;
+        let of_store =
+            openat(CWD, store, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Error::io("open", store))?;
+        make_dir(&store.join(STORE_DIR), &of_store)?;
         Self::open(store)?.ok_or_else(|| Error::io("open", store.join(STORE_DIR))(Errno::NOENT))
     }
 
@@ -89,8 +94,7 @@ impl StoreDir {
         };
         // The owner of this directory can redirect what this process makes and removes in it. In
         // /tmp, any user could have made it.
-        let owner = fstat(&dir).map_err(Error::io("look at", &path))?.st_uid;
-        if !is_trusted(owner, store)? {
+        if !is_trusted(&fstat(&dir).map_err(Error::io("look at", &path))?, store)? {
             let why = "it belongs neither to root nor to the owner of the store";
             return Err(Error::io("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
@@ -138,9 +142,15 @@ impl StoreDir {
     }
 }
 
-/// Returns whether a store directory that belongs to `owner` may be used for `store`.
-fn is_trusted(owner: u32, store: &Path) -> Result<bool> {
-    Ok(owner == 0 || owner == stat(store).map_err(Error::io("look at", store))?.st_uid)
+/// Returns whether a store directory with these attributes may be used for `store`: whether it
+/// belongs to root or to the owner of the store. An owner without a number in this process's user
+/// namespace is neither.
+fn is_trusted(dir: &Stat, store: &Path) -> Result<bool> {
+    match owner::known_uid(dir) {
+        None => Ok(false),
+        Some(0) => Ok(true),
+        Some(owner) => Ok(owner == stat(store).map_err(Error::io("look at", store))?.st_uid),
+    }
 }
 
 /// Lists a directory. Entries that another process removes concurrently may or may not be listed.
@@ -178,7 +188,7 @@ impl StoreDirLock<'_> {
         let path = self.store_dir.path.join(part.name());
         let made = match make(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make_dir(&path)?;
+                make_dir(&path, &self.store_dir.dir)?;
                 make(&path)
             }
             made => made,
@@ -191,8 +201,15 @@ impl StoreDirLock<'_> {
     pub(crate) fn work_dir(&self, part: Part) -> Result<LockedDir> {
         let make = |parent: &Path| tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(parent);
         let path = self.make_in(part, make)?.keep();
-        let taken = take(&path)?;
-        taken.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))
+        let taken = take(&path)?.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))?;
+        self.give_to_owner(&taken);
+        Ok(taken)
+    }
+
+    /// Gives what root has made in the store directory to the owner of the store directory, who must
+    /// be able to read and remove it.
+    pub(crate) fn give_to_owner(&self, made: impl AsFd) {
+        owner::give(made, &self.store_dir.dir);
     }
 
     /// Locks at most `most` directories of a part whose owners are dead, and returns them.
@@ -223,13 +240,22 @@ fn take(path: &Path) -> Result<Option<LockedDir>> {
     }
 }
 
-/// Makes the directory `path`, with mode 0700, if it is missing. Only its owner may enter it: a
-/// user who can open a file in it can also lock that file, and keep every other process waiting.
-fn make_dir(path: &Path) -> Result<()> {
+/// Makes the directory `path` in `place`, with mode 0700, if it is missing. Only its owner may enter
+/// it: a user who can open a file in it can also lock that file, and keep every other process
+/// waiting. The owner is that of `place`, even if root makes it.
+fn make_dir(path: &Path, place: &OwnedFd) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("make the directory", path)(error)),
-        _ => Ok(()),
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(Error::io("make the directory", path)(error)),
     }
+    // The owner of `place` may have replaced the directory. An empty one is worth nothing.
+    if let Ok(dir) = openat(CWD, path, READ, Mode::empty()) {
+        if entries(&dir).is_ok_and(|entries| entries.is_empty()) {
+            owner::give(&dir, place);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::owner;
 use super::xattr::{MAX_BYTES, USUAL_BYTES, XattrList, path_through_proc};
 use crate::stack::overlayfs::XattrNamespace;
 
@@ -35,7 +36,8 @@ pub(crate) enum Keep {
 }
 
 impl Attributes {
-    /// Reads the attributes of an open file. `names` is the [list](XattrList::of) of its extended
+    /// Reads the attributes of an open file. An [owner without a number](owner::of_copy) is read as
+    /// root. `names` is the [list](XattrList::of) of its extended
     /// attributes.
     pub(crate) fn of(file: BorrowedFd<'_>, names: &XattrList, keep: Keep) -> rustix::io::Result<Self> {
         Self::read(&fstat(file)?, names, keep, |name, buffer| fgetxattr(file, name, buffer))
@@ -73,11 +75,12 @@ impl Attributes {
             value.shrink_to_fit();
             xattrs.push((name.to_owned(), value));
         }
+        let (uid, gid) = owner::of_copy(stat);
         Ok(Self {
             kind: FileType::from_raw_mode(stat.st_mode),
             mode: Mode::from_raw_mode(stat.st_mode),
-            uid: Uid::from_raw(stat.st_uid),
-            gid: Gid::from_raw(stat.st_gid),
+            uid,
+            gid,
             times: times(stat),
             xattrs,
         })

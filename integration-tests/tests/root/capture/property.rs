@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use container::UserNamespace;
 use integration_tests::stack::{Attributes, Dir, Item, Mount};
 use integration_tests::tree::{Content, Entry, Snapshot};
 use layer::Capture;
@@ -51,6 +52,7 @@ impl Written {
     fn capture(&self) -> Result<PathBuf, String> {
         let layer = self.stack.layer();
         let captured = Capture::new(&self.stack.lowers)
+            .xattrs(runner::xattrs_of_process())
             .into_layer(self.stack.upper(), &layer, meta())
             .map_err(|error| format!("{error:?}"))?;
         let size = layer.measure().unwrap();
@@ -170,7 +172,8 @@ fn sibling_of(snapshot: &Snapshot) -> Dir {
 
 /// Returns the name under which a layer stores the xattr that a mount shows as `name`.
 fn stored(name: &OsStr) -> String {
-    name.to_str().unwrap().replacen("trusted.overlay.", "trusted.overlay.overlay.", 1)
+    let prefix = if UserNamespace::is_here() { "user.overlay." } else { "trusted.overlay." };
+    name.to_str().unwrap().replacen(prefix, &format!("{prefix}overlay."), 1)
 }
 
 fn sibling_file() -> Entry {

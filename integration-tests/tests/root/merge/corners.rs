@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use integration_tests::stack::{Attributes, Dir, Flavour, Item, Mount, acl, set_xattr};
+use integration_tests::stack::{Attributes, Dir, Flavour, Item, Mount, acl, new_merge, set_xattr};
 use integration_tests::tree::Snapshot;
 use layer::{Error, Merge, XattrNamespace};
 use rustix::fs::FileType;
@@ -51,7 +51,7 @@ fn a_file_on_top_of_a_whiteout_is_a_file() {
 #[test]
 fn a_whiteout_in_the_form_of_an_xattr_becomes_a_device() {
     let stack = Stack::new(&[], &[Dir::new().with("dir", Dir::new().with("base", Item::XattrWhiteout))], &base());
-    check_whiteouts(&stack.compare(&Merge::new()).unwrap(), 1, 0);
+    check_whiteouts(&stack.compare(&new_merge()).unwrap(), 1, 0);
     let made = fs::symlink_metadata(stack.merged().join("dir/base")).unwrap();
     assert_eq!((FileType::from_raw_mode(made.mode()), made.rdev()), (FileType::CharacterDevice, 0));
 }
@@ -72,7 +72,7 @@ fn every_listed_name_can_be_looked_up() {
         Dir::new().with("only", Dir::new().file("gone", "hidden").with("deep", Dir::new().file("gone", "hidden"))),
     ];
     let stack = Stack::new(&[], &layers, &base());
-    check_whiteouts(&stack.compare(&Merge::new()).unwrap(), 2, 0);
+    check_whiteouts(&stack.compare(&new_merge()).unwrap(), 2, 0);
     let mount = Mount::read_only(&stack.with_merged(&stack.merged())).unwrap();
     assert!(Snapshot::of(mount).unwrap().phantoms.is_empty());
 }
@@ -243,7 +243,7 @@ fn xattrs_of_a_nested_overlay_are_ordinary() {
 fn overlay_xattrs_of_an_upper_are_not_copied() {
     let upper = Dir::new().xattr("trusted.overlay.impure", b"y").xattr("trusted.overlay.uuid", b"0123456789abcdef");
     let stack = Stack::new(&[], &[upper.clone().with("dir", upper)], &base());
-    stack.compare(&Merge::new()).unwrap();
+    stack.compare(&new_merge()).unwrap();
     for path in [stack.merged(), stack.merged().join("dir")] {
         let root = Snapshot::of_path(&path).unwrap().entries[Path::new("")].clone();
         assert!(root.xattrs.is_empty(), "{}: {root:?}", path.display());
@@ -279,7 +279,7 @@ fn redirect_and_metacopy_are_refused_by_name() {
         [(redirect, "dir/deep", "trusted.overlay.redirect"), (metacopy.clone(), "dir/file", "trusted.overlay.metacopy")]
     {
         let stack = Stack::new(&[], &[Dir::new().file("above", ""), Dir::new().with("dir", dir)], &base());
-        match Merge::new().run(&stack.sources, stack.merged()) {
+        match new_merge().run(&stack.sources, stack.merged()) {
             Err(Error::Unmergeable { path: found, xattr }) => {
                 assert_eq!((found, xattr), (stack.sources[1].join(path), name));
             }
@@ -303,12 +303,12 @@ fn nothing_is_inherited_from_the_targets_parent() {
         .make(&parent)
         .unwrap();
     set_xattr(&parent, "system.posix_acl_default", &acl(1234, 7)).unwrap();
-    stack.compare_at(&Merge::new(), &parent.join("merged")).unwrap();
+    stack.compare_at(&new_merge(), &parent.join("merged")).unwrap();
     // An existing target directory passes nothing on, either.
     let existing = parent.join("existing");
     fs::create_dir(&existing).unwrap();
     set_xattr(&existing, "user.former", b"").unwrap();
-    stack.compare_at(&Merge::new(), &existing).unwrap();
+    stack.compare_at(&new_merge(), &existing).unwrap();
 }
 
 #[test]
@@ -320,7 +320,7 @@ fn the_umask_has_no_effect() {
             // Only this thread gets another umask.
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777));
-            Merge::new().run(&stack.sources, stack.merged()).unwrap();
+            new_merge().run(&stack.sources, stack.merged()).unwrap();
         });
     });
     let look = |lowers: &[_]| Snapshot::of(Mount::read_only(lowers).unwrap()).unwrap();

@@ -5,9 +5,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use integration_tests::stack::{Dir, Item};
+use integration_tests::stack::{Dir, Item, new_merge};
 use integration_tests::tree::Snapshot;
-use layer::Merge;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::{Stack, while_disturbed};
@@ -34,7 +33,7 @@ fn merge_link_with_directory(target: &str) {
             layers.rotate_left(1);
         }
         let made = Stack::new(&[], &layers, &Dir::new().with("a", Dir::new().file("base", "")));
-        made.compare(&Merge::new()).unwrap();
+        made.compare(&new_merge()).unwrap();
         layer::remove_tree(made.merged()).unwrap();
         assert!(!made.merged().exists());
         assert_eq!(before.diff(&Snapshot::of_path(&outside).unwrap()), "");
@@ -79,7 +78,7 @@ fn a_link_swapped_in_during_a_merge_leads_nowhere() {
     while_disturbed(swap, || {
         for _ in 0..500 {
             let target = stack.merged();
-            match layer::merge(&stack.sources, &target) {
+            match new_merge().run(&stack.sources, &target) {
                 Ok(_) => {
                     seen[0] += 1;
                     for (path, entry) in Snapshot::of_path(&target).unwrap().entries {

@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use integration_tests::stack::{Attributes, Dir, Item, acl, private_mounts, tmpfs};
+use integration_tests::stack::{Attributes, Dir, Item, acl, new_merge, private_mounts, tmpfs};
 use integration_tests::tree::{Snapshot, through_proc};
-use layer::{Error, Merge};
+use layer::Error;
 use rustix::io::Errno;
 
 use super::{Stack, while_disturbed};
@@ -40,7 +40,7 @@ fn a_target_that_is_not_empty_is_refused() {
     let target = stack.merged();
     Dir::new().file("mine", "mine").make(&target).unwrap();
     let before = Snapshot::of_path(&target).unwrap();
-    let error = layer::merge(&stack.sources, &target).unwrap_err();
+    let error = new_merge().run(&stack.sources, &target).unwrap_err();
     assert!(matches!(&error, Error::TargetNotEmpty { path } if *path == target), "{error:?}");
     assert_eq!(before.diff(&Snapshot::of_path(&target).unwrap()), "");
 }
@@ -54,7 +54,7 @@ fn a_target_that_is_not_a_directory_is_refused() {
     fs::create_dir(stack.dir.path().join("empty")).unwrap();
     symlink("empty", &link).unwrap();
     for target in [file, link.clone(), link.join(""), link.join(".")] {
-        let error = layer::merge(&stack.sources, &target).unwrap_err();
+        let error = new_merge().run(&stack.sources, &target).unwrap_err();
         assert!(matches!(error, Error::NotADirectory { .. }), "{}: {error:?}", target.display());
     }
 }
@@ -62,7 +62,7 @@ fn a_target_that_is_not_a_directory_is_refused() {
 #[test]
 fn a_target_without_a_parent_is_refused() {
     let stack = stack();
-    let error = layer::merge(&stack.sources, stack.dir.path().join("nowhere/merged")).unwrap_err();
+    let error = new_merge().run(&stack.sources, stack.dir.path().join("nowhere/merged")).unwrap_err();
     assert_eq!((errno(&error), error.path()), (Some(Errno::NOENT), Some(&*stack.dir.path().join("nowhere"))));
 }
 
@@ -83,7 +83,7 @@ fn a_target_inside_a_source_is_refused_under_any_name() {
         link.join("empty"),
         stack.dir.path().join("base/../source1/dir/merged"),
     ] {
-        let error = layer::merge(&stack.sources, &target).unwrap_err();
+        let error = new_merge().run(&stack.sources, &target).unwrap_err();
         assert!(
             matches!(&error, Error::TargetInsideSource { source_tree, .. } if source_tree == source),
             "{}: {error:?}",
@@ -97,7 +97,7 @@ fn a_target_inside_a_source_is_refused_under_any_name() {
     // An empty source is not accepted as an empty target, either.
     let empty = stack.dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    let error = layer::merge(&[&empty], &empty).unwrap_err();
+    let error = new_merge().run(&[&empty], &empty).unwrap_err();
     assert!(matches!(error, Error::TargetInsideSource { .. }), "{error:?}");
 }
 
@@ -107,7 +107,7 @@ fn a_source_that_is_not_a_directory_is_refused() {
     let link = stack.dir.path().join("link");
     symlink("source0", &link).unwrap();
     for source in [stack.dir.path().join("missing"), stack.sources[0].join("file"), link.clone(), link.join("")] {
-        let error = layer::merge(&[&stack.sources[0], &source], stack.merged()).unwrap_err();
+        let error = new_merge().run(&[&stack.sources[0], &source], stack.merged()).unwrap_err();
         assert!(matches!(error, Error::NotADirectory { .. }), "{}: {error:?}", source.display());
         assert!(!stack.merged().exists());
     }
@@ -116,7 +116,7 @@ fn a_source_that_is_not_a_directory_is_refused() {
 #[test]
 fn a_merge_of_no_layers_makes_an_empty_directory() {
     let stack = stack();
-    let merged = layer::merge(&[] as &[PathBuf], stack.merged()).unwrap();
+    let merged = new_merge().run(&[] as &[PathBuf], stack.merged()).unwrap();
     assert_eq!((merged.directories, merged.linked), (1, 0));
     assert_eq!(Snapshot::of_path(&stack.merged()).unwrap().entries[Path::new("")].mode, 0o755);
 }
@@ -128,13 +128,13 @@ fn relative_paths_are_resolved_for_the_caller() {
         scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
             std::env::set_current_dir(stack.dir.path()).unwrap();
-            layer::merge(&["source0", "./source1/"], "merged").unwrap();
+            new_merge().run(&["source0", "./source1/"], "merged").unwrap();
             assert_eq!(std::env::current_dir().unwrap(), stack.dir.path().canonicalize().unwrap());
             assert!(Path::new("merged/dir/deep/file").exists());
             layer::remove_tree("merged").unwrap();
             assert!(!Path::new("merged").exists());
             std::env::set_current_dir(stack.sources[0].join("dir")).unwrap();
-            layer::merge(&["../../source0", "../../source1"], "../../merged").unwrap();
+            new_merge().run(&["../../source0", "../../source1"], "../../merged").unwrap();
             assert!(stack.merged().join("dir/deep/file").exists());
         });
     });
@@ -159,12 +159,12 @@ fn a_merge_that_fails_half_way_removes_what_it_made() {
     broken.make(&stack.dir.path().join("source2")).unwrap();
     let sources: Vec<_> = (0..3).map(|number| stack.dir.path().join(format!("source{number}"))).collect();
 
-    let error = layer::merge(&sources, stack.merged()).unwrap_err();
+    let error = new_merge().run(&sources, stack.merged()).unwrap_err();
     assert_eq!(error.path(), Some(&*sources[2].join("deep/deeper")));
     assert!(!stack.merged().exists());
 
     let before = existing(&stack.merged());
-    layer::merge(&sources, stack.merged()).unwrap_err();
+    new_merge().run(&sources, stack.merged()).unwrap_err();
     assert_eq!(before.diff(&Snapshot::of_path(&stack.merged()).unwrap()), "");
 }
 
@@ -176,7 +176,7 @@ fn a_full_file_system_fails_a_merge_and_leaves_the_target() {
     let before = existing(&target);
     let big = Dir::new().with("dir", Dir::new().with("big", Item::File(Attributes::default(), vec![1; 3 << 20])));
     big.make(&stack.dir.path().join("big")).unwrap();
-    let error = layer::merge(&[stack.dir.path().join("big")], &target).unwrap_err();
+    let error = new_merge().run(&[stack.dir.path().join("big")], &target).unwrap_err();
     assert_eq!(errno(&error), Some(Errno::NOSPC), "{error:?}");
     assert_eq!(error.path(), Some(&*stack.dir.path().join("big/dir/big")));
     assert!(chain(&error).contains("big/dir/big: No space left on device"), "{}", chain(&error));
@@ -188,7 +188,7 @@ fn a_read_only_target_is_refused() {
     let stack = stack();
     let elsewhere = tmpfs(&[("ro", "")]).unwrap();
     let target = through_proc(&elsewhere).join("merged");
-    let error = layer::merge(&stack.sources, &target).unwrap_err();
+    let error = new_merge().run(&stack.sources, &target).unwrap_err();
     assert_eq!((errno(&error), error.path()), (Some(Errno::ROFS), Some(&*target)), "{error:?}");
 }
 
@@ -202,7 +202,7 @@ fn a_source_that_changes_during_a_merge_fails_it_cleanly() {
     };
     while_disturbed(move_away_and_back, || {
         for _ in 0..300 {
-            match Merge::new().run(&stack.sources, stack.merged()) {
+            match new_merge().run(&stack.sources, stack.merged()) {
                 Ok(_) => layer::remove_tree(stack.merged()).unwrap(),
                 Err(error) => {
                     assert_eq!(errno(&error), Some(Errno::NOENT), "{error:?}");
@@ -225,7 +225,7 @@ fn a_mount_inside_a_layer_is_named() {
                 let path = stack.sources[0].join(path);
                 let source = if is_dir { stack.base.clone() } else { stack.sources[1].join("other") };
                 rustix::mount::mount_bind(&source, &path).unwrap();
-                let error = layer::merge(&stack.sources, stack.merged()).unwrap_err();
+                let error = new_merge().run(&stack.sources, stack.merged()).unwrap_err();
                 assert!(matches!(&error, Error::MountInside { path: found } if *found == path), "{error:?}");
                 assert!(!stack.merged().exists());
                 // A process that another test starts may briefly have one of the merge's
@@ -234,13 +234,13 @@ fn a_mount_inside_a_layer_is_named() {
             }
         });
     });
-    layer::merge(&stack.sources, stack.merged()).unwrap();
+    new_merge().run(&stack.sources, stack.merged()).unwrap();
 }
 
 #[test]
 fn an_error_names_the_path_and_the_remedy() {
     let stack = stack();
     let missing = stack.dir.path().join("missing");
-    let error = layer::merge(&[&missing], stack.merged()).unwrap_err();
+    let error = new_merge().run(&[&missing], stack.merged()).unwrap_err();
     assert_eq!(chain(&error), format!("{} does not exist; pass the path of a layer's tree", missing.display()));
 }

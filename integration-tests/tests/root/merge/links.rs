@@ -5,9 +5,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use integration_tests::stack::{Attributes, Dir, Item, acl, set_xattr, tmpfs};
+use integration_tests::stack::{Attributes, Dir, Item, acl, new_merge, set_xattr, tmpfs};
 use integration_tests::tree::{Snapshot, through_proc};
-use layer::{Merge, Merged};
+use layer::Merged;
 use rustix::fs::{FileType, IFlags, ioctl_getflags, ioctl_setflags};
 
 use super::Stack;
@@ -60,7 +60,7 @@ fn a_merge_to_another_file_system_copies_everything() {
     let stack = Stack::new(&[], &[layer, below], &Dir::new().file("base", "").with("dir", Dir::new().file("base", "")));
     let elsewhere = tmpfs(&[]).unwrap();
     let target = through_proc(&elsewhere).join("merged");
-    let merged = stack.compare_at(&Merge::new(), &target).unwrap();
+    let merged = stack.compare_at(&new_merge(), &target).unwrap();
     assert_eq!(counts(&merged), (0, 2 * 12 + 2));
     let sparse = fs::metadata(target.join("sparse")).unwrap();
     assert!(sparse.blocks() * 512 < 1 << 20, "{} bytes on disk of {}", sparse.blocks() * 512, sparse.len());
@@ -81,7 +81,7 @@ fn immutable_files_are_copied_with_all_their_names() {
     let file = File::open(stack.sources[0].join("one")).unwrap();
     let flags = ioctl_getflags(&file).expect("TMPDIR is on a file system with immutable files, ext4 or XFS");
     ioctl_setflags(&file, flags | IFlags::IMMUTABLE).unwrap();
-    let compared = stack.compare(&Merge::new());
+    let compared = stack.compare(&new_merge());
     ioctl_setflags(&file, flags).unwrap();
     assert_eq!(counts(&compared.unwrap()), (1, 2));
 }
@@ -112,7 +112,7 @@ fn a_file_at_the_limit_of_links_is_copied() {
     let layer = Dir::new().with("one", Item::Name(1)).with("two", Item::Name(1)).file("plain", "");
     let stack = Stack::new(&[], &[layer], &Dir::new());
     use_up_links(&stack, &stack.sources[0].join("one"), 0);
-    assert_eq!(counts(&stack.compare(&Merge::new()).unwrap()), (1, 2));
+    assert_eq!(counts(&stack.compare(&new_merge()).unwrap()), (1, 2));
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_file_that_reaches_the_limit_of_links_stays_one_file() {
     let stack = Stack::new(&[], &[layer, Dir::new().file("plain", "")], &Dir::new());
     use_up_links(&stack, &stack.sources[0].join("name0"), 7);
     // The snapshots show that all names are one file and that no directory's time has changed.
-    assert_eq!(counts(&stack.compare(&Merge::new()).unwrap()), (1, 21));
+    assert_eq!(counts(&stack.compare(&new_merge()).unwrap()), (1, 21));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_write_to_a_copy_does_not_change_the_layer() {
     let stack = Stack::new(&[], &[Dir::new().file("file", "before")], &Dir::new());
     let elsewhere = tmpfs(&[]).unwrap();
     let target = through_proc(&elsewhere).join("merged");
-    layer::merge(&stack.sources, &target).unwrap();
+    new_merge().run(&stack.sources, &target).unwrap();
     fs::write(target.join("file"), "after").unwrap();
     assert_eq!(fs::read_to_string(stack.sources[0].join("file")).unwrap(), "before");
 }
@@ -144,5 +144,5 @@ fn copies_inherit_nothing_from_the_targets_parent() {
     let parent = through_proc(&elsewhere).join("parent");
     Dir::new().mode(0o2777).make(&parent).unwrap();
     set_xattr(&parent, "system.posix_acl_default", &acl(1234, 7)).unwrap();
-    stack.compare_at(&Merge::new(), &parent.join("merged")).unwrap();
+    stack.compare_at(&new_merge(), &parent.join("merged")).unwrap();
 }

@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 
-use integration_tests::stack::{Dir, Mount};
+use integration_tests::stack::{Dir, Mount, new_merge};
 use integration_tests::tree::Snapshot;
 use layer::Merge;
 use proptest::prelude::*;
@@ -48,7 +48,7 @@ where
 }
 
 fn threads(number: usize) -> Merge<'static> {
-    Merge::new().threads(NonZeroUsize::new(number).unwrap())
+    new_merge().threads(NonZeroUsize::new(number).unwrap())
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn merged_layers_look_the_same() {
 fn merged_layers_are_written_to_in_the_same_way() {
     property((layers(), operations(10)), |(layers, operations)| {
         let stack = Stack::new(&layers.separate, &layers.sources, &layers.base);
-        stack.compare(&Merge::new())?;
+        stack.compare(&new_merge())?;
         write_alike(&stack, &operations, layers.xattr_whiteouts)
     });
 }
@@ -87,7 +87,7 @@ fn merged_uppers_look_and_are_written_to_the_same() {
         layers.reverse();
         stack.sources = layers.split_off(separate.min(layers.len() - 1));
         stack.separate = layers;
-        stack.compare(&Merge::new())?;
+        stack.compare(&new_merge())?;
         write_alike(&stack, &operations, false)
     });
 }
@@ -118,5 +118,5 @@ fn write_alike(stack: &Stack, operations: &[Operation], xattr_whiteouts: bool) -
 #[test]
 fn a_merge_of_empty_layers_shows_the_base() {
     let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new().file("a", "a"));
-    stack.compare(&Merge::new()).unwrap();
+    stack.compare(&new_merge()).unwrap();
 }

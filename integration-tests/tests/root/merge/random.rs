@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+use container::UserNamespace;
 use integration_tests::stack::{Attributes, Dir, Item, acl};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -70,7 +71,11 @@ pub(crate) fn dir(depth: u32) -> BoxedStrategy<Dir> {
 }
 
 fn item(depth: u32) -> BoxedStrategy<Item> {
-    let kind = select(vec![FileType::CharacterDevice, FileType::BlockDevice, FileType::Fifo, FileType::Socket]);
+    let mut kinds = vec![FileType::Fifo, FileType::Socket];
+    if !UserNamespace::is_here() {
+        kinds.extend([FileType::CharacterDevice, FileType::BlockDevice]);
+    }
+    let kind = select(kinds);
     let leaf = prop_oneof![
         6 => (attributes(Kind::File), content()).prop_map(|(attributes, content)| Item::File(attributes, content)),
         2 => (0..3_u8).prop_map(Item::Name),

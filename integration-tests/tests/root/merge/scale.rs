@@ -7,9 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use integration_tests::stack::{Dir, Mount, require_root};
+use integration_tests::stack::{Dir, Mount, new_merge, require_root};
 use integration_tests::tree::Snapshot;
-use layer::Merge;
 use nix::sys::resource::{UsageWho, getrusage};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 
@@ -41,7 +40,7 @@ fn trees_deeper_than_the_longest_path_are_merged() {
         make_deep(&stack.sources[0], &name, depth - 10, "top");
         make_deep(&stack.sources[1], &name, depth, "middle");
         make_deep(&stack.base, &name, depth / 2, "base");
-        let merged = stack.compare(&Merge::new()).unwrap();
+        let merged = stack.compare(&new_merge()).unwrap();
         assert_eq!(merged.directories, depth as u64 + 1);
         for path in stack.sources.iter().chain([&stack.merged(), &stack.base]) {
             layer::remove_tree(path).unwrap();
@@ -56,7 +55,7 @@ fn trees_deeper_than_the_longest_path_are_merged() {
 fn a_tree_60000_levels_deep_is_merged() {
     let stack = Stack::new(&[], &[Dir::new(), Dir::new()], &Dir::new());
     make_deep(&stack.sources[0], "d", 60_000, "top");
-    let merged = layer::merge(&stack.sources, stack.merged()).unwrap();
+    let merged = new_merge().run(&stack.sources, stack.merged()).unwrap();
     assert_eq!((merged.directories, merged.linked), (60_001, 600));
     for path in [&stack.sources[0], &stack.merged()] {
         layer::remove_tree(path).unwrap();
@@ -77,7 +76,7 @@ fn a_directory_of_100000_entries_is_merged() {
     for number in (0..100_000).step_by(1000) {
         fs::write(top.join(number.to_string()), "top").unwrap();
     }
-    let merged = stack.compare(&Merge::new()).unwrap();
+    let merged = stack.compare(&new_merge()).unwrap();
     assert_eq!((merged.linked, merged.directories), (100_000, 2));
     layer::remove_tree(stack.merged()).unwrap();
 }
@@ -114,7 +113,7 @@ fn many_layers_in_this_process() {
         fs::write(path.join("of all"), number.to_string()).unwrap();
     }
     let target = dir.path().join("merged");
-    let merged = layer::merge(&layers, &target).unwrap();
+    let merged = new_merge().run(&layers, &target).unwrap();
     assert_eq!((merged.directories, merged.linked), (LEVELS as u64 + 1, LAYERS as u64 + 1));
     assert_eq!(fs::read_to_string(target.join(&deep).join("of all")).unwrap(), "0");
     assert_eq!(fs::read_dir(target.join(&deep)).unwrap().count(), LAYERS + 1);
@@ -147,7 +146,7 @@ fn peak_memory_of_this_process() {
             fs::create_dir_all(&path).unwrap();
             (0..60).for_each(|name| drop(fs::File::create(path.join(name.to_string())).unwrap()));
         }
-        let merged = layer::merge(&[dir.path().join("layer")], dir.path().join("merged")).unwrap();
+        let merged = new_merge().run(&[dir.path().join("layer")], dir.path().join("merged")).unwrap();
         assert_eq!(merged.linked, 3000 * width as u64);
         layer::remove_tree(dir.path().join("merged")).unwrap();
         eprintln!("\npeak {}", getrusage(UsageWho::RUSAGE_SELF).unwrap().max_rss());
@@ -164,7 +163,7 @@ fn a_stack_of_480_layers_is_merged() {
         })
         .collect();
     let stack = Stack::new(&[], &layers, &Dir::new().with("dir", Dir::new().file("base", "")));
-    stack.compare(&Merge::new().threads(NonZeroUsize::new(4).unwrap())).unwrap();
+    stack.compare(&new_merge().threads(NonZeroUsize::new(4).unwrap())).unwrap();
 }
 
 #[test]
@@ -179,10 +178,10 @@ fn a_merge_of_merges_is_the_merge_of_all() {
     let expected = Snapshot::of(Mount::read_only(&stack.all()).unwrap()).unwrap();
     let parts: Vec<_> = ["upper", "lower"].map(|name| stack.dir.path().join(name)).into();
     for (part, sources) in parts.iter().zip(stack.sources.chunks(3)) {
-        layer::merge(sources, part).unwrap();
+        new_merge().run(sources, part).unwrap();
     }
     stack.sources = parts;
-    stack.compare(&Merge::new()).unwrap();
+    stack.compare(&new_merge()).unwrap();
     let mount = Mount::read_only(&stack.with_merged(&stack.merged())).unwrap();
     agree(&expected, &Snapshot::of(mount.as_fd()).unwrap()).unwrap();
 }

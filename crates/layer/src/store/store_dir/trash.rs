@@ -71,7 +71,7 @@ impl StoreDir {
         // The layer does not exist any more, or this user cannot open it.
         let Ok(dir) = openat(CWD, layer, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
         let stat = fstat(&dir).map_err(Error::io("look at", layer))?;
-        if !is_trusted(stat.st_uid, store)? {
+        if !is_trusted(&stat, store)? {
             return Ok(MadeOfLayer::Unsuitable);
         }
         // Another process's lock on the layer would become a lock on the store directory. A capture

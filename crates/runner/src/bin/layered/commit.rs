@@ -170,7 +170,11 @@ fn doing(step: Step) -> &'static str {
 /// after it had moved the upper, this one completes it.
 fn repeat(args: &Args, dir: &Path) -> anyhow::Result<ExitCode> {
     let upper = dir.join("upper");
-    let finished = Capture::new([""; 0]).into_layer(upper, &Layer::at(&args.layer), Meta::new("", SystemTime::now()));
+    let finished = Capture::new([""; 0]).xattrs(runner::xattrs_of_process()).into_layer(
+        upper,
+        &Layer::at(&args.layer),
+        Meta::new("", SystemTime::now()),
+    );
     let exists = dir.symlink_metadata().is_ok();
     match finished {
         Ok(captured) => {

@@ -69,9 +69,11 @@ Examples:
   layered doctor --scratch /var/cache/layers/scratch --store /var/cache/layers --runtime crun
   layered doctor --json | jq -r '.checks[] | select(.verdict != \"ok\")'";
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+/// Makes the checks. `not_entered` is the reason why this process is not in a user namespace, if it
+/// should be.
+pub(crate) fn run(args: &Args, not_entered: Option<&anyhow::Error>) -> anyhow::Result<ExitCode> {
     let (scratch, store) = (defaults::scratch(args.scratch.as_deref()), defaults::store(args.store.as_deref()).ok());
-    let checks = checks(&scratch, store.as_deref(), &args.runtime.get());
+    let checks = checks(&scratch, store.as_deref(), &args.runtime.get(), not_entered);
     let works = checks.iter().all(|check| check.verdict != Verdict::Failed);
     let mut out = table::stdout();
     if args.json {
@@ -91,8 +93,8 @@ struct Output<'a> {
 }
 
 /// Makes all checks. A check comes after those that it depends on.
-fn checks(scratch: &Path, store: Option<&Path>, runtime: &Runtime) -> Vec<Check> {
-    let mut checks = privilege::checks();
+fn checks(scratch: &Path, store: Option<&Path>, runtime: &Runtime, not_entered: Option<&anyhow::Error>) -> Vec<Check> {
+    let mut checks = privilege::checks(not_entered);
     let may_mount = container::require_privilege().is_ok();
     let (found, scratch) = scratch::checks(scratch);
     checks.extend(found);

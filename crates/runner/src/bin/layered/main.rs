@@ -1,9 +1,10 @@
 //! Decides which subcommand runs, and what the user sees if it fails.
 //!
 //! Each subcommand is in the file of its name. The subcommands share the arguments in [`stack`],
-//! [`access`], [`defaults`] and [`kept`], the parsers of [`values`], the places of new layers in
-//! [`place`], the forwarding of [`signals`], and the output of [`table`], [`du`] and [`progress`].
-//! [`habits`] advises users of other tools. None of them holds policy: the libraries decide.
+//! [`access`], [`defaults`], [`ids`] and [`kept`], the parsers of [`values`], the places of new
+//! layers in [`place`], the forwarding of [`signals`], and the output of [`table`], [`du`] and
+//! [`progress`]. [`habits`] advises users of other tools. None of them holds policy: the libraries
+//! decide.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 use clap::error::ContextValue;
 use clap::{ColorChoice, Parser, Subcommand};
 use container::Cgroup;
+use ids::{IdsArgs, Need};
 use layer::display::escaped;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::SIGXFSZ;
@@ -27,6 +29,7 @@ mod doctor;
 mod du;
 mod gc;
 mod habits;
+mod ids;
 mod kept;
 mod ls;
 mod man;
@@ -46,6 +49,7 @@ mod signals;
 mod stack;
 mod sweep;
 mod table;
+mod unshare;
 mod values;
 
 /// The exit status if layered itself fails.
@@ -60,6 +64,8 @@ const FAILURE: u8 = 125;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    ids: IdsArgs,
     /// Use colours.
     ///
     /// By default, colours are used on a terminal, unless NO_COLOR is set or TERM is `dumb`.
@@ -86,6 +92,7 @@ Environment:
   LAYERED_STORE    store of layers, in which a bare name of a layer is looked up
   LAYERED_SCRATCH  directory for temporary files
   LAYERED_RUNTIME  OCI runtime
+  LAYERED_IDS      users and groups without root: single, ranges or auto
   NO_COLOR         no colours
   RUST_LOG=debug   layered logs its decisions to standard error";
 
@@ -105,8 +112,22 @@ enum Command {
     Gc(gc::Args),
     Sweep(sweep::Args),
     Doctor(doctor::Args),
+    Unshare(unshare::Args),
     Completions(completions::Args),
     Man(man::Args),
+}
+
+impl Command {
+    /// Returns how much the subcommand needs the rights of root.
+    fn need(&self) -> Need {
+        match self {
+            Command::Run(_) | Command::Plan(_) | Command::Shell(_) | Command::Unshare(_) => Need::Must,
+            Command::Merge(_) | Command::Discard(_) | Command::Commit(_) => Need::Helps,
+            Command::Rm(_) | Command::Gc(_) | Command::Sweep(_) => Need::Helps,
+            Command::Diff(_) | Command::Show(_) | Command::Page(_) | Command::Doctor(_) => Need::Reads,
+            Command::Ls(_) | Command::Completions(_) | Command::Man(_) => Need::None,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -131,8 +152,20 @@ fn main() -> ExitCode {
         ColorChoice::Never => anstream::ColorChoice::Never,
     }
     .write_global();
-    raise_open_files_limit();
-    survive_file_size_limit();
+    // The kernel refuses a user namespace to a process with threads, so this comes before everything
+    // that could start one.
+    let not_entered = match cli.ids.enter(cli.command.need()) {
+        Ok(not_entered) => not_entered,
+        Err(error) => {
+            complain(format_args!("{error:#}"));
+            return FAILURE.into();
+        }
+    };
+    // A program of `unshare` gets the limits of the caller.
+    if !matches!(cli.command, Command::Unshare(_)) {
+        raise_open_files_limit();
+        survive_file_size_limit();
+    }
     let is_run = matches!(cli.command, Command::Run(_));
     // The kernel takes longer for this than `run` takes to reach the runtime.
     let _prepared = (is_run || matches!(cli.command, Command::Shell(_))).then(Cgroup::prepare_moves);
@@ -150,7 +183,8 @@ fn main() -> ExitCode {
         Command::Rm(args) => rm::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => doctor::run(&args, not_entered.as_ref()),
+        Command::Unshare(args) => unshare::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };

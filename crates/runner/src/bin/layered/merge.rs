@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let hold = Hold::of(layers.iter().map(Layer::path))?;
     let trees: Vec<_> = layers.iter().map(|layer| Ok(Layer::open(layer.path())?.fs())).collect::<layer::Result<_>>()?;
     let show = |so_far: &Merged| progress.tell(|| told(so_far));
-    let mut merge = Merge::new().progress(&show);
+    let mut merge = Merge::new().xattrs(runner::xattrs_of_process()).progress(&show);
     let access = match args.access.get()? {
         None if Access::is_needed_in(parent(&args.target)).unwrap_or(false) => Some(Access::default()),
         access => access,

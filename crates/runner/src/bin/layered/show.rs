@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use layer::display::{escaped_json, quoted};
-use layer::{Layer, Meta, XattrNamespace};
+use layer::{Layer, Meta};
 use runner::CommandRecord;
 use serde::Serialize;
 use serde_json::Value;
@@ -181,7 +181,7 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
 /// Returns the directories that make up most of the layer's size.
 fn largest(layer: &Layer) -> layer::Result<Vec<Directory>> {
     let mut sizes = DirectorySizes::default();
-    layer.changes(XattrNamespace::Trusted)?.try_for_each(|entry| entry.map(|entry| sizes.add(&entry)))?;
+    layer.changes(runner::xattrs_of_process())?.try_for_each(|entry| entry.map(|entry| sizes.add(&entry)))?;
     Ok(sizes.largest(LARGEST))
 }
 

@@ -46,7 +46,7 @@ impl Subject {
             let record = kept::records(&run)?.capture;
             return Ok(Self { tree: run.join("upper"), xattrs: record.xattrs(), kind: Kind::KeptRun(record.into()) });
         }
-        let xattrs = XattrNamespace::Trusted;
+        let xattrs = runner::xattrs_of_process();
         let is_upper = path.is_dir() && (RunRecord::read(path, xattrs)?.is_some() || !path.join("fs").exists());
         if is_upper && !crate::stack::is_store(path) {
             return Ok(Self { tree: path.into(), xattrs, kind: Kind::Upper });

@@ -1,7 +1,7 @@
 //! Checks the cgroup hierarchies and the controllers that options of `layered run` need.
 //! [`limits`](super::limits) checks the limits of the system.
 
-use container::{Cgroup, CgroupLayout};
+use container::{Cgroup, CgroupLayout, UserNamespace};
 
 use super::check::Check;
 
@@ -15,7 +15,27 @@ pub(super) fn checks() -> Vec<Check> {
         Err(error) => return vec![Check::failed("cgroups", format!("{:#}", anyhow::Error::from(error)))],
     };
     let missing = |(controller, _): &(&str, &str)| Cgroup::require([*controller]).is_err();
-    vec![hierarchies(layout), controllers(&LIMITS.into_iter().filter(missing).collect::<Vec<_>>())]
+    let missing: Vec<_> = LIMITS.into_iter().filter(missing).collect();
+    match UserNamespace::is_here() {
+        true => vec![delegation(layout, &missing)],
+        false => vec![hierarchies(layout), controllers(&missing)],
+    }
+}
+
+/// Checks which limits an ordinary user can set.
+fn delegation(layout: CgroupLayout, missing: &[(&str, &str)]) -> Check {
+    let list = |of: &mut dyn Iterator<Item = &str>| of.collect::<Vec<_>>().join(", ");
+    let found = |controllers: &str| format!("{layout}; {controllers}");
+    match missing {
+        [] => Check::ok("delegation", found(&list(&mut LIMITS.iter().map(|(controller, _)| *controller)))),
+        missing => {
+            let controllers = list(&mut missing.iter().map(|(controller, _)| *controller));
+            let options = list(&mut missing.iter().map(|(_, option)| *option));
+            Check::warning("delegation", found(&format!("you may not use {controllers}")))
+                .means(format!("layered refuses runs with {options}"))
+                .advice("on a machine with cgroup v2 alone, run systemd-run --user --scope -p Delegate=yes -- layered …, or omit these options")
+        }
+    }
 }
 
 fn hierarchies(layout: CgroupLayout) -> Check {
@@ -60,6 +80,15 @@ mod tests {
         ];
         for (layout, verdict) in table {
             assert_eq!(hierarchies(layout).verdict, verdict, "{layout}");
+        }
+    }
+
+    #[test]
+    fn limits_that_a_user_may_not_set_are_a_warning_with_the_remedy() {
+        assert_eq!(delegation(CgroupLayout::Unified, &[]).verdict, Verdict::Ok);
+        let json = serde_json::to_string(&delegation(CgroupLayout::Hybrid, &LIMITS[..2])).unwrap();
+        for part in ["you may not use memory, pids", "with --memory, --pids", "Delegate=yes"] {
+            assert!(json.contains(part), "{json}");
         }
     }
 

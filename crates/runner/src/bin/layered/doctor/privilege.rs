@@ -1,34 +1,45 @@
-//! Checks whether this process has the rights that a run needs. [`access`](super::access) checks
-//! the rights of other users.
+//! Checks whether this process has the rights that a run needs, and which users and groups a user
+//! namespace has. [`access`](super::access) checks the rights of other users.
 
-use std::fs;
-
-use container::require_privilege;
+use container::{UserNamespace, require_privilege};
 use rustix::process::geteuid;
 
 use super::check::Check;
 
-pub(super) fn checks() -> Vec<Check> {
-    vec![judge(
-        geteuid().as_raw(),
-        require_privilege().is_ok(),
-        fs::read_to_string("/proc/self/uid_map").ok().as_deref(),
-    )]
+pub(super) fn checks(not_entered: Option<&anyhow::Error>) -> Vec<Check> {
+    if let Some(error) = not_entered {
+        return vec![
+            Check::failed("privilege", format!("{error:#}"))
+                .means("layered cannot mount anything")
+                .advice("follow the reason, or run layered as root"),
+        ];
+    }
+    let namespace = UserNamespace::current();
+    let privilege = judge(geteuid().as_raw(), require_privilege().is_ok(), namespace.is_some());
+    [privilege].into_iter().chain(namespace.as_ref().map(ids)).collect()
 }
 
-fn judge(uid: u32, may_mount: bool, uid_map: Option<&str>) -> Check {
-    let whole = uid_map.is_none_or(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
-    match (uid, may_mount) {
-        (_, false) => Check::failed("privilege", format!("user {uid} without CAP_SYS_ADMIN"))
+fn judge(uid: u32, may_mount: bool, is_in_user_namespace: bool) -> Check {
+    match (uid, may_mount, is_in_user_namespace) {
+        (_, false, _) => Check::failed("privilege", format!("user {uid} without CAP_SYS_ADMIN"))
             .means("layered cannot mount anything")
             .advice("run layered as root, with all capabilities"),
-        (0, true) if whole => Check::ok("privilege", "root, with CAP_SYS_ADMIN"),
-        (0, true) => Check::warning("privilege", "root in a user namespace only")
-            .means("the kernel may refuse device nodes, trusted xattrs and cgroups")
-            .advice("if a check below fails, run layered as root of the host"),
-        (uid, true) => Check::warning("privilege", format!("user {uid} with CAP_SYS_ADMIN"))
+        (0, true, false) => Check::ok("privilege", "root, with CAP_SYS_ADMIN"),
+        (0, true, true) => Check::ok("privilege", "root of a user namespace")
+            .means("the kernel refuses device nodes, and overlays use user.overlay xattrs"),
+        (uid, true, _) => Check::warning("privilege", format!("user {uid} with CAP_SYS_ADMIN"))
             .means("layers and runtimes need other rights of root, too")
             .advice("run layered as root"),
+    }
+}
+
+fn ids(namespace: &UserNamespace) -> Check {
+    let found = format!("users {}; groups {}", namespace.uids(), namespace.gids());
+    match namespace.uids().count().min(namespace.gids().count()) {
+        0 | 1 => Check::warning("ids", found)
+            .means("the container has no other user than root: chown, --user and package managers that change users fail")
+            .advice("install uidmap and give yourself subordinate IDs: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"),
+        _ => Check::ok("ids", found).means("files in the container can have these owners"),
     }
 }
 
@@ -38,18 +49,22 @@ mod tests {
     use crate::doctor::check::Verdict;
 
     #[test]
-    fn only_root_of_the_host_is_ok() {
-        let (host, own) = ("         0          0 4294967295\n", "0 100000 65536\n");
+    fn only_root_may_run() {
         let table = [
-            ((0, true, Some(host)), Verdict::Ok),
-            ((0, true, None), Verdict::Ok),
-            ((0, true, Some(own)), Verdict::Warning),
-            ((0, false, Some(host)), Verdict::Failed),
-            ((1000, true, Some(host)), Verdict::Warning),
-            ((1000, false, Some(host)), Verdict::Failed),
+            ((0, true, false), Verdict::Ok),
+            ((0, true, true), Verdict::Ok),
+            ((0, false, false), Verdict::Failed),
+            ((1000, true, false), Verdict::Warning),
+            ((1000, false, true), Verdict::Failed),
         ];
-        for ((uid, may_mount, map), expected) in table {
-            assert_eq!(judge(uid, may_mount, map).verdict, expected, "{uid} {may_mount} {map:?}");
+        for ((uid, may_mount, is_in_user_namespace), expected) in table {
+            assert_eq!(judge(uid, may_mount, is_in_user_namespace).verdict, expected, "{uid} {may_mount}");
         }
+    }
+
+    #[test]
+    fn the_reason_for_no_namespace_is_a_failure() {
+        let [check] = &checks(Some(&anyhow::anyhow!("threads")))[..] else { panic!("one check") };
+        assert_eq!(check.verdict, Verdict::Failed);
     }
 }

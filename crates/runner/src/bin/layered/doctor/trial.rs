@@ -19,7 +19,8 @@ pub(super) fn checks(scratch: Option<&Path>, runtime: &Runtime) -> Vec<Check> {
     let Some(scratch) = scratch else {
         return vec![Check::skipped("a run", "not tried because of the failure above")];
     };
-    match attempt(scratch, runtime, Limits::Held) {
+    let limits = Limits::available();
+    match attempt(scratch, runtime, limits) {
         Ok(checks) => checks,
         Err(first) => match attempt(scratch, runtime, Limits::None) {
             // A run without limits works.
@@ -42,9 +43,16 @@ pub(super) fn checks(scratch: Option<&Path>, runtime: &Runtime) -> Vec<Check> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Limits {
-    /// The limits for which the machine has controllers.
+    /// The limits for which this process may use controllers.
     Held,
     None,
+}
+
+impl Limits {
+    fn available() -> Self {
+        let has = |controller| Cgroup::require([controller]).is_ok();
+        if ["memory", "pids", "cpu"].into_iter().any(has) { Limits::Held } else { Limits::None }
+    }
 }
 
 /// The directories of the host with the files that its programs need. They are mounted into the

@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use layer::Difference;
 use layer::display::quoted;
 use layer::json_path::{self, JsonPath};
-use layer::{Difference, XattrNamespace};
 use serde::Serialize;
 
 use super::{Args, Member, NO};
@@ -26,7 +26,7 @@ pub(super) fn show(out: &mut impl Write, args: &Args, stack: &[Member]) -> anyho
     let trees: Vec<_> = stack.iter().map(|member| &member.tree).collect();
     let mut rows = vec![["PATH", "DIFFERENCE", "LAYERS"].map(String::from).to_vec()];
     let [mut same, mut different, mut failed] = [0_u64; 3];
-    for conflict in layer::conflicts(&trees, XattrNamespace::Trusted)? {
+    for conflict in layer::conflicts(&trees, runner::xattrs_of_process())? {
         let conflict = match conflict {
             Ok(conflict) => conflict,
             // Reports a path that cannot be compared, and compares the others.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use layer::display::quoted;
 use layer::json_path::{self, JsonPath};
-use layer::{EntryKind, Lookup, Obstacle, Origin, Role, Stack, StackLink, XattrNamespace};
+use layer::{EntryKind, Lookup, Obstacle, Origin, Role, Stack, StackLink};
 use serde::Serialize;
 
 use super::{Args, Member, NO};
@@ -56,7 +56,7 @@ struct LinkOutput {
 
 pub(super) fn show(out: &mut impl Write, args: &Args, stack: &[Member], path: &Path) -> anyhow::Result<ExitCode> {
     let trees: Vec<_> = stack.iter().map(|member| &member.tree).collect();
-    let xattrs = XattrNamespace::Trusted;
+    let xattrs = runner::xattrs_of_process();
     let (links, end) = match args.no_follow {
         true => (Vec::new(), path.into()),
         false => {

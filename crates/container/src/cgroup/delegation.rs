@@ -1,0 +1,152 @@
+//! The groups that an ordinary user may create: below the process's own group, where the system has
+//! delegated that to the user. `moves` finds the own group of a thread in any hierarchy.
+//!
+//! Only version 2 has a safe delegation: cgroups(7), "Delegation". In version 2, a group with
+//! processes cannot pass controllers on to groups below it. So the process moves itself into a leaf,
+//! and the groups of its runs are beside that leaf.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+
+use super::{Hierarchy, Version, mounted};
+use crate::error::{Error, Result};
+
+/// The name of the leaf.
+const LEAF: &str = "layered.self";
+
+/// Returns whether this process may create groups below its own in version 2.
+pub(crate) fn is_delegated() -> bool {
+    parent_of_runs().is_some_and(|parent| access(parent.path(), Access::WRITE_OK).is_ok())
+}
+
+/// Prepares a group below that of this process for groups with `controllers`. Moves this process
+/// into a leaf first, with all its threads.
+///
+/// # Errors
+/// [`Error::NotDelegated`] for the first controller that cannot be passed on.
+pub(super) fn require(controllers: &[String]) -> Result<()> {
+    let Some(first) = controllers.first() else { return Ok(()) };
+    let refused = |controller: &str, source: io::Error| Error::NotDelegated { controller: controller.into(), source };
+    // Beside version 1, version 2 has no controllers that limit anything.
+    let is_alone = mounted()?.iter().all(|hierarchy| hierarchy.version == Version::V2);
+    let v1 = || io::Error::new(io::ErrorKind::Unsupported, "cgroup v1, which is mounted, is not for users");
+    let parent = parent_of_runs().filter(|_| is_alone).ok_or_else(|| refused(first, v1()))?;
+    access(parent.path(), Access::WRITE_OK).map_err(|errno| refused(first, errno.into()))?;
+    pass_on(&parent.path(), controllers, &std::process::id().to_string())
+        .map_err(|(controller, source)| refused(&controller, source))
+}
+
+/// Lets the groups below `parent` have `controllers`, after moving the process `pid` out of it. On a
+/// failure, returns the controller too.
+fn pass_on(parent: &Path, controllers: &[String], pid: &str) -> Result<(), (String, io::Error)> {
+    let list = |file: &str| fs::read_to_string(parent.join(file)).unwrap_or_default();
+    let (available, passed_on) = (list("cgroup.controllers"), list("cgroup.subtree_control"));
+    let has = |list: &str, controller: &str| list.split_whitespace().any(|name| name == controller);
+    for controller in controllers.iter().filter(|controller| !has(&passed_on, controller)) {
+        if !has(&available, controller) {
+            let why = format!("{} does not have it", parent.join("cgroup.controllers").display());
+            return Err((controller.clone(), io::Error::new(io::ErrorKind::NotFound, why)));
+        }
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::ResourceBusy => {
+                let why = format!("other processes are in {}", parent.display());
+                (controller.clone(), io::Error::new(source.kind(), why))
+            }
+            _ => (controller.clone(), source),
+        };
+        let leaf = parent.join(LEAF);
+        match fs::create_dir(&leaf) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
+        }
+        let write = |path: PathBuf, text: &str| fs::write(path, text).map_err(failed);
+        write(leaf.join("cgroup.procs"), pid)?;
+        write(parent.join("cgroup.subtree_control"), &format!("+{controller}"))?;
+    }
+    Ok(())
+}
+
+/// The group below which this process may create groups.
+pub(super) struct Parent {
+    mount_point: &'static Path,
+    /// Relative to the mount point, without a slash at the end.
+    name: String,
+}
+
+impl Parent {
+    fn path(&self) -> PathBuf {
+        self.mount_point.join(&self.name)
+    }
+
+    /// Returns the name of the group `name` below this one, relative to the mount point.
+    pub(super) fn child(&self, name: &str) -> String {
+        if self.name.is_empty() { name.into() } else { format!("{}/{name}", self.name) }
+    }
+}
+
+/// Returns the group of this process in version 2, or the one above if the process is in a leaf.
+pub(super) fn parent_of_runs() -> Option<Parent> {
+    let unified = |hierarchy: &&Hierarchy| hierarchy.version == Version::V2;
+    let hierarchy = mounted().ok()?.iter().find(unified)?;
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    Some(Parent { mount_point: &hierarchy.mount_point, name: parent_in(hierarchy.own_group(&groups)?) })
+}
+
+/// Returns the name of `group` without slashes around it, or that of the group above if it is a
+/// leaf.
+fn parent_in(group: &str) -> String {
+    let group = group.trim_matches('/');
+    match group.strip_suffix(LEAF) {
+        Some(above) if above.is_empty() || above.ends_with('/') => above.trim_end_matches('/').into(),
+        _ => group.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_groups_of_runs_are_beside_the_leaf() {
+        let table = [
+            ("/", ""),
+            ("/user.slice/a.scope", "user.slice/a.scope"),
+            ("/user.slice/a.scope/layered.self", "user.slice/a.scope"),
+            ("/layered.self", ""),
+            ("/x-layered.self", "x-layered.self"),
+        ];
+        for (group, parent) in table {
+            assert_eq!(parent_in(group), parent, "{group}");
+        }
+        let parent = |name: &str| Parent { mount_point: Path::new("/c"), name: name.into() };
+        assert_eq!(parent("").child("run"), "run");
+        assert_eq!((parent("a/b").child("run"), parent("a/b").path()), ("a/b/run".into(), "/c/a/b".into()));
+    }
+
+    #[test]
+    fn a_controller_is_passed_on_after_the_process_has_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path();
+        let put = |file: &str, text: &str| fs::write(group.join(file), text).unwrap();
+        let get = |file: &str| fs::read_to_string(group.join(file)).unwrap();
+        put("cgroup.controllers", "cpu memory pids\n");
+        put("cgroup.subtree_control", "pids\n");
+        let controllers = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+
+        // A controller that is passed on already changes nothing.
+        pass_on(group, &controllers(&["pids"]), "7").unwrap();
+        assert!(!group.join(LEAF).exists());
+
+        let (controller, error) = pass_on(group, &controllers(&["pids", "cpuset"]), "7").unwrap_err();
+        assert_eq!((&*controller, error.kind()), ("cpuset", io::ErrorKind::NotFound));
+        assert!(!group.join(LEAF).exists());
+
+        pass_on(group, &controllers(&["memory"]), "7").unwrap();
+        assert_eq!((get("layered.self/cgroup.procs"), get("cgroup.subtree_control")), ("7".into(), "+memory".into()));
+        pass_on(group, &controllers(&["cpu"]), "8").unwrap();
+        assert_eq!((get("layered.self/cgroup.procs"), get("cgroup.subtree_control")), ("8".into(), "+cpu".into()));
+    }
+}

@@ -1,0 +1,303 @@
+//! The user namespace in which an ordinary user is root. `mount_namespace` is for what root does in
+//! it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Uid, User};
+use rustix::process::{getegid, geteuid, getpid};
+
+use crate::error::{Error, Result};
+use crate::mount_namespace::{is_privileged, require_privilege};
+use crate::user::NOBODY;
+
+mod error;
+mod id_map;
+mod ranges;
+
+pub use error::{Refusal, UserNamespaceError};
+pub use id_map::IdMap;
+use ranges::{Owner, Ranges};
+
+/// The IDs that a user namespace gets, for [`UserNamespace::enter`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Ids {
+    /// [`Ranges`](Ids::Ranges) if the user has subordinate IDs, and [`Single`](Ids::Single)
+    /// otherwise. It is an error if the user has subordinate IDs and they cannot be used: the files
+    /// of such a run would have other owners than those of the run before.
+    #[default]
+    Auto,
+    /// 0 is the caller, and the IDs from 1 on are the caller's subordinate IDs, from `/etc/subuid`
+    /// and `/etc/subgid` or another source that nsswitch.conf(5) names. This needs the set-user-ID
+    /// programs newuidmap(1) and newgidmap(1).
+    Ranges,
+    /// 0 is the caller, and the namespace has only this ID. This needs no other program.
+    Single,
+}
+
+/// The user namespace of this process, if it is not the first one of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserNamespace {
+    uids: IdMap,
+    gids: IdMap,
+}
+
+impl UserNamespace {
+    /// Makes an ordinary user root: moves this process into a new user namespace and a new mount
+    /// namespace. Does nothing if the process has CAP_SYS_ADMIN already, as root has.
+    ///
+    /// Call it first in `main`. The kernel refuses it to a process with threads. If a program
+    /// cannot call it, start the program as `layered unshare -- PROGRAM`.
+    ///
+    /// The process keeps its PID, its descriptors and its terminal. In the namespace it is root
+    /// over the [`ids`](Ids), and only over these: files of other owners seem to belong to nobody,
+    /// and set-user-ID programs of other owners gain no privileges. With [`Ids::Single`], the
+    /// process keeps its supplementary groups and cannot change them.
+    ///
+    /// ```no_run
+    /// use container::{Ids, UserNamespace};
+    ///
+    /// fn main() -> Result<(), container::Error> {
+    ///     UserNamespace::enter(Ids::Auto)?;
+    ///     container::require_privilege()
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UserNamespace`](crate::Error::UserNamespace) with the reason and the remedy. The
+    /// process may then be in a namespace without IDs, so end it.
+    pub fn enter(ids: Ids) -> Result<()> {
+        if is_privileged() {
+            if Self::is_here() {
+                // fsopen(2) asks for a privilege over the owner of the mount namespace. Another
+                // program may have created the user namespace without one.
+                unshare(CloneFlags::CLONE_NEWNS).map_err(|error| UserNamespaceError::of_kernel(error.into()))?;
+            }
+            return Ok(());
+        }
+        enter(ids)?;
+        require_privilege()
+    }
+
+    /// Returns whether this process is in another user namespace than the machine's first one. In
+    /// such a namespace, the kernel grants root only what concerns the namespace's own IDs.
+    ///
+    /// The first call finds out, and later calls return the same result until [`enter`](Self::enter)
+    /// moves the process.
+    pub fn is_here() -> bool {
+        let known = IS_HERE.load(Ordering::Relaxed);
+        if known != UNKNOWN {
+            return known == YES;
+        }
+        // The map of IDs alone does not say: it can be the identity.
+        let is_here = fs::read_link("/proc/self/ns/user").is_ok_and(|link| link != Path::new(FIRST));
+        IS_HERE.store(if is_here { YES } else { NO }, Ordering::Relaxed);
+        is_here
+    }
+
+    /// Returns the user namespace of this process. Returns `None` in the machine's first one.
+    pub fn current() -> Option<Self> {
+        // The kernel lets every process read its own maps.
+        let map = |path| read_map(path).unwrap_or_default();
+        Self::is_here().then(|| Self { uids: map(UID_MAP), gids: map(GID_MAP) })
+    }
+
+    /// Returns the user IDs of the namespace.
+    pub fn uids(&self) -> &IdMap {
+        &self.uids
+    }
+
+    /// Returns the group IDs of the namespace.
+    pub fn gids(&self) -> &IdMap {
+        &self.gids
+    }
+
+    /// Checks that a process can have these IDs.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`](crate::Error::NotMapped) for the first ID that the namespace does not
+    /// have.
+    pub(crate) fn check_ids(&self, uid: u32, gids: impl IntoIterator<Item = u32>) -> Result<()> {
+        if !self.uids.contains(uid) {
+            return Err(Error::NotMapped { kind: "user", id: uid });
+        }
+        match gids.into_iter().find(|gid| !self.gids.contains(*gid)) {
+            Some(id) => Err(Error::NotMapped { kind: "group", id }),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the owner and the group that a copy of a file of `uid` and `gid` gets in this
+    /// process's namespace. The kernel shows the overflow ID for owners without a number. They
+    /// become root, because no file can be given to them.
+    pub(crate) fn owner_of_copy(uid: u32, gid: u32) -> (u32, u32) {
+        if !Self::is_here() {
+            return (uid, gid);
+        }
+        let overflow = |path: &str| fs::read_to_string(path).ok().and_then(|id| id.trim().parse().ok());
+        let known = |id: u32, path: &str| if id == overflow(path).unwrap_or(NOBODY) { 0 } else { id };
+        (known(uid, "/proc/sys/kernel/overflowuid"), known(gid, "/proc/sys/kernel/overflowgid"))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(uids: &str, gids: &str) -> Self {
+        Self { uids: IdMap::parse(uids), gids: IdMap::parse(gids) }
+    }
+}
+
+/// Whether this process is in a user namespace, as far as [`UserNamespace::is_here`] has found out.
+static IS_HERE: AtomicU8 = AtomicU8::new(UNKNOWN);
+const UNKNOWN: u8 = 0;
+const NO: u8 = 1;
+const YES: u8 = 2;
+
+/// The link of the first user namespace: `PROC_USER_INIT_INO` in include/linux/proc_ns.h.
+const FIRST: &str = "user:[4026531837]";
+
+const UID_MAP: &str = "/proc/self/uid_map";
+const GID_MAP: &str = "/proc/self/gid_map";
+
+fn read_map(path: &'static str) -> Result<IdMap, UserNamespaceError> {
+    let text = fs::read_to_string(path).map_err(|source| UserNamespaceError::Io { operation: "read", path, source })?;
+    Ok(IdMap::parse(&text))
+}
+
+fn enter(ids: Ids) -> Result<(), UserNamespaceError> {
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
+    let owner = Owner { uid, name };
+    let ranges = match ids {
+        Ids::Single => None,
+        Ids::Auto => ranges::of(&owner)?,
+        Ids::Ranges => {
+            let none = || UserNamespaceError::NoRanges { user: owner.shown() };
+            Some(ranges::of(&owner)?.ok_or_else(none)?)
+        }
+    };
+    match ranges {
+        Some(ranges) => with_ranges(uid, gid, &ranges),
+        None => with_single(uid, gid),
+    }
+}
+
+fn unshare_namespaces() -> Result<(), UserNamespaceError> {
+    // The mount namespace must belong to the user namespace. The kernel makes its mounts slaves of
+    // the host's.
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+    unshare(flags).map_err(|error| UserNamespaceError::of_kernel(error.into()))?;
+    IS_HERE.store(UNKNOWN, Ordering::Relaxed);
+    Ok(())
+}
+
+fn with_single(uid: u32, gid: u32) -> Result<(), UserNamespaceError> {
+    unshare_namespaces()?;
+    let files =
+        [("/proc/self/setgroups", "deny".into()), (UID_MAP, format!("0 {uid} 1")), (GID_MAP, format!("0 {gid} 1"))];
+    for (path, content) in files {
+        fs::write(path, content).map_err(|source| match source.kind() {
+            std::io::ErrorKind::PermissionDenied => UserNamespaceError::of_kernel(source),
+            _ => UserNamespaceError::Io { operation: "write", path, source },
+        })?;
+    }
+    Ok(())
+}
+
+fn with_ranges(uid: u32, gid: u32, ranges: &Ranges) -> Result<(), UserNamespaceError> {
+    let pid = getpid().as_raw_nonzero().get().unsigned_abs();
+    // Outside of the namespace, so that they are still privileged there.
+    let uids = Waiting::start("newuidmap", &ranges::arguments(pid, uid, &ranges.uids))?;
+    let gids = Waiting::start("newgidmap", &ranges::arguments(pid, gid, &ranges.gids))?;
+    // On a failure, the programs read the end of their input and exit.
+    unshare_namespaces()?;
+    let (uids, gids) = (uids.go()?, gids.go()?);
+    uids.finish(UID_MAP)?;
+    gids.finish(GID_MAP)
+}
+
+/// A program that sets one of the maps as soon as it may.
+struct Waiting {
+    program: &'static str,
+    child: Child,
+}
+
+impl Waiting {
+    /// Starts a shell that waits for a line on its standard input and then executes `program`. If
+    /// this process dies first, the shell reads the end of the input and exits.
+    fn start(program: &'static str, arguments: &[String]) -> Result<Self, UserNamespaceError> {
+        if !is_in_path(program) {
+            return Err(UserNamespaceError::NoHelper { program });
+        }
+        let child = Command::new("/bin/sh")
+            .args(["-c", "read -r go && exec \"$0\" \"$@\"", program])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| UserNamespaceError::Io { operation: "start", path: "/bin/sh", source })?;
+        Ok(Self { program, child })
+    }
+
+    /// Lets the program set the map, without waiting for it.
+    fn go(mut self) -> Result<Self, UserNamespaceError> {
+        let failed = |source| UserNamespaceError::Io { operation: "write to", path: self.program, source };
+        if let Some(mut stdin) = self.child.stdin.take() {
+            stdin.write_all(b"\n").map_err(failed)?;
+        }
+        Ok(self)
+    }
+
+    /// Waits for the program. The map itself says whether the program has succeeded: its exit
+    /// status is lost if this process ignores SIGCHLD.
+    fn finish(mut self, map: &'static str) -> Result<(), UserNamespaceError> {
+        let mut message = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut message);
+        }
+        let status = self.child.wait();
+        if !read_map(map)?.is_empty() {
+            return Ok(());
+        }
+        if message.trim().is_empty() {
+            message = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        }
+        Err(UserNamespaceError::HelperFailed { program: self.program, message })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_told_how_to_enter() {
+        // The test harness has threads, and root needs no namespace.
+        let error = unshare_namespaces().unwrap_err();
+        let UserNamespaceError::Threads { .. } = &error else { panic!("{error}") };
+        assert!(error.to_string().contains("layered unshare -- PROGRAM"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_waits_ends_with_its_starter() {
+        let waiting = Waiting::start("sh", &["-c".into(), "exit 3".into()]).unwrap();
+        drop(waiting);
+        let Err(error) = Waiting::start("no-such-program", &[]) else { panic!("it was started") };
+        assert!(matches!(error, UserNamespaceError::NoHelper { program: "no-such-program" }), "{error}");
+    }
+}

@@ -1,0 +1,179 @@
+//! Why a user namespace could not be entered, and what to do about it.
+
+use std::fs;
+use std::io;
+
+use crate::display::escaped;
+
+/// The reason why [`UserNamespace::enter`](crate::UserNamespace::enter) failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UserNamespaceError {
+    /// The process has more than one thread, or shares its working directory with another process.
+    /// The kernel lets only the first thread enter.
+    #[error(
+        "the process has threads already: call UserNamespace::enter first in main, or start the program as `layered unshare -- PROGRAM`"
+    )]
+    Threads {
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The kernel or a security policy refused.
+    #[error("{}", refusal.advice())]
+    Refused {
+        /// Who refused.
+        refusal: Refusal,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The user has reached the limit of user namespaces.
+    #[error("no further user namespace is allowed: raise the sysctl user.max_user_namespaces, or end other containers")]
+    Exhausted {
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The kernel was built without user namespaces.
+    #[error("the kernel has no user namespaces: run as root")]
+    Missing {
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The caller asked for ranges, and the user has none.
+    #[error(
+        "{user} has no subordinate IDs: add some with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or use --ids single",
+        user = escaped(user)
+    )]
+    NoRanges {
+        /// The user's name, or the number if the user has no name.
+        user: String,
+    },
+    /// A program that the ranges need is not installed.
+    #[error(
+        "{program} is not installed, which the user's subordinate IDs need: install the package uidmap (shadow-utils), or use --ids single"
+    )]
+    NoHelper {
+        /// `newuidmap`, `newgidmap` or `getsubids`.
+        program: &'static str,
+    },
+    /// A program that the ranges need failed. The message is the program's own.
+    #[error("{program} failed ({}): correct /etc/subuid and /etc/subgid, or use --ids single", escaped(message.trim()))]
+    HelperFailed {
+        /// `newuidmap`, `newgidmap` or `getsubids`.
+        program: &'static str,
+        /// The message of the program, or its exit status.
+        message: String,
+    },
+    /// A file could not be read or written, or a program could not be started.
+    #[error("cannot {operation} {path}")]
+    Io {
+        /// The operation as a verb.
+        operation: &'static str,
+        /// The path, or the name of a program.
+        path: &'static str,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}
+
+/// The part of the system that refuses user namespaces to ordinary users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Debian's sysctl `kernel.unprivileged_userns_clone` is 0.
+    Sysctl,
+    /// Ubuntu's sysctl `kernel.apparmor_restrict_unprivileged_userns` is 1.
+    AppArmor,
+    /// Neither of them: a seccomp filter, another security module, or a chroot.
+    Unknown,
+}
+
+impl Refusal {
+    /// Finds out who refused, from the sysctls of this machine.
+    pub(super) fn find() -> Self {
+        let setting = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok();
+        Self::of(
+            setting("unprivileged_userns_clone").as_deref(),
+            setting("apparmor_restrict_unprivileged_userns").as_deref(),
+        )
+    }
+
+    /// Returns the reason for these values of the two sysctls. Most kernels have neither.
+    fn of(userns_clone: Option<&str>, apparmor_restricts: Option<&str>) -> Self {
+        match (userns_clone.map(str::trim), apparmor_restricts.map(str::trim)) {
+            (Some("0"), _) => Refusal::Sysctl,
+            (_, Some("1")) => Refusal::AppArmor,
+            _ => Refusal::Unknown,
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Refusal::Sysctl => {
+                "a sysctl forbids user namespaces: run `sysctl kernel.unprivileged_userns_clone=1` as root, or run layered as root"
+            }
+            Refusal::AppArmor => {
+                "AppArmor forbids user namespaces: give the program a profile with `userns,`, or run \
+                 `sysctl kernel.apparmor_restrict_unprivileged_userns=0` as root"
+            }
+            Refusal::Unknown => {
+                "the kernel forbids user namespaces here, as in a chroot or under the seccomp filter of a container \
+                 (Docker: --security-opt seccomp=unconfined): allow them, or run as root"
+            }
+        }
+    }
+}
+
+impl UserNamespaceError {
+    /// Returns the meaning of a failed unshare(2), or of a failed write to `uid_map`.
+    pub(super) fn of_kernel(source: io::Error) -> Self {
+        use rustix::io::Errno;
+        match Errno::from_io_error(&source) {
+            Some(Errno::PERM | Errno::ACCESS) => Self::Refused { refusal: Refusal::find(), source },
+            Some(Errno::NOSPC | Errno::USERS) => Self::Exhausted { source },
+            Some(Errno::INVAL) => Self::Threads { source },
+            _ => Self::Missing { source },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn the_sysctls_name_who_refused() {
+        let table = [
+            (None, None, Refusal::Unknown),
+            (Some("1\n"), Some("0\n"), Refusal::Unknown),
+            (Some("0\n"), None, Refusal::Sysctl),
+            (Some("0\n"), Some("1\n"), Refusal::Sysctl),
+            (Some("1\n"), Some("1\n"), Refusal::AppArmor),
+            (None, Some("1"), Refusal::AppArmor),
+        ];
+        for (clone, apparmor, expected) in table {
+            assert_eq!(Refusal::of(clone, apparmor), expected, "{clone:?} {apparmor:?}");
+        }
+    }
+
+    #[test]
+    fn each_error_of_the_kernel_has_its_remedy() {
+        let table = [
+            (Errno::NOSPC, "user.max_user_namespaces"),
+            (Errno::USERS, "user.max_user_namespaces"),
+            (Errno::INVAL, "layered unshare -- PROGRAM"),
+            (Errno::NOSYS, "run as root"),
+        ];
+        for (errno, part) in table {
+            let message = UserNamespaceError::of_kernel(errno.into()).to_string();
+            assert!(message.contains(part), "{message}");
+        }
+        let refusals = [Refusal::Sysctl, Refusal::AppArmor, Refusal::Unknown];
+        let parts = ["unprivileged_userns_clone=1", "`userns,`", "seccomp"];
+        for (refusal, part) in refusals.into_iter().zip(parts) {
+            let error = UserNamespaceError::Refused { refusal, source: Errno::PERM.into() }.to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

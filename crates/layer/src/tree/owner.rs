@@ -1,0 +1,91 @@
+//! Owners of files: which ones this process knows, and whom root makes files for.
+
+use std::fs;
+use std::sync::OnceLock;
+
+use rustix::fd::AsFd;
+use rustix::fs::{Gid, Stat, Uid, fchown, fstat};
+use rustix::process::geteuid;
+
+/// The IDs that the kernel shows for owners without a number in this process's user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Overflow {
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+/// Returns the user that owns a file, or `None` if the user has no number in this process's user
+/// namespace. Two such users look the same, so none of them is anybody.
+pub(crate) fn known_uid(stat: &Stat) -> Option<u32> {
+    Some(stat.st_uid).filter(|uid| Some(*uid) != overflow().uid)
+}
+
+/// Returns the owner and the group that a copy of the file gets. Owners without a number become
+/// root, because no file can be given to them.
+pub(crate) fn of_copy(stat: &Stat) -> (Uid, Gid) {
+    let gid = Some(stat.st_gid).filter(|gid| Some(*gid) != overflow().gid);
+    (Uid::from_raw(known_uid(stat).unwrap_or(0)), Gid::from_raw(gid.unwrap_or(0)))
+}
+
+/// Gives the new file or directory `made` to the owner of `place`, if this process is root and the
+/// two differ. A user whose store root has used could otherwise not use it any more.
+///
+/// A failure is only logged: the file works for root.
+pub(crate) fn give(made: impl AsFd, place: impl AsFd) {
+    if !geteuid().is_root() {
+        return;
+    }
+    let given = fstat(&place).and_then(|place| {
+        let stat = fstat(&made)?;
+        // Another process may have created it.
+        match known_uid(&place) {
+            Some(owner) if stat.st_uid == 0 && owner != 0 => {
+                fchown(&made, Some(Uid::from_raw(owner)), Some(Gid::from_raw(place.st_gid)))
+            }
+            _ => Ok(()),
+        }
+    });
+    if let Err(error) = given {
+        log::debug!("a file that root has made stays root's: {error}");
+    }
+}
+
+/// Returns the overflow IDs of this process's user namespace. In a namespace that has every ID, they
+/// are ordinary IDs.
+fn overflow() -> Overflow {
+    static OVERFLOW: OnceLock<Overflow> = OnceLock::new();
+    *OVERFLOW.get_or_init(|| {
+        let read = |path: &str| fs::read_to_string(path).ok();
+        let id = |map: &str, id: &str| unless_whole(&read(map)?, read(id));
+        Overflow {
+            uid: id("/proc/self/uid_map", "/proc/sys/kernel/overflowuid"),
+            gid: id("/proc/self/gid_map", "/proc/sys/kernel/overflowgid"),
+        }
+    })
+}
+
+/// Returns the overflow ID, 65534 unless the system has another one, if a namespace with this map
+/// does not have every ID.
+fn unless_whole(map: &str, overflow: Option<String>) -> Option<u32> {
+    let is_whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    (!is_whole).then(|| overflow.and_then(|id| id.trim().parse().ok()).unwrap_or(65534))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_namespace_without_some_ids_has_an_overflow_id() {
+        let table = [
+            ("         0          0 4294967295\n", Some("65534\n"), None),
+            ("         0       1000          1\n", Some("65534\n"), Some(65534)),
+            ("0 1000 1\n1 100000 65536\n", Some("99\n"), Some(99)),
+            ("0 1000 1\n", None, Some(65534)),
+            ("", None, Some(65534)),
+        ];
+        for (map, overflow, expected) in table {
+            assert_eq!(unless_whole(map, overflow.map(Into::into)), expected, "{map}");
+        }
+    }
+}

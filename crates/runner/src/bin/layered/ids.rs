@@ -1,0 +1,79 @@
+//! `--ids`: decides whether and with which IDs a subcommand enters a user namespace.
+//! `container::UserNamespace` enters it.
+
+use anyhow::bail;
+use clap::ValueEnum;
+use container::{Ids, UserNamespace};
+
+/// The value of `--ids`, if it is not given.
+const IDS: &str = "LAYERED_IDS";
+
+/// The option of every subcommand.
+#[derive(Debug, clap::Args)]
+pub(crate) struct IdsArgs {
+    /// Users and groups without root: single, ranges or auto [default: $LAYERED_IDS or auto].
+    ///
+    /// Without root, layered works in a user namespace, in which you are root. With `ranges`, the
+    /// namespace also has your subordinate IDs (/etc/subuid and /etc/subgid). With `single`, it has
+    /// no other users and groups. `auto` takes the ranges if you have some. Root needs no namespace.
+    #[arg(long, global = true, value_enum, value_name = "IDS", hide_possible_values = true, help_heading = "Global")]
+    ids: Option<Kind>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Auto,
+    Ranges,
+    Single,
+}
+
+/// How much a subcommand needs the rights of root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// It mounts.
+    Must,
+    /// It writes or removes files, some of which may have other owners.
+    Helps,
+    /// It reads files, some of which may have other owners.
+    Reads,
+    /// It needs no rights.
+    None,
+}
+
+impl IdsArgs {
+    /// Enters a user namespace, if `need` says so and this process is not privileged. The process
+    /// must still have only one thread.
+    ///
+    /// If it cannot enter, and the subcommand may do without, returns the reason.
+    pub(crate) fn enter(&self, need: Need) -> anyhow::Result<Option<anyhow::Error>> {
+        let ids = self.get()?;
+        if need == Need::None {
+            return Ok(None);
+        }
+        let Err(error) = UserNamespace::enter(ids) else { return Ok(None) };
+        let error = anyhow::Error::from(error);
+        match need {
+            Need::Must => return Err(error),
+            Need::Helps => log::warn!("continuing without the rights of root: {error:#}"),
+            Need::Reads | Need::None => log::debug!("continuing without the rights of root: {error:#}"),
+        }
+        Ok(Some(error))
+    }
+
+    fn get(&self) -> anyhow::Result<Ids> {
+        let of_environment = std::env::var_os(IDS).filter(|value| !value.is_empty());
+        let kind = match (self.ids, of_environment) {
+            (Some(kind), _) => kind,
+            (None, None) => Kind::Auto,
+            (None, Some(value)) => match Kind::from_str(&value.to_string_lossy(), false) {
+                Ok(kind) => kind,
+                Err(_) => bail!("{IDS} is {:?}; set it to auto, ranges or single", value.to_string_lossy()),
+            },
+        };
+        Ok(match kind {
+            Kind::Auto => Ids::Auto,
+            Kind::Ranges => Ids::Ranges,
+            Kind::Single => Ids::Single,
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! What an ordinary user cannot do, and what layered says then: one line with the remedy.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use integration_tests::user::{ALL_IDS, UserFixture, failure, powerless, quietly};
+use integration_tests::{RUNTIMES, copy_program, find};
+
+#[test]
+fn limits_are_refused_before_anything_runs() {
+    let fixture = UserFixture::new("single");
+    for runtime in RUNTIMES {
+        for (option, value, controller) in
+            [("--memory", "64m", "memory"), ("--pids", "50", "pids"), ("--cpus", "0.5", "cpu")]
+        {
+            let options = ["--runtime", runtime, option, value, "--upper", "up"];
+            let error = failure(125, &mut fixture.run(&options, &[], "echo ran > /ran"));
+            let parts = ["inputs: ", controller, "systemd-run --user --scope -p Delegate=yes"];
+            assert!(parts.iter().all(|part| error.contains(part)), "{option}: {error}");
+            assert!(!fixture.path().join("up").exists());
+        }
+    }
+}
+
+#[test]
+fn ranges_without_their_programs_are_an_error_and_single_works() {
+    let fixture = UserFixture::new("ranges");
+    let programs = fixture.path().join("programs");
+    fs::create_dir(&programs).unwrap();
+    for program in ["runc", "sh"] {
+        symlink(find(program), programs.join(program)).unwrap();
+    }
+    let error = failure(125, fixture.run(&[], &[], "true").env("PATH", &programs));
+    let parts = ["cannot enter a user namespace", "newuidmap is not installed", "uidmap", "--ids single"];
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    quietly(fixture.run(&["--ids", "single"], &[], "true").env("PATH", &programs));
+}
+
+#[test]
+fn the_words_of_a_program_that_fails_are_passed_on() {
+    let fixture = UserFixture::new("ranges");
+    // Without a set-user-ID bit, the program may not set the map.
+    let no_new_privs = |ids: &str| {
+        let mut command = fixture.command_with(&["--no-new-privs"], fixture.program());
+        command.args(["run", "--ids", ids, "--base", "base", "--", "true"]);
+        command
+    };
+    for ids in ["auto", "ranges"] {
+        let error = failure(125, &mut no_new_privs(ids));
+        let parts = ["newuidmap failed (newuidmap: ", "/etc/subuid", "--ids single"];
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
+    quietly(&mut no_new_privs("single"));
+}
+
+#[test]
+fn a_user_without_ranges_gets_a_single_id_unless_ranges_are_asked_for() {
+    let fixture = UserFixture::new("auto");
+    // The user `nobody` has no entry in /etc/subuid.
+    let as_nobody = |ids: &str| {
+        let mut command = Command::new(find("setpriv"));
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]).arg(fixture.program());
+        command.args(["unshare", "--ids", ids, "--", "cat", "/proc/self/uid_map"]);
+        command
+    };
+    let map = quietly(&mut as_nobody("auto"));
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "65534", "1"]);
+    let error = failure(125, &mut as_nobody("ranges"));
+    assert!(error.contains("nobody has no subordinate IDs") && error.contains("usermod --add-subuids"), "{error}");
+}
+
+#[test]
+fn a_program_that_cannot_enter_is_told_both_ways_and_runs_by_unshare() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layer = fixture.path().join("layers/greeting");
+        fs::create_dir_all(layer.join("fs")).unwrap();
+        fs::write(layer.join("fs/greeting"), "hello\n").unwrap();
+        fixture.give(&fixture.path().join("layers"));
+        // It calls `runner::run` without entering a namespace first.
+        let program = fixture.path().join("build-and-capture");
+        copy_program(env!("CARGO_BIN_EXE_build-and-capture").as_ref(), &program);
+        let error = failure(1, &mut fixture.command(&program));
+        let ways = ["UserNamespace::enter first in main", "`layered unshare -- PROGRAM`"];
+        assert!(ways.iter().all(|way| error.contains(way)), "{error}");
+        quietly(fixture.layered(&["unshare", "--"]).arg(&program));
+        let made = quietly(fixture.layered(&["unshare", "--", "cat"]).arg("layers/farewell/fs/farewell"));
+        assert_eq!(made, "goodbye\n", "{ids}");
+    }
+}
+
+#[test]
+fn exhausted_namespaces_are_named() {
+    let fixture = UserFixture::new("single");
+    let without = powerless(fixture.program());
+    let command = |arguments: &[&str]| {
+        let mut command = fixture.command(without.get_program());
+        command.args(without.get_args()).args(arguments);
+        command
+    };
+    let error = failure(125, &mut command(&["run", "--base", "base", "--", "true"]));
+    let parts = ["no further user namespace is allowed", "user.max_user_namespaces"];
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    // A command that can do without the namespace says so and continues.
+    let output = command(&["sweep"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("continuing without the rights of root"), "{stderr}");
+}
+
+#[test]
+fn a_masked_proc_is_named() {
+    let fixture = UserFixture::new("single");
+    for runtime in RUNTIMES {
+        let run = fixture.run(&["--runtime", runtime], &[], "true");
+        // Containers of other runtimes hide parts of /proc in this way.
+        let mut masked = Command::new("unshare");
+        masked.args(["--mount", "sh", "-c", "mount -t tmpfs none /proc/bus && exec \"$@\"", "sh"]);
+        masked.arg(run.get_program()).args(run.get_args()).env_clear().current_dir(fixture.path());
+        masked.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let error = failure(125, &mut masked);
+        assert!(error.contains("the kernel refuses a new /proc") && error.contains("procMount: Unmasked"), "{error}");
+    }
+}
+
+#[test]
+fn an_unknown_value_of_the_environment_is_refused() {
+    let fixture = UserFixture::new("both");
+    let error = failure(125, &mut fixture.run(&[], &[], "true"));
+    assert!(error.contains("LAYERED_IDS is \"both\"; set it to auto, ranges or single"), "{error}");
+}

@@ -1,0 +1,97 @@
+//! Stores that root and an ordinary user share.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use integration_tests::user::{ALL_IDS, UserFixture, quietly};
+
+use super::of_root;
+
+/// A build that deletes in a directory of a lower layer, and replaces another directory.
+const BUILD: &str = "rm /deps/0; rm -r /etc; mkdir /etc; touch /etc/new; mkdir /own; touch /own/x";
+
+/// What a stack of the build's layer and the lower layer shows.
+const SHOWS: &str = "ls /deps; ls /etc; ls /own";
+
+#[test]
+fn a_layer_that_root_captures_is_right_in_a_users_mount() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layers = fixture.numbered_layers(1);
+        let layer = fixture.store().join("of-root");
+        let arguments =
+            ["run", "--base", "base", "--layer", "store/numbered-0000", "--upper", "up", "--json", "r.json"];
+        quietly(of_root(&fixture, &arguments).args(["--", "sh", "-c", BUILD]));
+        quietly(&mut of_root(&fixture, &["commit", "up", "store/of-root", "--run", "r.json"]));
+        fixture.give(&layer);
+        let stack = [layer, layers[0].clone()];
+        assert_eq!(quietly(&mut fixture.run(&[], &stack, SHOWS)), "hosts\nnew\nx\n", "{ids}");
+        // Alone, the directory with the whiteout has no layer below it.
+        assert_eq!(quietly(&mut fixture.run(&[], &stack[..1], "ls /deps")), "", "{ids}");
+    }
+}
+
+#[test]
+fn a_layer_that_a_user_captures_is_right_in_roots_mount() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layers = fixture.numbered_layers(1);
+        let layer = fixture.store().join("of-user");
+        let options = ["--upper", "up", "--json", "r.json"];
+        quietly(&mut fixture.run(&options, &layers, BUILD));
+        quietly(fixture.layered(&["commit", "up"]).arg(&layer).args(["--run", "r.json"]));
+        let arguments = ["run", "--base", "base", "--layer", "store/of-user", "--layer", "store/numbered-0000", "--"];
+        assert_eq!(quietly(of_root(&fixture, &arguments).args(["sh", "-c", SHOWS])), "hosts\nnew\nx\n", "{ids}");
+    }
+}
+
+#[test]
+fn what_root_makes_in_a_users_store_belongs_to_the_user() {
+    let fixture = UserFixture::new("single");
+    let layers = fixture.numbered_layers(1);
+    let run = ["run", "--base", "base", "--layer", "store/numbered-0000", "--", "true"];
+    quietly(&mut of_root(&fixture, &run));
+    for made in ["store/.layered", "store/.layered/holds", "store/numbered-0000/last_used"] {
+        let metadata = fs::symlink_metadata(fixture.path().join(made)).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), fixture.owner(), "{made}");
+    }
+    // Without a warning, the user can hold and stamp the layer.
+    quietly(&mut fixture.run(&[], &layers, "true"));
+}
+
+#[test]
+fn a_user_does_not_trust_a_store_directory_of_an_owner_without_a_number() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layers = fixture.numbered_layers(1);
+        let store_dir = fixture.store().join(".layered");
+        fs::create_dir(&store_dir).unwrap();
+        // Both have no number in the user's namespace, but they are two people.
+        std::os::unix::fs::chown(&store_dir, Some(4_000_000), Some(4_000_000)).unwrap();
+        std::os::unix::fs::chown(fixture.store(), Some(4_000_001), Some(4_000_001)).unwrap();
+        let output = fixture.run(&[], &layers, "echo ran").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.stdout, b"ran\n", "{ids}: {stderr}");
+        assert!(stderr.contains("it belongs neither to root nor to the owner of the store"), "{ids}: {stderr}");
+        fixture.give(&fixture.store());
+    }
+}
+
+#[test]
+fn a_merge_copies_files_of_others_and_root_of_the_namespace_owns_the_copies() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let of_root = fixture.store().join("of-root");
+        fs::create_dir_all(of_root.join("fs/dir")).unwrap();
+        fs::write(of_root.join("fs/dir/file"), "theirs\n").unwrap();
+        let own = fixture.numbered_layers(1);
+        let merged = fixture.path().join("merged");
+        // The kernel lets a user link only own files (fs.protected_hardlinks).
+        let output = fixture.layered(&["merge"]).arg(&merged).arg(&of_root).args(&own).output().unwrap();
+        let (printed, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(printed.contains("2 files linked, 1 copied"), "{ids}: {printed}{stderr}");
+        for path in ["dir", "dir/file"] {
+            assert_eq!(fs::metadata(merged.join(path)).unwrap().uid(), fixture.owner().0, "{ids} {path}");
+        }
+    }
+}
