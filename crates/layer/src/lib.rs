@@ -88,6 +88,8 @@ mod merge;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
+#[cfg(feature = "oci")]
+pub mod oci;
 #[cfg(test)]
 mod parser_tests;
 mod stack;

@@ -6,7 +6,7 @@ pub(crate) mod conflicts;
 pub(crate) mod lookup;
 pub(crate) mod overlayfs;
 pub(crate) mod plan;
-mod resolve;
+pub(crate) mod resolve;
 pub(crate) mod sources;
 pub(crate) mod view;
 

@@ -19,14 +19,14 @@ const MOST_LINKS: usize = 40;
 
 /// The treatment of a symbolic link that is the last name of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LastLink {
+pub(crate) enum LastLink {
     Followed,
     NotFollowed,
 }
 
 /// The entry at the end of a path.
 #[derive(Debug)]
-pub(super) enum Resolved {
+pub(crate) enum Resolved {
     Directory(Directory),
     /// An entry that is not a directory, opened without access to its content.
     File {
@@ -44,7 +44,7 @@ pub(super) enum Resolved {
 /// # Errors
 /// [`Error::Io`] names `path`, with the kernel's error, if the stack shows nothing there. The other
 /// errors are those of [`View::child`] and [`View::pin`].
-pub(super) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolved> {
+pub(crate) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolved> {
     let fail = |errno: Errno| Error::io("find the stack's", path)(errno);
     if path.as_os_str().len() > LONGEST_PATH {
         return Err(fail(Errno::NAMETOOLONG));
