@@ -40,6 +40,8 @@ mod layout_writer;
 mod pack;
 mod pax;
 mod pipeline;
+#[cfg(test)]
+mod reader_tests;
 mod record;
 mod source;
 #[cfg(test)]

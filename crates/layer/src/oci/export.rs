@@ -170,8 +170,6 @@ impl<'a> Export<'a> {
                 let (blob, found) = self.write_tree(writer, base.fs(), &done)?;
                 sockets.extend(found);
                 blobs.push(blob);
-                // It describes the layers that the base was made from.
-                config.remove("history");
             }
         }
         for layer in self.layers.iter().rev() {
@@ -228,10 +226,19 @@ impl<'a> Export<'a> {
         config.entry("config").or_insert(json!({}));
         let diff_ids: Vec<_> = blobs.iter().filter_map(|blob| blob.diff_id).collect();
         config.insert("rootfs".into(), json!({"type": "layers", "diff_ids": diff_ids}));
-        if let Some(Value::Array(history)) = config.get_mut("history") {
-            history.extend(std::iter::repeat_n(json!({"created_by": "layered export"}), added));
-        }
+        extend_history(&mut config, blobs.len() - added, added);
         config
+    }
+}
+
+/// Adds `added` layers to the history in a configuration. Removes the history if it describes other
+/// layers than the `original` ones.
+fn extend_history(config: &mut Map<String, Value>, original: usize, added: usize) {
+    let Some(Value::Array(history)) = config.get_mut("history") else { return };
+    let layers = history.iter().filter(|step| step["empty_layer"] != true).count();
+    match original > 0 && layers == original {
+        true => history.extend(std::iter::repeat_n(json!({"created_by": "layered export"}), added)),
+        false => drop(config.remove("history")),
     }
 }
 
@@ -251,10 +258,12 @@ fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
     let source: Source = record.source.parse()?;
     let image = Image::open(&source, None, &std::env::temp_dir(), u64::MAX - 1)?;
     let changed = || Error::malformed(source.path(), "the image that the base came from");
-    if image.config_digest != record.config_digest || image.layers.len() != record.blobs.len() {
+    if image.config_digest != record.config_digest {
         return Err(changed());
     }
-    for (layer, blob) in image.layers.iter().zip(&record.blobs) {
+    for blob in &record.blobs {
+        // A base can be the lowest layer of the image alone.
+        let layer = image.layers.iter().find(|layer| layer.diff_id == blob.diff_id).ok_or_else(changed)?;
         if writer.has(blob.digest, blob.size) {
             continue;
         }
@@ -368,5 +377,39 @@ impl<W: Write> Write for Reporting<'_, '_, W> {
     fn flush(&mut self) -> io::Result<()> {
         // A flush of a compressor costs size, and its end writes everything.
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_history_describes_the_layers_or_is_removed() {
+        let config = || {
+            let json = json!({"history": [{"created_by": "a"}, {"empty_layer": true}, {"created_by": "b"}]});
+            json.as_object().unwrap().clone()
+        };
+        for (original, added, expected) in [(2, 0, Some(3)), (2, 2, Some(5)), (1, 1, None), (0, 1, None), (3, 0, None)]
+        {
+            let mut config = config();
+            extend_history(&mut config, original, added);
+            let found = config.get("history").map(|history| history.as_array().unwrap().len());
+            assert_eq!(found, expected, "{original} {added}");
+        }
+    }
+
+    #[test]
+    fn given_keys_replace_those_of_the_base_one_by_one() {
+        let given = json!({"author": "me", "config": {"Env": ["A=1"], "Cmd": null}, "rootfs": 1, "history": []});
+        let export = Export::new(&[]).config(given.as_object().unwrap().clone());
+        let base =
+            json!({"author": "you", "os": "linux", "architecture": "arm64", "config": {"Cmd": ["x"], "User": "u"}});
+        let diff_id = Digest::of(b"");
+        let blob = Blob { media_type: String::new(), digest: diff_id, size: 0, diff_id: Some(diff_id) };
+        let config = export.configuration(base.as_object().unwrap().clone(), &[blob], 1);
+        let expected = json!({"author": "me", "os": "linux", "architecture": "arm64",
+            "config": {"Cmd": null, "User": "u", "Env": ["A=1"]}, "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+        assert_eq!(Value::from(config), expected);
     }
 }

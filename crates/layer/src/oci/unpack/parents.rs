@@ -41,7 +41,7 @@ impl Unpacker {
         }
         let dir = match self.open(path) {
             Ok(dir) => Rc::new(Dir::new(dir)?),
-            Err(Errno::NOENT) => match self.make_missing(path, missing)? {
+            Err(errno) if self.is_free(errno) => match self.make_missing(path, missing)? {
                 Some(dir) => dir,
                 None => return Ok(None),
             },
@@ -64,6 +64,12 @@ impl Unpacker {
                 opened => return opened,
             }
         }
+    }
+
+    /// Returns whether a path that could not be opened may be free: nothing is there, or perhaps a
+    /// whiteout.
+    fn is_free(&self, errno: Errno) -> bool {
+        errno == Errno::NOENT || errno == Errno::NOTDIR && matches!(self.target, Target::Layer { .. })
     }
 
     fn make_missing(&mut self, path: &Path, missing: Missing) -> Result<Option<Rc<Dir>>, Problem> {
@@ -99,7 +105,7 @@ impl Unpacker {
             let path = Path::parse(&names[..known].join(&b'/'))?;
             match self.open(&path) {
                 Ok(dir) => return Ok((Rc::new(Dir::new(dir)?), known)),
-                Err(Errno::NOENT) => {}
+                Err(errno) if self.is_free(errno) => {}
                 Err(Errno::NOTDIR | Errno::LOOP) => return Err(Problem::NotADirectory),
                 Err(errno) => return Err(Problem::io("open the directory of")(errno)),
             }

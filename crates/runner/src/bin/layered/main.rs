@@ -22,8 +22,10 @@ mod completions;
 mod defaults;
 mod discard;
 mod doctor;
+mod export;
 mod gc;
 mod habits;
+mod import;
 mod kept;
 mod ls;
 mod man;
@@ -40,6 +42,7 @@ mod stack;
 mod sweep;
 mod table;
 mod values;
+mod verify;
 
 /// The exit status if layered itself fails.
 const FAILURE: u8 = 125;
@@ -60,6 +63,7 @@ Examples:
   layered run --layer gcc --layer libc6-dev debian gcc --version
   layered run --base debian --layers-from deps.txt --upper upper --json report.json -- make install
   layered commit upper new --run report.json
+  layered import oci:images:debian debian
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers
@@ -82,6 +86,9 @@ enum Command {
     Shell(shell::Args),
     Discard(discard::Args),
     Commit(commit::Args),
+    Import(import::Args),
+    Export(export::Args),
+    Verify(verify::Args),
     Ls(ls::Args),
     Show(show::Args),
     Gc(gc::Args),
@@ -117,6 +124,9 @@ fn main() -> ExitCode {
         Command::Shell(args) => shell::run(args),
         Command::Discard(args) => discard::run(&args),
         Command::Commit(args) => commit::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Gc(args) => gc::run(&args),
