@@ -14,6 +14,7 @@ use integration_tests::tree::Snapshot;
 use integration_tests::{Fixture, copy_program, find, layered};
 use layer::oci::{Destination, Export, Import, Source};
 use layer::{Layer, Meta, Store};
+use rustix::fs::FileType;
 use serde_json::Value;
 
 use super::merge::property::property;
@@ -52,9 +53,10 @@ fn shown(layers: &[Layer]) -> Snapshot {
     }
 }
 
-/// The random layers have attributes that overlayfs stores for an overlay in an overlay. No image
-/// has them.
-fn without_inner_overlays(mut snapshot: Snapshot) -> Snapshot {
+/// Takes out what no image has: sockets, and the attributes that overlayfs stores for an overlay in
+/// an overlay.
+fn as_in_an_image(mut snapshot: Snapshot) -> Snapshot {
+    snapshot.entries.retain(|_, entry| entry.kind != FileType::Socket);
     for entry in snapshot.entries.values_mut() {
         entry.xattrs.retain(|name, _| !name.to_string_lossy().contains(".overlay."));
     }
@@ -64,9 +66,10 @@ fn without_inner_overlays(mut snapshot: Snapshot) -> Snapshot {
 #[test]
 fn an_image_of_any_stack_looks_like_the_stack() {
     property(layers(), |Layers { separate, sources, base, .. }| {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory, where the syncs of the imports cost nothing.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let stack = store_of(dir.path(), &[separate, sources, vec![base]].concat());
-        let expected = without_inner_overlays(shown(&stack));
+        let expected = as_in_an_image(shown(&stack));
         let [one, other] = ["one", "other"].map(|tag| {
             let dir = dir.path().join("image");
             (format!("oci:{}:{tag}", dir.display()), Destination::Layout { dir, tag: tag.into() })
@@ -76,8 +79,8 @@ fn an_image_of_any_stack_looks_like_the_stack() {
         let source: Source = one.0.parse().unwrap();
 
         let flat = Import::new(&source).into_base(dir.path().join("flat")).map_err(failed)?;
-        let found = without_inner_overlays(shown(&[flat.layers[0].layer.clone()]));
-        if found != expected {
+        let found = as_in_an_image(shown(&[flat.layers[0].layer.clone()]));
+        if found.entries != expected.entries || !found.phantoms.is_empty() {
             return Err(format!("as one tree:\n{}{:?}", expected.diff(&found), found.phantoms));
         }
 
@@ -85,8 +88,9 @@ fn an_image_of_any_stack_looks_like_the_stack() {
         let store = Store::open(dir.path().join("imported")).unwrap();
         let imported = Import::new(&source).into_layers(&store).map_err(failed)?;
         let layers: Vec<_> = imported.layers.iter().map(|imported| imported.layer.clone()).collect();
-        let found = without_inner_overlays(shown(&layers));
-        if found != expected {
+        let found = as_in_an_image(shown(&layers));
+        // The random layers lack the mark that makes the kernel look for whiteouts. Imported ones have it.
+        if found.entries != expected.entries || !found.phantoms.is_empty() {
             return Err(format!("as layers:\n{}{:?}", expected.diff(&found), found.phantoms));
         }
         let again = Export::new(&layers).compression(layer::oci::Compression::None).run(&other.1).map_err(failed)?;
@@ -174,7 +178,7 @@ fn small_archive(fixture: &Fixture) -> PathBuf {
     fs::create_dir_all(tree.join("d")).unwrap();
     fs::write(tree.join("d/f"), vec![b'x'; 300_000]).unwrap();
     chown(tree.join("d"), Some(7), Some(8)).unwrap();
-    let arguments = [&tree.display().to_string(), "-cf", &archive.display().to_string(), "."];
+    let arguments = [&tree.display().to_string(), "--format=posix", "-cf", &archive.display().to_string(), "."];
     program("tar", &[&["-C"], &arguments[..]].concat());
     archive
 }
@@ -240,9 +244,9 @@ fn an_image_that_cannot_be_used_is_one_line_of_advice() {
     let fixture = Fixture::new();
     let missing = format!("oci:{}/missing", fixture.path().display());
     for (arguments, part) in [
-        (&["import", "docker://debian:12", "base"][..], "skopeo copy docker://debian:12 oci:DIR:TAG"),
-        (&["import", "debian", "base"], "oci-archive:FILE"),
-        (&["import", &missing, "base"], "cannot open"),
+        (&["import", "docker://debian:12", "new"][..], "skopeo copy docker://debian:12 oci:DIR:TAG"),
+        (&["import", "debian", "new"], "oci-archive:FILE"),
+        (&["import", &missing, "new"], "cannot open"),
         (&["export", "oci:dir", "--base", "x"], "has no tag"),
         (&["export", "oci:dir:tag"], "nothing to export"),
         (&["pull", "debian:12"], "layered import"),

@@ -207,7 +207,7 @@ impl<'a> Import<'a> {
     ///
     /// The name of a layer is the beginning of its diff ID. If its tree depends on the layers below,
     /// because the archive has no entry for a directory or a hard link leads to a layer below, it is
-    /// the beginning of its chain ID. A layer that the store has under that name is reused without
+    /// the beginning of its chain ID. So it is if the image has the layer twice. A layer that the store has under that name is reused without
     /// being read.
     ///
     /// # Errors
@@ -223,7 +223,11 @@ impl<'a> Import<'a> {
         for layer in &work.image.layers {
             let known = layer.diff_id.map(|diff_id| (diff_id, diff_id.chained(read.chain_id)));
             let found = match known {
-                Some((diff_id, chain_id)) => find(store, diff_id, chain_id)?,
+                Some((diff_id, chain_id)) => {
+                    let is_repeated = layers.iter().any(|below| below.diff_id == diff_id);
+                    let names = if is_repeated { &[chain_id][..] } else { &[diff_id, chain_id] };
+                    find(store, names, diff_id, chain_id)?
+                }
                 None => None,
             };
             let imported = match found {
@@ -346,7 +350,9 @@ impl Work<'_> {
             true => layer.chain_id.hex(),
             false => layer.diff_id.hex(),
         };
-        let name = if unpacked.consulted { chain_id } else { diff_id };
+        // No stack can have one directory twice.
+        let is_repeated = below.iter().any(|below| below.diff_id == diff_id);
+        let name = if unpacked.consulted || is_repeated { chain_id } else { diff_id };
         let base_hash = below.last().map_or_else(|| name.hex(), hash);
         let parent_hashes = below.iter().rev().skip(1).rev().map(hash).collect();
         let meta = Meta { parent_hashes, ..Meta::new(base_hash, SystemTime::now()) };
@@ -397,9 +403,9 @@ fn chain_id_name(layer: &ImportedLayer) -> String {
     layer.chain_id.layer_name()
 }
 
-/// Finds a layer that an earlier import has made, and holds it.
-fn find(store: &Store, diff_id: Digest, chain_id: Digest) -> Result<Option<(Layer, Record, Hold)>> {
-    for name in [diff_id, chain_id] {
+/// Finds a layer that an earlier import has made under one of `names`, and holds it.
+fn find(store: &Store, names: &[Digest], diff_id: Digest, chain_id: Digest) -> Result<Option<(Layer, Record, Hold)>> {
+    for &name in names {
         let layer = store.layer(name.layer_name())?;
         // A layer is held before it is looked at, so that no collector takes it in between.
         let hold = match Hold::of([layer.path()]) {

@@ -29,7 +29,8 @@ const MAX_NUMBER: u64 = 0o77_777_777_777;
 /// The length of the longest name in a header, in bytes.
 const MAX_NAME: usize = 100;
 
-/// Writes the directory `tree` into `out`. Returns the paths of sockets, which no archive can have.
+/// Writes the directory `tree` into `out`. Returns the paths of sockets, which no archive can have: a
+/// whiteout takes their place.
 pub(crate) fn pack(tree: &Path, xattrs: XattrNamespace, out: &mut dyn Write) -> Result<Vec<PathBuf>> {
     let root = openat(CWD, tree, READ, Mode::empty()).map_err(crate::Error::io("open", tree))?;
     let mut packer = Packer { root, xattrs, out, names: HashMap::new(), sockets: Vec::new() };
@@ -137,6 +138,21 @@ pub(crate) fn end(out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     out.write_all(&[0; 2 * HEADER_SIZE])
 }
 
+/// A directory whose entries are being written.
+struct Listed {
+    /// The names that are still to come, the next one last.
+    names: Vec<CString>,
+    is_opaque: bool,
+}
+
+/// What an archive shows of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shows {
+    Entry,
+    /// Nothing, and nothing of that name in the layers below, either.
+    Nothing,
+}
+
 struct Packer<'a> {
     root: OwnedFd,
     xattrs: XattrNamespace,
@@ -151,11 +167,11 @@ impl Packer<'_> {
     fn walk(&mut self, current: &mut PathBuf) -> Result<(), Problem> {
         let open_root = |root: &OwnedFd| openat(root, c".", READ, Mode::empty()).map_err(Problem::io("open"));
         let mut dir = open_root(&self.root)?;
-        // The names that are still to come in each directory on the way, the next one last. Only the
-        // last of these directories is open, because a tree can be deeper than the limit of open files.
+        // The directories on the way. Only the last one is open, because a tree can be deeper than the
+        // limit of open files.
         let mut way = vec![self.directory(&dir, current)?];
-        while let Some(names) = way.last_mut() {
-            let Some(name) = names.pop() else {
+        while let Some(here) = way.last_mut() {
+            let Some(name) = here.names.pop() else {
                 way.pop();
                 if !way.is_empty() {
                     current.pop();
@@ -172,15 +188,19 @@ impl Packer<'_> {
                 dir = open_in(dir.as_fd(), &name, READ).map_err(Problem::io("open"))?;
                 way.push(self.directory(&dir, current)?);
             } else {
-                self.file(dir.as_fd(), &name, current, &stat)?;
+                let is_opaque = here.is_opaque;
+                // In an opaque directory, a whiteout has nothing to hide.
+                if self.file(dir.as_fd(), &name, current, &stat)? == Shows::Nothing && !is_opaque {
+                    self.whiteout(current)?;
+                }
                 current.pop();
             }
         }
         end(self.out).map_err(Problem::io("write the archive behind"))
     }
 
-    /// Writes a directory. Returns the names in it, the last one first.
-    fn directory(&mut self, dir: &OwnedFd, path: &Path) -> Result<Vec<CString>, Problem> {
+    /// Writes a directory itself.
+    fn directory(&mut self, dir: &OwnedFd, path: &Path) -> Result<Listed, Problem> {
         let is_root = path.as_os_str().is_empty();
         let listed = XattrList::of(dir.as_fd()).map_err(Problem::io("list the extended attributes of"))?;
         let stat = fstat(dir).map_err(Problem::io("look at"))?;
@@ -200,13 +220,14 @@ impl Packer<'_> {
         let mut names: Vec<_> =
             names.map(|entry| Ok(entry?.0)).collect::<rustix::io::Result<_>>().map_err(Problem::io("read"))?;
         names.sort_by(|one, other| other.cmp(one));
-        Ok(names)
+        Ok(Listed { names, is_opaque })
     }
 
-    fn file(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &Path, stat: &Stat) -> Result<(), Problem> {
+    /// Writes anything but a directory.
+    fn file(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &Path, stat: &Stat) -> Result<Shows, Problem> {
         let entry = overlayfs::Entry::new(dir, name, stat);
         if entry.classify(self.xattrs).map_err(below(path))? == EntryKind::Whiteout {
-            return self.whiteout(path);
+            return Ok(Shows::Nothing);
         }
         let bytes = path.as_os_str().as_bytes();
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -216,38 +237,33 @@ impl Packer<'_> {
                     Member { kind: EntryType::Link, target: first, ..Member::plain(bytes, stat.st_mode & 0o7777, 0) };
                 let link = Member { owner: (stat.st_uid, stat.st_gid), modified: modified(stat), ..link };
                 let link = header(&link)?;
-                return self.write(&link);
+                self.write(&link)?;
+                return Ok(Shows::Entry);
             }
             self.names.insert(identity(stat), bytes.to_vec());
         }
-        let attributes = || {
-            let attributes = Attributes::of_name(dir, name, stat, Keep::Visible(self.xattrs));
-            attributes.map_err(Problem::io("read the attributes of"))
-        };
-        match kind {
-            FileType::RegularFile => self.regular_file(dir, name, bytes, stat),
+        let (kind, target) = match kind {
+            FileType::RegularFile => {
+                self.regular_file(dir, name, bytes, stat)?;
+                return Ok(Shows::Entry);
+            }
             FileType::Symlink => {
                 let target = readlinkat(dir, name, Vec::new()).map_err(Problem::io("read"))?;
-                let attributes = attributes()?;
-                self.member(EntryType::Symlink, bytes, target.to_bytes(), stat, 0, &attributes)
+                (EntryType::Symlink, target.into_bytes())
             }
-            FileType::CharacterDevice => {
-                let attributes = attributes()?;
-                self.member(EntryType::Char, bytes, b"", stat, 0, &attributes)
-            }
-            FileType::BlockDevice => {
-                let attributes = attributes()?;
-                self.member(EntryType::Block, bytes, b"", stat, 0, &attributes)
-            }
-            FileType::Fifo => {
-                let attributes = attributes()?;
-                self.member(EntryType::Fifo, bytes, b"", stat, 0, &attributes)
-            }
+            FileType::CharacterDevice => (EntryType::Char, Vec::new()),
+            FileType::BlockDevice => (EntryType::Block, Vec::new()),
+            FileType::Fifo => (EntryType::Fifo, Vec::new()),
             _ => {
                 self.sockets.push(path.into());
-                Ok(())
+                // Without the socket, a file of its name in a layer below would appear.
+                return Ok(Shows::Nothing);
             }
-        }
+        };
+        let attributes = Attributes::of_name(dir, name, stat, Keep::Visible(self.xattrs));
+        let attributes = attributes.map_err(Problem::io("read the attributes of"))?;
+        self.member(kind, bytes, &target, stat, 0, &attributes)?;
+        Ok(Shows::Entry)
     }
 
     fn whiteout(&mut self, path: &Path) -> Result<(), Problem> {
@@ -419,9 +435,9 @@ mod tests {
         assert_eq!(*sockets, [Path::new("socket")]);
         let entries = entries(bytes);
         let names: Vec<_> = entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect();
-        let expected = ["./", "a", "b/", "b/.wh..wh..opq", "b/a", "b/c", "b/.wh.gone", "b/s", "b.c", "link"];
+        let expected = ["./", "a", "b/", "b/.wh..wh..opq", "b/a", "b/c", "b/s", "b.c", "link", ".wh.socket"];
         assert_eq!(names, expected);
-        assert_eq!(entries[9].kind, Kind::HardLink { target: b"b/a".to_vec() });
+        assert_eq!(entries[8].kind, Kind::HardLink { target: b"b/a".to_vec() });
     }
 
     #[test]
