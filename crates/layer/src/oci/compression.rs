@@ -20,7 +20,7 @@ pub enum Compression {
 /// Some bytes that were read to find out what they are, and the rest.
 pub(crate) type Begun<R> = Chain<Cursor<Vec<u8>>, R>;
 
-/// What the first bytes of a file are.
+/// The meaning of the first bytes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detected {
     Known(Compression),

@@ -126,7 +126,7 @@ pub enum Error {
     Archive {
         /// The layer: its blob or its archive.
         archive: PathBuf,
-        /// The path of the last entry that was read; `.` if there was none.
+        /// The path of the last entry that was read, or `.`.
         after: PathBuf,
         /// The reason.
         #[source]

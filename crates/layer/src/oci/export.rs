@@ -70,7 +70,7 @@ pub struct Exported {
     pub blobs: Vec<Blob>,
     /// The number of these that are blobs of the image that the base came from.
     pub original: usize,
-    /// The paths of sockets, which no image can have, below the trees that they were in.
+    /// The paths of sockets, which no image can have. Whiteouts take their place.
     #[serde(serialize_with = "paths")]
     pub sockets: Vec<PathBuf>,
 }

@@ -79,8 +79,7 @@ enum Place {
 }
 
 impl Image {
-    /// Opens an image. An archive that has to be decompressed is written to a temporary file in
-    /// `spool`.
+    /// Opens an image. A compressed archive is decompressed into a temporary file in `spool`.
     pub(crate) fn open(source: &Source, platform: Option<&Platform>, spool: &Path, max_bytes: u64) -> Result<Self> {
         match source {
             Source::Layout { dir, tag } => Self::of_layout(Files::of_directory(dir)?, tag.as_deref(), platform),

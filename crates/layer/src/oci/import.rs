@@ -83,7 +83,7 @@ pub struct Imported {
     pub blobs: usize,
     /// The decompressed bytes that were read.
     pub bytes: u64,
-    /// What the caller has no privilege for.
+    /// The things that the caller has no privilege for.
     pub left_out: LeftOut,
 }
 

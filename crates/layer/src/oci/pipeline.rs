@@ -1,4 +1,4 @@
-//! Reads the blob of a layer: decompresses it on a thread of its own, and computes both digests
+//! Reads the blob of a layer: decompresses it on a second thread, and computes both digests
 //! while its entries are unpacked on the caller's.
 
 use std::io::{self, Read};

@@ -35,7 +35,7 @@ use crate::tree::attributes::Attributes;
 use crate::tree::remove::remove_at;
 use crate::tree::walk::{self, Identity, READ, as_os_str, identity, open_beneath};
 
-/// What is done with owners, devices and attributes that this process cannot make.
+/// The treatment of owners, devices and attributes that this process cannot set or make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Privileges {
     /// An error. This is for root.
@@ -85,7 +85,7 @@ pub(crate) struct Options {
     pub(crate) xattrs: XattrNamespace,
 }
 
-/// What the tree stands for.
+/// The kind of tree that is being made.
 enum Target {
     /// A whole file system, into which one layer after the other is unpacked. A whiteout removes.
     Whole {

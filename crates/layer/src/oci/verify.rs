@@ -22,7 +22,7 @@ pub enum Verified {
     Damaged(Damage),
 }
 
-/// What is wrong with a layer.
+/// A kind of damage to a layer.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Damage {

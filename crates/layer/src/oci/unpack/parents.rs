@@ -152,7 +152,7 @@ impl Unpacker {
     }
 }
 
-/// What is done with a directory that neither the tree nor the layers below have.
+/// The treatment of a directory that neither the tree nor the layers below have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
     Made,

@@ -25,7 +25,7 @@ impl Unpacker {
             return Ok(());
         }
         let Some(dir) = self.existing(parent)? else { return Ok(()) };
-        // What is removed may be the directory of the next entry.
+        // The cached directory may be below the name that is removed.
         self.parent = None;
         let stat = match statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Some(stat),

@@ -26,9 +26,9 @@ use crate::table;
 #[command(after_help = AFTER_HELP)]
 #[command(group = clap::ArgGroup::new("target").required(true).args(["dir", "layers"]))]
 pub(crate) struct Args {
-    /// Image: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], tar:FILE or -.
+    /// Image: oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:TAG, tar:FILE or -.
     ///
-    /// tar:FILE is an archive of a root file system, plain or compressed with gzip or zstd. - is
+    /// :TAG can be left out if there is only one image. tar:FILE is an archive of a root file system, plain or compressed with gzip or zstd. - is
     /// such an archive on standard input. An image in a registry is copied first, as in the
     /// examples.
     #[arg(value_name = "IMAGE")]
