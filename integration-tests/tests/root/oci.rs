@@ -487,6 +487,21 @@ fn verify_looks_at_a_whole_store() {
 }
 
 #[test]
+fn a_commit_records_the_digest_that_an_export_has() {
+    let fixture = Fixture::new();
+    let [upper, layer] = ["upper", "committed"].map(|name| fixture.path().join(name));
+    fs::create_dir(&upper).unwrap();
+    fs::write(upper.join("f"), "x").unwrap();
+    done(layered().arg("commit").args([&upper, &layer]).arg("--base").arg(fixture.base().path()).arg("--digest"));
+    let line = done(layered().arg("verify").arg(&layer));
+    let image = format!("oci:{}:tag", fixture.path().join("image").display());
+    let exported: Value =
+        serde_json::from_str(&done(layered().args(["export", &image, "--json", "--layer"]).arg(&layer))).unwrap();
+    let diff_id = exported["blobs"][0]["diff_id"].as_str().unwrap();
+    assert!(line.ends_with(&format!(": intact, {diff_id}\n")), "{line}");
+}
+
+#[test]
 fn sockets_are_left_out_and_reported() {
     let fixture = Fixture::new();
     let layer = fixture.layer("with-socket", |tree| drop(UnixListener::bind(tree.join("socket")).unwrap()));

@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use layer::display::quoted;
-use layer::{Base, Capture, Captured, Layer, Meta};
+use layer::oci::record_digest;
+use layer::{Base, Capture, Captured, Layer, Meta, XattrNamespace};
 use runner::{CaptureRecord, Upper};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -61,6 +62,9 @@ pub(crate) struct Args {
     meta: Option<PathBuf>,
     #[command(flatten)]
     access: AccessArgs,
+    /// Record the digest of the layer in its digest.json, so that `layered verify` finds damage.
+    #[arg(long)]
+    digest: bool,
     /// Clamp modification times to SECONDS since 1970.
     ///
     /// Later times become this time, so that a repeated build results in the same tree. Without
@@ -143,6 +147,9 @@ fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn report(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
+    if args.digest {
+        record_digest(&Layer::at(&args.layer), XattrNamespace::Trusted)?;
+    }
     let (size, entries) = (table::bytes(captured.size.bytes), captured.size.entries);
     let made = match captured.taken_out {
         0 => String::new(),

@@ -28,9 +28,9 @@ use crate::table;
 pub(crate) struct Args {
     /// Image: oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:TAG, tar:FILE or -.
     ///
-    /// :TAG can be left out if there is only one image. tar:FILE is an archive of a root file system, plain or compressed with gzip or zstd. - is
-    /// such an archive on standard input. An image in a registry is copied first, as in the
-    /// examples.
+    /// :TAG can be left out if there is only one image. tar:FILE is an archive of a root file
+    /// system, plain or compressed with gzip or zstd. - is such an archive on standard input. An
+    /// image in a registry is copied first, as in the examples.
     #[arg(value_name = "IMAGE")]
     image: Source,
     /// Directory of the new base, which must not exist.

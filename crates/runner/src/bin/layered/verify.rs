@@ -15,8 +15,8 @@ use crate::stack::is_store;
 
 /// Find damage in layers.
 ///
-/// Reads each layer again and compares it with the digest in its digest.json. `layered import` and
-/// `layered export` record this digest. Of a layer without one, only the presence and the form of
+/// Reads each layer again and compares it with the digest in its digest.json. `layered import`,
+/// `layered export` and `layered commit --digest` record this digest. Of a layer without one, only the presence and the form of
 /// its files are checked.
 ///
 /// Changes nothing. The exit status is 1 if a layer is damaged.
