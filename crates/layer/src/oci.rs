@@ -24,9 +24,11 @@
 //! ```
 
 mod archive;
+mod choice;
 mod compression;
 mod destination;
 mod digest;
+mod encoder;
 mod entry;
 mod entry_name;
 mod error;

@@ -237,6 +237,20 @@ fn a_user_imports_what_the_kernel_allows() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.contains("files belong to you"), "{stderr}");
     assert_eq!(fs::read(place.join("base/fs/d/f")).unwrap().len(), 300_000);
+
+    // The whiteouts of a layer are marked in the namespace that a user may write.
+    let dirs = [Dir::new().with("d", Dir::new().whiteout("f")), Dir::new().with("d", Dir::new().file("f", "x"))];
+    let image = fixture.path().join("image");
+    let destination = Destination::Layout { dir: image.clone(), tag: "tag".into() };
+    Export::new(&store_of(&fixture.path().join("source"), &dirs)).run(&destination).unwrap();
+    let mut nobody = Command::new(&copy);
+    nobody.uid(65534).gid(65534).arg("import").arg(format!("oci:{}", image.display())).arg("--layers").arg(&place);
+    let list = done(&mut nobody);
+    let topmost = Path::new(list.lines().nth(1).unwrap());
+    let upper = topmost.join("fs/d");
+    assert!(layer::is_whiteout(upper.join("f"), layer::XattrNamespace::User).unwrap());
+    let mut origin = [0; 8];
+    assert_eq!(rustix::fs::lgetxattr(&upper, "user.overlay.origin", &mut origin), Ok(0));
 }
 
 #[test]

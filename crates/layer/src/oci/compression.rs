@@ -17,6 +17,17 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    /// Returns the media type of a layer with this compression.
+    pub(crate) fn media_type(self) -> &'static str {
+        match self {
+            Self::None => "application/vnd.oci.image.layer.v1.tar",
+            Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        }
+    }
+}
+
 /// Some bytes that were read to find out what they are, and the rest.
 pub(crate) type Begun<R> = Chain<Cursor<Vec<u8>>, R>;
 

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::compression::Compression;
 use super::destination::Destination;
 use super::digest::{Digest, Hashing};
+use super::encoder::Encoder;
 use super::error::{Error, Result};
 use super::image::{Blob, Image};
 use super::import::Progress;
@@ -26,13 +27,6 @@ use crate::tree::walk;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-
-/// The levels of compression: that of gzip(1), and that of zstd(1).
-const GZIP_LEVEL: u32 = 6;
-const ZSTD_LEVEL: i32 = 3;
-
-/// The number of threads of zstd. Its output is the same for every number but none.
-const ZSTD_THREADS: u32 = 2;
 
 /// A builder for the export of a stack as an image.
 ///
@@ -197,15 +191,13 @@ impl<'a> Export<'a> {
             let failed = || Error::io("compress", &tree);
             let mut encoder = Encoder::new(self.compression, out).map_err(failed())?;
             let reporting = Reporting { out: &mut encoder, done, progress: self.progress };
-            let mut archive = Hashing::new(io::BufWriter::with_capacity(128 * 1024, reporting));
+            let mut archive = Hashing::new(reporting);
             let sockets = pack(&tree, self.xattrs, &mut archive)?;
-            let (mut archive, diff_id, _) = archive.finish();
-            archive.flush().map_err(failed())?;
-            drop(archive);
+            let (_, diff_id, _) = archive.finish();
             encoder.finish().map_err(failed())?;
             Ok((diff_id, sockets))
         })?;
-        let media_type = media_type(self.compression).to_string();
+        let media_type = self.compression.media_type().to_string();
         let Written { digest, size } = written;
         let sockets = sockets.into_iter().map(|socket| tree.join(socket)).collect();
         Ok((Blob { media_type, digest, size, diff_id: Some(diff_id) }, sockets))
@@ -297,66 +289,6 @@ fn descriptor(media_type: &str, written: Written) -> Value {
     json!({"mediaType": media_type, "digest": written.digest, "size": written.size})
 }
 
-fn media_type(compression: Compression) -> &'static str {
-    match compression {
-        Compression::None => "application/vnd.oci.image.layer.v1.tar",
-        Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-        Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
-    }
-}
-
-/// A writer that compresses.
-enum Encoder<'a> {
-    None(&'a mut dyn Write),
-    Gzip(flate2::write::GzEncoder<&'a mut dyn Write>),
-    Zstd(zstd::stream::write::Encoder<'static, &'a mut dyn Write>),
-}
-
-impl<'a> Encoder<'a> {
-    fn new(compression: Compression, out: &'a mut dyn Write) -> io::Result<Self> {
-        Ok(match compression {
-            Compression::None => Self::None(out),
-            Compression::Gzip => {
-                // Neither a time nor a system gets into the header.
-                let header = flate2::GzBuilder::new().mtime(0).operating_system(255);
-                Self::Gzip(header.write(out, flate2::Compression::new(GZIP_LEVEL)))
-            }
-            Compression::Zstd => {
-                let mut encoder = zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?;
-                encoder.multithread(ZSTD_THREADS)?;
-                encoder.include_checksum(true)?;
-                Self::Zstd(encoder)
-            }
-        })
-    }
-
-    fn finish(self) -> io::Result<()> {
-        match self {
-            Self::None(out) => out.flush(),
-            Self::Gzip(encoder) => encoder.finish().map(drop),
-            Self::Zstd(encoder) => encoder.finish().map(drop),
-        }
-    }
-}
-
-impl Write for Encoder<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::None(out) => out.write(bytes),
-            Self::Gzip(encoder) => encoder.write(bytes),
-            Self::Zstd(encoder) => encoder.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::None(out) => out.flush(),
-            Self::Gzip(encoder) => encoder.flush(),
-            Self::Zstd(encoder) => encoder.flush(),
-        }
-    }
-}
-
 /// A writer that reports how much was written.
 struct Reporting<'a, 'b, W> {
     out: &'a mut W,
@@ -375,8 +307,7 @@ impl<W: Write> Write for Reporting<'_, '_, W> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // A flush of a compressor costs size, and its end writes everything.
-        Ok(())
+        self.out.flush()
     }
 }
 

@@ -1,9 +1,11 @@
 //! Makes the files of the entries of archives below one directory. Follows no link out of it:
-//! every step is by descriptor. `unpack/` has the directories on the way, the whiteouts, and the
-//! attributes of directories.
+//! every step is by descriptor. `unpack/` has the directories on the way, whiteouts, hard links,
+//! and the attributes of directories.
 
 mod directories;
+mod hard_links;
 mod parents;
+mod privileges;
 mod whiteouts;
 
 use std::collections::HashSet;
@@ -17,65 +19,23 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, ftruncate, linkat, mkdirat, mknodat, openat, statat, symlinkat,
-    unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, ftruncate, mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
 use self::directories::Directories;
 use self::parents::Parent;
+use self::privileges::apply;
+pub use self::privileges::{LeftOut, Privileges};
 use super::archive::{Archive, Input};
 use super::entry::{Entry, Kind, Piece};
 use super::entry_name::{EntryName, Path};
 use super::error::Problem;
-use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
-use crate::stack::resolve::{LastLink, Resolved, resolve};
+use crate::stack::overlayfs::{self, XattrNamespace};
 use crate::stack::view::View;
 use crate::tree::attributes::Attributes;
 use crate::tree::remove::remove_at;
-use crate::tree::walk::{self, Identity, READ, as_os_str, identity, open_beneath};
-
-/// The treatment of owners, devices and attributes that this process cannot set or make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Privileges {
-    /// An error. This is for root.
-    #[default]
-    Required,
-    /// They are left out and counted: files belong to the caller, devices are missing, and
-    /// capabilities are lost.
-    AsAvailable,
-}
-
-/// The numbers of things that an import had to leave out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-#[non_exhaustive]
-pub struct LeftOut {
-    /// Files whose owner could not be set.
-    pub owners: u64,
-    /// Files without an extended attribute that only a privileged process can set, such as a
-    /// capability.
-    pub xattrs: u64,
-    /// Device nodes that could not be made.
-    pub devices: u64,
-    /// Files whose ACL is a text of GNU tar, which layered does not read.
-    pub acl_texts: u64,
-}
-
-impl LeftOut {
-    /// Returns whether nothing was left out.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl std::ops::AddAssign for LeftOut {
-    fn add_assign(&mut self, other: Self) {
-        self.owners += other.owners;
-        self.xattrs += other.xattrs;
-        self.devices += other.devices;
-        self.acl_texts += other.acl_texts;
-    }
-}
+use crate::tree::walk::{Identity, READ, as_os_str, identity};
 
 /// How entries are unpacked.
 #[derive(Debug, Clone, Copy)]
@@ -207,7 +167,7 @@ impl Unpacker {
         let directories = std::mem::take(&mut self.directories);
         directories.apply(self.root.as_fd(), |attributes, dir| {
             let stat = fstat(dir)?;
-            apply(&mut self.left_out, self.options, attributes, &stat, |attributes| attributes.apply(dir))
+            apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| attributes.apply(dir))
         })?;
         Ok(Unpacked { left_out: self.left_out, consulted: self.consulted })
     }
@@ -297,8 +257,10 @@ impl Unpacker {
         let stat = fstat(&file).map_err(Problem::io("look at"))?;
         self.note(identity(&stat));
         let attributes = attributes(FileType::RegularFile, entry);
-        apply(&mut self.left_out, self.options, attributes, &stat, |attributes| attributes.apply(file.as_fd()))
-            .map_err(Problem::io("set the attributes of"))
+        apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| {
+            attributes.apply(file.as_fd())
+        })
+        .map_err(Problem::io("set the attributes of"))
     }
 
     fn special(&mut self, dir: &Dir, name: &CStr, kind: FileType, device: u64, entry: Entry) -> Result<(), Problem> {
@@ -319,68 +281,10 @@ impl Unpacker {
         let stat = self.look_at(dir, name)?;
         self.note(identity(&stat));
         let attributes = attributes(kind, entry);
-        apply(&mut self.left_out, self.options, attributes, &stat, |attributes| {
+        apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| {
             attributes.apply_to_name(dir.as_fd(), name)
         })
         .map_err(Problem::io("set the attributes of"))
-    }
-
-    /// Links `name` in `dir` to the file at `target`, which is not followed if it is a link itself.
-    fn hard_link(&mut self, dir: &Dir, name: &CStr, target: &Path) -> Result<(), Problem> {
-        let missing = || Problem::TargetMissing { target: target.to_path_buf() };
-        let not_linkable = || Problem::NotLinkable { target: target.to_path_buf() };
-        let (parent, target_name) = target.split().ok_or_else(not_linkable)?;
-        let here = match self.open(&parent) {
-            Ok(parent) => match statat(&parent, &target_name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => Some((parent, target_name, stat)),
-                Err(Errno::NOENT) => None,
-                Err(errno) => return Err(Problem::io("look at the target of")(errno)),
-            },
-            Err(Errno::NOENT) => None,
-            Err(Errno::NOTDIR | Errno::LOOP) => return Err(missing()),
-            Err(errno) => return Err(Problem::io("open the directory of the target of")(errno)),
-        };
-        let Some((parent, target_name, stat)) =
-            here.map_or_else(|| self.find_below(target), |found| Ok(Some(found)))?
-        else {
-            return Err(missing());
-        };
-        let is_whiteout = overlayfs::Entry::new(parent.as_fd(), &target_name, &stat)
-            .classify(self.options.xattrs)
-            .map_err(|why| Problem::Below(Box::new(why.at(target.to_path_buf()))))?
-            == EntryKind::Whiteout;
-        if is_whiteout {
-            return Err(missing());
-        }
-        if FileType::from_raw_mode(stat.st_mode).is_dir() {
-            return Err(not_linkable());
-        }
-        // A link of a file to itself is the file. To remove it first would lose it.
-        let exists = statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW);
-        if !exists.is_ok_and(|exists| identity(&exists) == identity(&stat)) {
-            self.make(dir, name, |dir| linkat(&parent, &target_name, dir, name, AtFlags::empty()))?;
-        }
-        self.note(identity(&stat));
-        Ok(())
-    }
-
-    /// Finds the target of a hard link in the layers below.
-    fn find_below(&mut self, target: &Path) -> Result<Option<(OwnedFd, std::ffi::CString, Stat)>, Problem> {
-        let Target::Layer { stack: Some(stack) } = &self.target else { return Ok(None) };
-        let below = |error: crate::Error| Problem::Below(Box::new(error));
-        let (path, tree) = match resolve(stack, &target.to_path_buf(), LastLink::NotFollowed) {
-            Ok(Resolved::File { path, tree, .. }) => (path, tree),
-            Ok(Resolved::Directory(_)) => return Err(Problem::NotLinkable { target: target.to_path_buf() }),
-            Err(crate::Error::Io { source, .. }) if is_missing(&source) => return Ok(None),
-            Err(error) => return Err(below(error)),
-        };
-        self.consulted = true;
-        let failed = |errno: Errno| below(crate::Error::io("open", stack.path(tree).join(&path))(errno));
-        let root = openat(CWD, stack.path(tree), READ, Mode::empty()).map_err(failed)?;
-        let parent = open_beneath(root.as_fd(), walk_parent(&path), READ).map_err(failed)?;
-        let name = walk::as_c_string(path.file_name().unwrap_or_default()).map_err(failed)?;
-        let stat = statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-        Ok(Some((parent, name, stat)))
     }
 
     /// Makes the file `name` in `dir` by the system call `make`, in place of what is there.
@@ -431,38 +335,8 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }
 
-/// Returns the directory of a path below a root; the empty path is the root.
-fn walk_parent(path: &std::path::Path) -> &std::path::Path {
-    path.parent().unwrap_or(std::path::Path::new(""))
-}
-
 fn attributes(kind: FileType, entry: Entry) -> Attributes {
     Attributes::new(kind, entry.mode, (entry.uid, entry.gid), entry.mtime, entry.xattrs)
-}
-
-/// Sets attributes by `set`. Without the privilege for all, sets those that are allowed.
-fn apply(
-    left_out: &mut LeftOut,
-    options: Options,
-    mut attributes: Attributes,
-    stat: &Stat,
-    set: impl Fn(&Attributes) -> rustix::io::Result<()>,
-) -> rustix::io::Result<()> {
-    let refused = match (set(&attributes), options.privileges) {
-        (Err(errno @ (Errno::PERM | Errno::INVAL | Errno::NOTSUP)), Privileges::AsAvailable) => errno,
-        (set, _) => return set,
-    };
-    let takes_owner = attributes.take_owner(stat);
-    if takes_owner && set(&attributes).is_ok() {
-        left_out.owners += 1;
-        return Ok(());
-    }
-    if !attributes.drop_privileged_xattrs() {
-        return Err(refused);
-    }
-    left_out.owners += u64::from(takes_owner);
-    left_out.xattrs += 1;
-    set(&attributes)
 }
 
 /// Writes the pieces of a sparse file, whose contents follow each other in `archive`.

@@ -11,14 +11,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use layer::display::quoted;
 use layer::oci::record_digest;
-use layer::{Base, Capture, Captured, Layer, Meta, XattrNamespace};
+use layer::{Base, Capture, Captured, Layer, Meta};
 use runner::{CaptureRecord, Upper};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::access::AccessArgs;
 use crate::stack::{BaseArgs, LayerArgs, read_given};
-use crate::{kept, table};
+use crate::{kept, privileges, table};
 
 /// Turn an upper directory into a layer.
 ///
@@ -148,7 +148,7 @@ fn repeat(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn report(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
     if args.digest {
-        record_digest(&Layer::at(&args.layer), XattrNamespace::Trusted)?;
+        record_digest(&Layer::at(&args.layer), privileges::namespace())?;
     }
     let (size, entries) = (table::bytes(captured.size.bytes), captured.size.entries);
     let made = match captured.taken_out {

@@ -13,7 +13,7 @@ use layer::{Hold, Layer};
 use serde_json::{Map, Value};
 
 use crate::stack::{BaseArgs, LayerArgs, read_given};
-use crate::table;
+use crate::{privileges, table};
 
 /// Write a stack as an OCI image.
 ///
@@ -79,6 +79,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Zip::None => Compression::None,
     };
     let mut export = Export::new(&layers).base(base.as_ref()).compression(compression);
+    export = export.xattrs(privileges::namespace());
     if let Some(path) = &args.config {
         let parsed: Result<Map<String, Value>, _> = serde_json::from_slice(&read_given(path)?);
         export = export.config(parsed.with_context(|| format!("{} is not a JSON object", quoted(path)))?);

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use anyhow::bail;
 use layer::Store;
 use layer::display::quoted;
-use layer::oci::{Import, Imported, LeftOut, Platform, Privileges, Source, TreeDigest};
+use layer::oci::{Import, Imported, LeftOut, Platform, Source, TreeDigest};
 use serde_json::{Value, json};
 
-use crate::table;
+use crate::{privileges, table};
 
 /// Make a base or layers from an image.
 ///
@@ -70,8 +70,8 @@ Examples:
   xz -dc root.tar.xz | layered import - base";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let privileges = if is_fully_privileged() { Privileges::Required } else { Privileges::AsAvailable };
-    let mut import = Import::new(&args.image).platform(args.platform.clone()).privileges(privileges);
+    let mut import = Import::new(&args.image).platform(args.platform.clone());
+    import = import.privileges(privileges::privileges()).xattrs(privileges::namespace());
     if let Some(bytes) = args.max_bytes {
         import = import.max_bytes(bytes);
     }
@@ -140,12 +140,4 @@ fn warn(left_out: LeftOut) {
     if !parts.is_empty() {
         log::warn!("{}", parts.join("; "));
     }
-}
-
-/// Returns whether this process is root outside of any user namespace: it can set every owner and
-/// make every device.
-fn is_fully_privileged() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let is_whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
-    is_whole && rustix::process::geteuid().is_root()
 }

@@ -34,6 +34,7 @@ mod merge;
 #[path = "../../../../../integration-tests/src/mutated.rs"]
 mod mutated;
 mod plan;
+mod privileges;
 mod run;
 mod shell;
 mod show;

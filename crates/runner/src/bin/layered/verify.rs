@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use layer::Layer;
 use layer::display::{escaped, quoted};
 use layer::oci::{Verified, verify};
-use layer::{Layer, XattrNamespace};
 use serde_json::{Value, json};
 
+use crate::privileges;
 use crate::stack::is_store;
 
 /// Find damage in layers.
@@ -42,7 +43,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     for path in &args.paths {
         for layer in layers(path)? {
-            let verified = verify(&layer, XattrNamespace::Trusted);
+            let verified = verify(&layer, privileges::namespace());
             is_damaged |= matches!(verified, Verified::Damaged(_));
             match args.json {
                 true => writeln!(out, "{}", to_json(&layer, &verified))?,
