@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
 use super::archive::{Archive, Input, Stream};
@@ -47,9 +47,10 @@ pub(crate) fn read(
     unpack: impl FnOnce(&mut Archive<Stream<Parts>>) -> Result<()>,
 ) -> Result<Finished> {
     let (sender, receiver) = sync_channel(PARTS);
+    let (used_sender, used) = channel();
     thread::scope(|scope| {
-        let decompress = scope.spawn(move || decompress(reader, expected, progress, &sender));
-        let mut archive = Archive::new(Stream(Parts::new(receiver)));
+        let decompress = scope.spawn(move || decompress(reader, expected, progress, &sender, &used));
+        let mut archive = Archive::new(Stream(Parts::new(receiver, used_sender)));
         let unpacked = unpack(&mut archive).and_then(|()| archive.finish(expected));
         // The other thread ends when nobody takes its parts.
         drop(archive);
@@ -81,7 +82,8 @@ fn decompress(
     reader: impl Read,
     expected: Expected<'_>,
     progress: &(dyn Fn(u64) + Sync),
-    parts: &SyncSender<Vec<u8>>,
+    parts: &SyncSender<Part>,
+    used: &Receiver<Vec<u8>>,
 ) -> Result<Finished, Failure> {
     let path = expected.path;
     // The kernel's errors have numbers, those of the decoders have none.
@@ -105,19 +107,17 @@ fn decompress(
     };
     let mut archive = Hashing::new(Decoder::new(compression, &mut blob).map_err(failed)?);
     let mut left = expected.left_bytes;
-    let mut is_wanted = true;
     loop {
-        let mut part = vec![0; PART_BYTES];
-        let length = read_full(&mut archive, &mut part).map_err(failed)?;
+        // A new buffer would cost a page fault for each of its pages.
+        let mut bytes = used.try_recv().unwrap_or_else(|_| vec![0; PART_BYTES]);
+        let length = read_full(&mut archive, &mut bytes).map_err(failed)?;
         if length == 0 {
             break;
         }
-        part.truncate(length);
         left = left
             .checked_sub(length as u64)
             .ok_or_else(|| Error::TooLarge { archive: path.into(), max_bytes: expected.max_bytes })?;
-        is_wanted = is_wanted && parts.send(part).is_ok();
-        if !is_wanted {
+        if parts.send(Part { bytes, length }).is_err() {
             return Err(Failure::NotWanted);
         }
     }
@@ -168,30 +168,41 @@ impl<R: Read> Read for Reporting<'_, R> {
     }
 }
 
-/// The parts of an archive that the other thread sends.
+/// A part of an archive: the first `length` bytes of a buffer.
+#[derive(Debug, Default)]
+struct Part {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+/// The parts of an archive that the other thread sends. It gets their buffers back.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    receiver: Receiver<Vec<u8>>,
-    part: Vec<u8>,
+    receiver: Receiver<Part>,
+    used: Sender<Vec<u8>>,
+    part: Part,
     start: usize,
 }
 
 impl Parts {
-    fn new(receiver: Receiver<Vec<u8>>) -> Self {
-        Self { receiver, part: Vec::new(), start: 0 }
+    fn new(receiver: Receiver<Part>, used: Sender<Vec<u8>>) -> Self {
+        Self { receiver, used, part: Part::default(), start: 0 }
     }
 }
 
 impl Read for Parts {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.start == self.part.len() {
-            match self.receiver.recv() {
-                Ok(part) => (self.part, self.start) = (part, 0),
-                Err(_) => return Ok(0),
+        if self.start == self.part.length {
+            let Ok(part) = self.receiver.recv() else { return Ok(0) };
+            let read = std::mem::replace(&mut self.part, part);
+            self.start = 0;
+            // The other thread may have ended.
+            if !read.bytes.is_empty() {
+                let _ = self.used.send(read.bytes);
             }
         }
-        let length = buffer.len().min(self.part.len() - self.start);
-        buffer[..length].copy_from_slice(&self.part[self.start..self.start + length]);
+        let length = buffer.len().min(self.part.length - self.start);
+        buffer[..length].copy_from_slice(&self.part.bytes[self.start..self.start + length]);
         self.start += length;
         Ok(length)
     }
