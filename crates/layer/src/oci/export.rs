@@ -248,6 +248,11 @@ fn copy_original(record: &Record, writer: &LayoutWriter) -> Option<Vec<Blob>> {
 
 fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
     let source: Source = record.source.parse()?;
+    let metadata = std::fs::metadata(source.path()).map_err(Error::io("look at", source.path()))?;
+    // A record can name anything. To open a FIFO would wait.
+    if !metadata.is_dir() && !metadata.is_file() {
+        return Err(Error::malformed(source.path(), "an image"));
+    }
     let image = Image::open(&source, None, &std::env::temp_dir(), u64::MAX - 1)?;
     let changed = || Error::malformed(source.path(), "the image that the base came from");
     if image.config_digest != record.config_digest {
@@ -259,7 +264,7 @@ fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
         if writer.has(blob.digest, blob.size) {
             continue;
         }
-        let (mut reader, _) = image.open_layer(layer)?;
+        let mut reader = image.open_layer(layer)?;
         let path = image.layer_path(layer);
         let (written, ()) = writer.blob(|out| {
             let read = io::copy(&mut reader, out).map_err(Error::io("copy", &path))?;

@@ -179,20 +179,25 @@ impl Image {
         Ok(Self { path: files.path().into(), manifest: None, config_digest, config, layers, files: Some(files) })
     }
 
-    /// Opens the bytes of a layer, and returns how many there are, if that is known.
-    pub(crate) fn open_layer(&self, layer: &ImageLayer) -> Result<(Box<dyn Read + Send>, Option<u64>)> {
+    /// Opens the bytes of a layer.
+    pub(crate) fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>> {
+        Ok(match (&layer.place, &self.files) {
+            (Place::Member(name), Some(files)) => Box::new(files.open(name)?),
+            (Place::Given(path), _) => Box::new(open_given(path)?),
+            _ => Box::new(std::io::stdin()),
+        })
+    }
+
+    /// Returns the number of bytes of a layer, if it is known. Does not open a file of the caller,
+    /// which can be a pipe.
+    pub(crate) fn size_of(&self, layer: &ImageLayer) -> Result<Option<u64>> {
         match (&layer.place, &self.files) {
-            (Place::Member(name), Some(files)) => {
-                let section = files.open(name)?;
-                let size = section.left();
-                Ok((Box::new(section), Some(size)))
-            }
+            (Place::Member(name), Some(files)) => Ok(Some(files.open(name)?.left())),
             (Place::Given(path), _) => {
-                let file = open_given(path)?;
-                let metadata = file.metadata().map_err(Error::io("look at", path))?;
-                Ok((Box::new(file), metadata.is_file().then_some(metadata.len())))
+                let metadata = std::fs::metadata(path).map_err(Error::io("look at", path))?;
+                Ok(metadata.is_file().then_some(metadata.len()))
             }
-            _ => Ok((Box::new(std::io::stdin()), None)),
+            _ => Ok(None),
         }
     }
 

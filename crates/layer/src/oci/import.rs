@@ -255,7 +255,7 @@ impl<'a> Import<'a> {
         let free = statvfs(store).map_err(Error::io("look at the file system of", store))?;
         let max_bytes = self.max_bytes.min(free.f_bavail.saturating_mul(free.f_frsize));
         let image = Image::open(self.source, self.platform.as_ref(), store, max_bytes)?;
-        let sizes = image.layers.iter().map(|layer| Ok(image.open_layer(layer)?.1));
+        let sizes = image.layers.iter().map(|layer| image.size_of(layer));
         let total_bytes = sizes.sum::<Result<Option<u64>>>()?;
         let done = AtomicU64::new(0);
         Ok(Work {
@@ -311,7 +311,7 @@ impl Work<'_> {
     /// Unpacks one layer.
     fn unpack(&self, layer: &ImageLayer, read: &Read, unpacker: &mut Unpacker) -> Result<Finished> {
         let path = self.image.layer_path(layer);
-        let (reader, _) = self.image.open_layer(layer)?;
+        let reader = self.image.open_layer(layer)?;
         let expected = Expected {
             path: &path,
             blob: layer.blob.as_ref(),
@@ -445,3 +445,6 @@ fn exists(error: &crate::Error) -> bool {
 fn root_error(layer: &Layer, problem: super::error::Problem) -> Error {
     Error::Entry { operation: "unpack", archive: layer.fs(), entry: ".".into(), problem }
 }
+
+#[cfg(test)]
+mod tests;
