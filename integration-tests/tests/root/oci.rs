@@ -1,15 +1,17 @@
 //! Images in and out: compared with umoci, skopeo, GNU tar and the kernel's own view; killed imports;
 //! damage that `layered verify` finds.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use integration_tests::stack::{Dir, Mount, set_xattr};
+use integration_tests::stack::{Dir, Mount, acl, set_xattr};
 use integration_tests::tree::Snapshot;
 use integration_tests::{Fixture, copy_program, find, layered};
 use layer::oci::{Destination, Export, Import, Source};
@@ -170,6 +172,86 @@ fn debian_packages_are_unpacked_as_by_umoci_and_tar() {
     let mut run = layered();
     run.arg("run").args(options).arg("--scratch").arg(fixture.scratch()).args(["--", "make", "--version"]);
     assert!(done(&mut run).starts_with("GNU Make"));
+}
+
+/// Makes a tree of files that archives often get wrong.
+fn unusual_tree(root: &Path) {
+    let path = |name: &str| root.join(name);
+    let long = ["d".repeat(180), "f".repeat(180)].join("/");
+    fs::create_dir_all(path(&long).parent().unwrap()).unwrap();
+    fs::write(path(&long), "long").unwrap();
+    fs::hard_link(path(&long), path("hard")).unwrap();
+    symlink("t".repeat(300), path("link")).unwrap();
+    fs::hard_link(path("link"), path("linked-link")).unwrap();
+    for name in ["capable", "acl", "odd", "before", "new\nline", "zeros"] {
+        fs::write(path(name), name).unwrap();
+    }
+    fs::write(root.join(OsStr::from_bytes(b"\xff\xfe")), "bytes").unwrap();
+    chown(path("odd"), Some(3_000_000_000), Some(3_000_000_001)).unwrap();
+    fs::set_permissions(path("odd"), fs::Permissions::from_mode(0o6755)).unwrap();
+    // The bits of cap_dac_override and cap_fowner are the byte 0x0a, a newline.
+    let capability = [1, 0, 0, 2, 0x0a, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    set_xattr(&path("capable"), "security.capability", &capability).unwrap();
+    set_xattr(&path("acl"), "system.posix_acl_access", &acl(10, 4)).unwrap();
+    set_xattr(&path("zeros"), "user.value", b"one\ntwo\0three").unwrap();
+    set_xattr(&path("zeros"), "user.big", &[b'b'; 3000]).unwrap();
+    set_xattr(&path("zeros"), "trusted.value", b"x").unwrap();
+    program("mknod", &[&path("block").display().to_string(), "b", "8", "1"]);
+    program("mknod", &[&path("char").display().to_string(), "c", "5", "300000"]);
+    program("mkfifo", &[&path("fifo").display().to_string()]);
+    let sparse = fs::File::create(path("sparse")).unwrap();
+    sparse.set_len(64 << 20).unwrap();
+    sparse.write_all_at(b"in the middle", 32 << 20).unwrap();
+    let before = rustix::fs::Timespec { tv_sec: -2, tv_nsec: 500_000_000 };
+    let times = rustix::fs::Timestamps { last_access: before, last_modification: before };
+    rustix::fs::utimensat(rustix::fs::CWD, path("before"), &times, rustix::fs::AtFlags::empty()).unwrap();
+    // New files of a directory inherit its default ACL and its group, unless it gets them last.
+    fs::create_dir(path("inherits")).unwrap();
+    fs::write(path("inherits/plain"), "").unwrap();
+    chown(path("inherits"), Some(7), Some(8)).unwrap();
+    fs::set_permissions(path("inherits"), fs::Permissions::from_mode(0o2750)).unwrap();
+    set_xattr(&path("inherits"), "system.posix_acl_default", &acl(11, 7)).unwrap();
+}
+
+#[test]
+fn an_unusual_tree_survives_tar_and_umoci() {
+    let fixture = Fixture::new();
+    let layer = Layer::at(fixture.path().join("unusual"));
+    fs::create_dir_all(layer.fs()).unwrap();
+    unusual_tree(&layer.fs());
+    let expected = Snapshot::of_path(&layer.fs()).unwrap();
+    let tree = layer.fs().display().to_string();
+    for format in ["0.0", "0.1", "1.0"] {
+        let archive = fixture.path().join(format).display().to_string();
+        let sparse = format!("--sparse-version={format}");
+        let options = ["--format=posix", "--sparse", &sparse, "--xattrs", "--xattrs-include=*"];
+        program("tar", &[&options[..], &["-C", &tree, "-cf", &archive, "."]].concat());
+        let base = fixture.path().join(format!("base-{format}"));
+        done(layered().args(["import", &format!("tar:{archive}")]).arg(&base));
+        assert_eq!(expected.diff(&Snapshot::of_path(&base.join("fs")).unwrap()), "", "{format}");
+        assert!(fs::metadata(base.join("fs/sparse")).unwrap().blocks() < 1024, "{format}");
+    }
+    let image = fixture.path().join("image").display().to_string();
+    let unpacked = fixture.path().join("unpacked").display().to_string();
+    done(layered().args(["export", &format!("oci:{image}:tag"), "--layer"]).arg(layer.path()));
+    program("umoci", &["unpack", "--image", &format!("{image}:tag"), &unpacked]);
+    assert_eq!(expected.diff(&Snapshot::of_path(&Path::new(&unpacked).join("rootfs")).unwrap()), "");
+}
+
+#[test]
+fn an_empty_attribute_is_kept() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer("empty", |tree| {
+        fs::write(tree.join("f"), "").unwrap();
+        set_xattr(&tree.join("f"), "user.empty", b"").unwrap();
+    });
+    let image = format!("oci:{}:tag", fixture.path().join("image").display());
+    done(layered().args(["export", &image, "--layer"]).arg(layer.path()));
+    let base = fixture.path().join("imported");
+    done(layered().args(["import", &image]).arg(&base));
+    let found = Snapshot::of_path(&base.join("fs")).unwrap();
+    assert_eq!(Snapshot::of_path(&layer.fs()).unwrap().diff(&found), "");
+    assert_eq!(found.entries[Path::new("f")].xattrs.len(), 1);
 }
 
 /// An archive that tar(1) has made of a small tree.
