@@ -23,7 +23,7 @@ use crate::{privileges, table};
 ///
 /// The configuration of the image is kept in DIR/oci.json, or in that of each layer.
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, override_usage = USAGE)]
 #[command(group = clap::ArgGroup::new("target").required(true).args(["dir", "layers"]))]
 pub(crate) struct Args {
     /// Image: oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:TAG, tar:FILE or -.
@@ -60,12 +60,18 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// clap would print DIR before IMAGE.
+const USAGE: &str = "\
+layered import [OPTIONS] IMAGE DIR
+       layered import [OPTIONS] IMAGE --layers STORE";
+
 const AFTER_HELP: &str = "\
 Examples:
   skopeo copy docker://docker.io/library/debian:12 oci:images:debian
   layered import oci:images:debian debian
   layered run --base debian -- cat /etc/os-release
   layered import docker-archive:saved.tar --layers store > stack
+  layered run --base store/0123456789ab --layers-from stack -- cat /etc/os-release
   layered import tar:root.tar.zst --max-bytes 4g base
   xz -dc root.tar.xz | layered import - base";
 
