@@ -2,7 +2,7 @@
 //! `capture/directory.rs` changes the tree; `capture/lock.rs` makes the layer appear complete or
 //! not at all.
 
-mod barrier;
+pub(crate) mod barrier;
 mod directory;
 pub(crate) mod lock;
 mod lowers;

@@ -23,6 +23,8 @@
 //!   which others have it. [`conflicts`] finds the paths that several layers provide. Such paths
 //!   are the usual reason why a build depends on the order of its layers. [`Layer::changes`] and
 //!   [`Stack::changes`] list what a layer adds, changes and deletes.
+//! - **Images**: the module `oci` (feature `oci`) makes bases and layers of OCI and Docker images,
+//!   and images of stacks.
 //!
 //! # Order
 //! Every list of layers has the kernel's order: the **first layer is the topmost**. The base is at
@@ -88,6 +90,8 @@ mod merge;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
+#[cfg(feature = "oci")]
+pub mod oci;
 #[cfg(test)]
 mod parser_tests;
 mod stack;

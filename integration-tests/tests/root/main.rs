@@ -41,6 +41,7 @@
 //! - `doctor`: `layered doctor` on this machine and on broken ones
 //! - `costs`: the number of system calls of a run
 //! - `debian`: layers of Debian packages
+//! - `oci`: images in and out, and damage to layers
 
 mod breakout;
 mod capture;
@@ -65,6 +66,7 @@ mod load;
 mod lookup;
 mod merge;
 mod mounts;
+mod oci;
 mod page;
 mod places;
 mod publish;

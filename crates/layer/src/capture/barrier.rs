@@ -10,7 +10,7 @@ use rustix::io::Errno;
 /// Makes everything durable that has been written to the file system of `dir` so far, with
 /// syncfs(2). Threads of this process that call this while a sync is running share the next sync:
 /// the running one may miss what they wrote.
-pub(super) fn sync(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
+pub(crate) fn sync(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     static FILE_SYSTEMS: Mutex<Option<HashMap<u64, Arc<Barrier>>>> = Mutex::new(None);
     let device = fstat(dir)?.st_dev;
     let barrier = {

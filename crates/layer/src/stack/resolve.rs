@@ -21,14 +21,14 @@ const MOST_LINKS: usize = 40;
 
 /// The treatment of a symbolic link that is the last name of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LastLink {
+pub(crate) enum LastLink {
     Followed,
     NotFollowed,
 }
 
 /// The entry at the end of a path.
 #[derive(Debug)]
-pub(super) enum Resolved {
+pub(crate) enum Resolved {
     Directory(Directory),
     /// An entry that is not a directory, opened without access to its content.
     File {
@@ -80,7 +80,7 @@ pub(super) enum End {
 /// # Errors
 /// As [`follow`]. [`Error::Io`] names `path`, with the kernel's error, if the stack shows nothing
 /// there.
-pub(super) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolved> {
+pub(crate) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolved> {
     match follow(view, path, last)?.1 {
         End::Found(resolved) => Ok(resolved),
         End::Missing(_, errno) => Err(Error::io("find the stack's", path)(errno)),

@@ -36,6 +36,51 @@ pub(crate) enum Keep {
 }
 
 impl Attributes {
+    /// Returns attributes that do not come from a file. The time of the last access is that of the
+    /// last modification. `xattrs` has names and values, each name once.
+    #[cfg(feature = "oci")]
+    pub(crate) fn new(
+        kind: FileType,
+        mode: u32,
+        (uid, gid): (u32, u32),
+        modified: Timespec,
+        xattrs: Vec<(CString, Vec<u8>)>,
+    ) -> Self {
+        Self {
+            kind,
+            mode: Mode::from_raw_mode(mode),
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+            times: Timestamps { last_access: modified, last_modification: modified },
+            xattrs,
+        }
+    }
+
+    /// Returns the names and values of the extended attributes.
+    #[cfg(feature = "oci")]
+    pub(crate) fn xattrs(&self) -> &[(CString, Vec<u8>)] {
+        &self.xattrs
+    }
+
+    /// Removes the extended attributes that only a privileged process can set. Returns whether there
+    /// were any.
+    #[cfg(feature = "oci")]
+    pub(crate) fn drop_privileged_xattrs(&mut self) -> bool {
+        let all = self.xattrs.len();
+        self.xattrs.retain(|(name, _)| !is_privileged(name.to_bytes()));
+        self.xattrs.len() < all
+    }
+
+    /// Replaces the owner by that of the file that `stat` describes. Returns whether it was another
+    /// one.
+    #[cfg(feature = "oci")]
+    pub(crate) fn take_owner(&mut self, stat: &Stat) -> bool {
+        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        let differs = (self.uid, self.gid) != (uid, gid);
+        (self.uid, self.gid) = (uid, gid);
+        differs
+    }
+
     /// Reads the attributes of an open file. An [owner without a number](owner::of_copy) is read as
     /// root. `names` is the [list](XattrList::of) of its extended
     /// attributes.
@@ -139,6 +184,12 @@ impl Attributes {
         }
         utimensat(dir, name, &self.times, AtFlags::SYMLINK_NOFOLLOW)
     }
+}
+
+/// Returns whether only a privileged process can set the extended attribute `name`: xattr(7).
+#[cfg(feature = "oci")]
+fn is_privileged(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.") || name.starts_with(b"security.")
 }
 
 /// Returns the times of a file that can be set: the last access and the last modification.

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use layer::display::quoted;
+use layer::oci::record_digest;
 use layer::{Base, Capture, Captured, Existing, Layer, Meta, Step};
 use runner::{CaptureRecord, CommandRecord, Upper};
 use serde::Deserialize;
@@ -19,7 +20,7 @@ use crate::kept::{self, Records};
 use crate::place::{Place, advised};
 use crate::progress::Progress;
 use crate::stack::{BaseArgs, LayerArgs, read_given};
-use crate::table;
+use crate::{privileges, table};
 
 /// Turn an upper directory into a layer.
 ///
@@ -75,6 +76,9 @@ pub(crate) struct Args {
     /// `.layered/new`, and the next `layered gc` deletes it.
     #[arg(long)]
     replace: bool,
+    /// Record the digest of the layer in its digest.json, so that `layered verify` finds damage.
+    #[arg(long)]
+    digest: bool,
     /// Clamp modification times to SECONDS since 1970.
     ///
     /// Later times become this time, so that a repeated build results in the same tree. Without
@@ -189,6 +193,9 @@ fn repeat(args: &Args, dir: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn report(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
+    if args.digest {
+        record_digest(&Layer::at(&args.layer), privileges::namespace())?;
+    }
     let (size, entries) = (table::bytes(captured.size.bytes), captured.size.entries);
     let made = match captured.taken_out {
         0 => String::new(),

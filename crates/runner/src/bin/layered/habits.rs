@@ -23,9 +23,12 @@ const COMMANDS: [(&[&str], &str); 18] = [
     (&["pause", "wait"], "a run ends with its process; wait for that"),
     (
         &["pull", "load"],
-        "a base is a directory; fill one with mmdebstrap, or by `podman export NAME | tar -x -C base/fs`",
+        "`layered import oci:DIR:TAG base` makes a base of an image; `skopeo copy docker://NAME oci:DIR:TAG` fetches one",
     ),
-    (&["push", "save", "export"], "a layer is a directory; tar(1) packs it"),
+    (
+        &["push", "save"],
+        "`layered export oci:DIR:TAG …` writes an image; `skopeo copy oci:DIR:TAG docker://NAME` uploads it",
+    ),
     (&["cp", "mount"], "a layer is a directory; its files are in `fs/`"),
     (&["tag", "rename"], "the name of a layer is that of its directory"),
     (&["info"], "`layered doctor` checks this machine"),
@@ -62,7 +65,7 @@ const OPTIONS: [(&[&str], &str); 25] = [
     (&["--memory-swap"], "--memory limits memory and swap together"),
     (&["--image"], "write --base DIR or --rootfs DIR"),
     (&["--init"], "leave it out: every run has an init, unless --no-init"),
-    (&["--pull", "--platform", "--label", "--restart"], "leave it out: layered has no images and no daemon"),
+    (&["--pull", "--platform", "--label", "--restart"], "leave it out: a run has no image and no daemon"),
 ];
 
 /// Puts advice for a habit into a usage error, in place of clap's.

@@ -27,9 +27,11 @@ mod diff;
 mod discard;
 mod doctor;
 mod du;
+mod export;
 mod gc;
 mod habits;
 mod ids;
+mod import;
 mod kept;
 mod ls;
 mod man;
@@ -40,6 +42,7 @@ mod mutated;
 mod page;
 mod place;
 mod plan;
+mod privileges;
 mod progress;
 mod rm;
 mod run;
@@ -51,6 +54,7 @@ mod sweep;
 mod table;
 mod unshare;
 mod values;
+mod verify;
 
 /// The exit status if layered itself fails.
 const FAILURE: u8 = 125;
@@ -77,6 +81,7 @@ const EXAMPLES: &str = "\
 Examples:
   layered run --layer gcc --layer libc6-dev debian gcc --version
   layered run --base debian --layers-from deps.txt --commit /var/cache/layers/new -- make install
+  layered import oci:images:debian debian
   layered plan --base debian --layers-from deps.txt
   layered merge merged gcc libc6-dev
   layered ls /var/cache/layers --tree
@@ -104,6 +109,9 @@ enum Command {
     Shell(shell::Args),
     Discard(discard::Args),
     Commit(commit::Args),
+    Import(import::Args),
+    Export(export::Args),
+    Verify(verify::Args),
     Ls(ls::Args),
     Diff(diff::Args),
     Show(show::Args),
@@ -122,8 +130,10 @@ impl Command {
     fn need(&self) -> Need {
         match self {
             Command::Run(_) | Command::Plan(_) | Command::Shell(_) | Command::Unshare(_) => Need::Must,
-            Command::Merge(_) | Command::Discard(_) | Command::Commit(_) => Need::Helps,
-            Command::Rm(_) | Command::Gc(_) | Command::Sweep(_) => Need::Helps,
+            Command::Merge(_) | Command::Discard(_) | Command::Commit(_) | Command::Import(_) => Need::Helps,
+            Command::Export(_) | Command::Verify(_) | Command::Rm(_) | Command::Gc(_) | Command::Sweep(_) => {
+                Need::Helps
+            }
             Command::Diff(_) | Command::Show(_) | Command::Page(_) | Command::Doctor(_) => Need::Reads,
             Command::Ls(_) | Command::Completions(_) | Command::Man(_) => Need::None,
         }
@@ -176,6 +186,9 @@ fn main() -> ExitCode {
         Command::Shell(args) => shell::run(args),
         Command::Discard(args) => discard::run(&args),
         Command::Commit(args) => commit::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Show(args) => show::run(&args),

@@ -1,0 +1,124 @@
+//! How people write the place of an image that an export makes: `oci:DIR:TAG`. Pure;
+//! `layout_writer.rs` writes there.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::error::Error;
+use super::source::Source;
+
+/// The place of an image that [`Export`](super::Export) writes.
+///
+/// ```
+/// use layer::oci::Destination;
+///
+/// let destination: Destination = "oci:images:hello".parse()?;
+/// assert_eq!(destination.to_string(), "oci:images:hello");
+/// assert!("oci:images".parse::<Destination>().unwrap_err().to_string().contains("tag"));
+/// # Ok::<(), layer::oci::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Destination {
+    /// `oci:DIR:TAG`: a directory with an OCI image layout, which is made if it does not exist. An
+    /// image of the same tag is replaced, and others stay.
+    Layout {
+        /// The directory.
+        dir: PathBuf,
+        /// The tag.
+        tag: String,
+    },
+    /// `oci-archive:FILE:TAG`: a tar archive of a layout. The file is replaced.
+    OciArchive {
+        /// The archive.
+        file: PathBuf,
+        /// The tag.
+        tag: String,
+    },
+}
+
+impl Destination {
+    /// Returns the directory or file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Layout { dir, .. } => dir,
+            Self::OciArchive { file, .. } => file,
+        }
+    }
+
+    /// Returns the tag.
+    pub fn tag(&self) -> &str {
+        match self {
+            Self::Layout { tag, .. } | Self::OciArchive { tag, .. } => tag,
+        }
+    }
+}
+
+impl FromStr for Destination {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refuse = |reason| Error::NotAnImage { text: text.into(), reason };
+        match text.parse() {
+            Ok(Source::Layout { dir, tag: Some(tag) }) => Ok(Self::Layout { dir, tag: check(tag).map_err(refuse)? }),
+            Ok(Source::OciArchive { file, tag: Some(tag) }) => {
+                Ok(Self::OciArchive { file, tag: check(tag).map_err(refuse)? })
+            }
+            Ok(Source::Layout { .. } | Source::OciArchive { .. }) => {
+                Err(refuse("it has no tag; add one, as in :latest"))
+            }
+            Err(Error::InRegistry { .. }) => {
+                Err(refuse("it is in a registry; export to oci:DIR:TAG, and copy that with skopeo"))
+            }
+            _ => Err(refuse("an image is written to oci:DIR:TAG or oci-archive:FILE:TAG")),
+        }
+    }
+}
+
+/// Checks a tag by the grammar of the image specification.
+fn check(tag: String) -> Result<String, &'static str> {
+    let parts = tag.split(['-', '.', '_', ':', '@', '/', '+']);
+    let is_valid =
+        parts.into_iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    match is_valid {
+        true => Ok(tag),
+        false => Err("its tag has other characters than letters, digits and single separators; choose another"),
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let transport = match self {
+            Self::Layout { .. } => "oci",
+            Self::OciArchive { .. } => "oci-archive",
+        };
+        write!(formatter, "{transport}:{}:{}", self.path().display(), self.tag())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_has_a_tag() {
+        for text in ["oci:dir:latest", "oci:/a/b:debian:12", "oci-archive:a.tar:a/b:1.2-3_4"] {
+            assert_eq!(text.parse::<Destination>().unwrap().to_string(), text);
+        }
+        for (text, part) in [
+            ("oci:dir", "add one"),
+            ("oci-archive:a.tar", "add one"),
+            ("tar:a.tar", "oci:DIR:TAG"),
+            ("-", "oci:DIR:TAG"),
+            ("debian", "oci:DIR:TAG"),
+            ("docker://debian", "skopeo"),
+            ("oci:dir:a b", "choose another"),
+            ("oci:dir:a//b", "choose another"),
+            ("oci:dir:é", "choose another"),
+        ] {
+            let message = text.parse::<Destination>().unwrap_err().to_string();
+            assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+}

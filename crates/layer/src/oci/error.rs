@@ -1,0 +1,317 @@
+//! The errors of images. Each names the image or the entry of a layer that is refused.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::digest::Digest;
+use crate::display::{escaped, quoted};
+use crate::error::Chain;
+
+/// An error about an image.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The text does not name an image.
+    #[error("{text:?} is not an image: {reason}")]
+    NotAnImage {
+        /// The text.
+        text: String,
+        /// The reason, and what to write instead.
+        reason: &'static str,
+    },
+    /// The image is in a registry.
+    #[error(
+        "{image} is in a registry; copy it first, as in `skopeo copy {image} oci:DIR:TAG`, and import oci:DIR:TAG",
+        image = escaped(image)
+    )]
+    InRegistry {
+        /// The image as the caller wrote it.
+        image: String,
+    },
+    /// The image cannot be read or written.
+    #[error("cannot {operation} {}", quoted(path))]
+    Io {
+        /// The operation that failed.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// A file of the image is not what it should be.
+    #[error("{} is not {expected}", quoted(path))]
+    Malformed {
+        /// The file, which can be one in an archive.
+        path: PathBuf,
+        /// The form that it should have.
+        expected: &'static str,
+        /// The reason, if a parser knows one.
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The image has several manifests and the caller chose none, or the one that the caller chose
+    /// is not there.
+    #[error("{} has no image {}; it has: {}", quoted(path), escaped(wanted), escaped(available.join(", ")))]
+    NoSuchImage {
+        /// The layout or archive.
+        path: PathBuf,
+        /// The tag or platform that was looked for.
+        wanted: String,
+        /// The tags or platforms that exist.
+        available: Vec<String>,
+    },
+    /// The image has a part that layered cannot use.
+    #[error("{} has {}: {reason}", quoted(path), escaped(part))]
+    Unsupported {
+        /// The layout or archive.
+        path: PathBuf,
+        /// The part.
+        part: String,
+        /// The reason, and what to do.
+        reason: &'static str,
+    },
+    /// A blob has other bytes than the image says.
+    #[error("the blob {expected} of {} has the digest {found}: it is damaged; copy the image again", quoted(path))]
+    WrongDigest {
+        /// The layout or archive.
+        path: PathBuf,
+        /// The digest that the image names.
+        expected: Digest,
+        /// The digest of the bytes that were read.
+        found: Digest,
+    },
+    /// A blob has another size than the image says.
+    #[error(
+        "the blob {digest} of {} has {found} bytes instead of {expected}: it is damaged; copy the image again",
+        quoted(path)
+    )]
+    WrongSize {
+        /// The layout or archive.
+        path: PathBuf,
+        /// The digest that the image names.
+        digest: Digest,
+        /// The size that the image names, in bytes.
+        expected: u64,
+        /// The bytes that were read; reading stops behind the expected size.
+        found: u64,
+    },
+    /// A layer that was decompressed is not the one of the image's configuration.
+    #[error(
+        "a layer of {} has the diff ID {found} instead of {expected}: the image is wrong; build it again",
+        quoted(path)
+    )]
+    WrongDiffId {
+        /// The layout or archive.
+        path: PathBuf,
+        /// The diff ID of the configuration.
+        expected: Digest,
+        /// The diff ID of the bytes that were read.
+        found: Digest,
+    },
+    /// An entry of a layer's archive cannot be unpacked or packed.
+    #[error("cannot {operation} {} of {}", quoted(entry), quoted(archive))]
+    Entry {
+        /// `unpack` or `pack`.
+        operation: &'static str,
+        /// The layer: its blob, its archive or its tree.
+        archive: PathBuf,
+        /// The path of the entry as the archive has it.
+        entry: PathBuf,
+        /// The reason.
+        #[source]
+        problem: Problem,
+    },
+    /// A layer's archive cannot be read at a place that belongs to no entry.
+    #[error("cannot unpack {} behind its entry {}", quoted(archive), quoted(after))]
+    Archive {
+        /// The layer: its blob or its archive.
+        archive: PathBuf,
+        /// The path of the last entry that was read, or `.`.
+        after: PathBuf,
+        /// The reason.
+        #[source]
+        problem: Problem,
+    },
+    /// The image is larger than the caller allows.
+    #[error("{} has more than {max_bytes} bytes of archives; raise the limit if it is trusted", quoted(archive))]
+    TooLarge {
+        /// The layer at which the limit was exceeded.
+        archive: PathBuf,
+        /// The limit of all layers together, decompressed, in bytes.
+        max_bytes: u64,
+    },
+    /// The directory or file to write exists.
+    #[error("{} exists; choose another place, or remove it", quoted(path))]
+    Exists {
+        /// The directory or file.
+        path: PathBuf,
+    },
+    /// A layer of this name is in the store, and is another one.
+    #[error("{} exists, but is not the layer {diff_id}; remove it, or import into another store", quoted(layer))]
+    OtherLayer {
+        /// The layer that exists.
+        layer: PathBuf,
+        /// The diff ID of the layer to import.
+        diff_id: Digest,
+    },
+    /// An operation on a layer or a store failed.
+    #[error(transparent)]
+    Layer(#[from] crate::Error),
+}
+
+/// The result of an operation on images.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The reason why an entry of an archive is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// The path has a `..`.
+    #[error("its path has a `..` and could lead out of the layer")]
+    LeadsOut,
+    /// The path or the link's target has a NUL.
+    #[error("its name has a NUL, which no file can have")]
+    NulInName,
+    /// A `.wh.` without a name, or with `.` or `..`.
+    #[error("it is a whiteout of nothing")]
+    WhiteoutOfNothing,
+    /// A path has a whiteout as a directory.
+    #[error("its directory is the name of a whiteout")]
+    BelowAWhiteout,
+    /// A whiteout or an opaque mark that is not a file.
+    #[error("it has the name of a whiteout and is not a file")]
+    WhiteoutNotAFile,
+    /// The root of the tree is not a directory.
+    #[error("it is the root and not a directory")]
+    RootNotADirectory,
+    /// A character device 0:0, which is a whiteout to overlayfs.
+    #[error("it is a character device 0:0, which only overlayfs may make; images write whiteouts as .wh.NAME")]
+    WhiteoutDevice,
+    /// A type that no tree can have.
+    #[error("it has the unknown type {:?}", char::from(*kind))]
+    UnknownType {
+        /// The type, a byte of the header.
+        kind: u8,
+    },
+    /// An entry without content that says that it has some.
+    #[error("it has a content, although it is not a file")]
+    UnexpectedContent,
+    /// A link without a target.
+    #[error("it is a link without a target")]
+    NoTarget,
+    /// A hard link to a file that is not there.
+    #[error("it is a hard link to {}, which is not in the image", quoted(target))]
+    TargetMissing {
+        /// The target.
+        target: PathBuf,
+    },
+    /// A hard link to a directory, or one that leads out of the tree.
+    #[error("it is a hard link to {}, which cannot be linked", quoted(target))]
+    NotLinkable {
+        /// The target.
+        target: PathBuf,
+    },
+    /// Something other than a directory is on the way.
+    #[error("a part of its path is not a directory")]
+    NotADirectory,
+    /// An owner beyond 32 bits, or the one that means "no change".
+    #[error("its owner {id} does not exist; owners go up to 4294967294")]
+    Owner {
+        /// The user or group.
+        id: u64,
+    },
+    /// A pax record that cannot be understood.
+    #[error("its pax record {key:?} has the value {value:?}, which is not a valid one")]
+    PaxValue {
+        /// The key.
+        key: String,
+        /// The value.
+        value: String,
+    },
+    /// Pax records whose lengths do not add up.
+    #[error("its pax records are malformed")]
+    PaxMalformed,
+    /// A global pax header that changes later entries.
+    #[error("a global pax header sets {key:?}; archives of layers have no such headers")]
+    GlobalHeader {
+        /// The key.
+        key: String,
+    },
+    /// The pieces of a sparse file overlap, or do not fit.
+    #[error("the pieces of the sparse file do not fit into it")]
+    SparseMap,
+    /// The header with its extensions is larger than any that is needed.
+    #[error("its header has more than {max_bytes} bytes")]
+    HeaderTooLarge {
+        /// The limit in bytes.
+        max_bytes: usize,
+    },
+    /// The archive has more entries than a file system should take.
+    #[error("the archive has more than {max} entries")]
+    TooManyEntries {
+        /// The limit.
+        max: u64,
+    },
+    /// The directories' attributes take too much memory.
+    #[error("the attributes of the directories have more than {max_bytes} bytes")]
+    AttributesTooLarge {
+        /// The limit in bytes.
+        max_bytes: usize,
+    },
+    /// The archive ends too early.
+    #[error("the archive ends in the middle")]
+    Truncated,
+    /// The archive has no end mark.
+    #[error("the archive ends without its end mark, so it may be cut off")]
+    NoEnd,
+    /// The header is malformed in another way.
+    #[error("{0}")]
+    Header(tar_core::parse::ParseError),
+    /// The name has the prefix of a whiteout, so that an archive cannot have it.
+    #[error("its name begins with .wh., which means a whiteout in an image; rename it")]
+    WhiteoutName,
+    /// An extended attribute whose name an archive cannot have.
+    #[error("the name of its extended attribute {name:?} cannot be written into an archive; remove the attribute")]
+    AttributeName {
+        /// The name.
+        name: String,
+    },
+    /// A file changed while it was packed.
+    #[error("it changed while it was read; pack a layer that nothing changes")]
+    Changed,
+    /// A system call failed.
+    #[error("cannot {operation} it")]
+    Io {
+        /// The operation that failed.
+        operation: &'static str,
+        /// The kernel's error.
+        #[source]
+        source: io::Error,
+    },
+    /// A layer below cannot be read.
+    #[error("cannot look at the layers below")]
+    Below(#[source] Box<crate::Error>),
+}
+
+impl Problem {
+    pub(crate) fn io<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { operation, source: source.into() }
+    }
+}
+
+impl Error {
+    pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
+        let path = path.into();
+        move |source| Self::Io { operation, path, source: source.into() }
+    }
+
+    pub(crate) fn malformed(path: impl AsRef<Path>, expected: &'static str) -> Self {
+        Self::Malformed { path: path.as_ref().into(), expected, source: None }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", Chain(self))
+    }
+}

@@ -1,0 +1,351 @@
+//! A stack becomes an image: one layer of the image for the base and for each layer. `pack.rs`
+//! writes the archives, `layout_writer.rs` the blobs.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::compression::Compression;
+use super::destination::Destination;
+use super::digest::{Digest, Hashing};
+use super::encoder::Encoder;
+use super::error::{Error, Result};
+use super::image::{Blob, Image};
+use super::import::Progress;
+use super::layout_writer::{LayoutWriter, Written};
+use super::pack::pack;
+use super::record::Record;
+use super::source::{Platform, Source};
+use super::tree_digest::Recorded;
+use crate::callback::Callback;
+use crate::layer::{Base, Layer};
+use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::walk;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+
+/// A builder for the export of a stack as an image.
+///
+/// The export of the same trees by the same version of layered gives the same bytes: no time and no
+/// name of this machine gets into the image. Another version of a compressor can give other blobs;
+/// the diff IDs stay the same.
+///
+/// ```no_run
+/// use layer::oci::{Destination, Export};
+///
+/// let destination: Destination = "oci:images:hello".parse()?;
+/// let (base, layers) = (layer::Base::open("debian")?, [layer::Layer::open("store/hello")?]);
+/// let exported = Export::new(&layers).base(&base).run(&destination)?;
+/// println!("{}", exported.manifest);
+/// # Ok::<(), layer::oci::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "it exports when `run` is called"]
+pub struct Export<'a> {
+    base: Option<&'a Base>,
+    layers: &'a [Layer],
+    compression: Compression,
+    xattrs: XattrNamespace,
+    config: Map<String, Value>,
+    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+}
+
+/// The result of an export.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Exported {
+    /// The digest of the manifest.
+    pub manifest: Digest,
+    /// The layers of the image, the lowest first.
+    pub blobs: Vec<Blob>,
+    /// The number of these that are blobs of the image that the base came from.
+    pub original: usize,
+    /// The paths of sockets, which no image can have. Whiteouts take their place.
+    #[serde(serialize_with = "paths")]
+    pub sockets: Vec<PathBuf>,
+}
+
+fn paths<S: serde::Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    crate::json_path::serialize_list(paths, serializer)
+}
+
+impl<'a> Export<'a> {
+    /// Returns an export of `layers`, topmost first, without a base and compressed with gzip.
+    pub fn new(layers: &'a [Layer]) -> Self {
+        Self {
+            base: None,
+            layers,
+            compression: Compression::default(),
+            xattrs: XattrNamespace::default(),
+            config: Map::new(),
+            progress: Callback::default(),
+        }
+    }
+
+    /// Adds the base below the layers. If it came from an image whose files are still in their
+    /// place, the image gets the blobs of that one. Otherwise the base becomes one layer.
+    pub fn base(mut self, base: impl Into<Option<&'a Base>>) -> Self {
+        self.base = base.into();
+        self
+    }
+
+    /// Sets how layers are compressed. The default is gzip. The blobs of the base's own image stay
+    /// as they are.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// Sets the namespace in which the layers mark whiteouts and opaque directories.
+    pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
+        self.xattrs = namespace;
+        self
+    }
+
+    /// Sets keys of the image's configuration, such as `architecture` or `author`. The keys of its
+    /// object `config`, such as `Entrypoint` and `Env`, are set one by one. All others are those of
+    /// the image that the base came from.
+    ///
+    /// The keys `rootfs` and `history` describe the layers and are ignored.
+    pub fn config(mut self, config: Map<String, Value>) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Calls `progress` whenever a part of an archive was written. The total is not known.
+    pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
+        self.progress = Callback(Some(progress));
+        self
+    }
+
+    /// Writes the image. Records the digest of each layer beside it, in the sidecar `digest.json`,
+    /// if the layer has none and is in a place that can be written.
+    ///
+    /// # Errors
+    /// After an error, the tag is as it was. A layout can have blobs that no manifest names.
+    /// - [`Error::Entry`] names a file that cannot be in an image, or cannot be read.
+    /// - [`Error::Malformed`] if the destination is a directory that is not a layout.
+    /// - [`Error::Io`] if the image cannot be written.
+    pub fn run(&self, destination: &Destination) -> Result<Exported> {
+        match destination {
+            Destination::Layout { dir, tag } => self.write(&LayoutWriter::open(dir)?, tag),
+            Destination::OciArchive { file, tag } => {
+                let parent = walk::parent(file);
+                let temporary = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
+                let temporary = temporary.map_err(Error::io("make a temporary directory in", parent))?;
+                let writer = LayoutWriter::open(temporary.path())?;
+                let exported = self.write(&writer, tag)?;
+                writer.archive(file)?;
+                Ok(exported)
+            }
+        }
+    }
+
+    fn write(&self, writer: &LayoutWriter, tag: &str) -> Result<Exported> {
+        let done = AtomicU64::new(0);
+        let mut config = Map::new();
+        let mut blobs = Vec::new();
+        let mut sockets = Vec::new();
+        let mut original = 0;
+        if let Some(base) = self.base {
+            let record = if base.is_tree() { None } else { Record::of(&Layer::at(base.path()))? };
+            if let Some(record) = record {
+                if let Some(copied) = copy_original(&record, writer) {
+                    original = copied.len();
+                    blobs = copied;
+                }
+                config = record.config;
+            }
+            if original == 0 {
+                let (blob, found) = self.write_tree(writer, base.fs(), &done)?;
+                sockets.extend(found);
+                blobs.push(blob);
+            }
+        }
+        for layer in self.layers.iter().rev() {
+            let (blob, found) = self.write_tree(writer, Layer::open(layer.path())?.fs(), &done)?;
+            sockets.extend(found);
+            remember(layer, &blob);
+            blobs.push(blob);
+        }
+        let config = self.configuration(config, &blobs, blobs.len() - original);
+        let config = writer.bytes(Value::from(config).to_string().as_bytes())?;
+        let describe = |blob: &Blob| json!({"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size});
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": descriptor(CONFIG, config),
+            "layers": blobs.iter().map(describe).collect::<Vec<_>>(),
+        });
+        let manifest = writer.bytes(manifest.to_string().as_bytes())?;
+        writer.tag(tag, descriptor(MANIFEST, manifest))?;
+        Ok(Exported { manifest: manifest.digest, blobs, original, sockets })
+    }
+
+    fn write_tree(&self, writer: &LayoutWriter, tree: PathBuf, done: &AtomicU64) -> Result<(Blob, Vec<PathBuf>)> {
+        let (written, (diff_id, sockets)) = writer.blob(|out| {
+            let failed = || Error::io("compress", &tree);
+            let mut encoder = Encoder::new(self.compression, out).map_err(failed())?;
+            let reporting = Reporting { out: &mut encoder, done, progress: self.progress };
+            let mut archive = Hashing::new(reporting);
+            let sockets = pack(&tree, self.xattrs, &mut archive)?;
+            let (_, diff_id, _) = archive.finish();
+            encoder.finish().map_err(failed())?;
+            Ok((diff_id, sockets))
+        })?;
+        let media_type = self.compression.media_type().to_string();
+        let Written { digest, size } = written;
+        let sockets = sockets.into_iter().map(|socket| tree.join(socket)).collect();
+        Ok((Blob { media_type, digest, size, diff_id: Some(diff_id) }, sockets))
+    }
+
+    /// Returns the configuration of the image. `added` layers are not those of the base's image.
+    fn configuration(&self, mut config: Map<String, Value>, blobs: &[Blob], added: usize) -> Map<String, Value> {
+        let host = Platform::host();
+        config.entry("architecture").or_insert(host.architecture.into());
+        config.entry("os").or_insert(host.os.into());
+        for (key, value) in &self.config {
+            match (key.as_str(), value, config.get_mut(key)) {
+                ("rootfs" | "history", ..) => {}
+                ("config", Value::Object(given), Some(Value::Object(parts))) => parts.extend(given.clone()),
+                _ => drop(config.insert(key.clone(), value.clone())),
+            }
+        }
+        config.entry("config").or_insert(json!({}));
+        let diff_ids: Vec<_> = blobs.iter().filter_map(|blob| blob.diff_id).collect();
+        config.insert("rootfs".into(), json!({"type": "layers", "diff_ids": diff_ids}));
+        extend_history(&mut config, blobs.len() - added, added);
+        config
+    }
+}
+
+/// Adds `added` layers to the history in a configuration. Removes the history if it describes other
+/// layers than the `original` ones.
+fn extend_history(config: &mut Map<String, Value>, original: usize, added: usize) {
+    let Some(Value::Array(history)) = config.get_mut("history") else { return };
+    let layers = history.iter().filter(|step| step["empty_layer"] != true).count();
+    match original > 0 && layers == original {
+        true => history.extend(std::iter::repeat_n(json!({"created_by": "layered export"}), added)),
+        false => drop(config.remove("history")),
+    }
+}
+
+/// Copies the blobs of the image that a base came from. Returns `None` if they are not there any
+/// more, or are others.
+fn copy_original(record: &Record, writer: &LayoutWriter) -> Option<Vec<Blob>> {
+    // An archive of a root file system is not an image.
+    record.config_digest?;
+    let copied = try_copy(record, writer);
+    if let Err(error) = &copied {
+        log::info!("exporting the base as one layer: {}", crate::error::Chain(error));
+    }
+    copied.ok()
+}
+
+fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
+    let source: Source = record.source.parse()?;
+    let metadata = std::fs::metadata(source.path()).map_err(Error::io("look at", source.path()))?;
+    // A record can name anything. To open a FIFO would wait.
+    if !metadata.is_dir() && !metadata.is_file() {
+        return Err(Error::malformed(source.path(), "an image"));
+    }
+    let image = Image::open(&source, None, &std::env::temp_dir(), u64::MAX - 1)?;
+    let changed = || Error::malformed(source.path(), "the image that the base came from");
+    if image.config_digest != record.config_digest {
+        return Err(changed());
+    }
+    for blob in &record.blobs {
+        // A base can be the lowest layer of the image alone.
+        let layer = image.layers.iter().find(|layer| layer.diff_id == blob.diff_id).ok_or_else(changed)?;
+        if writer.has(blob.digest, blob.size) {
+            continue;
+        }
+        let mut reader = image.open_layer(layer)?;
+        let path = image.layer_path(layer);
+        let (written, ()) = writer.blob(|out| {
+            let read = io::copy(&mut reader, out).map_err(Error::io("copy", &path))?;
+            if read == blob.size { Ok(()) } else { Err(changed()) }
+        })?;
+        if written.digest != blob.digest {
+            return Err(Error::WrongDigest { path, expected: blob.digest, found: written.digest });
+        }
+    }
+    Ok(record.blobs.clone())
+}
+
+/// Records the digest of a layer, so that damage can be found later.
+fn remember(layer: &Layer, blob: &Blob) {
+    let Some(tree) = blob.diff_id else { return };
+    let is_known = !matches!(Recorded::of(layer), Ok(None));
+    if is_known || matches!(layer.meta(), Ok(None) | Err(_)) {
+        return;
+    }
+    // The store may be read-only.
+    if let Err(error) = (Recorded { tree }).write(layer) {
+        log::info!("not recording the digest: {}", crate::error::Chain(&error));
+    }
+}
+
+fn descriptor(media_type: &str, written: Written) -> Value {
+    json!({"mediaType": media_type, "digest": written.digest, "size": written.size})
+}
+
+/// A writer that reports how much was written.
+struct Reporting<'a, 'b, W> {
+    out: &'a mut W,
+    done: &'a AtomicU64,
+    progress: Callback<'b, dyn Fn(Progress) + Sync + 'b>,
+}
+
+impl<W: Write> Write for Reporting<'_, '_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        let done_bytes = self.done.fetch_add(written as u64, Ordering::Relaxed) + written as u64;
+        if let Some(progress) = self.progress.0 {
+            progress(Progress { done_bytes, total_bytes: None });
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_history_describes_the_layers_or_is_removed() {
+        let config = || {
+            let json = json!({"history": [{"created_by": "a"}, {"empty_layer": true}, {"created_by": "b"}]});
+            json.as_object().unwrap().clone()
+        };
+        for (original, added, expected) in [(2, 0, Some(3)), (2, 2, Some(5)), (1, 1, None), (0, 1, None), (3, 0, None)]
+        {
+            let mut config = config();
+            extend_history(&mut config, original, added);
+            let found = config.get("history").map(|history| history.as_array().unwrap().len());
+            assert_eq!(found, expected, "{original} {added}");
+        }
+    }
+
+    #[test]
+    fn given_keys_replace_those_of_the_base_one_by_one() {
+        let given = json!({"author": "me", "config": {"Env": ["A=1"], "Cmd": null}, "rootfs": 1, "history": []});
+        let export = Export::new(&[]).config(given.as_object().unwrap().clone());
+        let base =
+            json!({"author": "you", "os": "linux", "architecture": "arm64", "config": {"Cmd": ["x"], "User": "u"}});
+        let diff_id = Digest::of(b"");
+        let blob = Blob { media_type: String::new(), digest: diff_id, size: 0, diff_id: Some(diff_id) };
+        let config = export.configuration(base.as_object().unwrap().clone(), &[blob], 1);
+        let expected = json!({"author": "me", "os": "linux", "architecture": "arm64",
+            "config": {"Cmd": null, "User": "u", "Env": ["A=1"]}, "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+        assert_eq!(Value::from(config), expected);
+    }
+}

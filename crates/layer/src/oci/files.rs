@@ -1,0 +1,247 @@
+//! The files of an image: those of a directory, or of a tar archive that is indexed once.
+//! `image.rs` decides which of them are needed.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
+
+use super::archive::Archive;
+use super::compression::{Compression, Decoder, Detected, detect};
+use super::entry::Kind;
+use super::entry_name;
+use super::error::{Error, Result};
+use crate::tree::walk::{READ, open_beneath};
+
+/// The most files of an archive that are indexed. An image of 500 layers has about two thousand.
+const MAX_FILES: usize = 100_000;
+
+/// The most links from one file of an archive to the next.
+const MAX_LINKS: usize = 8;
+
+/// The files of an image.
+#[derive(Debug)]
+pub(crate) enum Files {
+    Directory { path: PathBuf, dir: OwnedFd },
+    Archive { path: PathBuf, file: Arc<File>, members: HashMap<entry_name::Path, Member> },
+}
+
+/// A file in an archive.
+#[derive(Debug)]
+pub(crate) enum Member {
+    File {
+        offset: u64,
+        size: u64,
+    },
+    /// A link, with the path of its target from the root of the archive.
+    Link(entry_name::Path),
+}
+
+/// A part of a file. It can be read by several readers at the same time.
+#[derive(Debug)]
+pub(crate) struct Section {
+    file: Arc<File>,
+    offset: u64,
+    left: u64,
+}
+
+impl Section {
+    /// Returns the number of bytes that are left.
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+}
+
+impl Read for Section {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let read = self.file.read_at(&mut buffer[..most], self.offset)?;
+        self.offset += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+impl Files {
+    /// Opens the directory of a layout.
+    pub(crate) fn of_directory(path: &Path) -> Result<Self> {
+        let dir =
+            openat(CWD, path, READ.difference(OFlags::NOFOLLOW), Mode::empty()).map_err(Error::io("open", path))?;
+        Ok(Self::Directory { path: path.into(), dir })
+    }
+
+    /// Indexes an archive. One that is compressed, or that cannot be read twice, is first written to
+    /// a file without a name in the directory `spool`, of at most `max_bytes` bytes.
+    pub(crate) fn of_archive(path: &Path, spool: &Path, max_bytes: u64) -> Result<Self> {
+        let file = open_given(path)?;
+        let failed = |operation| Error::io(operation, path);
+        let is_regular = file.metadata().map_err(failed("look at"))?.is_file();
+        let (compression, begun) = detect(file.try_clone().map_err(failed("read"))?).map_err(failed("read"))?;
+        let mut file = match known(compression, path)? {
+            Compression::None if is_regular => file,
+            compression => {
+                let spooled = tempfile::tempfile_in(spool).map_err(Error::io("make a temporary file in", spool))?;
+                let mut decoder = Decoder::new(compression, begun).map_err(failed("decompress"))?.take(max_bytes + 1);
+                let written = io::copy(&mut decoder, &mut &spooled).map_err(failed("decompress"))?;
+                if written > max_bytes {
+                    return Err(Error::TooLarge { archive: path.into(), max_bytes });
+                }
+                spooled
+            }
+        };
+        io::Seek::rewind(&mut file).map_err(failed("read"))?;
+        let members = index(&file, path)?;
+        Ok(Self::Archive { path: path.into(), file: Arc::new(file), members })
+    }
+
+    /// Returns the path of the directory or archive.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Directory { path, .. } | Self::Archive { path, .. } => path,
+        }
+    }
+
+    /// Opens the regular file `name`. Follows no link of a directory, and only those of an archive
+    /// that stay in it.
+    pub(crate) fn open(&self, name: &str) -> Result<Section> {
+        let whole = self.path().join(name);
+        match self {
+            Self::Directory { dir, .. } => {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let file = match open_beneath(dir.as_fd(), Path::new(name), flags) {
+                    Err(Errno::LOOP | Errno::NXIO | Errno::NODEV) => {
+                        return Err(Error::malformed(whole, "a regular file"));
+                    }
+                    file => file.map_err(Error::io("open", &whole))?,
+                };
+                let stat = fstat(&file).map_err(Error::io("look at", &whole))?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Err(Error::malformed(whole, "a regular file"));
+                }
+                let left = u64::try_from(stat.st_size).unwrap_or(0);
+                Ok(Section { file: Arc::new(file.into()), offset: 0, left })
+            }
+            Self::Archive { file, members, .. } => {
+                let mut path = entry_name::Path::parse(name.as_bytes()).ok();
+                for _ in 0..MAX_LINKS {
+                    match path.as_ref().and_then(|path| members.get(path)) {
+                        Some(Member::Link(target)) => path = Some(target.clone()),
+                        Some(&Member::File { offset, size }) => {
+                            return Ok(Section { file: Arc::clone(file), offset, left: size });
+                        }
+                        None => return Err(Error::io("open", whole)(Errno::NOENT)),
+                    }
+                }
+                Err(Error::io("open", whole)(Errno::LOOP))
+            }
+        }
+    }
+
+    /// Reads the file `name`, of at most `max_bytes` bytes.
+    pub(crate) fn read(&self, name: &str, max_bytes: u64) -> Result<Vec<u8>> {
+        let mut file = self.open(name)?;
+        let path = self.path().join(name);
+        if file.left() > max_bytes {
+            return Err(crate::Error::FileTooLarge { path, max_bytes }.into());
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+        Ok(bytes)
+    }
+}
+
+/// Opens a file that the caller has named. It can be a pipe.
+pub(crate) fn open_given(path: &Path) -> Result<File> {
+    File::open(path).map_err(Error::io("open", path))
+}
+
+/// Returns the compression that was detected.
+pub(crate) fn known(detected: Detected, path: &Path) -> Result<Compression> {
+    match detected {
+        Detected::Known(compression) => Ok(compression),
+        Detected::Unknown(program) => Err(Error::Unsupported {
+            path: path.into(),
+            part: format!("the compression of {program}"),
+            reason: "layered reads gzip and zstd; decompress it first, as in `xz -dc FILE | layered import - DIR`",
+        }),
+    }
+}
+
+fn index(file: &File, path: &Path) -> Result<HashMap<entry_name::Path, Member>> {
+    let mut archive = Archive::new(file.try_clone().map_err(Error::io("read", path))?);
+    let mut members = HashMap::new();
+    let mut last = PathBuf::from(".");
+    loop {
+        let entry = match archive.next() {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(members),
+            Err(refused) => return Err(refused.at(path, &last)),
+        };
+        let failed =
+            |problem| Error::Entry { operation: "read", archive: path.into(), entry: lossless(&entry.path), problem };
+        last = lossless(&entry.path);
+        let name = entry_name::Path::parse(&entry.path).map_err(failed)?;
+        let member = match &entry.kind {
+            Kind::File => Member::File { offset: archive.position(), size: entry.size },
+            Kind::HardLink { target } => Member::Link(entry_name::Path::parse(target).map_err(failed)?),
+            // Archives of `docker save` have links such as `../HASH/layer.tar`.
+            Kind::Symlink { target } => match beside(&name, target.to_bytes()) {
+                Some(target) => Member::Link(target),
+                None => continue,
+            },
+            _ => continue,
+        };
+        if members.len() >= MAX_FILES {
+            return Err(failed(super::error::Problem::TooManyEntries { max: MAX_FILES as u64 }));
+        }
+        members.insert(name, member);
+    }
+}
+
+/// Returns the path that a symbolic link at `link` leads to. Returns `None` if it leads out of the
+/// archive.
+fn beside(link: &entry_name::Path, target: &[u8]) -> Option<entry_name::Path> {
+    let (parent, _) = link.split()?;
+    let mut names: Vec<&[u8]> = if target.starts_with(b"/") { Vec::new() } else { parent.names().collect() };
+    for name in target.split(|&byte| byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(names.pop()?),
+            name => names.push(name),
+        }
+    }
+    entry_name::Path::parse(&names.join(&b'/')).ok()
+}
+
+/// Returns the path of an entry as it can be shown.
+pub(crate) fn lossless(path: &[u8]) -> PathBuf {
+    OsStr::from_bytes(path).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_of_an_archive_stays_in_it() {
+        let path = |text: &str| entry_name::Path::parse(text.as_bytes()).unwrap();
+        for (link, target, expected) in [
+            ("a/layer.tar", "../b/layer.tar", Some("b/layer.tar")),
+            ("a/layer.tar", "layer.tar", Some("a/layer.tar")),
+            ("a", "b/./c//d", Some("b/c/d")),
+            ("a/b", "/c", Some("c")),
+            ("a", "../b", None),
+            ("a/b/c", "../../../d", None),
+        ] {
+            assert_eq!(beside(&path(link), target.as_bytes()), expected.map(path), "{link} -> {target}");
+        }
+    }
+}

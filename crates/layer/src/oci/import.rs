@@ -1,0 +1,450 @@
+//! An image becomes a base or layers of a store: the order of the steps. `pipeline.rs` reads a
+//! layer, `unpack.rs` makes its files.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
+
+use rustix::fs::statvfs;
+use serde::Serialize;
+
+use super::archive::{Archive, Stream};
+use super::digest::Digest;
+use super::error::{Error, Result};
+use super::files::lossless;
+use super::image::{Blob, Image, ImageLayer};
+use super::pipeline::{self, Expected, Finished, Parts};
+use super::record::Record;
+use super::source::{Platform, Source};
+use super::tree_digest::{TreeDigest, record_digest};
+use super::unpack::{LeftOut, Options, Privileges, Unpacker};
+use crate::callback::Callback;
+use crate::capture::barrier;
+use crate::layer::meta::{Meta, Timing};
+use crate::layer::{Base, Layer};
+use crate::stack::overlayfs::XattrNamespace;
+use crate::store::Store;
+use crate::store::draft::Draft;
+use crate::store::hold::Hold;
+use crate::tree::walk;
+
+/// The default of [`Import::max_bytes`]: 64 GiB.
+const MAX_BYTES: u64 = 64 << 30;
+
+/// The progress of an import or an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// The bytes of the image that were read or written so far.
+    pub done_bytes: u64,
+    /// The bytes in all, if they are known.
+    pub total_bytes: Option<u64>,
+}
+
+/// A builder for the import of an image.
+///
+/// Nothing appears under its final name before the size and the digest of each blob and the diff ID
+/// of each layer are verified. If the process is killed, a [collector](crate::Collector) of the
+/// store removes what is left.
+///
+/// No part of an image is trusted. Every file is made by descriptor inside of the new directory, as a
+/// process would see it whose root that directory is. A symbolic link cannot lead out of it.
+///
+/// ```no_run
+/// use layer::oci::{Import, Source};
+///
+/// let source: Source = "oci:images/debian:12".parse()?;
+/// let base = Import::new(&source).into_base("debian")?;
+/// println!("{} has {} layers of the image", base.layers[0].layer.path().display(), base.blobs);
+/// # Ok::<(), layer::oci::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "it imports when `into_base` or `into_layers` is called"]
+pub struct Import<'a> {
+    source: &'a Source,
+    platform: Option<Platform>,
+    max_bytes: u64,
+    options: Options,
+    digest: TreeDigest,
+    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+}
+
+/// The result of an import.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Imported {
+    /// The base alone, or one layer for each layer of the image, topmost first.
+    pub layers: Vec<ImportedLayer>,
+    /// The digest of the manifest, if the image has one.
+    pub manifest: Option<Digest>,
+    /// The number of layers of the image.
+    pub blobs: usize,
+    /// The decompressed bytes that were read.
+    pub bytes: u64,
+    /// The things that the caller has no privilege for.
+    pub left_out: LeftOut,
+}
+
+/// A layer or a base of an import.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ImportedLayer {
+    /// The layer.
+    #[serde(serialize_with = "path_of")]
+    pub layer: Layer,
+    /// The diff ID; of a base, that of its topmost layer.
+    pub diff_id: Digest,
+    /// The chain ID.
+    pub chain_id: Digest,
+    /// Whether the store had the layer already.
+    pub reused: bool,
+}
+
+fn path_of<S: serde::Serializer>(layer: &Layer, serializer: S) -> Result<S::Ok, S::Error> {
+    crate::json_path::serialize(layer.path(), serializer)
+}
+
+impl<'a> Import<'a> {
+    /// Returns an import of `source` that needs root, for the platform of this machine.
+    pub fn new(source: &'a Source) -> Self {
+        Self {
+            source,
+            platform: None,
+            max_bytes: MAX_BYTES,
+            options: Options { privileges: Privileges::Required, xattrs: XattrNamespace::Trusted },
+            digest: TreeDigest::default(),
+            progress: Callback::default(),
+        }
+    }
+
+    /// Chooses the image for this platform, and refuses others. Without it, an image for another
+    /// architecture is imported if it is the only one.
+    pub fn platform(mut self, platform: impl Into<Option<Platform>>) -> Self {
+        self.platform = platform.into();
+        self
+    }
+
+    /// Refuses an image whose layers have more than `bytes` bytes together when decompressed. The
+    /// default is 64 GiB. The free space of the file system is always a limit, too.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Decides what is done without the privilege to set owners and make devices.
+    pub fn privileges(mut self, privileges: Privileges) -> Self {
+        self.options.privileges = privileges;
+        self
+    }
+
+    /// Sets the namespace in which whiteouts and opaque directories of a layer are marked.
+    pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
+        self.options.xattrs = namespace;
+        self
+    }
+
+    /// Decides whether the digest of each tree is recorded, so that [`verify`](super::verify()) can
+    /// find damage later. The default is to record it.
+    pub fn tree_digest(mut self, digest: TreeDigest) -> Self {
+        self.digest = digest;
+        self
+    }
+
+    /// Calls `progress` whenever bytes of the image were read, from another thread.
+    pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
+        self.progress = Callback(Some(progress));
+        self
+    }
+
+    /// Unpacks all layers of the image into one tree, the base at `dir`, which must not exist.
+    ///
+    /// # Errors
+    /// After an error, `dir` does not exist.
+    /// - [`Error::Exists`] if `dir` exists.
+    /// - [`Error::Entry`] and [`Error::Archive`] name an entry that is refused.
+    /// - [`Error::WrongDigest`], [`Error::WrongSize`] and [`Error::WrongDiffId`] for damaged blobs.
+    /// - The other errors name the part of the image or of the store.
+    pub fn into_base(&self, dir: impl AsRef<Path>) -> Result<Imported> {
+        let begun = Instant::now();
+        // The last name of `base/` is `base`.
+        let dir: PathBuf = dir.as_ref().components().collect();
+        if dir.symlink_metadata().is_ok() {
+            return Err(Error::Exists { path: dir });
+        }
+        let name = dir.file_name().ok_or_else(|| Error::Exists { path: dir.clone() })?.to_owned();
+        let draft = Draft::begin(walk::parent(&dir))?;
+        let work = self.open(walk::parent(&dir))?;
+        let mut unpacker = Unpacker::whole(draft.layer().fs(), self.options)?;
+        let mut read = Read::default();
+        for (number, layer) in work.image.layers.iter().enumerate() {
+            if number > 0 {
+                unpacker.begin_layer();
+            }
+            let finished = work.unpack(layer, &read, &mut unpacker)?;
+            read.add(layer, finished);
+        }
+        let unpacked = unpacker.finish().map_err(|problem| root_error(draft.layer(), problem))?;
+        let record = work.record(&read);
+        let hash = record.chain_id.hex();
+        let (diff_id, chain_id) = (record.diff_id, record.chain_id);
+        work.complete(&draft, &record, Meta::new(hash, SystemTime::now()), begun)?;
+        let layer = match draft.publish(&name) {
+            Err(error) if exists(&error) => return Err(Error::Exists { path: dir }),
+            layer => layer?,
+        };
+        Ok(Imported {
+            layers: vec![ImportedLayer { layer, diff_id, chain_id, reused: false }],
+            manifest: work.image.manifest,
+            blobs: read.blobs.len(),
+            bytes: read.bytes,
+            left_out: unpacked.left_out,
+        })
+    }
+
+    /// Unpacks each layer of the image into a layer of `store`.
+    ///
+    /// The name of a layer is the beginning of its diff ID. If its tree depends on the layers below,
+    /// because the archive has no entry for a directory or a hard link leads to a layer below, it is
+    /// the beginning of its chain ID. So it is if the image has the layer twice. A layer that the store has under that name is reused without
+    /// being read.
+    ///
+    /// # Errors
+    /// The errors of [`into_base`](Self::into_base), without [`Error::Exists`]. Layers that were
+    /// complete before the error stay in the store. [`Error::OtherLayer`] if a name belongs to
+    /// something else.
+    pub fn into_layers(&self, store: &Store) -> Result<Imported> {
+        let work = self.open(store.path())?;
+        let mut read = Read::default();
+        let mut left_out = LeftOut::default();
+        let mut layers: Vec<ImportedLayer> = Vec::new();
+        let mut holds = Vec::new();
+        for layer in &work.image.layers {
+            let known = layer.diff_id.map(|diff_id| (diff_id, diff_id.chained(read.chain_id)));
+            let found = match known {
+                Some((diff_id, chain_id)) => {
+                    let is_repeated = layers.iter().any(|below| below.diff_id == diff_id);
+                    let names = if is_repeated { &[chain_id][..] } else { &[diff_id, chain_id] };
+                    find(store, names, diff_id, chain_id)?
+                }
+                None => None,
+            };
+            let imported = match found {
+                Some((found, record, hold)) => {
+                    found.touch()?;
+                    holds.push(hold);
+                    read.reuse(&record);
+                    let (diff_id, chain_id) = (record.diff_id, read.chain_id.unwrap_or(record.chain_id));
+                    ImportedLayer { layer: found, diff_id, chain_id, reused: true }
+                }
+                None => {
+                    let (imported, unpacked) = work.import_layer(store, layer, &layers, &mut read)?;
+                    left_out += unpacked;
+                    holds.push(Hold::of([imported.layer.path()])?);
+                    imported
+                }
+            };
+            layers.insert(0, imported);
+        }
+        let (manifest, blobs) = (work.image.manifest, work.image.layers.len());
+        Ok(Imported { layers, manifest, blobs, bytes: read.bytes, left_out })
+    }
+
+    fn open(&self, store: &Path) -> Result<Work<'_>> {
+        let free = statvfs(store).map_err(Error::io("look at the file system of", store))?;
+        let max_bytes = self.max_bytes.min(free.f_bavail.saturating_mul(free.f_frsize));
+        let image = Image::open(self.source, self.platform.as_ref(), store, max_bytes)?;
+        let sizes = image.layers.iter().map(|layer| image.size_of(layer));
+        let total_bytes = sizes.sum::<Result<Option<u64>>>()?;
+        let done = AtomicU64::new(0);
+        Ok(Work {
+            image,
+            source: self.source.absolute(),
+            max_bytes,
+            options: self.options,
+            digest: self.digest,
+            progress: self.progress,
+            total_bytes,
+            done,
+        })
+    }
+}
+
+/// An import that has begun.
+struct Work<'a> {
+    image: Image,
+    source: Source,
+    max_bytes: u64,
+    options: Options,
+    digest: TreeDigest,
+    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+    total_bytes: Option<u64>,
+    done: AtomicU64,
+}
+
+/// The layers that were read so far.
+#[derive(Debug, Default)]
+struct Read {
+    blobs: Vec<Blob>,
+    diff_id: Option<Digest>,
+    chain_id: Option<Digest>,
+    bytes: u64,
+}
+
+impl Read {
+    fn add(&mut self, layer: &ImageLayer, finished: Finished) {
+        self.chain_id = Some(finished.diff_id.chained(self.chain_id));
+        self.diff_id = Some(finished.diff_id);
+        self.bytes += finished.bytes;
+        self.blobs.push(layer.blob.clone().unwrap_or_else(|| Blob::uncompressed(finished.diff_id, finished.bytes)));
+    }
+
+    fn reuse(&mut self, record: &Record) {
+        self.chain_id = Some(record.diff_id.chained(self.chain_id));
+        self.diff_id = Some(record.diff_id);
+        self.blobs.extend(record.blobs.last().cloned());
+    }
+}
+
+impl Work<'_> {
+    /// Unpacks one layer.
+    fn unpack(&self, layer: &ImageLayer, read: &Read, unpacker: &mut Unpacker) -> Result<Finished> {
+        let path = self.image.layer_path(layer);
+        let reader = self.image.open_layer(layer)?;
+        let expected = Expected {
+            path: &path,
+            blob: layer.blob.as_ref(),
+            diff_id: layer.diff_id,
+            left_bytes: self.max_bytes.saturating_sub(read.bytes),
+            max_bytes: self.max_bytes,
+        };
+        let progress = |bytes| {
+            let done_bytes = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            if let Some(progress) = self.progress.0 {
+                progress(Progress { done_bytes, total_bytes: self.total_bytes });
+            }
+        };
+        pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker))
+    }
+
+    /// Makes one layer of the store. `below` are those below it, topmost first.
+    fn import_layer(
+        &self,
+        store: &Store,
+        layer: &ImageLayer,
+        below: &[ImportedLayer],
+        read: &mut Read,
+    ) -> Result<(ImportedLayer, LeftOut)> {
+        let begun = Instant::now();
+        let draft = store.draft()?;
+        let trees: Vec<_> = below.iter().map(|below| below.layer.fs()).collect();
+        let mut unpacker = Unpacker::layer(draft.layer().fs(), &trees, self.options)?;
+        let finished = self.unpack(layer, read, &mut unpacker)?;
+        let unpacked = unpacker.finish().map_err(|problem| root_error(draft.layer(), problem))?;
+        read.add(layer, finished);
+        let mut record = self.record(read);
+        record.blobs.drain(..record.blobs.len() - 1);
+        let (diff_id, chain_id) = (record.diff_id, record.chain_id);
+        let hash = |layer: &ImportedLayer| match layer.layer.name() == chain_id_name(layer).as_str() {
+            true => layer.chain_id.hex(),
+            false => layer.diff_id.hex(),
+        };
+        // No stack can have one directory twice.
+        let is_repeated = below.iter().any(|below| below.diff_id == diff_id);
+        let name = if unpacked.consulted || is_repeated { chain_id } else { diff_id };
+        let base_hash = below.last().map_or_else(|| name.hex(), hash);
+        let parent_hashes = below.iter().rev().skip(1).rev().map(hash).collect();
+        let meta = Meta { parent_hashes, ..Meta::new(base_hash, SystemTime::now()) };
+        self.complete(&draft, &record, meta, begun)?;
+        let published = match draft.publish(name.layer_name()) {
+            // Another import was faster.
+            Err(error) if exists(&error) => {
+                let there = store.layer(name.layer_name())?;
+                match Record::of(&there)? {
+                    Some(other) if other.diff_id == diff_id => there,
+                    _ => return Err(Error::OtherLayer { layer: there.path().into(), diff_id }),
+                }
+            }
+            published => published?,
+        };
+        Ok((ImportedLayer { layer: published, diff_id, chain_id, reused: false }, unpacked.left_out))
+    }
+
+    /// Makes everything durable, and writes `layer.json` last.
+    fn complete(&self, draft: &Draft, record: &Record, mut meta: Meta, begun: Instant) -> Result<()> {
+        let layer = draft.layer();
+        meta.disk_usage = layer.measure()?.bytes;
+        record.write(layer)?;
+        if self.digest == TreeDigest::Recorded {
+            record_digest(layer, self.options.xattrs)?;
+        }
+        meta.timing = Timing(vec![("import".into(), begun.elapsed().as_secs_f64())]);
+        let dir = File::open(layer.path()).map_err(Error::io("open", layer.path()))?;
+        barrier::sync(dir.as_fd()).map_err(Error::io("sync the file system of", layer.path()))?;
+        Ok(layer.write_meta(&meta)?)
+    }
+
+    fn record(&self, read: &Read) -> Record {
+        let none = Digest::of(b"");
+        Record {
+            source: self.source.to_string(),
+            manifest: self.image.manifest,
+            config_digest: self.image.config_digest,
+            diff_id: read.diff_id.unwrap_or(none),
+            chain_id: read.chain_id.unwrap_or(none),
+            blobs: read.blobs.clone(),
+            config: self.image.config.clone(),
+        }
+    }
+}
+
+fn chain_id_name(layer: &ImportedLayer) -> String {
+    layer.chain_id.layer_name()
+}
+
+/// Finds a layer that an earlier import has made under one of `names`, and holds it.
+fn find(store: &Store, names: &[Digest], diff_id: Digest, chain_id: Digest) -> Result<Option<(Layer, Record, Hold)>> {
+    for &name in names {
+        let layer = store.layer(name.layer_name())?;
+        // A layer is held before it is looked at, so that no collector takes it in between.
+        let hold = match Hold::of([layer.path()]) {
+            Err(crate::Error::NotADirectory { .. }) => continue,
+            hold => hold?,
+        };
+        let record = match (layer.meta(), Record::of(&layer)) {
+            (Ok(Some(_)), Ok(Some(record))) => record,
+            _ => continue,
+        };
+        let is_same = record.diff_id == diff_id && (name == diff_id || record.chain_id == chain_id);
+        if is_same && Base::open(layer.path()).is_ok() {
+            return Ok(Some((layer, record, hold)));
+        }
+    }
+    Ok(None)
+}
+
+fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
+    let mut last = PathBuf::from(".");
+    loop {
+        let entry = match archive.next() {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(()),
+            Err(refused) => return Err(refused.at(path, &last)),
+        };
+        last = lossless(&entry.path);
+        let failed = |problem| Error::Entry { operation: "unpack", archive: path.into(), entry: last.clone(), problem };
+        unpacker.unpack(entry, archive).map_err(failed)?;
+    }
+}
+
+fn exists(error: &crate::Error) -> bool {
+    matches!(error, crate::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists)
+}
+
+fn root_error(layer: &Layer, problem: super::error::Problem) -> Error {
+    Error::Entry { operation: "unpack", archive: layer.fs(), entry: ".".into(), problem }
+}
+
+#[cfg(test)]
+mod tests;

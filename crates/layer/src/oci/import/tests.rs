@@ -1,0 +1,111 @@
+//! Tests of the names of imported layers, and of what is reused. They need no root.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+
+use super::*;
+use crate::oci::testing::{Layout, Tar, spec};
+
+fn place() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("store")).unwrap();
+    dir
+}
+
+fn source_of(dir: &Path, archives: &[Vec<u8>]) -> Source {
+    let image = dir.join("image");
+    let _ = fs::remove_dir_all(&image);
+    Layout::new(&image, archives).write(&image);
+    format!("oci:{}", image.display()).parse().unwrap()
+}
+
+fn import(source: &Source) -> Import<'_> {
+    Import::new(source).privileges(Privileges::AsAvailable).xattrs(XattrNamespace::User)
+}
+
+fn file(path: &str) -> Vec<u8> {
+    Tar::new().add(spec(b'0', path).content(path.as_bytes())).end()
+}
+
+#[test]
+fn a_layer_that_needs_what_is_below_has_the_name_of_its_chain() {
+    let below = Tar::new().add(spec(b'5', "d")).add(spec(b'0', "d/f").content(b"x")).end();
+    let link = Tar::new().add(spec(b'1', "h").target("d/f")).end();
+    let opaque = Tar::new().add(spec(b'0', ".wh..wh..opq")).end();
+    let whole = Tar::new().add(spec(b'5', "d")).add(spec(b'0', "d/g")).end();
+    // The upper layer of an image, and whether its name is that of its chain.
+    for (what, upper, by_chain) in [
+        ("a file of the root", file("a"), false),
+        ("a directory with its entry", whole, false),
+        ("a directory without an entry", file("d/g"), true),
+        ("a hard link to a layer below", link, true),
+        ("an opaque root", opaque, true),
+        ("the same layer again", below.clone(), true),
+    ] {
+        let dir = place();
+        let source = source_of(dir.path(), &[below.clone(), upper]);
+        let store = Store::open(dir.path().join("store")).unwrap();
+        let imported = import(&source).into_layers(&store).unwrap();
+        let [upper, lower] = &*imported.layers else { panic!("{what}") };
+        let expected = if by_chain { upper.chain_id } else { upper.diff_id };
+        assert_eq!(upper.layer.name(), expected.layer_name().as_str(), "{what}");
+        assert_eq!(lower.layer.name(), lower.diff_id.layer_name().as_str(), "{what}");
+        let meta = upper.layer.meta().unwrap().unwrap();
+        assert_eq!((meta.base_hash, meta.parent_hashes.len()), (lower.diff_id.hex(), 0), "{what}");
+
+        let again = import(&source).into_layers(&store).unwrap();
+        assert!(again.layers.iter().all(|layer| layer.reused) && again.bytes == 0, "{what}");
+        let layers = |imported: &Imported| imported.layers.iter().map(|layer| layer.layer.clone()).collect::<Vec<_>>();
+        assert_eq!(layers(&again), layers(&imported), "{what}");
+        assert!(again.layers.iter().all(|layer| layer.layer.last_used().unwrap().is_some()), "{what}");
+    }
+}
+
+#[test]
+fn an_implied_directory_looks_as_it_does_below() {
+    let below = Tar::new().add(spec(b'5', "real")).add(spec(b'2', "link").target("real")).end();
+    let dir = place();
+    let source = source_of(dir.path(), &[below, file("link/new/f")]);
+    let imported = import(&source).into_layers(&Store::open(dir.path().join("store")).unwrap()).unwrap();
+    let upper = imported.layers[0].layer.fs();
+    // The link leads to the directory, which is where the kernel finds the file.
+    assert!(upper.join("real/new/f").is_file() && !upper.join("link").exists());
+    let modified = |path: &str| fs::metadata(upper.join(path)).unwrap().modified().unwrap();
+    assert_eq!(modified("real"), SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000));
+    assert_eq!(modified("real/new"), SystemTime::UNIX_EPOCH);
+}
+
+#[test]
+fn nothing_that_exists_is_replaced() {
+    let dir = place();
+    let source = source_of(dir.path(), &[file("a")]);
+    fs::create_dir(dir.path().join("base")).unwrap();
+    let error = import(&source).into_base(dir.path().join("base/")).unwrap_err();
+    assert!(matches!(error, Error::Exists { path } if path == dir.path().join("base")));
+
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let name = Digest::of(&file("a")).layer_name();
+    fs::create_dir_all(store.path().join(&name).join("fs")).unwrap();
+    let error = import(&source).into_layers(&store).unwrap_err();
+    assert!(matches!(error, Error::OtherLayer { layer, .. } if layer == store.path().join(&name)));
+    assert_eq!(fs::read_dir(store.path().join(".layered/new")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_record_has_the_image_and_the_progress_its_bytes() {
+    let dir = place();
+    let archives = [file("a"), file("b")];
+    let source = source_of(dir.path(), &archives);
+    let seen = Mutex::new(Vec::new());
+    let progress = |progress| seen.lock().unwrap().push(progress);
+    let imported = import(&source).progress(&progress).into_base(dir.path().join("base")).unwrap();
+    let record = Record::of(&imported.layers[0].layer).unwrap().unwrap();
+    let diff_ids = archives.clone().map(|archive| Digest::of(&archive));
+    assert_eq!(record.blobs.iter().map(|blob| blob.digest).collect::<Vec<_>>(), diff_ids);
+    assert_eq!((record.diff_id, record.chain_id), (diff_ids[1], diff_ids[1].chained(Some(diff_ids[0]))));
+    assert_eq!((record.source, record.config["os"].as_str()), (source.to_string(), Some("linux")));
+    let bytes: u64 = archives.iter().map(|archive| archive.len() as u64).sum();
+    assert_eq!(seen.lock().unwrap().last(), Some(&Progress { done_bytes: bytes, total_bytes: Some(bytes) }));
+    assert_eq!(imported.bytes, bytes);
+}

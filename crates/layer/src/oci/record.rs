@@ -1,0 +1,55 @@
+//! The sidecar `oci.json`: what image a layer or a base comes from. `docs/format.md` describes it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::digest::Digest;
+use super::error::Result;
+use super::image::Blob;
+use crate::layer::Layer;
+
+/// The name of the sidecar.
+const NAME: &str = "oci";
+
+/// The image that a layer or a base was imported from. A base has all layers of the image in one
+/// tree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Record {
+    /// The place of the image at the time of the import, by an absolute path; `-` for standard
+    /// input.
+    pub source: String,
+    /// The digest of the manifest, if the image has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Digest>,
+    /// The digest of the configuration, if the image has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_digest: Option<Digest>,
+    /// The diff ID of the topmost layer in the tree.
+    pub diff_id: Digest,
+    /// The chain ID of the topmost layer in the tree: with it, the whole tree down to the lowest
+    /// layer is known.
+    pub chain_id: Digest,
+    /// The layers of the image in the tree, the lowest first.
+    pub blobs: Vec<Blob>,
+    /// The configuration of the image: an object with the keys of the image specification. Empty if
+    /// the source has none.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
+}
+
+impl Record {
+    /// Reads the record of a layer or a base. Returns `None` if it has none.
+    ///
+    /// # Errors
+    /// [`crate::Error::Json`] if the sidecar is not a record, [`crate::Error::Io`] if it cannot be
+    /// read.
+    pub fn of(layer: &Layer) -> Result<Option<Self>> {
+        Ok(layer.read_sidecar(NAME)?)
+    }
+
+    /// Writes the record of a layer.
+    pub(crate) fn write(&self, layer: &Layer) -> Result<()> {
+        Ok(layer.write_sidecar(NAME, self)?)
+    }
+}

@@ -1,0 +1,134 @@
+//! The attributes of directories, which are set when everything else has been unpacked: a default
+//! ACL or a setgid bit would pass to new files, and a new file changes the time of its directory.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, Timespec, fstat, openat};
+
+use crate::error::Error;
+use crate::oci::error::Problem;
+use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::attributes::{Attributes, Keep};
+use crate::tree::walk::{Entries, Identity, READ, as_os_str, identity, open_beneath};
+use crate::tree::xattr::XattrList;
+
+/// The most memory that attributes take, in bytes. A million directories without extended attributes
+/// need less.
+const MAX_BYTES: usize = 256 << 20;
+
+/// The memory of one directory without its extended attributes, roughly.
+const USUAL_BYTES: usize = 200;
+
+/// The time of a directory that no archive has an entry for. The time of the import would make two
+/// imports of one image differ.
+const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// The attributes of all directories of a tree.
+#[derive(Default)]
+pub(super) struct Directories {
+    root: Identity,
+    attributes: HashMap<Identity, Attributes>,
+    /// Those that have an entry in the layer that is being unpacked.
+    entered: HashSet<Identity>,
+    bytes: usize,
+}
+
+impl Directories {
+    pub(super) fn new(root: Identity) -> Self {
+        Self { root, attributes: HashMap::from([(root, unknown())]), ..Self::default() }
+    }
+
+    pub(super) fn root(&self) -> Identity {
+        self.root
+    }
+
+    pub(super) fn begin_layer(&mut self) {
+        self.entered.clear();
+    }
+
+    /// Adds a new directory. It gets the attributes of one without an entry, until it gets others.
+    pub(super) fn add(&mut self, directory: Identity) -> Result<(), Problem> {
+        // The number of a removed directory may be in use again.
+        self.entered.remove(&directory);
+        self.insert(directory, unknown())
+    }
+
+    /// Sets the attributes of a directory that has an entry.
+    pub(super) fn set(&mut self, directory: Identity, attributes: Attributes) -> Result<(), Problem> {
+        self.entered.insert(directory);
+        self.insert(directory, attributes)
+    }
+
+    /// Sets the attributes of a directory that has no entry to those that it has in a layer below.
+    pub(super) fn inherit(&mut self, directory: Identity, attributes: Attributes) -> Result<(), Problem> {
+        self.insert(directory, attributes)
+    }
+
+    /// Takes from a directory the attributes that it has from a layer below.
+    pub(super) fn forget_below(&mut self, directory: Identity) {
+        if let Some(attributes) = self.attributes.get_mut(&directory).filter(|_| !self.entered.contains(&directory)) {
+            *attributes = unknown();
+        }
+    }
+
+    /// Gives the root the attributes of the root of the layer below, in case that it has no entry.
+    /// Returns whether it then differs in more than its time from one without a layer below.
+    pub(super) fn inherit_root(&mut self, below: &Path, xattrs: XattrNamespace) -> Result<bool, Error> {
+        let failed = |operation| Error::io(operation, below);
+        let dir = openat(CWD, below, READ, Mode::empty()).map_err(failed("open"))?;
+        let names = XattrList::of(dir.as_fd()).map_err(failed("list the extended attributes of"))?;
+        let attributes = Attributes::of(dir.as_fd(), &names, Keep::Visible(xattrs)).map_err(failed("look at"))?;
+        let stat = fstat(&dir).map_err(failed("look at"))?;
+        let differs =
+            (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) != (0o755, 0, 0) || !attributes.xattrs().is_empty();
+        self.attributes.insert(self.root, attributes);
+        Ok(differs)
+    }
+
+    fn insert(&mut self, directory: Identity, attributes: Attributes) -> Result<(), Problem> {
+        let xattrs: usize = attributes.xattrs().iter().map(|(name, value)| name.count_bytes() + value.len()).sum();
+        self.bytes += USUAL_BYTES + xattrs;
+        if self.bytes > MAX_BYTES {
+            return Err(Problem::AttributesTooLarge { max_bytes: MAX_BYTES });
+        }
+        self.attributes.insert(directory, attributes);
+        Ok(())
+    }
+
+    /// Sets the attributes of every directory below `root`, and then of `root`, by `set`.
+    pub(super) fn apply(
+        mut self,
+        root: BorrowedFd<'_>,
+        mut set: impl FnMut(Attributes, BorrowedFd<'_>) -> rustix::io::Result<()>,
+    ) -> Result<(), Problem> {
+        let failed = || Problem::io("set the attributes of the directories of");
+        let mut paths = vec![PathBuf::new()];
+        let mut next = 0;
+        while let Some(path) = paths.get(next).cloned() {
+            next += 1;
+            let dir = open_beneath(root, &path, READ).map_err(failed())?;
+            for entry in Entries::new(dir).map_err(failed())? {
+                let (name, kind) = entry.map_err(failed())?;
+                if kind == FileType::Directory {
+                    paths.push(path.join(as_os_str(&name)));
+                }
+            }
+        }
+        // A directory's own mode can forbid its owner to enter it.
+        for path in paths.iter().rev() {
+            let dir = open_beneath(root, path, READ).map_err(failed())?;
+            let stat = fstat(&dir).map_err(failed())?;
+            if let Some(attributes) = self.attributes.remove(&identity(&stat)) {
+                set(attributes, dir.as_fd()).map_err(failed())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the attributes of a directory that no archive has an entry for.
+fn unknown() -> Attributes {
+    Attributes::new(FileType::Directory, 0o755, (0, 0), NO_TIME, Vec::new())
+}

@@ -1,0 +1,197 @@
+//! Opens the directory of an entry, as a process would whose root is the tree. Makes the directories
+//! on the way that the archive has no entries for: in a layer of a stack, they look as they do below.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+
+use super::{Dir, Target, Unpacker, is_missing};
+use crate::oci::entry_name::Path;
+use crate::oci::error::Problem;
+use crate::stack::resolve::{LastLink, Resolved, resolve};
+use crate::stack::view::View;
+use crate::tree::attributes::Attributes;
+use crate::tree::walk::READ;
+
+/// Resolves a path as in a chroot(2), through no mount and no link of /proc (openat2(2)).
+const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
+
+/// An open directory, and the path by which entries name it.
+pub(super) struct Parent {
+    path: Path,
+    dir: Rc<Dir>,
+}
+
+impl Unpacker {
+    /// Opens the directory `path`, and makes what is missing of it.
+    pub(super) fn parent(&mut self, path: &Path) -> Result<Rc<Dir>, Problem> {
+        self.find(path, Missing::Made)?.ok_or(Problem::NotADirectory)
+    }
+
+    /// Opens the directory `path`. Returns `None` if neither the tree nor the layers below have it.
+    pub(super) fn existing(&mut self, path: &Path) -> Result<Option<Rc<Dir>>, Problem> {
+        self.find(path, Missing::LeftOut)
+    }
+
+    fn find(&mut self, path: &Path, missing: Missing) -> Result<Option<Rc<Dir>>, Problem> {
+        if let Some(parent) = self.parent.as_ref().filter(|parent| parent.path == *path) {
+            return Ok(Some(Rc::clone(&parent.dir)));
+        }
+        let dir = match self.open(path) {
+            Ok(dir) => Rc::new(Dir::new(dir)?),
+            Err(errno) if self.is_free(errno) => match self.make_missing(path, missing)? {
+                Some(dir) => dir,
+                None => return Ok(None),
+            },
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(Problem::NotADirectory),
+            Err(errno) => return Err(Problem::io("open the directory of")(errno)),
+        };
+        self.note_ancestors(&dir)?;
+        self.parent = Some(Parent { path: path.clone(), dir: Rc::clone(&dir) });
+        Ok(Some(dir))
+    }
+
+    /// Opens a directory of the tree.
+    pub(super) fn open(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        let path = if path.is_root() { b"." } else { path.as_bytes() };
+        loop {
+            let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match openat2(&self.root, path, flags, Mode::empty(), IN_ROOT) {
+                // Something was renamed somewhere on the machine while the kernel passed a `..`.
+                Err(Errno::AGAIN) => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Returns whether a path that could not be opened may be free: nothing is there, or perhaps a
+    /// whiteout.
+    fn is_free(&self, errno: Errno) -> bool {
+        errno == Errno::NOENT || errno == Errno::NOTDIR && matches!(self.target, Target::Layer { .. })
+    }
+
+    fn make_missing(&mut self, path: &Path, missing: Missing) -> Result<Option<Rc<Dir>>, Problem> {
+        let names: Vec<_> = path.names().collect();
+        let (mut dir, known) = match &self.target {
+            Target::Layer { stack: Some(stack) } => {
+                self.consulted = true;
+                let (way, known) = longest_known(stack, &names)?;
+                if known < names.len() && missing == Missing::LeftOut {
+                    return Ok(None);
+                }
+                (self.make_as_below(way)?, known)
+            }
+            _ if missing == Missing::LeftOut && matches!(self.target, Target::Whole { .. }) => return Ok(None),
+            _ => self.longest_existing(&names)?,
+        };
+        for name in &names[known..] {
+            let name = std::ffi::CString::new(*name).map_err(|_| Problem::NulInName)?;
+            // A link that leads nowhere may not be replaced by a directory of the same name.
+            match self.look_at(&dir, &name) {
+                Ok(stat) if stat.st_rdev != 0 || !is_character_device(&stat) => return Err(Problem::NotADirectory),
+                _ => {}
+            }
+            dir = self.make_directory(&dir, &name)?;
+        }
+        Ok(Some(dir))
+    }
+
+    /// Opens the directories that exist at the beginning of a path. Returns the last, and how many
+    /// names it has.
+    fn longest_existing(&self, names: &[&[u8]]) -> Result<(Rc<Dir>, usize), Problem> {
+        for known in (1..names.len()).rev() {
+            let path = Path::parse(&names[..known].join(&b'/'))?;
+            match self.open(&path) {
+                Ok(dir) => return Ok((Rc::new(Dir::new(dir)?), known)),
+                Err(errno) if self.is_free(errno) => {}
+                Err(Errno::NOTDIR | Errno::LOOP) => return Err(Problem::NotADirectory),
+                Err(errno) => return Err(Problem::io("open the directory of")(errno)),
+            }
+        }
+        let root = self.open(&Path::default()).map_err(Problem::io("open the directory of"))?;
+        Ok((Rc::new(Dir::new(root)?), 0))
+    }
+
+    /// Makes the directories of a path that has no links, each with the attributes that it has in
+    /// the stack.
+    fn make_as_below(&mut self, way: Vec<(std::ffi::CString, Option<Attributes>)>) -> Result<Rc<Dir>, Problem> {
+        let root = self.open(&Path::default()).map_err(Problem::io("open the directory of"))?;
+        let mut dir = Rc::new(Dir::new(root)?);
+        for (name, attributes) in way {
+            let made = match rustix::fs::openat(dir.as_fd(), &name, READ, Mode::empty()) {
+                Ok(exists) => Rc::new(Dir::new(exists)?),
+                Err(Errno::NOENT) => {
+                    let made = self.make_directory(&dir, &name)?;
+                    if let Some(attributes) = attributes {
+                        self.directories.inherit(made.identity, attributes)?;
+                    }
+                    made
+                }
+                Err(errno) => return Err(Problem::io("open the directory of")(errno)),
+            };
+            dir = made;
+        }
+        Ok(dir)
+    }
+
+    /// Notes that this layer has something in a directory and in those above it.
+    fn note_ancestors(&mut self, dir: &Rc<Dir>) -> Result<(), Problem> {
+        let root = self.directories.root();
+        let Target::Whole { brought: Some(brought) } = &mut self.target else { return Ok(()) };
+        let mut above: Option<OwnedFd> = None;
+        let mut identity = dir.identity;
+        while brought.insert(identity) && identity != root {
+            let from = above.as_ref().map_or(dir.as_fd(), AsFd::as_fd);
+            let next = Dir::new(rustix::fs::openat(from, c"..", READ, Mode::empty()).map_err(Problem::io("open"))?)?;
+            identity = next.identity;
+            above = Some(next.fd);
+        }
+        Ok(())
+    }
+}
+
+/// The treatment of a directory that neither the tree nor the layers below have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Made,
+    LeftOut,
+}
+
+fn is_character_device(stat: &rustix::fs::Stat) -> bool {
+    rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
+}
+
+/// The names of a path without links, each with the attributes that its directory has in the stack.
+type Way = Vec<(std::ffi::CString, Option<Attributes>)>;
+
+/// Finds the directories of the stack at the beginning of a path. Returns their names without the
+/// links that lead there, and how many names of the path that are.
+fn longest_known(stack: &View, names: &[&[u8]]) -> Result<(Way, usize), Problem> {
+    let below = |error| Problem::Below(Box::new(error));
+    for known in (1..=names.len()).rev() {
+        let path = Path::parse(&names[..known].join(&b'/'))?.to_path_buf();
+        match resolve(stack, &path, LastLink::Followed) {
+            Ok(Resolved::Directory(directory)) => {
+                let mut way = Way::new();
+                let ancestors: Vec<_> =
+                    directory.path().ancestors().filter(|path| !path.as_os_str().is_empty()).collect();
+                for path in ancestors.into_iter().rev() {
+                    let Resolved::Directory(directory) = resolve(stack, path, LastLink::NotFollowed).map_err(below)?
+                    else {
+                        return Err(Problem::NotADirectory);
+                    };
+                    let name = crate::tree::walk::as_c_string(path.file_name().unwrap_or_default());
+                    let attributes = stack.attributes(&directory).map_err(below)?;
+                    way.push((name.map_err(Problem::io("open the directory of"))?, attributes));
+                }
+                return Ok((way, known));
+            }
+            Ok(Resolved::File { .. }) => return Err(Problem::NotADirectory),
+            Err(crate::Error::Io { source, .. }) if is_missing(&source) => {}
+            Err(error) => return Err(below(error)),
+        }
+    }
+    Ok((Way::new(), 0))
+}

@@ -1,0 +1,102 @@
+//! `layered export`: decides what becomes an image and how the result is shown. `layer::oci::Export`
+//! writes it. [`import`](crate::import) is the way back.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use layer::display::quoted;
+use layer::oci::{Compression, Destination, Export};
+use layer::{Hold, Layer};
+use serde_json::{Map, Value};
+
+use crate::stack::{BaseArgs, LayerArgs, read_given};
+use crate::{privileges, table};
+
+/// Write a stack as an OCI image.
+///
+/// The base and each layer become one layer of the image. A base that came from an image gives back
+/// the layers of that image unchanged, as long as the image is where it was.
+///
+/// The same stack gives the same bytes. Sockets are left out, because no image can have them.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// Image to write: oci:DIR:TAG or oci-archive:FILE:TAG.
+    ///
+    /// DIR can have other images, which stay. FILE is replaced.
+    #[arg(value_name = "IMAGE")]
+    image: Destination,
+    #[command(flatten)]
+    base: BaseArgs,
+    #[command(flatten)]
+    layers: LayerArgs,
+    /// Compress the layers with gzip, zstd or not at all.
+    #[arg(long, value_name = "HOW", default_value = "gzip")]
+    zip: Zip,
+    /// JSON object with keys for the configuration of the image.
+    ///
+    /// Its keys are those of the image specification: `architecture`, `author`, and `config` with
+    /// `Entrypoint`, `Cmd`, `Env`, `WorkingDir`, `User`. They replace those of the image that the
+    /// base came from. FILE can be a pipe.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print one JSON object instead of a line.
+    ///
+    /// Its keys are `manifest`, `blobs` (each with `media_type`, `digest`, `size` and `diff_id`, the
+    /// lowest first), `original` (how many are those of the base's own image) and `sockets`.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The value of `--zip`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Zip {
+    Gzip,
+    Zstd,
+    None,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  layered export oci:images:hello --base debian --layer store/hello
+  layered export oci-archive:hello.tar:latest --base debian --layers-from deps.txt --zip zstd
+  echo '{\"config\": {\"Entrypoint\": [\"/usr/bin/hello\"]}}' |
+    layered export oci:images:hello --base debian --layer store/hello --config /dev/stdin
+  skopeo copy oci:images:hello docker://registry.example/hello";
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let (base, layers) = (args.base.open()?, args.layers.open()?);
+    if base.is_none() && layers.is_empty() {
+        bail!("there is nothing to export; pass --base, --layer or --layers-from");
+    }
+    let hold = Hold::of(layers.iter().map(Layer::path))?;
+    let compression = match args.zip {
+        Zip::Gzip => Compression::Gzip,
+        Zip::Zstd => Compression::Zstd,
+        Zip::None => Compression::None,
+    };
+    let mut export = Export::new(&layers).base(base.as_ref()).compression(compression);
+    export = export.xattrs(privileges::namespace());
+    if let Some(path) = &args.config {
+        let parsed: Result<Map<String, Value>, _> = serde_json::from_slice(&read_given(path)?);
+        export = export.config(parsed.with_context(|| format!("{} is not a JSON object", quoted(path)))?);
+    }
+    let exported = export.run(&args.image)?;
+    drop(hold);
+    for socket in &exported.sockets {
+        log::warn!("left out the socket {}", quoted(socket));
+    }
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&exported)?)?;
+    } else {
+        let bytes = exported.blobs.iter().map(|blob| blob.size).sum();
+        let layers = exported.blobs.len();
+        let layers = if layers == 1 { "1 layer".into() } else { format!("{layers} layers") };
+        writeln!(out, "{}: {layers} of {}, {}", args.image, table::bytes(bytes), exported.manifest)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,91 @@
+//! `layered verify`: decides which layers are looked at and how the result is shown.
+//! `layer::oci::verify` compares a layer with its recorded digest.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use layer::Layer;
+use layer::display::{escaped, quoted};
+use layer::oci::{Verified, verify};
+use serde_json::{Value, json};
+
+use crate::privileges;
+use crate::stack::is_store;
+
+/// Find damage in layers.
+///
+/// Reads each layer again and compares it with the digest in its digest.json. `layered import`,
+/// `layered export` and `layered commit --digest` record this digest. Of a layer without one, only the presence and the form of
+/// its files are checked.
+///
+/// Changes nothing. The exit status is 1 if a layer is damaged.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  layered verify debian store/hello\n  layered verify store --json")]
+pub(crate) struct Args {
+    /// Layer or base, or a store, which stands for all its layers.
+    #[arg(required = true, value_name = "LAYER|STORE")]
+    paths: Vec<PathBuf>,
+    /// Print one JSON object per line and layer.
+    ///
+    /// Its keys are `layer`, `state` (`intact`, `not recorded` or `damaged`), `tree` (the digest, if
+    /// the layer is intact) and `damage` (a text).
+    #[arg(long)]
+    json: bool,
+}
+
+/// The exit status if a layer is damaged.
+const DAMAGED: u8 = 1;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let mut is_damaged = false;
+    let mut out = io::stdout().lock();
+    for path in &args.paths {
+        for layer in layers(path)? {
+            let verified = verify(&layer, privileges::namespace());
+            is_damaged |= matches!(verified, Verified::Damaged(_));
+            match args.json {
+                true => writeln!(out, "{}", to_json(&layer, &verified))?,
+                false => writeln!(out, "{}: {}", quoted(layer.path()), escaped(describe(&verified)))?,
+            }
+        }
+    }
+    Ok(if is_damaged { DAMAGED.into() } else { ExitCode::SUCCESS })
+}
+
+/// Returns the layer at `path`, or the layers of the store there, in the order of their names. A
+/// directory of a store counts even without a `layer.json`.
+fn layers(path: &Path) -> anyhow::Result<Vec<Layer>> {
+    if path.join("fs").symlink_metadata().is_ok() || !is_store(path) {
+        return Ok(vec![Layer::at(path)]);
+    }
+    let failed = || format!("cannot read {}", quoted(path));
+    let mut layers = Vec::new();
+    for entry in std::fs::read_dir(path).with_context(failed)? {
+        let entry = entry.with_context(failed)?;
+        let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        if !is_hidden && entry.file_type().with_context(failed)?.is_dir() {
+            layers.push(Layer::at(entry.path()));
+        }
+    }
+    layers.sort();
+    Ok(layers)
+}
+
+fn describe(verified: &Verified) -> String {
+    match verified {
+        Verified::Intact(tree) => format!("intact, {tree}"),
+        Verified::Damaged(damage) => format!("damaged: {damage}"),
+        _ => "no digest was recorded".into(),
+    }
+}
+
+fn to_json(layer: &Layer, verified: &Verified) -> Value {
+    let (state, tree, damage) = match verified {
+        Verified::Intact(tree) => ("intact", Some(tree), None),
+        Verified::Damaged(damage) => ("damaged", None, Some(damage.to_string())),
+        _ => ("not recorded", None, None),
+    };
+    json!({"layer": layer::json_path::to_value(layer.path()), "state": state, "tree": tree, "damage": damage})
+}
