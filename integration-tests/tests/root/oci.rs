@@ -67,6 +67,7 @@ fn as_in_an_image(mut snapshot: Snapshot) -> Snapshot {
 
 #[test]
 fn an_image_of_any_stack_looks_like_the_stack() {
+    let xattrs = runner::xattrs_of_process();
     property(layers(), |Layers { separate, sources, base, .. }| {
         // In memory, where the syncs of the imports cost nothing.
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -77,10 +78,10 @@ fn an_image_of_any_stack_looks_like_the_stack() {
             (format!("oci:{}:{tag}", dir.display()), Destination::Layout { dir, tag: tag.into() })
         });
         let failed = |error: layer::oci::Error| format!("{error:?}");
-        let exported = Export::new(&stack).compression(layer::oci::Compression::None).run(&one.1).map_err(failed)?;
+        let exported = Export::new(&stack).xattrs(xattrs).compression(layer::oci::Compression::None).run(&one.1).map_err(failed)?;
         let source: Source = one.0.parse().unwrap();
 
-        let flat = Import::new(&source).into_base(dir.path().join("flat")).map_err(failed)?;
+        let flat = Import::new(&source).xattrs(xattrs).into_base(dir.path().join("flat")).map_err(failed)?;
         let found = as_in_an_image(shown(&[flat.layers[0].layer.clone()]));
         if found.entries != expected.entries || !found.phantoms.is_empty() {
             return Err(format!("as one tree:\n{}{:?}", expected.diff(&found), found.phantoms));
@@ -88,14 +89,14 @@ fn an_image_of_any_stack_looks_like_the_stack() {
 
         fs::create_dir(dir.path().join("imported")).unwrap();
         let store = Store::open(dir.path().join("imported")).unwrap();
-        let imported = Import::new(&source).into_layers(&store).map_err(failed)?;
+        let imported = Import::new(&source).xattrs(xattrs).into_layers(&store).map_err(failed)?;
         let layers: Vec<_> = imported.layers.iter().map(|imported| imported.layer.clone()).collect();
         let found = as_in_an_image(shown(&layers));
         // The random layers lack the mark that makes the kernel look for whiteouts. Imported ones have it.
         if found.entries != expected.entries || !found.phantoms.is_empty() {
             return Err(format!("as layers:\n{}{:?}", expected.diff(&found), found.phantoms));
         }
-        let again = Export::new(&layers).compression(layer::oci::Compression::None).run(&other.1).map_err(failed)?;
+        let again = Export::new(&layers).xattrs(xattrs).compression(layer::oci::Compression::None).run(&other.1).map_err(failed)?;
         if again.manifest != exported.manifest {
             return Err("an export of the import has another digest".into());
         }
