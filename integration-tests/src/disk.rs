@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::{CWD, FileType, Mode, mkdirat, mknodat};
+use rustix::fs::{CWD, FileType, Mode, mkdirat, mknodat, syncfs};
 use rustix::io::Errno;
 
 /// A mounted file system that is unmounted when the value is dropped. The calling thread should
@@ -95,6 +95,9 @@ impl Disk {
         fs::create_dir(&dir).unwrap();
         let make = |n| mknodat(CWD, dir.join(format!("{n}")), FileType::RegularFile, Mode::RUSR, 0);
         assert_eq!((0..).find_map(|n: u32| make(n).err()), Some(Errno::NOSPC));
+        // Blocks for what was written before are allocated now. Otherwise, the number of free blocks
+        // would still change when the kernel writes it.
+        syncfs(File::open(&dir).unwrap()).unwrap();
     }
 }
 
