@@ -2,19 +2,16 @@
 //! [`lanes`] and [`ancestry`] arrange its layers, and [`html`] makes one file of them.
 //! [`ls`](crate::ls) lists the same layers in a terminal.
 
-use std::fs::Permissions;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use layer::Store;
 use layer::display::quoted;
+use layer::{OutputFile, Store};
 
 use crate::defaults;
-use crate::stack::parent;
 
 mod ancestry;
 mod html;
@@ -40,7 +37,8 @@ pub(crate) struct Args {
     store: Option<PathBuf>,
     /// Write the page to FILE instead of standard output.
     ///
-    /// `-` is standard output. FILE is replaced in one step, only once the page is complete.
+    /// `-` is standard output. FILE is replaced in one step, only once the page is complete. If it
+    /// is a FIFO or a device, the page is written to it.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Measure each layer whose layer.json records no size or an impossible one.
@@ -67,11 +65,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Replaces `file` by the page. On an error, the former file is unchanged.
 fn write(file: &Path, page: &str) -> io::Result<()> {
-    // The mode of a file that a shell would create: the umask applies.
-    let mut new = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(parent(file))?;
-    new.write_all(page.as_bytes())?;
-    new.persist(file)?;
-    Ok(())
+    let mut output = OutputFile::create(file)?;
+    output.write_all(page.as_bytes())?;
+    output.finish()
 }
