@@ -87,6 +87,27 @@ fn an_upper_and_its_layer_show_what_the_command_changed() {
 }
 
 #[test]
+fn an_upper_is_known_by_its_run_and_not_by_its_content() {
+    let fixture = Fixture::new();
+    let [upper, copy, report] = ["upper", "copy", "report.json"].map(|name| fixture.path().join(name));
+    let text = |path: &Path| path.to_str().unwrap().to_string();
+    let command = "mkdir /app; echo '{}' > /app/layer.json; mkdir /fs; echo > /fs/y";
+    let (status, ..) = script(&fixture, &["--upper", &text(&upper), "--json", &text(&report)], command);
+    assert_eq!(status, 0);
+    let expected = ["A /app/", "A /app/layer.json", "A /fs/", "A /fs/y"].map(String::from).to_vec();
+    let expected = (0, expected, String::new());
+    assert_eq!(diff(layered().arg("diff").arg(&upper).arg("--base").arg(fixture.base().path())), expected);
+    // A copy has no record, and then the report decides.
+    for name in ["app", "fs"] {
+        fs::create_dir_all(copy.join(name)).unwrap();
+    }
+    for name in ["app/layer.json", "fs/y"] {
+        fs::copy(upper.join(name), copy.join(name)).unwrap();
+    }
+    assert_eq!(diff(layered().arg("diff").arg(&copy).arg("--run").arg(&report)), expected);
+}
+
+#[test]
 fn a_layer_over_another_is_compared_with_its_recorded_stack() {
     let fixture = Fixture::new();
     add_files(&fixture.base().fs());

@@ -11,7 +11,7 @@ use layer::{Layer, RunRecord, XattrNamespace};
 use runner::{CaptureRecord, Upper};
 
 use crate::defaults::{self, BASE, STORE};
-use crate::stack::{BaseArgs, LayerArgs, default_base, open_layer, parent};
+use crate::stack::{BaseArgs, LayerArgs, default_base, is_store, open_layer, parent};
 use crate::{commit, kept};
 
 /// A tree with changes.
@@ -40,15 +40,20 @@ pub(super) enum Below {
 
 impl Subject {
     /// Finds the tree that `path` means: that of a kept run, of a layer, or an upper itself.
-    pub(super) fn find(path: &Path, scratch: Option<&Path>) -> anyhow::Result<Self> {
+    ///
+    /// `report` of a run is always about an upper.
+    pub(super) fn find(path: &Path, scratch: Option<&Path>, report: Option<&Path>) -> anyhow::Result<Self> {
         let run = kept::find(path, scratch);
         if Upper::is_kept_name(&run) {
             let record = kept::records(&run)?.capture;
             return Ok(Self { tree: run.join("upper"), xattrs: record.xattrs(), kind: Kind::KeptRun(record.into()) });
         }
         let xattrs = runner::xattrs_of_process();
-        let is_upper = path.is_dir() && (RunRecord::read(path, xattrs)?.is_some() || !path.join("fs").exists());
-        if is_upper && !crate::stack::is_store(path) {
+        // An upper can contain anything. The guess by its content is only for one without a record.
+        let is_upper = report.is_some()
+            || path.is_dir()
+                && (RunRecord::read(path, xattrs)?.is_some() || !path.join("fs").exists() && !is_store(path));
+        if is_upper {
             return Ok(Self { tree: path.into(), xattrs, kind: Kind::Upper });
         }
         let layer = open_layer(Path::new(""), path)?;
