@@ -1,5 +1,5 @@
 //! `layered page`: decides where the page of a store is written. [`model`] reads the store,
-//! [`lanes`] and [`ancestry`] arrange its layers, and [`html`] makes one file of them.
+//! [`lanes`] and [`ancestry`](crate::ancestry) arrange its layers, and [`html`] makes one file of them.
 //! [`ls`](crate::ls) lists the same layers in a terminal.
 
 use std::io::{self, IsTerminal, Write};
@@ -13,7 +13,6 @@ use layer::{OutputFile, Store};
 
 use crate::defaults;
 
-mod ancestry;
 mod html;
 mod lanes;
 mod model;
