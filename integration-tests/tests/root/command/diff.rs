@@ -138,6 +138,14 @@ fn a_kept_run_shows_what_the_failed_command_changed() {
     let mut by_name = layered();
     by_name.arg("diff").arg(kept.file_name().unwrap()).env("LAYERED_SCRATCH", fixture.scratch());
     assert_eq!(diff(&mut by_name), expected);
+    // Without its description, it is an upper whose stack is not known.
+    fs::remove_file(kept.join("run.json")).unwrap();
+    assert_eq!(diff(layered().arg("diff").arg(&kept).arg("--base").arg(fixture.base().path())), expected);
+    let (status, lines, stderr) = diff(layered().arg("diff").arg(&kept));
+    assert_eq!((status, lines), (0, ["W /etc/", "D /etc/gone", "W /log"].map(String::from).to_vec()));
+    assert!(stderr.contains("has no run.json") && stderr.contains("pass --base"), "{stderr}");
+    let (status, stdout, stderr) = run(layered().args(["diff", "--du"]).arg(&kept));
+    assert!(status == 0 && stderr.is_empty() && stdout.ends_with("in 3 entries\n"), "{stdout}{stderr}");
     assert_eq!(run(layered().arg("discard").arg(&kept)).0, 0);
 }
 

@@ -234,7 +234,7 @@ fn read(dir: &Path) -> anyhow::Result<Description> {
     let path = dir.join(DESCRIPTION);
     match layer::read_regular_file(&path)? {
         Some(text) => serde_json::from_slice(&text).with_context(|| not_a_description(dir)),
-        None => bail!("cannot open or commit {}: its run.json does not exist", quoted(dir)),
+        None => bail!("the kept run {} has no run.json, which records its stack", quoted(dir)),
     }
 }
 

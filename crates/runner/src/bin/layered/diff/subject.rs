@@ -26,7 +26,8 @@ pub(super) struct Subject {
 enum Kind {
     Layer(Layer),
     Upper,
-    KeptRun(Box<CaptureRecord>),
+    /// With its record, or the reason why that cannot be read.
+    KeptRun(anyhow::Result<Box<CaptureRecord>>),
 }
 
 /// The stack below the changes.
@@ -45,8 +46,9 @@ impl Subject {
     pub(super) fn find(path: &Path, scratch: Option<&Path>, report: Option<&Path>) -> anyhow::Result<Self> {
         let run = kept::find(path, scratch);
         if Upper::is_kept_name(&run) {
-            let record = kept::records(&run)?.capture;
-            return Ok(Self { tree: run.join("upper"), xattrs: record.xattrs(), kind: Kind::KeptRun(record.into()) });
+            let record = kept::records(&run).map(|records| Box::new(records.capture));
+            let xattrs = record.as_ref().map_or_else(|_| runner::xattrs_of_process(), |record| record.xattrs());
+            return Ok(Self { tree: run.join("upper"), xattrs, kind: Kind::KeptRun(record) });
         }
         let xattrs = runner::xattrs_of_process();
         // An upper can contain anything. The guess by its content is only for one without a record.
@@ -79,7 +81,10 @@ impl Subject {
     pub(super) fn below(&self, run: Option<&Path>, base: &BaseArgs, layers: &LayerArgs) -> anyhow::Result<Below> {
         let record = match (&self.kind, run) {
             (_, Some(report)) => Some(commit::of_report(report)?.capture),
-            (Kind::KeptRun(record), None) if !base.is_given() && !layers.are_given() => Some(*record.clone()),
+            (Kind::KeptRun(record), None) if !base.is_given() && !layers.are_given() => match record {
+                Ok(record) => Some(*record.clone()),
+                Err(error) => return Ok(Below::Unknown(format!("{error:#}; pass --base and --layer"))),
+            },
             _ => None,
         };
         if let Some(record) = record {
