@@ -161,9 +161,11 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     rows.extend(lines("seconds", meta.timing.0.iter().map(seconds), ", "));
     rows.extend(meta.failed_dep.iter().map(|dep| row("failed by", quoted(dep).to_string())));
     rows.extend(meta.extra.iter().map(|(key, value)| row(&quoted(key).to_string(), escaped_json(value).to_string())));
-    // The rows replace the JSON of the sidecar.
     if let Some(command) = command::rows(sidecars.get(CommandRecord::SIDECAR)) {
         rows.splice(1..1, command);
+    }
+    // The rows replace the JSON of a sidecar that has nothing else.
+    if sidecars.get(CommandRecord::SIDECAR).is_some_and(command::is_whole) {
         sidecars.shift_remove(CommandRecord::SIDECAR);
     }
     table::print(out, &rows, &[])?;
