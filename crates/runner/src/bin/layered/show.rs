@@ -36,7 +36,7 @@ const NO: u8 = 1;
 Exit status:
   0    success
   1    with --file: the stack has no such path; with --conflicts: layers differ
-  125  layered itself failed
+  125  layered itself failed; also with --file, if PATH has more than 40 symbolic links or is too long
 
 Examples:
   layered show /var/cache/layers/5f2e
@@ -63,6 +63,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", group = "what")]
     file: Option<PathBuf>,
     /// Do not follow symbolic links in the PATH of --file.
+    ///
+    /// A `..` in PATH then removes the name before it, even if that is a link or does not exist.
+    /// Without --no-follow, `..` leads to the directory above the end of a link, as in the stack.
     #[arg(long, requires = "file")]
     no_follow: bool,
     /// List the paths on which layers differ.
