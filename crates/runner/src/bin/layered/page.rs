@@ -12,6 +12,7 @@ use layer::display::quoted;
 use layer::{OutputFile, Store};
 
 use crate::defaults;
+use crate::progress::Progress;
 
 mod html;
 mod lanes;
@@ -55,7 +56,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     );
     let dir = defaults::store(args.store.as_deref())?;
     let sizes = if args.du { Sizes::Measured } else { Sizes::Recorded };
+    let progress = args.du.then(|| Progress::begin("measuring layers"));
     let model = Model::of(&Store::open(&dir)?, sizes, SystemTime::now())?;
+    drop(progress);
     let page = html::page(&model)?;
     match file {
         Some(file) => write(file, &page).with_context(|| format!("cannot write {}", quoted(file)))?,
