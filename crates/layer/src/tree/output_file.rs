@@ -113,7 +113,7 @@ fn replaced(path: &Path) -> io::Result<Option<PathBuf>> {
 /// Returns the path of the missing file to which `path` leads.
 fn end_of_links(path: &Path) -> PathBuf {
     let mut path = path.to_path_buf();
-    // The kernel has found an end, so the links are no loop.
+    // The kernel has found an end, so the links are not a loop.
     while let Ok(target) = fs::read_link(&path) {
         path = parent(&path).join(target);
     }

@@ -55,8 +55,8 @@ pub(crate) fn direct(below: &[Vec<usize>]) -> Vec<Vec<usize>> {
     let mut covered_by = vec![usize::MAX; below.len()];
     let mut candidate_of = covered_by.clone();
     let direct_of = |(layer, below_it): (usize, &Vec<usize>)| {
-        // A layer has more layers below it than each of those has. Of layers with as many, the
-        // upper one is named first.
+        // A layer has more layers below it than each of those has. Of layers with
+        // equally many, the upper one is named first.
         let mut candidates: Vec<usize> = below_it.iter().copied().filter(|lower| *lower != layer).collect();
         candidates.sort_by_key(|lower| Reverse(below[*lower].len()));
         let mut direct = Vec::new();

@@ -1,5 +1,4 @@
-//! Reads a store into the data of the page. [`lanes`] and [`ancestry`]
-//! arrange the layers.
+//! Reads a store into the data of the page. [`lanes`] and [`ancestry`] arrange the layers.
 //! [`html`](super::html) writes the result as JSON, and the scripts in `assets` read it.
 
 use std::collections::HashMap;
