@@ -121,6 +121,7 @@ pub use store::gc::{Collected, CollectedLayer, Collector, Progress, Sizes};
 pub use store::hold::{Hold, Holder, held};
 pub use store::scan::{Scan, ScanWithMeta, scan};
 pub use tree::locked_dir::LockedDir;
+pub use tree::output_file::OutputFile;
 pub use tree::regular_file::read_regular_file;
 pub use tree::remove::{Remove, remove_tree};
 pub use tree::size::{TreeSize, count_files};

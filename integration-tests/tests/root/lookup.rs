@@ -403,6 +403,34 @@ fn show_follows_links_and_names_their_layers() {
     let (status, _, stderr) = show(&["--file", "/loop", "--base", base], stack);
     assert!(status == 125 && stderr.contains("Too many levels of symbolic links"), "{stderr}");
 
+    // A slash at the end needs a directory, and the path is shown as it was given.
+    let found = |path: &str, options: &[&str]| {
+        let arguments = [&["--file", path, "--base", base][..], options].concat();
+        let (status, stdout, _) = show(&[&arguments[..], &["--json"]].concat(), stack);
+        let output: Value = serde_json::from_str(&stdout).unwrap();
+        let text =
+            show(&arguments, stack).1.lines().find(|line| !line.contains(" a symbolic link of")).unwrap().to_owned();
+        (status, output["path"].clone(), output["obstacle"]["path"].clone(), output["end"].clone(), text)
+    };
+    let gcc = "/usr/bin/gcc";
+    let nothing = |path: &str| format!("{path}: nothing, because {gcc} is a file of {}", layer.display());
+    for (path, options, shown) in [
+        ("/usr/bin/gcc/", &[][..], "/usr/bin/gcc/"),
+        ("/usr/bin/gcc/", &["--no-follow"], "/usr/bin/gcc/"),
+        ("/usr/bin/gcc/..", &[], "/usr/bin/gcc/.."),
+        ("/bin/cc/.", &[], gcc),
+    ] {
+        assert_eq!(found(path, options), (1, json!(path), json!(gcc), json!(gcc), nothing(shown)), "{path}");
+    }
+    for (path, options) in [("/usr/../usr//bin/gcc", &[][..]), ("/none/../usr/bin/gcc", &["--no-follow"])] {
+        let text = format!("{path}: a file of {}", layer.display());
+        assert_eq!(found(path, options), (0, json!(path), Value::Null, json!(gcc), text), "{path}");
+    }
+    // The kernel resolves `..` at the end of the link.
+    assert_eq!(show(&["--file", "/bin/../bin", "--base", base], stack).0, 0);
+    let (status, stdout, _) = show(&["--file", "/bin/../none", "--base", base], stack);
+    assert!(status == 1 && stdout.ends_with("/usr/none: nothing\n"), "{stdout}");
+
     let conflicts = |arguments: &[&str]| show(&[&["--conflicts"], arguments].concat(), &[layer.clone(), layer.clone()]);
     assert_eq!(conflicts(&[]).0, 0);
     assert_eq!(conflicts(&["--rootfs", tree.to_str().unwrap()]).0, 0);

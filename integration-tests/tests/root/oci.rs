@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use integration_tests::tree::Snapshot;
 use integration_tests::{Fixture, copy_program, find, layered};
 use layer::oci::{Destination, Export, Import, Source};
 use layer::{Layer, Meta, Store};
-use rustix::fs::FileType;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
 use super::merge::property::property;
@@ -619,4 +619,26 @@ fn sockets_are_left_out_and_reported() {
     assert!(export.arg("--config").arg(config).output().unwrap().status.success());
     let inspected = program("skopeo", &["inspect", "--config", &image]);
     assert!(inspected.contains("/bin/true"), "{inspected}");
+}
+
+#[test]
+fn an_archive_goes_through_a_link_and_a_fifo() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer("layer", |tree| fs::write(tree.join("file"), "content").unwrap());
+    let [link, target, fifo] = ["link", "target", "fifo"].map(|name| fixture.path().join(name));
+    symlink("target", &link).unwrap();
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    let export = |file: &Path| {
+        let image = format!("oci-archive:{}:tag", file.display());
+        done(layered().args(["export", &image, "--layer"]).arg(layer.path()))
+    };
+    export(&link);
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || fs::read(fifo).unwrap()
+    });
+    export(&fifo);
+    let archive = reader.join().unwrap();
+    assert!(!archive.is_empty() && archive == fs::read(&target).unwrap());
+    assert!(link.is_symlink() && fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
 }

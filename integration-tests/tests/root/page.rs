@@ -2,13 +2,14 @@
 //! such files in one.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use integration_tests::{Fixture, layered};
 use layer::{Hold, Layer, Meta};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
 fn at(seconds: u64) -> SystemTime {
@@ -233,4 +234,25 @@ fn a_file_is_replaced_as_a_whole_or_not_at_all() {
     let (status, _, message) = page(&store, &fixture.path().join("missing/store.html"));
     assert_eq!(status, Some(125));
     assert!(message.contains("cannot write") && message.contains("missing/store.html"), "{message}");
+}
+
+#[test]
+fn a_link_and_a_file_that_is_not_regular_are_written_to() {
+    let fixture = Fixture::new();
+    let [store, link, fifo] = ["store", "link", "fifo"].map(|name| fixture.path().join(name));
+    make(&store, "a", Meta::new("base", at(1_000_000)));
+    symlink("page.html", &link).unwrap();
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+    for _ in 0..2 {
+        assert_eq!(page(&store, &["-o", link.to_str().unwrap()]), "");
+        let text = fs::read_to_string(fixture.path().join("page.html")).unwrap();
+        assert!(data(&text)["layers"][0]["name"] == "a" && link.is_symlink());
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read_to_string(fifo).unwrap()
+        });
+        assert_eq!(page(&store, &["-o", fifo.to_str().unwrap()]), "");
+        assert_eq!(data(&reader.join().unwrap())["layers"][0]["name"], "a");
+    }
+    assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
 }

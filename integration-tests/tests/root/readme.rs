@@ -1,12 +1,14 @@
 //! Runs the session and the programs of the README as they stand there. The programs are the
-//! examples of the crates.
+//! examples of the crates. Also runs a script from the help.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::time::SystemTime;
 
 use integration_tests::{Fixture, layered};
+use layer::{Layer, Meta};
 
 const README: &str = include_str!("../../../README.md");
 
@@ -81,5 +83,33 @@ fn the_programs_of_the_readme_are_the_examples() {
         let program: Vec<_> = example.lines().skip_while(is_header).collect();
         let block = format!("```rust,no_run\n{}\n```\n", program.join("\n"));
         assert!(README.contains(&block), "README.md does not have this program:\n{block}");
+    }
+}
+
+#[test]
+fn the_script_in_the_help_of_rm_removes_failed_layers_of_any_name() {
+    let fixture = Fixture::new();
+    let store = fixture.path().join("failed");
+    let layered = layered();
+    let layered = Path::new(layered.get_program());
+    let help = output(Command::new(layered).args(["rm", "--help"]));
+    let script = &help[help.find("  layered ls --json").unwrap()..];
+    let script = script.replace("/var/cache/layers", store.to_str().unwrap());
+    let path = format!("{}:{}", layered.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let names = || {
+        let layers = layer::scan(&store).unwrap().map(Result::unwrap);
+        layers.map(|layer| layer.name().to_owned()).collect::<Vec<_>>()
+    };
+    for (name, exit_status) in [("good", 0), ("-x", 1), ("two words", 1), ("a\nb", 2), ("it's $(id)", 1)] {
+        let layer = Layer::at(store.join(name));
+        fs::create_dir_all(layer.fs()).unwrap();
+        layer.write_meta(&Meta { exit_status, ..Meta::new("base", SystemTime::now()) }).unwrap();
+        // A directory of the same name is not the layer.
+        fs::create_dir(fixture.path().join(name)).unwrap();
+    }
+    // The second time, there is no failed layer.
+    for _ in 0..2 {
+        output(Command::new("sh").args(["-c", &script]).current_dir(fixture.path()).env("PATH", &path));
+        assert_eq!(names(), ["good"]);
     }
 }

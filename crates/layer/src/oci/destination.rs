@@ -29,7 +29,8 @@ pub enum Destination {
         /// The tag.
         tag: String,
     },
-    /// `oci-archive:FILE:TAG`: a tar archive of a layout. The file is replaced.
+    /// `oci-archive:FILE:TAG`: a tar archive of a layout. A regular file is replaced. Another file,
+    /// such as a FIFO, is written to.
     OciArchive {
         /// The archive.
         file: PathBuf,

@@ -2,7 +2,7 @@
 //! writes the archives, `layout_writer.rs` the blobs.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
@@ -23,7 +23,7 @@ use super::tree_digest::Recorded;
 use crate::callback::Callback;
 use crate::layer::{Base, Layer};
 use crate::stack::overlayfs::XattrNamespace;
-use crate::tree::walk;
+use crate::tree::output_file::OutputFile;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -134,12 +134,14 @@ impl<'a> Export<'a> {
         match destination {
             Destination::Layout { dir, tag } => self.write(&LayoutWriter::open(dir)?, tag),
             Destination::OciArchive { file, tag } => {
-                let parent = walk::parent(file);
-                let temporary = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
+                let output = OutputFile::create(file).map_err(Error::io("write", file))?;
+                // A file system with device files is no place for blobs.
+                let parent = output.dir().map_or_else(std::env::temp_dir, Path::to_path_buf);
+                let temporary = tempfile::Builder::new().prefix(".export-").tempdir_in(&parent);
                 let temporary = temporary.map_err(Error::io("make a temporary directory in", parent))?;
                 let writer = LayoutWriter::open(temporary.path())?;
                 let exported = self.write(&writer, tag)?;
-                writer.archive(file)?;
+                writer.archive(output, file)?;
                 Ok(exported)
             }
         }

@@ -13,6 +13,7 @@ use super::digest::{Digest, Hashing};
 use super::error::{Error, Result};
 use super::image::{REF_NAME, blob_name};
 use super::pack::{Member, end, header, pad};
+use crate::tree::output_file::OutputFile;
 
 /// The content of `oci-layout`.
 const VERSION: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -108,12 +109,10 @@ impl LayoutWriter {
         file.map_err(Error::io("make a temporary file in", dir))
     }
 
-    /// Writes the whole layout as a tar archive to `file`, which is replaced.
-    pub(crate) fn archive(&self, file: &Path) -> Result<()> {
+    /// Writes the whole layout as a tar archive to `output`, whose path is `file`.
+    pub(crate) fn archive(&self, output: OutputFile, file: &Path) -> Result<()> {
         let failed = |operation| Error::io(operation, file);
-        let parent = crate::tree::walk::parent(file);
-        let temporary = self.temporary(parent)?;
-        let mut out = BufWriter::with_capacity(128 * 1024, temporary);
+        let mut out = BufWriter::with_capacity(128 * 1024, output);
         let mut names = vec!["oci-layout".to_string(), "index.json".into()];
         let blobs = self.dir.join("blobs/sha256");
         let mut digests = Vec::new();
@@ -135,8 +134,7 @@ impl LayoutWriter {
             pad(&mut out, size).map_err(failed("write"))?;
         }
         end(&mut out).map_err(failed("write"))?;
-        let temporary = out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
-        temporary.persist(file).map_err(|error| failed("write")(error.error))?;
-        Ok(())
+        let output = out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
+        output.finish().map_err(failed("write"))
     }
 }

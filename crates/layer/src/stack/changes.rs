@@ -103,9 +103,13 @@ impl Changes {
                 return Some(Err(error));
             }
         }
-        let entry = self.entries.pop()?;
-        if let Ok((Change { path, kind: EntryKind::Directory, .. }, _)) = &entry {
-            self.unread = Some(path.clone());
+        let mut entry = self.entries.pop()?;
+        if let Ok((change, stat)) = &mut entry {
+            if change.kind == EntryKind::Directory {
+                self.unread = Some(change.path.clone());
+            } else if stat.st_nlink > 1 && !self.counted.insert(identity(stat)) {
+                change.bytes = 0;
+            }
         }
         Some(entry)
     }
@@ -127,7 +131,7 @@ impl Changes {
     }
 
     /// Looks at the entry `name` of `dir`.
-    fn look(&mut self, path: &Path, dir: &OwnedFd, name: &CString) -> Result<(Change, Stat)> {
+    fn look(&self, path: &Path, dir: &OwnedFd, name: &CString) -> Result<(Change, Stat)> {
         let path = path.join(as_os_str(name));
         let place = self.tree.join(&path);
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(at(&place, "look at"))?;
@@ -143,9 +147,7 @@ impl Changes {
             }
             _ => Effect::AddedOrChanged,
         };
-        let counts = stat.st_nlink < 2 || kind == EntryKind::Directory || self.counted.insert(identity(&stat));
-        let bytes = if counts { allocated(&stat) } else { 0 };
-        Ok((Change { path, effect, kind, bytes }, stat))
+        Ok((Change { path, effect, kind, bytes: allocated(&stat) }, stat))
     }
 
     /// Returns whether the tree has an entry at `path`.
@@ -410,6 +412,22 @@ mod tests {
         assert!(
             matches!(&changes[..], [Err(Error::Unmergeable { .. }), Ok(Change { path, .. })] if path == Path::new("b"))
         );
+    }
+
+    #[test]
+    fn a_file_with_several_names_counts_at_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("b")).unwrap();
+        fs::write(path("d"), "content").unwrap();
+        for name in ["b/c", "e"] {
+            fs::hard_link(path("d"), path(name)).unwrap();
+        }
+        let changes: Vec<Change> = Changes::of(dir.path(), XattrNamespace::User).unwrap().map(Result::unwrap).collect();
+        let bytes: Vec<_> = changes.iter().map(|change| (change.path.to_str().unwrap(), change.bytes)).collect();
+        let allocated = |name| allocated(&rustix::fs::lstat(path(name)).unwrap());
+        assert_eq!(bytes, [("b", allocated("b")), ("b/c", allocated("d")), ("d", 0), ("e", 0)]);
+        assert!(allocated("d") > 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod layer_path;
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use serde::ser::SerializeStruct;
@@ -121,7 +122,12 @@ impl Serialize for Role {
 }
 
 /// Looks up `path` in a stack of `trees`, **topmost first**, without a mount. The trees are those
-/// of the layers (`<layer>/fs`) and of the base. A leading slash is the root of the stack.
+/// of the layers (`<layer>/fs`) and of the base. A leading slash is the root of the stack. A path
+/// that ends with a slash means only a directory: a file there is an [`Obstacle`], and no layer has
+/// an [`Origin`] that is a file.
+///
+/// A `..` removes the name before it, even if the stack has nothing or a link there.
+/// [`Stack::trace`](crate::Stack::trace) follows links, and `..` as the kernel does.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -144,9 +150,17 @@ impl Serialize for Role {
 ///   mount.
 /// - [`Error::Io`] names an entry that cannot be looked at.
 pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrNamespace) -> Result<Lookup> {
+    let needs_directory = needs_directory(path.as_ref());
     let path = normal(path.as_ref());
     let layer_paths = trees.iter().map(|tree| layer_path(tree.as_ref(), &path, xattrs)).collect::<Result<Vec<_>>>()?;
-    let (origins, in_the_way) = resolve(&layer_paths, path.components().count());
+    let names = path.components().count();
+    let (mut origins, mut in_the_way) = resolve(&layer_paths, names);
+    if needs_directory {
+        let is_no_directory = |origin: &Origin| !matches!(origin.kind, EntryKind::Directory | EntryKind::Whiteout);
+        let file = origins.iter().find(|origin| origin.role == Role::Supplies && is_no_directory(origin));
+        in_the_way = in_the_way.or(file.map(|origin| (origin.layer, names)));
+        origins.retain(|origin| !is_no_directory(origin));
+    }
     let obstacle = in_the_way.map(|(layer, names)| {
         let way: PathBuf = path.components().take(names).collect();
         let kind = layer_paths[layer][names - 1].kind;
@@ -155,6 +169,12 @@ pub fn lookup(trees: &[impl AsRef<Path>], path: impl AsRef<Path>, xattrs: XattrN
         Ok(Obstacle { layer, path: way, kind, target: target.map_err(Error::io("read the link", place))? })
     });
     Ok(Lookup { path, origins, obstacle: obstacle.transpose()? })
+}
+
+/// Returns whether the path can only lead to a directory: it ends with a slash or a dot.
+fn needs_directory(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes.ends_with(b"/") || bytes.ends_with(b"/.") || bytes == b"."
 }
 
 /// Returns the path without `.`, `..` and extra slashes. Since no link is followed, `..` removes
@@ -313,6 +333,29 @@ mod tests {
         };
         let expected = r#"{"path":"/usr","layer":3,"origins":[{"layer":3,"has":"directory","role":"supplies","by":null},{"layer":4,"has":"directory","role":"joins","by":null}],"obstacle":null}"#;
         assert_eq!(serde_json::to_string(&found).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_path_with_a_slash_at_its_end_is_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let [upper, lower] = ["upper", "lower"].map(|name| dir.path().join(name));
+        std::fs::create_dir_all(upper.join("dir")).unwrap();
+        std::fs::create_dir_all(lower.join("file")).unwrap();
+        std::fs::create_dir_all(lower.join("dir")).unwrap();
+        std::fs::write(upper.join("file"), "").unwrap();
+        let found = |path: &str| {
+            let found = lookup(&[&upper, &lower], path, XattrNamespace::User).unwrap();
+            let obstacle = found.obstacle.map(|obstacle| (obstacle.layer, obstacle.path, obstacle.kind));
+            (found.origins.iter().map(|origin| (origin.layer, origin.role)).collect::<Vec<_>>(), obstacle)
+        };
+        let hidden = (1, Role::Hidden { by: 0 });
+        assert_eq!(found("file"), (vec![(0, Role::Supplies), hidden], None));
+        for path in ["file/", "/file//", "file/.", "dir/../file/"] {
+            assert_eq!(found(path), (vec![hidden], Some((0, "file".into(), EntryKind::File))), "{path}");
+        }
+        for path in ["dir", "dir/", "dir/./"] {
+            assert_eq!(found(path), (vec![(0, Role::Supplies), (1, Role::Joins)], None), "{path}");
+        }
     }
 
     #[test]

@@ -62,8 +62,9 @@ pub struct Trace {
     /// The links, in the order in which they are followed.
     pub links: Vec<StackLink>,
     /// The path to which they lead, below the root of the stack and without links on the way. If the
-    /// stack shows nothing there, the path ends with the names that it does not have. In JSON it has
-    /// a leading slash.
+    /// stack shows nothing there, the path ends with the names that it does not have. It ends with a
+    /// slash if a file is in the place of a directory that the path needs. In JSON it has a leading
+    /// slash.
     #[serde(serialize_with = "json_path::serialize_absolute")]
     pub path: PathBuf,
 }
@@ -159,10 +160,13 @@ pub(super) fn follow(view: &View, path: &Path, last: LastLink) -> Result<(Vec<St
 }
 
 /// Adds the names that are still to come, the next one last, to a path that the stack does not have.
-/// Leaves out the first `..` and what follows: nothing can be above a missing directory.
-fn with_rest(mut path: PathBuf, names: Vec<OsString>) -> PathBuf {
-    path.extend(names.into_iter().rev().take_while(|name| name != "..").filter(|name| name != "."));
-    path
+/// Leaves out the first `..` and what follows: nothing can be above a missing directory. The result
+/// ends with a slash if there are such names and no others.
+fn with_rest(path: PathBuf, names: Vec<OsString>) -> PathBuf {
+    let needs_directory = !names.is_empty();
+    let names = names.into_iter().rev().take_while(|name| name != "..").filter(|name| name != ".");
+    let whole: PathBuf = std::iter::once(path.clone().into_os_string()).chain(names).collect();
+    if needs_directory && whole == path { path.join("") } else { whole }
 }
 
 /// Adds the names of `path`, the first one last. A slash at the end of `path` stands for `/.`: the

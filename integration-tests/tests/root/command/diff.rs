@@ -87,6 +87,27 @@ fn an_upper_and_its_layer_show_what_the_command_changed() {
 }
 
 #[test]
+fn an_upper_is_known_by_its_run_and_not_by_its_content() {
+    let fixture = Fixture::new();
+    let [upper, copy, report] = ["upper", "copy", "report.json"].map(|name| fixture.path().join(name));
+    let text = |path: &Path| path.to_str().unwrap().to_string();
+    let command = "mkdir /app; echo '{}' > /app/layer.json; mkdir /fs; echo > /fs/y";
+    let (status, ..) = script(&fixture, &["--upper", &text(&upper), "--json", &text(&report)], command);
+    assert_eq!(status, 0);
+    let expected = ["A /app/", "A /app/layer.json", "A /fs/", "A /fs/y"].map(String::from).to_vec();
+    let expected = (0, expected, String::new());
+    assert_eq!(diff(layered().arg("diff").arg(&upper).arg("--base").arg(fixture.base().path())), expected);
+    // A copy has no record, and then the report decides.
+    for name in ["app", "fs"] {
+        fs::create_dir_all(copy.join(name)).unwrap();
+    }
+    for name in ["app/layer.json", "fs/y"] {
+        fs::copy(upper.join(name), copy.join(name)).unwrap();
+    }
+    assert_eq!(diff(layered().arg("diff").arg(&copy).arg("--run").arg(&report)), expected);
+}
+
+#[test]
 fn a_layer_over_another_is_compared_with_its_recorded_stack() {
     let fixture = Fixture::new();
     add_files(&fixture.base().fs());
@@ -117,6 +138,14 @@ fn a_kept_run_shows_what_the_failed_command_changed() {
     let mut by_name = layered();
     by_name.arg("diff").arg(kept.file_name().unwrap()).env("LAYERED_SCRATCH", fixture.scratch());
     assert_eq!(diff(&mut by_name), expected);
+    // Without its description, it is an upper whose stack is not known.
+    fs::remove_file(kept.join("run.json")).unwrap();
+    assert_eq!(diff(layered().arg("diff").arg(&kept).arg("--base").arg(fixture.base().path())), expected);
+    let (status, lines, stderr) = diff(layered().arg("diff").arg(&kept));
+    assert_eq!((status, lines), (0, ["W /etc/", "D /etc/gone", "W /log"].map(String::from).to_vec()));
+    assert!(stderr.contains("has no run.json") && stderr.contains("pass --base"), "{stderr}");
+    let (status, stdout, stderr) = run(layered().args(["diff", "--du"]).arg(&kept));
+    assert!(status == 0 && stderr.is_empty() && stdout.ends_with("in 3 entries\n"), "{stdout}{stderr}");
     assert_eq!(run(layered().arg("discard").arg(&kept)).0, 0);
 }
 

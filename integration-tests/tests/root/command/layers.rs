@@ -101,3 +101,21 @@ fn ls_and_show_print_layers() {
     assert_eq!(status, 125);
     assert!(stderr.contains("/no/such/store does not exist"), "{stderr}");
 }
+
+#[test]
+fn show_prints_every_key_of_a_run_json() {
+    let fixture = Fixture::new();
+    let layer = finished_layer(&fixture, "layer", 0);
+    for (sidecar, has_json) in
+        [(json!({"argv": ["make"], "user": "0:0"}), false), (json!({"argv": ["make"], "mine": "kept"}), true)]
+    {
+        layer.write_sidecar("run", &sidecar).unwrap();
+        let (status, stdout, _) = run(layered().arg("show").arg(layer.path()));
+        assert!(status == 0 && stdout.contains("command      make\n"), "{stdout}");
+        assert_eq!(
+            (stdout.contains("run.json"), stdout.contains("\"mine\": \"kept\"")),
+            (has_json, has_json),
+            "{stdout}"
+        );
+    }
+}

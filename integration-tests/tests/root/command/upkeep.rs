@@ -111,6 +111,22 @@ fn ls_lists_kept_runs_by_the_names_that_other_commands_take() {
     let path = fixture.scratch().join(name);
     assert!(stdout.lines().nth(1).unwrap().starts_with(path.to_str().unwrap()), "{stdout}");
 
+    // Without a scratch directory, there are two places, which can be missing or the same.
+    std::os::unix::fs::symlink(fixture.scratch(), fixture.path().join("link")).unwrap();
+    for (store, temporary, expected, count) in [
+        ("missing", "scratch", 0, 1),
+        ("link", "scratch", 0, 1),
+        ("missing", "missing", 125, 0),
+        ("file", "scratch", 125, 1),
+    ] {
+        fs::write(fixture.path().join("file"), "").unwrap();
+        let mut list = layered();
+        list.args(["ls", "--kept", "--json"]).env_remove("LAYERED_SCRATCH").env("TMPDIR", temporary);
+        let (status, stdout, stderr) = run(list.env("LAYERED_STORE", store).current_dir(fixture.path()));
+        assert_eq!((status, stdout.lines().count()), (expected, count), "{store} {temporary}: {stderr}");
+        assert_eq!(stderr.contains(&format!("cannot read {store}")), store != "link", "{stderr}");
+    }
+
     let discard = |name: &str| run(layered().args(["discard", name]).env("LAYERED_SCRATCH", fixture.scratch()));
     assert_eq!(discard(name).0, 0);
     let (status, _, stderr) = discard(name);

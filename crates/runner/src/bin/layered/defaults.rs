@@ -2,6 +2,8 @@
 //!
 //! [`stack`](crate::stack) has the other arguments that name a stack.
 
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -34,12 +36,17 @@ impl RuntimeArgs {
 }
 
 /// Returns the directories in which a kept run is looked for: the chosen scratch directory, or else
-/// those in which runs are kept without one, a store and the directory for temporary files.
+/// those in which runs are kept without one, a store and the directory for temporary files. Each
+/// directory is there once, even if it has two paths.
 pub(crate) fn kept_runs(given: Option<&Path>) -> Vec<PathBuf> {
-    match chosen_scratch(given) {
+    let mut dirs = match chosen_scratch(given) {
         Some(scratch) => vec![scratch],
         None => path(STORE).into_iter().chain([std::env::temp_dir()]).collect(),
-    }
+    };
+    let mut seen = HashSet::new();
+    // A directory that cannot be looked at stays, so that the caller reports it.
+    dirs.retain(|dir| dir.metadata().map_or(true, |metadata| seen.insert((metadata.dev(), metadata.ino()))));
+    dirs
 }
 
 /// Returns the value of a variable. An empty one counts as not set.

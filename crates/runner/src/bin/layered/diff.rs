@@ -49,6 +49,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 10, requires = "du", value_parser = most)]
     top: usize,
     /// Report of the run that wrote the upper, from its --json.
+    ///
+    /// The directory is then taken for an upper, whatever it contains.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "rootfs", "layers", "layers_from"])]
     run: Option<PathBuf>,
     #[command(flatten)]
@@ -92,7 +94,7 @@ fn most(text: &str) -> Result<usize, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let subject = Subject::find(&args.subject, args.scratch.as_deref())?;
+    let subject = Subject::find(&args.subject, args.scratch.as_deref(), args.run.as_deref())?;
     let made = subject.made()?;
     let mut out = table::stdout();
     let mut list = List { args, out: &mut out, sizes: DirectorySizes::default(), failed: 0 };

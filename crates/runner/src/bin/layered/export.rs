@@ -26,7 +26,7 @@ use crate::{privileges, table};
 pub(crate) struct Args {
     /// Image to write: oci:DIR:TAG or oci-archive:FILE:TAG.
     ///
-    /// DIR can have other images, which stay. FILE is replaced.
+    /// DIR can have other images, which stay. FILE is replaced, unless it is a FIFO or a device.
     #[arg(value_name = "IMAGE")]
     image: Destination,
     #[command(flatten)]

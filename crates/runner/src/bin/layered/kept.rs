@@ -4,7 +4,7 @@
 //! [`run`](crate::run) writes the record. `runner::Upper` decides which directory is a kept run.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf, absolute};
 use std::time::SystemTime;
@@ -146,7 +146,7 @@ impl KeptRun {
             gid: self.template.user().1,
             ..Meta::new(self.base.hash(), SystemTime::now())
         };
-        let path = |path: &Path| Ok::<_, std::io::Error>(JsonPath(absolute(path)?));
+        let path = |path: &Path| Ok::<_, io::Error>(JsonPath(absolute(path)?));
         let text = to_text(&Description {
             status: Value::Null,
             kept_at: Value::Null,
@@ -201,15 +201,11 @@ pub(crate) fn records(dir: &Path) -> anyhow::Result<Records> {
     Ok(Records { capture, command })
 }
 
-/// Lists the kept runs of this user in scratch directories, the latest last.
-pub(crate) fn list(scratch: &[PathBuf]) -> anyhow::Result<Vec<Found>> {
+/// Lists the kept runs of this user in a scratch directory, in any order.
+pub(crate) fn list(scratch: &Path) -> io::Result<Vec<Found>> {
     let mut found = Vec::new();
-    let entries = scratch.iter().map(|scratch| {
-        let entries = fs::read_dir(scratch).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        entries.with_context(|| format!("cannot read {}", quoted(scratch)))
-    });
-    for entry in entries.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten() {
-        let dir = entry.path();
+    for entry in fs::read_dir(scratch)? {
+        let dir = entry?.path();
         // In /tmp, any user can create such a directory. One may go while this function looks.
         let is_own = |metadata: fs::Metadata| metadata.is_dir() && metadata.uid() == geteuid().as_raw();
         if !Upper::is_kept_name(&dir) || !dir.symlink_metadata().is_ok_and(is_own) {
@@ -225,16 +221,21 @@ pub(crate) fn list(scratch: &[PathBuf]) -> anyhow::Result<Vec<Found>> {
         };
         found.push(Found { dir, status, kept_at, argv });
     }
-    // The form of the times sorts by time.
-    found.sort_by_key(|found| (found.kept_at.to_string(), found.dir.clone()));
     Ok(found)
+}
+
+impl Found {
+    /// Returns a key that sorts kept runs, the latest last: the form of the times sorts by time.
+    pub(crate) fn order(&self) -> impl Ord + use<> {
+        (self.kept_at.to_string(), self.dir.clone())
+    }
 }
 
 fn read(dir: &Path) -> anyhow::Result<Description> {
     let path = dir.join(DESCRIPTION);
     match layer::read_regular_file(&path)? {
         Some(text) => serde_json::from_slice(&text).with_context(|| not_a_description(dir)),
-        None => bail!("cannot open or commit {}: its run.json does not exist", quoted(dir)),
+        None => bail!("the kept run {} has no run.json, which records its stack", quoted(dir)),
     }
 }
 
@@ -256,7 +257,7 @@ fn create(path: &Path) -> anyhow::Result<File> {
 }
 
 /// Reserves `bytes` bytes for a file, if its file system can do that.
-pub(crate) fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
+pub(crate) fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     use rustix::io::Errno;
     match fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {

@@ -17,8 +17,6 @@ use crate::table::{self, Cell};
 mod kept;
 mod tree;
 
-use tree::Node;
-
 /// List the layers of a store, or the kept runs of a scratch directory.
 ///
 /// For each layer, the table shows the exit status of its command, its size, its last use and its
@@ -110,8 +108,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         let mut rows = vec![["NAME", "STATUS", "SIZE", "LAST USED", "CREATED"].map(Cell::from).to_vec()];
         if args.tree {
-            let nodes: Vec<_> = summaries.iter().map(Summary::node).collect();
-            rows.extend(tree::draw(&nodes).into_iter().map(|line| summaries[line.index].row(&line.before, line.after)));
+            let layers: Vec<_> = summaries.iter().map(|summary| Layer::at(&summary.name)).collect();
+            let parents: Vec<_> = summaries.iter().map(|summary| summary.parent_hashes.as_slice()).collect();
+            rows.extend(
+                tree::draw(&layers, &parents)
+                    .into_iter()
+                    .map(|line| summaries[line.index].row(&line.before, line.after)),
+            );
         } else {
             rows.extend(summaries.iter().map(|summary| summary.row("", "")));
         }
@@ -165,10 +168,6 @@ impl Summary {
             base_hash,
             parent_hashes,
         }))
-    }
-
-    fn node(&self) -> Node<'_> {
-        Node { name: Layer::at(&self.name).hash(), parent_hashes: &self.parent_hashes }
     }
 
     /// Returns the row of the table, with text before and after the name.

@@ -20,6 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::SIGXFSZ;
 
 mod access;
+mod ancestry;
 mod commit;
 mod completions;
 mod defaults;

@@ -1,22 +1,19 @@
 //! `layered page`: decides where the page of a store is written. [`model`] reads the store,
-//! [`lanes`] and [`ancestry`] arrange its layers, and [`html`] makes one file of them.
+//! [`lanes`] and [`ancestry`](crate::ancestry) arrange its layers, and [`html`] makes one file of them.
 //! [`ls`](crate::ls) lists the same layers in a terminal.
 
-use std::fs::Permissions;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use layer::Store;
 use layer::display::quoted;
+use layer::{OutputFile, Store};
 
 use crate::defaults;
-use crate::stack::parent;
+use crate::progress::Progress;
 
-mod ancestry;
 mod html;
 mod lanes;
 mod model;
@@ -40,7 +37,8 @@ pub(crate) struct Args {
     store: Option<PathBuf>,
     /// Write the page to FILE instead of standard output.
     ///
-    /// `-` is standard output. FILE is replaced in one step, only once the page is complete.
+    /// `-` is standard output. FILE is replaced in one step, only once the page is complete. If it
+    /// is a FIFO or a device, the page is written to it.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Measure each layer whose layer.json records no size or an impossible one.
@@ -58,7 +56,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     );
     let dir = defaults::store(args.store.as_deref())?;
     let sizes = if args.du { Sizes::Measured } else { Sizes::Recorded };
+    let progress = args.du.then(|| Progress::begin("measuring layers"));
     let model = Model::of(&Store::open(&dir)?, sizes, SystemTime::now())?;
+    drop(progress);
     let page = html::page(&model)?;
     match file {
         Some(file) => write(file, &page).with_context(|| format!("cannot write {}", quoted(file)))?,
@@ -67,11 +67,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Replaces `file` by the page. On an error, the former file is unchanged.
 fn write(file: &Path, page: &str) -> io::Result<()> {
-    // The mode of a file that a shell would create: the umask applies.
-    let mut new = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(parent(file))?;
-    new.write_all(page.as_bytes())?;
-    new.persist(file)?;
-    Ok(())
+    let mut output = OutputFile::create(file)?;
+    output.write_all(page.as_bytes())?;
+    output.finish()
 }

@@ -34,7 +34,9 @@ Exit status:
 Examples:
   layered rm /var/cache/layers/hello
   LAYERED_STORE=/var/cache/layers layered rm hello gcc
-  layered ls --json | jq -r 'select(.exit_status != 0) | .name' | xargs layered rm")]
+  layered ls --json /var/cache/layers |
+    jq -j 'select(.exit_status != 0) | \"/var/cache/layers/\\(.name)\\u0000\"' |
+    xargs -0r layered rm --")]
 pub(crate) struct Args {
     /// Directory of a layer, or its name in the directory LAYERED_STORE.
     #[arg(value_name = "LAYER", required = true)]

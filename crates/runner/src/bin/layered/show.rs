@@ -36,7 +36,7 @@ const NO: u8 = 1;
 Exit status:
   0    success
   1    with --file: the stack has no such path; with --conflicts: layers differ
-  125  layered itself failed
+  125  layered itself failed; also with --file, if PATH has more than 40 symbolic links or is too long
 
 Examples:
   layered show /var/cache/layers/5f2e
@@ -63,6 +63,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", group = "what")]
     file: Option<PathBuf>,
     /// Do not follow symbolic links in the PATH of --file.
+    ///
+    /// A `..` in PATH then removes the name before it, even if that is a link or does not exist.
+    /// Without --no-follow, `..` leads to the directory above the end of a link, as in the stack.
     #[arg(long, requires = "file")]
     no_follow: bool,
     /// List the paths on which layers differ.
@@ -161,9 +164,11 @@ fn one(out: &mut impl Write, dir: &Path, args: &Args) -> anyhow::Result<()> {
     rows.extend(lines("seconds", meta.timing.0.iter().map(seconds), ", "));
     rows.extend(meta.failed_dep.iter().map(|dep| row("failed by", quoted(dep).to_string())));
     rows.extend(meta.extra.iter().map(|(key, value)| row(&quoted(key).to_string(), escaped_json(value).to_string())));
-    // The rows replace the JSON of the sidecar.
     if let Some(command) = command::rows(sidecars.get(CommandRecord::SIDECAR)) {
         rows.splice(1..1, command);
+    }
+    // The rows replace the JSON of a sidecar that has nothing else.
+    if sidecars.get(CommandRecord::SIDECAR).is_some_and(command::is_whole) {
         sidecars.shift_remove(CommandRecord::SIDECAR);
     }
     table::print(out, &rows, &[])?;

@@ -11,7 +11,7 @@ use layer::{Layer, RunRecord, XattrNamespace};
 use runner::{CaptureRecord, Upper};
 
 use crate::defaults::{self, BASE, STORE};
-use crate::stack::{BaseArgs, LayerArgs, default_base, open_layer, parent};
+use crate::stack::{BaseArgs, LayerArgs, default_base, is_store, open_layer, parent};
 use crate::{commit, kept};
 
 /// A tree with changes.
@@ -26,7 +26,8 @@ pub(super) struct Subject {
 enum Kind {
     Layer(Layer),
     Upper,
-    KeptRun(Box<CaptureRecord>),
+    /// With its record, or the reason why that cannot be read.
+    KeptRun(anyhow::Result<Box<CaptureRecord>>),
 }
 
 /// The stack below the changes.
@@ -40,15 +41,21 @@ pub(super) enum Below {
 
 impl Subject {
     /// Finds the tree that `path` means: that of a kept run, of a layer, or an upper itself.
-    pub(super) fn find(path: &Path, scratch: Option<&Path>) -> anyhow::Result<Self> {
+    ///
+    /// `report` of a run is always about an upper.
+    pub(super) fn find(path: &Path, scratch: Option<&Path>, report: Option<&Path>) -> anyhow::Result<Self> {
         let run = kept::find(path, scratch);
         if Upper::is_kept_name(&run) {
-            let record = kept::records(&run)?.capture;
-            return Ok(Self { tree: run.join("upper"), xattrs: record.xattrs(), kind: Kind::KeptRun(record.into()) });
+            let record = kept::records(&run).map(|records| Box::new(records.capture));
+            let xattrs = record.as_ref().map_or_else(|_| runner::xattrs_of_process(), |record| record.xattrs());
+            return Ok(Self { tree: run.join("upper"), xattrs, kind: Kind::KeptRun(record) });
         }
         let xattrs = runner::xattrs_of_process();
-        let is_upper = path.is_dir() && (RunRecord::read(path, xattrs)?.is_some() || !path.join("fs").exists());
-        if is_upper && !crate::stack::is_store(path) {
+        // An upper can contain anything. The guess by its content is only for one without a record.
+        let is_upper = report.is_some()
+            || path.is_dir()
+                && (RunRecord::read(path, xattrs)?.is_some() || !path.join("fs").exists() && !is_store(path));
+        if is_upper {
             return Ok(Self { tree: path.into(), xattrs, kind: Kind::Upper });
         }
         let layer = open_layer(Path::new(""), path)?;
@@ -74,7 +81,10 @@ impl Subject {
     pub(super) fn below(&self, run: Option<&Path>, base: &BaseArgs, layers: &LayerArgs) -> anyhow::Result<Below> {
         let record = match (&self.kind, run) {
             (_, Some(report)) => Some(commit::of_report(report)?.capture),
-            (Kind::KeptRun(record), None) if !base.is_given() && !layers.are_given() => Some(*record.clone()),
+            (Kind::KeptRun(record), None) if !base.is_given() && !layers.are_given() => match record {
+                Ok(record) => Some(*record.clone()),
+                Err(error) => return Ok(Below::Unknown(format!("{error:#}; pass --base and --layer"))),
+            },
             _ => None,
         };
         if let Some(record) = record {

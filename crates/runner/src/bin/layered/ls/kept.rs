@@ -3,6 +3,7 @@
 //! [`kept`] finds them and reads their descriptions.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -31,11 +32,26 @@ struct Line<'a> {
 
 /// Prints the kept runs.
 pub(super) fn list(args: &Args) -> anyhow::Result<ExitCode> {
-    let scratch = defaults::kept_runs(args.scratch.as_deref());
-    let runs = kept::list(&scratch)?;
-    if runs.is_empty() {
-        let dirs: Vec<_> = scratch.iter().map(|dir| quoted(dir).to_string()).collect();
-        complain(format_args!("there are no kept runs in {}", dirs.join(" and ")));
+    let (mut runs, mut searched, mut is_complete) = (Vec::new(), Vec::new(), true);
+    for dir in defaults::kept_runs(args.scratch.as_deref()) {
+        // Reports a directory that cannot be read, and lists the others.
+        match kept::list(&dir) {
+            Ok(found) => {
+                runs.extend(found);
+                searched.push(quoted(&dir).to_string());
+            }
+            Err(error) => {
+                complain(format_args!("cannot read {}: {error}", quoted(&dir)));
+                // A directory that does not exist has no kept runs.
+                is_complete &= error.kind() == ErrorKind::NotFound;
+            }
+        }
+    }
+    let is_success = is_complete && !searched.is_empty();
+    let status = if is_success { ExitCode::SUCCESS } else { crate::FAILURE.into() };
+    runs.sort_by_key(Found::order);
+    if runs.is_empty() && !searched.is_empty() {
+        complain(format_args!("there are no kept runs in {}", searched.join(" and ")));
     }
     let mut out = table::stdout();
     let size = |run: &Found| args.size.then(|| TreeSize::of(&run.dir).map(|size| size.bytes)).transpose();
@@ -45,7 +61,7 @@ pub(super) fn list(args: &Args) -> anyhow::Result<ExitCode> {
             let name = dir.file_name().unwrap_or_default();
             table::print_json(&mut out, &Line { name, path: dir, kept_at, status, argv, size: size(run)? })?;
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(status);
     }
     let mut rows = vec![vec!["RUN".into(), "KEPT".into(), "STATUS".into()]];
     rows[0].extend(args.size.then(|| "SIZE".into()));
@@ -56,17 +72,17 @@ pub(super) fn list(args: &Args) -> anyhow::Result<ExitCode> {
             Some(_) => run.dir.as_path(),
             None => Path::new(run.dir.file_name().unwrap_or_default()),
         };
-        let mut row = vec![quoted(shown).to_string(), run.kept_at.as_str().unwrap_or("?").into(), status(&run.status)];
+        let mut row = vec![quoted(shown).to_string(), run.kept_at.as_str().unwrap_or("?").into(), ending(&run.status)];
         row.extend(size(run)?.map(table::bytes));
         row.push(shell_words::join(&run.argv));
         rows.push(row);
     }
     table::print_to_fit(&mut out, &rows, if args.size { &[3] } else { &[] }, &[1])?;
-    Ok(ExitCode::SUCCESS)
+    Ok(status)
 }
 
 /// Returns a status of a report as text. The description of a kept run can have any content.
-fn status(status: &Value) -> String {
+fn ending(status: &Value) -> String {
     match status {
         Value::Null => "?".into(),
         Value::String(text) => text.replace('_', " "),
@@ -96,7 +112,7 @@ mod tests {
             (json!(null), "?"),
             (json!({"else": 1}), "{\"else\":1}"),
         ] {
-            assert_eq!(status(&ended), text);
+            assert_eq!(ending(&ended), text);
         }
     }
 }

@@ -1,19 +1,11 @@
 //! The layers of a store as a tree: each below the layers that it was made over.
 //!
 //! A `layer.json` names all layers of the stack, not only the next ones. So a parent that is also a
-//! parent of another parent is left out: it is drawn above that one.
-
-use std::collections::{HashMap, HashSet};
+//! parent of another parent is left out: it is drawn above that one. [`ancestry`] decides that.
 
 use layer::Layer;
 
-/// A layer with its parents.
-#[derive(Debug)]
-pub(super) struct Node<'a> {
-    /// The text by which other layers name it.
-    pub(super) name: String,
-    pub(super) parent_hashes: &'a [String],
-}
+use crate::ancestry;
 
 /// A line of the drawing.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,19 +20,19 @@ pub(super) struct Line {
 /// The mark of a layer whose children are drawn at an earlier line.
 const DRAWN: &str = " (*)";
 
-/// Draws each layer below its parents. Siblings keep the order of `nodes`. Every layer has a line,
+/// Draws each layer below its parents. Siblings keep the order of `layers`. Every layer has a line,
 /// even if its parents are a circle.
-pub(super) fn draw(nodes: &[Node<'_>]) -> Vec<Line> {
-    let parents = next_parents(nodes);
-    let mut children = vec![Vec::new(); nodes.len()];
+pub(super) fn draw(layers: &[Layer], parent_hashes: &[&[String]]) -> Vec<Line> {
+    let parents = ancestry::direct(&ancestry::below(layers, parent_hashes));
+    let mut children = vec![Vec::new(); layers.len()];
     for (child, parents) in parents.iter().enumerate() {
         parents.iter().for_each(|parent| children[*parent].push(child));
     }
     let mut lines = Vec::new();
-    let mut is_drawn = vec![false; nodes.len()];
-    let roots = (0..nodes.len()).filter(|node| parents[*node].is_empty());
+    let mut is_drawn = vec![false; layers.len()];
+    let roots = (0..layers.len()).filter(|layer| parents[*layer].is_empty());
     // The layers of a circle are below no root.
-    for root in roots.chain(0..nodes.len()) {
+    for root in roots.chain(0..layers.len()) {
         if !is_drawn[root] {
             draw_from(root, &children, &mut is_drawn, &mut lines);
         }
@@ -66,38 +58,6 @@ fn draw_from(root: usize, children: &[Vec<usize>], is_drawn: &mut [bool], lines:
     }
 }
 
-/// Returns the parents of each layer that are in the store and not parents of another parent.
-fn next_parents(nodes: &[Node<'_>]) -> Vec<Vec<usize>> {
-    let by_name: HashMap<&str, usize> =
-        nodes.iter().enumerate().map(|(index, node)| (node.name.as_str(), index)).collect();
-    let all: Vec<Vec<usize>> = nodes
-        .iter()
-        .enumerate()
-        .map(|(index, node)| {
-            let found = node.parent_hashes.iter().filter_map(|hash| find(&by_name, hash));
-            let mut parents: Vec<_> = found.filter(|parent| *parent != index).collect();
-            parents.sort_unstable();
-            parents.dedup();
-            parents
-        })
-        .collect();
-    all.iter()
-        .map(|parents| {
-            let above: HashSet<usize> = parents.iter().flat_map(|parent| &all[*parent]).copied().collect();
-            let next: Vec<_> = parents.iter().copied().filter(|parent| !above.contains(parent)).collect();
-            // If all are parents of each other, none is the next one.
-            if next.is_empty() { parents.clone() } else { next }
-        })
-        .collect()
-}
-
-/// Returns the layer that a hash means: the name of its directory can be the beginning of the hash.
-fn find(by_name: &HashMap<&str, usize>, hash: &str) -> Option<usize> {
-    let lengths = std::iter::once(hash.len()).chain((1..hash.len()).rev());
-    let mut known = lengths.filter_map(|length| by_name.get_key_value(hash.get(..length)?));
-    known.find(|(name, _)| Layer::at(name).has_hash(hash)).map(|(_, index)| *index)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,12 +65,10 @@ mod tests {
     fn drawn(layers: &[(&str, &[&str])]) -> Vec<String> {
         let parents: Vec<Vec<String>> =
             layers.iter().map(|(_, parents)| parents.iter().map(ToString::to_string).collect()).collect();
-        let nodes: Vec<_> = layers
-            .iter()
-            .zip(&parents)
-            .map(|((name, _), parent_hashes)| Node { name: name.to_string(), parent_hashes })
-            .collect();
-        draw(&nodes).into_iter().map(|line| format!("{}{}{}", line.before, layers[line.index].0, line.after)).collect()
+        let parents: Vec<&[String]> = parents.iter().map(Vec::as_slice).collect();
+        let dirs: Vec<Layer> = layers.iter().map(|(name, _)| Layer::at(name)).collect();
+        let line = |line: Line| format!("{}{}{}", line.before, layers[line.index].0, line.after);
+        draw(&dirs, &parents).into_iter().map(line).collect()
     }
 
     #[test]
@@ -141,14 +99,17 @@ mod tests {
     fn a_circle_and_a_deep_chain_are_drawn() {
         let circle = drawn(&[("a", &["b"]), ("b", &["a"]), ("own", &["own"])]);
         assert_eq!(circle, ["own", "a", "└── b", "    └── a (*)"]);
-        let names: Vec<String> = (0..1000).map(|n| format!("layer{n}")).collect();
-        let parents: Vec<Vec<String>> = (0..1000).map(|n| names[..n].last().cloned().into_iter().collect()).collect();
-        let nodes: Vec<_> = names
-            .iter()
-            .zip(&parents)
-            .map(|(name, parent_hashes)| Node { name: name.clone(), parent_hashes })
-            .collect();
-        let lines = draw(&nodes);
+        let layers: Vec<Layer> = (0..1000).map(|n| Layer::at(format!("layer{n}"))).collect();
+        let below: Vec<Vec<String>> =
+            (0..1000).map(|n| layers[..n].last().map(Layer::hash).into_iter().collect()).collect();
+        let below: Vec<&[String]> = below.iter().map(Vec::as_slice).collect();
+        let lines = draw(&layers, &below);
         assert_eq!((lines.len(), lines[999].index), (1000, 999));
+    }
+
+    #[test]
+    fn a_parent_hash_of_any_length_is_looked_up_once() {
+        let long = "f".repeat(400_000);
+        assert_eq!(drawn(&[("0123456789ab", &[]), ("x", &[&long])]), ["0123456789ab", "x"]);
     }
 }

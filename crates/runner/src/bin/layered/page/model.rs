@@ -10,9 +10,8 @@ use layer::{Layer, Meta, Store, Timing};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::ancestry::{self, Meanings};
 use super::lanes::{self, Batch, Span};
-use crate::table;
+use crate::{ancestry, table};
 
 /// The most characters that the page shows of one text.
 const TEXT: usize = 600;
@@ -188,14 +187,9 @@ impl Row {
 fn stand(rows: &mut [Row], layers: &[Layer], metas: &[Option<Meta>]) {
     let parents: Vec<&[String]> =
         metas.iter().map(|meta| meta.as_ref().map_or(&[][..], |meta| &meta.parent_hashes)).collect();
-    let meanings = Meanings::of(parents.iter().copied().flatten().map(String::as_str), layers);
-    let mut below = Vec::new();
-    for (row, parents) in rows.iter_mut().zip(parents) {
-        let known: Vec<usize> = parents.iter().filter_map(|hash| meanings.get(hash)).collect();
+    let below = ancestry::below(layers, &parents);
+    for ((row, known), direct) in rows.iter_mut().zip(&below).zip(ancestry::direct(&below)) {
         row.missing = row.below - known.len();
-        below.push(known);
-    }
-    for (row, direct) in rows.iter_mut().zip(ancestry::direct(&below)) {
         row.parents = direct;
     }
 }

@@ -1,6 +1,6 @@
 //! Shows the record of the command that made a layer, which is in its sidecar `run.json`.
 //!
-//! [`show`](super) prints the rest of the layer, and every other sidecar.
+//! [`show`](super) prints the rest of the layer, and the JSON of every other sidecar.
 
 use runner::CommandRecord;
 use serde_json::Value;
@@ -30,6 +30,16 @@ pub(super) fn rows(sidecar: Option<&Value>) -> Option<Vec<Vec<String>>> {
     Some(rows)
 }
 
+/// Returns whether the [`rows`] show all of `sidecar`. A `run.json` of another program can have
+/// keys that a record does not have.
+pub(super) fn is_whole(sidecar: &Value) -> bool {
+    let record = serde_json::from_value::<CommandRecord>(sidecar.clone()).and_then(serde_json::to_value);
+    match (sidecar.as_object(), record) {
+        (Some(keys), Ok(record)) => keys.keys().all(|key| record.get(key).is_some()),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -57,6 +67,15 @@ mod tests {
             "kernel 6.1.0",
         ];
         assert_eq!(shown, expected);
+        assert!(!is_whole(&sidecar));
+        for (sidecar, expected) in [
+            (json!({"argv": ["true"], "cwd": "/", "env": {}, "user": "0:0", "runtime": "runc", "kernel": "6.1"}), true),
+            (json!({"argv": ["true"]}), true),
+            (json!({"argv": ["true"], "mine": null}), false),
+            (json!({"argv": 1}), false),
+        ] {
+            assert_eq!(is_whole(&sidecar), expected, "{sidecar}");
+        }
         assert_eq!(rows(Some(&json!({"argv": ["true"]}))).unwrap(), [["command", "true"]]);
         for other in [json!("make"), json!({"argv": "make"}), json!(null)] {
             assert_eq!(rows(Some(&other)), None);

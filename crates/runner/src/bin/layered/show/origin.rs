@@ -68,7 +68,7 @@ pub(super) fn show(out: &mut impl Write, args: &Args, stack: &[Member], path: &P
     let supplier = found.supplier().copied();
     match args.json {
         true => table::print_json(out, &output(stack, path, &links, found))?,
-        false => print(out, stack, &links, &found)?,
+        false => print(out, stack, path, &links, &found)?,
     }
     Ok(if supplier.is_some() { ExitCode::SUCCESS } else { NO.into() })
 }
@@ -77,13 +77,14 @@ fn absolute(path: &Path) -> PathBuf {
     Path::new("/").join(path)
 }
 
-fn print(out: &mut impl Write, stack: &[Member], links: &[StackLink], found: &Lookup) -> io::Result<()> {
+fn print(out: &mut impl Write, stack: &[Member], asked: &Path, links: &[StackLink], found: &Lookup) -> io::Result<()> {
     let name = |layer: usize| quoted(&stack[layer].dir);
     for link in links {
         let (path, target) = (absolute(&link.path), quoted(&link.target));
         writeln!(out, "{}: a symbolic link of {} to {target}", quoted(&path), name(link.layer))?;
     }
-    let path = absolute(&found.path);
+    // The lines above lead from the path that was asked for to the end.
+    let path = if links.is_empty() { absolute(asked) } else { absolute(&found.path) };
     let path = quoted(&path);
     match (found.supplier(), &found.obstacle) {
         (Some(origin), _) => writeln!(out, "{path}: {} of {}", word(origin.kind), name(origin.layer))?,
@@ -139,15 +140,13 @@ fn output(stack: &[Member], asked: &Path, links: &[StackLink], found: Lookup) ->
         path: absolute(&link.path),
         target: JsonPath(link.target.clone()),
     };
-    let end = absolute(&found.path);
     Output {
-        // Without links, the end is the path that was asked for, without `..`.
-        path: if links.is_empty() { end.clone() } else { absolute(asked).components().collect() },
+        path: absolute(asked),
         layer: found.supplier().map(|origin| name(origin.layer)),
         origins: found.origins.iter().map(origin).collect(),
         obstacle: found.obstacle.as_ref().map(obstacle),
         links: links.iter().map(link).collect(),
-        end,
+        end: absolute(&found.path),
     }
 }
 

@@ -1,5 +1,6 @@
-//! Decides which layers a layer stands on directly. This is arithmetic; [`model`](super::model)
-//! supplies the layers and their `parent_hashes`.
+//! Decides which layers of a store a layer names as its parents, and which of them it stands on
+//! directly. This is arithmetic; [`ls`](crate::ls) and [`page`](crate::page) supply the layers and
+//! their `parent_hashes`.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,12 +10,12 @@ use layer::Layer;
 
 /// Finds the layers that hashes mean.
 #[derive(Debug)]
-pub(super) struct Meanings<'h>(BTreeMap<&'h str, Option<usize>>);
+struct Meanings<'h>(BTreeMap<&'h str, Option<usize>>);
 
 impl<'h> Meanings<'h> {
     /// Looks for the layer of each hash. If a hash means several layers, the one with the longest
     /// name counts.
-    pub(super) fn of(hashes: impl IntoIterator<Item = &'h str>, layers: &[Layer]) -> Self {
+    fn of(hashes: impl IntoIterator<Item = &'h str>, layers: &[Layer]) -> Self {
         let mut meanings: BTreeMap<&str, Option<usize>> = hashes.into_iter().map(|hash| (hash, None)).collect();
         let mut by_length: Vec<_> = layers.iter().map(Layer::hash).enumerate().collect();
         by_length.sort_by_key(|(_, name)| name.len());
@@ -31,9 +32,17 @@ impl<'h> Meanings<'h> {
     }
 
     /// Returns the index of the layer that the hash means.
-    pub(super) fn get(&self, hash: &str) -> Option<usize> {
+    fn get(&self, hash: &str) -> Option<usize> {
         self.0.get(hash).copied().flatten()
     }
+}
+
+/// Returns the indexes of the layers that each layer names as its parents, in the order of its
+/// `parent_hashes`. A hash that means none of `layers` is left out.
+pub(crate) fn below(layers: &[Layer], parent_hashes: &[&[String]]) -> Vec<Vec<usize>> {
+    let meanings = Meanings::of(parent_hashes.iter().copied().flatten().map(String::as_str), layers);
+    let indexes = |hashes: &&[String]| hashes.iter().filter_map(|hash| meanings.get(hash)).collect();
+    parent_hashes.iter().map(indexes).collect()
 }
 
 /// Returns the layers that each layer stands on directly: those below it that are not below another
@@ -41,21 +50,26 @@ impl<'h> Meanings<'h> {
 ///
 /// `below` has the indexes of all layers that each layer names. Where these lists leave layers out,
 /// or layers name each other, more layers may count as direct.
-pub(super) fn direct(below: &[Vec<usize>]) -> Vec<Vec<usize>> {
-    // The layer that has last covered this one.
+pub(crate) fn direct(below: &[Vec<usize>]) -> Vec<Vec<usize>> {
+    // The layer that has last covered this one, and the one that it was last a candidate of.
     let mut covered_by = vec![usize::MAX; below.len()];
+    let mut candidate_of = covered_by.clone();
     let direct_of = |(layer, below_it): (usize, &Vec<usize>)| {
-        // A layer has more layers below it than each of those has.
+        // A layer has more layers below it than each of those has. Of layers with
+        // equally many, the upper one is named first.
         let mut candidates: Vec<usize> = below_it.iter().copied().filter(|lower| *lower != layer).collect();
-        candidates.sort_by_key(|lower| (Reverse(below[*lower].len()), *lower));
-        candidates.dedup();
+        candidates.sort_by_key(|lower| Reverse(below[*lower].len()));
         let mut direct = Vec::new();
         for lower in candidates {
-            if covered_by[lower] != layer {
+            let is_repeated = std::mem::replace(&mut candidate_of[lower], layer) == layer;
+            if !is_repeated && covered_by[lower] != layer {
                 direct.push(lower);
-                below[lower].iter().for_each(|covered| covered_by[*covered] = layer);
+                let covered = below[lower].iter().filter(|covered| **covered != lower);
+                covered.for_each(|covered| covered_by[*covered] = layer);
             }
         }
+        // A later candidate can cover an earlier one whose list is longer.
+        direct.retain(|lower| covered_by[*lower] != layer);
         direct.sort_unstable();
         direct
     };
@@ -69,7 +83,7 @@ mod tests {
     #[test]
     fn a_layer_stands_directly_on_what_no_other_layer_covers() {
         type Lists = &'static [&'static [usize]];
-        let table: [(Lists, Lists); 7] = [
+        let table: [(Lists, Lists); 9] = [
             (&[], &[]),
             (&[&[], &[0], &[0, 1]], &[&[], &[0], &[1]]),
             // In any order, and named twice.
@@ -78,6 +92,10 @@ mod tests {
             (&[&[], &[0], &[0], &[0, 1, 2]], &[&[], &[0], &[0], &[1, 2]]),
             // The list of 2 leaves out what is below 1.
             (&[&[], &[0], &[1]], &[&[], &[0], &[1]]),
+            // The list of 2 leaves out 0, and that of 1 has more layers.
+            (&[&[], &[0, 0], &[1], &[1, 2]], &[&[], &[0], &[1], &[2]]),
+            // All lists are as long as each other.
+            (&[&[], &[0], &[1], &[2, 1]], &[&[], &[0], &[1], &[2]]),
             // Layers that name themselves or each other.
             (&[&[0], &[0, 1]], &[&[], &[0]]),
             (&[&[1], &[0]], &[&[1], &[0]]),
@@ -86,6 +104,16 @@ mod tests {
             let below: Vec<Vec<usize>> = below.iter().map(|list| list.to_vec()).collect();
             assert_eq!(direct(&below), expected, "{below:?}");
         }
+    }
+
+    #[test]
+    fn long_lists_of_parents_that_are_cut_off_are_a_chain() {
+        // Each layer names the 400 above the base of its part of the chain.
+        let below: Vec<Vec<usize>> =
+            (0..1500_usize).map(|layer| (layer.saturating_sub(400)..layer).rev().collect()).collect();
+        let expected: Vec<Vec<usize>> =
+            (0..1500_usize).map(|layer| layer.checked_sub(1).into_iter().collect()).collect();
+        assert_eq!(direct(&below), expected);
     }
 
     #[test]
