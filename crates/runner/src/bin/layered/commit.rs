@@ -36,7 +36,7 @@ use crate::{privileges, table};
 ///
 /// commit needs the stack that was below the upper. Pass the report of the run (--run), or pass
 /// --base and --layer. A kept run records its own stack. A report and a kept run also record the
-/// command, which commit writes to run.json.
+/// command, which commit writes to run.json. A run.json that LAYER already has stays as it is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 #[command(group = clap::ArgGroup::new("below").args(["run", "base", "rootfs"]))]
