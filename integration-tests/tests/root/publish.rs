@@ -185,6 +185,28 @@ fn a_command_that_did_not_end_by_itself_makes_no_layer() {
 }
 
 #[test]
+fn a_command_that_handles_a_signal_makes_no_layer() {
+    let fixture = Fixture::new();
+    let script = "trap 'exit 0' INT TERM; echo half >/half; echo begun; while :; do read line; done";
+    for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let child = begin(&mut making(&fixture, "new", &["--commit-failed"], script));
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{stderr}");
+        assert!(stderr.contains("was not created: a signal to layered asked the command to end"), "{stderr}");
+        assert!(!layer(&fixture, "new").path().exists() && fixture.left().is_empty(), "{stderr}");
+    }
+    let child = begin(&mut making(&fixture, "new", &["--keep-failed"], script));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let kept = kept(&fixture, &String::from_utf8(output.stderr).unwrap());
+    assert_eq!((output.status.code(), kept.join("upper/half").exists()), (Some(143), true));
+    assert!(!layer(&fixture, "new").path().exists());
+    assert_eq!(run(layered().arg("discard").arg(kept)).0, 0);
+}
+
+#[test]
 fn of_two_runs_with_one_name_the_later_keeps_its_result() {
     let fixture = Fixture::new();
     let script = |text: &str| format!("echo begun; read line; echo {text} >/text");
