@@ -102,8 +102,8 @@ impl Draft {
     /// - [`Error::LayerName`] if `name` cannot name a layer: see
     ///   [`Store::layer`](crate::Store::layer).
     /// - [`Error::LayerExists`] if `name` exists.
-    /// - [`Error::NotFailed`], [`Error::Incomplete`], [`Error::LayerHeld`] or
-    ///   [`Error::NotADirectory`] if what exists may not be replaced.
+    /// - [`Error::NotFailed`], [`Error::Incomplete`], [`Error::LayerHeld`], [`Error::BaseOfOthers`]
+    ///   or [`Error::NotADirectory`] if what exists may not be replaced.
     /// - [`Error::Io`] if the kernel refuses.
     ///
     /// The draft is then removed, and what had the name is unchanged.

@@ -71,9 +71,9 @@ pub(crate) struct Args {
     /// Replace the existing LAYER if its command failed.
     ///
     /// The new layer takes the place of the old one in one step. A layer is never replaced if its
-    /// command succeeded or if a run uses it. Unlike a plain commit, this one can lose the upper.
-    /// If layered is killed before it has finished, the upper may be left in the store's
-    /// `.layered/new`, and the next `layered gc` deletes it.
+    /// command succeeded, if a run uses it, or if it is the base of other layers. Unlike a plain
+    /// commit, this one can lose the upper. If layered is killed before it has finished, the upper
+    /// may be left in the store's `.layered/new`, and the next `layered gc` deletes it.
     #[arg(long)]
     replace: bool,
     /// Record the digest of the layer in its digest.json, so that `layered verify` finds damage.

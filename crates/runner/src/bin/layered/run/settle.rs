@@ -41,7 +41,7 @@ pub(super) struct CommitArgs {
     /// Replace an existing layer of this name if its command failed.
     ///
     /// The new layer takes the place of the old one in one step. A layer is never replaced if its
-    /// command succeeded or if another run uses it.
+    /// command succeeded, if another run uses it, or if it is the base of other layers.
     #[arg(long, requires = "commit", help_heading = OUTPUT)]
     replace: bool,
 }
