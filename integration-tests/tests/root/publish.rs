@@ -106,8 +106,17 @@ fn a_layer_that_cannot_be_made_is_refused_before_the_command_runs() {
     let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
     let elsewhere = elsewhere.path().join("new");
     let bad = fixture.store().join("bad");
+    // The base and the layers of a run, however they are named.
+    for (option, path) in [("--layer", &bad), ("--base", &bad), ("--rootfs", &bad.join("fs"))] {
+        let mut command = layered();
+        command.arg("run").arg("--scratch").arg(fixture.scratch()).arg(option).arg(path);
+        if option == "--layer" {
+            command.arg("--base").arg(fixture.base().path());
+        }
+        let (status, _, stderr) = run(command.arg("--commit").arg(&bad).args(["--replace", "--", "echo", "ran"]));
+        assert!(status == 125 && stderr.contains("this run stacks it"), "{option}: {stderr}");
+    }
     for (path, options, message) in [
-        ("store/bad", &["--replace", "--layer", bad.to_str().unwrap()][..], "this run stacks it"),
         ("store/good", &[][..], "exists; choose another name, or remove it with `layered rm"),
         ("store/bad", &[], "or replace it with --replace, because its command failed"),
         ("store/good", &["--replace"], "its command succeeded"),

@@ -244,7 +244,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     let (base, command) = args.base_and_command()?;
     let (base, layers, template) = (args.stack.base(base)?, args.stack.layers()?, template(args, command)?);
     let access = args.access.get()?;
-    let place = args.commit.place(&layers)?;
+    let place = args.commit.place(&base, &layers)?;
     if access.is_some() && args.upper.is_none() && place.is_none() {
         bail!("--mode and --group need --commit or --upper, because they apply to that directory");
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use container::Status;
 use layer::display::quoted;
-use layer::{Access, Existing, Layer};
+use layer::{Access, Base, Existing, Layer};
 use runner::{PersistError, Report, Upper};
 use serde_json::json;
 
@@ -47,14 +47,14 @@ pub(super) struct CommitArgs {
 }
 
 impl CommitArgs {
-    /// Returns the place of the layer of a run over `layers`. Called before the run, so that a
-    /// mistake costs no result.
-    pub(super) fn place(&self, layers: &[Layer]) -> anyhow::Result<Option<Place>> {
+    /// Returns the place of the layer of a run over `layers` and `base`. Called before the run, so
+    /// that a mistake costs no result.
+    pub(super) fn place(&self, base: &Base, layers: &[Layer]) -> anyhow::Result<Option<Place>> {
         let Some(path) = &self.commit else { return Ok(None) };
         let place = Place::of_new(path)?;
         let new = place.check_new(self.existing())?;
-        let real = |layer: &Layer| layer.path().canonicalize().ok();
-        if real(&new).is_some_and(|new| layers.iter().filter_map(real).any(|layer| layer == new)) {
+        let mut trees = layers.iter().map(Layer::fs).chain([base.fs()]).filter_map(|tree| tree.canonicalize().ok());
+        if new.fs().canonicalize().is_ok_and(|new| trees.any(|tree| tree == new)) {
             bail!(
                 "cannot replace {}: this run stacks it; leave it out of the stack, or choose another name",
                 quoted(new.path())
