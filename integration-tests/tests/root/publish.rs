@@ -123,6 +123,8 @@ fn a_layer_that_cannot_be_made_is_refused_before_the_command_runs() {
         ("missing/new", &[], "create it with `mkdir"),
         ("store/..", &[], "does not end in the name of a layer"),
         ("store/.new", &[], "cannot name a layer"),
+        ("store/kept-0123456789abcdef", &[], "kept-0123456789abcdef cannot name a layer"),
+        ("store/layered-0123456789abcdef", &[], "layered-0123456789abcdef cannot name a layer"),
         ("base/fs/new", &[], "lies in"),
         (elsewhere.to_str().unwrap(), &[], "they are on different file systems; choose another --scratch"),
         ("store/new", &["--upper", "upper"], "cannot be used with '--upper"),
