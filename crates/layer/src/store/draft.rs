@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, rename, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use crate::display::quoted;
@@ -117,7 +117,7 @@ impl Draft {
         let dir = std::fs::File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;
         self.access.apply(dir, self.layer.path())?;
         loop {
-            match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE) {
+            match rename_new(self.layer.path(), layer.path()) {
                 Err(Errno::EXIST) => {
                     if self.replace(&layer)? == Found::Replaceable {
                         break;
@@ -154,18 +154,29 @@ impl Draft {
             match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::EXCHANGE) {
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                     let old = lock.throw_away(layer.path())?;
-                    rename(self.layer.path(), layer.path()).map_err(|errno| {
-                        // If this fails too, a collector removes the failed layer.
-                        let _back_or_trash = rename(&old, layer.path());
-                        failed(errno)
-                    })?;
+                    self.take_place(&old, layer)?;
                     drop(lock);
-                    remove_tree(old)?;
+                    discard(&old);
                 }
                 exchanged => exchanged.map_err(failed)?,
             }
         }
         Ok(found)
+    }
+
+    /// Moves the draft to the path of `layer`, which has become the garbage `old`. On an error, puts
+    /// `old` back, unless another process has taken the path.
+    fn take_place(&self, old: &Path, layer: &Layer) -> Result<()> {
+        let Err(errno) = rename_new(self.layer.path(), layer.path()) else { return Ok(()) };
+        match rename_new(old, layer.path()) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => discard(old),
+            Err(back) => log::error!("cannot put {} back to {}: {back}", quoted(old), quoted(layer.path())),
+        }
+        Err(match errno {
+            Errno::EXIST => Error::LayerExists { path: layer.path().into() },
+            errno => Error::io("rename a new layer to", layer.path())(errno),
+        })
     }
 
     /// Leaves the draft on the disk. A collector removes it after this process has ended.
@@ -176,6 +187,17 @@ impl Draft {
 
     fn close(&mut self) -> Result<()> {
         self.work.take().map_or(Ok(()), LockedDir::remove)
+    }
+}
+
+fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
+    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+}
+
+/// Removes a layer that has been replaced. Logs an error: the new layer is in its place already.
+fn discard(old: &Path) {
+    if let Err(error) = remove_tree(old) {
+        log::error!("cannot remove {}, left to a collector: {}", quoted(old), Chain(&error));
     }
 }
 
@@ -191,6 +213,41 @@ impl Drop for Draft {
 mod tests {
     use super::*;
     use std::fs;
+
+    /// Makes the layer `name`, and makes it garbage of `store`.
+    fn thrown_away(store: &Path, name: &str) -> (Layer, std::path::PathBuf) {
+        let layer = Layer::at(store.join(name));
+        fs::create_dir_all(layer.fs().join("old")).unwrap();
+        let store_dir = StoreDir::make(store).unwrap();
+        let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
+        let old = lock.throw_away(layer.path()).unwrap();
+        (layer, old)
+    }
+
+    #[test]
+    fn without_an_exchange_the_name_goes_to_the_draft_the_faster_process_or_the_old_layer() {
+        let store = tempfile::tempdir().unwrap();
+        let draft = || {
+            let draft = Draft::begin(&store).unwrap();
+            fs::create_dir_all(draft.layer().fs().join("new")).unwrap();
+            draft
+        };
+        let (layer, old) = thrown_away(store.path(), "draft");
+        draft().take_place(&old, &layer).unwrap();
+        assert!(layer.fs().join("new").exists() && old.exists());
+
+        let (layer, old) = thrown_away(store.path(), "faster");
+        fs::create_dir_all(layer.path().join("theirs")).unwrap();
+        let error = draft().take_place(&old, &layer).unwrap_err();
+        assert!(matches!(&error, Error::LayerExists { path } if path == layer.path()), "{error}");
+        assert!(layer.path().join("theirs").exists() && !old.exists());
+
+        let (layer, old) = thrown_away(store.path(), "old");
+        let lost = draft();
+        fs::remove_dir_all(lost.layer().path()).unwrap();
+        assert!(matches!(lost.take_place(&old, &layer), Err(Error::Io { .. })));
+        assert!(layer.fs().join("old").exists() && !old.exists());
+    }
 
     #[test]
     fn a_draft_appears_complete_or_not_at_all() {
