@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -250,6 +251,8 @@ fn only_a_failed_layer_that_no_run_uses_is_replaced() {
     assert!(stderr.contains("a run that is in progress uses it"), "{stderr}");
     assert_eq!(finish(user).0, Some(0));
 
+    // Without another choice, the new layer is as open as the old one was.
+    fs::set_permissions(failed.path(), fs::Permissions::from_mode(0o750)).unwrap();
     // A failure replaces a failure, and a success a failure, but nothing replaces a success.
     for (number, (script, status, text)) in
         [("echo new >/text; exit 4", 4, "new"), ("echo good >/text", 0, "good"), ("echo late >/text", 125, "good")]
@@ -269,6 +272,7 @@ fn only_a_failed_layer_that_no_run_uses_is_replaced() {
         assert_eq!(upper.join("text").exists(), status == 125);
         assert_eq!(fs::read_to_string(failed.fs().join("text")).unwrap().trim(), text);
         assert_eq!(failed.sidecars().unwrap(), [CommandRecord::SIDECAR]);
+        assert_eq!(fs::metadata(failed.path()).unwrap().permissions().mode() & 0o7777, 0o750);
     }
     let (status, _, stderr) = make(&fixture, "failed", &["--replace"], "true");
     assert!(status == 125 && stderr.contains("its command succeeded"), "{stderr}");

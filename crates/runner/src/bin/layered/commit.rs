@@ -70,7 +70,8 @@ pub(crate) struct Args {
     access: AccessArgs,
     /// Replace the existing LAYER if its command failed.
     ///
-    /// The new layer takes the place of the old one in one step. A layer is never replaced if its
+    /// The new layer takes the place of the old one in one step. Without --mode and --group, it has
+    /// the mode and group of the old one. A layer is never replaced if its
     /// command succeeded, if a run uses it, or if it is the base of other layers. Unlike a plain
     /// commit, this one can lose the upper. If layered is killed before it has finished, the upper
     /// may be left in the store's `.layered/new`, and the next `layered gc` deletes it.
@@ -134,7 +135,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let captured = if replaced {
         let Place { store, name } = &Place::of(&args.layer)?;
         store.check_new(name, Existing::ReplacedIfFailed).map_err(advised)?;
-        let draft = store.draft()?.existing(Existing::ReplacedIfFailed).access(access.unwrap_or_default());
+        let draft = store.draft()?.existing(Existing::ReplacedIfFailed).access(access);
         match kept {
             Some(upper) => upper.publish(&capture, draft, name, meta)?,
             None => {

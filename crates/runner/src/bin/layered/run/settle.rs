@@ -40,7 +40,8 @@ pub(super) struct CommitArgs {
     commit_failed: bool,
     /// Replace an existing layer of this name if its command failed.
     ///
-    /// The new layer takes the place of the old one in one step. A layer is never replaced if its
+    /// The new layer takes the place of the old one in one step. Without --mode and --group, it has
+    /// the mode and group of the old one. A layer is never replaced if its
     /// command succeeded, if another run uses it, or if it is the base of other layers.
     #[arg(long, requires = "commit", help_heading = OUTPUT)]
     replace: bool,
@@ -167,7 +168,7 @@ fn publish(report: Report, place: &Place, existing: Existing, access: Option<Acc
     let progress = Progress::begin("making the layer");
     let published = report.publish(&place.store, &place.name, |new| {
         new.existing = existing;
-        new.access = access.unwrap_or_default();
+        new.access = access;
         Ok(())
     });
     drop(progress);
