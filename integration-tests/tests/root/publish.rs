@@ -135,6 +135,23 @@ fn a_layer_that_cannot_be_made_is_refused_before_the_command_runs() {
         let (status, stdout, stderr) = run(&mut command);
         assert!(status == 125 && stdout.is_empty() && stderr.contains(message), "{path} {options:?}: {stderr}");
     }
+    // The kernel renames nothing between two mounts, and a file is in the way of the drafts.
+    let aside = fixture.path().join("aside");
+    fs::create_dir(&aside).unwrap();
+    let mounted = format!("mount --bind {0} {0} && exec \"$@\"", aside.display());
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", &mounted, "sh"]).arg(layered().get_program());
+    command.args(["run", "--scratch"]).arg(&aside).arg("--base").arg(fixture.base().path());
+    command.arg("--commit").arg(fixture.store().join("new")).args(["--", "echo", "ran"]);
+    let (status, stdout, stderr) = run(&mut command);
+    assert!(status == 125 && stdout.is_empty(), "{stdout}{stderr}");
+    assert!(stderr.contains("they are on different mounts of one file system; choose another --scratch"), "{stderr}");
+    let unusable = fixture.path().join("unusable");
+    fs::create_dir(&unusable).unwrap();
+    fs::write(unusable.join(".layered"), "").unwrap();
+    let mut command = fixture.layered_run();
+    let (status, stdout, stderr) = run(command.arg("--commit").arg(unusable.join("new")).args(["--", "echo", "ran"]));
+    assert!(status == 125 && stdout.is_empty() && stderr.contains("unusable/.layered"), "{stdout}{stderr}");
     for option in ["--replace", "--commit-failed"] {
         let (status, _, stderr) = run(fixture.layered_run().args([option, "--", "echo", "ran"]));
         assert!(status == 125 && stderr.contains("--commit <STORE/NAME>"), "{stderr}");

@@ -257,6 +257,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     if let Some(upper) = &args.upper {
         args.stack.check_destination(upper)?;
         runner::check_upper_destination(&base, &layers, upper)?;
+        args.stack.check_scratch(upper)?;
     }
     let scratch = match &place {
         Some(place) => {

@@ -61,6 +61,8 @@ impl CommitArgs {
                 quoted(new.path())
             );
         }
+        // A store in which no layer can be made costs no result, either.
+        drop(place.store.draft()?);
         Ok(Some(place))
     }
 
