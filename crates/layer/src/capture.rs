@@ -202,7 +202,8 @@ impl<'a> Capture<'a> {
 
     /// Writes a [sidecar](Layer::write_sidecar) with this name into the layer. The sidecar is
     /// there as soon as the layer appears, even if the capture is killed and a later one completes
-    /// it. Replaces any sidecar of the same name in the layer's directory.
+    /// it. If the layer's directory already has a file of that name, the file stays, and the capture
+    /// logs a warning in place of the sidecar.
     pub fn sidecar(mut self, name: impl Into<String>, value: Value) -> Self {
         self.sidecars.push((name.into(), value));
         self

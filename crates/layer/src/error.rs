@@ -117,8 +117,9 @@ pub enum Error {
         /// The layer.
         layer: PathBuf,
     },
-    /// The layer that should be removed is the base of another layer. It is left as it is.
-    #[error("cannot remove {}: it is the base of {}; remove that layer first", quoted(layer), quoted(other))]
+    /// The layer that should be removed or replaced is the base of another layer. It is left as it
+    /// is.
+    #[error("cannot remove or replace {}: it is the base of {}; remove that layer first", quoted(layer), quoted(other))]
     BaseOfOthers {
         /// The layer.
         layer: PathBuf,

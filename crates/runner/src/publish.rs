@@ -26,8 +26,9 @@ pub struct NewLayer<'a> {
     pub meta: Meta,
     /// How the upper is captured: [`Report::capture`].
     pub capture: Capture<'static>,
-    /// The mode and group of the layer's directory: 0700 by default.
-    pub access: Access,
+    /// The mode and group of the layer's directory. With `None`, the default, they are those of the
+    /// layer that it replaces, or else the mode is 0700: [`Draft::access`](layer::Draft::access).
+    pub access: Option<Access>,
     /// What happens to a layer that already has the name: by default, it stays and the new one is
     /// refused.
     pub existing: Existing,
@@ -73,10 +74,11 @@ impl Report {
     /// [record of the command](Self::command_record).
     ///
     /// The layer is made in a [draft](layer::Draft) and appears in the store with one rename: it
-    /// has all its files from the beginning, and is durable when this function returns. The scratch
-    /// directory of the run must be on the file system of the store, because the upper is moved,
-    /// not copied. If the process is killed in between, the layer does not appear, and the upper is
-    /// deleted as by any kill of a run.
+    /// has all its files from the beginning, and is durable when this function returns, unless the
+    /// log says that the last sync [failed](Capture::publish). The scratch directory of the run must
+    /// be on the file system of the store, because the upper is moved, not copied. If the process is
+    /// killed in between, the layer does not appear, and the upper is deleted as by any kill of a
+    /// run.
     ///
     /// # Errors
     /// [`PublishError`], which gives the report with its upper back. Its source has one of these
@@ -114,9 +116,10 @@ impl Report {
             // Before anything is made: `prepare` may be slow.
             store.layer(name)?;
             let draft = store.draft()?;
-            let (capture, meta, access) = (self.capture(), self.meta(), Access::default());
+            let (capture, meta) = (self.capture(), self.meta());
             draft.layer().write_sidecar(CommandRecord::SIDECAR, self.command_record())?;
-            let mut new = NewLayer { layer: draft.layer(), meta, capture, access, existing: Existing::default() };
+            let (access, existing) = (None, Existing::default());
+            let mut new = NewLayer { layer: draft.layer(), meta, capture, access, existing };
             prepare(&mut new).map_err(Cause::Prepare)?;
             let NewLayer { meta, capture, access, existing, .. } = new;
             Ok((draft.access(access).existing(existing), capture, meta))

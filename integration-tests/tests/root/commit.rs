@@ -502,3 +502,18 @@ fn layers_and_uppers_are_closed_to_other_users() {
     let said = refusal(fixture.layered_run().args(["--mode", "0755", "--", "true"]));
     assert!(said.contains("--upper"), "{said}");
 }
+
+#[test]
+fn a_commit_leaves_the_run_json_of_its_caller() {
+    let result = Result::new();
+    let layer = Layer::at(result.fixture.store().join("new"));
+    fs::create_dir(layer.path()).unwrap();
+    let taken = layer.path().join("run.json");
+    fs::write(&taken, "{\"of\": \"the caller\"}").unwrap();
+    let output = commit(&result.kept, layer.path()).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.lines().count() == 1, "{stderr}");
+    assert!(stderr.contains(&format!("{} exists and is left as it is", taken.display())), "{stderr}");
+    assert_eq!(fs::read_to_string(&taken).unwrap(), "{\"of\": \"the caller\"}");
+    assert!(layer.meta().unwrap().is_some());
+}

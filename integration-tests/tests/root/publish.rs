@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -106,14 +107,25 @@ fn a_layer_that_cannot_be_made_is_refused_before_the_command_runs() {
     let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
     let elsewhere = elsewhere.path().join("new");
     let bad = fixture.store().join("bad");
+    // The base and the layers of a run, however they are named.
+    for (option, path) in [("--layer", &bad), ("--base", &bad), ("--rootfs", &bad.join("fs"))] {
+        let mut command = layered();
+        command.arg("run").arg("--scratch").arg(fixture.scratch()).arg(option).arg(path);
+        if option == "--layer" {
+            command.arg("--base").arg(fixture.base().path());
+        }
+        let (status, _, stderr) = run(command.arg("--commit").arg(&bad).args(["--replace", "--", "echo", "ran"]));
+        assert!(status == 125 && stderr.contains("this run stacks it"), "{option}: {stderr}");
+    }
     for (path, options, message) in [
-        ("store/bad", &["--replace", "--layer", bad.to_str().unwrap()][..], "this run stacks it"),
         ("store/good", &[][..], "exists; choose another name, or remove it with `layered rm"),
         ("store/bad", &[], "or replace it with --replace, because its command failed"),
         ("store/good", &["--replace"], "its command succeeded"),
         ("missing/new", &[], "create it with `mkdir"),
         ("store/..", &[], "does not end in the name of a layer"),
         ("store/.new", &[], "cannot name a layer"),
+        ("store/kept-0123456789abcdef", &[], "kept-0123456789abcdef cannot name a layer"),
+        ("store/layered-0123456789abcdef", &[], "layered-0123456789abcdef cannot name a layer"),
         ("base/fs/new", &[], "lies in"),
         (elsewhere.to_str().unwrap(), &[], "they are on different file systems; choose another --scratch"),
         ("store/new", &["--upper", "upper"], "cannot be used with '--upper"),
@@ -123,6 +135,23 @@ fn a_layer_that_cannot_be_made_is_refused_before_the_command_runs() {
         let (status, stdout, stderr) = run(&mut command);
         assert!(status == 125 && stdout.is_empty() && stderr.contains(message), "{path} {options:?}: {stderr}");
     }
+    // The kernel renames nothing between two mounts, and a file is in the way of the drafts.
+    let aside = fixture.path().join("aside");
+    fs::create_dir(&aside).unwrap();
+    let mounted = format!("mount --bind {0} {0} && exec \"$@\"", aside.display());
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", &mounted, "sh"]).arg(layered().get_program());
+    command.args(["run", "--scratch"]).arg(&aside).arg("--base").arg(fixture.base().path());
+    command.arg("--commit").arg(fixture.store().join("new")).args(["--", "echo", "ran"]);
+    let (status, stdout, stderr) = run(&mut command);
+    assert!(status == 125 && stdout.is_empty(), "{stdout}{stderr}");
+    assert!(stderr.contains("they are on different mounts of one file system; choose another --scratch"), "{stderr}");
+    let unusable = fixture.path().join("unusable");
+    fs::create_dir(&unusable).unwrap();
+    fs::write(unusable.join(".layered"), "").unwrap();
+    let mut command = fixture.layered_run();
+    let (status, stdout, stderr) = run(command.arg("--commit").arg(unusable.join("new")).args(["--", "echo", "ran"]));
+    assert!(status == 125 && stdout.is_empty() && stderr.contains("unusable/.layered"), "{stdout}{stderr}");
     for option in ["--replace", "--commit-failed"] {
         let (status, _, stderr) = run(fixture.layered_run().args([option, "--", "echo", "ran"]));
         assert!(status == 125 && stderr.contains("--commit <STORE/NAME>"), "{stderr}");
@@ -185,6 +214,28 @@ fn a_command_that_did_not_end_by_itself_makes_no_layer() {
 }
 
 #[test]
+fn a_command_that_handles_a_signal_makes_no_layer() {
+    let fixture = Fixture::new();
+    let script = "trap 'exit 0' INT TERM; echo half >/half; echo begun; while :; do read line; done";
+    for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let child = begin(&mut making(&fixture, "new", &["--commit-failed"], script));
+        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{stderr}");
+        assert!(stderr.contains("was not created: a signal to layered asked the command to end"), "{stderr}");
+        assert!(!layer(&fixture, "new").path().exists() && fixture.left().is_empty(), "{stderr}");
+    }
+    let child = begin(&mut making(&fixture, "new", &["--keep-failed"], script));
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let kept = kept(&fixture, &String::from_utf8(output.stderr).unwrap());
+    assert_eq!((output.status.code(), kept.join("upper/half").exists()), (Some(143), true));
+    assert!(!layer(&fixture, "new").path().exists());
+    assert_eq!(run(layered().arg("discard").arg(kept)).0, 0);
+}
+
+#[test]
 fn of_two_runs_with_one_name_the_later_keeps_its_result() {
     let fixture = Fixture::new();
     let script = |text: &str| format!("echo begun; read line; echo {text} >/text");
@@ -217,6 +268,8 @@ fn only_a_failed_layer_that_no_run_uses_is_replaced() {
     assert!(stderr.contains("a run that is in progress uses it"), "{stderr}");
     assert_eq!(finish(user).0, Some(0));
 
+    // Without another choice, the new layer is as open as the old one was.
+    fs::set_permissions(failed.path(), fs::Permissions::from_mode(0o750)).unwrap();
     // A failure replaces a failure, and a success a failure, but nothing replaces a success.
     for (number, (script, status, text)) in
         [("echo new >/text; exit 4", 4, "new"), ("echo good >/text", 0, "good"), ("echo late >/text", 125, "good")]
@@ -236,6 +289,7 @@ fn only_a_failed_layer_that_no_run_uses_is_replaced() {
         assert_eq!(upper.join("text").exists(), status == 125);
         assert_eq!(fs::read_to_string(failed.fs().join("text")).unwrap().trim(), text);
         assert_eq!(failed.sidecars().unwrap(), [CommandRecord::SIDECAR]);
+        assert_eq!(fs::metadata(failed.path()).unwrap().permissions().mode() & 0o7777, 0o750);
     }
     let (status, _, stderr) = make(&fixture, "failed", &["--replace"], "true");
     assert!(status == 125 && stderr.contains("its command succeeded"), "{stderr}");

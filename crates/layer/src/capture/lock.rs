@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, Stat, XattrFlags, fchmod, fgetxattr, fsetxattr,
-    fstat, fsync, mkdir, openat, renameat, rmdir, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, Stat, XattrFlags, fchmod, fgetxattr,
+    fsetxattr, fstat, fsync, mkdir, openat, renameat, renameat_with, rmdir, statat, unlinkat,
 };
 use rustix::io::Errno;
 use serde_json::Value;
@@ -239,12 +239,21 @@ impl<'a> CaptureLock<'a> {
     }
 
     /// Renames the future sidecars, and then the mark of `stage` to `layer.json`: the layer exists
-    /// from then on.
+    /// from then on. A file that already has the name of a sidecar stays, and the sidecar is
+    /// dropped.
     pub(super) fn publish_from(&self, stage: Stage) -> Result<()> {
         for staged in self.staged_sidecars()? {
-            let name = staged.to_bytes().strip_prefix(SIDECAR.as_bytes()).unwrap_or_default();
-            let renamed = renameat(&self.dir, &staged, &self.dir, name);
-            renamed.map_err(Error::io("rename a file to", self.layer.path().join(OsStr::from_bytes(name))))?;
+            let name = staged.to_bytes_with_nul().strip_prefix(SIDECAR.as_bytes()).unwrap_or_default();
+            let name = CStr::from_bytes_with_nul(name).unwrap_or(c"");
+            let path = self.layer.path().join(as_os_str(name));
+            match self.rename_new(&staged, name) {
+                Err(Errno::EXIST) => {
+                    log::warn!("{} exists and is left as it is; the capture does not replace it", quoted(&path));
+                    unlinkat(&self.dir, &staged, AtFlags::empty())
+                        .map_err(Error::io("remove", self.layer.path().join(as_os_str(&staged))))?;
+                }
+                renamed => renamed.map_err(Error::io("rename a file to", path))?,
+            }
         }
         match stage {
             Stage::Staged => self.rename(STAGED, META),
@@ -276,11 +285,20 @@ impl<'a> CaptureLock<'a> {
 
     fn rename(&self, from: &CStr, to: &CStr) -> Result<()> {
         let path = self.layer.path().join(as_os_str(to));
-        // A rename would replace a file that has appeared since the lock was taken.
-        if self.has(to)?.is_some() {
-            return Err(Error::io("rename a file to", path)(Errno::EXIST));
+        self.rename_new(from, to).map_err(Error::io("rename a file to", path))
+    }
+
+    /// Renames a file. Never replaces one that has appeared since the lock was taken.
+    fn rename_new(&self, from: &CStr, to: &CStr) -> rustix::io::Result<()> {
+        match renameat_with(&self.dir, from, &self.dir, to, RenameFlags::NOREPLACE) {
+            // The file system does not support RENAME_NOREPLACE.
+            Err(Errno::INVAL | Errno::NOSYS) => match statat(&self.dir, to, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => Err(Errno::EXIST),
+                Err(Errno::NOENT) => renameat(&self.dir, from, &self.dir, to),
+                Err(errno) => Err(errno),
+            },
+            renamed => renamed,
         }
-        renameat(&self.dir, from, &self.dir, to).map_err(Error::io("rename a file to", path))
     }
 
     fn has(&self, name: &CStr) -> Result<Option<Stat>> {

@@ -17,7 +17,10 @@ use crate::store::draft::Draft;
 
 impl Capture<'_> {
     /// Turns the upper directory `upper` into the tree of `draft`, writes `meta` as its
-    /// `layer.json`, and publishes the draft under `name`. When this returns, the layer is durable.
+    /// `layer.json`, and publishes the draft under `name`. When this returns, the layer is durable,
+    /// with one exception: if the last sync, that of the store's directory, fails, the layer exists
+    /// but may be gone after a power failure. That failure is logged and not returned, because the
+    /// upper is a layer already and cannot be given back.
     ///
     /// A program that lists the store sees the layer with all its sidecars or not at all. If the
     /// process is killed in between, a [collector](crate::Collector) removes the draft with the
@@ -42,6 +45,7 @@ impl Capture<'_> {
         match captured.and_then(|captured| Ok((captured, draft.try_publish(name)?))) {
             Ok((captured, layer)) => {
                 let store = layer.path().parent().unwrap_or(Path::new("."));
+                // An error would let the caller repeat the capture of an upper that is gone.
                 if let Err(error) = File::open(store).and_then(|store| store.sync_all()) {
                     log::warn!("{} may be gone after a power failure: {error}", quoted(layer.path()));
                 }

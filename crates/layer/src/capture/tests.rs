@@ -144,6 +144,26 @@ fn an_upper_becomes_a_layer() {
 }
 
 #[test]
+fn a_sidecar_replaces_no_file() {
+    for kind in ["file", "directory"] {
+        let fixture = Fixture::new();
+        let layer = fixture.layer();
+        let taken = layer.path().join("run.json");
+        fs::create_dir(layer.path()).unwrap();
+        match kind {
+            "file" => fs::write(&taken, "of the caller").unwrap(),
+            _ => fs::create_dir(&taken).unwrap(),
+        }
+        let capture = fixture.capture().made([]).sidecar("run", 1.into()).sidecar("free", 2.into());
+        capture.into_layer(&fixture.upper, &layer, meta()).unwrap();
+        let mut names: Vec<_> = fs::read_dir(layer.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["free.json", "fs", "layer.json", "run.json"], "{kind}");
+        assert!(taken.is_dir() || fs::read_to_string(&taken).unwrap() == "of the caller", "{kind}");
+    }
+}
+
+#[test]
 fn xattr_whiteouts_become_devices() {
     let fixture = Fixture::new();
     fs::write(fixture.upper.join("usr/bin/attribute"), "").unwrap();

@@ -2,10 +2,11 @@
 //! `store_dir.rs` decides where they are made; `capture` turns uppers into layers.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, rename, renameat_with};
+use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags, fstat, renameat_with, statat};
 use rustix::io::Errno;
 
 use crate::display::quoted;
@@ -17,6 +18,7 @@ use crate::store::hold::Stale;
 use crate::store::name;
 use crate::store::store_dir::{Part, StoreDir};
 use crate::tree::locked_dir::LockedDir;
+use crate::tree::owner;
 use crate::tree::remove::remove_tree;
 
 /// A layer that is being made. A program that lists the store does not see it until it is
@@ -40,7 +42,7 @@ use crate::tree::remove::remove_tree;
 pub struct Draft {
     layer: Layer,
     store: std::path::PathBuf,
-    access: Access,
+    access: Option<Access>,
     existing: Existing,
     work: Option<LockedDir>,
 }
@@ -58,18 +60,16 @@ impl Draft {
         let layer = Layer::at(work.path().join("layer"));
         let mut closed = std::fs::DirBuilder::new();
         closed.mode(0o700).create(layer.path()).map_err(Error::io("make the directory", layer.path()))?;
-        Ok(Self {
-            layer,
-            store: store.into(),
-            access: Access::default(),
-            existing: Existing::default(),
-            work: Some(work),
-        })
+        Ok(Self { layer, store: store.into(), access: None, existing: Existing::default(), work: Some(work) })
     }
 
-    /// Sets the mode and group of the layer's directory. The default is 0700.
-    pub fn access(mut self, access: Access) -> Self {
-        self.access = access;
+    /// Sets the mode and group of the layer's directory. Without this, they are those of the layer
+    /// that it [replaces](Self::existing). The mode of any other layer is 0700.
+    ///
+    /// A process that may not give a directory to the group of the replaced layer makes a layer
+    /// with the mode 0700, and logs that.
+    pub fn access(mut self, access: impl Into<Option<Access>>) -> Self {
+        self.access = access.into();
         self
     }
 
@@ -102,8 +102,8 @@ impl Draft {
     /// - [`Error::LayerName`] if `name` cannot name a layer: see
     ///   [`Store::layer`](crate::Store::layer).
     /// - [`Error::LayerExists`] if `name` exists.
-    /// - [`Error::NotFailed`], [`Error::Incomplete`], [`Error::LayerHeld`] or
-    ///   [`Error::NotADirectory`] if what exists may not be replaced.
+    /// - [`Error::NotFailed`], [`Error::Incomplete`], [`Error::LayerHeld`], [`Error::BaseOfOthers`]
+    ///   or [`Error::NotADirectory`] if what exists may not be replaced.
     /// - [`Error::Io`] if the kernel refuses.
     ///
     /// The draft is then removed, and what had the name is unchanged.
@@ -114,12 +114,12 @@ impl Draft {
     /// Publishes the layer. After an error, the draft still has it.
     pub(crate) fn try_publish(&self, name: &OsStr) -> Result<Layer> {
         let layer = self.destination(name)?;
-        let dir = std::fs::File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;
-        self.access.apply(dir, self.layer.path())?;
+        let dir = File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;
+        self.access.unwrap_or_default().apply(&dir, self.layer.path())?;
         loop {
-            match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::NOREPLACE) {
+            match rename_new(self.layer.path(), layer.path()) {
                 Err(Errno::EXIST) => {
-                    if self.replace(&layer)? == Found::Replaceable {
+                    if self.replace(&layer, &dir)? == Found::Replaceable {
                         break;
                     }
                 }
@@ -142,30 +142,63 @@ impl Draft {
         Ok(Layer::at(self.store.join(name::check(name)?)))
     }
 
-    /// Puts the draft in the place of `layer`, if that may be replaced. Changes nothing if `layer`
-    /// has gone.
-    fn replace(&self, layer: &Layer) -> Result<Found> {
+    /// Puts the draft, whose directory is `dir`, in the place of `layer`, if that may be replaced.
+    /// Changes nothing if `layer` has gone.
+    fn replace(&self, layer: &Layer, dir: &File) -> Result<Found> {
         let store_dir = StoreDir::make(&self.store)?;
         // Under this lock, no process makes a hold.
         let lock = store_dir.lock(FlockOperation::LockExclusive)?;
         let found = existing::check(layer, self.existing, Stale::Removed)?;
         if found == Found::Replaceable {
+            if self.access.is_none() {
+                self.inherit(layer, dir)?;
+            }
             let failed = Error::io::<Errno>("rename a new layer to", layer.path());
             match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::EXCHANGE) {
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                     let old = lock.throw_away(layer.path())?;
-                    rename(self.layer.path(), layer.path()).map_err(|errno| {
-                        // If this fails too, a collector removes the failed layer.
-                        let _back_or_trash = rename(&old, layer.path());
-                        failed(errno)
-                    })?;
+                    self.take_place(&old, layer)?;
                     drop(lock);
-                    remove_tree(old)?;
+                    discard(&old);
                 }
                 exchanged => exchanged.map_err(failed)?,
             }
         }
         Ok(found)
+    }
+
+    /// Gives the draft's directory `dir` the mode and group of `layer`, which it replaces.
+    fn inherit(&self, layer: &Layer, dir: &File) -> Result<()> {
+        let look = |path| Error::io::<Errno>("look at", path);
+        let old = statat(CWD, layer.path(), AtFlags::SYMLINK_NOFOLLOW).map_err(look(layer.path()))?;
+        let access = Access::mode(old.st_mode);
+        if fstat(dir).map_err(look(self.layer.path()))?.st_gid == old.st_gid {
+            return access.apply(dir, self.layer.path());
+        }
+        let given = match owner::known_gid(&old) {
+            Some(group) => access.group(group).apply(dir, self.layer.path()),
+            None => Err(Error::io("change the group of", self.layer.path())(Errno::INVAL)),
+        };
+        if let Err(error) = given {
+            // With the mode alone, another group could enter.
+            log::warn!("only the owner can enter {}: {}", quoted(layer.path()), Chain(&error));
+        }
+        Ok(())
+    }
+
+    /// Moves the draft to the path of `layer`, which has become the garbage `old`. On an error, puts
+    /// `old` back, unless another process has taken the path.
+    fn take_place(&self, old: &Path, layer: &Layer) -> Result<()> {
+        let Err(errno) = rename_new(self.layer.path(), layer.path()) else { return Ok(()) };
+        match rename_new(old, layer.path()) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => discard(old),
+            Err(back) => log::error!("cannot put {} back to {}: {back}", quoted(old), quoted(layer.path())),
+        }
+        Err(match errno {
+            Errno::EXIST => Error::LayerExists { path: layer.path().into() },
+            errno => Error::io("rename a new layer to", layer.path())(errno),
+        })
     }
 
     /// Leaves the draft on the disk. A collector removes it after this process has ended.
@@ -176,6 +209,17 @@ impl Draft {
 
     fn close(&mut self) -> Result<()> {
         self.work.take().map_or(Ok(()), LockedDir::remove)
+    }
+}
+
+fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
+    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+}
+
+/// Removes a layer that has been replaced. Logs an error: the new layer is in its place already.
+fn discard(old: &Path) {
+    if let Err(error) = remove_tree(old) {
+        log::error!("cannot remove {}, left to a collector: {}", quoted(old), Chain(&error));
     }
 }
 
@@ -191,6 +235,41 @@ impl Drop for Draft {
 mod tests {
     use super::*;
     use std::fs;
+
+    /// Makes the layer `name`, and makes it garbage of `store`.
+    fn thrown_away(store: &Path, name: &str) -> (Layer, std::path::PathBuf) {
+        let layer = Layer::at(store.join(name));
+        fs::create_dir_all(layer.fs().join("old")).unwrap();
+        let store_dir = StoreDir::make(store).unwrap();
+        let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
+        let old = lock.throw_away(layer.path()).unwrap();
+        (layer, old)
+    }
+
+    #[test]
+    fn without_an_exchange_the_name_goes_to_the_draft_the_faster_process_or_the_old_layer() {
+        let store = tempfile::tempdir().unwrap();
+        let draft = || {
+            let draft = Draft::begin(&store).unwrap();
+            fs::create_dir_all(draft.layer().fs().join("new")).unwrap();
+            draft
+        };
+        let (layer, old) = thrown_away(store.path(), "draft");
+        draft().take_place(&old, &layer).unwrap();
+        assert!(layer.fs().join("new").exists() && old.exists());
+
+        let (layer, old) = thrown_away(store.path(), "faster");
+        fs::create_dir_all(layer.path().join("theirs")).unwrap();
+        let error = draft().take_place(&old, &layer).unwrap_err();
+        assert!(matches!(&error, Error::LayerExists { path } if path == layer.path()), "{error}");
+        assert!(layer.path().join("theirs").exists() && !old.exists());
+
+        let (layer, old) = thrown_away(store.path(), "old");
+        let lost = draft();
+        fs::remove_dir_all(lost.layer().path()).unwrap();
+        assert!(matches!(lost.take_place(&old, &layer), Err(Error::Io { .. })));
+        assert!(layer.fs().join("old").exists() && !old.exists());
+    }
 
     #[test]
     fn a_draft_appears_complete_or_not_at_all() {
@@ -211,6 +290,16 @@ mod tests {
         };
         Draft::begin(&store).unwrap().access(Access::mode(0o755)).publish("open").unwrap();
         assert_eq!((mode("a"), mode("open")), (0o700, 0o755));
+
+        let replaced = |access: Option<Access>| {
+            let failed = crate::Meta { exit_status: 1, ..crate::Meta::new("base", std::time::SystemTime::UNIX_EPOCH) };
+            Layer::at(store.path().join("open")).write_meta(&failed).unwrap();
+            let draft = Draft::begin(&store).unwrap().access(access).existing(Existing::ReplacedIfFailed);
+            draft.layer().write_meta(&failed).unwrap();
+            draft.publish("open").unwrap();
+            mode("open")
+        };
+        assert_eq!([None, Some(Access::mode(0o711)), None].map(replaced), [0o755, 0o711, 0o711]);
 
         drop(Draft::begin(&store).unwrap());
         let taken = Draft::begin(&store).unwrap().publish("a").unwrap_err();

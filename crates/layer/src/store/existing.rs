@@ -4,7 +4,8 @@
 use rustix::fs::{AtFlags, CWD, statat};
 use rustix::io::Errno;
 
-use super::remove::{check_exists, check_not_held};
+use super::Store;
+use super::remove::{check_exists, check_no_base, check_not_held};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::store::hold::Stale;
@@ -17,9 +18,12 @@ pub enum Existing {
     /// The existing layer stays, and the new one is refused.
     #[default]
     Refused,
-    /// The new layer replaces the existing one if the command of the existing layer [failed] and
-    /// nothing [holds](crate::Hold) it. Otherwise, the existing layer stays and the new one is
-    /// refused.
+    /// The new layer replaces the existing one if the command of the existing layer [failed],
+    /// nothing [holds](crate::Hold) it, and no layer of the store names it as its base. Otherwise,
+    /// the existing layer stays and the new one is refused.
+    ///
+    /// Layers that name the existing one in `parent_hashes` do not matter: each layer is complete
+    /// without its parents. From then on, their `parent_hashes` name the new layer.
     ///
     /// [failed]: crate::Meta::is_failed
     ReplacedIfFailed,
@@ -48,8 +52,11 @@ pub(super) fn check(layer: &Layer, existing: Existing, stale: Stale) -> Result<F
         Some(_) => return Err(Error::NotFailed { layer: layer.path().into() }),
         None => return Err(Error::Incomplete { layer: layer.path().into() }),
     }
-    if let Some(store_dir) = layer.path().parent().map(StoreDir::open).transpose()?.flatten() {
-        check_not_held(&store_dir, layer, stale)?;
+    if let Some(store) = layer.path().parent() {
+        check_no_base(&Store::open(store)?, layer)?;
+        if let Some(store_dir) = StoreDir::open(store)? {
+            check_not_held(&store_dir, layer, stale)?;
+        }
     }
     Ok(Found::Replaceable)
 }
@@ -80,6 +87,30 @@ mod tests {
 
     fn entries(store: &Store) -> usize {
         fs::read_dir(store.path().join(".layered/new")).unwrap().count()
+    }
+
+    #[test]
+    fn the_base_of_others_is_not_replaced_but_a_parent_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir).unwrap();
+        let below = make(&store, "below", 2);
+        let meta = |base: &str, parents: &[&str]| Meta {
+            parent_hashes: parents.iter().map(ToString::to_string).collect(),
+            ..Meta::new(base, SystemTime::UNIX_EPOCH)
+        };
+        let above = make(&store, "above", 0);
+        above.write_meta(&meta("below", &[])).unwrap();
+        for error in [
+            store.check_new("below", Existing::ReplacedIfFailed).unwrap_err(),
+            publish(&store, "below", Existing::ReplacedIfFailed).unwrap_err(),
+        ] {
+            let named = matches!(&error, Error::BaseOfOthers { layer, other } if layer == below.path() && other == above.path());
+            assert!(named, "{error}");
+        }
+        assert!(below.fs().join("below").exists());
+        above.write_meta(&meta("base", &["below"])).unwrap();
+        publish(&store, "below", Existing::ReplacedIfFailed).unwrap();
+        assert!(below.fs().join("new").exists());
     }
 
     #[test]

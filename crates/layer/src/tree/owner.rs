@@ -20,11 +20,16 @@ pub(crate) fn known_uid(stat: &Stat) -> Option<u32> {
     Some(stat.st_uid).filter(|uid| Some(*uid) != overflow().uid)
 }
 
+/// Returns the group of a file, or `None` if the group has no number in this process's user
+/// namespace.
+pub(crate) fn known_gid(stat: &Stat) -> Option<u32> {
+    Some(stat.st_gid).filter(|gid| Some(*gid) != overflow().gid)
+}
+
 /// Returns the owner and the group that a copy of the file gets. Owners without a number become
 /// root, because no file can be given to them.
 pub(crate) fn of_copy(stat: &Stat) -> (Uid, Gid) {
-    let gid = Some(stat.st_gid).filter(|gid| Some(*gid) != overflow().gid);
-    (Uid::from_raw(known_uid(stat).unwrap_or(0)), Gid::from_raw(gid.unwrap_or(0)))
+    (Uid::from_raw(known_uid(stat).unwrap_or(0)), Gid::from_raw(known_gid(stat).unwrap_or(0)))
 }
 
 /// Gives the new file or directory `made` to the owner of `place`, if this process is root and the

@@ -36,7 +36,7 @@ use crate::{privileges, table};
 ///
 /// commit needs the stack that was below the upper. Pass the report of the run (--run), or pass
 /// --base and --layer. A kept run records its own stack. A report and a kept run also record the
-/// command, which commit writes to run.json.
+/// command, which commit writes to run.json. A run.json that LAYER already has stays as it is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 #[command(group = clap::ArgGroup::new("below").args(["run", "base", "rootfs"]))]
@@ -70,10 +70,11 @@ pub(crate) struct Args {
     access: AccessArgs,
     /// Replace the existing LAYER if its command failed.
     ///
-    /// The new layer takes the place of the old one in one step. A layer is never replaced if its
-    /// command succeeded or if a run uses it. Unlike a plain commit, this one can lose the upper.
-    /// If layered is killed before it has finished, the upper may be left in the store's
-    /// `.layered/new`, and the next `layered gc` deletes it.
+    /// The new layer takes the place of the old one in one step. Without --mode and --group, it has
+    /// the mode and group of the old one. A layer is never replaced if its
+    /// command succeeded, if a run uses it, or if it is the base of other layers. Unlike a plain
+    /// commit, this one can lose the upper. If layered is killed before it has finished, the upper
+    /// may be left in the store's `.layered/new`, and the next `layered gc` deletes it.
     #[arg(long)]
     replace: bool,
     /// Record the digest of the layer in its digest.json, so that `layered verify` finds damage.
@@ -134,7 +135,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let captured = if replaced {
         let Place { store, name } = &Place::of(&args.layer)?;
         store.check_new(name, Existing::ReplacedIfFailed).map_err(advised)?;
-        let draft = store.draft()?.existing(Existing::ReplacedIfFailed).access(access.unwrap_or_default());
+        let draft = store.draft()?.existing(Existing::ReplacedIfFailed).access(access);
         match kept {
             Some(upper) => upper.publish(&capture, draft, name, meta)?,
             None => {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use layer::display::quoted;
 use layer::{Existing, Layer, Store};
+use runner::Upper;
 
 use crate::defaults::{self, STORE};
 use crate::stack::{is_bare, parent};
@@ -56,6 +57,13 @@ impl Place {
 
     /// Checks that a new layer can have the place.
     pub(crate) fn check_new(&self, existing: Existing) -> anyhow::Result<Layer> {
+        Upper::refuse_destination(self.store.path())?;
+        Upper::refuse_destination(self.path()).map_err(|_| {
+            anyhow!(
+                "{} cannot name a layer: directories of runs have such names, and are removed as a whole; choose another name",
+                quoted(&self.name)
+            )
+        })?;
         self.store.check_new(&self.name, existing).map_err(advised)
     }
 }
@@ -119,6 +127,14 @@ mod tests {
             assert!(error.contains("exists; choose another name") && error.ends_with(end), "{error}");
         }
         assert!(error("good", Existing::ReplacedIfFailed).contains("its command succeeded"));
+        for name in ["kept-0123456789abcdef", "layered-0123456789abcdef"] {
+            let error = error(name, Existing::Refused);
+            assert!(error.starts_with(&format!("{name} cannot name a layer")), "{error}");
+            fs::create_dir(dir.path().join(name)).unwrap();
+            let inside = Place::of(&dir.path().join(name).join("new")).unwrap().check_new(Existing::Refused);
+            assert!(format!("{:#}", inside.unwrap_err()).contains("the directory of a run"));
+        }
+        check("kept-0123", Existing::Refused).unwrap();
         check("failed", Existing::ReplacedIfFailed).unwrap();
         check("free", Existing::Refused).unwrap();
     }

@@ -109,6 +109,9 @@ pub(crate) struct Args {
     access: AccessArgs,
     /// If the command fails, keep the run for `layered shell`.
     ///
+    /// So is a run whose command --timeout, INT or TERM has asked to end, whatever its exit status
+    /// is.
+    ///
     /// The upper and a description of the stack stay in the scratch directory. `layered shell`
     /// opens a shell there, `layered commit` turns the upper into a layer, and `layered discard`
     /// deletes it. Until then, `layered gc` does not remove the layers of the run.
@@ -175,7 +178,7 @@ Exit status:
   127    the command does not exist
   137    signal 9 ended the command, or the container used up its memory
   143    signal 15 ended the command, or it exceeded --output-limit
-  128+N  signal N ended the command
+  128+N  signal N ended the command, or asked it to end so that --commit created no layer
   other  the exit status of the command
 
 Examples:
@@ -241,7 +244,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     let (base, command) = args.base_and_command()?;
     let (base, layers, template) = (args.stack.base(base)?, args.stack.layers()?, template(args, command)?);
     let access = args.access.get()?;
-    let place = args.commit.place(&layers)?;
+    let place = args.commit.place(&base, &layers)?;
     if access.is_some() && args.upper.is_none() && place.is_none() {
         bail!("--mode and --group need --commit or --upper, because they apply to that directory");
     }
@@ -254,6 +257,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     if let Some(upper) = &args.upper {
         args.stack.check_destination(upper)?;
         runner::check_upper_destination(&base, &layers, upper)?;
+        args.stack.check_scratch(upper)?;
     }
     let scratch = match &place {
         Some(place) => {
@@ -299,7 +303,12 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     }
     let (options, signal) = signals::forward(options)?;
     let report = runner::run(&base, &layers, &template, options)?;
-    let mut status = exit_status(report.status, signal.number());
+    let signal = signal.number();
+    let mut status = exit_status(report.status, signal);
+    if place.is_some() && report.status.success() && signal != 0 {
+        // The command handled the signal. Its result may be incomplete, and no layer is made of it.
+        status = exit_status(Status::Cancelled, signal);
+    }
     match report.status {
         Status::OutOfMemory => {
             complain(format_args!("the command was killed: the container used up its memory; raise --memory"))
@@ -326,7 +335,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     let timings = report.timings.clone();
     let (upper, keep_failed) = (args.upper.as_deref(), args.keep_failed);
     let Settled { upper, layer, is_failure } =
-        settle(report, Wanted { commit: &args.commit, place, upper, keep_failed, access })?;
+        settle(report, Wanted { commit: &args.commit, place, upper, keep_failed, access, signal })?;
     json["upper"] = json!(upper.map(json_path::to_value));
     json["layer"] = json!(layer.map(json_path::to_value));
     if is_failure {

@@ -7,7 +7,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -15,6 +14,7 @@ use layer::display::quoted;
 use layer::{Base, Layer, Rung};
 use runner::Options;
 use rustix::fd::AsFd;
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 use serde::de::IgnoredAny;
 
 use crate::defaults::{self, BASE, STORE};
@@ -199,8 +199,8 @@ impl StackArgs {
         self.layers.open()
     }
 
-    /// Checks that an upper can be moved to `destination`. Called before the run, so that a mistake
-    /// costs no result.
+    /// Checks that `destination` is free in a directory that exists. Called before the run, so that
+    /// a mistake costs no result.
     pub(crate) fn check_destination(&self, destination: &Path) -> anyhow::Result<()> {
         let (shown, dir) = (quoted(destination), parent(destination));
         if destination.symlink_metadata().is_ok() {
@@ -213,14 +213,20 @@ impl StackArgs {
             }
             _ => bail!("cannot keep the upper as {shown}: {} is not a directory; create it first", quoted(dir)),
         }
-        check_same_device(self.scratch.as_deref(), dir, destination)
+        Ok(())
+    }
+
+    /// Checks that an upper can be moved from the scratch directory of the run to `destination`.
+    /// Called before the run.
+    pub(crate) fn check_scratch(&self, destination: &Path) -> anyhow::Result<()> {
+        check_same_mount(self.scratch.as_deref(), parent(destination), destination)
     }
 
     /// Checks that an upper can be moved into `store` as the tree of `layer`, and returns the
     /// scratch directory of the run: without another choice, the store. Called before the run.
     pub(crate) fn scratch_for(&self, store: &Path, layer: &Path) -> anyhow::Result<PathBuf> {
         let chosen = defaults::chosen_scratch(self.scratch.as_deref());
-        check_same_device(chosen.as_deref(), store, layer)?;
+        check_same_mount(chosen.as_deref(), store, layer)?;
         Ok(chosen.unwrap_or_else(|| store.into()))
     }
 
@@ -239,18 +245,41 @@ impl StackArgs {
     }
 }
 
-/// Checks that `scratch`, if it is given and exists, is on the file system of `dir`, so that an
-/// upper can be moved there as `destination`.
-fn check_same_device(scratch: Option<&Path>, dir: &Path, destination: &Path) -> anyhow::Result<()> {
-    let device = |path: &Path| std::fs::metadata(path).ok().filter(|metadata| metadata.is_dir()).map(|dir| dir.dev());
-    let Some(scratch) = scratch else { return Ok(()) };
-    ensure!(
-        device(scratch).is_none_or(|here| device(dir) == Some(here)),
-        "cannot move an upper from {} to {}: they are on different file systems; choose another --scratch",
+/// Checks that `scratch`, if it is given and exists, is on the same mount as `dir`, so that an upper
+/// can be moved there as `destination`. The kernel renames nothing from one mount to another, even
+/// on one file system.
+fn check_same_mount(scratch: Option<&Path>, dir: &Path, destination: &Path) -> anyhow::Result<()> {
+    let Some((scratch, here)) = scratch.and_then(|scratch| Some((scratch, location(scratch)?))) else { return Ok(()) };
+    let there = location(dir);
+    if there == Some(here) {
+        return Ok(());
+    }
+    let what = match there.is_some_and(|there| there.device == here.device) {
+        true => "on different mounts of one file system",
+        false => "on different file systems",
+    };
+    bail!(
+        "cannot move an upper from {} to {}: they are {what}; choose another --scratch",
         quoted(scratch),
         quoted(destination)
     );
-    Ok(())
+}
+
+/// The file system and the mount of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Location {
+    device: (u32, u32),
+    /// `None` if the kernel does not report mounts (before Linux 5.8).
+    mount: Option<u64>,
+}
+
+/// Returns the location of a directory, or `None` if `path` is not one or does not exist.
+fn location(path: &Path) -> Option<Location> {
+    let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::TYPE | StatxFlags::MNT_ID).ok()?;
+    let is_dir = FileType::from_raw_mode(stat.stx_mode.into()).is_dir();
+    let has_mount = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID);
+    let mount = has_mount.then_some(stat.stx_mnt_id);
+    is_dir.then_some(Location { device: (stat.stx_dev_major, stat.stx_dev_minor), mount })
 }
 
 /// The size of the largest file that [`read_given`] reads.
