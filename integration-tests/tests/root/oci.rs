@@ -78,7 +78,11 @@ fn an_image_of_any_stack_looks_like_the_stack() {
             (format!("oci:{}:{tag}", dir.display()), Destination::Layout { dir, tag: tag.into() })
         });
         let failed = |error: layer::oci::Error| format!("{error:?}");
-        let exported = Export::new(&stack).xattrs(xattrs).compression(layer::oci::Compression::None).run(&one.1).map_err(failed)?;
+        let exported = Export::new(&stack)
+            .xattrs(xattrs)
+            .compression(layer::oci::Compression::None)
+            .run(&one.1)
+            .map_err(failed)?;
         let source: Source = one.0.parse().unwrap();
 
         let flat = Import::new(&source).xattrs(xattrs).into_base(dir.path().join("flat")).map_err(failed)?;
@@ -96,7 +100,11 @@ fn an_image_of_any_stack_looks_like_the_stack() {
         if found.entries != expected.entries || !found.phantoms.is_empty() {
             return Err(format!("as layers:\n{}{:?}", expected.diff(&found), found.phantoms));
         }
-        let again = Export::new(&layers).xattrs(xattrs).compression(layer::oci::Compression::None).run(&other.1).map_err(failed)?;
+        let again = Export::new(&layers)
+            .xattrs(xattrs)
+            .compression(layer::oci::Compression::None)
+            .run(&other.1)
+            .map_err(failed)?;
         if again.manifest != exported.manifest {
             return Err("an export of the import has another digest".into());
         }
