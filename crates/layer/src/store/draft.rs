@@ -15,9 +15,7 @@ use crate::layer::access::Access;
 use crate::store::existing::{self, Existing, Found};
 use crate::store::hold::Stale;
 use crate::store::name;
-use crate::store::store_dir::{Part, StoreDir};
-use crate::tree::locked_dir::LockedDir;
-use crate::tree::remove::remove_tree;
+use crate::store::store_dir::{Part, StoreDir, WorkDir};
 
 /// A layer that is being made. A program that lists the store does not see it until it is
 /// published.
@@ -42,7 +40,7 @@ pub struct Draft {
     store: std::path::PathBuf,
     access: Access,
     existing: Existing,
-    work: Option<LockedDir>,
+    work: Option<WorkDir>,
 }
 
 impl Draft {
@@ -153,14 +151,14 @@ impl Draft {
             let failed = Error::io::<Errno>("rename a new layer to", layer.path());
             match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::EXCHANGE) {
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    let old = lock.throw_away(layer.path())?;
+                    let old = lock.throw_away(layer.name())?;
                     rename(self.layer.path(), layer.path()).map_err(|errno| {
                         // If this fails too, a collector removes the failed layer.
-                        let _back_or_trash = rename(&old, layer.path());
+                        let _back_or_trash = rename(old.path(), layer.path());
                         failed(errno)
                     })?;
                     drop(lock);
-                    remove_tree(old)?;
+                    old.remove()?;
                 }
                 exchanged => exchanged.map_err(failed)?,
             }
@@ -175,7 +173,7 @@ impl Draft {
     }
 
     fn close(&mut self) -> Result<()> {
-        self.work.take().map_or(Ok(()), LockedDir::remove)
+        self.work.take().map_or(Ok(()), WorkDir::remove)
     }
 }
 

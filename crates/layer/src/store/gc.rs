@@ -9,7 +9,7 @@ mod sizes;
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, statvfs, syncfs};
@@ -28,8 +28,7 @@ use crate::json_path;
 use crate::layer::Layer;
 use crate::layer::meta::timestamp;
 use crate::store::hold::{Stale, held, read};
-use crate::store::store_dir::{MadeOfLayer, Part, StoreDir};
-use crate::tree::remove::remove_tree;
+use crate::store::store_dir::{MadeOfLayer, Part, StoreDir, Trash};
 
 /// The maximum number of layers that are renamed under one lock, and then removed without the lock.
 /// A rename takes about ten microseconds, so a run that wants to hold its layers waits for about
@@ -272,8 +271,8 @@ impl<'a> Collector<'a> {
         while layers.front().is_some_and(|stored| need.wants(stored.used)) {
             let trash = self.take_away(store, &mut layers, &mut need, &mut collected)?;
             let before = collected.layers.len() - trash.len();
-            for (number, path) in (1..).zip(trash) {
-                collected.failed.extend(remove_tree(path).err());
+            for (number, trash) in (1..).zip(trash) {
+                collected.failed.extend(trash.remove().err());
                 self.report_progress(Progress::Removed { layers: before + number, of });
             }
             need.free_bytes = self.still_lacking(store, need.free_bytes)?;
@@ -350,14 +349,14 @@ impl<'a> Collector<'a> {
     }
 
     /// Renames the next layers, at most [`BATCH`], into the store directory. Takes the lock that
-    /// keeps processes from making holds. Returns the new paths.
+    /// keeps processes from making holds. Returns the renamed layers.
     fn take_away(
         &self,
         store: &Path,
         layers: &mut VecDeque<&Stored>,
         need: &mut Need,
         collected: &mut Collected,
-    ) -> Result<Vec<PathBuf>> {
+    ) -> Result<Vec<Trash>> {
         let store_dir = match StoreDir::make(store) {
             Err(error) if error.is_disk_full() => {
                 self.make_store_dir_of_layer(store, layers, need, collected)?.ok_or(error)?
@@ -377,10 +376,10 @@ impl<'a> Collector<'a> {
             }
             let layer = Layer::at(store.join(&*stored.name));
             match is_as_it_was(&layer, stored) {
-                Ok(Some(true)) => match lock.throw_away(layer.path()) {
-                    Ok(path) => {
+                Ok(Some(true)) => match lock.throw_away(layer.name()) {
+                    Ok(renamed) => {
                         self.count(stored, need, collected);
-                        trash.push(path);
+                        trash.push(renamed);
                     }
                     // The store directory has no room for another name. The caller first removes
                     // the layers that are already in it.

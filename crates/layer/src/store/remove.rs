@@ -12,7 +12,6 @@ use crate::layer::Layer;
 use crate::store::gc::base_hash;
 use crate::store::hold::{Stale, holder};
 use crate::store::store_dir::{MadeOfLayer, StoreDir};
-use crate::tree::remove::remove_tree;
 
 /// Checks that `layer` is a directory with a `layer.json`.
 pub(super) fn check_exists(layer: &Layer) -> Result<()> {
@@ -71,7 +70,7 @@ pub(super) fn remove(store: &Store, layer: &Layer) -> Result<()> {
         check_not_held(&store_dir, layer, Stale::Removed)?;
         // Another process may have removed the layer, or replaced it.
         check_exists(layer)?;
-        lock.throw_away(layer.path())?
+        lock.throw_away(layer.name())?
     };
-    remove_tree(trash)
+    trash.remove()
 }
