@@ -60,6 +60,30 @@ fn what_root_makes_in_a_users_store_belongs_to_the_user() {
 }
 
 #[test]
+fn root_gives_a_user_nothing_in_a_directory_of_root() {
+    let fixture = UserFixture::new("single");
+    fixture.numbered_layers(1);
+    let victim = tempfile::tempdir().unwrap();
+    fs::create_dir(victim.path().join("fs")).unwrap();
+    std::os::unix::fs::symlink(victim.path(), fixture.store().join("link")).unwrap();
+    let run = |layer| of_root(&fixture, &["run", "--base", "base", "--layer", layer, "--", "true"]);
+    quietly(&mut run("store/link"));
+    let used = fs::symlink_metadata(victim.path().join("last_used")).unwrap();
+    assert_eq!((used.uid(), used.gid()), (0, 0));
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let holds = fixture.store().join(".layered/holds");
+    fs::create_dir_all(fixture.store().join(".layered")).unwrap();
+    fixture.give(&fixture.store().join(".layered"));
+    let _was_made_or_not = fs::remove_dir(&holds);
+    std::os::unix::fs::symlink(elsewhere.path(), &holds).unwrap();
+    let output = run("store/numbered-0000").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("cannot open store/.layered/holds"), "{stderr}");
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+}
+
+#[test]
 fn a_user_does_not_trust_a_store_directory_of_an_owner_without_a_number() {
     for ids in ALL_IDS {
         let fixture = UserFixture::new(ids);
