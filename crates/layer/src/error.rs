@@ -300,6 +300,15 @@ pub enum Error {
         /// Why the upper could not be moved back.
         cleanup: io::Error,
     },
+    /// Root would make or remove layers in a store of an ordinary user. The user could replace any
+    /// directory in it with a link, and root would write or remove elsewhere.
+    #[error("cannot change the store {}: it belongs to user {owner}; run this as that user", quoted(store))]
+    OthersStore {
+        /// The directory of the store.
+        store: PathBuf,
+        /// The number of the user that owns it.
+        owner: u32,
+    },
     /// A tree that should be removed, merged or captured contains a mount. The mount is not
     /// touched.
     #[error("{} is a mount point; unmount it first", quoted(path))]
@@ -416,6 +425,7 @@ impl Error {
             | Error::UpperIsLayers { upper, .. }
             | Error::AnotherUpper { upper }
             | Error::MadeUnknown { upper } => Some(upper),
+            Error::OthersStore { store, .. } => Some(store),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
             Error::SidecarName { .. }

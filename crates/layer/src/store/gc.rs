@@ -28,7 +28,7 @@ use crate::json_path;
 use crate::layer::Layer;
 use crate::layer::meta::timestamp;
 use crate::store::hold::{Stale, held, read};
-use crate::store::store_dir::{MadeOfLayer, Part, StoreDir, Trash};
+use crate::store::store_dir::{MadeOfLayer, Part, StoreDir, Trash, check_may_change};
 
 /// The maximum number of layers that are renamed under one lock, and then removed without the lock.
 /// A rename takes about ten microseconds, so a run that wants to hold its layers waits for about
@@ -239,6 +239,7 @@ impl<'a> Collector<'a> {
     /// As `collect`.
     pub fn dry_run(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
+        check_may_change(store)?;
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
         let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
         collected.orphans = inventory.unfinished.len();
@@ -253,15 +254,17 @@ impl<'a> Collector<'a> {
     /// Removes layers of `store` until it keeps to the budget.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::Io`] if nothing can be
-    /// collected there (a read-only store). A failure with one layer is reported in
+    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::OthersStore`] if this process
+    /// is root and the store belongs to an ordinary user, [`Error::Io`] if nothing can be collected
+    /// there (a read-only store). A failure with one layer is reported in
     /// [`Collected::failed`], and does not keep the collector from removing the others.
     pub fn collect(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
+        check_may_change(store)?;
         let mut collected = Collected::default();
         // Before anything else: if the disk is full, this frees space.
         if let Some(store_dir) = StoreDir::open(store)? {
-            remove_orphans(&store_dir, &mut collected)?;
+            remove_orphans(&store_dir.to_change()?, &mut collected)?;
         }
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
         resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
@@ -357,7 +360,7 @@ impl<'a> Collector<'a> {
         need: &mut Need,
         collected: &mut Collected,
     ) -> Result<Vec<Trash>> {
-        let store_dir = match StoreDir::make(store) {
+        let store_dir = match StoreDir::make(store).and_then(StoreDir::to_change) {
             Err(error) if error.is_disk_full() => {
                 self.make_store_dir_of_layer(store, layers, need, collected)?.ok_or(error)?
             }

@@ -119,6 +119,13 @@ impl StoreDir {
         Ok(Self { path, dir: Arc::new(dir), store })
     }
 
+    /// Returns the store directory, if this process may make and remove layers in the store: see
+    /// [`check_may_change`].
+    pub(crate) fn to_change(self) -> Result<Self> {
+        check_owner(&self.store, self.path.parent().unwrap_or(&self.path))?;
+        Ok(self)
+    }
+
     /// Waits for the lock, and takes it.
     pub(crate) fn lock(&self, how: FlockOperation) -> Result<StoreDirLock<'_>> {
         loop {
@@ -149,6 +156,32 @@ impl StoreDir {
 /// Opens the directory of a store. Needs no permission on the directory itself.
 fn open_store(store: &Path) -> rustix::io::Result<OwnedFd> {
     openat(CWD, store, PATH.difference(OFlags::NOFOLLOW), Mode::empty())
+}
+
+/// Checks that this process may make and remove layers in `store`. Root may not in a store of an
+/// ordinary user.
+///
+/// A layer is made and removed by paths as well as by descriptors: the caller fills a draft by its
+/// path, and a capture is completed by its path. The owner of the store can make each of them lead
+/// elsewhere. A hold is one file that is made by descriptor, so root may hold the layers of users.
+///
+/// # Errors
+/// [`Error::OthersStore`], or [`Error::Io`] if the store cannot be looked at.
+pub(crate) fn check_may_change(store: &Path) -> Result<()> {
+    match open_store(store) {
+        Ok(dir) => check_owner(dir, store),
+        // The caller names what it expected here.
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        Err(errno) => Err(Error::io("open", store)(errno)),
+    }
+}
+
+fn check_owner(dir: impl AsFd, store: &Path) -> Result<()> {
+    let stat = fstat(dir).map_err(Error::io("look at", store))?;
+    match owner::other_than_root(&stat) {
+        Some(owner) => Err(Error::OthersStore { store: store.into(), owner }),
+        None => Ok(()),
+    }
 }
 
 /// Returns whether a store directory with these attributes may be used for `store`: whether it

@@ -53,6 +53,13 @@ pub(crate) fn give(made: impl AsFd, parent: impl AsFd) {
     }
 }
 
+/// Returns the owner of a file, if this process is root of the machine and the owner is an ordinary
+/// user. Root of a user namespace has no rights that the namespace's owner lacks.
+pub(crate) fn other_than_root(stat: &Stat) -> Option<u32> {
+    let is_root_of_machine = geteuid().is_root() && overflow().uid.is_none();
+    Some(stat.st_uid).filter(|uid| is_root_of_machine && *uid != 0)
+}
+
 /// Returns the overflow IDs of this process's user namespace. In a namespace that has every ID, they
 /// are ordinary IDs.
 fn overflow() -> Overflow {

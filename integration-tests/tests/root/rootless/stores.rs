@@ -84,6 +84,35 @@ fn root_gives_a_user_nothing_in_a_directory_of_root() {
 }
 
 #[test]
+fn root_makes_and_removes_no_layer_in_a_users_store() {
+    let fixture = UserFixture::new("single");
+    fixture.numbered_layers(1);
+    let meta = layer::Meta::new("base", std::time::SystemTime::UNIX_EPOCH);
+    layer::Layer::at(fixture.store().join("numbered-0000")).write_meta(&meta).unwrap();
+    let refusal = format!("it belongs to user {}; run this as that user", fixture.owner().0);
+    for arguments in [
+        &["run", "--base", "base", "--commit", "store/new", "--", "touch", "/ran"][..],
+        &["gc", "store", "--max-bytes", "0"],
+        &["gc", "store", "--max-bytes", "0", "--dry-run"],
+        &["rm", "store/numbered-0000"],
+    ] {
+        let output = of_root(&fixture, arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(&refusal), "{arguments:?}: {stderr}");
+    }
+    assert_eq!(
+        fs::read_dir(fixture.store())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name() != ".layered")
+            .count(),
+        1
+    );
+    assert!(fixture.store().join("numbered-0000/fs/deps").is_dir());
+    quietly(&mut fixture.layered(&["gc", "store", "--max-bytes", "0"]).current_dir(fixture.path()));
+    assert!(!fixture.store().join("numbered-0000").exists());
+}
+
+#[test]
 fn a_user_does_not_trust_a_store_directory_of_an_owner_without_a_number() {
     for ids in ALL_IDS {
         let fixture = UserFixture::new(ids);

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, RenameFlags, fchmod, f
 use rustix::io::Errno;
 
 use super::part::random;
-use super::{Part, STORE_DIR, StoreDir, StoreDirLock, entries, is_trusted, open_store};
+use super::{Part, STORE_DIR, StoreDir, StoreDirLock, check_owner, entries, is_trusted, open_store};
 use crate::error::{Error, Result};
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove::{USUAL_THREADS, remove_at};
@@ -90,6 +90,7 @@ impl StoreDir {
     /// cannot be examined.
     pub(crate) fn make_of(store: &Path, layer: &Path) -> Result<MadeOfLayer> {
         let of_store = open_store(store).map_err(Error::io("open", store))?;
+        check_owner(&of_store, store)?;
         let Some(name) = layer.file_name() else { return Ok(MadeOfLayer::Unsuitable) };
         // The layer does not exist any more, or this user cannot open it.
         let Ok(dir) = openat(&of_store, name, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
