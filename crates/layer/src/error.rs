@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::display::quoted;
+use crate::stack::overlayfs::XattrNamespace;
 use crate::store::hold::Holder;
 
 /// An error about a layer on disk, with its path and a remedy.
@@ -288,6 +289,20 @@ pub enum Error {
         /// The upper.
         upper: PathBuf,
     },
+    /// The opaque directories of an upper are marked in another namespace than expected, and its
+    /// root does not say that this is its namespace.
+    #[error(
+        "cannot read the deletions of {}: its opaque directories have {}; pass the report of its run, or run this as \
+         its user",
+        quoted(upper),
+        found.opaque()
+    )]
+    OtherNamespace {
+        /// The upper.
+        upper: PathBuf,
+        /// The namespace of the marks.
+        found: XattrNamespace,
+    },
     /// A capture failed after it had moved the upper, and could not move it back. The upper is at
     /// `left`.
     #[error("the capture failed and left its upper at {}, because it could not move it back ({cleanup})", quoted(left))]
@@ -424,6 +439,7 @@ impl Error {
             | Error::UpperOverlapsLower { upper, .. }
             | Error::UpperIsLayers { upper, .. }
             | Error::AnotherUpper { upper }
+            | Error::OtherNamespace { upper, .. }
             | Error::MadeUnknown { upper } => Some(upper),
             Error::OthersStore { store, .. } => Some(store),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),

@@ -46,6 +46,27 @@ fn a_layer_that_a_user_captures_is_right_in_roots_mount() {
 }
 
 #[test]
+fn the_deletions_of_a_users_upper_are_roots_too() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layers = fixture.numbered_layers(1);
+        quietly(&mut fixture.run(&["--upper", "up"], &layers, BUILD));
+        let below = ["--base", "base", "--layer", "store/numbered-0000"];
+        let diff = quietly(of_root(&fixture, &["diff", "up"]).args(below));
+        for (change, path) in [("D ", " /deps/0"), ("R ", " /etc/")] {
+            assert!(diff.lines().any(|line| line.starts_with(change) && line.ends_with(path)), "{ids}: {diff}");
+        }
+        quietly(of_root(&fixture, &["commit", "up", "layer"]).args(below));
+        let arguments = ["run", "--layer", "layer"];
+        assert_eq!(
+            quietly(of_root(&fixture, &arguments).args(below).args(["--", "sh", "-c", SHOWS])),
+            "hosts\nnew\nx\n",
+            "{ids}"
+        );
+    }
+}
+
+#[test]
 fn what_root_makes_in_a_users_store_belongs_to_the_user() {
     let fixture = UserFixture::new("single");
     let layers = fixture.numbered_layers(1);

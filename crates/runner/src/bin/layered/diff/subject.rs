@@ -46,13 +46,12 @@ impl Subject {
             let record = kept::records(&run)?.capture;
             return Ok(Self { tree: run.join("upper"), xattrs: record.xattrs(), kind: Kind::KeptRun(record.into()) });
         }
-        let xattrs = runner::xattrs_of_process();
-        let is_upper = path.is_dir() && (RunRecord::read(path, xattrs)?.is_some() || !path.join("fs").exists());
+        let is_upper = path.is_dir() && (!path.join("fs").exists() || is_recorded(path)?);
         if is_upper && !crate::stack::is_store(path) {
-            return Ok(Self { tree: path.into(), xattrs, kind: Kind::Upper });
+            return Ok(Self { tree: path.into(), xattrs: runner::xattrs_of_upper(path)?, kind: Kind::Upper });
         }
         let layer = open_layer(Path::new(""), path)?;
-        Ok(Self { tree: layer.fs(), xattrs, kind: Kind::Layer(layer) })
+        Ok(Self { tree: layer.fs(), xattrs: runner::xattrs_of_process(), kind: Kind::Layer(layer) })
     }
 
     /// Returns the paths of the files that the run itself has put into an upper.
@@ -93,6 +92,12 @@ impl Subject {
             }
         }
     }
+}
+
+/// Returns whether a run of root or of an ordinary user has left its record on a directory.
+fn is_recorded(dir: &Path) -> layer::Result<bool> {
+    let [root, user] = [XattrNamespace::Trusted, XattrNamespace::User].map(|xattrs| RunRecord::read(dir, xattrs));
+    Ok(root?.is_some() || user?.is_some())
 }
 
 /// Returns the stack below a layer: the given layers and the given base, or else those of its
