@@ -458,6 +458,12 @@ impl Error {
         move |source| Error::Io { operation, path, source: source.into() }
     }
 
+    /// Returns whether this user may not do what failed. In a store, this is usually a layer of
+    /// another user, which only that user can enter.
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Returns whether the disk or a quota has no blocks or inodes left.
     pub(crate) fn is_disk_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};

@@ -114,6 +114,9 @@ pub struct Collected {
     pub held: Vec<OsString>,
     /// Layers that would have been removed if they were not the base of others.
     pub bases: Vec<OsString>,
+    /// Entries of other users that this process may not look into. They may be layers. Nothing shows
+    /// their sizes, or which layers are their bases.
+    pub closed: Vec<OsString>,
     /// The number of directories that killed collectors, killed captures and killed makers of
     /// drafts had left. A layer that another collector is removing at the moment also counts,
     /// because nothing shows whether that collector is alive.
@@ -149,11 +152,12 @@ impl Serialize for Collected {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let names = |names: &[OsString]| names.iter().map(json_path::to_value).collect::<Vec<_>>();
         let failed: Vec<_> = self.failed.iter().map(|error| error.path().map(json_path::to_value)).collect();
-        let mut object = serializer.serialize_struct("Collected", 7)?;
+        let mut object = serializer.serialize_struct("Collected", 8)?;
         object.serialize_field("layers", &self.layers)?;
         object.serialize_field("bytes", &self.bytes())?;
         object.serialize_field("held", &names(&self.held))?;
         object.serialize_field("bases", &names(&self.bases))?;
+        object.serialize_field("closed", &names(&self.closed))?;
         object.serialize_field("orphans", &self.orphans)?;
         object.serialize_field("failed", &failed)?;
         object.serialize_field("within_budget", &self.within_budget)?;
@@ -247,7 +251,7 @@ impl<'a> Collector<'a> {
             collected.orphans += store_dir.garbage()?.directories();
             collected.orphans += store_dir.lock(FlockOperation::LockExclusive)?.orphans(Part::New, usize::MAX)?.len();
         }
-        collected.failed = inventory.failed;
+        (collected.failed, collected.closed) = (inventory.failed, inventory.closed);
         Ok(collected)
     }
 
@@ -282,6 +286,7 @@ impl<'a> Collector<'a> {
         }
         collected.within_budget = !need.is_over();
         collected.failed.extend(inventory.failed);
+        collected.closed = inventory.closed;
         Ok(collected)
     }
 

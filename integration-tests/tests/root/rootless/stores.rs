@@ -1,7 +1,7 @@
 //! Stores that root and an ordinary user share.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use integration_tests::user::{ALL_IDS, UserFixture, quietly};
 
@@ -63,6 +63,28 @@ fn the_deletions_of_a_users_upper_are_roots_too() {
             "hosts\nnew\nx\n",
             "{ids}"
         );
+    }
+}
+
+#[test]
+fn a_layer_of_root_in_a_users_store_is_left_out() {
+    let fixture = UserFixture::new("single");
+    fixture.numbered_layers(1);
+    let meta = layer::Meta::new("base", std::time::SystemTime::UNIX_EPOCH);
+    for name in ["numbered-0000", "of-root"] {
+        let layer = layer::Layer::at(fixture.store().join(name));
+        fs::create_dir_all(layer.fs()).unwrap();
+        layer.write_meta(&meta).unwrap();
+    }
+    fixture.give(&fixture.store().join("numbered-0000"));
+    fs::set_permissions(fixture.store().join("of-root"), fs::Permissions::from_mode(0o700)).unwrap();
+    for (arguments, shown) in
+        [(&["ls"][..], "numbered-0000"), (&["gc", "--max-bytes", "1t", "--dry-run"], "0 layers would be removed")]
+    {
+        let output = fixture.layered(arguments).arg(fixture.store()).output().unwrap();
+        let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        assert!(output.status.success() && stdout.contains(shown) && !stdout.contains("of-root"), "{stdout}{stderr}");
+        assert!(stderr.starts_with("layered: warn: 1 layer in ") && stderr.lines().count() == 1, "{stderr}");
     }
 }
 
