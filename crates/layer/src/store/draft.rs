@@ -52,7 +52,7 @@ impl Draft {
     /// - [`Error::Io`] if the directory cannot be made. A collector removes what is left of it.
     pub fn begin(store: impl AsRef<Path>) -> Result<Self> {
         let store = store.as_ref();
-        let store_dir = StoreDir::make(store)?.to_change()?;
+        let store_dir = StoreDir::make(store)?.changeable()?;
         let work = store_dir.lock(FlockOperation::LockShared)?.work_dir(Part::New)?;
         let layer = Layer::at(work.path().join("layer"));
         let mut closed = std::fs::DirBuilder::new();
@@ -144,7 +144,7 @@ impl Draft {
     /// Puts the draft in the place of `layer`, if that may be replaced. Changes nothing if `layer`
     /// has gone.
     fn replace(&self, layer: &Layer) -> Result<Found> {
-        let store_dir = StoreDir::make(&self.store)?.to_change()?;
+        let store_dir = StoreDir::make(&self.store)?.changeable()?;
         // Under this lock, no process makes a hold.
         let lock = store_dir.lock(FlockOperation::LockExclusive)?;
         let found = existing::check(layer, self.existing, Stale::Removed)?;

@@ -268,7 +268,7 @@ impl<'a> Collector<'a> {
         let mut collected = Collected::default();
         // Before anything else: if the disk is full, this frees space.
         if let Some(store_dir) = StoreDir::open(store)? {
-            remove_orphans(&store_dir.to_change()?, &mut collected)?;
+            remove_orphans(&store_dir.changeable()?, &mut collected)?;
         }
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
         resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
@@ -365,7 +365,7 @@ impl<'a> Collector<'a> {
         need: &mut Need,
         collected: &mut Collected,
     ) -> Result<Vec<Trash>> {
-        let store_dir = match StoreDir::make(store).and_then(StoreDir::to_change) {
+        let store_dir = match StoreDir::make(store).and_then(StoreDir::changeable) {
             Err(error) if error.is_disk_full() => {
                 self.make_store_dir_of_layer(store, layers, need, collected)?.ok_or(error)?
             }

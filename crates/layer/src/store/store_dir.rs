@@ -121,7 +121,7 @@ impl StoreDir {
 
     /// Returns the store directory, if this process may make and remove layers in the store: see
     /// [`check_may_change`].
-    pub(crate) fn to_change(self) -> Result<Self> {
+    pub(crate) fn changeable(self) -> Result<Self> {
         check_owner(&self.store, self.path.parent().unwrap_or(&self.path))?;
         Ok(self)
     }

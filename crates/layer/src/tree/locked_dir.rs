@@ -57,7 +57,7 @@ impl LockedDir {
     /// [`Error::Io`] if `path` is not a directory, or if it cannot be opened or locked.
     pub fn try_lock(path: impl Into<PathBuf>) -> Result<Option<Self>> {
         let path = path.into();
-        Self::try_lock_at(CWD, &path.clone(), path)
+        Self::try_lock_at(CWD, path.clone(), path)
     }
 
     /// Locks the directory `name` in `parent` as [`try_lock`](Self::try_lock) does. `path` is its

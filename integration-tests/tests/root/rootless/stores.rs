@@ -151,7 +151,7 @@ fn root_makes_and_removes_no_layer_in_a_users_store() {
         1
     );
     assert!(fixture.store().join("numbered-0000/fs/deps").is_dir());
-    quietly(&mut fixture.layered(&["gc", "store", "--max-bytes", "0"]).current_dir(fixture.path()));
+    quietly(fixture.layered(&["gc", "store", "--max-bytes", "0"]).current_dir(fixture.path()));
     assert!(!fixture.store().join("numbered-0000").exists());
 }
 
