@@ -7,6 +7,7 @@ mod directory;
 pub(crate) mod lock;
 mod lowers;
 pub(crate) mod made;
+mod namespace;
 mod publish;
 pub(crate) mod record;
 mod refuse;

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::display::quoted;
+use crate::stack::overlayfs::XattrNamespace;
 use crate::store::hold::Holder;
 
 /// An error about a layer on disk, with its path and a remedy.
@@ -289,6 +290,20 @@ pub enum Error {
         /// The upper.
         upper: PathBuf,
     },
+    /// The opaque directories of an upper are marked in another namespace than expected, and its
+    /// root does not say that this is its namespace.
+    #[error(
+        "cannot read the deletions of {}: its opaque directories have {}; pass the report of its run, or run this as \
+         its user",
+        quoted(upper),
+        found.opaque()
+    )]
+    OtherNamespace {
+        /// The upper.
+        upper: PathBuf,
+        /// The namespace of the marks.
+        found: XattrNamespace,
+    },
     /// A capture failed after it had moved the upper, and could not move it back. The upper is at
     /// `left`.
     #[error("the capture failed and left its upper at {}, because it could not move it back ({cleanup})", quoted(left))]
@@ -300,6 +315,15 @@ pub enum Error {
         failure: Box<Error>,
         /// Why the upper could not be moved back.
         cleanup: io::Error,
+    },
+    /// Root would make or remove layers in a store of an ordinary user. The user could replace any
+    /// directory in it with a link, and root would write or remove elsewhere.
+    #[error("cannot change the store {}: it belongs to user {owner}; run this as that user", quoted(store))]
+    OthersStore {
+        /// The directory of the store.
+        store: PathBuf,
+        /// The number of the user that owns it.
+        owner: u32,
     },
     /// A tree that should be removed, merged or captured contains a mount. The mount is not
     /// touched.
@@ -416,7 +440,9 @@ impl Error {
             | Error::UpperOverlapsLower { upper, .. }
             | Error::UpperIsLayers { upper, .. }
             | Error::AnotherUpper { upper }
+            | Error::OtherNamespace { upper, .. }
             | Error::MadeUnknown { upper } => Some(upper),
+            Error::OthersStore { store, .. } => Some(store),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
             Error::SidecarName { .. }
@@ -431,6 +457,12 @@ impl Error {
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Error {
         let path = path.into();
         move |source| Error::Io { operation, path, source: source.into() }
+    }
+
+    /// Returns whether this user may not do what failed. In a store, this is usually a layer of
+    /// another user, which only that user can enter.
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
     }
 
     /// Returns whether the disk or a quota has no blocks or inodes left.

@@ -20,6 +20,7 @@ use self::draft::Draft;
 use self::existing::Existing;
 use self::hold::{Stale, held};
 use self::scan::{Scan, scan};
+use self::store_dir::check_may_change;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 
@@ -122,9 +123,11 @@ impl Store {
     /// name before the draft is published.
     ///
     /// # Errors
-    /// The errors of [`Draft::publish`] with this [`existing`](Draft::existing).
+    /// The errors of [`Draft::publish`] with this [`existing`](Draft::existing), and
+    /// [`Error::OthersStore`] as for [`draft`](Self::draft).
     pub fn check_new(&self, name: impl AsRef<OsStr>, existing: Existing) -> Result<Layer> {
         let layer = self.layer(name)?;
+        check_may_change(&self.dir)?;
         existing::check(&layer, existing, Stale::Left)?;
         Ok(layer)
     }
@@ -146,6 +149,7 @@ impl Store {
     ///   is not one.
     /// - [`Error::Incomplete`] if it has no `layer.json`: another process may be making it.
     /// - [`Error::LayerHeld`] if a process or a kept result [holds](crate::Hold) it.
+    /// - [`Error::OthersStore`] if this process is root and the store belongs to an ordinary user.
     /// - [`Error::BaseOfOthers`] if the `base_hash` of another layer names it.
     /// - [`Error::Io`] if it cannot be taken out of the store, or if another layer cannot be read.
     /// - [`Error::MountInside`] or [`Error::Io`] names a file that could not be removed. The layer

@@ -51,7 +51,9 @@ impl CaptureRecord {
         Self { upper: UpperId::of(upper).ok(), lowers, made: Some(made), xattrs, meta }
     }
 
-    /// Returns the record for any upper over this stack, with `meta` as its `layer.json`.
+    /// Returns the record for any upper over this stack, with `meta` as its `layer.json`. The overlay
+    /// xattrs of the upper are those of [this process](crate::xattrs_of_process), unless
+    /// [`with_xattrs`](Self::with_xattrs) says otherwise.
     ///
     /// # Errors
     /// [`Cause::Io`](crate::Cause::Io) if a relative path cannot be made absolute.
@@ -59,6 +61,13 @@ impl CaptureRecord {
         let trees = layers.iter().map(Layer::fs).chain([base.fs()]);
         let lowers = trees.map(|tree| Ok(JsonPath(absolute(tree)?))).collect::<Result<_>>()?;
         Ok(Self { upper: None, lowers, made: None, xattrs: xattrs::xattrs_of_process(), meta })
+    }
+
+    /// Returns the same record, for an upper whose overlay xattrs are in this namespace:
+    /// [`xattrs_of_upper`](crate::xattrs_of_upper) finds it.
+    pub fn with_xattrs(mut self, xattrs: XattrNamespace) -> Self {
+        self.xattrs = xattrs;
+        self
     }
 
     /// Returns the same record, for the directory `upper` only.

@@ -89,7 +89,7 @@ pub use stack::{check_upper_destination, plan};
 pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
 pub use upper::{CaptureError, PersistError, RunLock, Upper};
-pub use xattrs::xattrs_of_process;
+pub use xattrs::{xattrs_of_process, xattrs_of_upper};
 
 /// Checks at compile time which types a caller can move to another thread, and which it can share
 /// between threads.

@@ -1,9 +1,13 @@
 //! Translates between the names of the two namespaces of overlay xattrs: those in `container`,
 //! which mounts overlays, in `layer`, which reads the xattrs, and in JSON.
 
+use std::path::Path;
+
 use container::OverlayXattrs;
 use layer::XattrNamespace;
 use serde::{Deserialize, Serialize};
+
+use crate::Result;
 
 /// Returns the namespace that the layers and the upper of a mount with `xattrs` use.
 pub(crate) fn namespace(xattrs: OverlayXattrs) -> XattrNamespace {
@@ -22,6 +26,16 @@ pub(crate) fn namespace(xattrs: OverlayXattrs) -> XattrNamespace {
 /// ```
 pub fn xattrs_of_process() -> XattrNamespace {
     namespace(OverlayXattrs::of_process())
+}
+
+/// Returns the namespace of the overlay xattrs of the upper directory `upper`, or that of
+/// [this process](xattrs_of_process) if the upper does not say: [`XattrNamespace::of_upper`]
+/// decides. The upper of an ordinary user has another one than that of root.
+///
+/// # Errors
+/// [`Cause::Layer`](crate::Cause::Layer) with the errors of `XattrNamespace::of_upper`.
+pub fn xattrs_of_upper(upper: impl AsRef<Path>) -> Result<XattrNamespace> {
+    Ok(XattrNamespace::of_upper(upper, xattrs_of_process())?)
 }
 
 /// [`XattrNamespace`] in JSON, for serde's `with`: `"trusted"` or `"user"`.

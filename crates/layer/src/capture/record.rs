@@ -134,7 +134,7 @@ impl RunRecord {
     }
 }
 
-fn name(xattrs: XattrNamespace) -> &'static str {
+pub(super) fn name(xattrs: XattrNamespace) -> &'static str {
     match xattrs {
         XattrNamespace::Trusted => "trusted.layered.run",
         XattrNamespace::User => "user.layered.run",
@@ -143,7 +143,7 @@ fn name(xattrs: XattrNamespace) -> &'static str {
 
 /// Returns the name of the attribute that a capture keeps until it moves the tree: the mode of the
 /// root, as a decimal number.
-fn rest_name(xattrs: XattrNamespace) -> &'static str {
+pub(super) fn rest_name(xattrs: XattrNamespace) -> &'static str {
     match xattrs {
         XattrNamespace::Trusted => "trusted.layered.mode",
         XattrNamespace::User => "user.layered.mode",

@@ -7,13 +7,16 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, open};
-use nix::sys::stat::{Mode, UtimensatFlags, futimens, utimensat};
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
+use nix::sys::stat::{Mode, UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::tree::owner;
+
+/// The name of the sentinel.
+const LAST_USED: &str = "last_used";
 
 const NOW: TimeSpec = TimeSpec::UTIME_NOW;
 
@@ -21,7 +24,8 @@ const NOW: TimeSpec = TimeSpec::UTIME_NOW;
 /// decides what follows from it.
 impl Layer {
     /// Marks the layer as used now. Makes the sentinel, with mode 0644, if it is missing. Rewrites
-    /// no JSON. A sentinel that root makes belongs to the owner of the layer, who can then stamp it.
+    /// no JSON. A sentinel that root makes belongs to the owner of the layer, who can then stamp it. A
+    /// file that exists keeps its owner.
     ///
     /// # Errors
     /// [`Error::Io`] if the sentinel can be neither stamped nor made (a read-only store).
@@ -31,19 +35,16 @@ impl Layer {
             Err(Errno::ENOENT) => {}
             result => return result.map_err(Error::io("stamp", path)),
         }
-        // Another process may make a FIFO with this name at this moment.
-        let flags = OFlag::O_WRONLY
-            | OFlag::O_CREAT
-            | OFlag::O_NOFOLLOW
-            | OFlag::O_NONBLOCK
-            | OFlag::O_NOCTTY
-            | OFlag::O_CLOEXEC;
-        let file = open(&path, flags, Mode::from_bits_truncate(0o644)).map_err(Error::io("create", &path))?;
-        if let Ok(dir) = fs::File::open(self.path()) {
-            owner::give(&file, dir);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = open(self.path(), flags, Mode::empty()).map_err(Error::io("create", &path))?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(&dir, LAST_USED, flags, Mode::from_bits_truncate(0o644)) {
+            Ok(file) => owner::give(&file, &dir),
+            // Another process has made the file first. Its owner stays.
+            Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(Error::io("create", path)(errno)),
         }
-        // Another process may have made the file first, with an older stamp.
-        futimens(&file, &NOW, &NOW).map_err(Error::io("stamp", path))
+        utimensat(&dir, LAST_USED, &NOW, &NOW, UtimensatFlags::NoFollowSymlink).map_err(Error::io("stamp", path))
     }
 
     /// Returns the time at which the layer was last used, or `None` if it never was.

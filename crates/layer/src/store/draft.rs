@@ -16,10 +16,8 @@ use crate::layer::access::Access;
 use crate::store::existing::{self, Existing, Found};
 use crate::store::hold::Stale;
 use crate::store::name;
-use crate::store::store_dir::{Part, StoreDir};
-use crate::tree::locked_dir::LockedDir;
+use crate::store::store_dir::{Part, StoreDir, Trash, WorkDir};
 use crate::tree::owner;
-use crate::tree::remove::remove_tree;
 
 /// A layer that is being made. A program that lists the store does not see it until it is
 /// published.
@@ -44,7 +42,7 @@ pub struct Draft {
     store: std::path::PathBuf,
     access: Option<Access>,
     existing: Existing,
-    work: Option<LockedDir>,
+    work: Option<WorkDir>,
 }
 
 impl Draft {
@@ -52,10 +50,11 @@ impl Draft {
     /// [`Store::draft`](crate::Store::draft) is the same.
     ///
     /// # Errors
-    /// [`Error::Io`] if the directory cannot be made. A collector removes what is left of it.
+    /// - [`Error::OthersStore`] if this process is root and the store belongs to an ordinary user.
+    /// - [`Error::Io`] if the directory cannot be made. A collector removes what is left of it.
     pub fn begin(store: impl AsRef<Path>) -> Result<Self> {
         let store = store.as_ref();
-        let store_dir = StoreDir::make(store)?;
+        let store_dir = StoreDir::make(store)?.changeable()?;
         let work = store_dir.lock(FlockOperation::LockShared)?.work_dir(Part::New)?;
         let layer = Layer::at(work.path().join("layer"));
         let mut closed = std::fs::DirBuilder::new();
@@ -145,7 +144,7 @@ impl Draft {
     /// Puts the draft, whose directory is `dir`, in the place of `layer`, if that may be replaced.
     /// Changes nothing if `layer` has gone.
     fn replace(&self, layer: &Layer, dir: &File) -> Result<Found> {
-        let store_dir = StoreDir::make(&self.store)?;
+        let store_dir = StoreDir::make(&self.store)?.changeable()?;
         // Under this lock, no process makes a hold.
         let lock = store_dir.lock(FlockOperation::LockExclusive)?;
         let found = existing::check(layer, self.existing, Stale::Removed)?;
@@ -156,10 +155,10 @@ impl Draft {
             let failed = Error::io::<Errno>("rename a new layer to", layer.path());
             match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::EXCHANGE) {
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    let old = lock.throw_away(layer.path())?;
-                    self.take_place(&old, layer)?;
+                    let old = lock.throw_away(layer.name())?;
+                    let old = self.take_place(old, layer)?;
                     drop(lock);
-                    discard(&old);
+                    discard(old);
                 }
                 exchanged => exchanged.map_err(failed)?,
             }
@@ -188,12 +187,14 @@ impl Draft {
 
     /// Moves the draft to the path of `layer`, which has become the garbage `old`. On an error, puts
     /// `old` back, unless another process has taken the path.
-    fn take_place(&self, old: &Path, layer: &Layer) -> Result<()> {
-        let Err(errno) = rename_new(self.layer.path(), layer.path()) else { return Ok(()) };
-        match rename_new(old, layer.path()) {
+    fn take_place(&self, old: Trash, layer: &Layer) -> Result<Trash> {
+        let Err(errno) = rename_new(self.layer.path(), layer.path()) else { return Ok(old) };
+        match rename_new(old.path(), layer.path()) {
             Ok(()) => {}
             Err(Errno::EXIST) => discard(old),
-            Err(back) => log::error!("cannot put {} back to {}: {back}", quoted(old), quoted(layer.path())),
+            Err(back) => {
+                log::error!("cannot put {} back to {}: {back}", quoted(old.path()), quoted(layer.path()));
+            }
         }
         Err(match errno {
             Errno::EXIST => Error::LayerExists { path: layer.path().into() },
@@ -208,7 +209,7 @@ impl Draft {
     }
 
     fn close(&mut self) -> Result<()> {
-        self.work.take().map_or(Ok(()), LockedDir::remove)
+        self.work.take().map_or(Ok(()), WorkDir::remove)
     }
 }
 
@@ -217,9 +218,10 @@ fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
 }
 
 /// Removes a layer that has been replaced. Logs an error: the new layer is in its place already.
-fn discard(old: &Path) {
-    if let Err(error) = remove_tree(old) {
-        log::error!("cannot remove {}, left to a collector: {}", quoted(old), Chain(&error));
+fn discard(old: Trash) {
+    let path = old.path().to_path_buf();
+    if let Err(error) = old.remove() {
+        log::error!("cannot remove {}, left to a collector: {}", quoted(&path), Chain(&error));
     }
 }
 
@@ -237,12 +239,12 @@ mod tests {
     use std::fs;
 
     /// Makes the layer `name`, and makes it garbage of `store`.
-    fn thrown_away(store: &Path, name: &str) -> (Layer, std::path::PathBuf) {
+    fn thrown_away(store: &Path, name: &str) -> (Layer, Trash) {
         let layer = Layer::at(store.join(name));
         fs::create_dir_all(layer.fs().join("old")).unwrap();
         let store_dir = StoreDir::make(store).unwrap();
         let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
-        let old = lock.throw_away(layer.path()).unwrap();
+        let old = lock.throw_away(layer.name()).unwrap();
         (layer, old)
     }
 
@@ -255,20 +257,22 @@ mod tests {
             draft
         };
         let (layer, old) = thrown_away(store.path(), "draft");
-        draft().take_place(&old, &layer).unwrap();
-        assert!(layer.fs().join("new").exists() && old.exists());
+        let old = draft().take_place(old, &layer).unwrap();
+        assert!(layer.fs().join("new").exists() && old.path().exists());
 
         let (layer, old) = thrown_away(store.path(), "faster");
         fs::create_dir_all(layer.path().join("theirs")).unwrap();
-        let error = draft().take_place(&old, &layer).unwrap_err();
+        let trash = old.path().to_path_buf();
+        let error = draft().take_place(old, &layer).unwrap_err();
         assert!(matches!(&error, Error::LayerExists { path } if path == layer.path()), "{error}");
-        assert!(layer.path().join("theirs").exists() && !old.exists());
+        assert!(layer.path().join("theirs").exists() && !trash.exists());
 
         let (layer, old) = thrown_away(store.path(), "old");
         let lost = draft();
         fs::remove_dir_all(lost.layer().path()).unwrap();
-        assert!(matches!(lost.take_place(&old, &layer), Err(Error::Io { .. })));
-        assert!(layer.fs().join("old").exists() && !old.exists());
+        let trash = old.path().to_path_buf();
+        assert!(matches!(lost.take_place(old, &layer), Err(Error::Io { .. })));
+        assert!(layer.fs().join("old").exists() && !trash.exists());
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod sizes;
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, statvfs, syncfs};
@@ -28,8 +28,7 @@ use crate::json_path;
 use crate::layer::Layer;
 use crate::layer::meta::timestamp;
 use crate::store::hold::{Stale, held, read};
-use crate::store::store_dir::{MadeOfLayer, Part, StoreDir};
-use crate::tree::remove::remove_tree;
+use crate::store::store_dir::{MadeOfLayer, Part, StoreDir, Trash, check_may_change};
 
 /// The maximum number of layers that are renamed under one lock, and then removed without the lock.
 /// A rename takes about ten microseconds, so a run that wants to hold its layers waits for about
@@ -115,6 +114,9 @@ pub struct Collected {
     pub held: Vec<OsString>,
     /// Layers that would have been removed if they were not the base of others.
     pub bases: Vec<OsString>,
+    /// Entries of other users that this process may not look into. They may be layers. Nothing shows
+    /// their sizes, or which layers are their bases.
+    pub closed: Vec<OsString>,
     /// The number of directories that killed collectors, killed captures and killed makers of
     /// drafts had left. A layer that another collector is removing at the moment also counts,
     /// because nothing shows whether that collector is alive.
@@ -150,11 +152,12 @@ impl Serialize for Collected {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let names = |names: &[OsString]| names.iter().map(json_path::to_value).collect::<Vec<_>>();
         let failed: Vec<_> = self.failed.iter().map(|error| error.path().map(json_path::to_value)).collect();
-        let mut object = serializer.serialize_struct("Collected", 7)?;
+        let mut object = serializer.serialize_struct("Collected", 8)?;
         object.serialize_field("layers", &self.layers)?;
         object.serialize_field("bytes", &self.bytes())?;
         object.serialize_field("held", &names(&self.held))?;
         object.serialize_field("bases", &names(&self.bases))?;
+        object.serialize_field("closed", &names(&self.closed))?;
         object.serialize_field("orphans", &self.orphans)?;
         object.serialize_field("failed", &failed)?;
         object.serialize_field("within_budget", &self.within_budget)?;
@@ -240,6 +243,7 @@ impl<'a> Collector<'a> {
     /// As `collect`.
     pub fn dry_run(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
+        check_may_change(store)?;
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
         let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
         collected.orphans = inventory.unfinished.len();
@@ -247,22 +251,24 @@ impl<'a> Collector<'a> {
             collected.orphans += store_dir.garbage()?.directories();
             collected.orphans += store_dir.lock(FlockOperation::LockExclusive)?.orphans(Part::New, usize::MAX)?.len();
         }
-        collected.failed = inventory.failed;
+        (collected.failed, collected.closed) = (inventory.failed, inventory.closed);
         Ok(collected)
     }
 
     /// Removes layers of `store` until it keeps to the budget.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::Io`] if nothing can be
-    /// collected there (a read-only store). A failure with one layer is reported in
+    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::OthersStore`] if this process
+    /// is root and the store belongs to an ordinary user, [`Error::Io`] if nothing can be collected
+    /// there (a read-only store). A failure with one layer is reported in
     /// [`Collected::failed`], and does not keep the collector from removing the others.
     pub fn collect(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
+        check_may_change(store)?;
         let mut collected = Collected::default();
         // Before anything else: if the disk is full, this frees space.
         if let Some(store_dir) = StoreDir::open(store)? {
-            remove_orphans(&store_dir, &mut collected)?;
+            remove_orphans(&store_dir.changeable()?, &mut collected)?;
         }
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
         resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
@@ -272,14 +278,15 @@ impl<'a> Collector<'a> {
         while layers.front().is_some_and(|stored| need.wants(stored.used)) {
             let trash = self.take_away(store, &mut layers, &mut need, &mut collected)?;
             let before = collected.layers.len() - trash.len();
-            for (number, path) in (1..).zip(trash) {
-                collected.failed.extend(remove_tree(path).err());
+            for (number, trash) in (1..).zip(trash) {
+                collected.failed.extend(trash.remove().err());
                 self.report_progress(Progress::Removed { layers: before + number, of });
             }
             need.free_bytes = self.still_lacking(store, need.free_bytes)?;
         }
         collected.within_budget = !need.is_over();
         collected.failed.extend(inventory.failed);
+        collected.closed = inventory.closed;
         Ok(collected)
     }
 
@@ -350,15 +357,15 @@ impl<'a> Collector<'a> {
     }
 
     /// Renames the next layers, at most [`BATCH`], into the store directory. Takes the lock that
-    /// keeps processes from making holds. Returns the new paths.
+    /// keeps processes from making holds. Returns the renamed layers.
     fn take_away(
         &self,
         store: &Path,
         layers: &mut VecDeque<&Stored>,
         need: &mut Need,
         collected: &mut Collected,
-    ) -> Result<Vec<PathBuf>> {
-        let store_dir = match StoreDir::make(store) {
+    ) -> Result<Vec<Trash>> {
+        let store_dir = match StoreDir::make(store).and_then(StoreDir::changeable) {
             Err(error) if error.is_disk_full() => {
                 self.make_store_dir_of_layer(store, layers, need, collected)?.ok_or(error)?
             }
@@ -377,10 +384,10 @@ impl<'a> Collector<'a> {
             }
             let layer = Layer::at(store.join(&*stored.name));
             match is_as_it_was(&layer, stored) {
-                Ok(Some(true)) => match lock.throw_away(layer.path()) {
-                    Ok(path) => {
+                Ok(Some(true)) => match lock.throw_away(layer.name()) {
+                    Ok(renamed) => {
                         self.count(stored, need, collected);
-                        trash.push(path);
+                        trash.push(renamed);
                     }
                     // The store directory has no room for another name. The caller first removes
                     // the layers that are already in it.

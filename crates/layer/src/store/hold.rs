@@ -4,20 +4,19 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, openat, statat};
 use rustix::io::{Errno, retry_on_intr};
-use tempfile::NamedTempFile;
 
 use crate::capture::upper_id::UpperId;
 use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
-use crate::store::store_dir::{Part, StoreDir};
+use crate::store::store_dir::{Part, PartFile, StoreDir};
 use crate::tree::regular_file;
 use crate::tree::walk::PATH;
 
@@ -25,7 +24,7 @@ use crate::tree::walk::PATH;
 /// exists, or even longer if the caller [keeps](Self::keep) it.
 ///
 /// A hold is one small file per store (`<store>/.layered/holds/<random>`), not a lock per layer, so
-/// a run over hundreds of layers needs only one descriptor per store. The process locks the file
+/// a run over hundreds of layers needs only two descriptors per store. The process locks the file
 /// with flock(2). The kernel releases the lock however the process ends, and a collector then
 /// removes the file. Programs that the process executes do not inherit the descriptor.
 ///
@@ -46,7 +45,7 @@ use crate::tree::walk::PATH;
 #[derive(Debug, Default)]
 #[must_use = "dropped, it holds nothing any more"]
 pub struct Hold {
-    files: Vec<NamedTempFile>,
+    files: Vec<PartFile>,
 }
 
 /// The size of the head of a hold's file. The head contains the path for which the layers stay held
@@ -151,10 +150,7 @@ impl Hold {
     /// ends and across restarts of the machine.
     pub fn keep(mut self) {
         for file in self.files.drain(..) {
-            let path = file.path().to_path_buf();
-            if let Err(error) = file.keep() {
-                log::warn!("cannot keep {}: {error}", quoted(&path));
-            }
+            file.keep();
         }
     }
 
@@ -164,10 +160,7 @@ impl Hold {
     /// [`Error::Io`] if a file cannot be removed. The hold has ended all the same, and a collector
     /// will remove the file.
     pub fn release(mut self) -> Result<()> {
-        let closed = self.files.drain(..).map(|file| {
-            let path = file.path().to_path_buf();
-            file.close().map_err(Error::io("remove", path))
-        });
+        let closed = self.files.drain(..).map(PartFile::close);
         closed.collect::<Vec<_>>().into_iter().collect()
     }
 
@@ -205,24 +198,10 @@ impl Hold {
             }
         }
         if let Some(lock) = lock.filter(|_| names.len() > HEAD_BYTES) {
-            let file = lock.make_in(Part::Holds, make_file).and_then(|file| {
-                lock.give_to_owner(file.as_file());
-                hold(file, &names)
-            });
+            let file = lock.make_file(Part::Holds).and_then(|file| hold(file, &names));
             self.files.extend(if_it_can_be(store, file)?);
         }
         Ok(true)
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        for file in self.files.drain(..) {
-            let path = file.path().to_path_buf();
-            if let Err(error) = file.close() {
-                log::warn!("cannot remove {}, which holds nothing any more: {error}", quoted(&path));
-            }
-        }
     }
 }
 
@@ -237,17 +216,12 @@ fn split(layer: &Path) -> Option<(&Path, &OsStr)> {
     }
 }
 
-fn make_file(holds: &Path) -> std::io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("").rand_bytes(16).permissions(Permissions::from_mode(0o644)).tempfile_in(holds)
-}
-
 /// Turns a new file into a hold: locks the file, and writes `names`, which is the head and the
 /// names of the layers.
-fn hold(mut file: NamedTempFile, names: &[u8]) -> Result<NamedTempFile> {
+fn hold(file: PartFile, names: &[u8]) -> Result<PartFile> {
     // A process that reads the holds may have locked the file for a moment.
-    retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)).map_err(Error::io("lock", file.path()))?;
-    file.write_all(names).map_err(Error::io("write", file.path()))?;
+    retry_on_intr(|| flock(file.as_file(), FlockOperation::LockExclusive)).map_err(Error::io("lock", file.path()))?;
+    file.as_file().write_all(names).map_err(Error::io("write", file.path()))?;
     Ok(file)
 }
 
@@ -333,8 +307,10 @@ impl fmt::Display for Holder {
 /// Returns all holds that have not ended, each with its holder.
 fn read_all(store_dir: &StoreDir, stale: Stale) -> Result<Vec<(Held, Holder)>> {
     let mut holds = Vec::new();
-    for path in store_dir.list(Part::Holds)? {
-        let file = match regular_file::open(&path) {
+    let Some(part) = store_dir.part(Part::Holds)? else { return Ok(holds) };
+    for name in part.names()? {
+        let path = part.path_of(&name);
+        let file = match part.open_file(&name) {
             Ok(Some(file)) => file,
             Ok(None) => continue,
             // This crate makes only regular files here. Reading a FIFO could block a collector.
@@ -358,10 +334,8 @@ fn read_all(store_dir: &StoreDir, stale: Stale) -> Result<Vec<(Held, Holder)>> {
         } else if live {
             holds.push((held, Holder::Process));
         } else if stale == Stale::Removed {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path)(error)),
-                _ => log::debug!("removed the hold {}: its holder has ended", quoted(&path)),
-            }
+            part.remove_file(&name)?;
+            log::debug!("removed the hold {}: its holder has ended", quoted(&path));
         }
     }
     Ok(holds)
@@ -523,7 +497,7 @@ mod tests {
             }
             fs::remove_dir(&run).unwrap();
             assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::new());
-            assert_eq!(store_dir.list(Part::Holds).unwrap(), [""; 0].map(PathBuf::from));
+            assert_eq!(fs::read_dir(path(".layered/holds")).unwrap().count(), 0);
         }
     }
 

@@ -12,7 +12,6 @@ use crate::layer::Layer;
 use crate::store::gc::base_hash;
 use crate::store::hold::{Stale, holder};
 use crate::store::store_dir::{MadeOfLayer, StoreDir};
-use crate::tree::remove::remove_tree;
 
 /// Checks that `layer` is a directory with a `layer.json`.
 pub(super) fn check_exists(layer: &Layer) -> Result<()> {
@@ -54,7 +53,7 @@ pub(super) fn check_not_held(store_dir: &StoreDir, layer: &Layer, stale: Stale) 
 
 /// Removes `layer`, unless it is held.
 pub(super) fn remove(store: &Store, layer: &Layer) -> Result<()> {
-    let store_dir = match StoreDir::make(store.path()) {
+    let store_dir = match StoreDir::make(store.path()).and_then(StoreDir::changeable) {
         // On a full disk, the layer itself becomes the store directory.
         Err(error) if error.is_disk_full() => match StoreDir::make_of(store.path(), layer.path())? {
             MadeOfLayer::Made(store_dir) => {
@@ -71,7 +70,7 @@ pub(super) fn remove(store: &Store, layer: &Layer) -> Result<()> {
         check_not_held(&store_dir, layer, Stale::Removed)?;
         // Another process may have removed the layer, or replaced it.
         check_exists(layer)?;
-        lock.throw_away(layer.path())?
+        lock.throw_away(layer.name())?
     };
-    remove_tree(trash)
+    trash.remove()
 }

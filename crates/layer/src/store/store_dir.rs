@@ -1,28 +1,29 @@
 //! A store's own directory, `.layered`: its parts, its lock and who may use it. `hold.rs` defines
-//! the files in `holds`; `store_dir/trash.rs` moves layers here to remove them.
+//! the files in `holds`; `store_dir/part.rs` makes and finds the files in the parts;
+//! `store_dir/trash.rs` moves layers here to remove them.
 
+mod part;
 mod trash;
 
 use std::ffi::OsString;
-use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{
-    CWD, FileType, FlockOperation, Mode, OFlags, RawDir, SeekFrom, Stat, flock, fstat, openat, seek, stat,
+    CWD, FileType, FlockOperation, Mode, OFlags, RawDir, SeekFrom, Stat, flock, fstat, mkdirat, openat, seek,
 };
 use rustix::io::Errno;
 
-pub(crate) use self::trash::MadeOfLayer;
+pub(crate) use self::part::{PartFile, WorkDir};
+pub(crate) use self::trash::{MadeOfLayer, Trash};
 use crate::display::quoted;
 use crate::error::{Error, Result};
-use crate::tree::locked_dir::LockedDir;
 use crate::tree::owner;
-use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, READ, as_os_str};
+use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_os_str};
 
 /// The interval between two attempts to lock. A collector holds the lock for about a millisecond.
 const RETRY: Duration = Duration::from_millis(1);
@@ -50,7 +51,9 @@ pub(crate) const STORE_DIR: &str = ".layered";
 #[derive(Debug)]
 pub(crate) struct StoreDir {
     path: PathBuf,
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
+    /// The store. Layers are moved from here, not from a path, which may lead elsewhere by then.
+    store: OwnedFd,
 }
 
 /// A directory in the store directory.
@@ -74,31 +77,53 @@ impl Part {
 impl StoreDir {
     /// Opens the store directory of `store`, and makes it if it is missing.
     pub(crate) fn make(store: &Path) -> Result<Self> {
-        // It usually exists.
-        if let Some(store_dir) = Self::open(store)? {
-            return Ok(store_dir);
-        }
-        let of_store =
-            openat(CWD, store, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(Error::io("open", store))?;
-        make_dir(&store.join(STORE_DIR), &of_store)?;
-        Self::open(store)?.ok_or_else(|| Error::io("open", store.join(STORE_DIR))(Errno::NOENT))
+        Self::make_in(open_store(store).map_err(Error::io("open", store))?, store)
+    }
+
+    fn make_in(of_store: OwnedFd, store: &Path) -> Result<Self> {
+        let path = store.join(STORE_DIR);
+        let dir = match openat(&of_store, STORE_DIR, READ, Mode::empty()) {
+            // It usually exists.
+            Err(Errno::NOENT) => {
+                make_dir(&of_store, STORE_DIR, &path)?;
+                openat(&of_store, STORE_DIR, READ, Mode::empty())
+            }
+            opened => opened,
+        };
+        Self::trusted(of_store, dir.map_err(Error::io("open", &path))?, path)
     }
 
     /// Opens the store directory of `store`. Returns `None` if the store has none.
     pub(crate) fn open(store: &Path) -> Result<Option<Self>> {
         let path = store.join(STORE_DIR);
-        let dir = match openat(CWD, &path, READ, Mode::empty()) {
-            Ok(dir) => dir,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(Error::io("open", path)(errno)),
-        };
+        let opened = open_store(store).and_then(|of_store| {
+            let dir = openat(&of_store, STORE_DIR, READ, Mode::empty())?;
+            Ok((of_store, dir))
+        });
+        match opened {
+            Ok((of_store, dir)) => Self::trusted(of_store, dir, path).map(Some),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::io("open", path)(errno)),
+        }
+    }
+
+    /// Returns the store directory, if it may be used.
+    fn trusted(store: OwnedFd, dir: OwnedFd, path: PathBuf) -> Result<Self> {
+        let stat = fstat(&dir).map_err(Error::io("look at", &path))?;
         // The owner of this directory can redirect what this process makes and removes in it. In
         // /tmp, any user could have made it.
-        if !is_trusted(&fstat(&dir).map_err(Error::io("look at", &path))?, store)? {
+        if !is_trusted(&stat, &store).map_err(Error::io("look at", &path))? {
             let why = "it belongs neither to root nor to the owner of the store";
             return Err(Error::io("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
-        Ok(Some(Self { path, dir }))
+        Ok(Self { path, dir: Arc::new(dir), store })
+    }
+
+    /// Returns the store directory, if this process may make and remove layers in the store: see
+    /// [`check_may_change`].
+    pub(crate) fn changeable(self) -> Result<Self> {
+        check_owner(&self.store, self.path.parent().unwrap_or(&self.path))?;
+        Ok(self)
     }
 
     /// Waits for the lock, and takes it.
@@ -126,30 +151,47 @@ impl StoreDir {
             }
         }
     }
+}
 
-    /// Lists a part of the store directory. Lists nothing if the part was never made.
-    pub(crate) fn list(&self, part: Part) -> Result<Vec<PathBuf>> {
-        let path = self.path.join(part.name());
-        let entries = match openat(&self.dir, part.name(), READ, Mode::empty()) {
-            Ok(dir) => entries(&dir),
-            Err(Errno::NOENT) => Ok(Vec::new()),
-            Err(errno) => Err(errno),
-        };
-        match entries {
-            Ok(entries) => Ok(entries.into_iter().map(|(name, _)| path.join(name)).collect()),
-            Err(errno) => Err(Error::io("read", path)(errno)),
-        }
+/// Opens the directory of a store. Needs no permission on the directory itself.
+fn open_store(store: &Path) -> rustix::io::Result<OwnedFd> {
+    openat(CWD, store, PATH.difference(OFlags::NOFOLLOW), Mode::empty())
+}
+
+/// Checks that this process may make and remove layers in `store`. Root may not in a store of an
+/// ordinary user.
+///
+/// A layer is made and removed by paths as well as by descriptors: the caller fills a draft by its
+/// path, and a capture is completed by its path. The owner of the store can make each of them lead
+/// elsewhere. A hold is one file that is made by descriptor, so root may hold the layers of users.
+///
+/// # Errors
+/// [`Error::OthersStore`], or [`Error::Io`] if the store cannot be looked at.
+pub(crate) fn check_may_change(store: &Path) -> Result<()> {
+    match open_store(store) {
+        Ok(dir) => check_owner(dir, store),
+        // The caller names what it expected here.
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        Err(errno) => Err(Error::io("open", store)(errno)),
+    }
+}
+
+fn check_owner(dir: impl AsFd, store: &Path) -> Result<()> {
+    let stat = fstat(dir).map_err(Error::io("look at", store))?;
+    match owner::other_than_root(&stat) {
+        Some(owner) => Err(Error::OthersStore { store: store.into(), owner }),
+        None => Ok(()),
     }
 }
 
 /// Returns whether a store directory with these attributes may be used for `store`: whether it
 /// belongs to root or to the owner of the store. An owner without a number in this process's user
 /// namespace is neither.
-fn is_trusted(dir: &Stat, store: &Path) -> Result<bool> {
+fn is_trusted(dir: &Stat, store: impl AsFd) -> rustix::io::Result<bool> {
     match owner::known_uid(dir) {
         None => Ok(false),
         Some(0) => Ok(true),
-        Some(owner) => Ok(owner == stat(store).map_err(Error::io("look at", store))?.st_uid),
+        Some(owner) => Ok(owner == fstat(store)?.st_uid),
     }
 }
 
@@ -181,44 +223,6 @@ pub(crate) struct StoreDirLock<'a> {
     store_dir: &'a StoreDir,
 }
 
-impl StoreDirLock<'_> {
-    /// Makes a file of any type in a part of the store directory. Makes the part as well if it is
-    /// missing.
-    pub(crate) fn make_in<T>(&self, part: Part, make: impl Fn(&Path) -> io::Result<T>) -> Result<T> {
-        let path = self.store_dir.path.join(part.name());
-        let made = match make(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make_dir(&path, &self.store_dir.dir)?;
-                make(&path)
-            }
-            made => made,
-        };
-        made.map_err(Error::io("make a file in", path))
-    }
-
-    /// Makes a directory in a part of the store directory, and locks it for the caller. When its
-    /// lock is dropped, the directory is an orphan: the next collector removes it.
-    pub(crate) fn work_dir(&self, part: Part) -> Result<LockedDir> {
-        let make = |parent: &Path| tempfile::Builder::new().prefix("").rand_bytes(16).tempdir_in(parent);
-        let path = self.make_in(part, make)?.keep();
-        let taken = take(&path)?.ok_or_else(|| Error::io("lock", path)(Errno::WOULDBLOCK))?;
-        self.give_to_owner(&taken);
-        Ok(taken)
-    }
-
-    /// Gives what root has made in the store directory to the owner of the store directory, who must
-    /// be able to read and remove it.
-    pub(crate) fn give_to_owner(&self, made: impl AsFd) {
-        owner::give(made, &self.store_dir.dir);
-    }
-
-    /// Locks at most `most` directories of a part whose owners are dead, and returns them.
-    pub(crate) fn orphans(&self, part: Part, most: usize) -> Result<Vec<LockedDir>> {
-        let dirs = self.store_dir.list(part)?;
-        dirs.iter().filter_map(|path| take(path).transpose()).take(most).collect()
-    }
-}
-
 impl Drop for StoreDirLock<'_> {
     fn drop(&mut self) {
         // Closing the descriptor is not enough: a child process has a copy of it between fork and
@@ -229,30 +233,19 @@ impl Drop for StoreDirLock<'_> {
     }
 }
 
-/// Locks a directory of a part. Returns `None` if the directory has an owner, does not exist any
-/// more, or is not a directory.
-fn take(path: &Path) -> Result<Option<LockedDir>> {
-    match LockedDir::try_lock(path) {
-        Err(Error::Io { source, .. }) if matches!(Errno::from_io_error(&source), Some(Errno::NOTDIR | Errno::LOOP)) => {
-            Ok(None)
-        }
-        taken => taken,
-    }
-}
-
-/// Makes the directory `path` in `place`, with mode 0700, if it is missing. Only its owner may enter
-/// it: a user who can open a file in it can also lock that file, and keep every other process
-/// waiting. The owner is that of `place`, even if root makes it.
-fn make_dir(path: &Path, place: &OwnedFd) -> Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
+/// Makes the directory `name` in `parent`, with mode 0700, if it is missing. `path` is its whole
+/// path. Only its owner may enter it: a user who can open a file in it can also lock that file, and
+/// keep every other process waiting. The owner is that of `parent`, even if root makes it.
+fn make_dir(parent: &OwnedFd, name: &str, path: &Path) -> Result<()> {
+    match mkdirat(parent, name, Mode::RWXU) {
         Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        Err(error) => return Err(Error::io("make the directory", path)(error)),
+        Err(Errno::EXIST) => return Ok(()),
+        Err(errno) => return Err(Error::io("make the directory", path)(errno)),
     }
-    // The owner of `place` may have replaced the directory. An empty one is worth nothing.
-    if let Ok(dir) = openat(CWD, path, READ, Mode::empty()) {
+    // The owner of `parent` may have replaced the directory. An empty one is worth nothing.
+    if let Ok(dir) = openat(parent, name, READ, Mode::empty()) {
         if entries(&dir).is_ok_and(|entries| entries.is_empty()) {
-            owner::give(&dir, place);
+            owner::give(&dir, parent);
         }
     }
     Ok(())
@@ -276,11 +269,11 @@ mod tests {
         drop(dead);
 
         let orphans = lock.orphans(Part::New, 9).unwrap();
-        assert_eq!(orphans.iter().map(LockedDir::path).collect::<Vec<_>>(), [&path]);
+        assert_eq!(orphans.iter().map(WorkDir::path).collect::<Vec<_>>(), [&path]);
         assert!(lock.orphans(Part::New, 9).unwrap().is_empty(), "it has been taken over");
         assert!(lock.orphans(Part::Holds, 9).unwrap().is_empty());
         orphans.into_iter().for_each(|orphan| orphan.remove().unwrap());
-        assert_eq!(store_dir.list(Part::New).unwrap(), [live.path()]);
+        assert!(live.path().exists() && !path.exists());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, Mode, flock, fstat, openat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use super::remove::remove_tree;
 use super::walk::READ;
@@ -56,7 +57,13 @@ impl LockedDir {
     /// [`Error::Io`] if `path` is not a directory, or if it cannot be opened or locked.
     pub fn try_lock(path: impl Into<PathBuf>) -> Result<Option<Self>> {
         let path = path.into();
-        let dir = match openat(CWD, &path, READ, Mode::empty()) {
+        Self::try_lock_at(CWD, path.clone(), path)
+    }
+
+    /// Locks the directory `name` in `parent` as [`try_lock`](Self::try_lock) does. `path` is its
+    /// whole path.
+    pub(crate) fn try_lock_at(parent: BorrowedFd<'_>, name: impl Arg, path: PathBuf) -> Result<Option<Self>> {
+        let dir = match openat(parent, name, READ, Mode::empty()) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io("open", path)(errno)),

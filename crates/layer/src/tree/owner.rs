@@ -32,20 +32,23 @@ pub(crate) fn of_copy(stat: &Stat) -> (Uid, Gid) {
     (Uid::from_raw(known_uid(stat).unwrap_or(0)), Gid::from_raw(known_gid(stat).unwrap_or(0)))
 }
 
-/// Gives the new file or directory `made` to the owner of `place`, if this process is root and the
-/// two differ. A user whose store root has used could otherwise not use it any more.
+/// Gives `made`, a file or directory that this process has just created in `parent`, to the owner of
+/// `parent`, if this process is root and the two differ. A user whose store root has used could
+/// otherwise not use it any more.
+///
+/// Both are open, so no link decides who gets what: a file in a directory of root stays root's.
+/// Never call this for a file that may have existed before.
 ///
 /// A failure is only logged: the file works for root.
-pub(crate) fn give(made: impl AsFd, place: impl AsFd) {
+pub(crate) fn give(made: impl AsFd, parent: impl AsFd) {
     if !geteuid().is_root() {
         return;
     }
-    let given = fstat(&place).and_then(|place| {
+    let given = fstat(&parent).and_then(|parent| {
         let stat = fstat(&made)?;
-        // Another process may have created it.
-        match known_uid(&place) {
+        match known_uid(&parent) {
             Some(owner) if stat.st_uid == 0 && owner != 0 => {
-                fchown(&made, Some(Uid::from_raw(owner)), Some(Gid::from_raw(place.st_gid)))
+                fchown(&made, Some(Uid::from_raw(owner)), Some(Gid::from_raw(parent.st_gid)))
             }
             _ => Ok(()),
         }
@@ -53,6 +56,13 @@ pub(crate) fn give(made: impl AsFd, place: impl AsFd) {
     if let Err(error) = given {
         log::debug!("a file that root has made stays root's: {error}");
     }
+}
+
+/// Returns the owner of a file, if this process is root of the machine and the owner is an ordinary
+/// user. Root of a user namespace has no rights that the namespace's owner lacks.
+pub(crate) fn other_than_root(stat: &Stat) -> Option<u32> {
+    let is_root_of_machine = geteuid().is_root() && overflow().uid.is_none();
+    Some(stat.st_uid).filter(|uid| is_root_of_machine && *uid != 0)
 }
 
 /// Returns the overflow IDs of this process's user namespace. In a namespace that has every ID, they

@@ -3,10 +3,12 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use crate::error::{Error, Result};
 
@@ -29,9 +31,15 @@ pub fn read_regular_file(path: impl AsRef<Path>) -> Result<Option<Vec<u8>>> {
 
 /// Opens the regular file at `path`; `None` if there is nothing at `path`.
 pub(crate) fn open(path: &Path) -> Result<Option<File>> {
+    open_at(CWD, path, path)
+}
+
+/// Opens the regular file `name` in `dir`; `None` if there is nothing with this name. `path` is its
+/// whole path.
+pub(crate) fn open_at(dir: BorrowedFd<'_>, name: impl Arg, path: &Path) -> Result<Option<File>> {
     let not_regular = || Error::NotARegularFile { path: path.into() };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match openat(CWD, path, flags, Mode::empty()) {
+    let file = match openat(dir, name, flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(None),
         // LOOP: a symbolic link. NXIO, NODEV: a socket, or a device without a driver.

@@ -63,7 +63,7 @@ impl TreeSize {
         let look = |size: &mut Self, entry: Entry<'_>| {
             match entry {
                 Entry::Root(stat) => size.bytes = size.bytes.saturating_add(allocated(stat)),
-                Entry::Directory(stat) => inodes.count(stat, size),
+                Entry::Directory { stat, .. } => inodes.count(stat, size),
                 Entry::MountPoint => size.entries += 1,
                 Entry::File { dir, name } => inodes.count(&statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?, size),
             }

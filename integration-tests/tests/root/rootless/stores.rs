@@ -1,7 +1,7 @@
 //! Stores that root and an ordinary user share.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use integration_tests::user::{ALL_IDS, UserFixture, quietly};
 
@@ -46,6 +46,49 @@ fn a_layer_that_a_user_captures_is_right_in_roots_mount() {
 }
 
 #[test]
+fn the_deletions_of_a_users_upper_are_roots_too() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layers = fixture.numbered_layers(1);
+        quietly(&mut fixture.run(&["--upper", "up"], &layers, BUILD));
+        let below = ["--base", "base", "--layer", "store/numbered-0000"];
+        let diff = quietly(of_root(&fixture, &["diff", "up"]).args(below));
+        for (change, path) in [("D ", " /deps/0"), ("R ", " /etc/")] {
+            assert!(diff.lines().any(|line| line.starts_with(change) && line.ends_with(path)), "{ids}: {diff}");
+        }
+        quietly(of_root(&fixture, &["commit", "up", "layer"]).args(below));
+        let arguments = ["run", "--layer", "layer"];
+        assert_eq!(
+            quietly(of_root(&fixture, &arguments).args(below).args(["--", "sh", "-c", SHOWS])),
+            "hosts\nnew\nx\n",
+            "{ids}"
+        );
+    }
+}
+
+#[test]
+fn a_layer_of_root_in_a_users_store_is_left_out() {
+    let fixture = UserFixture::new("single");
+    fixture.numbered_layers(1);
+    let meta = layer::Meta::new("base", std::time::SystemTime::UNIX_EPOCH);
+    for name in ["numbered-0000", "of-root"] {
+        let layer = layer::Layer::at(fixture.store().join(name));
+        fs::create_dir_all(layer.fs()).unwrap();
+        layer.write_meta(&meta).unwrap();
+    }
+    fixture.give(&fixture.store().join("numbered-0000"));
+    fs::set_permissions(fixture.store().join("of-root"), fs::Permissions::from_mode(0o700)).unwrap();
+    for (arguments, shown) in
+        [(&["ls"][..], "numbered-0000"), (&["gc", "--max-bytes", "1t", "--dry-run"], "0 layers would be removed")]
+    {
+        let output = fixture.layered(arguments).arg(fixture.store()).output().unwrap();
+        let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        assert!(output.status.success() && stdout.contains(shown) && !stdout.contains("of-root"), "{stdout}{stderr}");
+        assert!(stderr.starts_with("layered: warn: 1 layer in ") && stderr.lines().count() == 1, "{stderr}");
+    }
+}
+
+#[test]
 fn what_root_makes_in_a_users_store_belongs_to_the_user() {
     let fixture = UserFixture::new("single");
     let layers = fixture.numbered_layers(1);
@@ -57,6 +100,59 @@ fn what_root_makes_in_a_users_store_belongs_to_the_user() {
     }
     // Without a warning, the user can hold and stamp the layer.
     quietly(&mut fixture.run(&[], &layers, "true"));
+}
+
+#[test]
+fn root_gives_a_user_nothing_in_a_directory_of_root() {
+    let fixture = UserFixture::new("single");
+    fixture.numbered_layers(1);
+    let victim = tempfile::tempdir().unwrap();
+    fs::create_dir(victim.path().join("fs")).unwrap();
+    std::os::unix::fs::symlink(victim.path(), fixture.store().join("link")).unwrap();
+    let run = |layer| of_root(&fixture, &["run", "--base", "base", "--layer", layer, "--", "true"]);
+    quietly(&mut run("store/link"));
+    let used = fs::symlink_metadata(victim.path().join("last_used")).unwrap();
+    assert_eq!((used.uid(), used.gid()), (0, 0));
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let holds = fixture.store().join(".layered/holds");
+    fs::create_dir_all(fixture.store().join(".layered")).unwrap();
+    fixture.give(&fixture.store().join(".layered"));
+    let _was_made_or_not = fs::remove_dir(&holds);
+    std::os::unix::fs::symlink(elsewhere.path(), &holds).unwrap();
+    let output = run("store/numbered-0000").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("cannot open store/.layered/holds"), "{stderr}");
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+}
+
+#[test]
+fn root_makes_and_removes_no_layer_in_a_users_store() {
+    let fixture = UserFixture::new("single");
+    fixture.numbered_layers(1);
+    let meta = layer::Meta::new("base", std::time::SystemTime::UNIX_EPOCH);
+    layer::Layer::at(fixture.store().join("numbered-0000")).write_meta(&meta).unwrap();
+    let refusal = format!("it belongs to user {}; run this as that user", fixture.owner().0);
+    for arguments in [
+        &["run", "--base", "base", "--commit", "store/new", "--", "touch", "/ran"][..],
+        &["gc", "store", "--max-bytes", "0"],
+        &["gc", "store", "--max-bytes", "0", "--dry-run"],
+        &["rm", "store/numbered-0000"],
+    ] {
+        let output = of_root(&fixture, arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(&refusal), "{arguments:?}: {stderr}");
+    }
+    assert_eq!(
+        fs::read_dir(fixture.store())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name() != ".layered")
+            .count(),
+        1
+    );
+    assert!(fixture.store().join("numbered-0000/fs/deps").is_dir());
+    quietly(fixture.layered(&["gc", "store", "--max-bytes", "0"]).current_dir(fixture.path()));
+    assert!(!fixture.store().join("numbered-0000").exists());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! many of them are removed.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::ops::Bound;
 use std::path::Path;
@@ -24,6 +25,8 @@ pub(super) struct Inventory {
     pub(super) layers: Vec<Stored>,
     /// The directories in which a capture was killed.
     pub(super) unfinished: Vec<Layer>,
+    /// The entries of other users that this process may not look into.
+    pub(super) closed: Vec<OsString>,
     /// The errors for entries that could not be examined.
     pub(super) failed: Vec<Error>,
 }
@@ -45,6 +48,10 @@ impl Inventory {
                 Found::Layer(layer) => Stored::look(&layer, how, used_bytes, &mut bases),
                 Found::Other(layer) => {
                     inventory.unfinished.extend(abandoned::is_left(&layer)?.then(|| layer.clone()));
+                    Ok(None)
+                }
+                Found::Unreadable(layer, error) if error.is_permission_denied() => {
+                    inventory.closed.push(layer.name().into());
                     Ok(None)
                 }
                 Found::Unreadable(_, error) => Err(error),

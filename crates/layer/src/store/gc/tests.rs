@@ -322,11 +322,12 @@ fn a_collection_as_json_has_the_form_of_gc() {
     let collected = Collected {
         layers: vec![layer(b"a", at(86_400), None), layer(b"\xff", at(1 << 40), Some(4))],
         held: vec!["b".into()],
+        closed: vec!["c".into()],
         failed: vec![Error::NoTree { layer: "store/x".into() }, Error::NotAMode { text: String::new() }],
         orphans: 2,
         within_budget: true,
         ..Collected::default()
     };
-    let expected = r#"{"layers":[{"name":"a","bytes":10,"inodes":null,"last_used":"1970-01-02T00:00:00Z"},{"name":[255],"bytes":10,"inodes":4,"last_used":"9999-12-31T23:59:59Z"}],"bytes":20,"held":["b"],"bases":[],"orphans":2,"failed":["store/x",null],"within_budget":true}"#;
+    let expected = r#"{"layers":[{"name":"a","bytes":10,"inodes":null,"last_used":"1970-01-02T00:00:00Z"},{"name":[255],"bytes":10,"inodes":4,"last_used":"9999-12-31T23:59:59Z"}],"bytes":20,"held":["b"],"bases":[],"closed":["c"],"orphans":2,"failed":["store/x",null],"within_budget":true}"#;
     assert_eq!(serde_json::to_string(&collected).unwrap(), expected);
 }

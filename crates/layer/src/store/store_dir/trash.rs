@@ -4,17 +4,20 @@
 //! A rename needs no inode, and seldom a block, so this works on a full disk. Any process may
 //! remove garbage at any time, even while another process is removing it.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, RenameFlags, fchmod, fstat, openat, statat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, RenameFlags, fchmod, fstat, openat, renameat_with, statat};
 use rustix::io::Errno;
 
-use super::{Part, STORE_DIR, StoreDir, StoreDirLock, entries, is_trusted};
+use super::part::random;
+use super::{Part, STORE_DIR, StoreDir, StoreDirLock, check_owner, entries, is_trusted, open_store};
 use crate::error::{Error, Result};
 use crate::tree::locked_dir::{Attempt, LockedDir};
-use crate::tree::remove::remove_tree;
-use crate::tree::walk::READ;
+use crate::tree::remove::{USUAL_THREADS, remove_at};
+use crate::tree::walk::{READ, as_c_string};
 
 /// The prefix of the names of garbage.
 const TRASH: &str = "trash-";
@@ -30,18 +33,36 @@ const MARK: &str = "layer.json";
 const PARTS: [Part; 2] = [Part::Holds, Part::New];
 
 impl StoreDirLock<'_> {
-    /// Returns a new path in the store directory. A layer that is renamed to it becomes garbage.
-    pub(crate) fn trash(&self) -> PathBuf {
-        self.store_dir.path.join(format!("{TRASH}{:016x}", RandomState::new().build_hasher().finish()))
+    /// Makes the layer `name` of the store garbage.
+    pub(crate) fn throw_away(&self, name: &OsStr) -> Result<Trash> {
+        let StoreDir { path, dir, store } = self.store_dir;
+        let layer = || path.with_file_name(name);
+        let trash = format!("{TRASH}{}", random());
+        let to = as_c_string(OsStr::new(&trash)).map_err(Error::io("take away", layer()))?;
+        rename_new(store, name, dir, &to).map_err(Error::io("take away", layer()))?;
+        Ok(Trash { dir: Arc::clone(dir), path: path.join(trash), name: to })
+    }
+}
+
+/// An entry of a store directory that will be removed.
+#[derive(Debug)]
+#[must_use = "dropped, it is left to a collector"]
+pub(crate) struct Trash {
+    /// The store directory. Its path may lead elsewhere by the time of the removal.
+    dir: Arc<OwnedFd>,
+    name: CString,
+    path: PathBuf,
+}
+
+impl Trash {
+    /// Returns the path of the entry.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Makes the directory `layer` garbage, and returns its new path.
-    pub(crate) fn throw_away(&self, layer: &Path) -> Result<PathBuf> {
-        let to = self.trash();
-        match renameat(layer, &to) {
-            Ok(()) => Ok(to),
-            Err(errno) => Err(Error::io("take away", layer)(errno)),
-        }
+    /// Removes the entry with everything in it.
+    pub(crate) fn remove(self) -> Result<()> {
+        remove_at(self.dir.as_fd(), &self.name, &self.path, USUAL_THREADS)
     }
 }
 
@@ -68,10 +89,13 @@ impl StoreDir {
     /// [`Error::Io`] if the disk has no room even for the new name, or if `layer` or the store
     /// cannot be examined.
     pub(crate) fn make_of(store: &Path, layer: &Path) -> Result<MadeOfLayer> {
+        let of_store = open_store(store).map_err(Error::io("open", store))?;
+        check_owner(&of_store, store)?;
+        let Some(name) = layer.file_name() else { return Ok(MadeOfLayer::Unsuitable) };
         // The layer does not exist any more, or this user cannot open it.
-        let Ok(dir) = openat(CWD, layer, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
+        let Ok(dir) = openat(&of_store, name, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
         let stat = fstat(&dir).map_err(Error::io("look at", layer))?;
-        if !is_trusted(&stat, store)? {
+        if !is_trusted(&stat, &of_store).map_err(Error::io("look at", store))? {
             return Ok(MadeOfLayer::Unsuitable);
         }
         // Another process's lock on the layer would become a lock on the store directory. A capture
@@ -87,14 +111,14 @@ impl StoreDir {
         let has = |part: &Part| !matches!(statat(&dir, part.name(), AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
         let made = match PARTS.iter().any(has) {
             true => Err(Errno::NOTEMPTY),
-            false => renameat(layer, &store.join(STORE_DIR)),
+            false => rename_new(&of_store, name, &of_store, STORE_DIR),
         };
         if made.is_err() {
             let _as_it_was_or_closed = fchmod(&dir, mode);
         }
         drop(lock);
         match made {
-            Ok(()) => Ok(MadeOfLayer::Made(Self { path: store.join(STORE_DIR), dir })),
+            Ok(()) => Ok(MadeOfLayer::Made(Self { path: store.join(STORE_DIR), dir: Arc::new(dir), store: of_store })),
             Err(Errno::EXIST) => Ok(Self::open(store)?.map_or(MadeOfLayer::Unsuitable, MadeOfLayer::There)),
             Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => Err(Error::io("take away", layer)(errno)),
             // For example, the layer is a mount point.
@@ -108,13 +132,18 @@ impl StoreDir {
         let was_layer = all.iter().any(|(name, _)| name == MARK);
         let mut garbage = Garbage::default();
         for (name, kind) in all {
-            let path = self.path.join(&name);
             let is_part = PARTS.iter().any(|part| name == part.name());
             let is_trash = name == OLD_TRASH || name.as_encoded_bytes().starts_with(TRASH.as_bytes());
-            match was_layer && name == MARK {
-                true => garbage.mark = Some(path),
-                false if is_trash || (was_layer && !is_part) => garbage.entries.push((path, kind)),
-                false => {}
+            let is_mark = was_layer && name == MARK;
+            if !is_mark && !is_trash && (!was_layer || is_part) {
+                continue;
+            }
+            let path = self.path.join(&name);
+            let name = as_c_string(&name).map_err(Error::io("read", &path))?;
+            let trash = Trash { dir: Arc::clone(&self.dir), name, path };
+            match is_mark {
+                true => garbage.mark = Some(trash),
+                false => garbage.entries.push((trash, kind)),
             }
         }
         Ok(garbage)
@@ -125,9 +154,9 @@ impl StoreDir {
 /// contents of the layer that became the directory.
 #[derive(Debug, Default)]
 pub(crate) struct Garbage {
-    entries: Vec<(PathBuf, FileType)>,
+    entries: Vec<(Trash, FileType)>,
     /// The file that marks the entries as garbage. It is removed after them.
-    mark: Option<PathBuf>,
+    mark: Option<Trash>,
 }
 
 impl Garbage {
@@ -138,16 +167,17 @@ impl Garbage {
 
     /// Removes the garbage, and returns the errors.
     pub(crate) fn remove(self) -> Vec<Error> {
-        let mut failed: Vec<_> = self.entries.iter().filter_map(|(path, _)| remove_tree(path).err()).collect();
+        let mut failed: Vec<_> = self.entries.into_iter().filter_map(|(trash, _)| trash.remove().err()).collect();
         if failed.is_empty() {
-            failed.extend(self.mark.and_then(|mark| remove_tree(mark).err()));
+            failed.extend(self.mark.and_then(|mark| mark.remove().err()));
         }
         failed
     }
 }
 
-fn renameat(from: &Path, to: &Path) -> rustix::io::Result<()> {
-    rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+/// Renames `name` in `from` to `to_name` in `to`, which must not have that name.
+fn rename_new(from: &OwnedFd, name: &OsStr, to: &OwnedFd, to_name: impl rustix::path::Arg) -> rustix::io::Result<()> {
+    renameat_with(from, name, to, to_name, RenameFlags::NOREPLACE)
 }
 
 #[cfg(test)]
@@ -191,8 +221,8 @@ mod tests {
         let hold = Hold::of([store.path().join("b")]).unwrap();
         let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
         let draft = lock.work_dir(Part::New).unwrap();
-        let trash = lock.throw_away(&store.path().join("a")).unwrap();
-        assert!(trash.join("fs").is_dir());
+        let trash = lock.throw_away("a".as_ref()).unwrap();
+        assert!(trash.path().join("fs").is_dir());
         // The first directory is garbage of an earlier version. The second belongs to a later
         // version.
         fs::create_dir_all(store_dir.path.join("trash/dead/0/fs")).unwrap();
@@ -204,6 +234,28 @@ mod tests {
         assert!(draft.path().exists());
         drop(lock);
         hold.release().unwrap();
+    }
+
+    #[test]
+    fn a_store_that_becomes_a_link_leads_no_removal_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, moved, victim] = ["store", "moved", "victim"].map(|name| dir.path().join(name));
+        for store in [&path, &victim] {
+            for name in ["a", ".layered/layer.json", ".layered/etc", ".layered/trash-0"] {
+                fs::create_dir_all(store.join(name)).unwrap();
+            }
+        }
+        let store_dir = StoreDir::open(&path).unwrap().unwrap();
+        let garbage = store_dir.garbage().unwrap();
+        fs::rename(&path, &moved).unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        let lock = store_dir.lock(FlockOperation::LockExclusive).unwrap();
+        lock.throw_away("a".as_ref()).unwrap().remove().unwrap();
+        assert!(garbage.remove().is_empty());
+        assert_eq!(names(&moved), [".layered"]);
+        assert_eq!(names(&moved.join(".layered")), [""; 0]);
+        assert_eq!(names(&victim), [".layered", "a"]);
+        assert_eq!(names(&victim.join(".layered")), ["etc", "layer.json", "trash-0"]);
     }
 
     #[test]

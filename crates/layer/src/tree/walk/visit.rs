@@ -18,7 +18,7 @@ pub(crate) enum Entry<'a> {
     /// The root of the tree.
     Root(&'a Stat),
     /// A directory below the root.
-    Directory(&'a Stat),
+    Directory { dir: BorrowedFd<'a>, stat: &'a Stat },
     /// A directory below the root on which something else is mounted. The walk does not enter that
     /// mount.
     MountPoint,
@@ -83,7 +83,7 @@ impl<W, L: Fn(&mut W, Entry<'_>) -> rustix::io::Result<()>> Visitor<'_, W, L> {
         };
         let stat = fstat(dir).map_err(error("look at", None))?;
         node.set_identity(&stat);
-        let entry = if node.parent().is_some() { Entry::Directory(&stat) } else { Entry::Root(&stat) };
+        let entry = if node.parent().is_some() { Entry::Directory { dir, stat: &stat } } else { Entry::Root(&stat) };
         look(worker, entry).map_err(error("look at", None))?;
         let mut entries = RawDir::new(dir, entries.spare_capacity_mut());
         while let Some(entry) = entries.next() {

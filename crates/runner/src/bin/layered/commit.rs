@@ -109,7 +109,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Records { capture, command } = match (&kept, &args.run, args.base.open()?) {
         (Some(_), ..) => kept::records(upper)?,
         (None, Some(report), _) => of_report(report)?,
-        (None, None, Some(base)) => Records { capture: of_stack(&base, &args.layers.open()?)?, command: None },
+        (None, None, Some(base)) => {
+            let capture = of_stack(&base, &args.layers.open()?)?.with_xattrs(runner::xattrs_of_upper(upper)?);
+            Records { capture, command: None }
+        }
         (None, None, None) => {
             bail!("cannot commit {}: layered has to be told what was below it; pass --run or --base", quoted(upper))
         }

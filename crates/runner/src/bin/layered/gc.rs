@@ -62,7 +62,7 @@ pub(crate) struct Args {
     /// Print one JSON object instead of a table.
     ///
     /// The keys are `dry_run`, `layers` (the removed ones), `bytes`, `held` and `bases` (the layers
-    /// that are in use or the base of others), `orphans`, `failed` and `within_budget`.
+    /// that are in use or the base of others), `closed` (those that you may not read), `orphans`, `failed` and `within_budget`.
     #[arg(long)]
     json: bool,
 }
@@ -104,6 +104,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if is_empty && !is_store(&store) {
         complain(format_args!("there are no layers in {}", quoted(&store)));
     }
+    warn_of_closed(&store, collected.closed.len());
     let mut out = io::stdout().lock();
     match args.json {
         true => print_json(&mut out, &Output { dry_run: args.dry_run, collected: &collected })?,
@@ -114,6 +115,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         complain(format_args!("{:#}", anyhow::Error::from(error)));
     }
     Ok(status)
+}
+
+/// Warns once of the layers of a store that this user may not read.
+pub(crate) fn warn_of_closed(store: &Path, number: usize) {
+    if number > 0 {
+        let layers = count(number as u64, "layer");
+        complain(format_args!("warn: {layers} in {} left out: you may not read what other users made", quoted(store)));
+    }
 }
 
 fn print(out: &mut impl Write, args: &Args, store: &Path, collected: &Collected) -> io::Result<()> {

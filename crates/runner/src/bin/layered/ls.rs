@@ -11,8 +11,8 @@ use layer::display::quoted;
 use layer::{Layer, Meta, json_path};
 use serde::Serialize;
 
-use crate::defaults;
 use crate::table::{self, Cell};
+use crate::{defaults, gc};
 
 mod kept;
 mod tree;
@@ -88,17 +88,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut summaries = Vec::new();
     let store = defaults::store(args.store.as_deref())?;
     let held = layer::held(&store)?;
+    let mut closed = 0;
     for layer in layer::scan(&store)? {
         // Reports a layer that cannot be read, and lists the others.
         match layer.and_then(|layer| Summary::of(&layer, &held)) {
             Ok(summary) => summaries.extend(summary),
+            Err(error) if error.is_permission_denied() => closed += 1,
             Err(error) => {
                 crate::complain(format_args!("{:#}", anyhow::Error::from(error)));
                 status = crate::FAILURE.into();
             }
         }
     }
-    if summaries.is_empty() && status == ExitCode::SUCCESS {
+    gc::warn_of_closed(&store, closed);
+    if summaries.is_empty() && closed == 0 && status == ExitCode::SUCCESS {
         crate::complain(format_args!("there are no layers in {}", quoted(&store)));
     }
     sort(&mut summaries, args.sort);

@@ -50,16 +50,14 @@ impl Subject {
             let xattrs = record.as_ref().map_or_else(|_| runner::xattrs_of_process(), |record| record.xattrs());
             return Ok(Self { tree: run.join("upper"), xattrs, kind: Kind::KeptRun(record) });
         }
-        let xattrs = runner::xattrs_of_process();
         // An upper can contain anything. The guess by its content is only for one without a record.
-        let is_upper = report.is_some()
-            || path.is_dir()
-                && (RunRecord::read(path, xattrs)?.is_some() || !path.join("fs").exists() && !is_store(path));
+        let is_upper =
+            report.is_some() || path.is_dir() && (is_recorded(path)? || !path.join("fs").exists() && !is_store(path));
         if is_upper {
-            return Ok(Self { tree: path.into(), xattrs, kind: Kind::Upper });
+            return Ok(Self { tree: path.into(), xattrs: runner::xattrs_of_upper(path)?, kind: Kind::Upper });
         }
         let layer = open_layer(Path::new(""), path)?;
-        Ok(Self { tree: layer.fs(), xattrs, kind: Kind::Layer(layer) })
+        Ok(Self { tree: layer.fs(), xattrs: runner::xattrs_of_process(), kind: Kind::Layer(layer) })
     }
 
     /// Returns the paths of the files that the run itself has put into an upper.
@@ -103,6 +101,12 @@ impl Subject {
             }
         }
     }
+}
+
+/// Returns whether a run of root or of an ordinary user has left its record on a directory.
+fn is_recorded(dir: &Path) -> layer::Result<bool> {
+    let [root, user] = [XattrNamespace::Trusted, XattrNamespace::User].map(|xattrs| RunRecord::read(dir, xattrs));
+    Ok(root?.is_some() || user?.is_some())
 }
 
 /// Returns the stack below a layer: the given layers and the given base, or else those of its
