@@ -89,9 +89,9 @@ impl UserNamespace {
     /// The first call finds out, and later calls return the same result until [`enter`](Self::enter)
     /// moves the process.
     pub fn is_here() -> bool {
-        let known = IS_HERE.load(Ordering::Relaxed);
-        if known != UNKNOWN {
-            return known == YES;
+        match IS_HERE.load(Ordering::Relaxed) {
+            UNKNOWN => {}
+            known => return known != NO,
         }
         // The map of IDs alone does not say: it can be the identity.
         let is_here = fs::read_link("/proc/self/ns/user").is_ok_and(|link| link != Path::new(FIRST));
@@ -104,6 +104,15 @@ impl UserNamespace {
         // The kernel lets every process read its own maps.
         let map = |path| read_map(path).unwrap_or_default();
         Self::is_here().then(|| Self { uids: map(UID_MAP), gids: map(GID_MAP) })
+    }
+
+    /// Returns the user namespace into which [`enter`](Self::enter) has moved this process, even if
+    /// `enter` has failed afterwards. Returns `None` if `enter` has moved it nowhere.
+    ///
+    /// The caller knows the users and groups by the numbers that they have outside of this
+    /// namespace. [`IdMap::inside`] translates them.
+    pub fn entered() -> Option<Self> {
+        Self::current().filter(|_| IS_HERE.load(Ordering::Relaxed) == ENTERED)
     }
 
     /// Returns the user IDs of the namespace.
@@ -154,6 +163,8 @@ static IS_HERE: AtomicU8 = AtomicU8::new(UNKNOWN);
 const UNKNOWN: u8 = 0;
 const NO: u8 = 1;
 const YES: u8 = 2;
+/// In one, because [`UserNamespace::enter`] has moved the process.
+const ENTERED: u8 = 3;
 
 /// The link of the first user namespace: `PROC_USER_INIT_INO` in include/linux/proc_ns.h.
 const FIRST: &str = "user:[4026531837]";
@@ -189,7 +200,7 @@ fn unshare_namespaces() -> Result<(), UserNamespaceError> {
     // the host's.
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
     unshare(flags).map_err(|error| UserNamespaceError::of_kernel(error.into()))?;
-    IS_HERE.store(UNKNOWN, Ordering::Relaxed);
+    IS_HERE.store(ENTERED, Ordering::Relaxed);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What an ordinary user cannot do, and what layered says then: one line with the remedy.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::process::Command;
 
 use integration_tests::user::{ALL_IDS, UserFixture, failure, powerless, quietly};
@@ -128,4 +128,28 @@ fn an_unknown_value_of_the_environment_is_refused() {
     let fixture = UserFixture::new("both");
     let error = failure(125, &mut fixture.run(&[], &[], "true"));
     assert!(error.contains("LAYERED_IDS is \"both\"; set it to auto, ranges or single"), "{error}");
+}
+
+#[test]
+fn a_group_is_one_of_the_host_that_the_user_can_give_files_to() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let (_, own) = fixture.owner();
+        let map = quietly(&mut fixture.layered(&["unshare", "--", "cat", "/proc/self/gid_map"]));
+        let first: Option<u32> =
+            map.lines().nth(1).map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap());
+        assert_eq!(first.is_some(), ids == "ranges", "{map}");
+        for group in [Some(own), first.map(|first| first + 9)].into_iter().flatten() {
+            let upper = fixture.path().join(format!("up-{group}"));
+            let options = ["--upper", upper.to_str().unwrap(), "--group", &group.to_string()];
+            quietly(&mut fixture.run(&options, &[], "true"));
+            let metadata = fs::metadata(&upper).unwrap();
+            assert_eq!((metadata.gid(), metadata.mode() & 0o7777), (group, 0o750), "{ids} {group}");
+        }
+        // A group with a low number on the host, which is another group in the namespace.
+        let error = failure(125, &mut fixture.run(&["--upper", "up", "--group", "daemon"], &[], "true"));
+        let parts = ["cannot give a directory to the group 1: ", "subordinate groups (0=", "chgrp 1 DIR"];
+        assert!(parts.iter().all(|part| error.contains(part)), "{ids}: {error}");
+        assert!(!fixture.path().join("up").exists(), "{ids}");
+    }
 }
