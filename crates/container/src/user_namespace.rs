@@ -68,8 +68,9 @@ impl UserNamespace {
     /// ```
     ///
     /// # Errors
-    /// [`Error::UserNamespace`](crate::Error::UserNamespace) with the reason and the remedy. The
-    /// process may then be in a namespace without IDs, so end it.
+    /// [`Error::UserNamespace`](crate::Error::UserNamespace) with the reason and the remedy. If
+    /// [`entered`](Self::entered) then returns a namespace, the process is in one without IDs: end
+    /// it.
     pub fn enter(ids: Ids) -> Result<()> {
         if is_privileged() {
             if Self::is_here() {

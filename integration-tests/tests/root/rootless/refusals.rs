@@ -55,6 +55,25 @@ fn the_words_of_a_program_that_fails_are_passed_on() {
 }
 
 #[test]
+fn no_command_continues_in_a_namespace_without_ids() {
+    let fixture = UserFixture::new("ranges");
+    let layers = fixture.numbered_layers(1);
+    let layer = layers[0].to_str().unwrap();
+    let without_ids = |arguments: &[&str]| {
+        let mut command = fixture.command_with(&["--no-new-privs"], fixture.program());
+        command.args(arguments);
+        command
+    };
+    for arguments in [&["merge", "merged", layer][..], &["rm", layer], &["sweep"], &["diff", layer], &["doctor"]] {
+        let error = failure(125, &mut without_ids(arguments));
+        assert!(error.contains("newuidmap failed") && error.lines().count() == 1, "{arguments:?}: {error}");
+    }
+    assert!(layers[0].exists() && !fixture.path().join("merged").exists());
+    // A command that needs no rights does not enter.
+    quietly(&mut without_ids(&["completions", "bash"]));
+}
+
+#[test]
 fn a_user_without_ranges_gets_a_single_id_unless_ranges_are_asked_for() {
     let fixture = UserFixture::new("auto");
     // The user `nobody` has no entry in /etc/subuid.

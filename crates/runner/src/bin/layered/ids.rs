@@ -44,7 +44,9 @@ impl IdsArgs {
     /// Enters a user namespace, if `need` says so and this process is not privileged. The process
     /// must still have only one thread.
     ///
-    /// If it cannot enter, and the subcommand may do without, returns the reason.
+    /// If the namespace cannot be created, and the subcommand may do without, returns the reason. A
+    /// failure in a new namespace is always an error: until the IDs are set, every owner in it is
+    /// nobody.
     pub(crate) fn enter(&self, need: Need) -> anyhow::Result<Option<anyhow::Error>> {
         let ids = self.get()?;
         if need == Need::None {
@@ -53,6 +55,7 @@ impl IdsArgs {
         let Err(error) = UserNamespace::enter(ids) else { return Ok(None) };
         let error = anyhow::Error::from(error);
         match need {
+            _ if UserNamespace::entered().is_some() => return Err(error),
             Need::Must => return Err(error),
             Need::Helps => log::warn!("continuing without the rights of root: {error:#}"),
             Need::Reads | Need::None => log::debug!("continuing without the rights of root: {error:#}"),
