@@ -1,7 +1,8 @@
 //! Stores that root and an ordinary user share.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use integration_tests::user::{ALL_IDS, UserFixture, quietly};
 
@@ -93,5 +94,31 @@ fn a_merge_copies_files_of_others_and_root_of_the_namespace_owns_the_copies() {
         for path in ["dir", "dir/file"] {
             assert_eq!(fs::metadata(merged.join(path)).unwrap().uid(), fixture.owner().0, "{ids} {path}");
         }
+    }
+}
+
+#[test]
+fn an_export_of_files_of_others_makes_them_roots_and_says_so() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layer = fixture.store().join("of-root");
+        fs::create_dir_all(layer.join("fs/bin")).unwrap();
+        fs::write(layer.join("fs/bin/su"), "theirs\n").unwrap();
+        fs::set_permissions(layer.join("fs/bin/su"), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::hard_link(layer.join("fs/bin/su"), layer.join("fs/bin/su2")).unwrap();
+        let image = fixture.path().join("image");
+        let mut export = fixture.layered(&["export", "oci:image:x", "--zip", "none", "--json", "--layer"]);
+        let output = export.arg(&layer).output().unwrap();
+        let (printed, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        // The root of the tree, `bin` and the file, which has two names.
+        assert!(stderr.contains("3 files became root's") && stderr.lines().count() == 1, "{ids}: {stderr}");
+        let exported: serde_json::Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(exported["owners_as_root"], 3, "{ids}: {exported}");
+        let digest = exported["blobs"][0]["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+        let mut list = Command::new("tar");
+        list.args(["--numeric-owner", "-tvf"]).arg(image.join("blobs/sha256").join(digest));
+        let list = quietly(&mut list);
+        assert!(list.lines().all(|line| line.contains(" 0/0 ")), "{ids}: {list}");
+        assert!(list.contains("-rwsr-xr-x") && list.lines().count() == 4, "{ids}: {list}");
     }
 }
