@@ -289,7 +289,7 @@ fn remember(layer: &Layer, blob: &Blob) {
         return;
     }
     // The store may be read-only.
-    if let Err(error) = (Recorded { tree }).write(layer) {
+    if let Err(error) = Recorded::new(tree).write(layer) {
         log::info!("not recording the digest: {}", crate::error::Chain(&error));
     }
 }

@@ -122,3 +122,30 @@ fn an_export_of_files_of_others_makes_them_roots_and_says_so() {
         assert!(list.contains("-rwsr-xr-x") && list.lines().count() == 4, "{ids}: {list}");
     }
 }
+
+#[test]
+fn a_digest_of_other_ids_is_not_damage() {
+    let fixture = UserFixture::new("ranges");
+    let archive = fixture.path().join("base.tar");
+    quietly(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(fixture.path().join("base/fs")).arg("."));
+    quietly(&mut fixture.layered(&["import", "tar:base.tar", "imported"]));
+    let verify = |ids: &str| quietly(&mut fixture.layered(&["--ids", ids, "verify", "imported"]));
+    let by_root = || quietly(&mut of_root(&fixture, &["verify", "imported", "--json"]));
+    assert!(verify("ranges").starts_with("imported: intact, sha256:"));
+    let printed = verify("single");
+    assert!(printed.starts_with("imported: not comparable here: ") && printed.contains("the same --ids"), "{printed}");
+    let printed: serde_json::Value = serde_json::from_str(&by_root()).unwrap();
+    assert_eq!((&printed["state"], &printed["tree"]), (&"not comparable".into(), &serde_json::Value::Null));
+
+    // A digest that root records is one for root.
+    let record = fixture.path().join("imported/digest.json");
+    fs::remove_file(&record).unwrap();
+    quietly(&mut of_root(&fixture, &["export", "oci:image:x", "--layer", "imported"]));
+    assert!(by_root().contains("\"intact\""), "{}", by_root());
+    let printed = verify("ranges");
+    assert!(printed.contains("not comparable here: ") && printed.contains("as root"), "{printed}");
+    // With the same IDs, it is still found.
+    fs::write(fixture.path().join("imported/fs/new"), "").unwrap();
+    let error = of_root(&fixture, &["verify", "imported"]).output().unwrap();
+    assert_eq!(error.status.code(), Some(1), "{error:?}");
+}
