@@ -40,12 +40,39 @@ pub enum UserNamespaceError {
     },
     /// The caller asked for ranges, and the user has none.
     #[error(
-        "{user} has no subordinate IDs: add some with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or use --ids single",
+        "{user} has no subordinate IDs: as root, run `usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST {user}` \
+         with 65,536 numbers that no other line of /etc/subuid and /etc/subgid has, or use --ids single",
         user = escaped(user)
     )]
     NoRanges {
         /// The user's name, or the number if the user has no name.
         user: String,
+    },
+    /// The user has subordinate IDs of one kind only.
+    #[error(
+        "{user} has subordinate {has} and no subordinate {lacks}: as root, run `usermod --add-sub{option} FIRST-LAST {user}` \
+         with 65,536 numbers that no other user has, or use --ids single",
+        user = escaped(user),
+        option = if *lacks == "users" { "uids" } else { "gids" }
+    )]
+    HalfRanges {
+        /// The user's name, or the number if the user has no name.
+        user: String,
+        /// `users` or `groups`.
+        has: &'static str,
+        /// The other one.
+        lacks: &'static str,
+    },
+    /// A line about the user in a list of subordinate IDs is not in the format of subuid(5).
+    #[error(
+        "{path} has a line that is not USER:FIRST:COUNT: {line}; correct it, or use --ids single",
+        line = escaped(line)
+    )]
+    MalformedRange {
+        /// `/etc/subuid` or `/etc/subgid`.
+        path: &'static str,
+        /// The line.
+        line: String,
     },
     /// A program that the ranges need is not installed.
     #[error(
@@ -58,9 +85,20 @@ pub enum UserNamespaceError {
     /// A program that the ranges need failed. The message is the program's own.
     #[error("{program} failed ({}): correct /etc/subuid and /etc/subgid, or use --ids single", escaped(message.trim()))]
     HelperFailed {
-        /// `newuidmap`, `newgidmap` or `getsubids`.
+        /// `newuidmap` or `newgidmap`.
         program: &'static str,
         /// The message of the program, or its exit status.
+        message: String,
+    },
+    /// getsubids(1) failed. It also fails if the source of subordinate IDs that nsswitch.conf(5) names
+    /// does not answer, so a failure does not mean that the user has none.
+    #[error(
+        "getsubids failed ({}): see that the source after `subid:` in /etc/nsswitch.conf answers and has IDs of the \
+         user, or use --ids single",
+        escaped(message.trim())
+    )]
+    SourceFailed {
+        /// The message of the program, its exit status, or a line that it should not print.
         message: String,
     },
     /// A file could not be read or written, or a program could not be started.

@@ -1,7 +1,7 @@
 //! What an ordinary user cannot do, and what layered says then: one line with the remedy.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
 use integration_tests::user::{ALL_IDS, UserFixture, failure, powerless, quietly};
@@ -170,5 +170,34 @@ fn a_group_is_one_of_the_host_that_the_user_can_give_files_to() {
         let parts = ["cannot give a directory to the group 1: ", "subordinate groups (0=", "chgrp 1 DIR"];
         assert!(parts.iter().all(|part| error.contains(part)), "{ids}: {error}");
         assert!(!fixture.path().join("up").exists(), "{ids}");
+    }
+}
+
+#[test]
+fn ranges_that_cannot_be_used_are_never_a_single_map() {
+    let fixture = UserFixture::new("auto");
+    let name = "layered-test";
+    let getsubids = fixture.path().join("getsubids");
+    fs::write(&getsubids, "#!/bin/sh\necho the directory does not answer >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&getsubids, fs::Permissions::from_mode(0o755)).unwrap();
+    let usable = format!("{name}:100000:65536\n");
+    let table = [
+        (["", &usable, ""], &["no subordinate groups", "usermod --add-subgids FIRST-LAST layered-test"][..]),
+        (["", "", &usable], &["no subordinate users", "usermod --add-subuids FIRST-LAST layered-test"]),
+        (["", &usable, &format!("{name}:100000\n")], &["/etc/subgid has a line", "layered-test:100000"]),
+        (["subid: sss\n", &usable, &usable], &["getsubids failed (the directory does not answer)", "nsswitch.conf"]),
+    ];
+    for (files, parts) in table {
+        let enter = fixture.layered(&["unshare", "--", "true"]);
+        // Only this command sees the files.
+        let script = "for file in nsswitch.conf subuid subgid; do printf %s \"$1\" > $file.of-test; \
+                      mount --bind $file.of-test /etc/$file || exit; shift; done; \
+                      mount --bind getsubids /usr/bin/getsubids; exec \"$@\"";
+        let mut inside = Command::new(find("unshare"));
+        inside.args(["--mount", "sh", "-c", script, "sh"]).args(files).arg(enter.get_program()).args(enter.get_args());
+        inside.env_clear().envs(enter.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let error = failure(125, inside.current_dir(fixture.path()));
+        let is_told = parts.iter().chain(&["--ids single"]).all(|part| error.contains(part));
+        assert!(is_told && error.lines().count() == 1, "{files:?}: {error}");
     }
 }
