@@ -48,7 +48,7 @@ impl IdsArgs {
     /// failure in a new namespace is always an error: until the IDs are set, every owner in it is
     /// nobody.
     pub(crate) fn enter(&self, need: Need) -> anyhow::Result<Option<anyhow::Error>> {
-        let ids = self.get()?;
+        let ids = self.chosen()?;
         if need == Need::None {
             return Ok(None);
         }
@@ -63,7 +63,8 @@ impl IdsArgs {
         Ok(Some(error))
     }
 
-    fn get(&self) -> anyhow::Result<Ids> {
+    /// Returns the IDs that the caller has chosen.
+    pub(crate) fn chosen(&self) -> anyhow::Result<Ids> {
         let of_environment = std::env::var_os(IDS).filter(|value| !value.is_empty());
         let kind = match (self.ids, of_environment) {
             (Some(kind), _) => kind,
