@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -19,7 +19,7 @@ mod error;
 mod id_map;
 mod ranges;
 
-pub use error::{Refusal, UserNamespaceError};
+pub use error::{Obstacle, Refusal, UserNamespaceError};
 pub use id_map::IdMap;
 use ranges::{Owner, Ranges};
 
@@ -233,6 +233,7 @@ fn with_ranges(uid: u32, gid: u32, ranges: &Ranges) -> Result<(), UserNamespaceE
 /// A program that sets one of the maps as soon as it may.
 struct Waiting {
     program: &'static str,
+    path: PathBuf,
     child: Child,
 }
 
@@ -240,9 +241,7 @@ impl Waiting {
     /// Starts a shell that waits for a line on its standard input and then executes `program`. If
     /// this process dies first, the shell reads the end of the input and exits.
     fn start(program: &'static str, arguments: &[String]) -> Result<Self, UserNamespaceError> {
-        if !is_in_path(program) {
-            return Err(UserNamespaceError::NoHelper { program });
-        }
+        let path = find_in_path(program).ok_or(UserNamespaceError::NoHelper { program })?;
         let child = Command::new("/bin/sh")
             .args(["-c", "read -r go && exec \"$0\" \"$@\"", program])
             .args(arguments)
@@ -251,7 +250,7 @@ impl Waiting {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|source| UserNamespaceError::Io { operation: "start", path: "/bin/sh", source })?;
-        Ok(Self { program, child })
+        Ok(Self { program, path, child })
     }
 
     /// Lets the program set the map, without waiting for it.
@@ -274,6 +273,9 @@ impl Waiting {
         if !read_map(map)?.is_empty() {
             return Ok(());
         }
+        if let Some(obstacle) = Obstacle::find(&self.path) {
+            return Err(UserNamespaceError::HelperPowerless { program: self.program, obstacle });
+        }
         if message.trim().is_empty() {
             message = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         }
@@ -288,9 +290,9 @@ impl Drop for Waiting {
     }
 }
 
-fn is_in_path(program: &str) -> bool {
+fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 #[cfg(test)]
