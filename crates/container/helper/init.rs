@@ -63,6 +63,9 @@ pub(crate) fn run(words: Words, mode: Mode) -> ! {
             // Without the command's status, the run has no result.
             let Ok(status) = supervise(pid, has_terminal) else { sys::exit(USAGE) };
             sys::report(Kind::CommandEnded, status);
+            if has_no_child() {
+                sys::report(Kind::NothingLeft, 0);
+            }
             // As in a shell: the exit status, or 128 plus the number of the signal.
             sys::exit(if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) })
         }
@@ -96,6 +99,18 @@ fn supervise(command: Pid, has_terminal: bool) -> Result<i32, i32> {
         };
         if is_for_command {
             sys::kill(command, signal.number);
+        }
+    }
+}
+
+/// Reaps the children that have ended. Returns whether there is no other one. The kernel makes this
+/// process the parent of every process that the command leaves behind.
+fn has_no_child() -> bool {
+    loop {
+        match sys::reap(-1, Wait::Looks) {
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            Err(_) => return true,
         }
     }
 }

@@ -44,4 +44,6 @@ pub(crate) enum Kind {
     CommandEnded = 7,
     /// The container's first process has ended. The value is its wait status.
     ContainerEnded = 8,
+    /// No other process was left in the container when the command had ended. The value is 0.
+    NothingLeft = 9,
 }

@@ -96,7 +96,7 @@ pub use template::{
     RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal,
 };
 pub use user::{User, UserSpec};
-pub use user_namespace::{IdMap, Ids, Refusal, UserNamespace, UserNamespaceError};
+pub use user_namespace::{IdMap, Ids, Obstacle, Refusal, UserNamespace, UserNamespaceError};
 
 /// Checks at compile time that a caller can move these types to other threads, and share those that
 /// `run` borrows.

@@ -91,7 +91,8 @@ pub struct Finished {
     /// get an error.
     pub output_error: Option<io::Error>,
     /// The resources that the container used. Without a [`Cgroup`], only the processor time is
-    /// known, and includes that of the runtime.
+    /// known, and includes that of the runtime. It is not known if the container was killed, if the
+    /// command left processes behind, or with [`Init::None`].
     pub usage: Usage,
 }
 
@@ -269,8 +270,9 @@ impl Runtime {
         let ended = container.wait(Orders { timeout, grace, cancel, signals }).map_err(watch_error)?;
         // The group still exists here, so its counters are complete.
         let mut usage = cgroup.as_ref().map(|Removed(cgroup)| cgroup.usage()).unwrap_or_default();
-        usage.cpu_time = usage.cpu_time.or(container.cpu_time());
+        let cpu_time = container.cpu_time();
         let (facts, outputs) = container.finish();
+        usage.cpu_time = usage.cpu_time.or(cpu_time.filter(|_| facts.are_all_waited_for()));
         let status = match self.conclude(bundle, init, ended, facts)? {
             Status::Signaled(KILL) if usage.out_of_memory => Status::OutOfMemory,
             status => status,

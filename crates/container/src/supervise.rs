@@ -373,8 +373,8 @@ impl<'a> Supervised<'a> {
         })
     }
 
-    /// Returns the processor time of all processes of the run, the runtime's included. Known only
-    /// after [`wait`](Self::wait).
+    /// Returns the processor time of all processes of the run that were waited for, the runtime's
+    /// included. Known only after [`wait`](Self::wait).
     pub(crate) fn cpu_time(&self) -> Option<Duration> {
         self.keeper.cpu_time()
     }

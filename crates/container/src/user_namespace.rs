@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -19,7 +19,7 @@ mod error;
 mod id_map;
 mod ranges;
 
-pub use error::{Refusal, UserNamespaceError};
+pub use error::{Obstacle, Refusal, UserNamespaceError};
 pub use id_map::IdMap;
 use ranges::{Owner, Ranges};
 
@@ -68,8 +68,9 @@ impl UserNamespace {
     /// ```
     ///
     /// # Errors
-    /// [`Error::UserNamespace`](crate::Error::UserNamespace) with the reason and the remedy. The
-    /// process may then be in a namespace without IDs, so end it.
+    /// [`Error::UserNamespace`](crate::Error::UserNamespace) with the reason and the remedy. If
+    /// [`entered`](Self::entered) then returns a namespace, the process is in one without IDs: end
+    /// it.
     pub fn enter(ids: Ids) -> Result<()> {
         if is_privileged() {
             if Self::is_here() {
@@ -89,9 +90,9 @@ impl UserNamespace {
     /// The first call finds out, and later calls return the same result until [`enter`](Self::enter)
     /// moves the process.
     pub fn is_here() -> bool {
-        let known = IS_HERE.load(Ordering::Relaxed);
-        if known != UNKNOWN {
-            return known == YES;
+        match IS_HERE.load(Ordering::Relaxed) {
+            UNKNOWN => {}
+            known => return known != NO,
         }
         // The map of IDs alone does not say: it can be the identity.
         let is_here = fs::read_link("/proc/self/ns/user").is_ok_and(|link| link != Path::new(FIRST));
@@ -104,6 +105,15 @@ impl UserNamespace {
         // The kernel lets every process read its own maps.
         let map = |path| read_map(path).unwrap_or_default();
         Self::is_here().then(|| Self { uids: map(UID_MAP), gids: map(GID_MAP) })
+    }
+
+    /// Returns the user namespace into which [`enter`](Self::enter) has moved this process, even if
+    /// `enter` has failed afterwards. Returns `None` if `enter` has moved it nowhere.
+    ///
+    /// The caller knows the users and groups by the numbers that they have outside of this
+    /// namespace. [`IdMap::inside`] translates them.
+    pub fn entered() -> Option<Self> {
+        Self::current().filter(|_| IS_HERE.load(Ordering::Relaxed) == ENTERED)
     }
 
     /// Returns the user IDs of the namespace.
@@ -154,6 +164,8 @@ static IS_HERE: AtomicU8 = AtomicU8::new(UNKNOWN);
 const UNKNOWN: u8 = 0;
 const NO: u8 = 1;
 const YES: u8 = 2;
+/// In one, because [`UserNamespace::enter`] has moved the process.
+const ENTERED: u8 = 3;
 
 /// The link of the first user namespace: `PROC_USER_INIT_INO` in include/linux/proc_ns.h.
 const FIRST: &str = "user:[4026531837]";
@@ -189,7 +201,7 @@ fn unshare_namespaces() -> Result<(), UserNamespaceError> {
     // the host's.
     let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
     unshare(flags).map_err(|error| UserNamespaceError::of_kernel(error.into()))?;
-    IS_HERE.store(UNKNOWN, Ordering::Relaxed);
+    IS_HERE.store(ENTERED, Ordering::Relaxed);
     Ok(())
 }
 
@@ -221,6 +233,7 @@ fn with_ranges(uid: u32, gid: u32, ranges: &Ranges) -> Result<(), UserNamespaceE
 /// A program that sets one of the maps as soon as it may.
 struct Waiting {
     program: &'static str,
+    path: PathBuf,
     child: Child,
 }
 
@@ -228,9 +241,7 @@ impl Waiting {
     /// Starts a shell that waits for a line on its standard input and then executes `program`. If
     /// this process dies first, the shell reads the end of the input and exits.
     fn start(program: &'static str, arguments: &[String]) -> Result<Self, UserNamespaceError> {
-        if !is_in_path(program) {
-            return Err(UserNamespaceError::NoHelper { program });
-        }
+        let path = find_in_path(program).ok_or(UserNamespaceError::NoHelper { program })?;
         let child = Command::new("/bin/sh")
             .args(["-c", "read -r go && exec \"$0\" \"$@\"", program])
             .args(arguments)
@@ -239,7 +250,7 @@ impl Waiting {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|source| UserNamespaceError::Io { operation: "start", path: "/bin/sh", source })?;
-        Ok(Self { program, child })
+        Ok(Self { program, path, child })
     }
 
     /// Lets the program set the map, without waiting for it.
@@ -262,6 +273,9 @@ impl Waiting {
         if !read_map(map)?.is_empty() {
             return Ok(());
         }
+        if let Some(obstacle) = Obstacle::find(&self.path) {
+            return Err(UserNamespaceError::HelperPowerless { program: self.program, obstacle });
+        }
         if message.trim().is_empty() {
             message = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         }
@@ -276,9 +290,9 @@ impl Drop for Waiting {
     }
 }
 
-fn is_in_path(program: &str) -> bool {
+fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
 #[cfg(test)]

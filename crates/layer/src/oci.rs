@@ -63,4 +63,4 @@ pub use self::record::Record;
 pub use self::source::{Platform, Source};
 pub use self::tree_digest::{TreeDigest, record_digest};
 pub use self::unpack::{LeftOut, Privileges};
-pub use self::verify::{Damage, Verified, verify};
+pub use self::verify::{Damage, OtherIds, Verified, verify};

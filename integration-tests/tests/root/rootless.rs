@@ -203,6 +203,25 @@ fn the_processor_time_of_a_user_is_known_without_a_control_group() {
         let usage = &json(&report)["usage"];
         assert!(usage["cpu_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{usage}");
         assert_eq!((&usage["peak_memory_bytes"], &usage["out_of_memory"]), (&Value::Null, &false.into()), "{usage}");
+
+        // The kernel discards the processor time of processes that it kills with their namespace.
+        let busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; ";
+        let table = [
+            (vec![], "(sleep 1000 > /dev/null 2>&1 &); exit 0", 0),
+            (vec!["--timeout", "5s", "--grace", "0s"], "while :; do :; done", 124),
+            (vec!["--no-init"], "exit 0", 0),
+        ];
+        for (further, end, status) in table {
+            let options = [&options[..], &further].concat();
+            let ended = fixture.run(&options, &[], &format!("{busy}{end}")).status().unwrap();
+            assert_eq!(ended.code(), Some(status), "{runtime} {end}");
+            assert_eq!(json(&report)["usage"]["cpu_seconds"], Value::Null, "{runtime} {end}");
+        }
+        // The init waits for a command that a signal kills.
+        let killed = fixture.run(&options, &[], &format!("{busy}kill -9 $$")).status().unwrap();
+        assert_eq!(killed.code(), Some(137), "{runtime}");
+        let usage = &json(&report)["usage"];
+        assert!(usage["cpu_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{usage}");
     });
 }
 
@@ -243,6 +262,8 @@ fn doctor_finds_that_runs_of_a_user_work() {
         let is_single = printed.contains("has no other user than root");
         let found = ["privilege", "ids", "deletions", "links", "a run"].map(verdict);
         assert_eq!(found, ["ok", if is_single { "warning" } else { "ok" }, "ok", "ok", "ok"], "{printed}");
+        // The user has subordinate IDs, so more of them are no remedy.
+        assert!(!printed.contains("usermod"), "{printed}");
         verdict("delegation");
     });
 }

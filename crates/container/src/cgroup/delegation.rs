@@ -40,8 +40,21 @@ pub(super) fn require(controllers: &[String]) -> Result<()> {
 }
 
 /// Lets the groups below `parent` have `controllers`, after moving the process `pid` out of it. On a
-/// failure, returns the controller too.
+/// failure, returns the controller too, and the process is back in `parent` if no controller was
+/// passed on.
 fn pass_on(parent: &Path, controllers: &[String], pid: &str) -> Result<(), (String, io::Error)> {
+    let leaf = parent.join(LEAF);
+    let had_leaf = leaf.exists();
+    let passed_on = try_to_pass_on(parent, controllers, pid);
+    if passed_on.is_err() && !had_leaf && leaf.exists() {
+        // The kernel refuses both if other processes need the leaf, and then it stays.
+        let _ = fs::write(parent.join("cgroup.procs"), pid);
+        let _ = fs::remove_dir(&leaf);
+    }
+    passed_on
+}
+
+fn try_to_pass_on(parent: &Path, controllers: &[String], pid: &str) -> Result<(), (String, io::Error)> {
     let list = |file: &str| fs::read_to_string(parent.join(file)).unwrap_or_default();
     let (available, passed_on) = (list("cgroup.controllers"), list("cgroup.subtree_control"));
     let has = |list: &str, controller: &str| list.split_whitespace().any(|name| name == controller);
@@ -148,5 +161,22 @@ mod tests {
         assert_eq!((get("layered.self/cgroup.procs"), get("cgroup.subtree_control")), ("7".into(), "+memory".into()));
         pass_on(group, &controllers(&["cpu"]), "8").unwrap();
         assert_eq!((get("layered.self/cgroup.procs"), get("cgroup.subtree_control")), ("8".into(), "+cpu".into()));
+    }
+
+    #[test]
+    fn after_a_failure_the_process_is_back_in_its_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path();
+        fs::write(group.join("cgroup.controllers"), "memory\n").unwrap();
+        // It can be neither read nor written.
+        fs::create_dir(group.join("cgroup.subtree_control")).unwrap();
+        let (controller, _) = pass_on(group, &["memory".into()], "7").unwrap_err();
+        assert_eq!(controller, "memory");
+        assert_eq!(fs::read_to_string(group.join("cgroup.procs")).unwrap(), "7");
+
+        // A leaf of other runs stays as it is.
+        fs::remove_file(group.join("cgroup.procs")).unwrap();
+        pass_on(group, &["memory".into()], "8").unwrap_err();
+        assert!(group.join(LEAF).exists() && !group.join("cgroup.procs").exists());
     }
 }

@@ -69,7 +69,8 @@ impl Keeper {
     }
 
     /// Returns the processor time of the keeper and of all processes that it or its children have
-    /// waited for. Returns `None` before the end, and if something else has reaped the keeper.
+    /// waited for. Processes that were killed at the end are not among them. Returns `None` before
+    /// the end, and if something else has reaped the keeper.
     pub(super) fn cpu_time(&self) -> Option<Duration> {
         self.cpu_time
     }

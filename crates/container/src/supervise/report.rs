@@ -22,6 +22,18 @@ pub(crate) struct Facts {
     pub(crate) command: Option<i32>,
     /// The wait status of the container's first process.
     pub(crate) container: Option<i32>,
+    /// Whether the init has found that no process is left after the command.
+    pub(crate) has_nothing_left: bool,
+}
+
+impl Facts {
+    /// Returns whether every process of the run has been waited for by its parent. The kernel counts
+    /// the processor time of no other process: it discards that of processes that it kills because
+    /// the first process of their PID namespace has ended.
+    pub(crate) fn are_all_waited_for(&self) -> bool {
+        // Without the keeper's record, the keeper was killed, and everything with it.
+        self.has_nothing_left && self.container.is_some()
+    }
 }
 
 /// The errno of a failed execve(2), the path, and the first bytes of the file.
@@ -109,6 +121,7 @@ impl Report {
                 }
                 kind if kind == Kind::CommandEnded as u32 => facts.command = Some(value),
                 kind if kind == Kind::ContainerEnded as u32 => facts.container = Some(value),
+                kind if kind == Kind::NothingLeft as u32 => facts.has_nothing_left = true,
                 _ => {}
             }
         }
@@ -172,11 +185,29 @@ mod tests {
             (record(Kind::RuntimeNotExecuted, 2), Facts { runtime_not_executed: Some(2), ..Facts::default() }),
             (record(Kind::RuntimeEnded, 256), Facts { runtime: Some(256), ..Facts::default() }),
             (record(Kind::ContainerEnded, 9), Facts { container: Some(9), ..Facts::default() }),
+            (record(Kind::NothingLeft, 0), Facts { has_nothing_left: true, ..Facts::default() }),
             (record(Kind::Path, -1), Facts::default()),
             ([record(Kind::Head, MOST_BYTES as i32 + 1), record(Kind::Ready, 0)].concat(), Facts::default()),
         ];
         for (bytes, facts) in table {
             assert_eq!(read(&[&bytes]), facts, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_run_that_nobody_has_killed_has_waited_for_all() {
+        let (command, nothing_left) = (record(Kind::CommandEnded, 9), record(Kind::NothingLeft, 0));
+        let container = record(Kind::ContainerEnded, 0);
+        let table = [
+            ([&*command, &nothing_left, &container].concat(), true),
+            // Other processes were left, or the command was process 1 itself.
+            ([&*command, &container].concat(), false),
+            // The keeper was killed.
+            ([&*command, &nothing_left].concat(), false),
+            (Vec::new(), false),
+        ];
+        for (bytes, expected) in table {
+            assert_eq!(read(&[&bytes]).are_all_waited_for(), expected, "{bytes:?}");
         }
     }
 

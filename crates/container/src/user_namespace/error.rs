@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use crate::display::escaped;
 
@@ -40,12 +43,39 @@ pub enum UserNamespaceError {
     },
     /// The caller asked for ranges, and the user has none.
     #[error(
-        "{user} has no subordinate IDs: add some with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}`, or use --ids single",
+        "{user} has no subordinate IDs: as root, run `usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST {user}` \
+         with 65,536 numbers that no other line of /etc/subuid and /etc/subgid has, or use --ids single",
         user = escaped(user)
     )]
     NoRanges {
         /// The user's name, or the number if the user has no name.
         user: String,
+    },
+    /// The user has subordinate IDs of one kind only.
+    #[error(
+        "{user} has subordinate {has} and no subordinate {lacks}: as root, run `usermod --add-sub{option} FIRST-LAST {user}` \
+         with 65,536 numbers that no other user has, or use --ids single",
+        user = escaped(user),
+        option = if *lacks == "users" { "uids" } else { "gids" }
+    )]
+    HalfRanges {
+        /// The user's name, or the number if the user has no name.
+        user: String,
+        /// `users` or `groups`.
+        has: &'static str,
+        /// The other one.
+        lacks: &'static str,
+    },
+    /// A line about the user in a list of subordinate IDs is not in the format of subuid(5).
+    #[error(
+        "{path} has a line that is not USER:FIRST:COUNT: {line}; correct it, or use --ids single",
+        line = escaped(line)
+    )]
+    MalformedRange {
+        /// `/etc/subuid` or `/etc/subgid`.
+        path: &'static str,
+        /// The line.
+        line: String,
     },
     /// A program that the ranges need is not installed.
     #[error(
@@ -58,9 +88,28 @@ pub enum UserNamespaceError {
     /// A program that the ranges need failed. The message is the program's own.
     #[error("{program} failed ({}): correct /etc/subuid and /etc/subgid, or use --ids single", escaped(message.trim()))]
     HelperFailed {
-        /// `newuidmap`, `newgidmap` or `getsubids`.
+        /// `newuidmap` or `newgidmap`.
         program: &'static str,
         /// The message of the program, or its exit status.
+        message: String,
+    },
+    /// A program that the ranges need gets no privilege from its set-user-ID bit or its capabilities.
+    #[error("{program} gets no privilege: {obstacle}; use --ids single")]
+    HelperPowerless {
+        /// `newuidmap` or `newgidmap`.
+        program: &'static str,
+        /// What keeps the kernel from giving it one.
+        obstacle: Obstacle,
+    },
+    /// getsubids(1) failed. It also fails if the source of subordinate IDs that nsswitch.conf(5) names
+    /// does not answer, so a failure does not mean that the user has none.
+    #[error(
+        "getsubids failed ({}): see that the source after `subid:` in /etc/nsswitch.conf answers and has IDs of the \
+         user, or use --ids single",
+        escaped(message.trim())
+    )]
+    SourceFailed {
+        /// The message of the program, its exit status, or a line that it should not print.
         message: String,
     },
     /// A file could not be read or written, or a program could not be started.
@@ -73,6 +122,39 @@ pub enum UserNamespaceError {
         /// The kernel's error.
         source: io::Error,
     },
+}
+
+/// What keeps the kernel from giving privileges to a set-user-ID program: execve(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// A parent of this process has set `no_new_privs`.
+    #[error(
+        "this process may gain none (no_new_privs, as under `setpriv --no-new-privs` or systemd's NoNewPrivileges=)"
+    )]
+    NoNewPrivs,
+    /// The program is on a file system that is mounted with `nosuid`.
+    #[error("its file system is mounted with nosuid")]
+    NoSuid,
+}
+
+impl Obstacle {
+    /// Returns the obstacle for this process and `program`, if there is one.
+    pub(super) fn find(program: &Path) -> Option<Self> {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let flags = statvfs(program).map_or(StatVfsMountFlags::empty(), |mount| mount.f_flag);
+        Self::of(&status, flags)
+    }
+
+    fn of(status: &str, flags: StatVfsMountFlags) -> Option<Self> {
+        let no_new_privs =
+            status.lines().filter_map(|line| line.strip_prefix("NoNewPrivs:")).any(|on| on.trim() == "1");
+        match (no_new_privs, flags.contains(StatVfsMountFlags::NOSUID)) {
+            (true, _) => Some(Self::NoNewPrivs),
+            (false, true) => Some(Self::NoSuid),
+            (false, false) => None,
+        }
+    }
 }
 
 /// The part of the system that refuses user namespaces to ordinary users.
@@ -141,6 +223,21 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
+
+    #[test]
+    fn a_set_user_id_program_can_meet_two_obstacles() {
+        let (none, nosuid) = (StatVfsMountFlags::empty(), StatVfsMountFlags::NOSUID);
+        let table = [
+            ("Name:\tx\nNoNewPrivs:\t0\n", none, None),
+            ("Name:\tx\nNoNewPrivs:\t1\n", none, Some(Obstacle::NoNewPrivs)),
+            ("NoNewPrivs:\t1\n", nosuid, Some(Obstacle::NoNewPrivs)),
+            ("NoNewPrivs:\t0\n", nosuid, Some(Obstacle::NoSuid)),
+            ("", none, None),
+        ];
+        for (status, flags, expected) in table {
+            assert_eq!(Obstacle::of(status, flags), expected, "{status}");
+        }
+    }
 
     #[test]
     fn the_sysctls_name_who_refused() {

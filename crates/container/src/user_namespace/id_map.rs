@@ -32,6 +32,15 @@ impl IdMap {
         self.extents.iter().any(|extent| id.checked_sub(extent.inside).is_some_and(|offset| offset < extent.count))
     }
 
+    /// Returns the number in the namespace of the ID that is `outside` in the parent namespace.
+    /// Returns `None` if the namespace does not have it.
+    pub fn inside(&self, outside: u32) -> Option<u32> {
+        self.extents.iter().find_map(|extent| {
+            let offset = outside.checked_sub(extent.outside).filter(|offset| *offset < extent.count)?;
+            extent.inside.checked_add(offset)
+        })
+    }
+
     /// Returns how many IDs the namespace has.
     pub fn count(&self) -> u64 {
         self.extents.iter().map(|extent| u64::from(extent.count)).sum()
@@ -71,6 +80,25 @@ mod tests {
             assert_eq!(map.contains(id), expected, "{id}");
         }
         assert_eq!((map.count(), map.to_string()), (65537, "0=1000, 1-65536=100000-165535".to_owned()));
+    }
+
+    #[test]
+    fn an_id_of_the_parent_namespace_has_a_number_if_an_extent_has_it() {
+        let map = IdMap::parse("0 1000 1\n1 100000 65536\n70000 60 2\n4294967295 200000 2\n");
+        let table = [
+            (1000, Some(0)),
+            (100_000, Some(1)),
+            (165_535, Some(65536)),
+            (61, Some(70001)),
+            (0, None),
+            (1001, None),
+            (62, None),
+            (165_536, None),
+            (200_001, None),
+        ];
+        for (outside, expected) in table {
+            assert_eq!(map.inside(outside), expected, "{outside}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::error::{Error, Result};
 use super::image::{Blob, Image};
 use super::import::Progress;
 use super::layout_writer::{LayoutWriter, Written};
-use super::pack::pack;
+use super::pack::{Differences, pack};
 use super::record::Record;
 use super::source::{Platform, Source};
 use super::tree_digest::Recorded;
@@ -67,6 +67,9 @@ pub struct Exported {
     /// The paths of sockets, which no image can have. Whiteouts take their place.
     #[serde(serialize_with = "paths")]
     pub sockets: Vec<PathBuf>,
+    /// The number of files whose user or group has no number in this process's user namespace. They
+    /// are root's in the image, as in a [merge](crate::Merge).
+    pub owners_as_root: u64,
 }
 
 fn paths<S: serde::Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
@@ -151,7 +154,7 @@ impl<'a> Export<'a> {
         let done = AtomicU64::new(0);
         let mut config = Map::new();
         let mut blobs = Vec::new();
-        let mut sockets = Vec::new();
+        let mut differences = Differences::default();
         let mut original = 0;
         if let Some(base) = self.base {
             let record = if base.is_tree() { None } else { Record::of(&Layer::at(base.path()))? };
@@ -164,13 +167,13 @@ impl<'a> Export<'a> {
             }
             if original == 0 {
                 let (blob, found) = self.write_tree(writer, base.fs(), &done)?;
-                sockets.extend(found);
+                differences.add(found);
                 blobs.push(blob);
             }
         }
         for layer in self.layers.iter().rev() {
             let (blob, found) = self.write_tree(writer, Layer::open(layer.path())?.fs(), &done)?;
-            sockets.extend(found);
+            differences.add(found);
             remember(layer, &blob);
             blobs.push(blob);
         }
@@ -185,24 +188,25 @@ impl<'a> Export<'a> {
         });
         let manifest = writer.bytes(manifest.to_string().as_bytes())?;
         writer.tag(tag, descriptor(MANIFEST, manifest))?;
-        Ok(Exported { manifest: manifest.digest, blobs, original, sockets })
+        let Differences { sockets, owners_as_root } = differences;
+        Ok(Exported { manifest: manifest.digest, blobs, original, sockets, owners_as_root })
     }
 
-    fn write_tree(&self, writer: &LayoutWriter, tree: PathBuf, done: &AtomicU64) -> Result<(Blob, Vec<PathBuf>)> {
-        let (written, (diff_id, sockets)) = writer.blob(|out| {
+    fn write_tree(&self, writer: &LayoutWriter, tree: PathBuf, done: &AtomicU64) -> Result<(Blob, Differences)> {
+        let (written, (diff_id, mut differences)) = writer.blob(|out| {
             let failed = || Error::io("compress", &tree);
             let mut encoder = Encoder::new(self.compression, out).map_err(failed())?;
             let reporting = Reporting { out: &mut encoder, done, progress: self.progress };
             let mut archive = Hashing::new(reporting);
-            let sockets = pack(&tree, self.xattrs, &mut archive)?;
+            let differences = pack(&tree, self.xattrs, &mut archive)?;
             let (_, diff_id, _) = archive.finish();
             encoder.finish().map_err(failed())?;
-            Ok((diff_id, sockets))
+            Ok((diff_id, differences))
         })?;
         let media_type = self.compression.media_type().to_string();
         let Written { digest, size } = written;
-        let sockets = sockets.into_iter().map(|socket| tree.join(socket)).collect();
-        Ok((Blob { media_type, digest, size, diff_id: Some(diff_id) }, sockets))
+        differences.sockets.iter_mut().for_each(|socket| *socket = tree.join(&*socket));
+        Ok((Blob { media_type, digest, size, diff_id: Some(diff_id) }, differences))
     }
 
     /// Returns the configuration of the image. `added` layers are not those of the base's image.
@@ -287,7 +291,7 @@ fn remember(layer: &Layer, blob: &Blob) {
         return;
     }
     // The store may be read-only.
-    if let Err(error) = (Recorded { tree }).write(layer) {
+    if let Err(error) = Recorded::new(tree).write(layer) {
         log::info!("not recording the digest: {}", crate::error::Chain(&error));
     }
 }

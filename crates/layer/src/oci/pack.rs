@@ -19,6 +19,7 @@ use super::error::{Error, Problem, Result};
 use super::pax::format_time;
 use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
 use crate::tree::attributes::{Attributes, Keep};
+use crate::tree::owner;
 use crate::tree::walk::{Entries, Identity, READ, as_os_str, identity, open_beneath, open_in};
 use crate::tree::xattr::XattrList;
 
@@ -29,11 +30,28 @@ const MAX_NUMBER: u64 = 0o77_777_777_777;
 /// The length of the longest name in a header, in bytes.
 const MAX_NAME: usize = 100;
 
-/// Writes the directory `tree` into `out`. Returns the paths of sockets, which no archive can have: a
-/// whiteout takes their place.
-pub(crate) fn pack(tree: &Path, xattrs: XattrNamespace, out: &mut dyn Write) -> Result<Vec<PathBuf>> {
+/// What an archive has in another form than the tree.
+#[derive(Debug, Default)]
+pub(crate) struct Differences {
+    /// The paths of sockets, which no archive can have. Whiteouts take their place.
+    pub(crate) sockets: Vec<PathBuf>,
+    /// The number of files whose user or group has no number in this process's user namespace. They
+    /// are root's in the archive, as in a merge.
+    pub(crate) owners_as_root: u64,
+}
+
+impl Differences {
+    /// Adds those of another archive.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.sockets.extend(other.sockets);
+        self.owners_as_root += other.owners_as_root;
+    }
+}
+
+/// Writes the directory `tree` into `out`.
+pub(crate) fn pack(tree: &Path, xattrs: XattrNamespace, out: &mut dyn Write) -> Result<Differences> {
     let root = openat(CWD, tree, READ, Mode::empty()).map_err(crate::Error::io("open", tree))?;
-    let mut packer = Packer { root, xattrs, out, names: HashMap::new(), sockets: Vec::new() };
+    let mut packer = Packer { root, xattrs, out, names: HashMap::new(), differences: Differences::default() };
     let mut current = PathBuf::new();
     packer.walk(&mut current).map_err(|problem| Error::Entry {
         operation: "pack",
@@ -41,7 +59,7 @@ pub(crate) fn pack(tree: &Path, xattrs: XattrNamespace, out: &mut dyn Write) -> 
         entry: if current.as_os_str().is_empty() { ".".into() } else { current },
         problem,
     })?;
-    Ok(packer.sockets)
+    Ok(packer.differences)
 }
 
 /// One member of an archive.
@@ -159,7 +177,7 @@ struct Packer<'a> {
     out: &'a mut dyn Write,
     /// The first name of each file that has several.
     names: HashMap<Identity, Vec<u8>>,
-    sockets: Vec<PathBuf>,
+    differences: Differences,
 }
 
 impl Packer<'_> {
@@ -235,7 +253,8 @@ impl Packer<'_> {
             if let Some(first) = self.names.get(&identity(stat)) {
                 let link =
                     Member { kind: EntryType::Link, target: first, ..Member::plain(bytes, stat.st_mode & 0o7777, 0) };
-                let link = Member { owner: (stat.st_uid, stat.st_gid), modified: modified(stat), ..link };
+                let (uid, gid) = owner::of_copy(stat);
+                let link = Member { owner: (uid.as_raw(), gid.as_raw()), modified: modified(stat), ..link };
                 let link = header(&link)?;
                 self.write(&link)?;
                 return Ok(Shows::Entry);
@@ -255,7 +274,7 @@ impl Packer<'_> {
             FileType::BlockDevice => (EntryType::Block, Vec::new()),
             FileType::Fifo => (EntryType::Fifo, Vec::new()),
             _ => {
-                self.sockets.push(path.into());
+                self.differences.sockets.push(path.into());
                 // Without the socket, a file of its name in a layer below would appear.
                 return Ok(Shows::Nothing);
             }
@@ -318,7 +337,8 @@ impl Packer<'_> {
             EntryType::Char | EntryType::Block => (major(stat.st_rdev), minor(stat.st_rdev)),
             _ => (0, 0),
         };
-        let (owner, mode, modified) = ((stat.st_uid, stat.st_gid), stat.st_mode & 0o7777, modified(stat));
+        let (owner, mode, modified) = (attributes.owner(), stat.st_mode & 0o7777, modified(stat));
+        self.differences.owners_as_root += u64::from(owner != (stat.st_uid, stat.st_gid));
         let header = header(&Member { kind, path, target, mode, owner, modified, size, device, xattrs: &xattrs })?;
         self.write(&header)
     }
@@ -360,8 +380,9 @@ mod tests {
 
     fn packed(tree: &Path) -> (Vec<u8>, Vec<PathBuf>) {
         let mut bytes = Vec::new();
-        let sockets = pack(tree, XattrNamespace::User, &mut bytes).unwrap();
-        (bytes, sockets)
+        let differences = pack(tree, XattrNamespace::User, &mut bytes).unwrap();
+        assert_eq!(differences.owners_as_root, 0);
+        (bytes, differences.sockets)
     }
 
     #[test]

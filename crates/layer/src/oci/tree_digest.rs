@@ -10,6 +10,7 @@ use super::error::Result;
 use super::pack::pack;
 use crate::layer::Layer;
 use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::owner::IdMaps;
 
 /// The name of the sidecar.
 const NAME: &str = "digest";
@@ -25,10 +26,14 @@ pub enum TreeDigest {
 }
 
 /// The content of the sidecar.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Recorded {
     /// The diff ID that an export of the tree has.
     pub(crate) tree: Digest,
+    /// The IDs with which the owners were read. Root outside of a user namespace has recorded a
+    /// digest without them.
+    #[serde(default)]
+    pub(crate) ids: IdMaps,
 }
 
 impl Recorded {
@@ -36,8 +41,13 @@ impl Recorded {
         Ok(layer.read_sidecar(NAME)?)
     }
 
-    pub(crate) fn write(self, layer: &Layer) -> Result<()> {
-        Ok(layer.write_sidecar(NAME, &self)?)
+    /// Returns the record of a digest that this process has computed.
+    pub(crate) fn new(tree: Digest) -> Self {
+        Self { tree, ids: IdMaps::of_process() }
+    }
+
+    pub(crate) fn write(&self, layer: &Layer) -> Result<()> {
+        Ok(layer.write_sidecar(NAME, self)?)
     }
 }
 
@@ -56,6 +66,6 @@ pub(crate) fn compute(layer: &Layer, xattrs: XattrNamespace) -> Result<Digest> {
 /// [`Error::Layer`](super::Error::Layer) a sidecar that cannot be written.
 pub fn record_digest(layer: &Layer, xattrs: XattrNamespace) -> Result<Digest> {
     let tree = compute(layer, xattrs)?;
-    Recorded { tree }.write(layer)?;
+    Recorded::new(tree).write(layer)?;
     Ok(tree)
 }

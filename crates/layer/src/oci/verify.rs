@@ -1,6 +1,7 @@
 //! Compares layers with what was recorded of them. Changes nothing.
 
 use std::fmt;
+use std::io;
 
 use super::digest::Digest;
 use super::error::{Error, Result};
@@ -9,6 +10,7 @@ use super::tree_digest::{self, Recorded};
 use crate::error::Chain;
 use crate::layer::Layer;
 use crate::stack::overlayfs::XattrNamespace;
+use crate::tree::owner::IdMaps;
 
 /// The result of [`verify`].
 #[derive(Debug)]
@@ -18,8 +20,35 @@ pub enum Verified {
     Intact(Digest),
     /// No digest was recorded. Everything that can be checked without one is as it should be.
     NotRecorded,
+    /// The digest was recorded with other users and groups than this process has, so the owners of
+    /// the files have other numbers here. Whether the tree is damaged is not known.
+    OtherIds(OtherIds),
     /// The layer is damaged.
     Damaged(Damage),
+}
+
+/// The users and groups with which a digest was recorded, and those of this process.
+///
+/// Its text says who can compare the layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherIds {
+    recorded: IdMaps,
+    here: IdMaps,
+}
+
+impl fmt::Display for OtherIds {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { recorded, here } = self;
+        let remedy = if recorded.are_identity() {
+            "verify it as root, outside of a user namespace"
+        } else {
+            "verify it as the user who made it, with the same --ids"
+        };
+        write!(
+            formatter,
+            "its digest was recorded with other IDs ({recorded}) than this process has ({here}); {remedy}"
+        )
+    }
 }
 
 /// A kind of damage to a layer.
@@ -78,9 +107,63 @@ fn look(layer: &Layer, xattrs: XattrNamespace) -> Result<Verified, Damage> {
     }
     Record::of(layer).map_err(Damage::Unreadable)?;
     let Some(recorded) = Recorded::of(layer).map_err(Damage::Unreadable)? else { return Ok(Verified::NotRecorded) };
-    let found = tree_digest::compute(layer, xattrs).map_err(Damage::Entry)?;
-    match found == recorded.tree {
-        true => Ok(Verified::Intact(found)),
-        false => Err(Damage::OtherTree { expected: recorded.tree, found }),
+    let here = IdMaps::of_process();
+    match tree_digest::compute(layer, xattrs) {
+        Ok(found) => compare(recorded, found, here),
+        // The owner, whom this process does not have, lets nobody else read the file.
+        Err(error) if recorded.ids != here && is_denied(&error) => {
+            Ok(Verified::OtherIds(OtherIds { recorded: recorded.ids, here }))
+        }
+        Err(error) => Err(Damage::Entry(error)),
+    }
+}
+
+fn is_denied(error: &Error) -> bool {
+    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    let chain = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    chain.filter_map(|error| error.downcast_ref()).any(denied)
+}
+
+/// Compares a record with the digest that was found in a process with the IDs `here`.
+fn compare(recorded: Recorded, found: Digest, here: IdMaps) -> Result<Verified, Damage> {
+    let Recorded { tree: expected, ids: recorded } = recorded;
+    match (found == expected, recorded == here) {
+        (true, _) => Ok(Verified::Intact(found)),
+        (false, true) => Err(Damage::OtherTree { expected, found }),
+        (false, false) => Ok(Verified::OtherIds(OtherIds { recorded, here })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_tree_that_was_read_with_the_same_ids_is_called_damaged() {
+        let recorded = |json: &str| serde_json::from_str::<Recorded>(json).unwrap();
+        let maps = |json: &str| serde_json::from_str::<IdMaps>(json).unwrap();
+        let (tree, other) = (Digest::of(b"tree"), Digest::of(b"other"));
+        let single = r#"{"uids":"0 1000 1","gids":"0 1000 1"}"#;
+        let of_user = format!(r#"{{"tree":"{tree}","ids":{single}}}"#);
+        // As root records it, and as earlier versions did.
+        let of_root = format!(r#"{{"tree":"{tree}"}}"#);
+        for (record, here, is_same) in [
+            (&of_root, IdMaps::default(), true),
+            (&of_root, maps(single), false),
+            (&of_user, maps(single), true),
+            (&of_user, IdMaps::default(), false),
+        ] {
+            let compared = compare(recorded(record), tree, here.clone());
+            assert!(matches!(compared, Ok(Verified::Intact(found)) if found == tree), "{record} {here}");
+            match compare(recorded(record), other, here.clone()) {
+                Err(Damage::OtherTree { .. }) => assert!(is_same, "{record} {here}"),
+                Ok(Verified::OtherIds(ids)) => {
+                    assert!(!is_same, "{record} {here}");
+                    let remedy = if *record == of_root { "verify it as root" } else { "the same --ids" };
+                    assert!(ids.to_string().contains(remedy), "{ids}");
+                }
+                result => panic!("{result:?}"),
+            }
+        }
     }
 }

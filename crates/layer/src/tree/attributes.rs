@@ -56,6 +56,12 @@ impl Attributes {
         }
     }
 
+    /// Returns the user and the group.
+    #[cfg(feature = "oci")]
+    pub(crate) fn owner(&self) -> (u32, u32) {
+        (self.uid.as_raw(), self.gid.as_raw())
+    }
+
     /// Returns the names and values of the extended attributes.
     #[cfg(feature = "oci")]
     pub(crate) fn xattrs(&self) -> &[(CString, Vec<u8>)] {

@@ -32,6 +32,53 @@ pub(crate) fn of_copy(stat: &Stat) -> (Uid, Gid) {
     (Uid::from_raw(known_uid(stat).unwrap_or(0)), Gid::from_raw(known_gid(stat).unwrap_or(0)))
 }
 
+/// The IDs of this process's user namespace. Owners that were read in another one have other numbers.
+#[cfg(feature = "oci")]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct IdMaps {
+    /// The lines of `/proc/self/uid_map`, with commas between them.
+    uids: String,
+    gids: String,
+}
+
+#[cfg(feature = "oci")]
+impl IdMaps {
+    /// Returns the maps of this process. On a kernel without user namespaces, they are the identity.
+    pub(crate) fn of_process() -> Self {
+        let read = |path: &str| fs::read_to_string(path).map_or_else(|_| IDENTITY.into(), |map| one_line(&map));
+        Self { uids: read("/proc/self/uid_map"), gids: read("/proc/self/gid_map") }
+    }
+
+    /// Returns whether they are those of the machine's first user namespace, or equal to them.
+    pub(crate) fn are_identity(&self) -> bool {
+        self.uids == IDENTITY && self.gids == IDENTITY
+    }
+}
+
+#[cfg(feature = "oci")]
+impl Default for IdMaps {
+    /// Returns the identity.
+    fn default() -> Self {
+        Self { uids: IDENTITY.into(), gids: IDENTITY.into() }
+    }
+}
+
+#[cfg(feature = "oci")]
+impl std::fmt::Display for IdMaps {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "uid_map {}; gid_map {}", self.uids, self.gids)
+    }
+}
+
+/// The map of a namespace that has every ID under its own number.
+const IDENTITY: &str = "0 0 4294967295";
+
+/// Returns the lines of a map, with one space between numbers and a comma between lines.
+fn one_line(map: &str) -> String {
+    let line = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    map.lines().map(line).collect::<Vec<_>>().join(", ")
+}
+
 /// Gives `made`, a file or directory that this process has just created in `parent`, to the owner of
 /// `parent`, if this process is root and the two differ. A user whose store root has used could
 /// otherwise not use it any more.
@@ -82,13 +129,18 @@ fn overflow() -> Overflow {
 /// Returns the overflow ID, 65534 unless the system has another one, if a namespace with this map
 /// does not have every ID.
 fn unless_whole(map: &str, overflow: Option<String>) -> Option<u32> {
-    let is_whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
-    (!is_whole).then(|| overflow.and_then(|id| id.trim().parse().ok()).unwrap_or(65534))
+    (one_line(map) != IDENTITY).then(|| overflow.and_then(|id| id.trim().parse().ok()).unwrap_or(65534))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_map_has_one_form_however_the_kernel_aligns_it() {
+        let map = "         0       1000          1\n         1     100000      65536\n";
+        assert_eq!((&*one_line(map), &*one_line("")), ("0 1000 1, 1 100000 65536", ""));
+    }
 
     #[test]
     fn only_a_namespace_without_some_ids_has_an_overflow_id() {

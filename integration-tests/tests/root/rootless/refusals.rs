@@ -1,7 +1,7 @@
 //! What an ordinary user cannot do, and what layered says then: one line with the remedy.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
 use integration_tests::user::{ALL_IDS, UserFixture, failure, powerless, quietly};
@@ -38,7 +38,7 @@ fn ranges_without_their_programs_are_an_error_and_single_works() {
 }
 
 #[test]
-fn the_words_of_a_program_that_fails_are_passed_on() {
+fn a_program_without_privilege_is_named_with_the_reason() {
     let fixture = UserFixture::new("ranges");
     // Without a set-user-ID bit, the program may not set the map.
     let no_new_privs = |ids: &str| {
@@ -48,10 +48,29 @@ fn the_words_of_a_program_that_fails_are_passed_on() {
     };
     for ids in ["auto", "ranges"] {
         let error = failure(125, &mut no_new_privs(ids));
-        let parts = ["newuidmap failed (newuidmap: ", "/etc/subuid", "--ids single"];
-        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        let parts = ["newuidmap gets no privilege", "no_new_privs", "--ids single"];
+        assert!(parts.iter().all(|part| error.contains(part)) && !error.contains("/etc/subuid"), "{error}");
     }
     quietly(&mut no_new_privs("single"));
+}
+
+#[test]
+fn no_command_continues_in_a_namespace_without_ids() {
+    let fixture = UserFixture::new("ranges");
+    let layers = fixture.numbered_layers(1);
+    let layer = layers[0].to_str().unwrap();
+    let without_ids = |arguments: &[&str]| {
+        let mut command = fixture.command_with(&["--no-new-privs"], fixture.program());
+        command.args(arguments);
+        command
+    };
+    for arguments in [&["merge", "merged", layer][..], &["rm", layer], &["sweep"], &["diff", layer], &["doctor"]] {
+        let error = failure(125, &mut without_ids(arguments));
+        assert!(error.contains("newuidmap gets no privilege") && error.lines().count() == 1, "{arguments:?}: {error}");
+    }
+    assert!(layers[0].exists() && !fixture.path().join("merged").exists());
+    // A command that needs no rights does not enter.
+    quietly(&mut without_ids(&["completions", "bash"]));
 }
 
 #[test]
@@ -128,4 +147,57 @@ fn an_unknown_value_of_the_environment_is_refused() {
     let fixture = UserFixture::new("both");
     let error = failure(125, &mut fixture.run(&[], &[], "true"));
     assert!(error.contains("LAYERED_IDS is \"both\"; set it to auto, ranges or single"), "{error}");
+}
+
+#[test]
+fn a_group_is_one_of_the_host_that_the_user_can_give_files_to() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let (_, own) = fixture.owner();
+        let map = quietly(&mut fixture.layered(&["unshare", "--", "cat", "/proc/self/gid_map"]));
+        let first: Option<u32> =
+            map.lines().nth(1).map(|line| line.split_whitespace().nth(1).unwrap().parse().unwrap());
+        assert_eq!(first.is_some(), ids == "ranges", "{map}");
+        for group in [Some(own), first.map(|first| first + 9)].into_iter().flatten() {
+            let upper = fixture.path().join(format!("up-{group}"));
+            let options = ["--upper", upper.to_str().unwrap(), "--group", &group.to_string()];
+            quietly(&mut fixture.run(&options, &[], "true"));
+            let metadata = fs::metadata(&upper).unwrap();
+            assert_eq!((metadata.gid(), metadata.mode() & 0o7777), (group, 0o750), "{ids} {group}");
+        }
+        // A group with a low number on the host, which is another group in the namespace.
+        let error = failure(125, &mut fixture.run(&["--upper", "up", "--group", "daemon"], &[], "true"));
+        let parts = ["cannot give a directory to the group 1: ", "subordinate groups (0=", "chgrp 1 DIR"];
+        assert!(parts.iter().all(|part| error.contains(part)), "{ids}: {error}");
+        assert!(!fixture.path().join("up").exists(), "{ids}");
+    }
+}
+
+#[test]
+fn ranges_that_cannot_be_used_are_never_a_single_map() {
+    let fixture = UserFixture::new("auto");
+    let name = "layered-test";
+    let getsubids = fixture.path().join("getsubids");
+    fs::write(&getsubids, "#!/bin/sh\necho the directory does not answer >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&getsubids, fs::Permissions::from_mode(0o755)).unwrap();
+    let usable = format!("{name}:100000:65536\n");
+    let table = [
+        (["", &usable, ""], &["no subordinate groups", "usermod --add-subgids FIRST-LAST layered-test"][..]),
+        (["", "", &usable], &["no subordinate users", "usermod --add-subuids FIRST-LAST layered-test"]),
+        (["", &usable, &format!("{name}:100000\n")], &["/etc/subgid has a line", "layered-test:100000"]),
+        (["subid: sss\n", &usable, &usable], &["getsubids failed (the directory does not answer)", "nsswitch.conf"]),
+    ];
+    for (files, parts) in table {
+        let enter = fixture.layered(&["unshare", "--", "true"]);
+        // Only this command sees the files.
+        let script = "for file in nsswitch.conf subuid subgid; do printf %s \"$1\" > $file.of-test; \
+                      mount --bind $file.of-test /etc/$file || exit; shift; done; \
+                      mount --bind getsubids /usr/bin/getsubids; exec \"$@\"";
+        let mut inside = Command::new(find("unshare"));
+        inside.args(["--mount", "sh", "-c", script, "sh"]).args(files).arg(enter.get_program()).args(enter.get_args());
+        inside.env_clear().envs(enter.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let error = failure(125, inside.current_dir(fixture.path()));
+        let is_told = parts.iter().chain(&["--ids single"]).all(|part| error.contains(part));
+        assert!(is_told && error.lines().count() == 1, "{files:?}: {error}");
+    }
 }

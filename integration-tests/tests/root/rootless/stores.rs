@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 
 use integration_tests::user::{ALL_IDS, UserFixture, quietly};
 
@@ -190,4 +191,57 @@ fn a_merge_copies_files_of_others_and_root_of_the_namespace_owns_the_copies() {
             assert_eq!(fs::metadata(merged.join(path)).unwrap().uid(), fixture.owner().0, "{ids} {path}");
         }
     }
+}
+
+#[test]
+fn an_export_of_files_of_others_makes_them_roots_and_says_so() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let layer = fixture.store().join("of-root");
+        fs::create_dir_all(layer.join("fs/bin")).unwrap();
+        fs::write(layer.join("fs/bin/su"), "theirs\n").unwrap();
+        fs::set_permissions(layer.join("fs/bin/su"), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::hard_link(layer.join("fs/bin/su"), layer.join("fs/bin/su2")).unwrap();
+        let image = fixture.path().join("image");
+        let mut export = fixture.layered(&["export", "oci:image:x", "--zip", "none", "--json", "--layer"]);
+        let output = export.arg(&layer).output().unwrap();
+        let (printed, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        // The root of the tree, `bin` and the file, which has two names.
+        assert!(stderr.contains("3 files became root's") && stderr.lines().count() == 1, "{ids}: {stderr}");
+        let exported: serde_json::Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(exported["owners_as_root"], 3, "{ids}: {exported}");
+        let digest = exported["blobs"][0]["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
+        let mut list = Command::new("tar");
+        list.args(["--numeric-owner", "-tvf"]).arg(image.join("blobs/sha256").join(digest));
+        let list = quietly(&mut list);
+        assert!(list.lines().all(|line| line.contains(" 0/0 ")), "{ids}: {list}");
+        assert!(list.contains("-rwsr-xr-x") && list.lines().count() == 4, "{ids}: {list}");
+    }
+}
+
+#[test]
+fn a_digest_of_other_ids_is_not_damage() {
+    let fixture = UserFixture::new("ranges");
+    let archive = fixture.path().join("base.tar");
+    quietly(Command::new("tar").arg("-cf").arg(&archive).arg("-C").arg(fixture.path().join("base/fs")).arg("."));
+    quietly(&mut fixture.layered(&["import", "tar:base.tar", "imported"]));
+    let verify = |ids: &str| quietly(&mut fixture.layered(&["--ids", ids, "verify", "imported"]));
+    let by_root = || quietly(&mut of_root(&fixture, &["verify", "imported", "--json"]));
+    assert!(verify("ranges").starts_with("imported: intact, sha256:"));
+    let printed = verify("single");
+    assert!(printed.starts_with("imported: not comparable here: ") && printed.contains("the same --ids"), "{printed}");
+    let printed: serde_json::Value = serde_json::from_str(&by_root()).unwrap();
+    assert_eq!((&printed["state"], &printed["tree"]), (&"not comparable".into(), &serde_json::Value::Null));
+
+    // A digest that root records is one for root.
+    let record = fixture.path().join("imported/digest.json");
+    fs::remove_file(&record).unwrap();
+    quietly(&mut of_root(&fixture, &["export", "oci:image:x", "--layer", "imported"]));
+    assert!(by_root().contains("\"intact\""), "{}", by_root());
+    let printed = verify("ranges");
+    assert!(printed.contains("not comparable here: ") && printed.contains("as root"), "{printed}");
+    // With the same IDs, it is still found.
+    fs::write(fixture.path().join("imported/fs/new"), "").unwrap();
+    let error = of_root(&fixture, &["verify", "imported"]).output().unwrap();
+    assert_eq!(error.status.code(), Some(1), "{error:?}");
 }

@@ -2,6 +2,7 @@
 //! tree. [`stack`](crate::stack) has the arguments that name the layers.
 
 use anyhow::Context;
+use container::{IdMap, UserNamespace};
 use layer::Access;
 use nix::unistd::Group;
 
@@ -18,7 +19,8 @@ pub(crate) struct AccessArgs {
     mode: Option<Access>,
     /// Group of the new directory, by name or number.
     ///
-    /// With GROUP, the default mode is 0750.
+    /// With GROUP, the default mode is 0750. Without root, it must be your own group or one of your
+    /// subordinate groups.
     #[arg(long, value_name = "GROUP")]
     group: Option<String>,
 }
@@ -33,8 +35,23 @@ impl AccessArgs {
                 Group::from_name(group)?.with_context(|| format!("cannot find the group {group:?}"))?.gid.as_raw()
             }
         };
+        // A namespace that existed before has numbers of its own, and GROUP is one of them.
+        let number = match UserNamespace::entered() {
+            Some(namespace) => number_in(namespace.gids(), number)?,
+            None => number,
+        };
         Ok(Some(self.mode.unwrap_or(Access::mode(0o750)).group(number)))
     }
+}
+
+/// Returns the number that the group `host` of the host has in a namespace with the groups `gids`.
+fn number_in(gids: &IdMap, host: u32) -> anyhow::Result<u32> {
+    gids.inside(host).with_context(|| {
+        format!(
+            "cannot give a directory to the group {host}: without root, layered has only your own group and your \
+             subordinate groups ({gids}); name one of these, or run `chgrp {host} DIR` afterwards"
+        )
+    })
 }
 
 #[cfg(test)]

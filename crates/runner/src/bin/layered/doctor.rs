@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use container::Runtime;
+use container::{Ids, Runtime};
 use serde::Serialize;
 
 mod access;
@@ -71,9 +71,9 @@ Examples:
 
 /// Makes the checks. `not_entered` is the reason why this process is not in a user namespace, if it
 /// should be.
-pub(crate) fn run(args: &Args, not_entered: Option<&anyhow::Error>) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args, ids: Ids, not_entered: Option<&anyhow::Error>) -> anyhow::Result<ExitCode> {
     let (scratch, store) = (defaults::scratch(args.scratch.as_deref()), defaults::store(args.store.as_deref()).ok());
-    let checks = checks(&scratch, store.as_deref(), &args.runtime.get(), not_entered);
+    let checks = checks(&scratch, store.as_deref(), &args.runtime.get(), ids, not_entered);
     let works = checks.iter().all(|check| check.verdict != Verdict::Failed);
     let mut out = table::stdout();
     if args.json {
@@ -93,8 +93,14 @@ struct Output<'a> {
 }
 
 /// Makes all checks. A check comes after those that it depends on.
-fn checks(scratch: &Path, store: Option<&Path>, runtime: &Runtime, not_entered: Option<&anyhow::Error>) -> Vec<Check> {
-    let mut checks = privilege::checks(not_entered);
+fn checks(
+    scratch: &Path,
+    store: Option<&Path>,
+    runtime: &Runtime,
+    ids: Ids,
+    not_entered: Option<&anyhow::Error>,
+) -> Vec<Check> {
+    let mut checks = privilege::checks(ids, not_entered);
     let may_mount = container::require_privilege().is_ok();
     let (found, scratch) = scratch::checks(scratch);
     checks.extend(found);

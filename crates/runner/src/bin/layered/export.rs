@@ -21,6 +21,7 @@ use crate::{privileges, table};
 /// the layers of that image unchanged, as long as the image is where it was.
 ///
 /// The same stack gives the same bytes. Sockets are left out, because no image can have them.
+/// Without root, files of owners that your user namespace lacks become root's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -46,7 +47,8 @@ pub(crate) struct Args {
     /// Print one JSON object instead of a line.
     ///
     /// Its keys are `manifest`, `blobs` (each with `media_type`, `digest`, `size` and `diff_id`, the
-    /// lowest first), `original` (how many are those of the base's own image) and `sockets`.
+    /// lowest first), `original` (how many are those of the base's own image), `sockets` and
+    /// `owners_as_root` (how many files have an owner that your user namespace lacks).
     #[arg(long)]
     json: bool,
 }
@@ -88,6 +90,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     drop(hold);
     for socket in &exported.sockets {
         log::warn!("left out the socket {}", quoted(socket));
+    }
+    if exported.owners_as_root > 0 {
+        log::warn!(
+            "{} files became root's: their owners have no number in your user namespace; export as root to keep them",
+            exported.owners_as_root
+        );
     }
     let mut out = io::stdout().lock();
     if args.json {

@@ -44,15 +44,18 @@ impl IdsArgs {
     /// Enters a user namespace, if `need` says so and this process is not privileged. The process
     /// must still have only one thread.
     ///
-    /// If it cannot enter, and the subcommand may do without, returns the reason.
+    /// If the namespace cannot be created, and the subcommand may do without, returns the reason. A
+    /// failure in a new namespace is always an error: until the IDs are set, every owner in it is
+    /// nobody.
     pub(crate) fn enter(&self, need: Need) -> anyhow::Result<Option<anyhow::Error>> {
-        let ids = self.get()?;
+        let ids = self.chosen()?;
         if need == Need::None {
             return Ok(None);
         }
         let Err(error) = UserNamespace::enter(ids) else { return Ok(None) };
         let error = anyhow::Error::from(error);
         match need {
+            _ if UserNamespace::entered().is_some() => return Err(error),
             Need::Must => return Err(error),
             Need::Helps => log::warn!("continuing without the rights of root: {error:#}"),
             Need::Reads | Need::None => log::debug!("continuing without the rights of root: {error:#}"),
@@ -60,7 +63,8 @@ impl IdsArgs {
         Ok(Some(error))
     }
 
-    fn get(&self) -> anyhow::Result<Ids> {
+    /// Returns the IDs that the caller has chosen.
+    pub(crate) fn chosen(&self) -> anyhow::Result<Ids> {
         let of_environment = std::env::var_os(IDS).filter(|value| !value.is_empty());
         let kind = match (self.ids, of_environment) {
             (Some(kind), _) => kind,

@@ -197,7 +197,7 @@ fn main() -> ExitCode {
         Command::Rm(args) => rm::run(&args),
         Command::Gc(args) => gc::run(&args),
         Command::Sweep(args) => sweep::run(args),
-        Command::Doctor(args) => doctor::run(&args, not_entered.as_ref()),
+        Command::Doctor(args) => cli.ids.chosen().and_then(|ids| doctor::run(&args, ids, not_entered.as_ref())),
         Command::Unshare(args) => unshare::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

@@ -20,6 +20,9 @@ use crate::stack::is_store;
 /// `layered export` and `layered commit --digest` record this digest. Of a layer without one, only the presence and the form of
 /// its files are checked.
 ///
+/// Owners have other numbers in another user namespace. If the digest differs and was recorded with
+/// other users and groups than those of this process, the layer is not comparable here.
+///
 /// Changes nothing. The exit status is 1 if a layer is damaged.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  layered verify debian store/hello\n  layered verify store --json")]
@@ -29,8 +32,8 @@ pub(crate) struct Args {
     paths: Vec<PathBuf>,
     /// Print one JSON object per line and layer.
     ///
-    /// Its keys are `layer`, `state` (`intact`, `not recorded` or `damaged`), `tree` (the digest, if
-    /// the layer is intact) and `damage` (a text).
+    /// Its keys are `layer`, `state` (`intact`, `not recorded`, `not comparable` or `damaged`), `tree`
+    /// (the digest, if the layer is intact) and `damage` (a text).
     #[arg(long)]
     json: bool,
 }
@@ -77,15 +80,17 @@ fn describe(verified: &Verified) -> String {
     match verified {
         Verified::Intact(tree) => format!("intact, {tree}"),
         Verified::Damaged(damage) => format!("damaged: {damage}"),
+        Verified::OtherIds(ids) => format!("not comparable here: {ids}"),
         _ => "no digest was recorded".into(),
     }
 }
 
 fn to_json(layer: &Layer, verified: &Verified) -> Value {
-    let (state, tree, damage) = match verified {
+    let (state, tree, text) = match verified {
         Verified::Intact(tree) => ("intact", Some(tree), None),
         Verified::Damaged(damage) => ("damaged", None, Some(damage.to_string())),
+        Verified::OtherIds(ids) => ("not comparable", None, Some(ids.to_string())),
         _ => ("not recorded", None, None),
     };
-    json!({"layer": layer::json_path::to_value(layer.path()), "state": state, "tree": tree, "damage": damage})
+    json!({"layer": layer::json_path::to_value(layer.path()), "state": state, "tree": tree, "damage": text})
 }

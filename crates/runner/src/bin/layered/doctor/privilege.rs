@@ -1,12 +1,12 @@
 //! Checks whether this process has the rights that a run needs, and which users and groups a user
 //! namespace has. [`access`](super::access) checks the rights of other users.
 
-use container::{UserNamespace, require_privilege};
+use container::{Ids, UserNamespace, require_privilege};
 use rustix::process::geteuid;
 
 use super::check::Check;
 
-pub(super) fn checks(not_entered: Option<&anyhow::Error>) -> Vec<Check> {
+pub(super) fn checks(chosen: Ids, not_entered: Option<&anyhow::Error>) -> Vec<Check> {
     if let Some(error) = not_entered {
         return vec![
             Check::failed("privilege", format!("{error:#}"))
@@ -16,7 +16,9 @@ pub(super) fn checks(not_entered: Option<&anyhow::Error>) -> Vec<Check> {
     }
     let namespace = UserNamespace::current();
     let privilege = judge(geteuid().as_raw(), require_privilege().is_ok(), namespace.is_some());
-    [privilege].into_iter().chain(namespace.as_ref().map(ids)).collect()
+    // In a namespace that existed before, `chosen` says nothing about the user.
+    let chosen = UserNamespace::entered().map(|_| chosen);
+    [privilege].into_iter().chain(namespace.map(|namespace| ids(&namespace, chosen))).collect()
 }
 
 fn judge(uid: u32, may_mount: bool, is_in_user_namespace: bool) -> Check {
@@ -33,13 +35,28 @@ fn judge(uid: u32, may_mount: bool, is_in_user_namespace: bool) -> Check {
     }
 }
 
-fn ids(namespace: &UserNamespace) -> Check {
+/// `chosen` are the IDs that the caller has chosen for the namespace, if this process has created it.
+fn ids(namespace: &UserNamespace, chosen: Option<Ids>) -> Check {
     let found = format!("users {}; groups {}", namespace.uids(), namespace.gids());
     match namespace.uids().count().min(namespace.gids().count()) {
         0 | 1 => Check::warning("ids", found)
-            .means("the container has no other user than root: chown, --user and package managers that change users fail")
-            .advice("install uidmap and give yourself subordinate IDs: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"),
+            .means(
+                "the container has no other user than root: chown, --user and package managers that change users fail",
+            )
+            .advice(advice_for_single(chosen)),
         _ => Check::ok("ids", found).means("files in the container can have these owners"),
+    }
+}
+
+/// Returns the way to more users and groups than root.
+fn advice_for_single(chosen: Option<Ids>) -> &'static str {
+    match chosen {
+        // It would have taken subordinate IDs.
+        Some(Ids::Auto | Ids::Ranges) => {
+            "install uidmap and, as root, give the user subordinate IDs that no other line of /etc/subuid and /etc/subgid \
+             has: usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST USER"
+        }
+        Some(Ids::Single) | None => "use --ids ranges, which takes your subordinate IDs",
     }
 }
 
@@ -63,8 +80,19 @@ mod tests {
     }
 
     #[test]
+    fn only_a_user_who_has_no_subordinate_ids_is_advised_to_get_some() {
+        for (chosen, part) in [
+            (Some(Ids::Auto), "usermod --add-subuids FIRST-LAST"),
+            (Some(Ids::Single), "use --ids ranges"),
+            (None, "use --ids ranges"),
+        ] {
+            assert!(advice_for_single(chosen).contains(part), "{chosen:?}");
+        }
+    }
+
+    #[test]
     fn the_reason_for_no_namespace_is_a_failure() {
-        let [check] = &checks(Some(&anyhow::anyhow!("threads")))[..] else { panic!("one check") };
+        let [check] = &checks(Ids::Auto, Some(&anyhow::anyhow!("threads")))[..] else { panic!("one check") };
         assert_eq!(check.verdict, Verdict::Failed);
     }
 }
