@@ -111,7 +111,7 @@ mod tests {
             ("sh -c 'exit 3 & exit 4 &' & wait; exit 5", 5 << 8, 5),
         ];
         for (script, status, code) in table {
-            let expected = Facts { is_ready: true, command: Some(status), ..Facts::default() };
+            let expected = Facts { is_ready: true, command: Some(status), has_nothing_left: true, ..Facts::default() };
             assert_eq!(run(&["init", "", "sh", "-c", script]), (Some(code), expected), "{script}");
         }
         // The command has replaced the init, so no process reports its end.
@@ -142,8 +142,13 @@ mod tests {
         for (command, errno, path, head) in table {
             let not_executed = Some(NotExecuted { errno: errno.raw_os_error(), path: path.into(), head: head.into() });
             for (mode, ended) in [("init", Some(127 << 8)), ("exec", None)] {
-                let expected =
-                    Facts { is_ready: true, not_executed: not_executed.clone(), command: ended, ..Facts::default() };
+                let expected = Facts {
+                    is_ready: true,
+                    not_executed: not_executed.clone(),
+                    command: ended,
+                    has_nothing_left: ended.is_some(),
+                    ..Facts::default()
+                };
                 assert_eq!(run(&[mode, "", &command]), (Some(127), expected), "{mode} {command}");
             }
         }
@@ -158,7 +163,7 @@ mod tests {
             BufReader::new(init.stderr.take().unwrap()).read_line(&mut String::new()).unwrap();
             kill_process(Pid::from_child(&init), signal).unwrap();
             let output = init.wait_with_output().unwrap();
-            let expected = Facts { is_ready: true, command: Some(7 << 8), ..Facts::default() };
+            let expected = Facts { is_ready: true, command: Some(7 << 8), has_nothing_left: true, ..Facts::default() };
             assert_eq!((output.status.code(), facts_of(&output.stdout)), (Some(7), expected), "{signal:?}");
         }
     }
