@@ -93,6 +93,34 @@ fn nothing_that_exists_is_replaced() {
 }
 
 #[test]
+fn of_two_imports_at_once_the_slower_finds_the_work_of_the_faster() {
+    let dir = place();
+    let source = source_of(dir.path(), &[file("a")]);
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let base = dir.path().join("base");
+    // The faster import begins and ends while the slower one reads.
+    let faster = Mutex::new(Some(()));
+    let into_layers = |_| {
+        if faster.lock().unwrap().take().is_some() {
+            import(&source).into_layers(&store).unwrap();
+        }
+    };
+    let slower = import(&source).progress(&into_layers).into_layers(&store).unwrap();
+    assert_eq!(*faster.lock().unwrap(), None);
+    assert_eq!(slower.layers[0].layer, store.layer(slower.layers[0].diff_id.layer_name()).unwrap());
+
+    let faster = Mutex::new(Some(()));
+    let into_base = |_| {
+        if faster.lock().unwrap().take().is_some() {
+            import(&source).into_base(&base).unwrap();
+        }
+    };
+    let refused = import(&source).progress(&into_base).into_base(&base).unwrap_err();
+    assert!(matches!(refused, Error::Exists { path } if path == base));
+    assert_eq!(fs::read_dir(store.path().join(".layered/new")).unwrap().count(), 0);
+}
+
+#[test]
 fn the_record_has_the_image_and_the_progress_its_bytes() {
     let dir = place();
     let archives = [file("a"), file("b")];
