@@ -138,6 +138,8 @@ impl Unpacker {
         if let Target::Whole { brought } = &mut self.target {
             *brought = Some(HashSet::new());
         }
+        // This layer has brought none of the directories above it so far.
+        self.parent = None;
         self.directories.begin_layer();
     }
 
@@ -201,6 +203,7 @@ impl Unpacker {
     }
 
     /// Opens the directory `name` in `dir`. Makes it if it is missing, and replaces any other file.
+    /// Does not note it: a noted directory stands for all those above it.
     fn make_directory(&mut self, dir: &Dir, name: &CStr) -> Result<Rc<Dir>, Problem> {
         let mut replaces = false;
         loop {
@@ -224,7 +227,6 @@ impl Unpacker {
         }
         let made = Rc::new(Dir::new(made)?);
         self.directories.add(made.identity)?;
-        self.note(made.identity);
         Ok(made)
     }
 

@@ -136,7 +136,8 @@ impl Unpacker {
         Ok(dir)
     }
 
-    /// Notes that this layer has something in a directory and in those above it.
+    /// Notes that this layer has something in a directory and in those above it. A noted directory
+    /// ends the way up, because those above it are noted, too.
     fn note_ancestors(&mut self, dir: &Rc<Dir>) -> Result<(), Problem> {
         let root = self.directories.root();
         let Target::Whole { brought: Some(brought) } = &mut self.target else { return Ok(()) };
