@@ -39,6 +39,8 @@ mod hostile;
 mod image;
 mod import;
 mod layout_writer;
+#[cfg(test)]
+mod one_rule;
 mod pack;
 mod pax;
 mod pipeline;

@@ -439,7 +439,11 @@ fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut 
 }
 
 fn exists(error: &crate::Error) -> bool {
-    matches!(error, crate::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists)
+    match error {
+        crate::Error::LayerExists { .. } => true,
+        crate::Error::Io { source, .. } => source.kind() == std::io::ErrorKind::AlreadyExists,
+        _ => false,
+    }
 }
 
 fn root_error(layer: &Layer, problem: super::error::Problem) -> Error {

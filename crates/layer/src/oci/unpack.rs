@@ -9,7 +9,7 @@ mod privileges;
 mod whiteouts;
 
 use std::collections::HashSet;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -70,6 +70,8 @@ pub(crate) struct Unpacker {
     /// The directory of the last entry. Most entries are in the same one as the entry before.
     parent: Option<Parent>,
     left_out: LeftOut,
+    /// The devices that were left out, by their directories and names. A hard link can lead to one.
+    absent: HashSet<(Identity, CString)>,
     consulted: bool,
 }
 
@@ -129,6 +131,7 @@ impl Unpacker {
             options,
             parent: None,
             left_out: LeftOut::default(),
+            absent: HashSet::new(),
             consulted: false,
         })
     }
@@ -138,6 +141,8 @@ impl Unpacker {
         if let Target::Whole { brought } = &mut self.target {
             *brought = Some(HashSet::new());
         }
+        // This layer has brought none of the directories above it so far.
+        self.parent = None;
         self.directories.begin_layer();
     }
 
@@ -201,6 +206,7 @@ impl Unpacker {
     }
 
     /// Opens the directory `name` in `dir`. Makes it if it is missing, and replaces any other file.
+    /// Does not note it: a noted directory stands for all those above it.
     fn make_directory(&mut self, dir: &Dir, name: &CStr) -> Result<Rc<Dir>, Problem> {
         let mut replaces = false;
         loop {
@@ -224,7 +230,6 @@ impl Unpacker {
         }
         let made = Rc::new(Dir::new(made)?);
         self.directories.add(made.identity)?;
-        self.note(made.identity);
         Ok(made)
     }
 
@@ -270,10 +275,21 @@ impl Unpacker {
                 if self.options.privileges == Privileges::AsAvailable
                     && source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                self.left_out.devices += 1;
-                Ok(())
+                self.leave_out(dir, name)
             }
             Err(problem) => Err(problem),
+        }
+    }
+
+    /// Leaves out the device `name` in `dir`. It hides what the layers below have under that name,
+    /// as the device would.
+    fn leave_out(&mut self, dir: &Dir, name: &CStr) -> Result<(), Problem> {
+        self.left_out.devices += 1;
+        self.absent.insert((dir.identity, name.to_owned()));
+        self.clear(dir, name)?;
+        match self.target {
+            Target::Whole { .. } => Ok(()),
+            Target::Layer { .. } => self.whiteout_in_layer(dir, name, None),
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::oci::testing::{Layout, Tar, spec};
+use crate::stack::view::View;
 
 fn place() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -90,6 +91,73 @@ fn nothing_that_exists_is_replaced() {
     let error = import(&source).into_layers(&store).unwrap_err();
     assert!(matches!(error, Error::OtherLayer { layer, .. } if layer == store.path().join(&name)));
     assert_eq!(fs::read_dir(store.path().join(".layered/new")).unwrap().count(), 0);
+}
+
+#[test]
+fn of_two_imports_at_once_the_slower_finds_the_work_of_the_faster() {
+    let dir = place();
+    let source = source_of(dir.path(), &[file("a")]);
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let base = dir.path().join("base");
+    // The faster import begins and ends while the slower one reads.
+    let faster = Mutex::new(Some(()));
+    let into_layers = |_| {
+        if faster.lock().unwrap().take().is_some() {
+            import(&source).into_layers(&store).unwrap();
+        }
+    };
+    let slower = import(&source).progress(&into_layers).into_layers(&store).unwrap();
+    assert_eq!(*faster.lock().unwrap(), None);
+    assert_eq!(slower.layers[0].layer, store.layer(slower.layers[0].diff_id.layer_name()).unwrap());
+
+    let faster = Mutex::new(Some(()));
+    let into_base = |_| {
+        if faster.lock().unwrap().take().is_some() {
+            import(&source).into_base(&base).unwrap();
+        }
+    };
+    let refused = import(&source).progress(&into_base).into_base(&base).unwrap_err();
+    assert!(matches!(refused, Error::Exists { path } if path == base));
+    assert_eq!(fs::read_dir(store.path().join(".layered/new")).unwrap().count(), 0);
+}
+
+/// Calls `call` on a thread that may make no device, set no owner and pass no permission.
+fn without_privilege<T: Send>(call: impl FnOnce() -> T + Send) -> T {
+    let drop = || {
+        let mut sets = rustix::thread::capabilities(None).unwrap();
+        sets.effective = rustix::thread::CapabilitySet::empty();
+        rustix::thread::set_capabilities(None, sets).unwrap();
+    };
+    std::thread::scope(|scope| {
+        let called = scope.spawn(|| {
+            drop();
+            call()
+        });
+        called.join().unwrap()
+    })
+}
+
+#[test]
+fn a_device_that_is_left_out_hides_what_is_below_it() {
+    let below = ["etc/x", "etc/y", "etc/z"].iter().fold(Tar::new(), |tar, path| tar.add(spec(b'0', path)));
+    let mut device = spec(b'3', "etc/x");
+    device.device = (1, 3);
+    let upper = Tar::new().add(device).add(spec(b'1', "etc/y").target("etc/x")).add(spec(b'1', "w").target("etc/y"));
+    let dir = place();
+    let source = source_of(dir.path(), &[below.end(), upper.end()]);
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let (flat, layered) = without_privilege(|| {
+        let import = import(&source);
+        (import.into_base(dir.path().join("base")).unwrap(), import.into_layers(&store).unwrap())
+    });
+    let left_out = LeftOut { devices: 3, ..LeftOut::default() };
+    assert_eq!([&flat, &layered].map(|imported| LeftOut { owners: 0, ..imported.left_out }), [left_out; 2]);
+    for imported in [flat, layered] {
+        let trees: Vec<_> = imported.layers.iter().map(|layer| layer.layer.fs()).collect();
+        let stack = View::new(&trees).unwrap().xattrs(XattrNamespace::User);
+        let shown = ["etc/x", "etc/y", "etc/z", "w"].map(|path| stack.find(path).unwrap().is_some());
+        assert_eq!(shown, [false, false, true, false]);
+    }
 }
 
 #[test]

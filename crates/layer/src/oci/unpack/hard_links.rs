@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, linkat, openat, statat};
 use rustix::io::Errno;
 
+use super::parents::is_whiteout;
 use super::{Dir, Target, Unpacker, is_missing};
 use crate::oci::entry_name::Path;
 use crate::oci::error::Problem;
@@ -15,16 +16,24 @@ use crate::tree::walk::{self, READ, identity, open_beneath};
 
 impl Unpacker {
     /// Links `name` in `dir` to the file at `target`, which is not followed if it is a link itself.
+    /// Leaves the link out if it leads to a device that was left out.
     pub(super) fn hard_link(&mut self, dir: &Dir, name: &CStr, target: &Path) -> Result<(), Problem> {
         let missing = || Problem::TargetMissing { target: target.to_path_buf() };
         let not_linkable = || Problem::NotLinkable { target: target.to_path_buf() };
         let (parent, target_name) = target.split().ok_or_else(not_linkable)?;
         let here = match self.open(&parent) {
-            Ok(parent) => match statat(&parent, &target_name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => Some((parent, target_name, stat)),
-                Err(Errno::NOENT) => None,
-                Err(errno) => return Err(Problem::io("look at the target of")(errno)),
-            },
+            Ok(parent) => {
+                let parent = Dir::new(parent)?;
+                let found = statat(parent.as_fd(), &target_name, AtFlags::SYMLINK_NOFOLLOW);
+                if found.as_ref().map_or(true, is_whiteout) && self.is_absent(&parent, &target_name) {
+                    return self.leave_out(dir, name);
+                }
+                match found {
+                    Ok(stat) => Some((parent.fd, target_name, stat)),
+                    Err(Errno::NOENT) => None,
+                    Err(errno) => return Err(Problem::io("look at the target of")(errno)),
+                }
+            }
             Err(Errno::NOENT) => None,
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(missing()),
             Err(errno) => return Err(Problem::io("open the directory of the target of")(errno)),
@@ -51,6 +60,10 @@ impl Unpacker {
         }
         self.note(identity(&stat));
         Ok(())
+    }
+
+    fn is_absent(&self, dir: &Dir, name: &CStr) -> bool {
+        !self.absent.is_empty() && self.absent.contains(&(dir.identity, name.to_owned()))
     }
 
     /// Finds the target of a hard link in the layers below.

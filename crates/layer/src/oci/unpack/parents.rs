@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, openat2};
 use rustix::io::Errno;
 
 use super::{Dir, Target, Unpacker, is_missing};
@@ -90,7 +90,7 @@ impl Unpacker {
             let name = std::ffi::CString::new(*name).map_err(|_| Problem::NulInName)?;
             // A link that leads nowhere may not be replaced by a directory of the same name.
             match self.look_at(&dir, &name) {
-                Ok(stat) if stat.st_rdev != 0 || !is_character_device(&stat) => return Err(Problem::NotADirectory),
+                Ok(stat) if !is_whiteout(&stat) => return Err(Problem::NotADirectory),
                 _ => {}
             }
             dir = self.make_directory(&dir, &name)?;
@@ -136,7 +136,8 @@ impl Unpacker {
         Ok(dir)
     }
 
-    /// Notes that this layer has something in a directory and in those above it.
+    /// Notes that this layer has something in a directory and in those above it. A noted directory
+    /// ends the way up, because those above it are noted, too.
     fn note_ancestors(&mut self, dir: &Rc<Dir>) -> Result<(), Problem> {
         let root = self.directories.root();
         let Target::Whole { brought: Some(brought) } = &mut self.target else { return Ok(()) };
@@ -159,8 +160,9 @@ enum Missing {
     LeftOut,
 }
 
-fn is_character_device(stat: &rustix::fs::Stat) -> bool {
-    rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
+/// Returns whether a file that was unpacked is a whiteout.
+pub(super) fn is_whiteout(stat: &Stat) -> bool {
+    stat.st_rdev == 0 && FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
 }
 
 /// The names of a path without links, each with the attributes that its directory has in the stack.

@@ -25,7 +25,7 @@ pub struct LeftOut {
     /// Files without an extended attribute that only a privileged process can set, such as a
     /// capability.
     pub xattrs: u64,
-    /// Device nodes that could not be made.
+    /// Device nodes that could not be made, and hard links to them.
     pub devices: u64,
     /// Files whose ACL is a text of GNU tar, which layered does not read.
     pub acl_texts: u64,
