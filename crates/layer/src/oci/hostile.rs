@@ -547,6 +547,24 @@ fn a_bomb_ends_at_the_limit() {
 }
 
 #[test]
+fn directories_without_an_entry_count_towards_the_limit() {
+    let paths: Vec<_> = (0..3).map(|number| format!("{number}/{}f", "a/".repeat(1000))).collect();
+    let archive = tar(paths.iter().map(|path| file(path)));
+    assert!(archive.len() < 32 << 10);
+    let place = Place::new();
+    fs::write(place.path("image/tar"), archive).unwrap();
+    for imported in place.import("tar:image/tar", None, Some(2 << 20)) {
+        let message = imported.unwrap_err();
+        assert!(message.contains("the files of the image take more than 2097152 bytes"), "{message}");
+    }
+    place.check("directories");
+    for imported in place.import("tar:image/tar", None, Some(16 << 20)) {
+        assert!(imported.unwrap().join(&paths[2]).is_file());
+    }
+    crate::remove_tree(place.path("base")).unwrap();
+}
+
+#[test]
 fn the_platform_of_an_image_must_fit() {
     let place = Place::new();
     Layout::new(&place.path("image"), &[tar([file("f")])]).write(&place.path("image"));

@@ -2,6 +2,7 @@
 //! every step is by descriptor. `unpack/` has the directories on the way, whiteouts, hard links,
 //! and the attributes of directories.
 
+mod budget;
 mod directories;
 mod hard_links;
 mod parents;
@@ -23,6 +24,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+pub(crate) use self::budget::Budget;
 use self::directories::Directories;
 use self::parents::Parent;
 use self::privileges::apply;
@@ -70,6 +72,7 @@ pub(crate) struct Unpacker {
     /// The directory of the last entry. Most entries are in the same one as the entry before.
     parent: Option<Parent>,
     left_out: LeftOut,
+    budget: Budget,
     consulted: bool,
 }
 
@@ -77,6 +80,8 @@ pub(crate) struct Unpacker {
 #[derive(Debug)]
 pub(crate) struct Unpacked {
     pub(crate) left_out: LeftOut,
+    /// What is left of the budget.
+    pub(crate) budget: Budget,
     /// Whether the tree depends on the layers below it.
     pub(crate) consulted: bool,
 }
@@ -101,13 +106,18 @@ impl Dir {
 
 impl Unpacker {
     /// Makes the new directory `tree` for a whole file system.
-    pub(crate) fn whole(tree: PathBuf, options: Options) -> Result<Self, crate::Error> {
-        Self::new(tree, Target::Whole { brought: None }, options)
+    pub(crate) fn whole(tree: PathBuf, options: Options, budget: Budget) -> Result<Self, crate::Error> {
+        Self::new(tree, Target::Whole { brought: None }, options, budget)
     }
 
     /// Makes the new directory `tree` for one layer over the trees `below`, topmost first.
-    pub(crate) fn layer(tree: PathBuf, below: &[PathBuf], options: Options) -> Result<Self, crate::Error> {
-        let mut unpacker = Self::new(tree.clone(), Target::Layer { stack: None }, options)?;
+    pub(crate) fn layer(
+        tree: PathBuf,
+        below: &[PathBuf],
+        options: Options,
+        budget: Budget,
+    ) -> Result<Self, crate::Error> {
+        let mut unpacker = Self::new(tree.clone(), Target::Layer { stack: None }, options, budget)?;
         if let Some(topmost) = below.first() {
             let trees: Vec<_> = std::iter::once(&tree).chain(below).collect();
             unpacker.target = Target::Layer { stack: Some(View::new(&trees)?.xattrs(options.xattrs)) };
@@ -116,7 +126,7 @@ impl Unpacker {
         Ok(unpacker)
     }
 
-    fn new(tree: PathBuf, target: Target, options: Options) -> Result<Self, crate::Error> {
+    fn new(tree: PathBuf, target: Target, options: Options, budget: Budget) -> Result<Self, crate::Error> {
         mkdirat(CWD, &tree, Mode::RWXU).map_err(crate::Error::io("make the directory", &tree))?;
         let root = openat(CWD, &tree, READ, Mode::empty()).map_err(crate::Error::io("open", &tree))?;
         crate::tree::attributes::strip(root.as_fd()).map_err(crate::Error::io("clear the attributes of", &tree))?;
@@ -129,6 +139,7 @@ impl Unpacker {
             options,
             parent: None,
             left_out: LeftOut::default(),
+            budget,
             consulted: false,
         })
     }
@@ -169,7 +180,7 @@ impl Unpacker {
             let stat = fstat(dir)?;
             apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| attributes.apply(dir))
         })?;
-        Ok(Unpacked { left_out: self.left_out, consulted: self.consulted })
+        Ok(Unpacked { left_out: self.left_out, budget: self.budget, consulted: self.consulted })
     }
 
     fn file<R: Input>(
@@ -205,7 +216,7 @@ impl Unpacker {
         let mut replaces = false;
         loop {
             match mkdirat(dir.as_fd(), name, Mode::RWXU) {
-                Ok(()) => break,
+                Ok(()) => break self.budget.pay_file()?,
                 Err(Errno::EXIST) => match openat(dir.as_fd(), name, READ, Mode::empty()) {
                     Ok(exists) => return Dir::new(exists).map(Rc::new),
                     Err(Errno::NOTDIR | Errno::LOOP) => {
@@ -294,6 +305,7 @@ impl Unpacker {
         name: &CStr,
         make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> Result<T, Problem> {
+        self.budget.pay_file()?;
         match make(dir.as_fd()) {
             Err(Errno::EXIST) => {
                 self.clear(dir, name)?;

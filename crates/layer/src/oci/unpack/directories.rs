@@ -2,8 +2,9 @@
 //! ACL or a setgid bit would pass to new files, and a new file changes the time of its directory.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, Timespec, fstat, openat};
 
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::oci::error::Problem;
 use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::attributes::{Attributes, Keep};
-use crate::tree::walk::{Entries, Identity, READ, as_os_str, identity, open_beneath};
+use crate::tree::walk::{Entries, Identity, READ, identity, open_above, open_in};
 use crate::tree::xattr::XattrList;
 
 /// The most memory that attributes take, in bytes. A million directories without extended attributes
@@ -104,27 +105,49 @@ impl Directories {
         mut set: impl FnMut(Attributes, BorrowedFd<'_>) -> rustix::io::Result<()>,
     ) -> Result<(), Problem> {
         let failed = || Problem::io("set the attributes of the directories of");
-        let mut paths = vec![PathBuf::new()];
-        let mut next = 0;
-        while let Some(path) = paths.get(next).cloned() {
-            next += 1;
-            let dir = open_beneath(root, &path, READ).map_err(failed())?;
-            for entry in Entries::new(dir).map_err(failed())? {
-                let (name, kind) = entry.map_err(failed())?;
-                if kind == FileType::Directory {
-                    paths.push(path.join(as_os_str(&name)));
-                }
+        let mut dir = openat(root, c".", READ, Mode::empty()).map_err(failed())?;
+        // The directories on the way. Only the last one is open, because a tree can be deeper than the
+        // limit of open files.
+        let mut way = vec![Listed::new(dir.as_fd()).map_err(failed())?];
+        while let Some(here) = way.last_mut() {
+            if let Some(name) = here.names.pop() {
+                dir = open_in(dir.as_fd(), &name, READ).map_err(failed())?;
+                way.push(Listed::new(dir.as_fd()).map_err(failed())?);
+                continue;
             }
-        }
-        // A directory's own mode can forbid its owner to enter it.
-        for path in paths.iter().rev() {
-            let dir = open_beneath(root, path, READ).map_err(failed())?;
-            let stat = fstat(&dir).map_err(failed())?;
-            if let Some(attributes) = self.attributes.remove(&identity(&stat)) {
+            let identity = here.identity;
+            way.pop();
+            // A directory's own mode can forbid its owner to leave it by `..`.
+            let above = way.last().map(|above| open_above(dir.as_fd(), above.identity));
+            let above = above.transpose().map_err(failed())?;
+            if let Some(attributes) = self.attributes.remove(&identity) {
                 set(attributes, dir.as_fd()).map_err(failed())?;
+            }
+            if let Some(above) = above {
+                dir = above;
             }
         }
         Ok(())
+    }
+}
+
+/// A directory whose directories still need their attributes.
+struct Listed {
+    identity: Identity,
+    names: Vec<CString>,
+}
+
+impl Listed {
+    fn new(dir: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        let identity = identity(&fstat(dir)?);
+        let mut names = Vec::new();
+        for entry in Entries::new(openat(dir, c".", READ, Mode::empty())?)? {
+            let (name, kind) = entry?;
+            if kind == FileType::Directory {
+                names.push(name);
+            }
+        }
+        Ok(Self { identity, names })
     }
 }
 

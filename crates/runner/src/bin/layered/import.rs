@@ -46,7 +46,8 @@ pub(crate) struct Args {
     platform: Option<Platform>,
     /// Refuse an image whose layers have more than SIZE bytes, decompressed [default: 64g].
     ///
-    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
+    /// The files of the image have the same limit: each counts with its size, holes included, and
+    /// 4096 bytes. SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
     #[arg(long, value_name = "SIZE", value_parser = container::advanced::parse_size)]
     max_bytes: Option<u64>,
     /// Do not record the digest of the tree, which `layered verify` needs. This is faster.
