@@ -565,6 +565,27 @@ fn directories_without_an_entry_count_towards_the_limit() {
 }
 
 #[test]
+fn the_holes_of_sparse_files_count_towards_the_limit() {
+    // The content is one byte, in the old form `0,1` of a map.
+    let sparse = |path, size| file(path).pax("GNU.sparse.realsize", size).pax("GNU.sparse.map", b"0,1");
+    let place = Place::new();
+    for (what, archives) in [
+        ("one file", vec![tar([sparse("f", b"42949672960")])]),
+        ("one archive", vec![tar([sparse("f", b"900000"), sparse("g", b"900000"), sparse("h", b"900000")])]),
+        ("two layers", vec![tar([sparse("f", b"1200000")]), tar([sparse("g", b"1200000")])]),
+    ] {
+        fs::remove_dir_all(place.path("image")).unwrap();
+        fs::create_dir(place.path("image")).unwrap();
+        Layout::new(&place.path("image"), &archives).write(&place.path("image"));
+        for imported in place.import("oci:image", None, Some(2 << 20)) {
+            let message = imported.unwrap_err();
+            assert!(message.contains("the files of the image take more than 2097152 bytes"), "{what}: {message}");
+        }
+        place.check(what);
+    }
+}
+
+#[test]
 fn the_platform_of_an_image_must_fit() {
     let place = Place::new();
     Layout::new(&place.path("image"), &[tar([file("f")])]).write(&place.path("image"));

@@ -254,6 +254,8 @@ impl Unpacker {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Where the umask leaves it alone, the mode needs no further call.
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        // Before a file gets its size: a hole costs nothing now, but time whenever it is read.
+        self.budget.pay_bytes(size(&entry))?;
         let mut file = File::from(self.make(dir, name, |dir| openat(dir, name, flags, mode))?);
         match &entry.kind {
             Kind::Sparse { pieces, size } => write_pieces(&file, pieces, *size, archive)?,
@@ -345,6 +347,14 @@ impl Unpacker {
 /// Returns whether an error means that nothing is at a path.
 fn is_missing(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+}
+
+/// Returns the size of the file that an entry describes, with its holes.
+fn size(entry: &Entry) -> u64 {
+    match entry.kind {
+        Kind::Sparse { size, .. } => size,
+        _ => entry.size,
+    }
 }
 
 fn attributes(kind: FileType, entry: Entry) -> Attributes {
