@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::compression::Compression;
+use super::compression::{Compression, detect};
 use super::destination::Destination;
 use super::digest::{Digest, Hashing};
 use super::encoder::Encoder;
 use super::error::{Error, Result};
+use super::files::known;
 use super::image::{Blob, Image};
 use super::import::Progress;
 use super::layout_writer::{LayoutWriter, Written};
@@ -258,14 +259,18 @@ fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
     if image.config_digest != record.config_digest {
         return Err(changed());
     }
+    let mut copied = Vec::with_capacity(record.blobs.len());
     for blob in &record.blobs {
         // A base can be the lowest layer of the image alone.
         let layer = image.layers.iter().find(|layer| layer.diff_id == blob.diff_id).ok_or_else(changed)?;
+        let path = image.layer_path(layer);
+        let (detected, mut reader) = detect(image.open_layer(layer)?).map_err(Error::io("read", &path))?;
+        // The base's image can have Docker's media types, which no OCI manifest may have.
+        let media_type = known(detected, &path)?.media_type().to_string();
+        copied.push(Blob { media_type, ..blob.clone() });
         if writer.has(blob.digest, blob.size) {
             continue;
         }
-        let mut reader = image.open_layer(layer)?;
-        let path = image.layer_path(layer);
         let (written, ()) = writer.blob(|out| {
             let read = io::copy(&mut reader, out).map_err(Error::io("copy", &path))?;
             if read == blob.size { Ok(()) } else { Err(changed()) }
@@ -274,7 +279,7 @@ fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
             return Err(Error::WrongDigest { path, expected: blob.digest, found: written.digest });
         }
     }
-    Ok(record.blobs.clone())
+    Ok(copied)
 }
 
 /// Records the digest of a layer, so that damage can be found later.
@@ -315,6 +320,9 @@ impl<W: Write> Write for Reporting<'_, '_, W> {
         self.out.flush()
     }
 }
+
+#[cfg(test)]
+mod base_tests;
 
 #[cfg(test)]
 mod tests {
