@@ -20,7 +20,7 @@ use super::layout_writer::{LayoutWriter, Written};
 use super::pack::pack;
 use super::record::Record;
 use super::source::{Platform, Source};
-use super::tree_digest::Recorded;
+use super::tree_digest::{self, Recorded};
 use crate::callback::Callback;
 use crate::layer::{Base, Layer};
 use crate::stack::overlayfs::XattrNamespace;
@@ -88,7 +88,8 @@ impl<'a> Export<'a> {
     }
 
     /// Adds the base below the layers. If it came from an image whose files are still in their
-    /// place, the image gets the blobs of that one. Otherwise the base becomes one layer.
+    /// place, and its tree still has the digest that the import recorded, the image gets the blobs
+    /// of that one. Otherwise the base becomes one layer.
     pub fn base(mut self, base: impl Into<Option<&'a Base>>) -> Self {
         self.base = base.into();
         self
@@ -155,7 +156,7 @@ impl<'a> Export<'a> {
         if let Some(base) = self.base {
             let record = if base.is_tree() { None } else { Record::of(&Layer::at(base.path()))? };
             if let Some(record) = record {
-                if let Some(copied) = copy_original(&record, writer) {
+                if let Some(copied) = self.copy_original(base, &record, writer) {
                     original = copied.len();
                     blobs = copied;
                 }
@@ -185,6 +186,33 @@ impl<'a> Export<'a> {
         let manifest = writer.bytes(manifest.to_string().as_bytes())?;
         writer.tag(tag, descriptor(MANIFEST, manifest))?;
         Ok(Exported { manifest: manifest.digest, blobs, original, sockets })
+    }
+
+    /// Copies the blobs of the image that a base came from. Returns `None` if they are not there any
+    /// more or are others, or if the base is not known to be what they contain.
+    fn copy_original(&self, base: &Base, record: &Record, writer: &LayoutWriter) -> Option<Vec<Blob>> {
+        // An archive of a root file system is not an image.
+        record.config_digest?;
+        let layer = Layer::at(base.path());
+        let copied = match self.is_as_recorded(&layer) {
+            Ok(true) => try_copy(record, writer),
+            Ok(false) => {
+                let path = crate::display::quoted(layer.path());
+                log::warn!("exporting {path} as one layer: it has changed since its import, or has no digest");
+                return None;
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &copied {
+            log::warn!("exporting the base as one layer: {}", crate::error::Chain(error));
+        }
+        copied.ok()
+    }
+
+    /// Returns whether the tree of a layer has the digest that was recorded of it.
+    fn is_as_recorded(&self, layer: &Layer) -> Result<bool> {
+        let Some(recorded) = Recorded::of(layer)? else { return Ok(false) };
+        Ok(tree_digest::compute(layer, self.xattrs)? == recorded.tree)
     }
 
     fn write_tree(&self, writer: &LayoutWriter, tree: PathBuf, done: &AtomicU64) -> Result<(Blob, Vec<PathBuf>)> {
@@ -233,18 +261,6 @@ fn extend_history(config: &mut Map<String, Value>, original: usize, added: usize
         true => history.extend(std::iter::repeat_n(json!({"created_by": "layered export"}), added)),
         false => drop(config.remove("history")),
     }
-}
-
-/// Copies the blobs of the image that a base came from. Returns `None` if they are not there any
-/// more, or are others.
-fn copy_original(record: &Record, writer: &LayoutWriter) -> Option<Vec<Blob>> {
-    // An archive of a root file system is not an image.
-    record.config_digest?;
-    let copied = try_copy(record, writer);
-    if let Err(error) = &copied {
-        log::info!("exporting the base as one layer: {}", crate::error::Chain(error));
-    }
-    copied.ok()
 }
 
 fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {

@@ -35,3 +35,18 @@ fn an_original_blob_gets_the_media_type_of_its_compression() {
     let manifest = fs::read_to_string(dir.path().join("out").join(crate::oci::image::blob_name(exported.manifest)));
     assert!(!manifest.unwrap().contains("docker"));
 }
+
+#[test]
+fn a_base_that_changed_or_has_no_digest_becomes_one_layer() {
+    let (dir, base) = docker_base();
+    assert_eq!(export(&dir, &base).original, 1);
+    fs::write(base.fs().join("a"), "changed").unwrap();
+    let changed = export(&dir, &base);
+    assert_eq!((changed.original, changed.blobs.len()), (0, 1));
+    let known = Recorded::of(&Layer::at(base.path())).unwrap().unwrap().tree;
+    assert_ne!(changed.blobs[0].diff_id, Some(known));
+
+    let (dir, base) = docker_base();
+    fs::remove_file(base.path().join("digest.json")).unwrap();
+    assert_eq!(export(&dir, &base).original, 0);
+}

@@ -18,7 +18,8 @@ use crate::{privileges, table};
 /// Write a stack as an OCI image.
 ///
 /// The base and each layer become one layer of the image. A base that came from an image gives back
-/// the layers of that image unchanged, as long as the image is where it was.
+/// the layers of that image unchanged, as long as the image is where it was and the base has the
+/// digest that its import recorded. Otherwise the base becomes one layer, with a warning.
 ///
 /// The same stack gives the same bytes. Sockets are left out, because no image can have them.
 #[derive(Debug, clap::Args)]
