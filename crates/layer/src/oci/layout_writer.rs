@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
@@ -76,6 +77,9 @@ impl LayoutWriter {
 
     /// Adds a manifest to the index, in place of one with the same tag.
     pub(crate) fn tag(&self, tag: &str, mut manifest: Value) -> Result<()> {
+        // Another export can add its tag at the same time. The lock ends with the descriptor.
+        let dir = File::open(&self.dir).map_err(Error::io("open", &self.dir))?;
+        flock(&dir, FlockOperation::LockExclusive).map_err(Error::io("lock", &self.dir))?;
         let path = self.dir.join("index.json");
         let mut index: Value = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
@@ -138,5 +142,30 @@ impl LayoutWriter {
         let temporary = out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
         temporary.persist(file).map_err(|error| failed("write")(error.error))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_of_parallel_exports_are_all_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let writers = 8;
+        let barrier = std::sync::Barrier::new(writers);
+        std::thread::scope(|scope| {
+            for number in 0..writers {
+                let (writer, barrier) = (LayoutWriter::open(dir.path()).unwrap(), &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    for round in 0..20 {
+                        writer.tag(&format!("{number}-{round}"), json!({})).unwrap();
+                    }
+                });
+            }
+        });
+        let index: Value = serde_json::from_slice(&fs::read(dir.path().join("index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"].as_array().unwrap().len(), writers * 20);
     }
 }
