@@ -110,7 +110,7 @@ impl<'a> Export<'a> {
 
     /// Sets keys of the image's configuration, such as `architecture` or `author`. The keys of its
     /// object `config`, such as `Entrypoint` and `Env`, are set one by one. All others are those of
-    /// the image that the base came from.
+    /// the image that the base came from. An `Entrypoint` also removes the base's `Cmd`.
     ///
     /// The keys `rootfs` and `history` describe the layers and are ignored.
     pub fn config(mut self, config: Map<String, Value>) -> Self {
@@ -240,7 +240,13 @@ impl<'a> Export<'a> {
         for (key, value) in &self.config {
             match (key.as_str(), value, config.get_mut(key)) {
                 ("rootfs" | "history", ..) => {}
-                ("config", Value::Object(given), Some(Value::Object(parts))) => parts.extend(given.clone()),
+                ("config", Value::Object(given), Some(Value::Object(parts))) => {
+                    // The base's arguments belong to the base's program, as in a Dockerfile.
+                    if given.contains_key("Entrypoint") {
+                        parts.remove("Cmd");
+                    }
+                    parts.extend(given.clone());
+                }
                 _ => drop(config.insert(key.clone(), value.clone())),
             }
         }
@@ -356,6 +362,21 @@ mod tests {
             extend_history(&mut config, original, added);
             let found = config.get("history").map(|history| history.as_array().unwrap().len());
             assert_eq!(found, expected, "{original} {added}");
+        }
+    }
+
+    #[test]
+    fn an_entrypoint_removes_the_arguments_of_the_base() {
+        for (given, expected) in [
+            (json!({"Entrypoint": ["/e"]}), json!({"Entrypoint": ["/e"]})),
+            (json!({"Entrypoint": ["/e"], "Cmd": ["x"]}), json!({"Entrypoint": ["/e"], "Cmd": ["x"]})),
+            (json!({"Env": []}), json!({"Cmd": ["sh"], "Env": []})),
+        ] {
+            let given = json!({ "config": given });
+            let export = Export::new(&[]).config(given.as_object().unwrap().clone());
+            let base = json!({"config": {"Cmd": ["sh"]}});
+            let config = export.configuration(base.as_object().unwrap().clone(), &[], 0);
+            assert_eq!(config["config"], expected);
         }
     }
 

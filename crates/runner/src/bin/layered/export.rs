@@ -41,7 +41,7 @@ pub(crate) struct Args {
     ///
     /// Its keys are those of the image specification: `architecture`, `author`, and `config` with
     /// `Entrypoint`, `Cmd`, `Env`, `WorkingDir`, `User`. They replace those of the image that the
-    /// base came from. FILE can be a pipe.
+    /// base came from. An `Entrypoint` also removes its `Cmd`. FILE can be a pipe.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one JSON object instead of a line.
