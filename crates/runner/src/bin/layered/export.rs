@@ -12,6 +12,7 @@ use layer::oci::{Compression, Destination, Export};
 use layer::{Hold, Layer};
 use serde_json::{Map, Value};
 
+use crate::progress::Progress;
 use crate::stack::{BaseArgs, LayerArgs, read_given};
 use crate::{privileges, table};
 
@@ -85,7 +86,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let parsed: Result<Map<String, Value>, _> = serde_json::from_slice(&read_given(path)?);
         export = export.config(parsed.with_context(|| format!("{} is not a JSON object", quoted(path)))?);
     }
-    let exported = export.run(&args.image)?;
+    let progress = Progress::begin("writing the image");
+    let show = |step: layer::oci::Progress| progress.tell(|| format!("{} packed", table::bytes(step.done_bytes)));
+    let exported = export.progress(&show).run(&args.image)?;
+    drop(progress);
     drop(hold);
     for socket in &exported.sockets {
         log::warn!("left out the socket {}", quoted(socket));

@@ -11,6 +11,7 @@ use layer::display::quoted;
 use layer::oci::{Import, Imported, LeftOut, Platform, Source, TreeDigest};
 use serde_json::{Value, json};
 
+use crate::progress::Progress;
 use crate::{privileges, table};
 
 /// Make a base or layers from an image.
@@ -85,11 +86,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.no_digest {
         import = import.tree_digest(TreeDigest::Omitted);
     }
+    let progress = Progress::begin("reading the image");
+    let show = |step: layer::oci::Progress| progress.tell(|| format!("{} read", table::bytes(step.done_bytes)));
+    import = import.progress(&show);
     let imported = match (&args.dir, &args.layers) {
         (Some(dir), None) => import.into_base(dir)?,
         (None, Some(store)) => import.into_layers(&Store::open(store)?)?,
         _ => bail!("give the directory of a base, or --layers and a store"),
     };
+    drop(progress);
     warn(imported.left_out);
     let mut out = io::stdout().lock();
     match (args.json, &args.dir) {
