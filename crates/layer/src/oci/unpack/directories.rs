@@ -15,8 +15,8 @@ use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{Entries, Identity, READ, identity, open_above, open_in};
 use crate::tree::xattr::XattrList;
 
-/// The most memory that attributes take, in bytes. A million directories without extended attributes
-/// need less.
+/// The most memory that the attributes of all directories of a tree take, in bytes: those of 1.3
+/// million directories without extended attributes. Attributes that a layer replaces do not count.
 const MAX_BYTES: usize = 256 << 20;
 
 /// The memory of one directory without its extended attributes, roughly.
@@ -89,13 +89,14 @@ impl Directories {
     }
 
     fn insert(&mut self, directory: Identity, attributes: Attributes) -> Result<(), Problem> {
-        let xattrs: usize = attributes.xattrs().iter().map(|(name, value)| name.count_bytes() + value.len()).sum();
-        self.bytes += USUAL_BYTES + xattrs;
-        if self.bytes > MAX_BYTES {
-            return Err(Problem::AttributesTooLarge { max_bytes: MAX_BYTES });
+        self.bytes += cost(&attributes);
+        if let Some(replaced) = self.attributes.insert(directory, attributes) {
+            self.bytes = self.bytes.saturating_sub(cost(&replaced));
         }
-        self.attributes.insert(directory, attributes);
-        Ok(())
+        match self.bytes > MAX_BYTES {
+            true => Err(Problem::AttributesTooLarge { max_bytes: MAX_BYTES }),
+            false => Ok(()),
+        }
     }
 
     /// Sets the attributes of every directory below `root`, and then of `root`, by `set`.
@@ -151,7 +152,32 @@ impl Listed {
     }
 }
 
+/// Returns the memory of the attributes of one directory, in bytes.
+fn cost(attributes: &Attributes) -> usize {
+    let xattrs = attributes.xattrs().iter().map(|(name, value)| name.count_bytes() + value.len());
+    USUAL_BYTES + xattrs.sum::<usize>()
+}
+
 /// Returns the attributes of a directory that no archive has an entry for.
 fn unknown() -> Attributes {
     Attributes::new(FileType::Directory, 0o755, (0, 0), NO_TIME, Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaced_attributes_do_not_count_towards_the_limit() {
+        let with = |bytes| {
+            let xattrs = vec![(c"user.a".to_owned(), vec![0; bytes])];
+            Attributes::new(FileType::Directory, 0o755, (0, 0), NO_TIME, xattrs)
+        };
+        let mut directories = Directories::new((0, 1));
+        for _ in 0..3 {
+            directories.set((0, 2), with(MAX_BYTES / 3)).unwrap();
+        }
+        directories.set((0, 3), with(MAX_BYTES / 3)).unwrap();
+        assert!(directories.set((0, 4), with(MAX_BYTES / 2)).is_err());
+    }
 }
