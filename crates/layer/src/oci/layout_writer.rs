@@ -1,5 +1,5 @@
 //! Writes an OCI image layout: blobs under their digests, and `index.json` last, by a rename. A
-//! writer that is killed leaves the layout as it was.
+//! writer that is killed leaves the layout as it was. Each file is on the disk before its rename.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -63,6 +63,7 @@ impl LayoutWriter {
         let result = write(&mut out)?;
         let (out, digest, size) = out.finish();
         let file = out.into_inner().map_err(|error| failed("write a blob in")(error.into_error()))?;
+        file.as_file().sync_all().map_err(failed("sync a blob in"))?;
         let file = file.persist(self.dir.join(blob_name(digest)));
         file.map_err(|error| failed("rename a blob in")(error.error))?;
         Ok((Written { digest, size }, result))
@@ -102,6 +103,7 @@ impl LayoutWriter {
         let path = self.dir.join(name);
         let mut file = self.temporary(&self.dir)?;
         file.write_all(bytes).map_err(Error::io("write", &path))?;
+        file.as_file().sync_all().map_err(Error::io("sync", &path))?;
         file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
         Ok(())
     }
@@ -140,6 +142,7 @@ impl LayoutWriter {
         }
         end(&mut out).map_err(failed("write"))?;
         let temporary = out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
+        temporary.as_file().sync_all().map_err(failed("sync"))?;
         temporary.persist(file).map_err(|error| failed("write")(error.error))?;
         Ok(())
     }
