@@ -21,7 +21,7 @@ const BUFFER_BYTES: usize = 128 * 1024;
 const MAX_HEADER_BYTES: usize = 2 << 20;
 
 /// The largest number of entries. The largest images have about a million.
-const MAX_ENTRIES: u64 = 20_000_000;
+pub(crate) const MAX_ENTRIES: u64 = 20_000_000;
 
 /// Where an archive is read from.
 pub(crate) trait Input: Read {

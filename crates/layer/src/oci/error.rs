@@ -252,6 +252,12 @@ pub enum Problem {
         /// The limit.
         max: u64,
     },
+    /// The files of the image would take more than the caller allows.
+    #[error("with it, the files of the image take more than {max_bytes} bytes; raise the limit if it is trusted")]
+    TreeTooLarge {
+        /// The limit in bytes. Each file counts with its size, holes included, and 4096 bytes.
+        max_bytes: u64,
+    },
     /// The directories' attributes take too much memory.
     #[error("the attributes of the directories have more than {max_bytes} bytes")]
     AttributesTooLarge {

@@ -8,18 +8,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::compression::Compression;
+use super::compression::{Compression, detect};
 use super::destination::Destination;
 use super::digest::{Digest, Hashing};
 use super::encoder::Encoder;
 use super::error::{Error, Result};
+use super::files::known;
 use super::image::{Blob, Image};
 use super::import::Progress;
 use super::layout_writer::{LayoutWriter, Written};
 use super::pack::{Differences, pack};
 use super::record::Record;
 use super::source::{Platform, Source};
-use super::tree_digest::Recorded;
+use super::tree_digest::{self, Recorded};
 use crate::callback::Callback;
 use crate::layer::{Base, Layer};
 use crate::stack::overlayfs::XattrNamespace;
@@ -90,7 +91,8 @@ impl<'a> Export<'a> {
     }
 
     /// Adds the base below the layers. If it came from an image whose files are still in their
-    /// place, the image gets the blobs of that one. Otherwise the base becomes one layer.
+    /// place, and its tree still has the digest that the import recorded, the image gets the blobs
+    /// of that one. Otherwise the base becomes one layer.
     pub fn base(mut self, base: impl Into<Option<&'a Base>>) -> Self {
         self.base = base.into();
         self
@@ -111,7 +113,7 @@ impl<'a> Export<'a> {
 
     /// Sets keys of the image's configuration, such as `architecture` or `author`. The keys of its
     /// object `config`, such as `Entrypoint` and `Env`, are set one by one. All others are those of
-    /// the image that the base came from.
+    /// the image that the base came from. An `Entrypoint` also removes the base's `Cmd`.
     ///
     /// The keys `rootfs` and `history` describe the layers and are ignored.
     pub fn config(mut self, config: Map<String, Value>) -> Self {
@@ -159,7 +161,7 @@ impl<'a> Export<'a> {
         if let Some(base) = self.base {
             let record = if base.is_tree() { None } else { Record::of(&Layer::at(base.path()))? };
             if let Some(record) = record {
-                if let Some(copied) = copy_original(&record, writer) {
+                if let Some(copied) = self.copy_original(base, &record, writer) {
                     original = copied.len();
                     blobs = copied;
                 }
@@ -192,6 +194,33 @@ impl<'a> Export<'a> {
         Ok(Exported { manifest: manifest.digest, blobs, original, sockets, owners_as_root })
     }
 
+    /// Copies the blobs of the image that a base came from. Returns `None` if they are not there any
+    /// more or are others, or if the base is not known to be what they contain.
+    fn copy_original(&self, base: &Base, record: &Record, writer: &LayoutWriter) -> Option<Vec<Blob>> {
+        // An archive of a root file system is not an image.
+        record.config_digest?;
+        let layer = Layer::at(base.path());
+        let copied = match self.is_as_recorded(&layer) {
+            Ok(true) => try_copy(record, writer),
+            Ok(false) => {
+                let path = crate::display::quoted(layer.path());
+                log::warn!("exporting {path} as one layer: it has changed since its import, or has no digest");
+                return None;
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &copied {
+            log::warn!("exporting the base as one layer: {}", crate::error::Chain(error));
+        }
+        copied.ok()
+    }
+
+    /// Returns whether the tree of a layer has the digest that was recorded of it.
+    fn is_as_recorded(&self, layer: &Layer) -> Result<bool> {
+        let Some(recorded) = Recorded::of(layer)? else { return Ok(false) };
+        Ok(tree_digest::compute(layer, self.xattrs)? == recorded.tree)
+    }
+
     fn write_tree(&self, writer: &LayoutWriter, tree: PathBuf, done: &AtomicU64) -> Result<(Blob, Differences)> {
         let (written, (diff_id, mut differences)) = writer.blob(|out| {
             let failed = || Error::io("compress", &tree);
@@ -217,7 +246,13 @@ impl<'a> Export<'a> {
         for (key, value) in &self.config {
             match (key.as_str(), value, config.get_mut(key)) {
                 ("rootfs" | "history", ..) => {}
-                ("config", Value::Object(given), Some(Value::Object(parts))) => parts.extend(given.clone()),
+                ("config", Value::Object(given), Some(Value::Object(parts))) => {
+                    // The base's arguments belong to the base's program, as in a Dockerfile.
+                    if given.contains_key("Entrypoint") {
+                        parts.remove("Cmd");
+                    }
+                    parts.extend(given.clone());
+                }
                 _ => drop(config.insert(key.clone(), value.clone())),
             }
         }
@@ -240,18 +275,6 @@ fn extend_history(config: &mut Map<String, Value>, original: usize, added: usize
     }
 }
 
-/// Copies the blobs of the image that a base came from. Returns `None` if they are not there any
-/// more, or are others.
-fn copy_original(record: &Record, writer: &LayoutWriter) -> Option<Vec<Blob>> {
-    // An archive of a root file system is not an image.
-    record.config_digest?;
-    let copied = try_copy(record, writer);
-    if let Err(error) = &copied {
-        log::info!("exporting the base as one layer: {}", crate::error::Chain(error));
-    }
-    copied.ok()
-}
-
 fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
     let source: Source = record.source.parse()?;
     let metadata = std::fs::metadata(source.path()).map_err(Error::io("look at", source.path()))?;
@@ -264,14 +287,18 @@ fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
     if image.config_digest != record.config_digest {
         return Err(changed());
     }
+    let mut copied = Vec::with_capacity(record.blobs.len());
     for blob in &record.blobs {
         // A base can be the lowest layer of the image alone.
         let layer = image.layers.iter().find(|layer| layer.diff_id == blob.diff_id).ok_or_else(changed)?;
+        let path = image.layer_path(layer);
+        let (detected, mut reader) = detect(image.open_layer(layer)?).map_err(Error::io("read", &path))?;
+        // The base's image can have Docker's media types, which no OCI manifest may have.
+        let media_type = known(detected, &path)?.media_type().to_string();
+        copied.push(Blob { media_type, ..blob.clone() });
         if writer.has(blob.digest, blob.size) {
             continue;
         }
-        let mut reader = image.open_layer(layer)?;
-        let path = image.layer_path(layer);
         let (written, ()) = writer.blob(|out| {
             let read = io::copy(&mut reader, out).map_err(Error::io("copy", &path))?;
             if read == blob.size { Ok(()) } else { Err(changed()) }
@@ -280,7 +307,7 @@ fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
             return Err(Error::WrongDigest { path, expected: blob.digest, found: written.digest });
         }
     }
-    Ok(record.blobs.clone())
+    Ok(copied)
 }
 
 /// Records the digest of a layer, so that damage can be found later.
@@ -323,6 +350,9 @@ impl<W: Write> Write for Reporting<'_, '_, W> {
 }
 
 #[cfg(test)]
+mod base_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -338,6 +368,21 @@ mod tests {
             extend_history(&mut config, original, added);
             let found = config.get("history").map(|history| history.as_array().unwrap().len());
             assert_eq!(found, expected, "{original} {added}");
+        }
+    }
+
+    #[test]
+    fn an_entrypoint_removes_the_arguments_of_the_base() {
+        for (given, expected) in [
+            (json!({"Entrypoint": ["/e"]}), json!({"Entrypoint": ["/e"]})),
+            (json!({"Entrypoint": ["/e"], "Cmd": ["x"]}), json!({"Entrypoint": ["/e"], "Cmd": ["x"]})),
+            (json!({"Env": []}), json!({"Cmd": ["sh"], "Env": []})),
+        ] {
+            let given = json!({ "config": given });
+            let export = Export::new(&[]).config(given.as_object().unwrap().clone());
+            let base = json!({"config": {"Cmd": ["sh"]}});
+            let config = export.configuration(base.as_object().unwrap().clone(), &[], 0);
+            assert_eq!(config["config"], expected);
         }
     }
 

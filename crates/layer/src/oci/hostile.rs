@@ -547,6 +547,45 @@ fn a_bomb_ends_at_the_limit() {
 }
 
 #[test]
+fn directories_without_an_entry_count_towards_the_limit() {
+    let paths: Vec<_> = (0..3).map(|number| format!("{number}/{}f", "a/".repeat(1000))).collect();
+    let archive = tar(paths.iter().map(|path| file(path)));
+    assert!(archive.len() < 32 << 10);
+    let place = Place::new();
+    fs::write(place.path("image/tar"), archive).unwrap();
+    for imported in place.import("tar:image/tar", None, Some(2 << 20)) {
+        let message = imported.unwrap_err();
+        assert!(message.contains("the files of the image take more than 2097152 bytes"), "{message}");
+    }
+    place.check("directories");
+    for imported in place.import("tar:image/tar", None, Some(16 << 20)) {
+        assert!(imported.unwrap().join(&paths[2]).is_file());
+    }
+    crate::remove_tree(place.path("base")).unwrap();
+}
+
+#[test]
+fn the_holes_of_sparse_files_count_towards_the_limit() {
+    // The content is one byte, in the old form `0,1` of a map.
+    let sparse = |path, size| file(path).pax("GNU.sparse.realsize", size).pax("GNU.sparse.map", b"0,1");
+    let place = Place::new();
+    for (what, archives) in [
+        ("one file", vec![tar([sparse("f", b"42949672960")])]),
+        ("one archive", vec![tar([sparse("f", b"900000"), sparse("g", b"900000"), sparse("h", b"900000")])]),
+        ("two layers", vec![tar([sparse("f", b"1200000")]), tar([sparse("g", b"1200000")])]),
+    ] {
+        fs::remove_dir_all(place.path("image")).unwrap();
+        fs::create_dir(place.path("image")).unwrap();
+        Layout::new(&place.path("image"), &archives).write(&place.path("image"));
+        for imported in place.import("oci:image", None, Some(2 << 20)) {
+            let message = imported.unwrap_err();
+            assert!(message.contains("the files of the image take more than 2097152 bytes"), "{what}: {message}");
+        }
+        place.check(what);
+    }
+}
+
+#[test]
 fn the_platform_of_an_image_must_fit() {
     let place = Place::new();
     Layout::new(&place.path("image"), &[tar([file("f")])]).write(&place.path("image"));

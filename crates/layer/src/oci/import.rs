@@ -19,7 +19,7 @@ use super::pipeline::{self, Expected, Finished, Parts};
 use super::record::Record;
 use super::source::{Platform, Source};
 use super::tree_digest::{TreeDigest, record_digest};
-use super::unpack::{LeftOut, Options, Privileges, Unpacker};
+use super::unpack::{Budget, LeftOut, Options, Privileges, Unpacked, Unpacker};
 use crate::callback::Callback;
 use crate::capture::barrier;
 use crate::layer::meta::{Meta, Timing};
@@ -126,8 +126,9 @@ impl<'a> Import<'a> {
         self
     }
 
-    /// Refuses an image whose layers have more than `bytes` bytes together when decompressed. The
-    /// default is 64 GiB. The free space of the file system is always a limit, too.
+    /// Refuses an image whose layers have more than `bytes` bytes together when decompressed, or whose
+    /// files take more. Each file counts with its size, holes included, and 4096 bytes. So does a
+    /// directory that only the path of another entry names. The default is 64 GiB. The free space of the file system is always a limit, too.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
         self
@@ -176,7 +177,7 @@ impl<'a> Import<'a> {
         let name = dir.file_name().ok_or_else(|| Error::Exists { path: dir.clone() })?.to_owned();
         let draft = Draft::begin(walk::parent(&dir))?;
         let work = self.open(walk::parent(&dir))?;
-        let mut unpacker = Unpacker::whole(draft.layer().fs(), self.options)?;
+        let mut unpacker = Unpacker::whole(draft.layer().fs(), self.options, Budget::new(work.max_bytes))?;
         let mut read = Read::default();
         for (number, layer) in work.image.layers.iter().enumerate() {
             if number > 0 {
@@ -218,6 +219,7 @@ impl<'a> Import<'a> {
         let work = self.open(store.path())?;
         let mut read = Read::default();
         let mut left_out = LeftOut::default();
+        let mut budget = Budget::new(work.max_bytes);
         let mut layers: Vec<ImportedLayer> = Vec::new();
         let mut holds = Vec::new();
         for layer in &work.image.layers {
@@ -239,8 +241,9 @@ impl<'a> Import<'a> {
                     ImportedLayer { layer: found, diff_id, chain_id, reused: true }
                 }
                 None => {
-                    let (imported, unpacked) = work.import_layer(store, layer, &layers, &mut read)?;
-                    left_out += unpacked;
+                    let (imported, unpacked) = work.import_layer(store, layer, &layers, &mut read, budget)?;
+                    left_out += unpacked.left_out;
+                    budget = unpacked.budget;
                     holds.push(Hold::of([imported.layer.path()])?);
                     imported
                 }
@@ -335,11 +338,12 @@ impl Work<'_> {
         layer: &ImageLayer,
         below: &[ImportedLayer],
         read: &mut Read,
-    ) -> Result<(ImportedLayer, LeftOut)> {
+        budget: Budget,
+    ) -> Result<(ImportedLayer, Unpacked)> {
         let begun = Instant::now();
         let draft = store.draft()?;
         let trees: Vec<_> = below.iter().map(|below| below.layer.fs()).collect();
-        let mut unpacker = Unpacker::layer(draft.layer().fs(), &trees, self.options)?;
+        let mut unpacker = Unpacker::layer(draft.layer().fs(), &trees, self.options, budget)?;
         let finished = self.unpack(layer, read, &mut unpacker)?;
         let unpacked = unpacker.finish().map_err(|problem| root_error(draft.layer(), problem))?;
         read.add(layer, finished);
@@ -368,7 +372,7 @@ impl Work<'_> {
             }
             published => published?,
         };
-        Ok((ImportedLayer { layer: published, diff_id, chain_id, reused: false }, unpacked.left_out))
+        Ok((ImportedLayer { layer: published, diff_id, chain_id, reused: false }, unpacked))
     }
 
     /// Makes everything durable, and writes `layer.json` last.

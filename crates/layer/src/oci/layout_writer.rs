@@ -1,11 +1,12 @@
 //! Writes an OCI image layout: blobs under their digests, and `index.json` last, by a rename. A
-//! writer that is killed leaves the layout as it was.
+//! writer that is killed leaves the layout as it was. Each file is on the disk before its rename.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
@@ -63,6 +64,7 @@ impl LayoutWriter {
         let result = write(&mut out)?;
         let (out, digest, size) = out.finish();
         let file = out.into_inner().map_err(|error| failed("write a blob in")(error.into_error()))?;
+        file.as_file().sync_all().map_err(failed("sync a blob in"))?;
         let file = file.persist(self.dir.join(blob_name(digest)));
         file.map_err(|error| failed("rename a blob in")(error.error))?;
         Ok((Written { digest, size }, result))
@@ -77,6 +79,9 @@ impl LayoutWriter {
 
     /// Adds a manifest to the index, in place of one with the same tag.
     pub(crate) fn tag(&self, tag: &str, mut manifest: Value) -> Result<()> {
+        // Another export can add its tag at the same time. The lock ends with the descriptor.
+        let dir = File::open(&self.dir).map_err(Error::io("open", &self.dir))?;
+        flock(&dir, FlockOperation::LockExclusive).map_err(Error::io("lock", &self.dir))?;
         let path = self.dir.join("index.json");
         let mut index: Value = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
@@ -99,6 +104,7 @@ impl LayoutWriter {
         let path = self.dir.join(name);
         let mut file = self.temporary(&self.dir)?;
         file.write_all(bytes).map_err(Error::io("write", &path))?;
+        file.as_file().sync_all().map_err(Error::io("sync", &path))?;
         file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
         Ok(())
     }
@@ -136,5 +142,30 @@ impl LayoutWriter {
         end(&mut out).map_err(failed("write"))?;
         let output = out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
         output.finish().map_err(failed("write"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_of_parallel_exports_are_all_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let writers = 8;
+        let barrier = std::sync::Barrier::new(writers);
+        std::thread::scope(|scope| {
+            for number in 0..writers {
+                let (writer, barrier) = (LayoutWriter::open(dir.path()).unwrap(), &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    for round in 0..20 {
+                        writer.tag(&format!("{number}-{round}"), json!({})).unwrap();
+                    }
+                });
+            }
+        });
+        let index: Value = serde_json::from_slice(&fs::read(dir.path().join("index.json")).unwrap()).unwrap();
+        assert_eq!(index["manifests"].as_array().unwrap().len(), writers * 20);
     }
 }

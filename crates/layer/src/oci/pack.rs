@@ -20,7 +20,7 @@ use super::pax::format_time;
 use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
 use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::owner;
-use crate::tree::walk::{Entries, Identity, READ, as_os_str, identity, open_beneath, open_in};
+use crate::tree::walk::{Entries, Identity, READ, as_os_str, identity, open_above, open_in};
 use crate::tree::xattr::XattrList;
 
 /// The largest numbers in the fields of a header: 7 and 11 octal digits.
@@ -158,6 +158,7 @@ pub(crate) fn end(out: &mut (impl Write + ?Sized)) -> io::Result<()> {
 
 /// A directory whose entries are being written.
 struct Listed {
+    identity: Identity,
     /// The names that are still to come, the next one last.
     names: Vec<CString>,
     is_opaque: bool,
@@ -191,9 +192,9 @@ impl Packer<'_> {
         while let Some(here) = way.last_mut() {
             let Some(name) = here.names.pop() else {
                 way.pop();
-                if !way.is_empty() {
+                if let Some(above) = way.last() {
+                    dir = open_above(dir.as_fd(), above.identity).map_err(Problem::io("leave"))?;
                     current.pop();
-                    dir = open_beneath(self.root.as_fd(), current, READ).map_err(Problem::io("open"))?;
                 }
                 continue;
             };
@@ -238,7 +239,7 @@ impl Packer<'_> {
         let mut names: Vec<_> =
             names.map(|entry| Ok(entry?.0)).collect::<rustix::io::Result<_>>().map_err(Problem::io("read"))?;
         names.sort_by(|one, other| other.cmp(one));
-        Ok(Listed { names, is_opaque })
+        Ok(Listed { identity: identity(&stat), names, is_opaque })
     }
 
     /// Writes anything but a directory.

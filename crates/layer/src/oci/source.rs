@@ -142,12 +142,22 @@ pub struct Platform {
 impl Platform {
     /// Returns the platform of this machine.
     pub fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+        let architecture = go_name(std::env::consts::ARCH, cfg!(target_endian = "little").then_some("le"));
+        Self { os: "linux".into(), architecture, variant: None }
+    }
+}
+
+/// Returns the name of Rust's `architecture` in Go, which images use. `suffix` is that of a
+/// little-endian machine; Rust has one name for both byte orders where Go has two.
+fn go_name(architecture: &str, suffix: Option<&str>) -> String {
+    match architecture {
+        "x86_64" => "amd64".into(),
+        "x86" => "386".into(),
+        "aarch64" => "arm64".into(),
+        "loongarch64" => "loong64".into(),
+        "powerpc64" => format!("ppc64{}", suffix.unwrap_or_default()),
+        // arm, riscv64 and s390x have the same name in both.
+        other => other.into(),
     }
 }
 
@@ -178,6 +188,23 @@ impl fmt::Display for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn architectures_have_their_names_in_go() {
+        for (rust, suffix, go) in [
+            ("x86_64", Some("le"), "amd64"),
+            ("x86", Some("le"), "386"),
+            ("aarch64", Some("le"), "arm64"),
+            ("arm", Some("le"), "arm"),
+            ("powerpc64", Some("le"), "ppc64le"),
+            ("powerpc64", None, "ppc64"),
+            ("s390x", None, "s390x"),
+            ("riscv64", Some("le"), "riscv64"),
+            ("loongarch64", Some("le"), "loong64"),
+        ] {
+            assert_eq!(go_name(rust, suffix), go, "{rust}");
+        }
+    }
 
     #[test]
     fn an_image_is_written_as_for_skopeo() {

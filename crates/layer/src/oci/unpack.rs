@@ -2,6 +2,7 @@
 //! every step is by descriptor. `unpack/` has the directories on the way, whiteouts, hard links,
 //! and the attributes of directories.
 
+mod budget;
 mod directories;
 mod hard_links;
 mod parents;
@@ -23,6 +24,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+pub(crate) use self::budget::Budget;
 use self::directories::Directories;
 use self::parents::Parent;
 use self::privileges::apply;
@@ -72,6 +74,7 @@ pub(crate) struct Unpacker {
     left_out: LeftOut,
     /// The devices that were left out, by their directories and names. A hard link can lead to one.
     absent: HashSet<(Identity, CString)>,
+    budget: Budget,
     consulted: bool,
 }
 
@@ -79,6 +82,8 @@ pub(crate) struct Unpacker {
 #[derive(Debug)]
 pub(crate) struct Unpacked {
     pub(crate) left_out: LeftOut,
+    /// What is left of the budget.
+    pub(crate) budget: Budget,
     /// Whether the tree depends on the layers below it.
     pub(crate) consulted: bool,
 }
@@ -103,13 +108,18 @@ impl Dir {
 
 impl Unpacker {
     /// Makes the new directory `tree` for a whole file system.
-    pub(crate) fn whole(tree: PathBuf, options: Options) -> Result<Self, crate::Error> {
-        Self::new(tree, Target::Whole { brought: None }, options)
+    pub(crate) fn whole(tree: PathBuf, options: Options, budget: Budget) -> Result<Self, crate::Error> {
+        Self::new(tree, Target::Whole { brought: None }, options, budget)
     }
 
     /// Makes the new directory `tree` for one layer over the trees `below`, topmost first.
-    pub(crate) fn layer(tree: PathBuf, below: &[PathBuf], options: Options) -> Result<Self, crate::Error> {
-        let mut unpacker = Self::new(tree.clone(), Target::Layer { stack: None }, options)?;
+    pub(crate) fn layer(
+        tree: PathBuf,
+        below: &[PathBuf],
+        options: Options,
+        budget: Budget,
+    ) -> Result<Self, crate::Error> {
+        let mut unpacker = Self::new(tree.clone(), Target::Layer { stack: None }, options, budget)?;
         if let Some(topmost) = below.first() {
             let trees: Vec<_> = std::iter::once(&tree).chain(below).collect();
             unpacker.target = Target::Layer { stack: Some(View::new(&trees)?.xattrs(options.xattrs)) };
@@ -118,7 +128,7 @@ impl Unpacker {
         Ok(unpacker)
     }
 
-    fn new(tree: PathBuf, target: Target, options: Options) -> Result<Self, crate::Error> {
+    fn new(tree: PathBuf, target: Target, options: Options, budget: Budget) -> Result<Self, crate::Error> {
         mkdirat(CWD, &tree, Mode::RWXU).map_err(crate::Error::io("make the directory", &tree))?;
         let root = openat(CWD, &tree, READ, Mode::empty()).map_err(crate::Error::io("open", &tree))?;
         crate::tree::attributes::strip(root.as_fd()).map_err(crate::Error::io("clear the attributes of", &tree))?;
@@ -132,6 +142,7 @@ impl Unpacker {
             parent: None,
             left_out: LeftOut::default(),
             absent: HashSet::new(),
+            budget,
             consulted: false,
         })
     }
@@ -174,7 +185,7 @@ impl Unpacker {
             let stat = fstat(dir)?;
             apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| attributes.apply(dir))
         })?;
-        Ok(Unpacked { left_out: self.left_out, consulted: self.consulted })
+        Ok(Unpacked { left_out: self.left_out, budget: self.budget, consulted: self.consulted })
     }
 
     fn file<R: Input>(
@@ -211,7 +222,7 @@ impl Unpacker {
         let mut replaces = false;
         loop {
             match mkdirat(dir.as_fd(), name, Mode::RWXU) {
-                Ok(()) => break,
+                Ok(()) => break self.budget.pay_file()?,
                 Err(Errno::EXIST) => match openat(dir.as_fd(), name, READ, Mode::empty()) {
                     Ok(exists) => return Dir::new(exists).map(Rc::new),
                     Err(Errno::NOTDIR | Errno::LOOP) => {
@@ -248,6 +259,8 @@ impl Unpacker {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Where the umask leaves it alone, the mode needs no further call.
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
+        // Before a file gets its size: a hole costs nothing now, but time whenever it is read.
+        self.budget.pay_bytes(size(&entry))?;
         let mut file = File::from(self.make(dir, name, |dir| openat(dir, name, flags, mode))?);
         match &entry.kind {
             Kind::Sparse { pieces, size } => write_pieces(&file, pieces, *size, archive)?,
@@ -310,6 +323,7 @@ impl Unpacker {
         name: &CStr,
         make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> Result<T, Problem> {
+        self.budget.pay_file()?;
         match make(dir.as_fd()) {
             Err(Errno::EXIST) => {
                 self.clear(dir, name)?;
@@ -349,6 +363,14 @@ impl Unpacker {
 /// Returns whether an error means that nothing is at a path.
 fn is_missing(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+}
+
+/// Returns the size of the file that an entry describes, with its holes.
+fn size(entry: &Entry) -> u64 {
+    match entry.kind {
+        Kind::Sparse { size, .. } => size,
+        _ => entry.size,
+    }
 }
 
 fn attributes(kind: FileType, entry: Entry) -> Attributes {

@@ -70,6 +70,13 @@ pub(crate) fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix
     open_staying(dir, name, flags)
 }
 
+/// Opens the directory above `dir`, which must be `expected`. Fails with `ESTALE` if `dir` was moved.
+#[cfg(feature = "oci")]
+pub(crate) fn open_above(dir: BorrowedFd<'_>, expected: Identity) -> rustix::io::Result<OwnedFd> {
+    let above = openat(dir, c"..", READ, Mode::empty())?;
+    if identity(&fstat(&above)?) == expected { Ok(above) } else { Err(Errno::STALE) }
+}
+
 /// Opens `path`, which [stays](STAY) below `dir`. Fails with `EXDEV` only at a mount point.
 fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     match openat2(dir, path, flags, Mode::empty(), STAY) {

@@ -2,8 +2,9 @@
 //! ACL or a setgid bit would pass to new files, and a new file changes the time of its directory.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, Timespec, fstat, openat};
 
@@ -11,11 +12,11 @@ use crate::error::Error;
 use crate::oci::error::Problem;
 use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::attributes::{Attributes, Keep};
-use crate::tree::walk::{Entries, Identity, READ, as_os_str, identity, open_beneath};
+use crate::tree::walk::{Entries, Identity, READ, identity, open_above, open_in};
 use crate::tree::xattr::XattrList;
 
-/// The most memory that attributes take, in bytes. A million directories without extended attributes
-/// need less.
+/// The most memory that the attributes of all directories of a tree take, in bytes: those of 1.3
+/// million directories without extended attributes. Attributes that a layer replaces do not count.
 const MAX_BYTES: usize = 256 << 20;
 
 /// The memory of one directory without its extended attributes, roughly.
@@ -88,13 +89,14 @@ impl Directories {
     }
 
     fn insert(&mut self, directory: Identity, attributes: Attributes) -> Result<(), Problem> {
-        let xattrs: usize = attributes.xattrs().iter().map(|(name, value)| name.count_bytes() + value.len()).sum();
-        self.bytes += USUAL_BYTES + xattrs;
-        if self.bytes > MAX_BYTES {
-            return Err(Problem::AttributesTooLarge { max_bytes: MAX_BYTES });
+        self.bytes += cost(&attributes);
+        if let Some(replaced) = self.attributes.insert(directory, attributes) {
+            self.bytes = self.bytes.saturating_sub(cost(&replaced));
         }
-        self.attributes.insert(directory, attributes);
-        Ok(())
+        match self.bytes > MAX_BYTES {
+            true => Err(Problem::AttributesTooLarge { max_bytes: MAX_BYTES }),
+            false => Ok(()),
+        }
     }
 
     /// Sets the attributes of every directory below `root`, and then of `root`, by `set`.
@@ -104,31 +106,78 @@ impl Directories {
         mut set: impl FnMut(Attributes, BorrowedFd<'_>) -> rustix::io::Result<()>,
     ) -> Result<(), Problem> {
         let failed = || Problem::io("set the attributes of the directories of");
-        let mut paths = vec![PathBuf::new()];
-        let mut next = 0;
-        while let Some(path) = paths.get(next).cloned() {
-            next += 1;
-            let dir = open_beneath(root, &path, READ).map_err(failed())?;
-            for entry in Entries::new(dir).map_err(failed())? {
-                let (name, kind) = entry.map_err(failed())?;
-                if kind == FileType::Directory {
-                    paths.push(path.join(as_os_str(&name)));
-                }
+        let mut dir = openat(root, c".", READ, Mode::empty()).map_err(failed())?;
+        // The directories on the way. Only the last one is open, because a tree can be deeper than the
+        // limit of open files.
+        let mut way = vec![Listed::new(dir.as_fd()).map_err(failed())?];
+        while let Some(here) = way.last_mut() {
+            if let Some(name) = here.names.pop() {
+                dir = open_in(dir.as_fd(), &name, READ).map_err(failed())?;
+                way.push(Listed::new(dir.as_fd()).map_err(failed())?);
+                continue;
             }
-        }
-        // A directory's own mode can forbid its owner to enter it.
-        for path in paths.iter().rev() {
-            let dir = open_beneath(root, path, READ).map_err(failed())?;
-            let stat = fstat(&dir).map_err(failed())?;
-            if let Some(attributes) = self.attributes.remove(&identity(&stat)) {
+            let identity = here.identity;
+            way.pop();
+            // A directory's own mode can forbid its owner to leave it by `..`.
+            let above = way.last().map(|above| open_above(dir.as_fd(), above.identity));
+            let above = above.transpose().map_err(failed())?;
+            if let Some(attributes) = self.attributes.remove(&identity) {
                 set(attributes, dir.as_fd()).map_err(failed())?;
+            }
+            if let Some(above) = above {
+                dir = above;
             }
         }
         Ok(())
     }
 }
 
+/// A directory whose directories still need their attributes.
+struct Listed {
+    identity: Identity,
+    names: Vec<CString>,
+}
+
+impl Listed {
+    fn new(dir: BorrowedFd<'_>) -> rustix::io::Result<Self> {
+        let identity = identity(&fstat(dir)?);
+        let mut names = Vec::new();
+        for entry in Entries::new(openat(dir, c".", READ, Mode::empty())?)? {
+            let (name, kind) = entry?;
+            if kind == FileType::Directory {
+                names.push(name);
+            }
+        }
+        Ok(Self { identity, names })
+    }
+}
+
+/// Returns the memory of the attributes of one directory, in bytes.
+fn cost(attributes: &Attributes) -> usize {
+    let xattrs = attributes.xattrs().iter().map(|(name, value)| name.count_bytes() + value.len());
+    USUAL_BYTES + xattrs.sum::<usize>()
+}
+
 /// Returns the attributes of a directory that no archive has an entry for.
 fn unknown() -> Attributes {
     Attributes::new(FileType::Directory, 0o755, (0, 0), NO_TIME, Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaced_attributes_do_not_count_towards_the_limit() {
+        let with = |bytes| {
+            let xattrs = vec![(c"user.a".to_owned(), vec![0; bytes])];
+            Attributes::new(FileType::Directory, 0o755, (0, 0), NO_TIME, xattrs)
+        };
+        let mut directories = Directories::new((0, 1));
+        for _ in 0..3 {
+            directories.set((0, 2), with(MAX_BYTES / 3)).unwrap();
+        }
+        directories.set((0, 3), with(MAX_BYTES / 3)).unwrap();
+        assert!(directories.set((0, 4), with(MAX_BYTES / 2)).is_err());
+    }
 }

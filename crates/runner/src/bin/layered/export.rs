@@ -12,13 +12,15 @@ use layer::oci::{Compression, Destination, Export};
 use layer::{Hold, Layer};
 use serde_json::{Map, Value};
 
+use crate::progress::Progress;
 use crate::stack::{BaseArgs, LayerArgs, read_given};
 use crate::{privileges, table};
 
 /// Write a stack as an OCI image.
 ///
 /// The base and each layer become one layer of the image. A base that came from an image gives back
-/// the layers of that image unchanged, as long as the image is where it was.
+/// the layers of that image unchanged, as long as the image is where it was and the base has the
+/// digest that its import recorded. Otherwise the base becomes one layer, with a warning.
 ///
 /// The same stack gives the same bytes. Sockets are left out, because no image can have them.
 /// Without root, files of owners that your user namespace lacks become root's.
@@ -41,7 +43,7 @@ pub(crate) struct Args {
     ///
     /// Its keys are those of the image specification: `architecture`, `author`, and `config` with
     /// `Entrypoint`, `Cmd`, `Env`, `WorkingDir`, `User`. They replace those of the image that the
-    /// base came from. FILE can be a pipe.
+    /// base came from. An `Entrypoint` also removes its `Cmd`. FILE can be a pipe.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one JSON object instead of a line.
@@ -86,7 +88,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let parsed: Result<Map<String, Value>, _> = serde_json::from_slice(&read_given(path)?);
         export = export.config(parsed.with_context(|| format!("{} is not a JSON object", quoted(path)))?);
     }
-    let exported = export.run(&args.image)?;
+    let progress = Progress::begin("writing the image");
+    let show = |step: layer::oci::Progress| progress.tell(|| format!("{} packed", table::bytes(step.done_bytes)));
+    let exported = export.progress(&show).run(&args.image)?;
+    drop(progress);
     drop(hold);
     for socket in &exported.sockets {
         log::warn!("left out the socket {}", quoted(socket));

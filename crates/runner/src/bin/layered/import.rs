@@ -11,6 +11,7 @@ use layer::display::quoted;
 use layer::oci::{Import, Imported, LeftOut, Platform, Source, TreeDigest};
 use serde_json::{Value, json};
 
+use crate::progress::Progress;
 use crate::{privileges, table};
 
 /// Make a base or layers from an image.
@@ -46,7 +47,8 @@ pub(crate) struct Args {
     platform: Option<Platform>,
     /// Refuse an image whose layers have more than SIZE bytes, decompressed [default: 64g].
     ///
-    /// SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
+    /// The files of the image have the same limit: each counts with its size, holes included, and
+    /// 4096 bytes. SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
     #[arg(long, value_name = "SIZE", value_parser = container::advanced::parse_size)]
     max_bytes: Option<u64>,
     /// Do not record the digest of the tree, which `layered verify` needs. This is faster.
@@ -84,11 +86,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.no_digest {
         import = import.tree_digest(TreeDigest::Omitted);
     }
+    let progress = Progress::begin("reading the image");
+    let show = |step: layer::oci::Progress| progress.tell(|| format!("{} read", table::bytes(step.done_bytes)));
+    import = import.progress(&show);
     let imported = match (&args.dir, &args.layers) {
         (Some(dir), None) => import.into_base(dir)?,
         (None, Some(store)) => import.into_layers(&Store::open(store)?)?,
         _ => bail!("give the directory of a base, or --layers and a store"),
     };
+    drop(progress);
     warn(imported.left_out);
     let mut out = io::stdout().lock();
     match (args.json, &args.dir) {
