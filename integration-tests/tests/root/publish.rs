@@ -216,7 +216,7 @@ fn a_command_that_did_not_end_by_itself_makes_no_layer() {
 #[test]
 fn a_command_that_handles_a_signal_makes_no_layer() {
     let fixture = Fixture::new();
-    let script = "trap 'exit 0' INT TERM; echo half >/half; echo begun; while :; do read line; done";
+    let script = "trap 'exit 0' INT TERM; echo half >/half; echo begun; while :; do sleep 0.01; done";
     for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let child = begin(&mut making(&fixture, "new", &["--commit-failed"], script));
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
