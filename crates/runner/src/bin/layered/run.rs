@@ -181,6 +181,11 @@ Exit status:
   128+N  signal N ended the command, or asked it to end so that --commit created no layer
   other  the exit status of the command
 
+A base is a directory with a root file system in fs/. One of these lines makes one:
+  mkdir debian && mmdebstrap --variant=minbase bookworm debian/fs
+  layered import tar:alpine-minirootfs-3.20.3-x86_64.tar.gz alpine
+  podman export \"$(podman create alpine)\" | layered import - alpine
+
 Examples:
   layered run --layer gcc --layer libc6-dev debian gcc --version
   layered run --base debian --layers-from deps.txt --user 1000 --cwd /src --timings \\
