@@ -85,6 +85,11 @@ impl Cgroup {
         Ok(Self { name: parent.map_or_else(|| name.clone(), |parent| parent.child(&name)), hierarchies })
     }
 
+    /// Returns the group at `path`, which has no slash before it.
+    pub(crate) fn at(path: &str) -> Result<Self> {
+        Ok(Self { name: path.into(), hierarchies: mounted()? })
+    }
+
     /// Returns the group `name` for a run with `config`. Returns `None` if the configuration names a
     /// group itself. Also returns `None` in a [user namespace](UserNamespace) if the configuration
     /// has no limits: most users may not create groups, and need none then.

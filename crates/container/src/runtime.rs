@@ -91,8 +91,8 @@ pub struct Finished {
     /// get an error.
     pub output_error: Option<io::Error>,
     /// The resources that the container used. Without a [`Cgroup`], only the processor time is
-    /// known, and includes that of the runtime. It is not known if the container was killed, if the
-    /// command left processes behind, or with [`Init::None`].
+    /// known, and it includes that of the runtime. Even this is unknown if the container was killed,
+    /// if the command left processes behind, or with [`Init::None`].
     pub usage: Usage,
 }
 
@@ -368,7 +368,7 @@ impl RemovedIfEmpty {
     /// Returns `None` if the runtime chooses the group: only an absolute path determines the group.
     fn new(config: &Config) -> Result<Option<Self>> {
         let path = config.cgroups_path().and_then(|path| path.strip_prefix('/')).filter(|path| !path.is_empty());
-        path.map(|path| Ok(Self(Cgroup::new(path)?))).transpose()
+        path.map(|path| Ok(Self(Cgroup::at(path)?))).transpose()
     }
 }
 
