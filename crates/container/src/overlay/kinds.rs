@@ -1,6 +1,7 @@
 //! The choices of an overlay mount: system calls, names, device nodes and xattrs. `overlay` applies
 //! them.
 
+use crate::mount_namespace::is_privileged;
 use crate::user_namespace::UserNamespace;
 
 /// The system calls that mount an overlay.
@@ -69,10 +70,10 @@ pub enum OverlayXattrs {
 }
 
 impl OverlayXattrs {
-    /// Returns the namespace that this process can write: `User` in a [user
-    /// namespace](UserNamespace), and `Trusted` otherwise. In a user namespace, the kernel accepts
+    /// Returns the namespace that this process can write: `Trusted` with CAP_SYS_ADMIN outside of a
+    /// [user namespace](UserNamespace), and `User` otherwise. In a user namespace, the kernel accepts
     /// an overlay with `trusted.` too, and then fails to create opaque directories.
     pub fn of_process() -> Self {
-        if UserNamespace::is_here() { Self::User } else { Self::Trusted }
+        if UserNamespace::is_here() || !is_privileged() { Self::User } else { Self::Trusted }
     }
 }

@@ -19,8 +19,8 @@ use crate::access::AccessArgs;
 use crate::kept::{self, Records};
 use crate::place::{Place, advised};
 use crate::progress::Progress;
-use crate::stack::{BaseArgs, LayerArgs, read_given};
-use crate::{privileges, table};
+use crate::stack::{BaseArgs, LayerArgs, read_object};
+use crate::table;
 
 /// Turn an upper directory into a layer.
 ///
@@ -71,10 +71,10 @@ pub(crate) struct Args {
     /// Replace the existing LAYER if its command failed.
     ///
     /// The new layer takes the place of the old one in one step. Without --mode and --group, it has
-    /// the mode and group of the old one. A layer is never replaced if its
-    /// command succeeded, if a run uses it, or if it is the base of other layers. Unlike a plain
-    /// commit, this one can lose the upper. If layered is killed before it has finished, the upper
-    /// may be left in the store's `.layered/new`, and the next `layered gc` deletes it.
+    /// the mode and group of the old one. A layer is never replaced if its command succeeded, if a
+    /// run uses it, or if it is the base of other layers. Unlike a plain commit, this one can lose the
+    /// upper. If layered is killed before it has finished, the upper may be left in the store's
+    /// `.layered/new`, and the next `layered gc` deletes it.
     #[arg(long)]
     replace: bool,
     /// Record the digest of the layer in its digest.json, so that `layered verify` finds damage.
@@ -121,7 +121,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut capture = with_command(capture, command)?;
     let meta = match &args.meta {
         Some(path) => {
-            let keys = read(path)?;
+            let keys = read_object(path)?;
             with_keys(&meta, keys).with_context(|| format!("cannot use {} as keys of a layer.json", quoted(path)))?
         }
         None => meta,
@@ -136,14 +136,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     capture = capture.progress(&show);
     let replaced = args.replace && layer.meta_path().symlink_metadata().is_ok();
     let captured = if replaced {
-        let Place { store, name } = &Place::of(&args.layer)?;
-        store.check_new(name, Existing::ReplacedIfFailed).map_err(advised)?;
+        let place = Place::of(&args.layer)?;
+        place.check_new(Existing::ReplacedIfFailed)?;
+        let Place { store, name } = &place;
         let draft = store.draft()?.existing(Existing::ReplacedIfFailed).access(access);
         match kept {
             Some(upper) => upper.publish(&capture, draft, name, meta)?,
             None => {
                 let _lock = Upper::lock_run_of(upper)?;
-                Upper::refuse_destination(&args.layer)?;
                 capture.publish(upper, draft, name, meta).map_err(advised)?
             }
         }
@@ -198,7 +198,7 @@ fn repeat(args: &Args, dir: &Path) -> anyhow::Result<ExitCode> {
 
 fn report(args: &Args, captured: &Captured) -> anyhow::Result<ExitCode> {
     if args.digest {
-        record_digest(&Layer::at(&args.layer), privileges::namespace())?;
+        record_digest(&Layer::at(&args.layer), runner::xattrs_of_process())?;
     }
     let (size, entries) = (table::bytes(captured.size.bytes), captured.size.entries);
     let made = match captured.taken_out {
@@ -243,11 +243,6 @@ fn of_stack(base: &Base, layers: &[Layer]) -> anyhow::Result<CaptureRecord> {
     let parent_hashes = layers.iter().map(Layer::hash).collect();
     let meta = Meta { parent_hashes, ..Meta::new(base.hash(), SystemTime::now()) };
     Ok(CaptureRecord::of_stack(base, layers, meta)?)
-}
-
-/// Reads a JSON object from a file that the caller has named. It can be a pipe.
-fn read(path: &Path) -> anyhow::Result<Map<String, Value>> {
-    serde_json::from_slice(&read_given(path)?).with_context(|| format!("{} is not a JSON object", quoted(path)))
 }
 
 /// Returns `meta` with `keys` of its JSON replaced or added.

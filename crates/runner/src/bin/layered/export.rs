@@ -5,16 +5,15 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::ValueEnum;
 use layer::display::quoted;
 use layer::oci::{Compression, Destination, Export};
 use layer::{Hold, Layer};
-use serde_json::{Map, Value};
 
 use crate::progress::Progress;
-use crate::stack::{BaseArgs, LayerArgs, read_given};
-use crate::{privileges, table};
+use crate::stack::{BaseArgs, LayerArgs, read_object};
+use crate::table;
 
 /// Write a stack as an OCI image.
 ///
@@ -83,10 +82,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Zip::None => Compression::None,
     };
     let mut export = Export::new(&layers).base(base.as_ref()).compression(compression);
-    export = export.xattrs(privileges::namespace());
+    export = export.xattrs(runner::xattrs_of_process());
     if let Some(path) = &args.config {
-        let parsed: Result<Map<String, Value>, _> = serde_json::from_slice(&read_given(path)?);
-        export = export.config(parsed.with_context(|| format!("{} is not a JSON object", quoted(path)))?);
+        export = export.config(read_object(path)?);
     }
     let progress = Progress::begin("writing the image");
     let show = |step: layer::oci::Progress| progress.tell(|| format!("{} packed", table::bytes(step.done_bytes)));
@@ -104,11 +102,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string(&exported)?)?;
+        table::print_json(&mut out, &exported)?;
     } else {
         let bytes = exported.blobs.iter().map(|blob| blob.size).sum();
-        let layers = exported.blobs.len();
-        let layers = if layers == 1 { "1 layer".into() } else { format!("{layers} layers") };
+        let layers = table::count(exported.blobs.len() as u64, "layer");
         writeln!(out, "{}: {layers} of {}, {}", args.image, table::bytes(bytes), exported.manifest)?;
     }
     Ok(ExitCode::SUCCESS)

@@ -62,7 +62,8 @@ pub(crate) struct Args {
     /// Print one JSON object instead of a table.
     ///
     /// The keys are `dry_run`, `layers` (the removed ones), `bytes`, `held` and `bases` (the layers
-    /// that are in use or the base of others), `closed` (those that you may not read), `orphans`, `failed` and `within_budget`.
+    /// that are in use or the base of others), `closed` (those that you may not read), `orphans`,
+    /// `failed` and `within_budget`.
     #[arg(long)]
     json: bool,
 }
@@ -121,7 +122,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 pub(crate) fn warn_of_closed(store: &Path, number: usize) {
     if number > 0 {
         let layers = count(number as u64, "layer");
-        complain(format_args!("warn: {layers} in {} left out: you may not read what other users made", quoted(store)));
+        log::warn!("left out {layers} in {}: you may not read what other users made", quoted(store));
     }
 }
 

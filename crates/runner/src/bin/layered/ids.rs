@@ -5,6 +5,8 @@ use anyhow::bail;
 use clap::ValueEnum;
 use container::{Ids, UserNamespace};
 
+use crate::defaults;
+
 /// The value of `--ids`, if it is not given.
 const IDS: &str = "LAYERED_IDS";
 
@@ -65,7 +67,7 @@ impl IdsArgs {
 
     /// Returns the IDs that the caller has chosen.
     pub(crate) fn chosen(&self) -> anyhow::Result<Ids> {
-        let of_environment = std::env::var_os(IDS).filter(|value| !value.is_empty());
+        let of_environment = defaults::path(IDS);
         let kind = match (self.ids, of_environment) {
             (Some(kind), _) => kind,
             (None, None) => Kind::Auto,

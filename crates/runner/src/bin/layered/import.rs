@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
+use container::UserNamespace;
 use layer::Store;
 use layer::display::quoted;
-use layer::oci::{Import, Imported, LeftOut, Platform, Source, TreeDigest};
-use serde_json::{Value, json};
+use layer::json_path::JsonPath;
+use layer::oci::{Digest, Import, Imported, ImportedLayer, LeftOut, Platform, Privileges, Source, TreeDigest};
+use serde::Serialize;
 
 use crate::progress::Progress;
-use crate::{privileges, table};
+use crate::table;
 
 /// Make a base or layers from an image.
 ///
@@ -79,7 +81,7 @@ Examples:
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut import = Import::new(&args.image).platform(args.platform.clone());
-    import = import.privileges(privileges::privileges()).xattrs(privileges::namespace());
+    import = import.privileges(privileges()).xattrs(runner::xattrs_of_process());
     if let Some(bytes) = args.max_bytes {
         import = import.max_bytes(bytes);
     }
@@ -98,7 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     warn(imported.left_out);
     let mut out = io::stdout().lock();
     match (args.json, &args.dir) {
-        (true, _) => writeln!(out, "{}", to_json(&imported))?,
+        (true, _) => table::print_json(&mut out, &Output::of(&imported))?,
         (false, Some(dir)) => writeln!(out, "{}", summary(dir, &imported))?,
         (false, None) => write_list(&mut out, &imported)?,
     }
@@ -106,7 +108,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn summary(dir: &Path, imported: &Imported) -> String {
-    let layers = if imported.blobs == 1 { "1 layer".into() } else { format!("{} layers", imported.blobs) };
+    let layers = table::count(imported.blobs as u64, "layer");
     let id = imported.layers.first().map_or_else(String::new, |layer| format!(", {}", layer.chain_id));
     format!("{}: {layers} of {}{id}", quoted(dir), table::bytes(imported.bytes))
 }
@@ -126,17 +128,39 @@ fn write_list(out: &mut impl Write, imported: &Imported) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn to_json(imported: &Imported) -> Value {
-    let path = |layer: &layer::oci::ImportedLayer| layer::json_path::to_value(layer.layer.path());
-    let split = imported.layers.split_last();
-    json!({
-        "base": split.map(|(base, _)| path(base)),
-        "layers": split.map_or_else(Vec::new, |(_, layers)| layers.iter().map(path).collect()),
-        "diff_ids": imported.layers.iter().map(|layer| layer.diff_id).collect::<Vec<_>>(),
-        "manifest": imported.manifest,
-        "bytes": imported.bytes,
-        "left_out": imported.left_out,
-    })
+/// The result as JSON.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    base: Option<JsonPath>,
+    layers: Vec<JsonPath>,
+    diff_ids: Vec<Digest>,
+    manifest: &'a Option<Digest>,
+    bytes: u64,
+    left_out: LeftOut,
+}
+
+impl<'a> Output<'a> {
+    fn of(imported: &'a Imported) -> Self {
+        let path = |layer: &ImportedLayer| JsonPath(layer.layer.path().into());
+        let split = imported.layers.split_last();
+        Self {
+            base: split.map(|(base, _)| path(base)),
+            layers: split.map_or_else(Vec::new, |(_, layers)| layers.iter().map(path).collect()),
+            diff_ids: imported.layers.iter().map(|layer| layer.diff_id).collect(),
+            manifest: &imported.manifest,
+            bytes: imported.bytes,
+            left_out: imported.left_out,
+        }
+    }
+}
+
+/// Returns what an import does without a privilege. Only root outside of a user namespace can set
+/// every owner and make every device.
+fn privileges() -> Privileges {
+    match rustix::process::geteuid().is_root() && !UserNamespace::is_here() {
+        true => Privileges::Required,
+        false => Privileges::AsAvailable,
+    }
 }
 
 /// Reports once what could not be made.

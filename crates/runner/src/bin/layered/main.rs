@@ -43,7 +43,6 @@ mod mutated;
 mod page;
 mod place;
 mod plan;
-mod privileges;
 mod progress;
 mod rm;
 mod run;
@@ -135,8 +134,8 @@ impl Command {
             Command::Export(_) | Command::Verify(_) | Command::Rm(_) | Command::Gc(_) | Command::Sweep(_) => {
                 Need::Helps
             }
-            Command::Diff(_) | Command::Show(_) | Command::Page(_) | Command::Doctor(_) => Need::Reads,
-            Command::Ls(_) | Command::Completions(_) | Command::Man(_) => Need::None,
+            Command::Ls(_) | Command::Diff(_) | Command::Show(_) | Command::Page(_) | Command::Doctor(_) => Need::Reads,
+            Command::Completions(_) | Command::Man(_) => Need::None,
         }
     }
 }

@@ -13,6 +13,7 @@ use layer::{OutputFile, Store};
 
 use crate::defaults;
 use crate::progress::Progress;
+use crate::stack::is_standard;
 
 mod html;
 mod lanes;
@@ -49,7 +50,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let file = args.output.as_deref().filter(|file| *file != Path::new("-"));
+    let file = args.output.as_deref().filter(|file| !is_standard(file));
     anyhow::ensure!(
         file.is_some() || !io::stdout().is_terminal(),
         "standard output is a terminal; redirect it, or pass --output FILE"

@@ -94,8 +94,8 @@ fn print(out: &mut impl Write, plan: &Plan, to_link: impl Fn(&Estimate) -> usize
         0 => String::new(),
         merged => format!(", the lowest {merged} merged into one directory first"),
     };
-    let noun = if layers == 1 { "layer" } else { "layers" };
-    writeln!(out, "{layers} {noun} over {}, mounted by {}{merged}.", quoted(&plan.base), plan.rung)?;
+    let layers = table::count(layers as u64, "layer");
+    writeln!(out, "{layers} over {}, mounted by {}{merged}.", quoted(&plan.base), plan.rung)?;
     let heading = ["RUNG", "STACKED", "MERGED", "LOWERS", "BYTES", "TO LINK", ""];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for estimate in &plan.estimates {
@@ -108,8 +108,7 @@ fn print(out: &mut impl Write, plan: &Plan, to_link: impl Fn(&Estimate) -> usize
             if *max_bytes == usize::MAX { "any".into() } else { format!("{bytes} of {max_bytes}") },
             match to_link(estimate) {
                 0 => "nothing".into(),
-                1 => "1 file".into(),
-                files => format!("{files} files"),
+                files => table::count(files as u64, "file"),
             },
             why(estimate, plan),
         ]);

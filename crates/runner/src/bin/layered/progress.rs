@@ -12,6 +12,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Steps that are faster show nothing.
 const DELAY: Duration = Duration::from_secs(1);
 
+/// A line without and with a bar.
+const SPINNER: &str = "{spinner} {msg}";
+const BAR: &str = "[{bar:30}] {msg}";
+
 /// The time between two pictures of a spinner.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -36,7 +40,7 @@ impl Progress {
             return Self(None);
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        bar.set_style(style("{spinner} {msg}"));
+        bar.set_style(style(SPINNER));
         bar.set_message(text);
         let (end, ended) = channel();
         let shown = bar.clone();
@@ -61,7 +65,7 @@ impl Progress {
     pub(crate) fn fill(&self, done: usize, of: usize, text: impl FnOnce() -> String) {
         if let Some(Shown { bar, .. }) = &self.0 {
             if bar.length().is_none() {
-                bar.set_style(style("[{bar:30}] {msg}").progress_chars("##-"));
+                bar.set_style(style(BAR).progress_chars("##-"));
             }
             bar.set_length(of as u64);
             bar.set_position(done as u64);
@@ -91,7 +95,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_valid() {
-        for template in ["{spinner} {msg}", "[{bar:30}] {msg}"] {
+        for template in [SPINNER, BAR] {
             style(template);
         }
     }

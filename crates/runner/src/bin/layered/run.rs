@@ -109,8 +109,8 @@ pub(crate) struct Args {
     access: AccessArgs,
     /// If the command fails, keep the run for `layered shell`.
     ///
-    /// So is a run whose command --timeout, INT or TERM has asked to end, whatever its exit status
-    /// is.
+    /// This includes a run whose command --timeout, INT or TERM asked to end, whatever its exit
+    /// status.
     ///
     /// The upper and a description of the stack stay in the scratch directory. `layered shell`
     /// opens a shell there, `layered commit` turns the upper into a layer, and `layered discard`
@@ -238,10 +238,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         complain(format_args!("{}", message(&error, &args)));
         (failure_json(&error), failure_status(&error))
     });
-    match json.as_mut().map_or(Ok(()), |json| json.write(&report)) {
-        Ok(()) => Ok(status.into()),
-        Err(error) => Err(error),
+    if let Some(json) = &mut json {
+        json.write(&report)?;
     }
+    Ok(status.into())
 }
 
 /// Returns the report as JSON and the exit status for the shell.
@@ -297,15 +297,13 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         // Written before the command starts, because the command may fill the disk.
         options = options.prep_upper(move |upper, _| Ok(run.write(upper)?));
     }
-    if io::stderr().is_terminal() {
-        // A merge can take seconds, and the command does not write to the terminal yet.
-        let mut progress = None;
-        options = options.watch(move |event| match event {
-            Event::Began(Phase::Merge) => drop(progress.replace(Progress::begin("merging layers"))),
-            Event::Ended(Phase::Merge, _) => drop(progress.take()),
-            _ => {}
-        });
-    }
+    // A merge can take seconds, and the command does not write to the terminal yet.
+    let mut progress = None;
+    options = options.watch(move |event| match event {
+        Event::Began(Phase::Merge) => drop(progress.replace(Progress::begin("merging layers"))),
+        Event::Ended(Phase::Merge, _) => drop(progress.take()),
+        _ => {}
+    });
     let (options, signal) = signals::forward(options)?;
     let report = runner::run(&base, &layers, &template, options)?;
     let signal = signal.number();

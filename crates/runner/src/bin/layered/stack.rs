@@ -16,6 +16,7 @@ use runner::Options;
 use rustix::fd::AsFd;
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 
 use crate::defaults::{self, BASE, STORE};
 
@@ -288,6 +289,11 @@ const MAX_BYTES: u64 = 64 << 20;
 /// Reads a file that the caller has named. It can be a pipe, and `-` is standard input.
 pub(crate) fn read_given(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(read(path)?.0)
+}
+
+/// Reads a JSON object from a file that the caller has named, as [`read_given`] does.
+pub(crate) fn read_object(path: &Path) -> anyhow::Result<Map<String, Value>> {
+    serde_json::from_slice(&read_given(path)?).with_context(|| format!("{} is not a JSON object", quoted(path)))
 }
 
 /// Returns the content of a file as [`read_given`], and whether its path says nothing about the

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 use layer::display::quoted;
 
-/// Run a program as root of a user namespace, as all other subcommands run without root.
+/// Run a program as root of the user namespace in which layered works without root.
 ///
 /// In the namespace, files of your subordinate IDs can be read, changed and removed. Programs that
 /// use the library of layered and cannot enter a namespace themselves can be started this way. Root

@@ -8,17 +8,18 @@ use std::process::ExitCode;
 use anyhow::Context;
 use layer::Layer;
 use layer::display::{escaped, quoted};
-use layer::oci::{Verified, verify};
-use serde_json::{Value, json};
+use layer::json_path;
+use layer::oci::{Digest, Verified, verify};
+use serde::Serialize;
 
-use crate::privileges;
 use crate::stack::is_store;
+use crate::table;
 
 /// Find damage in layers.
 ///
 /// Reads each layer again and compares it with the digest in its digest.json. `layered import`,
-/// `layered export` and `layered commit --digest` record this digest. Of a layer without one, only the presence and the form of
-/// its files are checked.
+/// `layered export` and `layered commit --digest` record this digest. If a layer has none, verify
+/// checks only that its files are present and well-formed.
 ///
 /// Owners have other numbers in another user namespace. If the digest differs and was recorded with
 /// other users and groups than those of this process, the layer is not comparable here.
@@ -33,7 +34,8 @@ pub(crate) struct Args {
     /// Print one JSON object per line and layer.
     ///
     /// Its keys are `layer`, `state` (`intact`, `not recorded`, `not comparable` or `damaged`), `tree`
-    /// (the digest, if the layer is intact) and `damage` (a text).
+    /// (the digest, if the layer is intact) and `damage` (the reason, if the layer is damaged or not
+    /// comparable).
     #[arg(long)]
     json: bool,
 }
@@ -46,10 +48,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     for path in &args.paths {
         for layer in layers(path)? {
-            let verified = verify(&layer, privileges::namespace());
+            let verified = verify(&layer, runner::xattrs_of_process());
             is_damaged |= matches!(verified, Verified::Damaged(_));
             match args.json {
-                true => writeln!(out, "{}", to_json(&layer, &verified))?,
+                true => table::print_json(&mut out, &Line::of(&layer, &verified))?,
                 false => writeln!(out, "{}: {}", quoted(layer.path()), escaped(describe(&verified)))?,
             }
         }
@@ -85,12 +87,24 @@ fn describe(verified: &Verified) -> String {
     }
 }
 
-fn to_json(layer: &Layer, verified: &Verified) -> Value {
-    let (state, tree, text) = match verified {
-        Verified::Intact(tree) => ("intact", Some(tree), None),
-        Verified::Damaged(damage) => ("damaged", None, Some(damage.to_string())),
-        Verified::OtherIds(ids) => ("not comparable", None, Some(ids.to_string())),
-        _ => ("not recorded", None, None),
-    };
-    json!({"layer": layer::json_path::to_value(layer.path()), "state": state, "tree": tree, "damage": text})
+/// The result for a layer as JSON.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    #[serde(serialize_with = "json_path::serialize")]
+    layer: &'a Path,
+    state: &'static str,
+    tree: Option<&'a Digest>,
+    damage: Option<String>,
+}
+
+impl<'a> Line<'a> {
+    fn of(layer: &'a Layer, verified: &'a Verified) -> Self {
+        let (state, tree, damage) = match verified {
+            Verified::Intact(tree) => ("intact", Some(tree), None),
+            Verified::Damaged(damage) => ("damaged", None, Some(damage.to_string())),
+            Verified::OtherIds(ids) => ("not comparable", None, Some(ids.to_string())),
+            _ => ("not recorded", None, None),
+        };
+        Self { layer: layer.path(), state, tree, damage }
+    }
 }

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use layer::display::{escaped, quoted};
 use layer::{Layer, Meta, Store, Timing};
+use runner::CommandRecord;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -24,9 +25,6 @@ const TOTAL: &str = "total";
 
 /// The longest run that is believed, in seconds: 30 days.
 const LONGEST: f64 = 30.0 * 86_400.0;
-
-/// The sidecar with the command of a layer.
-const RUN: &str = "run";
 
 /// Where the sizes of layers are from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,10 +110,7 @@ impl Model {
     /// The error of [`Store::scan`] or [`Store::held`] if the store itself cannot be read.
     pub(super) fn of(store: &Store, sizes: Sizes, now: SystemTime) -> layer::Result<Self> {
         let held = store.held()?;
-        let mut found = Vec::new();
-        for item in store.scan()?.with_meta() {
-            found.push(item?);
-        }
+        let mut found = store.scan()?.with_meta().collect::<layer::Result<Vec<_>>>()?;
         found.sort_by(|(one, _), (other, _)| one.name().cmp(other.name()));
         let mut phases = Names::default();
         let mut bases = Names::default();
@@ -153,8 +148,8 @@ impl Model {
         let unreadable = count(|row| row.exit.is_none());
         let bytes = self.layers.iter().filter_map(|row| row.bytes).fold(0, u64::saturating_add);
         let unreadable = if unreadable == 0 { String::new() } else { format!(", {unreadable} unreadable") };
-        let noun = if self.layers.len() == 1 { "layer" } else { "layers" };
-        format!("{} {noun}, {}: {failed} failed{unreadable}.", self.layers.len(), table::bytes(bytes))
+        let layers = table::count(self.layers.len() as u64, "layer");
+        format!("{layers}, {}: {failed} failed{unreadable}.", table::bytes(bytes))
     }
 }
 
@@ -166,7 +161,7 @@ impl Row {
         self.made = Some(seconds(meta.created_at));
         self.base = bases.index(&meta.base_hash, usize::MAX);
         self.below = meta.parent_hashes.len();
-        self.command = layer.read_sidecar(RUN).ok().flatten().and_then(|sidecar| command(&sidecar));
+        self.command = layer.read_sidecar(CommandRecord::SIDECAR).ok().flatten().and_then(|sidecar| command(&sidecar));
         self.run = run(meta, phases);
         let bytes = match sizes {
             Sizes::Recorded => layer.recorded_disk_usage(meta),

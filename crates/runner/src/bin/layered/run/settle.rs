@@ -28,8 +28,8 @@ pub(super) struct CommitArgs {
     /// For NAME alone, the store is the directory LAYERED_STORE. The layer appears only once it is
     /// complete. Its run.json records the command. If the command fails, or if --timeout or the
     /// signal INT or TERM to layered asks it to end, run creates no layer. If the layer cannot be
-    /// created, layered keeps the run for `layered commit`. Without --scratch and LAYERED_SCRATCH, the temporary
-    /// files of the run are in the store.
+    /// created, layered keeps the run for `layered commit`. Without --scratch and LAYERED_SCRATCH,
+    /// the temporary files of the run are in the store.
     #[arg(long, value_name = "STORE/NAME", conflicts_with = "upper", help_heading = OUTPUT)]
     commit: Option<PathBuf>,
     /// Create the layer even if the command fails.
@@ -41,8 +41,8 @@ pub(super) struct CommitArgs {
     /// Replace an existing layer of this name if its command failed.
     ///
     /// The new layer takes the place of the old one in one step. Without --mode and --group, it has
-    /// the mode and group of the old one. A layer is never replaced if its
-    /// command succeeded, if another run uses it, or if it is the base of other layers.
+    /// the mode and group of the old one. A layer is never replaced if its command succeeded, if
+    /// another run uses it, or if it is the base of other layers.
     #[arg(long, requires = "commit", help_heading = OUTPUT)]
     replace: bool,
 }
