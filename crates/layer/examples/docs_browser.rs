@@ -94,7 +94,8 @@ fn one(layer: &Layer) -> layer::Result<ResponseBox> {
     Ok(json(&json!({"meta": meta, "sidecars": sidecars, "last_used": last_used(layer)})))
 }
 
-/// Returns the last use, or `None` if there was none or it cannot be read.
+/// Returns the time of the last use in seconds since 1970. Returns `None` if the layer was never used
+/// or if the time cannot be read.
 fn last_used(layer: &Layer) -> Option<u64> {
     let time = layer.last_used().ok()??;
     Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())

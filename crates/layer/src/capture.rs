@@ -302,8 +302,8 @@ impl<'a> Capture<'a> {
         Ok(Stage::Sealed)
     }
 
-    /// Completes a capture that was killed after it had moved `upper`. If there was none, returns
-    /// the error `missing`.
+    /// Completes a capture that was killed after it had moved `upper`. If there was no such
+    /// capture, returns the error `missing`.
     fn finish_killed(&self, upper: &Path, layer: &Layer, missing: Error) -> Result<Captured> {
         let Some(lock) = CaptureLock::take_existing(layer)? else { return Err(missing) };
         let is_ours = match self.upper {

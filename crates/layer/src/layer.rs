@@ -142,8 +142,8 @@ impl Base {
 
     /// Returns the base whose tree is `dir` itself: a root file system that is not in a directory
     /// `fs`. Symbolic links in `dir` are resolved. No collector removes such a base, so no run
-    /// holds it. A directory of the name `fs` is the tree of a base that may be a layer: the result
-    /// is then the base around it, as [`open`](Self::open) returns it.
+    /// holds it. If `dir` is named `fs`, it may be the tree of a layer. The result is then the base
+    /// that contains it, as [`open`](Self::open) returns it, and runs hold it.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use self::draft::Draft;
 use self::existing::Existing;
-use self::hold::{Stale, held};
+use self::hold::held;
 use self::scan::{Scan, scan};
 use self::store_dir::check_may_change;
 use crate::error::{Error, Result};
@@ -128,7 +128,7 @@ impl Store {
     pub fn check_new(&self, name: impl AsRef<OsStr>, existing: Existing) -> Result<Layer> {
         let layer = self.layer(name)?;
         check_may_change(&self.dir)?;
-        existing::check(&layer, existing, Stale::Left)?;
+        existing::check_unlocked(&layer, existing)?;
         Ok(layer)
     }
 

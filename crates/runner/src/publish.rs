@@ -114,7 +114,7 @@ impl Report {
     ) -> Result<Layer, (Self, Error)> {
         let prepared = || {
             // Before anything is made: `prepare` may be slow.
-            store.layer(name)?;
+            let layer = store.layer(name)?;
             let draft = store.draft()?;
             let (capture, meta) = (self.capture(), self.meta());
             draft.layer().write_sidecar(CommandRecord::SIDECAR, self.command_record())?;
@@ -122,14 +122,14 @@ impl Report {
             let mut new = NewLayer { layer: draft.layer(), meta, capture, access, existing };
             prepare(&mut new).map_err(Cause::Prepare)?;
             let NewLayer { meta, capture, access, existing, .. } = new;
-            Ok((draft.access(access).existing(existing), capture, meta))
+            Ok((layer, draft.access(access).existing(existing), capture, meta))
         };
-        let (draft, capture, meta) = match prepared() {
+        let (layer, draft, capture, meta) = match prepared() {
             Ok(prepared) => prepared,
             Err(error) => return Err((self, error)),
         };
         match self.upper.publish(&capture, draft, name, meta) {
-            Ok(_) => Ok(Layer::at(store.path().join(name))),
+            Ok(_) => Ok(layer),
             Err(error) => {
                 let CaptureError { upper, source, .. } = *error;
                 Err((Report { upper, ..self }, source.into()))

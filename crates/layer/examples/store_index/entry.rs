@@ -46,7 +46,7 @@ pub(crate) fn write(
         Ok(found) => found,
         Err(error) => return write_unreadable(&name(layer), &error, totals, out),
     };
-    let ok = meta.exit_status == 0 && meta.failed_dep.is_none();
+    let ok = !meta.is_failed();
     totals.layers += 1;
     totals.ok += u64::from(ok);
     totals.failed += u64::from(!ok);

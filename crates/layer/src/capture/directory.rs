@@ -244,11 +244,10 @@ impl Shared<'_> {
                 removed(fremovexattr(dir, name))?;
             }
         }
-        match has_whiteouts && !marked {
-            true => overlayfs::set_has_whiteouts(dir, self.xattrs),
-            false => Ok(()),
-        }?;
         if has_whiteouts {
+            if !marked {
+                overlayfs::set_has_whiteouts(dir, self.xattrs)?;
+            }
             overlayfs::set_has_whiteouts_elsewhere(dir, self.xattrs)?;
         }
         Ok(())

@@ -1,10 +1,10 @@
 //! Decides in which namespace overlayfs has marked an upper. `record.rs` has the record that a run
 //! leaves on it; `stack/overlayfs.rs` reads the marks themselves.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, fgetxattr, openat};
+use rustix::fs::{CWD, Mode, openat};
 use rustix::io::Errno;
 
 use super::record;
@@ -16,9 +16,9 @@ use crate::tree::walk::visit::{Entry, visit};
 use crate::tree::xattr::XattrList;
 
 impl XattrNamespace {
-    /// Returns the namespace in which overlayfs has marked the upper directory `upper`. The root of
-    /// the upper says it: by the [record](crate::RunRecord) of the run, or by any mark of overlayfs.
-    /// Returns `usual` if it has neither, or if `upper` does not exist.
+    /// Returns the namespace in which overlayfs has marked the upper directory `upper`. Reads it from
+    /// the root of the upper: from the [record](crate::RunRecord) of the run, or from any mark of
+    /// overlayfs. Returns `usual` if the root has neither, or if `upper` does not exist.
     ///
     /// Marks in `trusted` come first, because a command cannot forge them. Without a record, it can
     /// set attributes `user.overlay.*` in a mount of root, where they mean nothing.
@@ -35,17 +35,15 @@ impl XattrNamespace {
             Err(errno) => return Err(Error::io("open", upper)(errno)),
         };
         let names = XattrList::of(root.as_fd()).map_err(Error::io("list the extended attributes of", upper))?;
-        let has_record = |xattrs| has_record(root.as_fd(), xattrs);
-        let has_mark = |xattrs: Self| names.iter().any(|name| xattrs.owns(name.to_bytes()));
-        let both = [Self::Trusted, Self::User];
-        let said = both.into_iter().find(|&xattrs| has_record(xattrs));
-        if let Some(said) = said.or_else(|| both.into_iter().find(|&xattrs| has_mark(xattrs))) {
+        let says = |xattrs: &Self| {
+            [record::name(*xattrs), record::rest_name(*xattrs)].iter().any(|name| names.has(name))
+                || names.iter().any(|name| xattrs.owns(name.to_bytes()))
+        };
+        // Only root writes to `trusted`.
+        if let Some(said) = [Self::Trusted, Self::User].into_iter().find(says) {
             return Ok(said);
         }
-        let other = match usual {
-            Self::Trusted => Self::User,
-            Self::User => Self::Trusted,
-        };
+        let other = usual.other();
         let look = |opaque: &mut [bool; 2], entry: Entry<'_>| {
             if let Entry::Directory { dir, .. } = entry {
                 opaque[0] |= is_opaque_dir(dir, usual)?;
@@ -59,12 +57,6 @@ impl XattrNamespace {
             _ => Ok(usual),
         }
     }
-}
-
-/// Returns whether the open upper `root` has the record of a run, or what a killed capture has left
-/// of it.
-fn has_record(root: BorrowedFd<'_>, xattrs: XattrNamespace) -> bool {
-    [record::name(xattrs), record::rest_name(xattrs)].iter().any(|name| fgetxattr(root, *name, &mut [0; 0][..]).is_ok())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub(crate) fn wanted(tag: Option<&str>, platform: Option<&Platform>) -> String {
         (Some(tag), None) => format!("with the tag {tag}"),
         (Some(tag), Some(platform)) => format!("with the tag {tag} for {platform}"),
         (None, Some(platform)) => format!("for {platform}"),
-        (None, None) => "that alone could be meant".into(),
+        (None, None) => "to choose without a tag or a platform".into(),
     }
 }
 

@@ -84,7 +84,7 @@ fn check(tag: String) -> Result<String, &'static str> {
         parts.into_iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric()));
     match is_valid {
         true => Ok(tag),
-        false => Err("its tag has other characters than letters, digits and single separators; choose another"),
+        false => Err("its tag has characters other than letters, digits and single separators; choose another"),
     }
 }
 

@@ -122,7 +122,7 @@ pub enum Error {
         problem: Problem,
     },
     /// A layer's archive cannot be read at a place that belongs to no entry.
-    #[error("cannot unpack {} behind its entry {}", quoted(archive), quoted(after))]
+    #[error("cannot unpack {} after its entry {}", quoted(archive), quoted(after))]
     Archive {
         /// The layer: its blob or its archive.
         archive: PathBuf,
@@ -194,7 +194,7 @@ pub enum Problem {
         kind: u8,
     },
     /// An entry without content that says that it has some.
-    #[error("it has a content, although it is not a file")]
+    #[error("it has content, although it is not a file")]
     UnexpectedContent,
     /// A link without a target.
     #[error("it is a link without a target")]
@@ -221,7 +221,7 @@ pub enum Problem {
         id: u64,
     },
     /// A pax record that cannot be understood.
-    #[error("its pax record {key:?} has the value {value:?}, which is not a valid one")]
+    #[error("its pax record {key:?} has the value {value:?}, which is not valid")]
     PaxValue {
         /// The key.
         key: String,
@@ -294,9 +294,9 @@ pub enum Problem {
         #[source]
         source: io::Error,
     },
-    /// A layer below cannot be read.
-    #[error("cannot look at the layers below")]
-    Below(#[source] Box<crate::Error>),
+    /// An operation on the tree or on a layer below failed.
+    #[error(transparent)]
+    Below(Box<crate::Error>),
 }
 
 impl Problem {

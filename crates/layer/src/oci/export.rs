@@ -140,7 +140,7 @@ impl<'a> Export<'a> {
             Destination::Layout { dir, tag } => self.write(&LayoutWriter::open(dir)?, tag),
             Destination::OciArchive { file, tag } => {
                 let output = OutputFile::create(file).map_err(Error::io("write", file))?;
-                // A file system with device files is no place for blobs.
+                // Blobs must not be written beside a device file, such as in /dev.
                 let parent = output.dir().map_or_else(std::env::temp_dir, Path::to_path_buf);
                 let temporary = tempfile::Builder::new().prefix(".export-").tempdir_in(&parent);
                 let temporary = temporary.map_err(Error::io("make a temporary directory in", parent))?;
@@ -282,7 +282,7 @@ fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
     if !metadata.is_dir() && !metadata.is_file() {
         return Err(Error::malformed(source.path(), "an image"));
     }
-    let image = Image::open(&source, None, &std::env::temp_dir(), u64::MAX - 1)?;
+    let image = Image::open(&source, None, &std::env::temp_dir(), u64::MAX)?;
     let changed = || Error::malformed(source.path(), "the image that the base came from");
     if image.config_digest != record.config_digest {
         return Err(changed());

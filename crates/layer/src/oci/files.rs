@@ -89,7 +89,8 @@ impl Files {
             Compression::None if is_regular => file,
             compression => {
                 let spooled = tempfile::tempfile_in(spool).map_err(Error::io("make a temporary file in", spool))?;
-                let mut decoder = Decoder::new(compression, begun).map_err(failed("decompress"))?.take(max_bytes + 1);
+                let mut decoder =
+                    Decoder::new(compression, begun).map_err(failed("decompress"))?.take(max_bytes.saturating_add(1));
                 let written = io::copy(&mut decoder, &mut &spooled).map_err(failed("decompress"))?;
                 if written > max_bytes {
                     return Err(Error::TooLarge { archive: path.into(), max_bytes });

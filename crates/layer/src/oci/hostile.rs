@@ -153,8 +153,8 @@ fn refused(out: &str) -> Vec<Refusal> {
         ("long-name", one(tar([file(&long)])), words(&["nnnn", "File name too long"])),
         ("long-path", one(tar([file(&deep)])), words(&["path exceeds limit"])),
         ("file-as-directory", one(tar([file("f"), file("f/g")])), words(&["f/g", "not a directory"])),
-        ("directory-content", one(tar([spec(b'5', "d").content(b"x")])), words(&["d of", "has a content"])),
-        ("fifo-content", one(tar([spec(b'6', "p").content(b"x")])), words(&["p of", "has a content"])),
+        ("directory-content", one(tar([spec(b'5', "d").content(b"x")])), words(&["d of", "has content"])),
+        ("fifo-content", one(tar([spec(b'6', "p").content(b"x")])), words(&["p of", "has content"])),
         ("truncated-header", one(tar([file("f")])[..700].to_vec()), words(&["the archive ends in the middle"])),
         (
             "truncated-content",
@@ -178,7 +178,7 @@ fn refused(out: &str) -> Vec<Refusal> {
         (
             "pax-size-huge",
             one(tar([file("f").pax("size", b"99999999999999999999")])),
-            words(&["f of", "\"size\"", "not a valid one"]),
+            words(&["f of", "\"size\"", "which is not valid"]),
         ),
         ("pax-mtime", one(tar([file("f").pax("mtime", b"yesterday")])), words(&["f of", "\"mtime\"", "yesterday"])),
         ("pax-path-nul", one(tar([file("f").pax("path", b"a\0b")])), words(&["NUL"])),

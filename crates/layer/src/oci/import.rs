@@ -22,8 +22,8 @@ use super::tree_digest::{TreeDigest, record_digest};
 use super::unpack::{Budget, LeftOut, Options, Privileges, Unpacked, Unpacker};
 use crate::callback::Callback;
 use crate::capture::barrier;
+use crate::layer::Layer;
 use crate::layer::meta::{Meta, Timing};
-use crate::layer::{Base, Layer};
 use crate::stack::overlayfs::XattrNamespace;
 use crate::store::Store;
 use crate::store::draft::Draft;
@@ -350,7 +350,7 @@ impl Work<'_> {
         let mut record = self.record(read);
         record.blobs.drain(..record.blobs.len() - 1);
         let (diff_id, chain_id) = (record.diff_id, record.chain_id);
-        let hash = |layer: &ImportedLayer| match layer.layer.name() == chain_id_name(layer).as_str() {
+        let hash = |layer: &ImportedLayer| match layer.layer.has_hash(&layer.chain_id.hex()) {
             true => layer.chain_id.hex(),
             false => layer.diff_id.hex(),
         };
@@ -403,10 +403,6 @@ impl Work<'_> {
     }
 }
 
-fn chain_id_name(layer: &ImportedLayer) -> String {
-    layer.chain_id.layer_name()
-}
-
 /// Finds a layer that an earlier import has made under one of `names`, and holds it.
 fn find(store: &Store, names: &[Digest], diff_id: Digest, chain_id: Digest) -> Result<Option<(Layer, Record, Hold)>> {
     for &name in names {
@@ -421,7 +417,7 @@ fn find(store: &Store, names: &[Digest], diff_id: Digest, chain_id: Digest) -> R
             _ => continue,
         };
         let is_same = record.diff_id == diff_id && (name == diff_id || record.chain_id == chain_id);
-        if is_same && Base::open(layer.path()).is_ok() {
+        if is_same && Layer::open(layer.path()).is_ok() {
             return Ok(Some((layer, record, hold)));
         }
     }
@@ -443,11 +439,7 @@ fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut 
 }
 
 fn exists(error: &crate::Error) -> bool {
-    match error {
-        crate::Error::LayerExists { .. } => true,
-        crate::Error::Io { source, .. } => source.kind() == std::io::ErrorKind::AlreadyExists,
-        _ => false,
-    }
+    matches!(error, crate::Error::LayerExists { .. })
 }
 
 fn root_error(layer: &Layer, problem: super::error::Problem) -> Error {

@@ -70,7 +70,7 @@ impl LayoutWriter {
         Ok((Written { digest, size }, result))
     }
 
-    /// Writes a blob that exists already.
+    /// Writes a blob whose bytes are in memory.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<Written> {
         let path = self.dir.join("blobs/sha256");
         let write = |out: &mut dyn Write| out.write_all(bytes).map_err(Error::io("write a blob in", &path));

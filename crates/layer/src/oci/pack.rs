@@ -51,7 +51,8 @@ impl Differences {
 /// Writes the directory `tree` into `out`.
 pub(crate) fn pack(tree: &Path, xattrs: XattrNamespace, out: &mut dyn Write) -> Result<Differences> {
     let root = openat(CWD, tree, READ, Mode::empty()).map_err(crate::Error::io("open", tree))?;
-    let mut packer = Packer { root, xattrs, out, names: HashMap::new(), differences: Differences::default() };
+    let (names, buffer) = (HashMap::new(), vec![0; 64 * 1024]);
+    let mut packer = Packer { root, xattrs, out, names, buffer, differences: Differences::default() };
     let mut current = PathBuf::new();
     packer.walk(&mut current).map_err(|problem| Error::Entry {
         operation: "pack",
@@ -178,6 +179,8 @@ struct Packer<'a> {
     out: &'a mut dyn Write,
     /// The first name of each file that has several.
     names: HashMap<Identity, Vec<u8>>,
+    /// A part of a file on its way to the archive.
+    buffer: Vec<u8>,
     differences: Differences,
 }
 
@@ -215,7 +218,7 @@ impl Packer<'_> {
                 current.pop();
             }
         }
-        end(self.out).map_err(Problem::io("write the archive behind"))
+        end(self.out).map_err(Problem::io("write the end of the archive after"))
     }
 
     /// Writes a directory itself.
@@ -306,14 +309,14 @@ impl Packer<'_> {
         }
         let size = u64::try_from(opened.st_size).unwrap_or(0);
         self.member(EntryType::Regular, path, b"", &opened, size, &attributes)?;
-        let mut buffer = [0; 64 * 1024];
         let mut left = size;
         while left > 0 {
-            let most = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
-            match file.read(&mut buffer[..most]) {
+            let most = usize::try_from(left).map_or(self.buffer.len(), |left| left.min(self.buffer.len()));
+            match file.read(&mut self.buffer[..most]) {
                 Ok(0) => return Err(Problem::Changed),
                 Ok(read) => {
-                    self.write(&buffer[..read])?;
+                    let written = self.out.write_all(&self.buffer[..read]);
+                    written.map_err(Problem::io("write the archive with"))?;
                     left -= read as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

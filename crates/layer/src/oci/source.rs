@@ -49,7 +49,7 @@ pub enum Source {
     Stdin,
 }
 
-/// The names by which an image can be named, for messages.
+/// The forms in which an image can be written, for messages.
 const FORMS: &str = "write oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], tar:FILE, or - for a tar archive on standard input";
 
 impl Source {
@@ -98,7 +98,7 @@ impl FromStr for Source {
             _ => (rest, None),
         };
         if path.is_empty() {
-            return Err(refuse("it has no path; give one behind the colon"));
+            return Err(refuse("it has no path; give one after the colon"));
         }
         if tag.as_deref() == Some("") {
             return Err(refuse("its tag is empty; leave out the last colon, or write a tag"));

@@ -53,10 +53,9 @@ impl Recorded {
 
 /// Computes the digest of a layer's tree: the diff ID that an export of the layer has.
 pub(crate) fn compute(layer: &Layer, xattrs: XattrNamespace) -> Result<Digest> {
-    let mut archive = io::BufWriter::with_capacity(128 * 1024, Hashing::new(io::sink()));
+    let mut archive = Hashing::new(io::sink());
     pack(&layer.fs(), xattrs, &mut archive)?;
-    let hashing = archive.into_inner().map_err(super::Error::io("hash", layer.fs()))?;
-    Ok(hashing.finish().1)
+    Ok(archive.finish().1)
 }
 
 /// Reads the tree of `layer`, and writes its digest into the sidecar `digest.json`.

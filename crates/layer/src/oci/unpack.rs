@@ -82,7 +82,7 @@ pub(crate) struct Unpacker {
 #[derive(Debug)]
 pub(crate) struct Unpacked {
     pub(crate) left_out: LeftOut,
-    /// What is left of the budget.
+    /// The rest of the budget.
     pub(crate) budget: Budget,
     /// Whether the tree depends on the layers below it.
     pub(crate) consulted: bool,

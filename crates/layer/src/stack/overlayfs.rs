@@ -62,6 +62,13 @@ const USER: Names = Names {
 };
 
 impl XattrNamespace {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            XattrNamespace::Trusted => XattrNamespace::User,
+            XattrNamespace::User => XattrNamespace::Trusted,
+        }
+    }
+
     fn names(self) -> &'static Names {
         match self {
             XattrNamespace::Trusted => &TRUSTED,
@@ -324,16 +331,13 @@ pub(crate) fn set_has_whiteouts(dir: BorrowedFd<'_>, namespace: XattrNamespace) 
     fsetxattr(dir, namespace.names().origin, b"", XattrFlags::empty())
 }
 
-/// Does the same for mounts that use the other namespace, if this process may write to that one.
-/// Users may not write to `trusted.`, so a layer of theirs is right in mounts with `user.` only.
+/// Marks the directory as [`set_has_whiteouts`] does, for mounts that use the other namespace, if
+/// this process may write to it. Ordinary users may not write to `trusted.`, so their layers list
+/// correctly only in mounts with `userxattr`.
 ///
-/// In the other namespace, the attribute could be data of the command's, which stays as it is.
+/// In the other namespace, the command itself may have set the attribute. Its value then stays.
 pub(crate) fn set_has_whiteouts_elsewhere(dir: BorrowedFd<'_>, namespace: XattrNamespace) -> rustix::io::Result<()> {
-    let other = match namespace {
-        XattrNamespace::Trusted => XattrNamespace::User,
-        XattrNamespace::User => XattrNamespace::Trusted,
-    };
-    match fsetxattr(dir, other.names().origin, b"", XattrFlags::CREATE) {
+    match fsetxattr(dir, namespace.other().names().origin, b"", XattrFlags::CREATE) {
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::EXIST) => Ok(()),
         result => result,
     }

@@ -54,7 +54,7 @@ impl Draft {
     /// - [`Error::Io`] if the directory cannot be made. A collector removes what is left of it.
     pub fn begin(store: impl AsRef<Path>) -> Result<Self> {
         let store = store.as_ref();
-        let store_dir = StoreDir::make(store)?.changeable()?;
+        let store_dir = StoreDir::make_to_change(store)?;
         let work = store_dir.lock(FlockOperation::LockShared)?.work_dir(Part::New)?;
         let layer = Layer::at(work.path().join("layer"));
         let mut closed = std::fs::DirBuilder::new();
@@ -134,7 +134,7 @@ impl Draft {
 
     /// Checks that the layer could be published under `name` now.
     pub(crate) fn check(&self, name: &OsStr) -> Result<()> {
-        existing::check(&self.destination(name)?, self.existing, Stale::Left).map(|_| ())
+        existing::check_unlocked(&self.destination(name)?, self.existing).map(|_| ())
     }
 
     fn destination(&self, name: &OsStr) -> Result<Layer> {
@@ -144,7 +144,8 @@ impl Draft {
     /// Puts the draft, whose directory is `dir`, in the place of `layer`, if that may be replaced.
     /// Changes nothing if `layer` has gone.
     fn replace(&self, layer: &Layer, dir: &File) -> Result<Found> {
-        let store_dir = StoreDir::make(&self.store)?.changeable()?;
+        existing::check_unlocked(layer, self.existing)?;
+        let store_dir = StoreDir::make_to_change(&self.store)?;
         // Under this lock, no process makes a hold.
         let lock = store_dir.lock(FlockOperation::LockExclusive)?;
         let found = existing::check(layer, self.existing, Stale::Removed)?;

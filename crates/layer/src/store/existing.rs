@@ -37,6 +37,17 @@ pub(super) enum Found {
     Replaceable,
 }
 
+/// Does what [`check`] does, and checks that no other layer of the store has the existing one as its
+/// base. This reads every `layer.json` of the store, so the caller must not have the lock: runs that
+/// want a hold would wait for that.
+pub(super) fn check_unlocked(layer: &Layer, existing: Existing) -> Result<Found> {
+    let found = check(layer, existing, Stale::Left)?;
+    if let (Found::Replaceable, Some(store)) = (found, layer.path().parent()) {
+        check_no_base(&Store::open(store)?, layer)?;
+    }
+    Ok(found)
+}
+
 /// Looks at the path of the new layer `layer`. An error if `existing` does not let a new layer have
 /// it. The answer lasts only while the caller has the exclusive lock of the store directory.
 pub(super) fn check(layer: &Layer, existing: Existing, stale: Stale) -> Result<Found> {
@@ -53,7 +64,6 @@ pub(super) fn check(layer: &Layer, existing: Existing, stale: Stale) -> Result<F
         None => return Err(Error::Incomplete { layer: layer.path().into() }),
     }
     if let Some(store) = layer.path().parent() {
-        check_no_base(&Store::open(store)?, layer)?;
         if let Some(store_dir) = StoreDir::open(store)? {
             check_not_held(&store_dir, layer, stale)?;
         }

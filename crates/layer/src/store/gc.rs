@@ -365,7 +365,7 @@ impl<'a> Collector<'a> {
         need: &mut Need,
         collected: &mut Collected,
     ) -> Result<Vec<Trash>> {
-        let store_dir = match StoreDir::make(store).and_then(StoreDir::changeable) {
+        let store_dir = match StoreDir::make_to_change(store) {
             Err(error) if error.is_disk_full() => {
                 self.make_store_dir_of_layer(store, layers, need, collected)?.ok_or(error)?
             }

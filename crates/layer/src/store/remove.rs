@@ -53,7 +53,7 @@ pub(super) fn check_not_held(store_dir: &StoreDir, layer: &Layer, stale: Stale) 
 
 /// Removes `layer`, unless it is held.
 pub(super) fn remove(store: &Store, layer: &Layer) -> Result<()> {
-    let store_dir = match StoreDir::make(store.path()).and_then(StoreDir::changeable) {
+    let store_dir = match StoreDir::make_to_change(store.path()) {
         // On a full disk, the layer itself becomes the store directory.
         Err(error) if error.is_disk_full() => match StoreDir::make_of(store.path(), layer.path())? {
             MadeOfLayer::Made(store_dir) => {

@@ -80,6 +80,14 @@ impl StoreDir {
         Self::make_in(open_store(store).map_err(Error::io("open", store))?, store)
     }
 
+    /// Does what [`make`](Self::make) does, for a process that will make or remove layers: see
+    /// [`check_may_change`].
+    pub(crate) fn make_to_change(store: &Path) -> Result<Self> {
+        let of_store = open_store(store).map_err(Error::io("open", store))?;
+        check_owner(&of_store, store)?;
+        Self::make_in(of_store, store)
+    }
+
     fn make_in(of_store: OwnedFd, store: &Path) -> Result<Self> {
         let path = store.join(STORE_DIR);
         let dir = match openat(&of_store, STORE_DIR, READ, Mode::empty()) {
@@ -242,7 +250,7 @@ fn make_dir(parent: &OwnedFd, name: &str, path: &Path) -> Result<()> {
         Err(Errno::EXIST) => return Ok(()),
         Err(errno) => return Err(Error::io("make the directory", path)(errno)),
     }
-    // The owner of `parent` may have replaced the directory. An empty one is worth nothing.
+    // The owner of `parent` may have replaced the directory. Giving away an empty one does no harm.
     if let Ok(dir) = openat(parent, name, READ, Mode::empty()) {
         if entries(&dir).is_ok_and(|entries| entries.is_empty()) {
             owner::give(&dir, parent);

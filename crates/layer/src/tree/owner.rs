@@ -15,7 +15,7 @@ struct Overflow {
 }
 
 /// Returns the user that owns a file, or `None` if the user has no number in this process's user
-/// namespace. Two such users look the same, so none of them is anybody.
+/// namespace. Two such users look the same, so neither can be identified.
 pub(crate) fn known_uid(stat: &Stat) -> Option<u32> {
     Some(stat.st_uid).filter(|uid| Some(*uid) != overflow().uid)
 }
@@ -118,7 +118,7 @@ fn overflow() -> Overflow {
     static OVERFLOW: OnceLock<Overflow> = OnceLock::new();
     *OVERFLOW.get_or_init(|| {
         let read = |path: &str| fs::read_to_string(path).ok();
-        let id = |map: &str, id: &str| unless_whole(&read(map)?, read(id));
+        let id = |map: &str, id: &str| unless_whole(&read(map)?, || read(id));
         Overflow {
             uid: id("/proc/self/uid_map", "/proc/sys/kernel/overflowuid"),
             gid: id("/proc/self/gid_map", "/proc/sys/kernel/overflowgid"),
@@ -128,8 +128,8 @@ fn overflow() -> Overflow {
 
 /// Returns the overflow ID, 65534 unless the system has another one, if a namespace with this map
 /// does not have every ID.
-fn unless_whole(map: &str, overflow: Option<String>) -> Option<u32> {
-    (one_line(map) != IDENTITY).then(|| overflow.and_then(|id| id.trim().parse().ok()).unwrap_or(65534))
+fn unless_whole(map: &str, overflow: impl FnOnce() -> Option<String>) -> Option<u32> {
+    (one_line(map) != IDENTITY).then(|| overflow().and_then(|id| id.trim().parse().ok()).unwrap_or(65534))
 }
 
 #[cfg(test)]
@@ -152,7 +152,7 @@ mod tests {
             ("", None, Some(65534)),
         ];
         for (map, overflow, expected) in table {
-            assert_eq!(unless_whole(map, overflow.map(Into::into)), expected, "{map}");
+            assert_eq!(unless_whole(map, || overflow.map(Into::into)), expected, "{map}");
         }
     }
 }

@@ -55,6 +55,8 @@ impl Unpacker {
             None => {
                 overlayfs::make_whiteout(dir.as_fd(), name).map_err(Problem::io("make"))?;
                 overlayfs::set_has_whiteouts(dir.as_fd(), xattrs).map_err(mark)?;
+                let mark = Problem::io("mark the directory of");
+                overlayfs::set_has_whiteouts_elsewhere(dir.as_fd(), xattrs).map_err(mark)?;
             }
             Some(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
                 let here = openat(dir.as_fd(), name, READ, Mode::empty()).map_err(Problem::io("open"))?;

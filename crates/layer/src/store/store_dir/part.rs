@@ -181,7 +181,7 @@ fn with_new_name<T>(make: impl Fn(&CString) -> rustix::io::Result<T>) -> rustix:
     }
 }
 
-/// Returns 16 hexadecimal digits, others at each call.
+/// Returns 16 hexadecimal digits, different at each call.
 pub(super) fn random() -> String {
     format!("{:016x}", RandomState::new().build_hasher().finish())
 }
