@@ -238,7 +238,7 @@ def open_at(page, layer, way):
 
 def check_tree(page):
     parents = {parent for layer in page.layers for parent in layer["parents"]}
-    # A layer below which others are, and that stands on two layers that stand on the base alone.
+    # A parent of other layers that has several parents, each of them directly on the base.
     simple = lambda index: len(page.layers[index]["parents"]) == 0
     diamond = next(
         layer
@@ -278,7 +278,7 @@ def check_width(page):
 
 
 EVERYTHING = (check_drawings, check_index, check_timeline, check_tree, check_sizes, check_width, check_safety)
-# In the dark, only the colours are others.
+# In the dark, only the colours differ.
 CHECKS = {"wide": EVERYTHING, "dark": (check_drawings, check_safety), "narrow": EVERYTHING}
 
 

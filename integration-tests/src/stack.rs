@@ -261,7 +261,7 @@ fn owner_here((uid, gid): (u32, u32)) -> (u32, u32) {
     }
 }
 
-/// Returns a merge with the overlay xattrs that this process can have.
+/// Returns a merge with the overlay xattrs that this process can write.
 pub fn new_merge() -> Merge<'static> {
     Merge::new().xattrs(runner::xattrs_of_process())
 }

@@ -72,6 +72,11 @@ impl UserFixture {
         (self.uid, self.gid)
     }
 
+    /// The value of `--ids` of the user's commands.
+    pub fn ids(&self) -> &'static str {
+        self.ids
+    }
+
     /// Gives a directory and everything in it to the user.
     ///
     /// # Panics
@@ -155,6 +160,16 @@ pub fn powerless(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "sh", "-c", script]).arg(program.as_ref());
     command
+}
+
+/// Returns `outer` with `inner` after its arguments, in the environment and the directory of `inner`.
+pub fn around(mut outer: Command, inner: &Command) -> Command {
+    outer.arg(inner.get_program()).args(inner.get_args()).env_clear();
+    outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(dir) = inner.get_current_dir() {
+        outer.current_dir(dir);
+    }
+    outer
 }
 
 /// Runs a command. Returns its standard output.

@@ -17,11 +17,6 @@ use layer::{Layer, UpperId};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 
-/// Returns the number of kills for each way to commit: `LAYERED_KILLS`, by default 40.
-fn count() -> usize {
-    std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse().expect("LAYERED_KILLS is a number"))
-}
-
 fn commit(upper: &Path, layer: &Path) -> Command {
     let mut command = layered();
     command.arg("commit").args([upper, layer]).stdin(Stdio::null());
@@ -178,7 +173,7 @@ fn a_killed_commit_can_be_repeated_even_after_a_collector() {
         let points = program(&result, &arguments).points();
         assert_eq!(result.wrong(&layer), [""; 0], "{how:?}");
         layer::remove_tree(layer.path()).unwrap();
-        let step = points.len().div_ceil(count()).max(1);
+        let step = points.len().div_ceil(crate::kills::count() as usize).max(1);
         let mut kills = 0;
         for (number, point) in points.iter().enumerate().step_by(step) {
             let (arguments, layer) = result.commit(how);
@@ -206,7 +201,7 @@ fn a_killed_commit_leaves_the_upper_or_the_whole_layer() {
     let (arguments, layer) = result.commit(How::Report);
     let points = program(&result, &arguments).points();
     layer::remove_tree(layer.path()).unwrap();
-    let step = points.len().div_ceil(count()).max(1);
+    let step = points.len().div_ceil(crate::kills::count() as usize).max(1);
     for point in points.iter().step_by(step) {
         let (arguments, layer) = result.commit(How::Report);
         killed(&result, &arguments, point);

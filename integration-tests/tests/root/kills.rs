@@ -21,7 +21,7 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 pub(crate) const SPAN: Duration = Duration::from_millis(80);
 
 /// Returns the number of kills in each test: `LAYERED_KILLS`, by default 40.
-fn count() -> u32 {
+pub(crate) fn count() -> u32 {
     std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse().expect("LAYERED_KILLS is a number"))
 }
 

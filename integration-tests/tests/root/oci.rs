@@ -45,8 +45,8 @@ fn store_of(dir: &Path, trees: &[Dir]) -> Vec<Layer> {
     trees.iter().enumerate().map(make).collect()
 }
 
-/// Mounts layers over a base. The kernel needs two lowers, so an empty one is on top, with the
-/// attributes of the root below it.
+/// Returns what a mount of the layers shows. The kernel mounts no single lower without an upper, so
+/// a single tree is read as it is.
 fn shown(layers: &[Layer]) -> Snapshot {
     let trees: Vec<_> = layers.iter().map(Layer::fs).collect();
     match &*trees {

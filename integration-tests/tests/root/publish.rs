@@ -368,7 +368,7 @@ fn text_in(tree: &Path) -> String {
 
 #[test]
 fn a_killed_run_leaves_the_old_layer_or_the_whole_new_one() {
-    let count = std::env::var("LAYERED_KILLS").map_or(40, |count| count.parse::<usize>().unwrap());
+    let count = crate::kills::count() as usize;
     let runs = Killed::new();
     runs.fail();
     let points = runs.program().points();

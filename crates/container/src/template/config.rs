@@ -330,7 +330,7 @@ impl Serialize for Config {
                 }
                 ("linux", path) => {
                     let path = ("cgroupsPath", path.as_deref().map(Value::from));
-                    let [namespaces, uids, gids] = self.user_namespaces(value);
+                    let [uids, gids, namespaces] = self.user_namespaces(value);
                     let changes = [path, ("resources", self.resources(value)), namespaces, uids, gids];
                     map.serialize_entry(key, &With { value, changes })?;
                 }

@@ -79,7 +79,7 @@ pub enum UserNamespaceError {
     },
     /// A program that the ranges need is not installed.
     #[error(
-        "{program} is not installed, which the user's subordinate IDs need: install the package uidmap (shadow-utils), or use --ids single"
+        "{program} is not installed, and the user's subordinate IDs need it: install the package uidmap (shadow-utils), or use --ids single"
     )]
     NoHelper {
         /// `newuidmap`, `newgidmap` or `getsubids`.
@@ -104,7 +104,7 @@ pub enum UserNamespaceError {
     /// getsubids(1) failed. It also fails if the source of subordinate IDs that nsswitch.conf(5) names
     /// does not answer, so a failure does not mean that the user has none.
     #[error(
-        "getsubids failed ({}): see that the source after `subid:` in /etc/nsswitch.conf answers and has IDs of the \
+        "getsubids failed ({}): check that the source after `subid:` in /etc/nsswitch.conf answers and has IDs of the \
          user, or use --ids single",
         escaped(message.trim())
     )]

@@ -48,7 +48,8 @@ pub(super) fn of(owner: &Owner) -> Result<Option<Ranges>, UserNamespaceError> {
     both(uids, gids, owner)
 }
 
-/// Returns the ranges of both kinds, or `None` if there are none of either kind.
+/// Returns the ranges of users and groups, or `None` if both lists are empty. It is an error if only
+/// one of them is empty.
 fn both(uids: Vec<Range>, gids: Vec<Range>, owner: &Owner) -> Result<Option<Ranges>, UserNamespaceError> {
     let half = |has, lacks| UserNamespaceError::HalfRanges { user: owner.shown(), has, lacks };
     match (uids.is_empty(), gids.is_empty()) {

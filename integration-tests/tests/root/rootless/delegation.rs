@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use integration_tests::user::{ALL_IDS, UserFixture, failure, quietly};
+use integration_tests::user::{ALL_IDS, UserFixture, around, failure, quietly};
 use integration_tests::{RUNTIMES, find};
 use serde_json::{Value, json};
 
@@ -41,10 +41,7 @@ impl Delegated {
                       echo $$ > /sys/fs/cgroup/\"$0\"/cgroup.procs && exec \"$@\"";
         let mut inside = Command::new(find("unshare"));
         inside.args(["--mount", "sh", "-c", script]).arg(group.strip_prefix(self.mount.path()).unwrap());
-        inside.arg(command.get_program()).args(command.get_args()).env_clear();
-        inside.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        inside.current_dir(command.get_current_dir().unwrap());
-        inside
+        around(inside, command)
     }
 }
 
@@ -105,9 +102,8 @@ fn a_delegated_group_has_limits_and_nothing_is_left_in_it() {
         fs::write(delegated.group.join("cgroup.subtree_control"), format!("-{CONTROLLER}")).unwrap();
         let run = fixture.run(&["--spec", configuration.to_str().unwrap()], &[], "true");
         let mut beside = Command::new("sh");
-        beside.args(["-c", "\"$@\"; exit $?", "sh"]).arg(run.get_program()).args(run.get_args());
-        beside.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(fixture.path());
-        let error = failure(125, &mut delegated.command(&delegated.group, &beside));
+        beside.args(["-c", "\"$@\"; exit $?", "sh"]);
+        let error = failure(125, &mut delegated.command(&delegated.group, &around(beside, &run)));
         assert!(error.contains("other processes are in ") && error.contains("Delegate=yes"), "{error}");
         // A group of somebody else is refused, whatever it passes on.
         let error = failure(125, &mut delegated.command(delegated.mount.path(), &run));

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
-use integration_tests::user::{ALL_IDS, UserFixture, failure, powerless, quietly};
+use integration_tests::user::{ALL_IDS, UserFixture, around, failure, powerless, quietly};
 use integration_tests::{RUNTIMES, copy_program, find};
 
 #[test]
@@ -37,15 +37,18 @@ fn ranges_without_their_programs_are_an_error_and_single_works() {
     quietly(fixture.run(&["--ids", "single"], &[], "true").env("PATH", &programs));
 }
 
+/// Returns `layered` as a command that newuidmap(1) cannot help.
+fn without_privileges(fixture: &UserFixture, arguments: &[&str]) -> Command {
+    let mut command = fixture.command_with(&["--no-new-privs"], fixture.program());
+    command.args(arguments);
+    command
+}
+
 #[test]
 fn a_program_without_privilege_is_named_with_the_reason() {
     let fixture = UserFixture::new("ranges");
     // Without a set-user-ID bit, the program may not set the map.
-    let no_new_privs = |ids: &str| {
-        let mut command = fixture.command_with(&["--no-new-privs"], fixture.program());
-        command.args(["run", "--ids", ids, "--base", "base", "--", "true"]);
-        command
-    };
+    let no_new_privs = |ids: &str| without_privileges(&fixture, &["run", "--ids", ids, "--base", "base", "--", "true"]);
     for ids in ["auto", "ranges"] {
         let error = failure(125, &mut no_new_privs(ids));
         let parts = ["newuidmap gets no privilege", "no_new_privs", "--ids single"];
@@ -59,18 +62,13 @@ fn no_command_continues_in_a_namespace_without_ids() {
     let fixture = UserFixture::new("ranges");
     let layers = fixture.numbered_layers(1);
     let layer = layers[0].to_str().unwrap();
-    let without_ids = |arguments: &[&str]| {
-        let mut command = fixture.command_with(&["--no-new-privs"], fixture.program());
-        command.args(arguments);
-        command
-    };
     for arguments in [&["merge", "merged", layer][..], &["rm", layer], &["sweep"], &["diff", layer], &["doctor"]] {
-        let error = failure(125, &mut without_ids(arguments));
+        let error = failure(125, &mut without_privileges(&fixture, arguments));
         assert!(error.contains("newuidmap gets no privilege") && error.lines().count() == 1, "{arguments:?}: {error}");
     }
     assert!(layers[0].exists() && !fixture.path().join("merged").exists());
     // A command that needs no rights does not enter.
-    quietly(&mut without_ids(&["completions", "bash"]));
+    quietly(&mut without_privileges(&fixture, &["completions", "bash"]));
 }
 
 #[test]
@@ -135,9 +133,7 @@ fn a_masked_proc_is_named() {
         // Containers of other runtimes hide parts of /proc in this way.
         let mut masked = Command::new("unshare");
         masked.args(["--mount", "sh", "-c", "mount -t tmpfs none /proc/bus && exec \"$@\"", "sh"]);
-        masked.arg(run.get_program()).args(run.get_args()).env_clear().current_dir(fixture.path());
-        masked.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let error = failure(125, &mut masked);
+        let error = failure(125, &mut around(masked, &run));
         assert!(error.contains("the kernel refuses a new /proc") && error.contains("procMount: Unmasked"), "{error}");
     }
 }
@@ -194,9 +190,8 @@ fn ranges_that_cannot_be_used_are_never_a_single_map() {
                       mount --bind $file.of-test /etc/$file || exit; shift; done; \
                       mount --bind getsubids /usr/bin/getsubids; exec \"$@\"";
         let mut inside = Command::new(find("unshare"));
-        inside.args(["--mount", "sh", "-c", script, "sh"]).args(files).arg(enter.get_program()).args(enter.get_args());
-        inside.env_clear().envs(enter.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let error = failure(125, inside.current_dir(fixture.path()));
+        inside.args(["--mount", "sh", "-c", script, "sh"]).args(files);
+        let error = failure(125, &mut around(inside, &enter));
         let is_told = parts.iter().chain(&["--ids single"]).all(|part| error.contains(part));
         assert!(is_told && error.lines().count() == 1, "{files:?}: {error}");
     }
