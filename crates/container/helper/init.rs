@@ -103,7 +103,7 @@ fn supervise(command: Pid, has_terminal: bool) -> Result<i32, i32> {
     }
 }
 
-/// Reaps the children that have ended. Returns whether there is no other one. The kernel makes this
+/// Reaps the children that have ended. Returns whether no child is left. The kernel makes this
 /// process the parent of every process that the command leaves behind.
 fn has_no_child() -> bool {
     loop {

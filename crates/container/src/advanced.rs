@@ -26,10 +26,11 @@ pub use crate::template::parse_size;
 /// mounts read-only files, sockets and FIFOs without the recursive option, which some versions of
 /// crun apply only to directories. It inspects the sources of bind mounts during this call.
 ///
-/// In a [user namespace](crate::UserNamespace), it removes or replaces mounts that the kernel grants
-/// only to root of the machine: the group of `devpts` if it has no number, the control groups
-/// unless the container has one of its own, and with the host's network the `sysfs`, in whose place
-/// it mounts the host's `/sys` read-only. It also removes a user namespace of the template's.
+/// In a [user namespace](crate::UserNamespace), it changes mounts that need root of the machine. It
+/// removes the option `gid` of `devpts` if the namespace lacks that group. It removes the mount of
+/// the control groups, unless the container has its own control group and its own network. With the
+/// host's network, it replaces the `sysfs` with the host's `/sys`, read-only. It also removes the
+/// template's own user namespace.
 ///
 /// crun gets the seccomp filter of a [default](crate::Seccomp::Default) profile as a compiled BPF
 /// program, in an annotation that crun defines. Compiling the profile with libseccomp takes half of

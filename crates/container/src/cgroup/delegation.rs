@@ -30,9 +30,14 @@ pub(crate) fn is_delegated() -> bool {
 pub(super) fn require(controllers: &[String]) -> Result<()> {
     let Some(first) = controllers.first() else { return Ok(()) };
     let refused = |controller: &str, source: io::Error| Error::NotDelegated { controller: controller.into(), source };
-    // Beside version 1, version 2 has no controllers that limit anything.
+    // Beside version 1, version 2 usually has no controllers: each one is in one version only.
     let is_alone = mounted()?.iter().all(|hierarchy| hierarchy.version == Version::V2);
-    let v1 = || io::Error::new(io::ErrorKind::Unsupported, "cgroup v1, which is mounted, is not for users");
+    let v1 = || {
+        io::Error::new(
+            io::ErrorKind::Unsupported,
+            "only root can use cgroup v1, or a group outside of this cgroup namespace",
+        )
+    };
     let parent = parent_of_runs().filter(|_| is_alone).ok_or_else(|| refused(first, v1()))?;
     access(parent.path(), Access::WRITE_OK).map_err(|errno| refused(first, errno.into()))?;
     pass_on(&parent.path(), controllers, &std::process::id().to_string())

@@ -50,8 +50,8 @@ const EXPLANATION: &str = "\
 The command is `/bin/true`. \"Bare\" is `RUNTIME run --bundle …` in the foreground, on a prepared directory. It has the configuration \
 that `run` gives the same runtime: the same mounts, limits, capabilities, `HOME`, cgroup and seccomp profile, and for crun the same \
 precompiled filter. Only the init of a run is missing. \"Bare, `spec`\" is the bare runtime with the configuration that `runc spec` or \
-`crun spec` writes, which has no seccomp profile. \"Own time\" is the time of `run` without the phase of the runtime. `layered run` also removes the upper: \
-the difference to `run` is that to `run` with the removal of its upper.
+`crun spec` writes, which has no seccomp profile. \"Own time\" is the time of `run` without the phase of the runtime. `layered run` also removes the upper. \
+Its difference is therefore taken from the time of `run` plus the removal of the upper.
 
 ";
 

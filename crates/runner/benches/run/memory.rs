@@ -36,7 +36,7 @@ const EXPLANATION: &str = "\
 The figures are those of all processes of a run but the command, while the command waits. RSS is resident memory (`VmRSS`). PSS \
 (`Pss`) divides a page by the number of processes that map it. Ten concurrent runs share the pages of a program's file, which are in \
 the page cache. The anonymous part (`Anonymous`) is what each run adds to the memory of the machine. Programs such as top(1) show RSS. \
-No figure includes the copy of crun, half a megabyte, that `layered run` executes it from.
+`layered run` executes crun from a sealed copy of half a megabyte. No figure includes that copy.
 
 ";
 
