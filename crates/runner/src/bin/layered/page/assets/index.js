@@ -38,7 +38,7 @@
   const rowOf = position => {
     const index = matching[position];
     const row = element("tr", { "aria-rowindex": position + 2 }, ...columns.map(column => column.cell(layers[index], index)));
-    row.className = position % 2 ? "odd" : "even";
+    row.className = position % 2 ? "odd" : "";
     return row;
   };
   const render = () => {

@@ -11,10 +11,7 @@
 
   const section = document.getElementById("sizes");
   const sized = layers.flatMap((layer, index) => layer.bytes > 0 ? [index] : []);
-  const groups = Map.groupBy ? Map.groupBy(sized, index => layers[index].base) : sized.reduce((groups, index) => {
-    const base = layers[index].base;
-    return groups.set(base, [...groups.get(base) ?? [], index]);
-  }, new Map());
+  const groups = byBase(sized);
   const root = d3.hierarchy({ children: [...groups].map(([base, indexes]) => ({ base, children: indexes.map(index => ({ index })) })) })
     .sum(({ index }) => index === undefined ? 0 : layers[index].bytes)
     .sort((a, b) => b.value - a.value);

@@ -62,3 +62,14 @@ const took = layer => layer.run && layer.run.end - layer.run.start;
 // The layers that stand directly on each layer.
 const above = layers.map(() => []);
 layers.forEach((layer, index) => layer.parents.forEach(parent => above[parent].push(index)));
+
+// Groups indexes of layers by base, in their order.
+const byBase = indexes => {
+  const groups = new Map();
+  for (const index of indexes) {
+    const { base } = layers[index];
+    if (!groups.has(base)) groups.set(base, []);
+    groups.get(base).push(index);
+  }
+  return groups;
+};

@@ -80,10 +80,9 @@
       pending.push(...above[index]);
     }
   };
-  const bottom = new Map();
+  const roots = [];
   const root = index => {
-    const base = layers[index].base;
-    bottom.set(base, [...bottom.get(base) ?? [], index]);
+    roots.push(index);
     reach(index);
   };
   const readable = layers.flatMap((layer, index) => isUnreadable(layer) ? [] : [index]);
@@ -91,6 +90,7 @@
   readable.forEach(index => reached.has(index) || root(index));
 
   const list = element("ul", { class: "tree" });
+  const bottom = byBase(roots);
   for (const [base, indexes] of bottom) {
     const item = twist(bases[base], indexes);
     item.append(element("strong", {}, "base ", element("bdi", {}, bases[base])), element("small", {}, count(indexes.length)));
