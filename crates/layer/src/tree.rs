@@ -7,6 +7,7 @@ pub(crate) mod output_file;
 pub(crate) mod owner;
 pub(crate) mod regular_file;
 pub(crate) mod remove;
+pub(crate) mod rename;
 pub(crate) mod size;
 pub(crate) mod walk;
 pub(crate) mod xattr;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, Stat, XattrFlags, fchmod, fgetxattr,
-    fsetxattr, fstat, fsync, mkdir, openat, renameat, renameat_with, rmdir, statat, unlinkat,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, Stat, XattrFlags, fchmod, fgetxattr, fsetxattr,
+    fstat, fsync, mkdir, openat, rmdir, statat, unlinkat,
 };
 use rustix::io::Errno;
 use serde_json::Value;
@@ -22,6 +22,7 @@ use crate::layer::meta::Meta;
 use crate::layer::{Layer, json};
 use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::locked_dir::{Attempt, LockedDir};
+use crate::tree::rename::rename_new;
 use crate::tree::walk::{self, Identity, READ, as_os_str};
 
 /// The name of the future `layer.json` in a layer's directory, before the capture has made the tree
@@ -246,7 +247,7 @@ impl<'a> CaptureLock<'a> {
             let name = staged.to_bytes_with_nul().strip_prefix(SIDECAR.as_bytes()).unwrap_or_default();
             let name = CStr::from_bytes_with_nul(name).unwrap_or(c"");
             let path = self.layer.path().join(as_os_str(name));
-            match self.rename_new(&staged, name) {
+            match rename_new(&self.dir, &*staged, &self.dir, name) {
                 Err(Errno::EXIST) => {
                     log::warn!("{} exists and is left as it is; the capture does not replace it", quoted(&path));
                     unlinkat(&self.dir, &staged, AtFlags::empty())
@@ -283,22 +284,10 @@ impl<'a> CaptureLock<'a> {
         }
     }
 
+    /// Renames a file. Never replaces one that has appeared since the lock was taken.
     fn rename(&self, from: &CStr, to: &CStr) -> Result<()> {
         let path = self.layer.path().join(as_os_str(to));
-        self.rename_new(from, to).map_err(Error::io("rename a file to", path))
-    }
-
-    /// Renames a file. Never replaces one that has appeared since the lock was taken.
-    fn rename_new(&self, from: &CStr, to: &CStr) -> rustix::io::Result<()> {
-        match renameat_with(&self.dir, from, &self.dir, to, RenameFlags::NOREPLACE) {
-            // The file system does not support RENAME_NOREPLACE.
-            Err(Errno::INVAL | Errno::NOSYS) => match statat(&self.dir, to, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => Err(Errno::EXIST),
-                Err(Errno::NOENT) => renameat(&self.dir, from, &self.dir, to),
-                Err(errno) => Err(errno),
-            },
-            renamed => renamed,
-        }
+        rename_new(&self.dir, from, &self.dir, to).map_err(Error::io("rename a file to", path))
     }
 
     fn has(&self, name: &CStr) -> Result<Option<Stat>> {

@@ -7,13 +7,14 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::CWD;
 
 use super::{Capture, Captured};
 use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::layer::meta::Meta;
 use crate::store::draft::Draft;
+use crate::tree::rename::rename_new;
 
 impl Capture<'_> {
     /// Turns the upper directory `upper` into the tree of `draft`, writes `meta` as its
@@ -68,7 +69,7 @@ fn give_back(upper: &Path, draft: Draft, failure: Error) -> Error {
         // The capture has not moved the upper, or has moved it back itself.
         return failure;
     }
-    match renameat_with(CWD, &tree, CWD, upper, RenameFlags::NOREPLACE) {
+    match rename_new(CWD, &*tree, CWD, upper) {
         Ok(()) => failure,
         Err(errno) => {
             draft.leave();

@@ -1,16 +1,17 @@
 //! Opens the upper to capture, and moves it into the layer. `lock.rs` provides the layer's
 //! directory.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat, fstat, openat, renameat, renameat_with, statat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 use super::lock::CaptureLock;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::tree::rename::rename_new;
 use crate::tree::walk::{self, PATH, READ};
 
 /// The upper directory to capture.
@@ -63,24 +64,15 @@ impl Upper {
             Ok(_) => return Err(Error::io("move", &self.path)(Errno::STALE)),
             Err(errno) => return Err(Error::io("move", &self.path)(errno)),
         }
-        rename_new(self.parent.as_fd(), &self.name, dir, c"fs").map_err(Error::io("move the upper to", layer.fs()))
+        rename_new(self.parent.as_fd(), &*self.name, dir, c"fs").map_err(Error::io("move the upper to", layer.fs()))
     }
 
     /// Undoes [`move_to`](Self::move_to) after `failure`. Returns `failure`, or an error that also
     /// says where the upper is now.
     pub(super) fn move_back(&self, dir: BorrowedFd<'_>, layer: &Layer, failure: Error) -> Error {
-        match rename_new(dir, c"fs", self.parent.as_fd(), &self.name) {
+        match rename_new(dir, c"fs", self.parent.as_fd(), &*self.name) {
             Ok(()) => failure,
             Err(errno) => Error::NotMovedBack { left: layer.fs(), failure: Box::new(failure), cleanup: errno.into() },
         }
-    }
-}
-
-fn rename_new(from: BorrowedFd<'_>, name: &CStr, to: BorrowedFd<'_>, new_name: &CStr) -> rustix::io::Result<()> {
-    match renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
-        // The file system does not support RENAME_NOREPLACE. Even without it, a rename never
-        // replaces a directory that is not empty.
-        Err(Errno::INVAL | Errno::NOSYS) => renameat(from, name, to, new_name),
-        result => result,
     }
 }

@@ -18,6 +18,7 @@ use crate::store::hold::Stale;
 use crate::store::name;
 use crate::store::store_dir::{Part, StoreDir, Trash, WorkDir};
 use crate::tree::owner;
+use crate::tree::rename::rename_new;
 
 /// A layer that is being made. A program that lists the store does not see it until it is
 /// published.
@@ -116,7 +117,7 @@ impl Draft {
         let dir = File::open(self.layer.path()).map_err(Error::io("open", self.layer.path()))?;
         self.access.unwrap_or_default().apply(&dir, self.layer.path())?;
         loop {
-            match rename_new(self.layer.path(), layer.path()) {
+            match rename_new(CWD, self.layer.path(), CWD, layer.path()) {
                 Err(Errno::EXIST) => {
                     if self.replace(&layer, &dir)? == Found::Replaceable {
                         break;
@@ -189,8 +190,8 @@ impl Draft {
     /// Moves the draft to the path of `layer`, which has become the garbage `old`. On an error, puts
     /// `old` back, unless another process has taken the path.
     fn take_place(&self, old: Trash, layer: &Layer) -> Result<Trash> {
-        let Err(errno) = rename_new(self.layer.path(), layer.path()) else { return Ok(old) };
-        match rename_new(old.path(), layer.path()) {
+        let Err(errno) = rename_new(CWD, self.layer.path(), CWD, layer.path()) else { return Ok(old) };
+        match rename_new(CWD, old.path(), CWD, layer.path()) {
             Ok(()) => {}
             Err(Errno::EXIST) => discard(old),
             Err(back) => {
@@ -212,10 +213,6 @@ impl Draft {
     fn close(&mut self) -> Result<()> {
         self.work.take().map_or(Ok(()), WorkDir::remove)
     }
-}
-
-fn rename_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
-    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
 }
 
 /// Removes a layer that has been replaced. Logs an error: the new layer is in its place already.

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, RenameFlags, fchmod, fstat, openat, renameat_with, statat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, fchmod, fstat, openat, statat};
 use rustix::io::Errno;
 
 use super::part::random;
@@ -17,6 +17,7 @@ use super::{Part, STORE_DIR, StoreDir, StoreDirLock, check_owner, entries, is_tr
 use crate::error::{Error, Result};
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove::{USUAL_THREADS, remove_at};
+use crate::tree::rename::rename_new;
 use crate::tree::walk::{READ, as_c_string};
 
 /// The prefix of the names of garbage.
@@ -173,11 +174,6 @@ impl Garbage {
         }
         failed
     }
-}
-
-/// Renames `name` in `from` to `to_name` in `to`, which must not have that name.
-fn rename_new(from: &OwnedFd, name: &OsStr, to: &OwnedFd, to_name: impl rustix::path::Arg) -> rustix::io::Result<()> {
-    renameat_with(from, name, to, to_name, RenameFlags::NOREPLACE)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Decides which layers of a store a layer names as its parents, and which of them it stands on
-//! directly. This is arithmetic; [`ls`](crate::ls) and [`page`](crate::page) supply the layers and
-//! their `parent_hashes`.
+//! directly. This is arithmetic; [`ls`](crate::ls), [`page`](crate::page) and
+//! [`diff`](crate::diff) supply the layers and their `parent_hashes`.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -10,12 +10,12 @@ use layer::Layer;
 
 /// Finds the layers that hashes mean.
 #[derive(Debug)]
-struct Meanings<'h>(BTreeMap<&'h str, Option<usize>>);
+pub(crate) struct Meanings<'h>(BTreeMap<&'h str, Option<usize>>);
 
 impl<'h> Meanings<'h> {
     /// Looks for the layer of each hash. If a hash means several layers, the one with the longest
     /// name counts.
-    fn of(hashes: impl IntoIterator<Item = &'h str>, layers: &[Layer]) -> Self {
+    pub(crate) fn of(hashes: impl IntoIterator<Item = &'h str>, layers: &[Layer]) -> Self {
         let mut meanings: BTreeMap<&str, Option<usize>> = hashes.into_iter().map(|hash| (hash, None)).collect();
         let mut by_length: Vec<_> = layers.iter().map(Layer::hash).enumerate().collect();
         by_length.sort_by_key(|(_, name)| name.len());
@@ -32,7 +32,7 @@ impl<'h> Meanings<'h> {
     }
 
     /// Returns the index of the layer that the hash means.
-    fn get(&self, hash: &str) -> Option<usize> {
+    pub(crate) fn get(&self, hash: &str) -> Option<usize> {
         self.0.get(hash).copied().flatten()
     }
 }

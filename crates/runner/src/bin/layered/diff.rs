@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.du {
         list.all(&made, Changes::of(&subject.tree, subject.xattrs)?)?;
     } else {
-        match subject.below(args.run.as_deref(), &args.base, &args.layers)? {
+        match subject.below(&args.base, &args.layers)? {
             Below::Known(trees) => {
                 let stack = Stack::new(&trees, subject.xattrs)?;
                 list.all(&made, stack.changes(&subject.tree)?)?;

@@ -10,6 +10,7 @@ use layer::display::quoted;
 use layer::{Layer, RunRecord, XattrNamespace};
 use runner::{CaptureRecord, Upper};
 
+use crate::ancestry::Meanings;
 use crate::defaults::{self, BASE, STORE};
 use crate::stack::{BaseArgs, LayerArgs, default_base, is_store, open_layer, parent};
 use crate::{commit, kept};
@@ -26,8 +27,9 @@ pub(super) struct Subject {
 enum Kind {
     Layer(Layer),
     Upper,
-    /// With its record, or the reason why that cannot be read.
-    KeptRun(anyhow::Result<Box<CaptureRecord>>),
+    /// An upper with what was recorded of it: by a kept run, or in the report that the caller names.
+    /// The record of a kept run may be missing; this is then the reason.
+    Recorded(anyhow::Result<Box<CaptureRecord>>),
 }
 
 /// The stack below the changes.
@@ -45,15 +47,19 @@ impl Subject {
     /// `report` of a run is always about an upper.
     pub(super) fn find(path: &Path, scratch: Option<&Path>, report: Option<&Path>) -> anyhow::Result<Self> {
         let run = kept::find(path, scratch);
-        if Upper::is_kept_name(&run) {
-            let record = kept::records(&run).map(|records| Box::new(records.capture));
+        let is_kept = Upper::is_kept_name(&run);
+        let records = match report {
+            Some(report) => Some(Ok(commit::of_report(report)?)),
+            None => is_kept.then(|| kept::records(&run)),
+        };
+        if let Some(records) = records {
+            let record = records.map(|records| Box::new(records.capture));
             let xattrs = record.as_ref().map_or_else(|_| runner::xattrs_of_process(), |record| record.xattrs());
-            return Ok(Self { tree: run.join("upper"), xattrs, kind: Kind::KeptRun(record) });
+            let tree = if is_kept { run.join("upper") } else { path.into() };
+            return Ok(Self { tree, xattrs, kind: Kind::Recorded(record) });
         }
         // An upper can contain anything. The guess by its content is only for one without a record.
-        let is_upper =
-            report.is_some() || path.is_dir() && (is_recorded(path)? || !path.join("fs").exists() && !is_store(path));
-        if is_upper {
+        if path.is_dir() && (is_recorded(path)? || !path.join("fs").exists() && !is_store(path)) {
             return Ok(Self { tree: path.into(), xattrs: runner::xattrs_of_upper(path)?, kind: Kind::Upper });
         }
         let layer = open_layer(Path::new(""), path)?;
@@ -75,18 +81,16 @@ impl Subject {
         Ok(paths)
     }
 
-    /// Finds the stack below. The options come before what the layer or the kept run has recorded.
-    pub(super) fn below(&self, run: Option<&Path>, base: &BaseArgs, layers: &LayerArgs) -> anyhow::Result<Below> {
-        let record = match (&self.kind, run) {
-            (_, Some(report)) => Some(commit::of_report(report)?.capture),
-            (Kind::KeptRun(record), None) if !base.is_given() && !layers.are_given() => match record {
-                Ok(record) => Some(*record.clone()),
-                Err(error) => return Ok(Below::Unknown(format!("{error:#}; pass --base and --layer"))),
-            },
-            _ => None,
-        };
-        if let Some(record) = record {
-            return Ok(Below::Known(record.lowers().map(Path::to_path_buf).collect()));
+    /// Finds the stack below. The options come before what is recorded.
+    pub(super) fn below(&self, base: &BaseArgs, layers: &LayerArgs) -> anyhow::Result<Below> {
+        match &self.kind {
+            Kind::Recorded(record) if !base.is_given() && !layers.are_given() => {
+                return Ok(match record {
+                    Ok(record) => Below::Known(record.lowers().map(Path::to_path_buf).collect()),
+                    Err(error) => Below::Unknown(format!("{error:#}; pass --base and --layer")),
+                });
+            }
+            _ => {}
         }
         let given_base = base.open()?.map(|base| base.fs());
         let given = layers.are_given().then(|| layers.open()).transpose()?;
@@ -125,12 +129,16 @@ fn recorded(layer: &Layer, layers: Option<Vec<PathBuf>>, base: Option<PathBuf>) 
     let beside = fs::canonicalize(layer.path()).with_context(|| format!("cannot find {}", quoted(layer.path())))?;
     let mut stores = vec![parent(&beside).to_path_buf()];
     stores.extend(defaults::path(STORE));
+    let candidates = candidates(&stores);
+    let hashes = meta.parent_hashes.iter().chain([&meta.base_hash]).map(String::as_str);
+    let meanings = Meanings::of(hashes, &candidates);
+    let with_hash = |hash: &str| meanings.get(hash).map(|index| &candidates[index]);
     let mut trees = Vec::new();
     match layers {
         Some(layers) => trees.extend(layers),
         None => {
             for hash in &meta.parent_hashes {
-                match with_hash(&stores, hash) {
+                match with_hash(hash) {
                     Some(found) => trees.push(found.fs()),
                     None => {
                         let (hash, store) = (quoted(hash), quoted(&stores[0]));
@@ -146,7 +154,7 @@ fn recorded(layer: &Layer, layers: Option<Vec<PathBuf>>, base: Option<PathBuf>) 
     let default = || default_base().map(|base| base.filter(|base| Layer::at(base.path()).has_hash(hash)));
     let found = match base {
         Some(base) => Some(base),
-        None => match with_hash(&stores, hash) {
+        None => match with_hash(hash) {
             Some(found) => Some(found.fs()),
             None => default()?.map(|base| base.fs()),
         },
@@ -161,12 +169,11 @@ fn recorded(layer: &Layer, layers: Option<Vec<PathBuf>>, base: Option<PathBuf>) 
     })
 }
 
-/// Finds the layer or the base that a hash means in one of the stores. A base need not have a
-/// `layer.json`.
-fn with_hash(stores: &[PathBuf], hash: &str) -> Option<Layer> {
-    let entries = stores.iter().filter_map(|store| fs::read_dir(store).ok()).flatten().flatten();
-    let mut layers = entries.map(|entry| Layer::at(entry.path()));
-    layers.find(|layer| layer.has_hash(hash) && layer.fs().is_dir())
+/// Lists what a hash can mean in the stores: layers and bases, which need no `layer.json`. Those of
+/// the first store come last, because of equal names the last one counts.
+fn candidates(stores: &[PathBuf]) -> Vec<Layer> {
+    let entries = stores.iter().rev().filter_map(|store| fs::read_dir(store).ok()).flatten().flatten();
+    entries.map(|entry| Layer::at(entry.path())).filter(|layer| layer.fs().is_dir()).collect()
 }
 
 #[cfg(test)]
