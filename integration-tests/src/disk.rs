@@ -95,8 +95,8 @@ impl Disk {
         fs::create_dir(&dir).unwrap();
         let make = |n| mknodat(CWD, dir.join(format!("{n}")), FileType::RegularFile, Mode::RUSR, 0);
         assert_eq!((0..).find_map(|n: u32| make(n).err()), Some(Errno::NOSPC));
-        // Blocks for what was written before are allocated now. Otherwise, the number of free blocks
-        // would still change when the kernel writes it.
+        // Blocks for what was written before are allocated now. Otherwise, the number of free
+        // blocks would still change when the kernel writes it.
         syncfs(File::open(&dir).unwrap()).unwrap();
     }
 }

@@ -237,8 +237,9 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8]) -> Result<()> {
         .with_context(|| format!("cannot set {name} of {}", path.display()))
 }
 
-/// Whether this process may set an xattr of this name. In a user namespace, the kernel allows neither
-/// `trusted.` nor most of `security.`, and a name with `user.overlay.` would be an overlay xattr.
+/// Whether this process may set an xattr of this name. In a user namespace, the kernel allows
+/// neither `trusted.` nor most of `security.`, and a name with `user.overlay.` would be an overlay
+/// xattr.
 pub fn may_set(name: &str) -> bool {
     let Some(namespace) = UserNamespace::current() else { return true };
     match name {

@@ -162,7 +162,8 @@ pub fn powerless(program: impl AsRef<Path>) -> Command {
     command
 }
 
-/// Returns `outer` with `inner` after its arguments, in the environment and the directory of `inner`.
+/// Returns `outer` with `inner` after its arguments, in the environment and the directory of
+/// `inner`.
 pub fn around(mut outer: Command, inner: &Command) -> Command {
     outer.arg(inner.get_program()).args(inner.get_args()).env_clear();
     outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));

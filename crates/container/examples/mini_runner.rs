@@ -1,6 +1,6 @@
 //! Runs commands in a root file system of the caller's own: with binds and limits, from a
-//! configuration of `runc spec`, fifty at a time over overlays, and on a terminal. Prints the output
-//! of each command, and then how the command ended.
+//! configuration of `runc spec`, fifty at a time over overlays, and on a terminal. Prints the
+//! output of each command, and then how the command ended.
 //!
 //! `cargo run -p container --example mini_runner ROOTFS WORK [RUNTIME]` (as root)
 

@@ -90,9 +90,9 @@ impl Cgroup {
         Ok(Self { name: path.into(), hierarchies: mounted()? })
     }
 
-    /// Returns the group `name` for a run with `config`. Returns `None` if the configuration names a
-    /// group itself. Also returns `None` in a [user namespace](UserNamespace) if the configuration
-    /// has no limits: most users may not create groups, and need none then.
+    /// Returns the group `name` for a run with `config`. Returns `None` if the configuration names
+    /// a group itself. Also returns `None` in a [user namespace](UserNamespace) if the
+    /// configuration has no limits: most users may not create groups, and need none then.
     ///
     /// # Errors
     /// [`Error::Io`] if the mount table cannot be read.
@@ -103,12 +103,12 @@ impl Cgroup {
         Self::new(name).map(Some)
     }
 
-    /// Checks that this process can limit groups by these controllers. Runtimes silently ignore some
-    /// limits whose controller is missing.
+    /// Checks that this process can limit groups by these controllers. Runtimes silently ignore
+    /// some limits whose controller is missing.
     ///
     /// In a [user namespace](UserNamespace), this needs cgroup v2, and a group that the system has
-    /// delegated to the user. This process then moves itself into a group below its own, because the
-    /// kernel passes no controllers on from a group with processes.
+    /// delegated to the user. This process then moves itself into a group below its own, because
+    /// the kernel passes no controllers on from a group with processes.
     ///
     /// # Errors
     /// [`Error::NoController`] for the first missing controller; [`Error::NotDelegated`] for the

@@ -42,8 +42,8 @@
 //! program, and `examples/mini_runner.rs` runs commands in many ways.
 //!
 //! # Requirements
-//! CAP_SYS_ADMIN ([`require_privilege`]), which root has and which [`UserNamespace::enter`] gives to
-//! an ordinary user, and runc, crun or youki ([`Runtime::version`] returns their known
+//! CAP_SYS_ADMIN ([`require_privilege`]), which root has and which [`UserNamespace::enter`] gives
+//! to an ordinary user, and runc, crun or youki ([`Runtime::version`] returns their known
 //! [flaws](RuntimeVersion::flaws)). [`Rootfs`] needs
 //! Linux 5.6. From 5.10, overlays are volatile; from 6.7, the length of the paths of the lowers is
 //! unlimited ([`MountApi::detect`]). cgroup v1, cgroup v2 and both side by side are supported

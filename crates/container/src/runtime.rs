@@ -91,8 +91,8 @@ pub struct Finished {
     /// get an error.
     pub output_error: Option<io::Error>,
     /// The resources that the container used. Without a [`Cgroup`], only the processor time is
-    /// known, and it includes that of the runtime. Even this is unknown if the container was killed,
-    /// if the command left processes behind, or with [`Init::None`].
+    /// known, and it includes that of the runtime. Even this is unknown if the container was
+    /// killed, if the command left processes behind, or with [`Init::None`].
     pub usage: Usage,
 }
 
@@ -196,7 +196,8 @@ impl Runtime {
     ///
     /// # Errors
     /// - [`Error::Namespace`] without root.
-    /// - [`Error::MaskedProc`] in a user namespace inside of a container that hides parts of `/proc`.
+    /// - [`Error::MaskedProc`] in a user namespace inside of a container that hides parts of
+    ///   `/proc`.
     /// - [`Error::RuntimeStart`] if the runtime cannot be executed.
     /// - [`Error::Runtime`] if the runtime fails or starts no container.
     /// - [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command cannot be

@@ -87,8 +87,8 @@ impl UserNamespace {
     /// Returns whether this process is in another user namespace than the machine's first one. In
     /// such a namespace, the kernel grants root only what concerns the namespace's own IDs.
     ///
-    /// The first call finds out, and later calls return the same result until [`enter`](Self::enter)
-    /// moves the process.
+    /// The first call finds out, and later calls return the same result until
+    /// [`enter`](Self::enter) moves the process.
     pub fn is_here() -> bool {
         match IS_HERE.load(Ordering::Relaxed) {
             UNKNOWN => {}

@@ -13,8 +13,8 @@
 //! | `/file/gcc,debian-12/usr/share/doc/gcc/README` | a file as the stack of the layers shows it |
 //!
 //! A list of layers is topmost first. All answers but files are JSON, with times in seconds since
-//! 1970. The program needs no root if it may read the store. Names in a URL and files in a layer may
-//! be hostile: neither a name nor a symbolic link leads out of the layers.
+//! 1970. The program needs no root if it may read the store. Names in a URL and files in a layer
+//! may be hostile: neither a name nor a symbolic link leads out of the layers.
 
 // A program prints.
 #![allow(clippy::print_stdout)]
@@ -94,8 +94,8 @@ fn one(layer: &Layer) -> layer::Result<ResponseBox> {
     Ok(json(&json!({"meta": meta, "sidecars": sidecars, "last_used": last_used(layer)})))
 }
 
-/// Returns the time of the last use in seconds since 1970. Returns `None` if the layer was never used
-/// or if the time cannot be read.
+/// Returns the time of the last use in seconds since 1970. Returns `None` if the layer was never
+/// used or if the time cannot be read.
 fn last_used(layer: &Layer) -> Option<u64> {
     let time = layer.last_used().ok()??;
     Some(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs())

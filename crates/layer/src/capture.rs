@@ -201,10 +201,10 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Writes a [sidecar](Layer::write_sidecar) with this name into the layer. The sidecar is
-    /// there as soon as the layer appears, even if the capture is killed and a later one completes
-    /// it. If the layer's directory already has a file of that name, the file stays, and the capture
-    /// logs a warning in place of the sidecar.
+    /// Writes a [sidecar](Layer::write_sidecar) with this name into the layer. The sidecar is there
+    /// as soon as the layer appears, even if the capture is killed and a later one completes it. If
+    /// the layer's directory already has a file of that name, the file stays, and the capture logs
+    /// a warning in place of the sidecar.
     pub fn sidecar(mut self, name: impl Into<String>, value: Value) -> Self {
         self.sidecars.push((name.into(), value));
         self

@@ -107,8 +107,8 @@ impl Layer {
 /// below it.
 ///
 /// A base has the shape of a layer (`<dir>/fs/` is its tree), or is a root file system that is not
-/// in a directory `fs` ([`of_tree`](Self::of_tree)). It has no `last_used`: it is needed as long as any
-/// layer above it exists.
+/// in a directory `fs` ([`of_tree`](Self::of_tree)). It has no `last_used`: it is needed as long as
+/// any layer above it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Base {
     dir: PathBuf,

@@ -7,8 +7,8 @@
 //!
 //! # Trust
 //! An image can come from anywhere. Its archives are read with limits, every file is made by
-//! descriptor below the new directory, and an entry that no tree can have is an error that names it.
-//! Nothing gets its final name before all digests are verified.
+//! descriptor below the new directory, and an entry that no tree can have is an error that names
+//! it. Nothing gets its final name before all digests are verified.
 //!
 //! # Example
 //! ```no_run

@@ -51,8 +51,8 @@ impl CaptureRecord {
         Self { upper: UpperId::of(upper).ok(), lowers, made: Some(made), xattrs, meta }
     }
 
-    /// Returns the record for any upper over this stack, with `meta` as its `layer.json`. The overlay
-    /// xattrs of the upper are those of [this process](crate::xattrs_of_process), unless
+    /// Returns the record for any upper over this stack, with `meta` as its `layer.json`. The
+    /// overlay xattrs of the upper are those of [this process](crate::xattrs_of_process), unless
     /// [`with_xattrs`](Self::with_xattrs) says otherwise.
     ///
     /// # Errors

@@ -43,8 +43,8 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// Reports no more events. After a failed unmount, a panic of the caller's function would drop the
-    /// run's directory, and so delete files below the mount.
+    /// Reports no more events. After a failed unmount, a panic of the caller's function would drop
+    /// the run's directory, and so delete files below the mount.
     pub(crate) fn stop(&self) {
         if let Some(watch) = &self.0 {
             *watch.lock().unwrap_or_else(PoisonError::into_inner) = None;

@@ -75,10 +75,10 @@ impl Report {
     ///
     /// The layer is made in a [draft](layer::Draft) and appears in the store with one rename: it
     /// has all its files from the beginning, and is durable when this function returns, unless the
-    /// log says that the last sync [failed](Capture::publish). The scratch directory of the run must
-    /// be on the file system of the store, because the upper is moved, not copied. If the process is
-    /// killed in between, the layer does not appear, and the upper is deleted as by any kill of a
-    /// run.
+    /// log says that the last sync [failed](Capture::publish). The scratch directory of the run
+    /// must be on the file system of the store, because the upper is moved, not copied. If the
+    /// process is killed in between, the layer does not appear, and the upper is deleted as by any
+    /// kill of a run.
     ///
     /// # Errors
     /// [`PublishError`], which gives the report with its upper back. Its source has one of these

@@ -78,8 +78,8 @@ fn run_on<K: Kernel>(
         supervision,
         ..
     } = options;
-    // This comes first, because the upper of an earlier run must survive any failure, and a panic of
-    // the caller's watcher.
+    // This comes first, because the upper of an earlier run must survive any failure, and a panic
+    // of the caller's watcher.
     let over = in_phase(Phase::Inputs, || over.map(Upper::into_kept).transpose())?;
     let watcher = &clock.watcher().clone();
     let supervision = match watcher.is_watching() {

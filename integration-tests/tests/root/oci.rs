@@ -1,5 +1,5 @@
-//! Images in and out: compared with umoci, skopeo, GNU tar and the kernel's own view; killed imports;
-//! damage that `layered verify` finds.
+//! Images in and out: compared with umoci, skopeo, GNU tar and the kernel's own view; killed
+//! imports; damage that `layered verify` finds.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -96,7 +96,8 @@ fn an_image_of_any_stack_looks_like_the_stack() {
         let imported = Import::new(&source).xattrs(xattrs).into_layers(&store).map_err(failed)?;
         let layers: Vec<_> = imported.layers.iter().map(|imported| imported.layer.clone()).collect();
         let found = as_in_an_image(shown(&layers));
-        // The random layers lack the mark that makes the kernel look for whiteouts. Imported ones have it.
+        // The random layers lack the mark that makes the kernel look for whiteouts. Imported ones
+        // have it.
         if found.entries != expected.entries || !found.phantoms.is_empty() {
             return Err(format!("as layers:\n{}{:?}", expected.diff(&found), found.phantoms));
         }

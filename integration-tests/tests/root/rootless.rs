@@ -145,7 +145,8 @@ fn a_kept_run_of_a_user_becomes_a_layer() {
         let script = "ls /deps; cat /new /later; ls -d /closed; ls /etc";
         let printed = quietly(&mut fixture.run(&["--runtime", runtime], &stack, script));
         assert_eq!(printed, "0\n2\nmade\nlater\n/closed\nhosts\n", "{runtime}");
-        // Each layer is right alone: a whiteout in a directory that no other layer has is not listed.
+        // Each layer is right alone: a whiteout in a directory that no other layer has is not
+        // listed.
         assert_eq!(quietly(&mut fixture.run(&[], &stack[..1], "ls /deps")), "");
 
         failure(1, &mut fixture.run(&["--runtime", runtime, "--keep-failed"], &[], "mkdir -m 0 /closed; exit 1"));

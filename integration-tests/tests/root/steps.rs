@@ -1,5 +1,5 @@
-//! The steps of one run, each looked at from outside when it has ended: which files are there, which
-//! layers are marked as used, and what is mounted.
+//! The steps of one run, each looked at from outside when it has ended: which files are there,
+//! which layers are marked as used, and what is mounted.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -57,7 +57,8 @@ fn each_step_of_a_run_is_seen_from_outside() {
     });
     let report = fixture.run_with(&layers, "cat /top /deps/* /seed; echo new >/out; rm /deps/3; exit 7", options);
 
-    // The run creates `dev`, `etc`, `proc` and `sys`. The tmpfs of the bundle ends with the namespace.
+    // The run creates `dev`, `etc`, `proc` and `sys`. The tmpfs of the bundle ends with the
+    // namespace.
     let expected = [
         (Phase::Inputs, "nothing"),
         (Phase::Scratch, "unused; unmounted; run: bundle upper work; upper: ; unconfigured"),

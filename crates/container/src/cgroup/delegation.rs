@@ -2,8 +2,8 @@
 //! delegated that to the user. `moves` finds the own group of a thread in any hierarchy.
 //!
 //! Only version 2 has a safe delegation: cgroups(7), "Delegation". In version 2, a group with
-//! processes cannot pass controllers on to groups below it. So the process moves itself into a leaf,
-//! and the groups of its runs are beside that leaf.
+//! processes cannot pass controllers on to groups below it. So the process moves itself into a
+//! leaf, and the groups of its runs are beside that leaf.
 
 use std::fs;
 use std::io;
@@ -44,8 +44,8 @@ pub(super) fn require(controllers: &[String]) -> Result<()> {
         .map_err(|(controller, source)| refused(&controller, source))
 }
 
-/// Lets the groups below `parent` have `controllers`, after moving the process `pid` out of it. On a
-/// failure, returns the controller too, and the process is back in `parent` if no controller was
+/// Lets the groups below `parent` have `controllers`, after moving the process `pid` out of it. On
+/// a failure, returns the controller too, and the process is back in `parent` if no controller was
 /// passed on.
 fn pass_on(parent: &Path, controllers: &[String], pid: &str) -> Result<(), (String, io::Error)> {
     let leaf = parent.join(LEAF);

@@ -71,8 +71,8 @@ pub enum OverlayXattrs {
 
 impl OverlayXattrs {
     /// Returns the namespace that this process can write: `Trusted` with CAP_SYS_ADMIN outside of a
-    /// [user namespace](UserNamespace), and `User` otherwise. In a user namespace, the kernel accepts
-    /// an overlay with `trusted.` too, and then fails to create opaque directories.
+    /// [user namespace](UserNamespace), and `User` otherwise. In a user namespace, the kernel
+    /// accepts an overlay with `trusted.` too, and then fails to create opaque directories.
     pub fn of_process() -> Self {
         if UserNamespace::is_here() || !is_privileged() { Self::User } else { Self::Trusted }
     }

@@ -27,9 +27,9 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// Returns whether every process of the run has been waited for by its parent. The kernel counts
-    /// the processor time of no other process: it discards that of processes that it kills because
-    /// the first process of their PID namespace has ended.
+    /// Returns whether every process of the run has been waited for by its parent. The kernel
+    /// counts the processor time of no other process: it discards that of processes that it kills
+    /// because the first process of their PID namespace has ended.
     pub(crate) fn are_all_waited_for(&self) -> bool {
         // Without the keeper's record, the keeper was killed, and everything with it.
         self.has_nothing_left && self.container.is_some()

@@ -93,7 +93,8 @@ pub enum UserNamespaceError {
         /// The message of the program, or its exit status.
         message: String,
     },
-    /// A program that the ranges need gets no privilege from its set-user-ID bit or its capabilities.
+    /// A program that the ranges need gets no privilege from its set-user-ID bit or its
+    /// capabilities.
     #[error("{program} gets no privilege: {obstacle}; use --ids single")]
     HelperPowerless {
         /// `newuidmap` or `newgidmap`.
@@ -101,8 +102,8 @@ pub enum UserNamespaceError {
         /// What keeps the kernel from giving it one.
         obstacle: Obstacle,
     },
-    /// getsubids(1) failed. It also fails if the source of subordinate IDs that nsswitch.conf(5) names
-    /// does not answer, so a failure does not mean that the user has none.
+    /// getsubids(1) failed. It also fails if the source of subordinate IDs that nsswitch.conf(5)
+    /// names does not answer, so a failure does not mean that the user has none.
     #[error(
         "getsubids failed ({}): check that the source after `subid:` in /etc/nsswitch.conf answers and has IDs of the \
          user, or use --ids single",

@@ -48,8 +48,8 @@ pub(super) fn of(owner: &Owner) -> Result<Option<Ranges>, UserNamespaceError> {
     both(uids, gids, owner)
 }
 
-/// Returns the ranges of users and groups, or `None` if both lists are empty. It is an error if only
-/// one of them is empty.
+/// Returns the ranges of users and groups, or `None` if both lists are empty. It is an error if
+/// only one of them is empty.
 fn both(uids: Vec<Range>, gids: Vec<Range>, owner: &Owner) -> Result<Option<Ranges>, UserNamespaceError> {
     let half = |has, lacks| UserNamespaceError::HalfRanges { user: owner.shown(), has, lacks };
     match (uids.is_empty(), gids.is_empty()) {
@@ -93,8 +93,8 @@ fn listed<'t>(text: &'t str, owner: &Owner) -> Result<Vec<Range>, &'t str> {
     lines.map(|line| range(line).ok_or(line)).collect()
 }
 
-/// Asks getsubids(1) for the ranges of `owner`. It exits with 1 if the user has no ranges, and also if
-/// the source of the ranges does not answer.
+/// Asks getsubids(1) for the ranges of `owner`. It exits with 1 if the user has no ranges, and also
+/// if the source of the ranges does not answer.
 fn ask(owner: &Owner, options: &[&str]) -> Result<Vec<Range>, UserNamespaceError> {
     const PROGRAM: &str = "getsubids";
     let failed = |message: String| UserNamespaceError::SourceFailed { message };

@@ -16,9 +16,9 @@ use crate::tree::walk::visit::{Entry, visit};
 use crate::tree::xattr::XattrList;
 
 impl XattrNamespace {
-    /// Returns the namespace in which overlayfs has marked the upper directory `upper`. Reads it from
-    /// the root of the upper: from the [record](crate::RunRecord) of the run, or from any mark of
-    /// overlayfs. Returns `usual` if the root has neither, or if `upper` does not exist.
+    /// Returns the namespace in which overlayfs has marked the upper directory `upper`. Reads it
+    /// from the root of the upper: from the [record](crate::RunRecord) of the run, or from any mark
+    /// of overlayfs. Returns `usual` if the root has neither, or if `upper` does not exist.
     ///
     /// Marks in `trusted` come first, because a command cannot forge them. Without a record, it can
     /// set attributes `user.overlay.*` in a mount of root, where they mean nothing.

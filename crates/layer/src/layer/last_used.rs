@@ -24,8 +24,8 @@ const NOW: TimeSpec = TimeSpec::UTIME_NOW;
 /// decides what follows from it.
 impl Layer {
     /// Marks the layer as used now. Makes the sentinel, with mode 0644, if it is missing. Rewrites
-    /// no JSON. A sentinel that root makes belongs to the owner of the layer, who can then stamp it. A
-    /// file that exists keeps its owner.
+    /// no JSON. A sentinel that root makes belongs to the owner of the layer, who can then stamp
+    /// it. A file that exists keeps its owner.
     ///
     /// # Errors
     /// [`Error::Io`] if the sentinel can be neither stamped nor made (a read-only store).

@@ -32,8 +32,8 @@ impl Digest {
         self.hex()[..12].into()
     }
 
-    /// Returns the chain ID of a stack: that of the layers below it, joined with `self`, the diff ID
-    /// of the topmost layer. The chain ID of one layer is its diff ID.
+    /// Returns the chain ID of a stack: that of the layers below it, joined with `self`, the diff
+    /// ID of the topmost layer. The chain ID of one layer is its diff ID.
     pub(crate) fn chained(self, below: Option<Self>) -> Self {
         match below {
             None => self,

@@ -194,8 +194,8 @@ impl<'a> Export<'a> {
         Ok(Exported { manifest: manifest.digest, blobs, original, sockets, owners_as_root })
     }
 
-    /// Copies the blobs of the image that a base came from. Returns `None` if they are not there any
-    /// more or are others, or if the base is not known to be what they contain.
+    /// Copies the blobs of the image that a base came from. Returns `None` if they are not there
+    /// any more or are others, or if the base is not known to be what they contain.
     fn copy_original(&self, base: &Base, record: &Record, writer: &LayoutWriter) -> Option<Vec<Blob>> {
         // An archive of a root file system is not an image.
         record.config_digest?;

@@ -78,8 +78,8 @@ impl Files {
         Ok(Self::Directory { path: path.into(), dir })
     }
 
-    /// Indexes an archive. One that is compressed, or that cannot be read twice, is first written to
-    /// a file without a name in the directory `spool`, of at most `max_bytes` bytes.
+    /// Indexes an archive. One that is compressed, or that cannot be read twice, is first written
+    /// to a file without a name in the directory `spool`, of at most `max_bytes` bytes.
     pub(crate) fn of_archive(path: &Path, spool: &Path, max_bytes: u64) -> Result<Self> {
         let file = open_given(path)?;
         let failed = |operation| Error::io(operation, path);

@@ -1,5 +1,5 @@
-//! Hostile and damaged images: each is refused by an error that names the entry or the part, touches
-//! nothing outside, and leaves nothing behind.
+//! Hostile and damaged images: each is refused by an error that names the entry or the part,
+//! touches nothing outside, and leaves nothing behind.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -50,8 +50,8 @@ impl Place {
         [tree(import.into_base(self.path("base"))), tree(import.into_layers(&store))]
     }
 
-    /// Checks that nothing outside was touched and nothing was left. Lower layers of an image that is
-    /// refused later may stay in the store.
+    /// Checks that nothing outside was touched and nothing was left. Lower layers of an image that
+    /// is refused later may stay in the store.
     fn check(&self, what: &str) {
         let outside = self.path("outside");
         assert_eq!(fs::read_to_string(outside.join("victim")).unwrap(), "safe", "{what}");

@@ -49,8 +49,8 @@ pub struct Progress {
 /// of each layer are verified. If the process is killed, a [collector](crate::Collector) of the
 /// store removes what is left.
 ///
-/// No part of an image is trusted. Every file is made by descriptor inside of the new directory, as a
-/// process would see it whose root that directory is. A symbolic link cannot lead out of it.
+/// No part of an image is trusted. Every file is made by descriptor inside of the new directory, as
+/// a process would see it whose root that directory is. A symbolic link cannot lead out of it.
 ///
 /// ```no_run
 /// use layer::oci::{Import, Source};
@@ -126,9 +126,10 @@ impl<'a> Import<'a> {
         self
     }
 
-    /// Refuses an image whose layers have more than `bytes` bytes together when decompressed, or whose
-    /// files take more. Each file counts with its size, holes included, and 4096 bytes. So does a
-    /// directory that only the path of another entry names. The default is 64 GiB. The free space of the file system is always a limit, too.
+    /// Refuses an image whose layers have more than `bytes` bytes together when decompressed, or
+    /// whose files take more. Each file counts with its size, holes included, and 4096 bytes. So
+    /// does a directory that only the path of another entry names. The default is 64 GiB. The free
+    /// space of the file system is always a limit, too.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
         self
@@ -206,10 +207,10 @@ impl<'a> Import<'a> {
 
     /// Unpacks each layer of the image into a layer of `store`.
     ///
-    /// The name of a layer is the beginning of its diff ID. If its tree depends on the layers below,
-    /// because the archive has no entry for a directory or a hard link leads to a layer below, it is
-    /// the beginning of its chain ID. So it is if the image has the layer twice. A layer that the store has under that name is reused without
-    /// being read.
+    /// The name of a layer is the beginning of its diff ID. If its tree depends on the layers
+    /// below, because the archive has no entry for a directory or a hard link leads to a layer
+    /// below, it is the beginning of its chain ID. So it is if the image has the layer twice. A
+    /// layer that the store has under that name is reused without being read.
     ///
     /// # Errors
     /// The errors of [`into_base`](Self::into_base), without [`Error::Exists`]. Layers that were

@@ -12,8 +12,8 @@ use crate::stack::overlayfs::{EntryKind, XattrNamespace};
 use crate::stack::view::{Directory, Shown, View};
 use crate::store::Store;
 
-/// Makes the archive of a layer. `a/` is a directory, `a/.wh.b` a whiteout, and any other name a file.
-/// Every file of an image has another content.
+/// Makes the archive of a layer. `a/` is a directory, `a/.wh.b` a whiteout, and any other name a
+/// file. Every file of an image has another content.
 fn archive(number: usize, names: &[&str]) -> Vec<u8> {
     let tar = names.iter().enumerate().fold(Tar::new(), |tar, (index, name)| {
         let content = format!("{number}.{index}");

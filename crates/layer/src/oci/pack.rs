@@ -189,8 +189,8 @@ impl Packer<'_> {
     fn walk(&mut self, current: &mut PathBuf) -> Result<(), Problem> {
         let open_root = |root: &OwnedFd| openat(root, c".", READ, Mode::empty()).map_err(Problem::io("open"));
         let mut dir = open_root(&self.root)?;
-        // The directories on the way. Only the last one is open, because a tree can be deeper than the
-        // limit of open files.
+        // The directories on the way. Only the last one is open, because a tree can be deeper than
+        // the limit of open files.
         let mut way = vec![self.directory(&dir, current)?];
         while let Some(here) = way.last_mut() {
             let Some(name) = here.names.pop() else {

@@ -39,7 +39,8 @@ pub(crate) struct Finished {
 }
 
 /// Reads a layer from `reader`, whose entries `unpack` takes from the archive, and checks its
-/// digests. `progress` gets the number of bytes of the blob that were read since it was last called.
+/// digests. `progress` gets the number of bytes of the blob that were read since it was last
+/// called.
 pub(crate) fn read(
     reader: impl Read + Send,
     expected: Expected<'_>,

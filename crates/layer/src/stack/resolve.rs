@@ -61,10 +61,10 @@ pub struct StackLink {
 pub struct Trace {
     /// The links, in the order in which they are followed.
     pub links: Vec<StackLink>,
-    /// The path to which they lead, below the root of the stack and without links on the way. If the
-    /// stack shows nothing there, the path ends with the names that it does not have. It ends with a
-    /// slash if a file is in the place of a directory that the path needs. In JSON it has a leading
-    /// slash.
+    /// The path to which they lead, below the root of the stack and without links on the way. If
+    /// the stack shows nothing there, the path ends with the names that it does not have. It ends
+    /// with a slash if a file is in the place of a directory that the path needs. In JSON it has a
+    /// leading slash.
     #[serde(serialize_with = "json_path::serialize_absolute")]
     pub path: PathBuf,
 }
@@ -159,9 +159,9 @@ pub(super) fn follow(view: &View, path: &Path, last: LastLink) -> Result<(Vec<St
     Ok((links, End::Found(Resolved::Directory(way.pop().unwrap_or(root)))))
 }
 
-/// Adds the names that are still to come, the next one last, to a path that the stack does not have.
-/// Leaves out the first `..` and what follows: nothing can be above a missing directory. The result
-/// ends with a slash if there are such names and no others.
+/// Adds the names that are still to come, the next one last, to a path that the stack does not
+/// have. Leaves out the first `..` and what follows: nothing can be above a missing directory. The
+/// result ends with a slash if there are such names and no others.
 fn with_rest(path: PathBuf, names: Vec<OsString>) -> PathBuf {
     let needs_directory = !names.is_empty();
     let names = names.into_iter().rev().take_while(|name| name != "..").filter(|name| name != ".");

@@ -187,8 +187,8 @@ impl Draft {
         Ok(())
     }
 
-    /// Moves the draft to the path of `layer`, which has become the garbage `old`. On an error, puts
-    /// `old` back, unless another process has taken the path.
+    /// Moves the draft to the path of `layer`, which has become the garbage `old`. On an error,
+    /// puts `old` back, unless another process has taken the path.
     fn take_place(&self, old: Trash, layer: &Layer) -> Result<Trash> {
         let Err(errno) = rename_new(CWD, self.layer.path(), CWD, layer.path()) else { return Ok(old) };
         match rename_new(CWD, old.path(), CWD, layer.path()) {

@@ -37,9 +37,9 @@ pub(super) enum Found {
     Replaceable,
 }
 
-/// Does what [`check`] does, and checks that no other layer of the store has the existing one as its
-/// base. This reads every `layer.json` of the store, so the caller must not have the lock: runs that
-/// want a hold would wait for that.
+/// Does what [`check`] does, and checks that no other layer of the store has the existing one as
+/// its base. This reads every `layer.json` of the store, so the caller must not have the lock: runs
+/// that want a hold would wait for that.
 pub(super) fn check_unlocked(layer: &Layer, existing: Existing) -> Result<Found> {
     let found = check(layer, existing, Stale::Left)?;
     if let (Found::Replaceable, Some(store)) = (found, layer.path().parent()) {

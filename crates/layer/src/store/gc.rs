@@ -114,8 +114,8 @@ pub struct Collected {
     pub held: Vec<OsString>,
     /// Layers that would have been removed if they were not the base of others.
     pub bases: Vec<OsString>,
-    /// Entries of other users that this process may not look into. They may be layers. Nothing shows
-    /// their sizes, or which layers are their bases.
+    /// Entries of other users that this process may not look into. They may be layers. Nothing
+    /// shows their sizes, or which layers are their bases.
     pub closed: Vec<OsString>,
     /// The number of directories that killed collectors, killed captures and killed makers of
     /// drafts had left. A layer that another collector is removing at the moment also counts,
@@ -258,9 +258,9 @@ impl<'a> Collector<'a> {
     /// Removes layers of `store` until it keeps to the budget.
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::OthersStore`] if this process
-    /// is root and the store belongs to an ordinary user, [`Error::Io`] if nothing can be collected
-    /// there (a read-only store). A failure with one layer is reported in
+    /// [`Error::NotADirectory`] if `store` is not a directory, [`Error::OthersStore`] if this
+    /// process is root and the store belongs to an ordinary user, [`Error::Io`] if nothing can be
+    /// collected there (a read-only store). A failure with one layer is reported in
     /// [`Collected::failed`], and does not keep the collector from removing the others.
     pub fn collect(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();

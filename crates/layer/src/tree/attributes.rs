@@ -68,8 +68,8 @@ impl Attributes {
         &self.xattrs
     }
 
-    /// Removes the extended attributes that only a privileged process can set. Returns whether there
-    /// were any.
+    /// Removes the extended attributes that only a privileged process can set. Returns whether
+    /// there were any.
     #[cfg(feature = "oci")]
     pub(crate) fn drop_privileged_xattrs(&mut self) -> bool {
         let all = self.xattrs.len();

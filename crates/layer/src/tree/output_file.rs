@@ -67,8 +67,8 @@ impl OutputFile {
     /// Ends the output. A regular file is on the disk before it gets its name.
     ///
     /// # Errors
-    /// The kernel's error if the new file cannot be written to the disk or renamed. The former one is
-    /// then unchanged.
+    /// The kernel's error if the new file cannot be written to the disk or renamed. The former one
+    /// is then unchanged.
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
             Output::Replacement(new, path) => {

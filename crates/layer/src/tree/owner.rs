@@ -32,7 +32,8 @@ pub(crate) fn of_copy(stat: &Stat) -> (Uid, Gid) {
     (Uid::from_raw(known_uid(stat).unwrap_or(0)), Gid::from_raw(known_gid(stat).unwrap_or(0)))
 }
 
-/// The IDs of this process's user namespace. Owners that were read in another one have other numbers.
+/// The IDs of this process's user namespace. Owners that were read in another one have other
+/// numbers.
 #[cfg(feature = "oci")]
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct IdMaps {
@@ -43,7 +44,8 @@ pub(crate) struct IdMaps {
 
 #[cfg(feature = "oci")]
 impl IdMaps {
-    /// Returns the maps of this process. On a kernel without user namespaces, they are the identity.
+    /// Returns the maps of this process. On a kernel without user namespaces, they are the
+    /// identity.
     pub(crate) fn of_process() -> Self {
         let read = |path: &str| fs::read_to_string(path).map_or_else(|_| IDENTITY.into(), |map| one_line(&map));
         Self { uids: read("/proc/self/uid_map"), gids: read("/proc/self/gid_map") }
@@ -79,8 +81,8 @@ fn one_line(map: &str) -> String {
     map.lines().map(line).collect::<Vec<_>>().join(", ")
 }
 
-/// Gives `made`, a file or directory that this process has just created in `parent`, to the owner of
-/// `parent`, if this process is root and the two differ. A user whose store root has used could
+/// Gives `made`, a file or directory that this process has just created in `parent`, to the owner
+/// of `parent`, if this process is root and the two differ. A user whose store root has used could
 /// otherwise not use it any more.
 ///
 /// Both are open, so no link decides who gets what: a file in a directory of root stays root's.
@@ -112,8 +114,8 @@ pub(crate) fn other_than_root(stat: &Stat) -> Option<u32> {
     Some(stat.st_uid).filter(|uid| is_root_of_machine && *uid != 0)
 }
 
-/// Returns the overflow IDs of this process's user namespace. In a namespace that has every ID, they
-/// are ordinary IDs.
+/// Returns the overflow IDs of this process's user namespace. In a namespace that has every ID,
+/// they are ordinary IDs.
 fn overflow() -> Overflow {
     static OVERFLOW: OnceLock<Overflow> = OnceLock::new();
     *OVERFLOW.get_or_init(|| {

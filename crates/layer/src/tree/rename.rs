@@ -6,8 +6,8 @@ use rustix::fs::{AtFlags, RenameFlags, renameat, renameat_with, statat};
 use rustix::io::{Errno, Result};
 use rustix::path::Arg;
 
-/// Renames `name` in the directory `from` to `new_name` in `to`. Fails with [`Errno::EXIST`] if `to`
-/// has that name.
+/// Renames `name` in the directory `from` to `new_name` in `to`. Fails with [`Errno::EXIST`] if
+/// `to` has that name.
 ///
 /// Where the file system does not support RENAME_NOREPLACE, this looks first. A file that another
 /// process creates in between can then be replaced, but no directory with entries.

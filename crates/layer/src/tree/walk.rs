@@ -70,7 +70,8 @@ pub(crate) fn open_in(dir: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix
     open_staying(dir, name, flags)
 }
 
-/// Opens the directory above `dir`, which must be `expected`. Fails with `ESTALE` if `dir` was moved.
+/// Opens the directory above `dir`, which must be `expected`. Fails with `ESTALE` if `dir` was
+/// moved.
 #[cfg(feature = "oci")]
 pub(crate) fn open_above(dir: BorrowedFd<'_>, expected: Identity) -> rustix::io::Result<OwnedFd> {
     let above = openat(dir, c"..", READ, Mode::empty())?;

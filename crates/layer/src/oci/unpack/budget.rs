@@ -27,7 +27,8 @@ impl Budget {
         self.pay_bytes(FILE_BYTES)
     }
 
-    /// Pays for a content, whose holes count like all other bytes: whoever reads the tree reads them.
+    /// Pays for a content, whose holes count like all other bytes: whoever reads the tree reads
+    /// them.
     pub(super) fn pay_bytes(&mut self, bytes: u64) -> Result<(), Problem> {
         let left = self.left_bytes.checked_sub(bytes);
         self.left_bytes = left.ok_or(Problem::TreeTooLarge { max_bytes: self.max_bytes })?;

@@ -107,8 +107,8 @@ impl Directories {
     ) -> Result<(), Problem> {
         let failed = || Problem::io("set the attributes of the directories of");
         let mut dir = openat(root, c".", READ, Mode::empty()).map_err(failed())?;
-        // The directories on the way. Only the last one is open, because a tree can be deeper than the
-        // limit of open files.
+        // The directories on the way. Only the last one is open, because a tree can be deeper than
+        // the limit of open files.
         let mut way = vec![Listed::new(dir.as_fd()).map_err(failed())?];
         while let Some(here) = way.last_mut() {
             if let Some(name) = here.names.pop() {

@@ -1,5 +1,6 @@
-//! Opens the directory of an entry, as a process would whose root is the tree. Makes the directories
-//! on the way that the archive has no entries for: in a layer of a stack, they look as they do below.
+//! Opens the directory of an entry, as a process would whose root is the tree. Makes the
+//! directories on the way that the archive has no entries for: in a layer of a stack, they look as
+//! they do below.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;

@@ -45,7 +45,8 @@ impl Unpacker {
         }
     }
 
-    /// Hides `name` of the layers below by a whiteout. `stat` is that of what the layer itself has there.
+    /// Hides `name` of the layers below by a whiteout. `stat` is that of what the layer itself has
+    /// there.
     pub(super) fn whiteout_in_layer(&mut self, dir: &Dir, name: &CStr, stat: Option<&Stat>) -> Result<(), Problem> {
         let xattrs = self.options.xattrs;
         let mark = Problem::io("mark the directory of");

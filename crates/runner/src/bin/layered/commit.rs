@@ -32,7 +32,7 @@ use crate::table;
 /// created again hides exactly the entries that it replaced, by one whiteout for each.
 ///
 /// layer.json is written last. After a power failure or a kill, the layer is therefore complete or
-/// absent, and the commit can be repeated.
+/// absent. After a kill, the commit can be repeated.
 ///
 /// commit needs the stack that was below the upper. Pass the report of the run (--run), or pass
 /// --base and --layer. A kept run records its own stack. A report and a kept run also record the
@@ -43,8 +43,8 @@ use crate::table;
 pub(crate) struct Args {
     /// Upper directory, or a kept run: its directory or its name.
     ///
-    /// layered looks up the name in $LAYERED_SCRATCH. If that is not set, it looks in $LAYERED_STORE
-    /// and then in $TMPDIR or /tmp.
+    /// layered looks up the name in $LAYERED_SCRATCH. If that is not set, it looks in
+    /// $LAYERED_STORE and then in $TMPDIR or /tmp.
     ///
     /// An upper must not be mounted. The commit of a kept run deletes the rest of its directory.
     upper: PathBuf,
@@ -72,8 +72,8 @@ pub(crate) struct Args {
     ///
     /// The new layer takes the place of the old one in one step. Without --mode and --group, it has
     /// the mode and group of the old one. A layer is never replaced if its command succeeded, if a
-    /// run uses it, or if it is the base of other layers. Unlike a plain commit, this one can lose the
-    /// upper. If layered is killed before it has finished, the upper may be left in the store's
+    /// run uses it, or if it is the base of other layers. Unlike a plain commit, this one can lose
+    /// the upper. If layered is killed before it has finished, the upper may be left in the store's
     /// `.layered/new`, and the next `layered gc` deletes it.
     #[arg(long)]
     replace: bool,

@@ -52,9 +52,9 @@ impl DirectorySizes {
     /// exactly one of them.
     ///
     /// A directory with less than a threshold counts for the one above it. The threshold is the
-    /// least that leaves `most` directories, but at least a hundredth of the whole. So a directory is
-    /// listed if it explains more than those that are left out. The root is listed if anything counts
-    /// for it.
+    /// least that leaves `most` directories, but at least a hundredth of the whole. So a directory
+    /// is listed if it explains more than those that are left out. The root is listed if anything
+    /// counts for it.
     pub(crate) fn largest(self, most: usize) -> Vec<Directory> {
         let tree = Tree::new(self.0);
         let total = tree.total();

@@ -1,5 +1,5 @@
-//! `layered export`: decides what becomes an image and how the result is shown. `layer::oci::Export`
-//! writes it. [`import`](crate::import) is the way back.
+//! `layered export`: decides what becomes an image and how the result is shown.
+//! `layer::oci::Export` writes it. [`import`](crate::import) is the way back.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -47,8 +47,8 @@ pub(crate) struct Args {
     config: Option<PathBuf>,
     /// Print one JSON object instead of a line.
     ///
-    /// Its keys are `manifest`, `blobs` (each with `media_type`, `digest`, `size` and `diff_id`, the
-    /// lowest first), `original` (how many are those of the base's own image), `sockets` and
+    /// Its keys are `manifest`, `blobs` (each with `media_type`, `digest`, `size` and `diff_id`,
+    /// the lowest first), `original` (how many are those of the base's own image), `sockets` and
     /// `owners_as_root` (how many files have an owner that your user namespace lacks).
     #[arg(long)]
     json: bool,

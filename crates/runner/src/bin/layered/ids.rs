@@ -17,7 +17,8 @@ pub(crate) struct IdsArgs {
     ///
     /// Without root, layered works in a user namespace, in which you are root. With `ranges`, the
     /// namespace also has your subordinate IDs (/etc/subuid and /etc/subgid). With `single`, it has
-    /// no other users and groups. `auto` takes the ranges if you have some. Root needs no namespace.
+    /// no other users and groups. `auto` takes the ranges if you have some. Root needs no
+    /// namespace.
     #[arg(long, global = true, value_enum, value_name = "IDS", hide_possible_values = true, help_heading = "Global")]
     ids: Option<Kind>,
 }

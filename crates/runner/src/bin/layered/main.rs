@@ -162,8 +162,8 @@ fn main() -> ExitCode {
         ColorChoice::Never => anstream::ColorChoice::Never,
     }
     .write_global();
-    // The kernel refuses a user namespace to a process with threads, so this comes before everything
-    // that could start one.
+    // The kernel refuses a user namespace to a process with threads, so this comes before
+    // everything that could start one.
     let not_entered = match cli.ids.enter(cli.command.need()) {
         Ok(not_entered) => not_entered,
         Err(error) => {

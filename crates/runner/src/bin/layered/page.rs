@@ -1,5 +1,6 @@
 //! `layered page`: decides where the page of a store is written. [`model`] reads the store,
-//! [`lanes`] and [`ancestry`](crate::ancestry) arrange its layers, and [`html`] makes one file of them.
+//! [`lanes`] and [`ancestry`](crate::ancestry) arrange its layers, and [`html`] makes one file of
+//! them.
 //! [`ls`](crate::ls) lists the same layers in a terminal.
 
 use std::io::{self, IsTerminal, Write};

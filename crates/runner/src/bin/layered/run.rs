@@ -219,8 +219,8 @@ impl Args {
     }
 }
 
-/// Splits words into the base, if it is there, and the command. There is none if an option names the
-/// base, or if `--` comes before the words. The environment may have a default for it.
+/// Splits words into the base, if it is there, and the command. There is none if an option names
+/// the base, or if `--` comes before the words. The environment may have a default for it.
 fn split(words: &[String], is_named: bool, has_default: bool) -> (Option<&String>, &[String]) {
     match words {
         _ if is_named => (None, words),

@@ -246,9 +246,9 @@ impl StackArgs {
     }
 }
 
-/// Checks that `scratch`, if it is given and exists, is on the same mount as `dir`, so that an upper
-/// can be moved there as `destination`. The kernel renames nothing from one mount to another, even
-/// on one file system.
+/// Checks that `scratch`, if it is given and exists, is on the same mount as `dir`, so that an
+/// upper can be moved there as `destination`. The kernel renames nothing from one mount to another,
+/// even on one file system.
 fn check_same_mount(scratch: Option<&Path>, dir: &Path, destination: &Path) -> anyhow::Result<()> {
     let Some((scratch, here)) = scratch.and_then(|scratch| Some((scratch, location(scratch)?))) else { return Ok(()) };
     let there = location(dir);

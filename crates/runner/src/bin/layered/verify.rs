@@ -28,14 +28,14 @@ use crate::table;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  layered verify debian store/hello\n  layered verify store --json")]
 pub(crate) struct Args {
-    /// Layer or base, or a store, which stands for all its layers.
+    /// Layer or imported base, or a store, which stands for all its layers.
     #[arg(required = true, value_name = "LAYER|STORE")]
     paths: Vec<PathBuf>,
     /// Print one JSON object per line and layer.
     ///
-    /// Its keys are `layer`, `state` (`intact`, `not recorded`, `not comparable` or `damaged`), `tree`
-    /// (the digest, if the layer is intact) and `damage` (the reason, if the layer is damaged or not
-    /// comparable).
+    /// Its keys are `layer`, `state` (`intact`, `not recorded`, `not comparable` or `damaged`),
+    /// `tree` (the digest, if the layer is intact) and `damage` (the reason, if the layer is
+    /// damaged or not comparable).
     #[arg(long)]
     json: bool,
 }

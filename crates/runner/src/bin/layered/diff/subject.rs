@@ -27,8 +27,8 @@ pub(super) struct Subject {
 enum Kind {
     Layer(Layer),
     Upper,
-    /// An upper with what was recorded of it: by a kept run, or in the report that the caller names.
-    /// The record of a kept run may be missing; this is then the reason.
+    /// An upper with what was recorded of it: by a kept run, or in the report that the caller
+    /// names. The record of a kept run may be missing; this is then the reason.
     Recorded(anyhow::Result<Box<CaptureRecord>>),
 }
 

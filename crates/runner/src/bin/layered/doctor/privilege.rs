@@ -35,7 +35,8 @@ fn judge(uid: u32, may_mount: bool, is_in_user_namespace: bool) -> Check {
     }
 }
 
-/// `chosen` are the IDs that the caller has chosen for the namespace, if this process has created it.
+/// `chosen` are the IDs that the caller has chosen for the namespace, if this process has created
+/// it.
 fn ids(namespace: &UserNamespace, chosen: Option<Ids>) -> Check {
     let found = format!("users {}; groups {}", namespace.uids(), namespace.gids());
     match namespace.uids().count().min(namespace.gids().count()) {

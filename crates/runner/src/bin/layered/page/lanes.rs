@@ -38,8 +38,8 @@ pub(super) struct Batch {
     pub(super) lanes: usize,
 }
 
-/// Packs runs into the fewest lanes, so that no two bars of a lane overlap. Each run takes the first
-/// lane that is free, in the order of their starts.
+/// Packs runs into the fewest lanes, so that no two bars of a lane overlap. Each run takes the
+/// first lane that is free, in the order of their starts.
 ///
 /// Returns the places in the order of `runs`, and the batches in the order of time.
 pub(super) fn pack(runs: &[Span]) -> (Vec<Place>, Vec<Batch>) {
@@ -94,7 +94,8 @@ mod tests {
             (&[(0, 30), (5, 15), (15, 40), (20, 25)], &[0, 1, 1, 2]),
             // In any order.
             (&[(20, 25), (15, 40), (5, 15), (0, 30)], &[2, 1, 1, 0]),
-            // The shortest of those that start together is first. Its lane is free again for the last.
+            // The shortest of those that start together is first. Its lane is free again for the
+            // last.
             (&[(0, 50), (0, 60), (0, 20), (25, 70)], &[1, 2, 0, 0]),
             (&[(5, 5), (5, 5)], &[0, 0]),
         ];
