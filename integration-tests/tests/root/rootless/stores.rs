@@ -85,7 +85,7 @@ fn a_layer_of_root_in_a_users_store_is_left_out() {
         let output = fixture.layered(arguments).arg(fixture.store()).output().unwrap();
         let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
         assert!(output.status.success() && stdout.contains(shown) && !stdout.contains("of-root"), "{stdout}{stderr}");
-        assert!(stderr.starts_with("layered: warn: 1 layer in ") && stderr.lines().count() == 1, "{stderr}");
+        assert!(stderr.starts_with("layered: warn: left out 1 layer in ") && stderr.lines().count() == 1, "{stderr}");
     }
 }
 
