@@ -383,7 +383,7 @@ impl<'a> Capture<'a> {
             latest: self.latest.map(timespec),
             inodes: Inodes::default(),
         };
-        let workers = work_queue::run(self.threads, Job::root(), || Worker::new(&shared), Worker::settle)?;
+        let workers = work_queue::run(self.threads, [Job::root()], || Worker::new(&shared), Worker::settle)?;
         let mut captured = Captured::default();
         for worker in workers {
             captured += worker.captured();
