@@ -19,7 +19,6 @@ const ROUNDS: usize = 7;
 fn main() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     holds(&dir.path().join("holds"));
-    collections(dir.path());
     scans(&dir.path().join("store"));
 }
 
@@ -102,44 +101,6 @@ fn scans(store: &Path) {
         assert_eq!((collected.layers.len(), collected.failed.len()), (count, 0));
     });
     println!("collecting them all: {:.1?} a layer", time / u32::try_from(count).expect("not that many"));
-}
-
-/// Compares a collector that removes 300 layers of 100 files each with `rm -rf` of the same store.
-fn collections(dir: &Path) {
-    const LAYERS: usize = 300;
-    let make = |store: &Path| {
-        make(store, LAYERS);
-        for name in names(LAYERS) {
-            let layer = Layer::at(store.join(name));
-            for (sub, files) in [("usr/bin", 20), ("usr/lib/lib", 30), ("usr/share/doc", 30), ("etc", 20)] {
-                let sub = layer.fs().join(sub);
-                fs::create_dir_all(&sub).expect("a directory");
-                (0..files).for_each(|n| fs::write(sub.join(n.to_string()), [b'x'; 1000]).expect("a file"));
-            }
-            layer.touch().expect("touched");
-        }
-    };
-    let [mut rm, mut gc] = [const { Vec::new() }; 2];
-    for _ in 0..ROUNDS {
-        let [one, other] = ["rm", "gc"].map(|name| dir.join(name));
-        make(&one);
-        make(&other);
-        rustix::fs::syncfs(fs::File::open(dir).expect("a directory")).expect("synced");
-        rm.push(timed(|| {
-            assert!(Command::new("rm").arg("-rf").arg(&one).status().expect("rm").success());
-        }));
-        gc.push(timed(|| {
-            let collected = Collector::new().max_bytes(0).collect(&other).expect("collected");
-            assert_eq!((collected.layers.len(), collected.failed.len()), (LAYERS, 0));
-        }));
-        layer::remove_tree(&other).expect("removed");
-    }
-    let minima = [&rm, &gc].map(|times| times.iter().min().copied().unwrap_or_default());
-    let [rm, gc] = [rm, gc].map(median);
-    println!("\n{LAYERS} layers of 100 files: median, minimum, times as fast by the median and by the minimum");
-    println!("  rm -rf       {rm:>9.1?} {:>9.1?}   1", minima[0]);
-    let [by_median, by_minimum] = [ratio(rm, gc), ratio(minima[0], minima[1])];
-    println!("  a collector  {gc:>9.1?} {:>9.1?}   {by_median:.2} {by_minimum:.2}", minima[1]);
 }
 
 /// Returns names as long as hashes.
