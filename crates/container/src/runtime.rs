@@ -222,6 +222,7 @@ impl Runtime {
         let grace = supervision.grace_period();
         let Supervision { stdin, stdout, stderr, init, timeout, cancel, signals, .. } = supervision;
         let (output_limit, on_start) = (supervision.output_limit_bytes, supervision.on_start);
+        let release_pages = supervision.release_pages;
         let (cancel, signals) = (cancel.as_ref(), signals.as_ref());
         if cancel.is_some_and(Cancel::is_cancelled) {
             return Ok(Finished::new(Status::Cancelled));
@@ -261,6 +262,7 @@ impl Runtime {
             stderr,
             output_limit,
             on_start,
+            release_pages,
         };
         let watch_error = |source| Error::Io { operation: "look after", path: self.program.clone(), source };
         let start_error = |source: io::Error| match source.kind() {

@@ -23,6 +23,7 @@ mod helper;
 mod keeper;
 mod mask;
 mod not_executed;
+mod pages;
 mod program;
 mod report;
 mod sealed;
@@ -71,6 +72,8 @@ pub(crate) struct Task<'a> {
     pub(crate) stderr: Output<'a>,
     pub(crate) output_limit: Option<u64>,
     pub(crate) on_start: Option<OnStart<'a>>,
+    /// How long the command runs before the pages of the program are released.
+    pub(crate) release_pages: Option<Duration>,
 }
 
 /// The limits and requests that can end a command early, and the signals to forward to it.
@@ -95,6 +98,8 @@ pub(crate) struct Supervised<'a> {
     unsent: Vec<i32>,
     /// `None` after the call.
     on_start: Option<OnStart<'a>>,
+    /// When to release the pages of the program. `None` after that.
+    release_pages: Option<Instant>,
     _masked: Masked,
 }
 
@@ -160,7 +165,8 @@ impl<'a> Supervised<'a> {
         // Returning drops the container's ends of the pipes. While this process holds them, the
         // readers do not see the end of the streams.
         let (unsent, on_start) = (Vec::new(), task.on_start);
-        Ok(Self { keeper, streams, report, console, unsent, on_start, _masked: masked })
+        let release_pages = task.release_pages.and_then(|delay| Instant::now().checked_add(delay));
+        Ok(Self { keeper, streams, report, console, unsent, on_start, release_pages, _masked: masked })
     }
 
     /// Copies the streams until the container has ended. If the timeout expires, the output exceeds
@@ -303,7 +309,11 @@ impl<'a> Supervised<'a> {
         signals: Option<&Signals>,
     ) -> io::Result<Event> {
         let looks = self.streams.waits_for_foreground();
-        let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if self.release_pages.take_if(|when| Instant::now() >= *when).is_some() {
+            pages::release();
+        }
+        let next = until.into_iter().chain(self.release_pages).min();
+        let remaining = next.map(|next| next.saturating_duration_since(Instant::now()));
         let timeout = match (remaining, looks) {
             (Some(left), true) => Some(left.min(LOOK)),
             (None, true) => Some(LOOK),

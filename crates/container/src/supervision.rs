@@ -40,6 +40,7 @@ pub struct Supervision<'a> {
     pub(crate) signals: Option<Signals>,
     pub(crate) output_limit_bytes: Option<u64>,
     pub(crate) on_start: Option<OnStart<'a>>,
+    pub(crate) release_pages: Option<Duration>,
 }
 
 /// A function that is called when the command starts.
@@ -121,6 +122,15 @@ impl<'a> Supervision<'a> {
     /// function is called nevertheless. It is not called if the runtime fails.
     pub fn on_start(mut self, function: impl FnOnce() + Send + 'a) -> Self {
         self.on_start = Some(OnStart(Box::new(function)));
+        self
+    }
+
+    /// Lets the process use less memory while it waits for a command that takes longer than `delay`:
+    /// unmaps the pages of this program's code and constants. The process gets a page back from the
+    /// page cache when it needs it again, so this pays off in a program that only waits. By
+    /// default, the pages stay.
+    pub fn release_pages(mut self, delay: impl Into<Option<Duration>>) -> Self {
+        self.release_pages = delay.into();
         self
     }
 

@@ -18,8 +18,11 @@ pub(crate) mod upper_id;
 
 use std::num::NonZeroUsize;
 use std::ops::AddAssign;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, Timespec, fchmod, fstat};
@@ -325,7 +328,7 @@ impl<'a> Capture<'a> {
         self.reach(Step::TakeOut);
         let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
         self.reach(Step::Settle);
-        let mut captured = Captured { taken_out, ..self.settle(upper, below)? };
+        let mut captured = Captured { taken_out, ..self.settle(upper, below, lock)? };
         // The list in the record may take a block, which must not count as part of the layer.
         RunRecord::shorten(root, &upper.path, self.xattrs, *root_mode)?;
         let stat = fstat(root).map_err(Error::io("look at", &upper.path))?;
@@ -374,21 +377,44 @@ impl<'a> Capture<'a> {
         }
     }
 
-    fn settle(&self, upper: &Upper, below: &Lowers) -> Result<Captured> {
-        let shared = Shared {
-            root: upper.root.as_fd(),
-            path: &upper.path,
-            below,
-            xattrs: self.xattrs,
-            latest: self.latest.map(timespec),
-            inodes: Inodes::default(),
-        };
-        let workers = work_queue::run(self.threads, Job::root(), || Worker::new(&shared), Worker::settle)?;
-        let mut captured = Captured::default();
-        for worker in workers {
-            captured += worker.captured();
-        }
+    /// Changes the tree, and starts to write a large one to the disk meanwhile.
+    fn settle(&self, upper: &Upper, below: &Lowers, lock: &CaptureLock<'_>) -> Result<Captured> {
+        let early = EarlySync { dir: lock.dir(), outcome: OnceLock::new() };
+        let captured = thread::scope(|scope| {
+            let shared = Shared {
+                root: upper.root.as_fd(),
+                path: &upper.path,
+                below,
+                xattrs: self.xattrs,
+                latest: self.latest.map(timespec),
+                inodes: Inodes::default(),
+                settled: AtomicUsize::default(),
+                // Without the thread, the later sync does all of the work.
+                many: &|| drop(thread::Builder::new().spawn_scoped(scope, || early.run())),
+            };
+            let workers = work_queue::run(self.threads, [Job::root()], || Worker::new(&shared), Worker::settle)?;
+            let mut captured = Captured::default();
+            for worker in workers {
+                captured += worker.captured();
+            }
+            Ok(captured)
+        })?;
+        early.outcome.into_inner().unwrap_or(Ok(())).map_err(Error::io("sync the file system of", &upper.path))?;
         Ok(captured)
+    }
+}
+
+/// A sync that begins while the capture still walks the upper. It makes nothing durable that the
+/// capture relies on: it only leaves less for the sync in [`Step::Sync`].
+struct EarlySync<'a> {
+    dir: BorrowedFd<'a>,
+    /// The kernel reports a failure to write only once, so the capture must not ignore it.
+    outcome: OnceLock<rustix::io::Result<()>>,
+}
+
+impl EarlySync<'_> {
+    fn run(&self) {
+        let _runs_once = self.outcome.set(barrier::sync(self.dir));
     }
 }
 

@@ -232,7 +232,7 @@ impl<'a> Merge<'a> {
             hard_links: HardLinks::default(),
             why_copied: OnceLock::new(),
         };
-        let work = || work_queue::run(self.threads, Job::root(sources.len()), || Worker::new(&shared), Worker::fill);
+        let work = || work_queue::run(self.threads, [Job::root(sources.len())], || Worker::new(&shared), Worker::fill);
         // The caller's thread only waits: it keeps the working directory that it shares with
         // others.
         thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, work) {

@@ -113,6 +113,9 @@ impl Stack {
     /// (`<layer>/fs`) and of the base. Opens only their roots. A stack of no trees shows nothing,
     /// not even a root.
     ///
+    /// The stack remembers which layers have a directory on the way of a path, so that the next
+    /// path through it costs less. Layers do not change, so that is right for as long as they exist.
+    ///
     /// Each tree takes one descriptor, but all trees together at most a quarter of the number that
     /// the process may have.
     ///
@@ -120,7 +123,7 @@ impl Stack {
     /// [`Error::NotADirectory`] if a tree is not a directory (a symbolic link is not one),
     /// [`Error::Io`] if its root cannot be opened.
     pub fn new(trees: &[impl AsRef<Path>], xattrs: XattrNamespace) -> Result<Self> {
-        Ok(Self { view: View::new(trees)?.xattrs(xattrs) })
+        Ok(Self { view: View::new(trees)?.xattrs(xattrs).remembering() })
     }
 
     /// Returns the entries of the directory at `path`, in the order of their names.

@@ -257,6 +257,11 @@ impl<'a> Options<'a> {
         self.supervise(|command| command.grace(grace))
     }
 
+    /// Sets [`Supervision::release_pages`].
+    pub fn release_pages(self, delay: impl Into<Option<Duration>>) -> Self {
+        self.supervise(|command| command.release_pages(delay))
+    }
+
     /// Sets [`Supervision::output_limit_bytes`].
     pub fn output_limit_bytes(self, bytes: impl Into<Option<u64>>) -> Self {
         self.supervise(|command| command.output_limit_bytes(bytes))

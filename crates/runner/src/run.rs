@@ -4,6 +4,8 @@
 //! The steps are in `stack` (hold, plan, merge), `scratch` (the directory and its end), `configure`
 //! and `kernel` (mount, execute, unmount).
 
+use std::thread;
+
 use container::advanced::unstarted;
 use container::{Cancel, Cgroup, Finished, Status, Template};
 use layer::{Base, Layer, Made, Merged, Plan};
@@ -28,7 +30,7 @@ mod tests;
 /// A run takes these steps:
 /// 1. It [holds and checks](Phase::Inputs) the layers.
 /// 2. It creates its own directory in the [scratch](Options::scratch) directory.
-/// 3. It marks every layer as used.
+/// 3. It marks every layer as used. If there are many layers, it does this while it goes on.
 /// 4. It plans the stack, and merges the layers that exceed the kernel's limits.
 /// 5. It calls [`prep_upper`](Options::prep_upper).
 /// 6. It mounts the overlay in a private mount namespace and fills in the template.
@@ -97,8 +99,8 @@ fn run_on<K: Kernel>(
         Ok((hold, Stack::resolve(base, layers)?))
     })?;
     let scratch = clock.step(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
-    let work = || {
-        clock.time(Phase::Touch, || stack.touch());
+    let ran = thread::scope(|scope| {
+        clock.time(Phase::Touch, || stack.touch(scope));
         let plan = clock.step(Phase::Plan, || stack.plan(&limits, &scratch))?;
         let merged = clock.step(Phase::Merge, || stack::merge(&plan, &scratch.lower(), namespace, &is_cancelled))?;
         if is_cancelled() {
@@ -126,8 +128,7 @@ fn run_on<K: Kernel>(
             })?
         })?;
         Ok(Ran { plan, merged, finished, made, user })
-    };
-    let ran = work();
+    });
     let (ran, upper, removal) = clock.time(Phase::Cleanup, || scratch.settle(ran, cleanup))?;
     let origin = Origin::new(base, &ran.plan, ran.user, namespace);
     let Ran { plan, merged, finished, made, .. } = ran;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
+use std::thread::{self, Scope};
 
 use container::advanced::{fixed_option_bytes, lower_option_bytes};
 use container::{ContainerId, LowerNames, MountApi, Overlay};
@@ -60,6 +61,10 @@ pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl 
     }
     Stack::resolve(base, layers)?.refuse_destination(&parent, destination)
 }
+
+/// The number of layers from which on a thread pays off that marks them as used. Starting it takes
+/// as long as marking thirty layers.
+const MANY_LAYERS: usize = 64;
 
 /// The layers and the base of a run. Each tree exists and occurs once.
 #[derive(Debug)]
@@ -120,8 +125,17 @@ impl<'a> Stack<'a> {
         tree_around(dir, &trees).map_err(io_error("look at the directories around", dir))
     }
 
-    /// Marks every layer as used. A run succeeds even if it cannot write to the store.
-    pub(crate) fn touch(&self) {
+    /// Marks every layer as used. If there are many, a thread of `scope` does it while the run goes
+    /// on. A run succeeds even if it cannot write to the store.
+    pub(crate) fn touch<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
+        let is_begun = self.layers.len() >= MANY_LAYERS
+            && thread::Builder::new().name("touch".into()).spawn_scoped(scope, || self.touch_all()).is_ok();
+        if !is_begun {
+            self.touch_all();
+        }
+    }
+
+    fn touch_all(&self) {
         let failed: Vec<_> = self.layers.iter().filter_map(|layer| layer.touch().err()).collect();
         if let Some(error) = failed.first() {
             log::warn!("{}: {} layers will look unused", chain(error), failed.len());

@@ -92,7 +92,7 @@ impl fmt::Display for Phase {
 ///
 /// The names and their order never change: `touch`, `plan`, `merge`, `prep_upper`, `overlay_mount`,
 /// `config`, `runc_run`, `overlay_umount`, `cleanup`, `total`. A phase that has nothing to do takes
-/// next to no time. The total is more than the sum: it also contains the time to check the inputs,
+/// next to no time. With many layers, `touch` is only the time to start a thread. The total is more than the sum: it also contains the time to check the inputs,
 /// to create the run's directory and to start a thread.
 ///
 /// As JSON, the timings are an object of seconds in this order.

@@ -1,10 +1,12 @@
 //! Starts the keeper. This is the only module with code between clone and exec: some steps can only
-//! be done by the child itself, before it becomes the keeper.
+//! be done by the child itself, before it becomes the keeper. As the only module with unsafe code,
+//! it also makes the call of `pages`.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -48,6 +50,18 @@ pub(super) struct Start<'a> {
     pub(super) directory: &'a CStr,
     /// A directory to hide from the runtime under a tmpfs.
     pub(super) hidden: Option<&'a CStr>,
+}
+
+/// Unmaps the pages of `range`, which must be a mapping that the loader made of a program or a
+/// library that is running, private, read-only and without changed pages.
+pub(super) fn release_pages(range: &Range<usize>) -> io::Result<()> {
+    // SAFETY: MADV_DONTNEED keeps the mapping, and the next access to a page reads the file again.
+    // That finds the same bytes, because no page has been changed in memory. The mapping cannot
+    // have been replaced, because the code in it or next to it is running.
+    match unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), libc::MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The first descriptor number that the keeper does not use itself.

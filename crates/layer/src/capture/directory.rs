@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
@@ -69,7 +70,15 @@ pub(super) struct Shared<'a> {
     pub(super) latest: Option<Timespec>,
     /// The inodes that are already counted in [`Captured::size`].
     pub(super) inodes: Inodes,
+    /// The number of files that are done.
+    pub(super) settled: AtomicUsize,
+    /// Called once, when [`MANY_FILES`] are done.
+    pub(super) many: &'a (dyn Fn() + Sync),
 }
+
+/// The number of files from which on the capture writes the tree to the disk while it still walks
+/// the tree. For fewer files, the walk is over sooner than a thread and one more sync pay off.
+const MANY_FILES: usize = 1000;
 
 /// The state of one thread.
 pub(super) struct Worker<'a> {
@@ -154,7 +163,12 @@ impl<'a> Worker<'a> {
             }
             match walk::file_type(dir, &entry).map_err(shared.error("look at", &node, Some(name)))? {
                 FileType::Directory => children.push(CString::from(name)),
-                _ => files.settle(name)?,
+                _ => {
+                    files.settle(name)?;
+                    if shared.settled.fetch_add(1, Ordering::Relaxed) + 1 == MANY_FILES {
+                        (shared.many)();
+                    }
+                }
             }
         }
         if let Some((_, names)) = &to_hide {

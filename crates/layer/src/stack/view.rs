@@ -1,10 +1,11 @@
 //! Answers what a stack of trees shows, directory by directory. `lookup.rs` answers for one path,
 //! and also reports the hidden entries there.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Stat, statat};
 use rustix::io::Errno;
@@ -28,7 +29,12 @@ use crate::tree::xattr::XattrList;
 pub(crate) struct View {
     trees: Sources,
     xattrs: XattrNamespace,
+    /// The directories that were found, by their paths. `None` if the view does not remember them.
+    directories: Option<Mutex<HashMap<PathBuf, Directory>>>,
 }
+
+/// The most directories that a view remembers. With more, it begins again.
+const MOST_DIRECTORIES: usize = 10_000;
 
 /// The entry that a stack shows at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +73,14 @@ impl View {
     /// [`Error::NotADirectory`] if a tree is not a directory (a symbolic link is not one),
     /// [`Error::Io`] if its root cannot be opened.
     pub(crate) fn new(trees: &[impl AsRef<Path>]) -> Result<Self> {
-        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default() })
+        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default(), directories: None })
+    }
+
+    /// Remembers from now on which trees have a directory, instead of looking into all of them for
+    /// every path through it.
+    pub(crate) fn remembering(mut self) -> Self {
+        self.directories = Some(Mutex::default());
+        self
     }
 
     /// Reads overlayfs's attributes in `namespace`.
@@ -117,7 +130,11 @@ impl View {
     /// point in a tree. [`Error::Unmergeable`] names a directory whose content is elsewhere in the
     /// layers below (`redirect`), or a file of which this is true (`metacopy`).
     pub(crate) fn child(&self, directory: &Directory, name: &OsStr) -> Result<Option<Shown>> {
-        let name = as_c_string(name).map_err(Error::io("look up", directory.path.join(name)))?;
+        let path = directory.path.join(name);
+        if let Some(found) = self.remembered().and_then(|known| known.get(&path).cloned()) {
+            return Ok(Some(Shown::Directory(found)));
+        }
+        let name = as_c_string(name).map_err(Error::io("look up", path.clone()))?;
         let mut trees = Vec::new();
         for &tree in &directory.trees {
             let dir = self.open(tree, directory)?;
@@ -139,8 +156,21 @@ impl View {
                 break;
             }
         }
-        let path = directory.path.join(as_os_str(&name));
-        Ok((!trees.is_empty()).then_some(Shown::Directory(Directory { path, trees })))
+        if trees.is_empty() {
+            return Ok(None);
+        }
+        let found = Directory { path, trees };
+        if let Some(mut known) = self.remembered() {
+            if known.len() >= MOST_DIRECTORIES {
+                known.clear();
+            }
+            known.insert(found.path.clone(), found.clone());
+        }
+        Ok(Some(Shown::Directory(found)))
+    }
+
+    fn remembered(&self) -> Option<MutexGuard<'_, HashMap<PathBuf, Directory>>> {
+        self.directories.as_ref().map(|known| known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns the names that `directory` shows, each with the tree that it comes from and the kind

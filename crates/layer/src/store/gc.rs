@@ -10,6 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, statvfs, syncfs};
@@ -277,11 +278,13 @@ impl<'a> Collector<'a> {
         let mut layers: VecDeque<&Stored> = inventory.layers.iter().collect();
         while layers.front().is_some_and(|stored| need.wants(stored.used)) {
             let trash = self.take_away(store, &mut layers, &mut need, &mut collected)?;
-            let before = collected.layers.len() - trash.len();
-            for (number, trash) in (1..).zip(trash) {
-                collected.failed.extend(trash.remove().err());
-                self.report_progress(Progress::Removed { layers: before + number, of });
-            }
+            // The lock keeps the numbers in order.
+            let removed = Mutex::new(collected.layers.len() - trash.len());
+            collected.failed.extend(Trash::remove_all(&trash, &|| {
+                let mut layers = removed.lock().unwrap_or_else(PoisonError::into_inner);
+                *layers += 1;
+                self.report_progress(Progress::Removed { layers: *layers, of });
+            }));
             need.free_bytes = self.still_lacking(store, need.free_bytes)?;
         }
         collected.within_budget = !need.is_over();

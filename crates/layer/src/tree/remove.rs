@@ -5,8 +5,8 @@ use std::ffi::CStr;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, chmod, fchmod, fstat, openat, seek, unlinkat,
@@ -89,37 +89,82 @@ impl Remove {
 
 /// Removes `name` in `parent`. `path` is the whole path of `name`.
 pub(crate) fn remove_at(parent: BorrowedFd<'_>, name: &CStr, path: &Path, threads: NonZeroUsize) -> Result<()> {
-    let above = DirNode::root(AtomicBool::default());
-    above.expect(1);
-    let first = DirNode::child(&above, name.into(), AtomicBool::default());
-    run(parent, path.parent().unwrap_or(Path::new("")), first, threads)
+    let failed = remove_all(parent, path.parent().unwrap_or(Path::new("")), [name], threads, &|| ());
+    failed.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Removes the entries `names` of `parent`, which has the path `path`, by threads that share all of
+/// the work. A failure ends the removal of one entry only. Returns the errors, at most one for each
+/// entry. Calls `removed` after each entry that is removed.
+pub(crate) fn remove_all<'a>(
+    parent: BorrowedFd<'_>,
+    path: &Path,
+    names: impl IntoIterator<Item = &'a CStr>,
+    threads: NonZeroUsize,
+    removed: &(dyn Fn() + Sync),
+) -> Vec<Error> {
+    let above = DirNode::root(State::new(0));
+    let entry = |(number, name): (usize, &CStr)| DirNode::child(&above, name.into(), State::new(number));
+    let mut first: Vec<_> = names.into_iter().enumerate().map(entry).collect();
+    // The queue begins with the last one.
+    first.reverse();
+    above.expect(first.len());
+    let failures: Vec<OnceLock<Error>> = first.iter().map(|_| OnceLock::new()).collect();
+    let clear = |remover: &mut Remover<'_>, node: Arc<DirNode>, found: &mut Vec<Arc<DirNode>>| {
+        let failure = &failures[node.state.entry];
+        if failure.get().is_none() {
+            if let Err(error) = remover.clear(node, found) {
+                // Another thread's error in the same entry usually has the same cause.
+                let _first_one_counts = failure.set(error);
+            }
+        }
+        Ok(())
+    };
+    let ended = work_queue::run(threads, first, || Remover::new(parent, path, removed), clear);
+    failures.into_iter().filter_map(OnceLock::into_inner).chain(ended.err()).collect()
 }
 
 /// Removes everything in `root`. `path` is the whole path of `root`.
 pub(crate) fn empty(root: BorrowedFd<'_>, path: &Path, threads: NonZeroUsize) -> Result<()> {
-    run(root, path, DirNode::root(AtomicBool::default()), threads)
+    let new_worker = || Remover::new(root, path, &|| ());
+    work_queue::run(threads, [DirNode::root(State::new(0))], new_worker, Remover::clear).map(drop)
 }
 
-fn run(root: BorrowedFd<'_>, path: &Path, first: Arc<DirNode>, threads: NonZeroUsize) -> Result<()> {
-    let new_worker =
-        || Remover { root, path, cursor: Cursor::new(READ), entries: Vec::with_capacity(ENTRIES_SIZE_BYTES) };
-    work_queue::run(threads, first, new_worker, Remover::clear).map(drop)
+/// A directory to remove.
+type DirNode = Node<State>;
+
+#[derive(Debug)]
+struct State {
+    /// The number of the entry, among those to remove, that this directory is or lies in.
+    entry: usize,
+    /// Whether an entry was removed since the directory was last read.
+    removed: AtomicBool,
+    /// Whether the directory must be read again.
+    again: AtomicBool,
 }
 
-/// A directory to remove. Its state records whether an entry was removed since the directory was
-/// last read.
-type DirNode = Node<AtomicBool>;
+impl State {
+    fn new(entry: usize) -> Self {
+        Self { entry, removed: AtomicBool::default(), again: AtomicBool::default() }
+    }
+}
 
 /// The state of one thread.
 struct Remover<'a> {
     /// The directory in which the paths of the nodes start.
     root: BorrowedFd<'a>,
     path: &'a Path,
-    cursor: Cursor<AtomicBool>,
+    cursor: Cursor<State>,
     entries: Vec<u8>,
+    /// Called after each entry of the root that is removed.
+    removed: &'a (dyn Fn() + Sync),
 }
 
-impl Remover<'_> {
+impl<'a> Remover<'a> {
+    fn new(root: BorrowedFd<'a>, path: &'a Path, removed: &'a (dyn Fn() + Sync)) -> Self {
+        Self { root, path, cursor: Cursor::new(READ), entries: Vec::with_capacity(ENTRIES_SIZE_BYTES), removed }
+    }
+
     /// Removes a directory's entries that are not directories. If that empties the directory,
     /// removes it and every ancestor that becomes empty in turn. Adds the directories in it to
     /// `found`.
@@ -127,7 +172,7 @@ impl Remover<'_> {
         if dir(self.root, &mut self.cursor, &node).map(drop) == Err(Errno::ACCESS) {
             self.grant_access(&node);
         }
-        let Self { root, path, cursor, entries } = self;
+        let Self { root, path, cursor, entries, .. } = self;
         let path = *path;
         let dir = match dir(*root, cursor, &node) {
             Ok(dir) => dir,
@@ -151,9 +196,11 @@ impl Remover<'_> {
             }
             Err(errno) => return Err(failure("look at", path, &node, None, errno)),
         }
-        // The directory may have been read before.
-        if let Err(errno) = seek(dir, SeekFrom::Start(0)) {
-            return Err(failure("read", path, &node, None, errno));
+        // The caller may have read from the root.
+        if node.parent().is_none() || node.state.again.load(Ordering::Relaxed) {
+            if let Err(errno) = seek(dir, SeekFrom::Start(0)) {
+                return Err(failure("read", path, &node, None, errno));
+            }
         }
         let children = found.len();
         let mut entries = RawDir::new(dir, entries.spare_capacity_mut());
@@ -169,9 +216,11 @@ impl Remover<'_> {
                 continue;
             }
             match walk::file_type(dir, &entry) {
-                Ok(FileType::Directory) => found.push(DirNode::child(&node, name.into(), AtomicBool::default())),
+                Ok(FileType::Directory) => {
+                    found.push(DirNode::child(&node, name.into(), State::new(node.state.entry)));
+                }
                 Ok(_) => match unlinkat(dir, name, AtFlags::empty()) {
-                    Ok(()) => node.state.store(true, Ordering::Relaxed),
+                    Ok(()) => node.state.removed.store(true, Ordering::Relaxed),
                     Err(Errno::NOENT) => {}
                     Err(errno) => return Err(failure("remove", path, &node, Some(name), errno)),
                 },
@@ -193,16 +242,20 @@ impl Remover<'_> {
         while let Some(parent) = node.parent() {
             let removed = dir(self.root, &mut self.cursor, parent).and_then(|dir| unlinkat(dir, node.name(), flags));
             match removed {
-                Ok(()) => parent.state.store(true, Ordering::Relaxed),
+                Ok(()) => parent.state.removed.store(true, Ordering::Relaxed),
                 Err(Errno::NOENT) => {}
                 // FUSE and network file systems may not list an entry if others are removed while
                 // the directory is read: then it is read again. If nothing was removed, another
                 // process is making entries.
-                Err(Errno::NOTEMPTY | Errno::EXIST) if node.state.swap(false, Ordering::Relaxed) => {
+                Err(Errno::NOTEMPTY | Errno::EXIST) if node.state.removed.swap(false, Ordering::Relaxed) => {
+                    node.state.again.store(true, Ordering::Relaxed);
                     found.push(node);
                     return Ok(());
                 }
                 Err(errno) => return Err(failure("remove", self.path, &node, None, errno)),
+            }
+            if parent.parent().is_none() {
+                (self.removed)();
             }
             if !parent.child_done() {
                 break;
@@ -228,7 +281,7 @@ impl Remover<'_> {
 /// Opens a directory to read it.
 fn dir<'a>(
     root: BorrowedFd<'a>,
-    cursor: &'a mut Cursor<AtomicBool>,
+    cursor: &'a mut Cursor<State>,
     node: &Arc<DirNode>,
 ) -> rustix::io::Result<BorrowedFd<'a>> {
     match node.parent() {
@@ -247,5 +300,40 @@ fn failure(operation: &'static str, root: &Path, node: &DirNode, name: Option<&C
         // EXDEV: the path leads to another mount. EBUSY: the entry is a mount point.
         Errno::XDEV | Errno::BUSY => Error::MountInside { path },
         errno => Error::io(operation, path)(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::fs;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_with_one_entry_leaves_only_that_one() {
+        for threads in 1..=4 {
+            let dir = tempfile::tempdir().unwrap();
+            // No file has such a name.
+            let mut names = vec![CString::default(); 20];
+            names[7] = CString::new("n".repeat(256)).unwrap();
+            for (number, name) in names.iter_mut().enumerate().filter(|(number, _)| *number != 7) {
+                *name = CString::new(number.to_string()).unwrap();
+                fs::create_dir_all(dir.path().join(as_os_str(name)).join("a/b")).unwrap();
+                (0..30).for_each(|n| fs::write(dir.path().join(as_os_str(name)).join(format!("a/{n}")), "").unwrap());
+            }
+            fs::write(dir.path().join("stays"), "").unwrap();
+            let parent = openat(CWD, dir.path(), READ, Mode::empty()).unwrap();
+            let removed = AtomicUsize::new(0);
+            let count = || drop(removed.fetch_add(1, Ordering::Relaxed));
+            let threads = NonZeroUsize::new(threads).unwrap();
+            let names = names.iter().map(|name| &**name);
+            let failed = remove_all(parent.as_fd(), dir.path(), names, threads, &count);
+            assert!(matches!(&*failed, [Error::Io { operation: "open", .. }]), "{failed:?}");
+            assert_eq!(removed.into_inner(), 19);
+            let left: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(left, ["stays"]);
+        }
     }
 }

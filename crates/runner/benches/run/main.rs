@@ -7,10 +7,10 @@
 //!
 //! Arguments, all optional:
 //! - the number of rounds (30);
-//! - the directory for `results.md` and `phases.svg` (`-` for none);
-//! - the parts to measure (all): `costs memory output others unmount throughput configuration
-//! caller
-//!   steady`. Each is in the module of its name, but `caller` and `steady` are in [`memory`].
+//! - the directory for `results.md`, `phases.svg` and `steps.svg` (`-` for none);
+//! - the parts to measure (all): `costs steps memory output others unmount throughput upkeep
+//!   lookups configuration caller steady`. Each is in the module of its name, but `caller` and
+//!   `steady` are in [`memory`].
 
 // A benchmark prints its results.
 #![allow(clippy::print_stdout)]
@@ -19,6 +19,7 @@ mod bare;
 mod chart;
 mod configuration;
 mod costs;
+mod lookups;
 mod machine;
 mod markdown;
 mod memory;
@@ -26,9 +27,11 @@ mod others;
 mod output;
 mod places;
 mod sample;
+mod steps;
 mod subjects;
 mod throughput;
 mod unmount;
+mod upkeep;
 
 use std::fs;
 use std::path::PathBuf;
@@ -64,6 +67,12 @@ fn main() -> Result<()> {
         add(costs);
         phases = bars;
     }
+    let mut lines = Vec::new();
+    if is_wanted("steps") {
+        let (steps, rates) = steps::measured(&places, rounds, &mut missing)?;
+        add(steps);
+        lines = rates;
+    }
     if is_wanted("memory") {
         add(memory::in_flight(&places)?);
     }
@@ -78,6 +87,12 @@ fn main() -> Result<()> {
     }
     if is_wanted("throughput") {
         add(throughput::measured(&places, rounds)?);
+    }
+    if is_wanted("upkeep") {
+        add(upkeep::measured(&places, rounds)?);
+    }
+    if is_wanted("lookups") {
+        add(lookups::measured(&places, rounds)?);
     }
     if is_wanted("configuration") {
         add(configuration::measured(&places, rounds)?);
@@ -94,7 +109,8 @@ fn main() -> Result<()> {
     if let Some(dir) = destination {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join("phases.svg"), chart::stacked_bars(&phases))?;
-        text.push_str("![The phases of a run](phases.svg)\n");
+        fs::write(dir.join("steps.svg"), chart::lines(&lines))?;
+        text.push_str("![The phases of a run](phases.svg)\n\n![Build steps per second](steps.svg)\n");
         fs::write(dir.join("results.md"), text)?;
     }
     Ok(())

@@ -89,26 +89,16 @@ pub(crate) fn replaced_sequence(places: &Places, runtime: &str, layers: usize, t
     ran
 }
 
-/// Returns the other programs: the name, the number of layers, and the command line. A program that
-/// cannot stack layers runs in the prepared root.
-pub(crate) fn peers(places: &Places, layers: usize) -> Vec<(&'static str, usize, Vec<String>)> {
+/// Returns the command lines of programs that cannot stack layers. They run in the prepared root.
+/// [`steps`](crate::steps) has bubblewrap.
+pub(crate) fn peers(places: &Places) -> [(&'static str, Vec<String>); 2] {
     let root = places.root().display().to_string();
     let words = |line: &str| -> Vec<String> { line.split(' ').map(|word| word.replace("ROOT", &root)).collect() };
-    let mut bubblewrap = vec!["bwrap".to_owned()];
-    let trees = [places.base.fs()].into_iter().chain(places.layers[..layers].iter().rev().map(layer::Layer::fs));
-    bubblewrap.extend(trees.flat_map(|tree| ["--overlay-src".into(), tree.display().to_string()]));
-    bubblewrap.extend(words("--tmp-overlay / --dev /dev --proc /proc --unshare-all /bin/true"));
-    let mut peers = vec![("bubblewrap", layers, bubblewrap)];
-    if layers == 1 {
-        // These limits need no capability, and only runc starts on a machine with both cgroup
-        // versions.
-        let podman =
-            "podman --runtime runc run --rm --quiet --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
-        peers.push(("Podman", 0, words(&format!("{podman} --rootfs ROOT:O /bin/true"))));
-        let nspawn = "systemd-nspawn --quiet --register=no --keep-unit --volatile=overlay --directory ROOT /bin/true";
-        peers.push(("systemd-nspawn", 0, words(nspawn)));
-    }
-    peers
+    // These limits need no capability, and only runc starts on a machine with both cgroup versions.
+    let podman =
+        "podman --runtime runc run --rm --quiet --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
+    let nspawn = "systemd-nspawn --quiet --register=no --keep-unit --volatile=overlay --directory ROOT /bin/true";
+    [("Podman", words(&format!("{podman} --rootfs ROOT:O /bin/true"))), ("systemd-nspawn", words(nspawn))]
 }
 
 /// Runs a program, and returns an error if it fails.

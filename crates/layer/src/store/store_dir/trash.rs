@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::part::random;
 use super::{Part, STORE_DIR, StoreDir, StoreDirLock, check_owner, entries, is_trusted, open_store};
 use crate::error::{Error, Result};
+use crate::tree;
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove::{USUAL_THREADS, remove_at};
 use crate::tree::rename::rename_new;
@@ -64,6 +65,15 @@ impl Trash {
     /// Removes the entry with everything in it.
     pub(crate) fn remove(self) -> Result<()> {
         remove_at(self.dir.as_fd(), &self.name, &self.path, USUAL_THREADS)
+    }
+
+    /// Removes several entries of the store directory at once. A failure with one does not keep the
+    /// others from being removed. Calls `removed` after each entry that is removed, on any thread.
+    /// Returns the errors.
+    pub(crate) fn remove_all(all: &[Self], removed: &(dyn Fn() + Sync)) -> Vec<Error> {
+        let Some(Self { dir, path, .. }) = all.first() else { return Vec::new() };
+        let store_dir = path.parent().unwrap_or(path);
+        tree::remove::remove_all(dir.as_fd(), store_dir, all.iter().map(|trash| &*trash.name), USUAL_THREADS, removed)
     }
 }
 
@@ -168,7 +178,8 @@ impl Garbage {
 
     /// Removes the garbage, and returns the errors.
     pub(crate) fn remove(self) -> Vec<Error> {
-        let mut failed: Vec<_> = self.entries.into_iter().filter_map(|(trash, _)| trash.remove().err()).collect();
+        let entries: Vec<_> = self.entries.into_iter().map(|(trash, _)| trash).collect();
+        let mut failed = Trash::remove_all(&entries, &|| ());
         if failed.is_empty() {
             failed.extend(self.mark.and_then(|mark| mark.remove().err()));
         }

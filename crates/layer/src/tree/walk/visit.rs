@@ -49,7 +49,7 @@ pub(crate) fn visit<W: Send>(
         look: &look,
         worker: new_worker(),
     };
-    let visitors = work_queue::run(threads, Node::root(()), new_worker, Visitor::read)?;
+    let visitors = work_queue::run(threads, [Node::root(())], new_worker, Visitor::read)?;
     Ok(visitors.into_iter().map(|visitor| visitor.worker).collect())
 }
 

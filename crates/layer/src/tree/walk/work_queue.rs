@@ -23,8 +23,8 @@ pub(crate) fn usual_threads() -> NonZeroUsize {
     processors.min(NonZeroUsize::MIN.saturating_add(1))
 }
 
-/// Runs `first` and all jobs that result from it. Returns the workers with the data that they have
-/// gathered.
+/// Runs the jobs `first`, the last one first, and all jobs that result from them. Returns the
+/// workers with the data that they have gathered.
 ///
 /// The caller's thread is one of the workers. Up to `threads - 1` more threads join, one for every
 /// few jobs that are waiting. Each thread calls `new_worker` for its own state. `step` does one job
@@ -34,14 +34,15 @@ pub(crate) fn usual_threads() -> NonZeroUsize {
 /// Returns the first error of a `step`. No job begins after it.
 pub(crate) fn run<J: Send, W: Send>(
     threads: NonZeroUsize,
-    first: J,
+    first: impl IntoIterator<Item = J>,
     new_worker: impl Fn() -> W + Sync,
     step: impl Fn(&mut W, J, &mut Vec<J>) -> Result<()> + Sync,
 ) -> Result<Vec<W>> {
+    let first = VecDeque::from_iter(first);
     let queue = Queue {
         state: Mutex::new(State {
-            jobs: vec![VecDeque::from([first])],
-            waiting: 1,
+            waiting: first.len(),
+            jobs: vec![first],
             busy: 0,
             idle: 0,
             stopped: false,
@@ -216,7 +217,7 @@ mod tests {
                 found.extend((0..job).map(|_| job - 1));
                 Ok(())
             };
-            let sums = run(threads(number), 6, || 0, step).unwrap();
+            let sums = run(threads(number), [6], || 0, step).unwrap();
             // 1 + 6 + 6*5 + … + 6!
             assert_eq!(sums.iter().sum::<u64>(), 1957, "{number} threads");
         }
@@ -242,7 +243,7 @@ mod tests {
                 found.extend([job + 1, job + 1]);
                 Ok(())
             };
-            assert!(matches!(run(threads(number), 0, || (), step), Err(Error::TargetNotEmpty { .. })));
+            assert!(matches!(run(threads(number), [0], || (), step), Err(Error::TargetNotEmpty { .. })));
             assert!(begun.into_inner() <= 10 + number, "{number} threads");
         }
     }
@@ -256,7 +257,7 @@ mod tests {
                     found.extend([job + 1; 8]);
                     Ok(())
                 };
-                run(threads(number), 0, || (), step)
+                run(threads(number), [0], || (), step)
             });
             assert!(outcome.is_err(), "{number} threads");
         }

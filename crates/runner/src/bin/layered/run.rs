@@ -42,6 +42,10 @@ const LIMITS: &str = "Limits";
 const OUTPUT: &str = "Output";
 const SECURITY: &str = "Security";
 
+/// How long a command runs before layered releases the pages that it does not need to wait. They
+/// take about a tenth of a millisecond to get back.
+pub(crate) const LONG_RUN: Duration = Duration::from_millis(100);
+
 /// Run a command in a root file system stacked from layers.
 ///
 /// The layers and the base are only read. The command writes to a separate directory, the upper.
@@ -288,6 +292,7 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     };
     options = options.stdin(Input::Inherit).stdout(stdout).stderr(stderr).init(args.init()).etc_files(args.etc.into());
     options = options.timeout(args.timeout).grace(args.grace).output_limit_bytes(args.output_limit);
+    options = options.release_pages(LONG_RUN);
     let network = template.network();
     // A run whose layer cannot be made is kept, too.
     let may_be_kept = args.keep_failed || place.is_some();

@@ -46,6 +46,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         // The upper has these files as the command left them.
         .etc_files(EtcFiles::FromLayers)
         .runtime(args.runtime.get())
+        .release_pages(run::LONG_RUN)
         .stdin(Input::Inherit)
         .stdout(Output::Inherit)
         .stderr(Output::Inherit);
