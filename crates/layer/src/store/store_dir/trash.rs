@@ -96,7 +96,7 @@ impl StoreDir {
         // The layer does not exist any more, or this user cannot open it.
         let Ok(dir) = openat(&of_store, name, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
         let stat = fstat(&dir).map_err(Error::io("look at", layer))?;
-        if !is_trusted(&stat, &of_store).map_err(Error::io("look at", store))? {
+        if !is_trusted(&dir, &stat, &of_store).map_err(Error::io("look at", store))? {
             return Ok(MadeOfLayer::Unsuitable);
         }
         // Another process's lock on the layer would become a lock on the store directory. A capture
