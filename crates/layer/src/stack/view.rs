@@ -6,12 +6,12 @@ use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Stat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
-use crate::stack::sources::{Root, Sources};
+use crate::stack::sources::{Root, Sources, Unreadable};
 use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath, open_in};
 use crate::tree::xattr::XattrList;
@@ -28,6 +28,7 @@ use crate::tree::xattr::XattrList;
 pub(crate) struct View {
     trees: Sources,
     xattrs: XattrNamespace,
+    unreadable: Unreadable,
 }
 
 /// The entry that a stack shows at a path.
@@ -67,7 +68,15 @@ impl View {
     /// [`Error::NotADirectory`] if a tree is not a directory (a symbolic link is not one),
     /// [`Error::Io`] if its root cannot be opened.
     pub(crate) fn new(trees: &[impl AsRef<Path>]) -> Result<Self> {
-        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default() })
+        let unreadable = Unreadable::default();
+        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default(), unreadable })
+    }
+
+    /// Shows nothing of a directory that this process may not list or search, and nothing of its
+    /// name below, as a [`Skeleton`](crate::Skeleton) on top of the trees does.
+    pub(crate) fn hide_unreadable(mut self) -> Self {
+        self.unreadable = Unreadable::Hidden;
+        self
     }
 
     /// Reads overlayfs's attributes in `namespace`.
@@ -124,6 +133,7 @@ impl View {
             let stat = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
+                Err(errno) if self.is_hidden(errno) => continue,
                 Err(errno) => return Err(self.error("look at", tree, directory, Some(&name))(errno)),
             };
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
@@ -153,7 +163,7 @@ impl View {
         let mut hidden: HashSet<CString> = HashSet::new();
         let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
         for (index, &tree) in directory.trees.iter().enumerate() {
-            let dir = self.open_to_read(tree, directory)?;
+            let Some(dir) = self.open_to_read(tree, directory)? else { break };
             let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
             while let Some(entry) = entries.next() {
                 let entry = entry.map_err(self.error("read", tree, directory, None))?;
@@ -184,9 +194,11 @@ impl View {
     /// Returns `None` for a stack of no trees.
     pub(crate) fn attributes(&self, directory: &Directory) -> Result<Option<Attributes>> {
         let Some(&tree) = directory.trees.first() else { return Ok(None) };
-        let dir = self.open_to_read(tree, directory)?;
-        let attributes = XattrList::of(dir.as_fd())
-            .and_then(|names| Attributes::of(dir.as_fd(), &names, Keep::Visible(self.xattrs)));
+        let attributes = match self.open_to_read(tree, directory)? {
+            Some(dir) => XattrList::of(dir.as_fd())
+                .and_then(|names| Attributes::of(dir.as_fd(), &names, Keep::Visible(self.xattrs))),
+            None => fstat(self.open(tree, directory)?).map(|stat| Attributes::of_unreadable(&stat)),
+        };
         attributes.map(Some).map_err(self.error("read the attributes of", tree, directory, None))
     }
 
@@ -232,7 +244,8 @@ impl View {
         opened.map_err(self.error("open", tree, directory, None))
     }
 
-    fn open_to_read(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
+    /// Opens a directory of a tree. Returns `None` if it is [hidden](Self::hide_unreadable).
+    fn open_to_read(&self, tree: usize, directory: &Directory) -> Result<Option<OwnedFd>> {
         let opened = self.trees.root(tree).and_then(|root| {
             match open_beneath(root.as_fd(), &directory.path, READ | OFlags::NOATIME) {
                 // Only root and the owner may open a directory with NOATIME.
@@ -240,7 +253,25 @@ impl View {
                 opened => opened,
             }
         });
-        opened.map_err(self.error("open", tree, directory, None))
+        match opened.and_then(|dir| self.searched(dir)) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(errno) if self.is_hidden(errno) => Ok(None),
+            Err(errno) => Err(self.error("open", tree, directory, None)(errno)),
+        }
+    }
+
+    /// Returns `dir`, or `EACCES` if directories are hidden and this one can be listed, but not
+    /// searched.
+    fn searched(&self, dir: OwnedFd) -> rustix::io::Result<OwnedFd> {
+        if self.unreadable == Unreadable::Hidden {
+            openat(&dir, c".", PATH, Mode::empty())?;
+        }
+        Ok(dir)
+    }
+
+    /// Returns whether `errno` says that a directory is [hidden](Self::hide_unreadable).
+    fn is_hidden(&self, errno: Errno) -> bool {
+        self.unreadable == Unreadable::Hidden && errno == Errno::ACCESS
     }
 
     /// Returns what `name` in an open directory of a tree is to overlayfs.
@@ -258,7 +289,11 @@ impl View {
 
     /// Returns whether the directory `name` hides the directories of that name in the trees below.
     fn ends(&self, tree: usize, directory: &Directory, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
-        let opened = open_in(dir, name, READ).map_err(self.error("open", tree, directory, Some(name)))?;
+        let opened = match open_in(dir, name, READ).and_then(|dir| self.searched(dir)) {
+            Ok(opened) => opened,
+            Err(errno) if self.is_hidden(errno) => return Ok(true),
+            Err(errno) => return Err(self.error("open", tree, directory, Some(name))(errno)),
+        };
         let hides = overlayfs::hides_below(opened.as_fd(), None, self.xattrs);
         hides.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
@@ -291,7 +326,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    use rustix::fs::{CWD, Mode, XattrFlags, mknodat, setxattr};
+    use rustix::fs::{CWD, XattrFlags, mknodat, setxattr};
 
     use super::*;
 
