@@ -19,14 +19,14 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 pub(crate) use self::part::{PartFile, WorkDir};
-pub(crate) use self::trash::{MadeOfLayer, Trash};
+pub(crate) use self::trash::{MadeOfLayer, Trash, locked};
 use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::tree::owner;
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_os_str};
 
 /// The interval between two attempts to lock. A collector holds the lock for about a millisecond.
-const RETRY: Duration = Duration::from_millis(1);
+pub(crate) const RETRY: Duration = Duration::from_millis(1);
 
 /// The name of the store directory.
 pub(crate) const STORE_DIR: &str = ".layered";
