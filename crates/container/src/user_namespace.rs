@@ -143,6 +143,16 @@ impl UserNamespace {
         }
     }
 
+    /// Returns whether this process has supplementary groups that it would lose for good by
+    /// setgroups(2): they have no number in its user namespace. With [`Ids::Single`], the kernel
+    /// refuses setgroups, so all groups stay.
+    pub(crate) fn has_groups_of_caller() -> bool {
+        let may_change = || fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "allow");
+        let overflow = || overflow_id("/proc/sys/kernel/overflowgid");
+        let groups = || rustix::process::getgroups().unwrap_or_default();
+        Self::is_here() && may_change() && groups().iter().any(|group| group.as_raw() == overflow())
+    }
+
     /// Returns whether the user `uid`, who owns the open `file`, has a number in this process's
     /// user namespace. For owners without one, the kernel shows the overflow ID, usually 65534,
     /// which can also be the number of a user. The file must not have been opened with `O_PATH`.
@@ -165,13 +175,17 @@ impl UserNamespace {
         may
     }
 
-    /// Returns whether users or groups without a number in this process's user namespace may own a
-    /// file that the kernel shows with this owner and group. In such a file or directory, an
-    /// overlay cannot change anything.
-    pub fn may_be_of_others(uid: u32, gid: u32) -> bool {
-        Self::is_here()
-            && (uid == overflow_id("/proc/sys/kernel/overflowuid")
-                || gid == overflow_id("/proc/sys/kernel/overflowgid"))
+    /// Returns whether the directory `path`, of the user `uid` and the group `gid`, belongs to a user
+    /// or a group without a number in this process's user namespace. An overlay cannot copy up such
+    /// a directory, so nothing can be made or removed in it. Opens the directory only if the numbers
+    /// do not say.
+    pub fn is_of_others(path: &Path, uid: u32, gid: u32) -> bool {
+        let is_overflow = |id: u32, path: &str| Self::is_here() && id == overflow_id(path);
+        if !is_overflow(uid, "/proc/sys/kernel/overflowuid") {
+            return is_overflow(gid, "/proc/sys/kernel/overflowgid");
+        }
+        // Nothing shows whether a group has a number: see `owner_of_copy`.
+        !fs::File::open(path).is_ok_and(|dir| Self::has_owner(dir, uid))
     }
 
     /// Returns the owner and the group that a copy of the open `file` of `uid` and `gid` gets in

@@ -278,7 +278,7 @@ fn look(tree: &Path) -> Result<Found> {
     match metadata.is_dir() {
         true => Ok(Found {
             identity: (metadata.dev(), metadata.ino()),
-            is_of_others: UserNamespace::may_be_of_others(metadata.uid(), metadata.gid()),
+            is_of_others: UserNamespace::is_of_others(tree, metadata.uid(), metadata.gid()),
         }),
         false => Err(io_error("open the directory", tree)(rustix::io::Errno::NOTDIR)),
     }
