@@ -10,7 +10,8 @@ use integration_tests::RUNTIMES;
 use integration_tests::user::{ALL_IDS, UserFixture, quietly};
 use serde_json::Value;
 
-use super::{everywhere, json, of_root};
+use super::{everywhere, json, kills, of_root};
+use crate::kills::SPAN;
 
 /// A base of root's, with a directory that only root may enter.
 fn base_of_root(fixture: &UserFixture) -> PathBuf {
@@ -268,6 +269,64 @@ fn a_directory_of_another_user_is_not_taken_for_a_skeleton() {
     assert!(skeleton.join("tree/usr/evil").is_dir());
     fs::remove_dir_all(skeleton).unwrap();
     assert_eq!(skeletons(&fixture), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn doctor_says_what_layers_of_root_mean() {
+    let fixture = UserFixture::new("single");
+    base_of_root(&fixture);
+    layer_of_root(&fixture, "one", &["file"]);
+    let doctor = |options: &[&str], base: &str| {
+        let mut doctor = fixture.layered(&["doctor", "--json"]);
+        let printed = quietly(doctor.args(options).env("LAYERED_BASE", base));
+        let report: Value = serde_json::from_str(&printed).unwrap();
+        let checks = report["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|check| check["name"] == "owners")
+    };
+    assert_eq!(doctor(&["--store", "store"], ""), None);
+    for (options, base, found) in [
+        (&["--store", "of-root"][..], "", "of-root/one/fs belongs to another user"),
+        (&["--store", "of-root"], "base", "2 trees belong to other users, e.g. of-root/one/fs"),
+        (&[], "base", "base/fs belongs to another user"),
+    ] {
+        let check = doctor(options, base).unwrap();
+        assert_eq!((&check["verdict"], &check["found"]), (&"warning".into(), &found.into()));
+        assert!(check["means"].as_str().unwrap().contains("cannot write into one of their files"), "{check}");
+    }
+}
+
+#[test]
+fn a_killed_run_over_a_base_of_root_leaves_nothing_that_a_sweep_does_not_remove() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let base = base_of_root(&fixture);
+        // Making the skeleton takes a while.
+        (0..2000).for_each(|n| fs::create_dir_all(base.join(format!("fs/srv/{}/{n}", n % 40))).unwrap());
+        let layers = fixture.numbered_layers(3);
+        let script = "mkdir -m 0 /closed; (setsid sleep 1000 &); rm -r /usr; echo begun; sleep 1000";
+        for n in 0..kills() {
+            let runtime = RUNTIMES[n as usize % 2];
+            let mut command = fixture.run(&["--runtime", runtime], &layers, script);
+            let mut run = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            if n % 3 == 0 {
+                BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+            } else {
+                // It enters its namespaces, makes or checks the skeleton, or starts the container.
+                std::thread::sleep(2 * SPAN * n / kills());
+            }
+            run.kill().unwrap();
+            run.wait().unwrap();
+            fixture.of_root().assert_nothing_lives();
+            if n % 2 == 0 {
+                let left = fixture.of_root().left();
+                let kept = left.iter().filter(|path| path.to_str().unwrap().contains("/skeleton-"));
+                kept.for_each(|path| fs::remove_dir_all(path).unwrap());
+            }
+        }
+        assert_eq!(quietly(&mut fixture.run(&[], &layers, "touch /srv/1/new; ls /srv/1 | wc -l")), "51\n", "{ids}");
+        quietly(fixture.layered(&["sweep"]).arg(fixture.of_root().scratch()));
+        assert_eq!(fixture.of_root().left(), Vec::<PathBuf>::new(), "{ids}");
+    }
 }
 
 #[test]
