@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::error::{chain, io_error, with_undone};
 use crate::rundir::{self, RunDir, is_name};
-use crate::{Error, Result};
+use crate::{Result, Swept};
 
 /// The prefix of the names of skeletons in a scratch directory.
 const PREFIX: &str = "skeleton";
@@ -136,18 +136,16 @@ fn name(trees: &[&Path]) -> String {
     format!("{PREFIX}-{:016x}", hasher.finish())
 }
 
-/// Removes the skeletons in `scratch`, a real path, that no run uses. Returns those that were
-/// removed, and those that could not be.
-pub(crate) fn sweep(scratch: &Path) -> Result<(Vec<PathBuf>, Vec<(PathBuf, Error)>)> {
-    let (mut removed, mut failed) = (Vec::new(), Vec::new());
+/// Removes the skeletons in `scratch`, a real path, that no run uses.
+pub(crate) fn sweep(scratch: &Path, swept: &mut Swept) -> Result<()> {
     for path in list(scratch)? {
         match remove(&path) {
-            Ok(true) => removed.push(path),
+            Ok(true) => swept.skeletons.push(path),
             Ok(false) => {}
-            Err(error) => failed.push((path, error)),
+            Err(error) => swept.failed.push((path, error)),
         }
     }
-    Ok((removed, failed))
+    Ok(())
 }
 
 /// Removes all but the most recently used skeletons in `cache`.
@@ -196,4 +194,85 @@ fn remove(path: &Path) -> Result<bool> {
     drop(lock);
     grave.remove()?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const XATTRS: XattrNamespace = XattrNamespace::User;
+
+    fn tree(dir: &Path, number: usize) -> PathBuf {
+        let tree = dir.join("trees").join(number.to_string());
+        fs::create_dir_all(tree.join("usr/bin")).unwrap();
+        tree
+    }
+
+    fn of(tree: &Path, cache: &Path) -> Skeleton {
+        Skeleton::of(&[tree], cache, XATTRS, &|| false).unwrap().unwrap()
+    }
+
+    fn names(cache: &Path) -> Vec<PathBuf> {
+        let mut names: Vec<_> = fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_most_recently_used_skeletons_stay_until_a_sweep() {
+        let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let cache = cache.path();
+        let in_use = of(&tree(dir.path(), 0), cache);
+        let others: Vec<_> =
+            (1..MOST_KEPT).map(|number| of(&tree(dir.path(), number), cache).lock.path().to_owned()).collect();
+        let age = |path: &Path, seconds| {
+            let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            File::open(path).unwrap().set_modified(time).unwrap();
+        };
+        (5..).zip(&others).for_each(|(seconds, path)| age(path, seconds));
+        age(in_use.lock.path(), 1);
+        // A use makes it young again.
+        drop(of(&tree(dir.path(), 1), cache));
+        // With one more, the second oldest is removed: a run uses the oldest.
+        let newest = of(&tree(dir.path(), MOST_KEPT), cache);
+        let mut expected = [&others[..], &[in_use.lock.path().into(), newest.lock.path().into()]].concat();
+        expected.sort();
+        assert_eq!(names(cache), expected, "a skeleton in use is spared");
+        drop(in_use);
+        drop(of(&tree(dir.path(), MOST_KEPT + 1), cache));
+        assert_eq!(names(cache).len(), MOST_KEPT);
+        assert!(others[0].exists() && !others[1].exists());
+
+        let mut swept = Swept::default();
+        sweep(cache, &mut swept).unwrap();
+        assert_eq!((swept.skeletons.len(), swept.failed.len()), (MOST_KEPT - 1, 0));
+        assert_eq!(names(cache), [newest.lock.path()]);
+    }
+
+    #[test]
+    fn a_skeleton_that_is_wrong_is_replaced_unless_a_run_uses_it() {
+        let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (tree, cache) = (tree(dir.path(), 0), cache.path());
+        let first = of(&tree, cache);
+        fs::create_dir(tree.join("usr/lib")).unwrap();
+        let second = of(&tree, cache);
+        assert!(second.tree().join("usr/lib").is_dir() && !first.tree().join("usr/lib").exists());
+        assert_ne!(first.lock.path(), second.lock.path());
+        drop(second);
+        assert_eq!(names(cache), [first.lock.path()]);
+        drop(first);
+        let third = of(&tree, cache);
+        assert!(third.tree().join("usr/lib").is_dir());
+        assert_eq!(names(cache), [third.lock.path()]);
+    }
+
+    #[test]
+    fn a_skeleton_that_was_not_finished_leaves_nothing() {
+        let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let tree = tree(dir.path(), 0);
+        assert!(Skeleton::of(&[&tree], cache.path(), XATTRS, &|| true).unwrap().is_none());
+        let error = Skeleton::of(&[&tree, &dir.path().join("missing")], cache.path(), XATTRS, &|| false).unwrap_err();
+        assert!(error.to_string().contains("missing"), "{error}");
+        assert_eq!(names(cache.path()), Vec::<PathBuf>::new());
+    }
 }

@@ -91,9 +91,7 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept> {
             Err(error) => swept.failed.push((path, error)),
         }
     }
-    let (skeletons, failed) = skeleton::sweep(&scratch)?;
-    swept.skeletons = skeletons;
-    swept.failed.extend(failed);
+    skeleton::sweep(&scratch, &mut swept)?;
     Ok(swept)
 }
 

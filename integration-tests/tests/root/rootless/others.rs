@@ -111,7 +111,7 @@ fn a_user_installs_over_a_base_of_root_and_the_layer_is_right() {
         let show =
             "cat /usr/local/bin/tool /usr/local/bin/new; ls /usr/local/bin /usr/local/share/doc; cat /root/.cache/c";
         let shown = "mine\nnew\n/usr/local/bin:\nnew\ntool\n\n/usr/local/share/doc:\nb\nc\n";
-        assert_eq!(quietly(&mut fixture.run(&["--runtime", runtime], &[layer.clone()], show)), shown);
+        assert_eq!(quietly(&mut fixture.run(&["--runtime", runtime], std::slice::from_ref(&layer), show)), shown);
         // For root, the base's own files are there, too.
         let mut by_root = of_root(fixture, &["run", "--runtime", runtime, "--base"]);
         by_root.arg(&base).arg("--layer").arg(&layer).args(["--", "sh", "-c"]);

@@ -48,9 +48,7 @@ mod tests {
     #[test]
     fn trees_of_others_are_a_warning() {
         assert_eq!(judge(vec![]), None);
-        for (trees, found) in
-            [(1, "/0/fs belongs to another user"), (3, "3 trees belong to other users, e.g. /0/fs")]
-        {
+        for (trees, found) in [(1, "/0/fs belongs to another user"), (3, "3 trees belong to other users, e.g. /0/fs")] {
             let check = judge((0..trees).map(|number| format!("/{number}/fs").into()).collect()).unwrap();
             let text = serde_json::to_string(&check).unwrap();
             assert!(check.verdict == Verdict::Warning && text.contains(found), "{text}");
