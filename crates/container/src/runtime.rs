@@ -154,6 +154,9 @@ impl Runtime {
         match (self.is_runc(), self.is_crun()) {
             (true, _) => config,
             (false, false) => config.without_device_nodes(),
+            (false, true) if UserNamespace::has_groups_of_caller() => {
+                config.without_device_nodes().with_filter_for_crun().with_groups_of_caller()
+            }
             (false, true) => config.without_device_nodes().with_filter_for_crun(),
         }
     }

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, User};
+use rustix::fd::AsFd;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{getegid, geteuid, getpid};
 
 use crate::error::{Error, Result};
@@ -141,22 +143,73 @@ impl UserNamespace {
         }
     }
 
-    /// Returns the owner and the group that a copy of a file of `uid` and `gid` gets in this
-    /// process's namespace. The kernel shows the overflow ID for owners without a number. They
-    /// become root, because no file can be given to them.
-    pub(crate) fn owner_of_copy(uid: u32, gid: u32) -> (u32, u32) {
-        if !Self::is_here() {
-            return (uid, gid);
+    /// Returns whether this process has supplementary groups that it would lose for good by
+    /// setgroups(2): they have no number in its user namespace. With [`Ids::Single`], the kernel
+    /// refuses setgroups, so all groups stay.
+    pub(crate) fn has_groups_of_caller() -> bool {
+        let may_change = || fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "allow");
+        let overflow = || overflow_id("/proc/sys/kernel/overflowgid");
+        let groups = || rustix::process::getgroups().unwrap_or_default();
+        Self::is_here() && may_change() && groups().iter().any(|group| group.as_raw() == overflow())
+    }
+
+    /// Returns whether the user `uid`, who owns the open `file`, has a number in this process's
+    /// user namespace. For owners without one, the kernel shows the overflow ID, usually 65534,
+    /// which can also be the number of a user. The file must not have been opened with `O_PATH`.
+    ///
+    /// Returns false for a user with the overflow ID if the process is neither that user nor root of
+    /// the namespace.
+    pub fn has_owner(file: impl AsFd, uid: u32) -> bool {
+        if !Self::is_here() || uid != overflow_id("/proc/sys/kernel/overflowuid") {
+            return true;
         }
-        let overflow = |path: &str| fs::read_to_string(path).ok().and_then(|id| id.trim().parse().ok());
-        let known = |id: u32, path: &str| if id == overflow(path).unwrap_or(NOBODY) { 0 } else { id };
-        (known(uid, "/proc/sys/kernel/overflowuid"), known(gid, "/proc/sys/kernel/overflowgid"))
+        // `inode_owner_or_capable` in fs/inode.c grants this to the owner, and to CAP_FOWNER if the
+        // owner has a number.
+        let Ok(flags) = fcntl_getfl(&file) else { return false };
+        let may = fcntl_setfl(&file, flags | OFlags::NOATIME).is_ok();
+        if may {
+            if let Err(errno) = fcntl_setfl(&file, flags) {
+                log::debug!("a file stays without times of access: {errno}");
+            }
+        }
+        may
+    }
+
+    /// Returns whether the directory `path`, of the user `uid` and the group `gid`, belongs to a user
+    /// or a group without a number in this process's user namespace. An overlay cannot copy up such
+    /// a directory, so nothing can be made or removed in it. Opens the directory only if the numbers
+    /// do not say.
+    pub fn is_of_others(path: &Path, uid: u32, gid: u32) -> bool {
+        let is_overflow = |id: u32, path: &str| Self::is_here() && id == overflow_id(path);
+        if !is_overflow(uid, "/proc/sys/kernel/overflowuid") {
+            return is_overflow(gid, "/proc/sys/kernel/overflowgid");
+        }
+        // Nothing shows whether a group has a number: see `owner_of_copy`.
+        !fs::File::open(path).is_ok_and(|dir| Self::has_owner(dir, uid))
+    }
+
+    /// Returns the owner and the group that a copy of the open `file` of `uid` and `gid` gets in
+    /// this process's namespace. Owners without a number become root, because no file can be given
+    /// to them. Nothing shows whether a group has a number: the overflow ID is taken for one only
+    /// if the owner has the overflow ID and a number.
+    pub(crate) fn owner_of_copy(file: impl AsFd, uid: u32, gid: u32) -> (u32, u32) {
+        let is_overflow = |id: u32, path: &str| Self::is_here() && id == overflow_id(path);
+        let has_owner = Self::has_owner(file, uid);
+        let is_nobody = has_owner && is_overflow(uid, "/proc/sys/kernel/overflowuid");
+        let has_group = is_nobody || !is_overflow(gid, "/proc/sys/kernel/overflowgid");
+        (if has_owner { uid } else { 0 }, if has_group { gid } else { 0 })
     }
 
     #[cfg(test)]
     pub(crate) fn of(uids: &str, gids: &str) -> Self {
         Self { uids: IdMap::parse(uids), gids: IdMap::parse(gids) }
     }
+}
+
+/// Returns the ID that the kernel shows for owners without a number.
+fn overflow_id(path: &str) -> u32 {
+    let read = fs::read_to_string(path).ok();
+    read.and_then(|id| id.trim().parse().ok()).unwrap_or(NOBODY)
 }
 
 /// Whether this process is in a user namespace, as far as [`UserNamespace::is_here`] has found out.

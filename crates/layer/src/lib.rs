@@ -94,6 +94,7 @@ mod mutated;
 pub mod oci;
 #[cfg(test)]
 mod parser_tests;
+mod skeleton;
 mod stack;
 mod store;
 mod tree;
@@ -107,6 +108,7 @@ pub use layer::access::Access;
 pub use layer::meta::{Meta, Timing};
 pub use layer::{Base, Layer};
 pub use merge::{Merge, Merged, merge};
+pub use skeleton::Skeleton;
 pub use stack::changes::{Change, Changes, Effect, StackChanges};
 pub use stack::conflicts::{Conflict, Conflicts, Difference, conflicts};
 pub use stack::lookup::{Lookup, Obstacle, Origin, Role, lookup};
@@ -132,5 +134,5 @@ const _: fn() = || {
     is_send_and_sync::<(Base, Layer, Meta, Timing, Access, RunRecord, UpperId, Made)>();
     is_send_and_sync::<(Store, Scan, ScanWithMeta, Hold, Draft, Collector<'_>, Collected, LockedDir)>();
     is_send_and_sync::<(Plan, Lookup, Conflicts, Merge<'_>, Merged, Capture<'_>, Captured)>();
-    is_send_and_sync::<(Stack, Changes, StackChanges<'_>, Remove, TreeSize, Error)>();
+    is_send_and_sync::<(Stack, Changes, StackChanges<'_>, Remove, TreeSize, Skeleton, Error)>();
 };

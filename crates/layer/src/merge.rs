@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use self::directory::{Job, Worker};
 use self::hardlinks::HardLinks;
+pub(crate) use self::shared::ReadDir;
 use self::shared::Shared;
 use self::target::Target;
 use crate::callback::Callback;
@@ -29,7 +30,7 @@ use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::layer::access::Access;
 use crate::stack::overlayfs::XattrNamespace;
-use crate::stack::sources::Sources;
+use crate::stack::sources::{Sources, Unreadable};
 use crate::tree::walk::work_queue;
 
 /// Merges layers, topmost first, into one directory with the default options, see [`Merge::run`].
@@ -91,8 +92,18 @@ pub struct Merge<'a> {
     threads: NonZeroUsize,
     xattrs: XattrNamespace,
     access: Option<Access>,
+    unreadable: Unreadable,
     stop: Callback<'a, Stop<'a>>,
     progress: Callback<'a, dyn Fn(&Merged) + Sync + 'a>,
+}
+
+/// The entries that a merge makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// All that the layers show.
+    Everything,
+    /// Only the directories, for a [`Skeleton`](crate::Skeleton).
+    Directories,
 }
 
 /// A function that returns true when a merge must stop.
@@ -129,6 +140,7 @@ impl<'a> Merge<'a> {
             threads: work_queue::usual_threads(),
             xattrs: XattrNamespace::default(),
             access: None,
+            unreadable: Unreadable::default(),
             stop: Callback::default(),
             progress: Callback::default(),
         }
@@ -156,6 +168,15 @@ impl<'a> Merge<'a> {
     /// topmost lower of a container, a closed root is closed in the container, too.
     pub fn access(mut self, access: Access) -> Self {
         self.access = Some(access);
+        self
+    }
+
+    /// Hides each directory that this process may not list or search: what the layers above it have
+    /// in that directory is merged, and neither its own entries nor those below it are shown.
+    /// Without this, such a directory is an error. A stack below a [`Skeleton`](crate::Skeleton)
+    /// needs it, because the skeleton hides the same directories.
+    pub fn hide_unreadable(mut self) -> Self {
+        self.unreadable = Unreadable::Hidden;
         self
     }
 
@@ -203,9 +224,28 @@ impl<'a> Merge<'a> {
     /// After an error the sources are unchanged, and so is `target`: the merge removes everything
     /// that it has made. If that fails, the error is [`Error::Leftover`].
     pub fn run(&self, sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<Merged> {
+        Ok(self.run_with(Content::Everything, sources, target.as_ref())?.0)
+    }
+
+    /// Merges only the directories of `sources` into `target`, as [`run`](Self::run) would merge
+    /// everything, but leaves all of them open to what is below. Returns the directories of the
+    /// sources.
+    ///
+    /// Below a directory that [`hide_unreadable`](Self::hide_unreadable) hides, nothing may show
+    /// through. There, the merge makes everything.
+    pub(crate) fn directories(&self, sources: &[impl AsRef<Path>], target: &Path) -> Result<Vec<ReadDir>> {
+        Ok(self.run_with(Content::Directories, sources, target)?.1)
+    }
+
+    fn run_with(
+        &self,
+        content: Content,
+        sources: &[impl AsRef<Path>],
+        target: &Path,
+    ) -> Result<(Merged, Vec<ReadDir>)> {
         let sources = Sources::open(sources)?;
-        let target = Target::prepare(target.as_ref(), &sources, self.xattrs)?;
-        let merged = self.fill(&sources, &target).and_then(|merged| {
+        let target = Target::prepare(target, &sources, self.xattrs)?;
+        let merged = self.fill(content, &sources, &target).and_then(|merged| {
             if let Some(access) = self.access {
                 access.apply(target.root(), target.path())?;
             }
@@ -215,10 +255,10 @@ impl<'a> Merge<'a> {
         merged.map_err(|failure| target.undo(failure, self.threads))
     }
 
-    fn fill(&self, sources: &Sources, target: &Target) -> Result<Merged> {
+    fn fill(&self, content: Content, sources: &Sources, target: &Target) -> Result<(Merged, Vec<ReadDir>)> {
         if sources.len() == 0 {
             fchmod(target.root(), Mode::from_raw_mode(0o755)).map_err(Error::io("set the mode of", target.path()))?;
-            return Ok(Merged { directories: 1, ..Merged::default() });
+            return Ok((Merged { directories: 1, ..Merged::default() }, Vec::new()));
         }
         let shared = Shared {
             sources,
@@ -226,13 +266,17 @@ impl<'a> Merge<'a> {
             target_path: target.path(),
             root_mode: self.access.map(|access| Mode::from_raw_mode(access.bits())),
             xattrs: self.xattrs,
+            content,
+            unreadable: self.unreadable,
+            read: Mutex::default(),
             stop: self.stop.0,
             progress: self.progress.0,
             merged: Mutex::default(),
             hard_links: HardLinks::default(),
             why_copied: OnceLock::new(),
         };
-        let work = || work_queue::run(self.threads, [Job::root(sources.len())], || Worker::new(&shared), Worker::fill);
+        let root = Job::root(sources.len(), content);
+        let work = || work_queue::run(self.threads, [root], || Worker::new(&shared), Worker::fill);
         // The caller's thread only waits: it keeps the working directory that it shares with
         // others.
         thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, work) {
@@ -249,7 +293,8 @@ impl<'a> Merge<'a> {
         if let Some(why) = shared.why_copied.get() {
             log::warn!("{}: {} files copied, {} linked: {why}", quoted(target.path()), merged.copied, merged.linked);
         }
-        Ok(merged)
+        drop(copies);
+        Ok((merged, shared.read.into_inner().unwrap_or_else(PoisonError::into_inner)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Reads and changes one directory tree through descriptors. `stack/overlayfs.rs` decides what an
 //! entry is to overlayfs.
 
+mod acl;
 pub(crate) mod attributes;
 pub(crate) mod locked_dir;
 pub(crate) mod output_file;

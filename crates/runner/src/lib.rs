@@ -69,6 +69,7 @@ mod report;
 mod run;
 mod rundir;
 mod scratch;
+mod skeleton;
 mod stack;
 mod sweep;
 mod timings;

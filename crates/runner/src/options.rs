@@ -28,6 +28,7 @@ use crate::{BoxError, RecordEnv, Upper};
 #[must_use]
 pub struct Options<'a> {
     pub(crate) scratch: PathBuf,
+    pub(crate) skeletons: Option<PathBuf>,
     pub(crate) runtime: Runtime,
     pub(crate) limits: Limits,
     pub(crate) prep_upper: Option<PrepUpper<'a>>,
@@ -91,6 +92,7 @@ impl<'a> Options<'a> {
     pub fn new() -> Self {
         Self {
             scratch: std::env::temp_dir(),
+            skeletons: None,
             runtime: Runtime::default(),
             limits: Limits {
                 rung: None,
@@ -114,6 +116,15 @@ impl<'a> Options<'a> {
     /// renamed to a path beside the layers. The directory cannot be on overlayfs.
     pub fn scratch(mut self, dir: impl Into<PathBuf>) -> Self {
         self.scratch = dir.into();
+        self
+    }
+
+    /// Sets the directory that keeps the [skeletons](crate::Report::skeleton) of layers that belong to
+    /// somebody else, for later runs over the same layers. By default, that is the directory in which
+    /// the run creates its own. At most eight skeletons stay there, and a [sweep](crate::sweep)
+    /// removes them.
+    pub fn skeletons(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.skeletons = Some(dir.into());
         self
     }
 

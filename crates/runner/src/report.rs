@@ -2,7 +2,7 @@
 //!
 //! Its `capture` object, which other processes read, is in `capture_record`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use container::{Excerpt, Status, Usage};
@@ -26,6 +26,10 @@ pub struct Report {
     pub timings: Timings,
     /// Which layers were stacked, which were merged, and how the overlay was mounted.
     pub plan: Plan,
+    /// The [skeleton](layer::Skeleton) that was mounted on top of the layers of somebody else, if
+    /// there were any. Later runs use it, too, and a [sweep](crate::sweep) removes it. It is not a
+    /// part of the plan, and no capture needs it.
+    pub skeleton: Option<PathBuf>,
     /// The result of the merge, if there was one.
     pub merged: Option<Merged>,
     /// The removal of everything but the upper, if it [continues](crate::Cleanup::Behind) after the
@@ -114,12 +118,12 @@ impl Report {
     /// Returns the report as one JSON object:
     /// ```json
     /// {"status":{"exited":0},"upper":PATH,"timings":{NAME:SECONDS…},
-    ///  "plan":{"rung":…,"separate":N,"merged":N},"merge":{"linked":N,"copied":N},"made":[PATH…],
+    ///  "plan":{"rung":…,"separate":N,"merged":N,"skeleton":PATH},"merge":{"linked":N,"copied":N},"made":[PATH…],
     ///  "usage":{…},"output_error":…,"capture":{…},"command":{…}}
     /// ```
     ///
-    /// A path is a string, or an array of its bytes if it is not UTF-8. `merge` is null if nothing
-    /// was merged. `output_error` is null if no output was lost.
+    /// A path is a string, or an array of its bytes if it is not UTF-8. `skeleton` is null if all
+    /// layers belong to the user. `merge` is null if nothing was merged. `output_error` is null if no output was lost.
     ///
     /// The keys of `usage` are:
     /// - `cpu_seconds` and `peak_memory_bytes`, which are null if the machine's controllers do not
@@ -143,6 +147,7 @@ impl Report {
                 "rung": self.plan.rung.to_string(),
                 "separate": self.plan.separate.len(),
                 "merged": self.plan.merged.len(),
+                "skeleton": self.skeleton.as_ref().map(json_path::to_value),
             },
             "merge": self.merged.as_ref().map(|merged| json!({"linked": merged.linked, "copied": merged.copied})),
             "made": self.made.iter().map(|made| json_path::to_value(made.path())).collect::<Vec<_>>(),

@@ -4,6 +4,7 @@
 //! The steps are in `stack` (hold, plan, merge), `scratch` (the directory and its end), `configure`
 //! and `kernel` (mount, execute, unmount).
 
+use std::path::PathBuf;
 use std::thread;
 
 use container::advanced::unstarted;
@@ -16,6 +17,7 @@ use crate::events::Event;
 use crate::kernel::{Kernel, Linux};
 use crate::report::Origin;
 use crate::scratch::Scratch;
+use crate::skeleton::Skeleton;
 use crate::stack::{self, Stack};
 use crate::timings::Clock;
 use crate::{CommandRecord, Options, Phase, Report, Result, Upper, xattrs};
@@ -68,6 +70,7 @@ fn run_on<K: Kernel>(
 ) -> Result<Report> {
     let Options {
         scratch,
+        skeletons,
         over,
         runtime,
         limits,
@@ -101,16 +104,25 @@ fn run_on<K: Kernel>(
     let scratch = clock.step(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
     let ran = thread::scope(|scope| {
         clock.time(Phase::Touch, || stack.touch(scope));
-        let plan = clock.step(Phase::Plan, || stack.plan(&limits, &scratch))?;
-        let merged = clock.step(Phase::Merge, || stack::merge(&plan, &scratch.lower(), namespace, &is_cancelled))?;
+        let (skeleton, planned) = clock.step(Phase::Plan, || {
+            let caches = [skeletons.as_deref(), scratch.dir().parent()];
+            let skeleton = stack.skeleton(caches, namespace, &is_cancelled)?;
+            let tree = skeleton.as_ref().map(Skeleton::tree);
+            Ok((skeleton, stack.plan(&limits, &scratch, tree.as_deref())?))
+        })?;
+        let merge = || stack::merge(&planned, &scratch.lower(), skeleton.as_ref(), namespace, &is_cancelled);
+        let merged = clock.step(Phase::Merge, merge)?;
+        let lowers = planned.lowers(&scratch.lower());
+        let rung = planned.rung;
+        let tree = skeleton.as_ref().map(Skeleton::tree);
+        let plan = stack::without(planned, tree.as_deref());
         if is_cancelled() {
             scratch.never_mounted(&plan);
             let finished = unstarted(Status::Cancelled);
-            return Ok(Ran { plan, merged, finished, made: Vec::new(), user: template.user() });
+            return Ok(Ran { plan, skeleton: tree, merged, finished, made: Vec::new(), user: template.user() });
         }
-        let lowers = plan.lowers(&scratch.lower());
         clock.step(Phase::PrepUpper, || scratch.prepare_upper(&lowers, prep_upper))?;
-        let overlay = stack::overlay(plan.rung, lowers, &scratch).devices(devices).xattrs(xattrs);
+        let overlay = stack::overlay(rung, lowers, &scratch).devices(devices).xattrs(xattrs);
         let (finished, made, user) = in_phase(Phase::OverlayMount, || {
             kernel.privately(|| {
                 let mounted = clock.step(Phase::OverlayMount, || kernel.mount(&overlay, &scratch))?;
@@ -127,11 +139,11 @@ fn run_on<K: Kernel>(
                 with_undone(ended, unmounted, scratch.dir())
             })?
         })?;
-        Ok(Ran { plan, merged, finished, made, user })
+        Ok(Ran { plan, skeleton: tree, merged, finished, made, user })
     });
     let (ran, upper, removal) = clock.time(Phase::Cleanup, || scratch.settle(ran, cleanup))?;
     let origin = Origin::new(base, &ran.plan, ran.user, namespace);
-    let Ran { plan, merged, finished, made, .. } = ran;
+    let Ran { plan, skeleton, merged, finished, made, .. } = ran;
     let Finished { status, stdout, stderr, output_error, usage, .. } = finished;
     let command = CommandRecord::new(template, &runtime, record_env);
     let timings = clock.stop();
@@ -140,6 +152,7 @@ fn run_on<K: Kernel>(
         upper,
         timings,
         plan,
+        skeleton,
         merged,
         removal,
         made,
@@ -155,6 +168,8 @@ fn run_on<K: Kernel>(
 /// The results of the steps up to the unmount.
 struct Ran {
     plan: Plan,
+    /// The lower with the directories of layers of others, if there are any.
+    skeleton: Option<PathBuf>,
     /// `None` if nothing had to be merged.
     merged: Option<Merged>,
     finished: Finished,

@@ -12,6 +12,7 @@ use container::advanced::id_of_earlier_run;
 use container::{Cgroup, ContainerId, UserNamespace};
 use layer::LockedDir;
 use layer::display::quoted;
+use rustix::fd::AsFd;
 use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
@@ -68,6 +69,12 @@ impl RunDir {
         self.dir.path()
     }
 
+    /// Returns whether the directory belongs to this process's user. In a user namespace, an owner
+    /// without a number is nobody.
+    pub(crate) fn is_own(&self) -> Result<bool> {
+        is_own(&self.dir, self.path())
+    }
+
     /// Returns the name of the run, which is also the name of its container.
     pub(crate) fn id(&self) -> &ContainerId {
         &self.id
@@ -113,8 +120,7 @@ impl RunDir {
         let run = Self::lock(&path)?.ok_or_else(|| Cause::InUse { path: path.clone() })?;
         // In /tmp, any user can create such a directory, with a stack and a container of their
         // choice.
-        let owner = fstat(&run.dir).map_err(io_error("look at", &path))?.st_uid;
-        if !is_own(owner) {
+        if !run.is_own()? {
             return Err(not_kept().into());
         }
         // Kills the processes that a killed run over this upper left, if there are any.
@@ -202,36 +208,20 @@ pub(crate) fn scratch_dir(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).map_err(io_error("find the scratch directory", path))
 }
 
-/// Returns whether a file of the user `owner` belongs to this process's user.
-pub(crate) fn is_own(owner: u32) -> bool {
-    is_users(owner, rustix::process::geteuid().as_raw(), UserNamespace::is_here())
+/// Returns whether the open directory `dir`, whose path is `path`, belongs to this process's user.
+pub(crate) fn is_own(dir: impl AsFd, path: &Path) -> Result<bool> {
+    let owner = fstat(&dir).map_err(io_error("look at", path))?.st_uid;
+    Ok(may_be_own(owner) && UserNamespace::has_owner(dir, owner))
 }
 
-fn is_users(owner: u32, user: u32, is_in_user_namespace: bool) -> bool {
-    // In a user namespace, the kernel shows this ID for every owner without a number.
-    const OVERFLOW: u32 = 65534;
-    owner == user && !(is_in_user_namespace && owner == OVERFLOW)
+/// Returns whether a file of `owner` may belong to this process's user: [`is_own`] decides.
+pub(crate) fn may_be_own(owner: u32) -> bool {
+    owner == rustix::process::geteuid().as_raw()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_owner_without_a_number_is_nobody() {
-        let table = [
-            ((0, 0, false), true),
-            ((1000, 1000, false), true),
-            ((1000, 0, false), false),
-            ((65534, 65534, false), true),
-            ((0, 0, true), true),
-            ((65534, 0, true), false),
-            ((65534, 65534, true), false),
-        ];
-        for ((owner, user, is_in_user_namespace), expected) in table {
-            assert_eq!(is_users(owner, user, is_in_user_namespace), expected, "{owner} {user} {is_in_user_namespace}");
-        }
-    }
 
     #[test]
     fn a_directory_has_one_owner_at_a_time() {

@@ -3,13 +3,14 @@
 //!
 //! `layer::Plan` applies the limits. `inside` finds out whether a directory lies in a tree.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::thread::{self, Scope};
 
 use container::advanced::{fixed_option_bytes, lower_option_bytes};
-use container::{ContainerId, LowerNames, MountApi, Overlay};
+use container::{ContainerId, LowerNames, MountApi, Overlay, UserNamespace};
 use layer::display::quoted;
 use layer::{Base, Hold, Layer, Merge, Merged, Plan, Rung, RungLimit, XattrNamespace};
 
@@ -18,6 +19,7 @@ use crate::inside::{Identity, tree_around};
 use crate::options::Limits;
 use crate::paths::Paths;
 use crate::rundir::{self, PREFIX, scratch_dir};
+use crate::skeleton::Skeleton;
 use crate::{Error, Options, Phase, Result};
 
 /// Returns the plan that [`run`](crate::run) would make. Creates nothing and marks no layer as
@@ -37,7 +39,9 @@ pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan
         // Any run's name will do: only its length matters.
         let id = ContainerId::random(PREFIX)?;
         let paths = Paths::new(scratch_dir(&options.scratch)?.join(id.as_str()));
-        stack.plan(&options.limits, &paths)
+        // The skeleton's name has the same length.
+        let skeleton = stack.of_others().map(|_| layer::Skeleton::at(paths.dir()).tree());
+        Ok(without(stack.plan(&options.limits, &paths, skeleton.as_deref())?, skeleton.as_deref()))
     })
 }
 
@@ -74,6 +78,9 @@ pub(crate) struct Stack<'a> {
     base: PathBuf,
     /// The index of each tree in `trees`; `None` for the base.
     identities: HashMap<Identity, Option<usize>>,
+    /// The index of the topmost tree whose owner has no number in this process's user namespace, if
+    /// there is one. For the base, it is the number of `trees`.
+    first_of_others: Option<usize>,
 }
 
 impl<'a> Stack<'a> {
@@ -82,23 +89,56 @@ impl<'a> Stack<'a> {
     pub(crate) fn resolve(base: &Base, layers: &'a [Layer]) -> Result<Self> {
         // If a tree cannot be used, opening its layer returns the exact reason.
         let tree = absolute(base.fs())?;
-        let found = identity(&tree).map_err(|error| base.check().err().map_or(error, Error::from))?;
+        let found = look(&tree).map_err(|error| base.check().err().map_or(error, Error::from))?;
         let mut identities = HashMap::with_capacity(layers.len() + 1);
-        identities.insert(found, None);
+        identities.insert(found.identity, None);
         let (kept, trees) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
-        let mut stack = Self { layers: kept, trees, base: tree, identities };
+        let mut stack = Self { layers: kept, trees, base: tree, identities, first_of_others: None };
         for layer in layers {
             let tree = absolute(layer.fs())?;
-            let found = identity(&tree).map_err(|error| Layer::open(layer.path()).err().map_or(error, Error::from))?;
-            if let Entry::Vacant(entry) = stack.identities.entry(found) {
+            let found = look(&tree).map_err(|error| Layer::open(layer.path()).err().map_or(error, Error::from))?;
+            if let Entry::Vacant(entry) = stack.identities.entry(found.identity) {
                 entry.insert(Some(stack.trees.len()));
+                if found.is_of_others {
+                    stack.first_of_others.get_or_insert(stack.trees.len());
+                }
                 stack.layers.push(layer);
                 stack.trees.push(tree);
             } else {
                 log::debug!("{} is in the stack already", quoted(layer.path()));
             }
         }
+        if found.is_of_others {
+            stack.first_of_others.get_or_insert(stack.trees.len());
+        }
         Ok(stack)
+    }
+
+    /// Returns the trees from the topmost one of somebody else on, the base last. Returns `None` if
+    /// all trees belong to users of this process's user namespace.
+    pub(crate) fn of_others(&self) -> Option<Vec<&Path>> {
+        let first = self.first_of_others?;
+        Some(self.trees[first..].iter().chain([&self.base]).map(PathBuf::as_path).collect())
+    }
+
+    /// Returns the [skeleton](layer::Skeleton) that belongs on top of the trees of others. Returns
+    /// `None` if it needs none, or if `stop` ended the work.
+    ///
+    /// It is kept in the first of the directories `caches` that does not lie in a tree of the stack.
+    pub(crate) fn skeleton(
+        &self,
+        caches: [Option<&Path>; 2],
+        xattrs: XattrNamespace,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Option<Skeleton>> {
+        let Some(trees) = self.of_others() else { return Ok(None) };
+        for cache in caches.into_iter().flatten() {
+            let cache = scratch_dir(cache)?;
+            if self.tree_around(&cache)?.is_none() {
+                return Skeleton::of(&trees, &cache, xattrs, stop);
+            }
+        }
+        Ok(None)
     }
 
     /// Fails if `dir`, the parent of the run's own directory, is or lies in one of the trees. `dir`
@@ -142,15 +182,24 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// Decides which layers are stacked and which are merged.
-    pub(crate) fn plan(&self, limits: &Limits, scratch: &Paths) -> Result<Plan> {
+    /// Decides which layers are stacked and which are merged. The skeleton is one more layer, on top
+    /// of those of others.
+    pub(crate) fn plan(&self, limits: &Limits, scratch: &Paths, skeleton: Option<&Path>) -> Result<Plan> {
         let available = match limits.rung {
             Some(rung) => vec![rung],
             None => available_rungs(MountApi::detect()?).collect(),
         };
         let [upper, work] = [scratch.upper(), scratch.work()];
         let limits: Vec<_> = available.into_iter().map(|rung| limit(rung, limits, &upper, &work)).collect();
-        let plan = Plan::new(&self.trees, &self.base, &scratch.lower(), &limits);
+        let trees = match (skeleton, self.first_of_others) {
+            (Some(skeleton), Some(first)) => {
+                let mut trees = self.trees.clone();
+                trees.insert(first, skeleton.into());
+                Cow::Owned(trees)
+            }
+            _ => Cow::Borrowed(&self.trees),
+        };
+        let plan = Plan::new(&trees, &self.base, &scratch.lower(), &limits);
         let plan = plan.expect("there is a rung on every kernel");
         log::debug!("{}: {} separate, {} to merge", plan.rung, plan.separate.len(), plan.merged.len());
         Ok(plan)
@@ -170,17 +219,30 @@ pub(crate) fn hold(base: &Base, layers: &[Layer], stop: &dyn Fn() -> bool) -> Re
 pub(crate) fn merge(
     plan: &Plan,
     target: &Path,
+    skeleton: Option<&Skeleton>,
     xattrs: XattrNamespace,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Option<Merged>> {
     if plan.merged.is_empty() {
         return Ok(None);
     }
-    match Merge::new().xattrs(xattrs).stop(stop).run(&plan.merged, target) {
+    let mut merge = Merge::new().xattrs(xattrs).stop(stop);
+    if skeleton.is_some() {
+        merge = merge.hide_unreadable();
+    }
+    match merge.run(&plan.merged, target) {
         Ok(merged) => Ok(Some(merged)),
         Err(layer::Error::Stopped { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Returns the plan of the layers alone, without the skeleton whose tree is `skeleton`.
+pub(crate) fn without(mut plan: Plan, skeleton: Option<&Path>) -> Plan {
+    for trees in [&mut plan.separate, &mut plan.merged] {
+        trees.retain(|tree| Some(tree.as_path()) != skeleton);
+    }
+    plan
 }
 
 /// Returns the rungs that a kernel with `api` has.
@@ -216,13 +278,22 @@ fn mechanism(rung: Rung) -> (MountApi, LowerNames) {
     }
 }
 
-/// Returns the device and inode numbers of `tree`. Fails if `tree` is a symbolic link or not a
-/// directory.
-fn identity(tree: &Path) -> Result<Identity> {
+/// What a run needs to know of the root of a tree.
+struct Found {
+    identity: Identity,
+    /// Whether the owner or the group has no number in this process's user namespace.
+    is_of_others: bool,
+}
+
+/// Looks at the root of `tree`. Fails if `tree` is a symbolic link or not a directory.
+fn look(tree: &Path) -> Result<Found> {
     use std::os::unix::fs::MetadataExt;
     let metadata = tree.symlink_metadata().map_err(io_error("look at", tree))?;
     match metadata.is_dir() {
-        true => Ok((metadata.dev(), metadata.ino())),
+        true => Ok(Found {
+            identity: (metadata.dev(), metadata.ino()),
+            is_of_others: UserNamespace::is_of_others(tree, metadata.uid(), metadata.gid()),
+        }),
         false => Err(io_error("open the directory", tree)(rustix::io::Errno::NOTDIR)),
     }
 }

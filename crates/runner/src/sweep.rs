@@ -11,18 +11,21 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use crate::error::{chain, io_error};
-use crate::rundir::{PREFIX, RunDir, is_name, is_own, scratch_dir};
-use crate::{Error, Result};
+use crate::rundir::{PREFIX, RunDir, is_name, may_be_own, scratch_dir};
+use crate::{Error, Result, skeleton};
 
 /// The result of a [`sweep`].
 ///
-/// As JSON: `{"removed":[PATH…],"live":N,"failed":[{"path":PATH,"message":TEXT}…]}`. A path is a
+/// As JSON: `{"removed":[PATH…],"skeletons":[PATH…],"live":N,"failed":[{"path":PATH,"message":TEXT}…]}`. A path is a
 /// string, or an array of its bytes if it is not UTF-8.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Swept {
     /// The directories of dead runs that were removed, with their cgroups.
     pub removed: Vec<PathBuf>,
+    /// The [skeletons](layer::Skeleton) that were removed. The next run that needs one makes it
+    /// again.
+    pub skeletons: Vec<PathBuf>,
     /// The number of runs that are in progress, or whose upper a value in this or another process
     /// still owns.
     pub live: usize,
@@ -32,10 +35,12 @@ pub struct Swept {
 
 impl Serialize for Swept {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let removed: Vec<_> = self.removed.iter().map(json_path::to_value).collect();
+        let paths = |paths: &[PathBuf]| paths.iter().map(json_path::to_value).collect::<Vec<_>>();
+        let (removed, skeletons) = (paths(&self.removed), paths(&self.skeletons));
         let failed = self.failed.iter();
         let failed = failed.map(|(path, error)| json!({"path": json_path::to_value(path), "message": chain(error)}));
-        json!({"removed": removed, "live": self.live, "failed": failed.collect::<Vec<_>>()}).serialize(serializer)
+        json!({"removed": removed, "skeletons": skeletons, "live": self.live, "failed": failed.collect::<Vec<_>>()})
+            .serialize(serializer)
     }
 }
 
@@ -45,6 +50,9 @@ impl Serialize for Swept {
 /// The container of a killed run has died with it, and its mount was never visible on the host.
 /// Only its directory and empty cgroups are left. If a process is still in one of these cgroups, a
 /// sweep kills it.
+///
+/// Also removes the [skeletons](layer::Skeleton) that runs over layers of somebody else have left for
+/// later runs, unless a run uses them at the moment.
 ///
 /// A sweep does not touch:
 /// - live runs, of any process,
@@ -67,21 +75,23 @@ pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept> {
         let entry = entry.map_err(read)?;
         let Some(id) = entry.file_name().to_str().ok().and_then(run_name) else { continue };
         // In /tmp, any user can create a directory with the name of a live run that is elsewhere.
-        let ours =
-            statat(&dir, id, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| is_directory(&found) && is_own(found.st_uid));
+        let ours = statat(&dir, id, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| is_directory(&found) && may_be_own(found.st_uid));
         if !ours {
             continue;
         }
         let path = scratch.join(id);
         match RunDir::lock(&path) {
-            Ok(Some(run)) => match remove(&run) {
-                Ok(()) => swept.removed.push(path),
+            Ok(Some(run)) => match run.is_own().and_then(|is_own| is_own.then(|| remove(&run)).transpose()) {
+                Ok(None) => {}
+                Ok(Some(())) => swept.removed.push(path),
                 Err(error) => swept.failed.push((path, error)),
             },
             Ok(None) => swept.live += 1,
             Err(error) => swept.failed.push((path, error)),
         }
     }
+    skeleton::sweep(&scratch, &mut swept)?;
     Ok(swept)
 }
 
@@ -132,8 +142,8 @@ mod tests {
     #[test]
     fn a_sweep_is_written_as_json() {
         let failed = vec![("/run/b".into(), io_error("remove", "/run/b")(rustix::io::Errno::BUSY))];
-        let swept = Swept { removed: vec!["/run/a".into()], live: 2, failed };
-        let expected = json!({"removed": ["/run/a"], "live": 2, "failed": [
+        let swept = Swept { removed: vec!["/run/a".into()], skeletons: vec!["/run/s".into()], live: 2, failed };
+        let expected = json!({"removed": ["/run/a"], "skeletons": ["/run/s"], "live": 2, "failed": [
             {"path": "/run/b", "message": "cannot remove /run/b: Device or resource busy (os error 16)"}
         ]});
         assert_eq!(serde_json::to_value(&swept).unwrap(), expected);

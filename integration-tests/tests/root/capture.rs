@@ -49,6 +49,13 @@ impl Stack {
         Mount::writable(&self.lowers, &self.dir.path().join("session")).unwrap()
     }
 
+    /// Mounts the overlay again that was [written](Self::write) to before.
+    fn write_again(&self) -> Mount {
+        // The kernel refuses the work directory of a volatile mount.
+        layer::remove_tree(self.dir.path().join("session/work")).unwrap();
+        self.write()
+    }
+
     /// The path of the upper.
     fn upper(&self) -> PathBuf {
         self.dir.path().join("session/upper")

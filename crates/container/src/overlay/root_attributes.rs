@@ -32,7 +32,7 @@ pub fn copy_root_attributes(from: &Path, to: &Path) -> Result<()> {
     };
     let (source, target) = (open(from)?, open(to)?);
     let stat = fstat(&source).map_err(Error::io("look at", from))?;
-    let (uid, gid) = UserNamespace::owner_of_copy(stat.st_uid, stat.st_gid);
+    let (uid, gid) = UserNamespace::owner_of_copy(&source, stat.st_uid, stat.st_gid);
     fchown(&target, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(Error::io("set the owner of", to))?;
 
     let wanted = attributes(&source).map_err(Error::io("read the attributes of", from))?;

@@ -36,6 +36,8 @@ pub struct Config {
     rootfs: String,
     cgroups_path: Option<String>,
     has_filter: bool,
+    /// Whether the command keeps the supplementary groups of the caller.
+    keeps_groups: bool,
     makes_devices: bool,
     user: Option<User>,
     start: Option<Start>,
@@ -59,6 +61,10 @@ struct Start {
 /// The annotation with a BPF program that crun uses instead of the profile in `linux.seccomp`:
 /// crun(1), "seccomp".
 const CRUN_FILTER: &str = "run.oci.seccomp_bpf_data";
+
+/// The annotation with which crun leaves the supplementary groups of its caller as they are:
+/// crun(1), "run.oci.keep_original_groups".
+const CRUN_GROUPS: &str = "run.oci.keep_original_groups";
 
 impl Template {
     /// Returns the configuration of a run with the root file system `rootfs`. Only `root.path`
@@ -86,6 +92,7 @@ impl Config {
             rootfs: rootfs.into(),
             cgroups_path: None,
             has_filter: false,
+            keeps_groups: false,
             makes_devices: true,
             open_files: None,
             binds_of_files: Vec::new(),
@@ -158,6 +165,18 @@ impl Config {
     pub(crate) fn with_filter_for_crun(mut self) -> Config {
         let theirs = self.template.value.pointer("/annotations").and_then(|all| all.get(CRUN_FILTER));
         self.has_filter = self.template.filter.is_some() && theirs.is_none();
+        self
+    }
+
+    /// Lets crun keep the supplementary groups of the caller, if the command is root and has no
+    /// groups of its own. Another user of the container is another person, who is not a member.
+    pub(crate) fn with_groups_of_caller(mut self) -> Config {
+        let (uid, has_groups) = match &self.user {
+            Some(user) => (user.uid, !user.additional_gids.is_empty()),
+            None => (self.template.user().0, self.template.additional_gids().next().is_some()),
+        };
+        let theirs = self.template.value.pointer("/annotations").and_then(|all| all.get(CRUN_GROUPS));
+        self.keeps_groups = uid == 0 && !has_groups && theirs.is_none();
         self
     }
 
@@ -313,6 +332,9 @@ impl Serialize for Config {
         let none = Map::new();
         let template = self.template.value.as_object().unwrap_or(&none);
         let filter = self.has_filter.then(|| self.template.filter()).flatten();
+        let groups = self.keeps_groups.then(|| Value::from("1"));
+        let annotations = [(CRUN_FILTER, filter.map(Value::from)), (CRUN_GROUPS, groups)];
+        let has_annotations = annotations.iter().any(|(_, value)| value.is_some());
         let mut map = serializer.serialize_map(None)?;
         for (key, value) in template {
             let changed = match key.as_str() {
@@ -325,8 +347,8 @@ impl Serialize for Config {
                 ("root", _) => {
                     map.serialize_entry(key, &With { value, changes: [("path", Some(self.rootfs.as_str().into()))] })?
                 }
-                ("annotations", _) if filter.is_some() => {
-                    map.serialize_entry(key, &With { value, changes: [(CRUN_FILTER, filter.map(Value::from))] })?;
+                ("annotations", _) if has_annotations => {
+                    map.serialize_entry(key, &With { value, changes: annotations.clone() })?;
                 }
                 ("linux", path) => {
                     let path = ("cgroupsPath", path.as_deref().map(Value::from));
@@ -340,8 +362,8 @@ impl Serialize for Config {
         if let (Some(path), false) = (&self.cgroups_path, template.contains_key("linux")) {
             map.serialize_entry("linux", &json!({"cgroupsPath": path}))?;
         }
-        if let (Some(filter), false) = (filter, template.contains_key("annotations")) {
-            map.serialize_entry("annotations", &json!({CRUN_FILTER: filter}))?;
+        if has_annotations && !template.contains_key("annotations") {
+            map.serialize_entry("annotations", &With { value: &Value::Null, changes: annotations })?;
         }
         map.end()
     }
@@ -620,6 +642,24 @@ mod tests {
             serde_json::to_value(unknown.clone().with_filter_for_crun()).unwrap(),
             serde_json::to_value(unknown).unwrap()
         );
+    }
+
+    #[test]
+    fn only_root_without_groups_keeps_those_of_the_caller() {
+        let user =
+            |uid: u32, groups: &[u32]| json!({"process": {"user": {"uid": uid, "gid": 0, "additionalGids": groups}}});
+        let theirs = json!({"annotations": {CRUN_GROUPS: "0"}});
+        for (template, kept) in [
+            (json!({}), Some(json!({CRUN_GROUPS: "1"}))),
+            (user(0, &[]), Some(json!({CRUN_GROUPS: "1"}))),
+            (json!({"annotations": {"a": "b"}}), Some(json!({"a": "b", CRUN_GROUPS: "1"}))),
+            (user(0, &[5]), None),
+            (user(1000, &[]), None),
+            (theirs.clone(), Some(theirs["annotations"].clone())),
+        ] {
+            let written = serde_json::to_value(config(template.clone()).with_groups_of_caller()).unwrap();
+            assert_eq!(written.get("annotations"), kept.as_ref(), "{template}");
+        }
     }
 
     #[test]

@@ -30,7 +30,10 @@ impl Lowers {
         };
         let (present, missing): (Vec<_>, Vec<_>) = lowers.iter().partition(|lower| lower.symlink_metadata().is_ok());
         let missing = missing.first().map(|lower| lower.to_path_buf());
-        Ok(Self { view: View::new(&present)?.xattrs(xattrs), missing, _hold: hold })
+        // An ordinary user may be unable to read a directory of others. The command was shown nothing
+        // of it, and has hidden nothing in it.
+        let view = View::new(&present)?.xattrs(xattrs).hide_unreadable();
+        Ok(Self { view, missing, _hold: hold })
     }
 
     /// Returns the stack of the lowers that exist.

@@ -2,19 +2,21 @@
 //! it, and finishes it after its children. `part.rs` takes the entries of one layer.
 
 use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, PoisonError};
 
-use rustix::fs::{OFlags, flistxattr, fstat};
+use rustix::fs::{Mode, OFlags, flistxattr, fstat, openat};
 use rustix::io::Errno;
 
-use super::Merged;
 use super::node::{DirNode, NodeState};
 use super::part::{Gathered, Part};
 use super::shared::Shared;
+use super::{Content, Merged};
 use crate::error::{Error, Result};
 use crate::stack::overlayfs;
+use crate::stack::sources::Unreadable;
 use crate::tree::attributes::{Attributes, Keep};
-use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, READ, as_os_str};
+use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, PATH, READ, as_os_str, open_beneath};
 use crate::tree::xattr::XattrList;
 
 /// A merged directory to fill. It exists already and is empty.
@@ -26,12 +28,16 @@ pub(super) struct Job {
     cut: bool,
     /// Whether a directory above is opaque, so that the base cannot show through here.
     hidden: bool,
+    /// The entries to make. Where the base is hidden because a directory cannot be read, they are
+    /// everything.
+    content: Content,
 }
 
 impl Job {
     /// Returns the job for the root of a merge of `layers` layers.
-    pub(super) fn root(layers: usize) -> Self {
-        Self { node: DirNode::root(NodeState::default()), layers: (0..layers).collect(), cut: false, hidden: false }
+    pub(super) fn root(layers: usize, content: Content) -> Self {
+        let node = DirNode::root(NodeState::default());
+        Self { node, layers: (0..layers).collect(), cut: false, hidden: false, content }
     }
 }
 
@@ -76,16 +82,22 @@ impl<'a> Worker<'a> {
     /// Fills one directory, and finishes each directory that this completes. Adds the directories
     /// in it to `found`.
     pub(super) fn fill(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
-        let Job { node, layers, mut cut, hidden } = job;
+        let Job { node, mut layers, mut cut, hidden, mut content } = job;
         let mut gathered = Gathered::default();
+        if let Some(unreadable) = self.first_unreadable(&node, &layers, &mut gathered)? {
+            layers.truncate(unreadable);
+            (cut, content) = (true, Content::Everything);
+        }
         for (index, &layer) in layers.iter().enumerate() {
-            let opaque = self.gather(&node, layer, index + 1 == layers.len(), &mut gathered)?;
+            let opaque = self.gather(&node, layer, content, index + 1 == layers.len(), &mut gathered)?;
             if opaque {
                 cut = true;
                 break;
             }
         }
         let Gathered { children, whiteouts, attributes, .. } = gathered;
+        // The layers stay below a skeleton, and hide by themselves what they hide.
+        let cut = cut && content == Content::Everything;
         let hides_base = cut || hidden;
         self.mark(&node, cut && !hidden, if hides_base { &[] } else { &whiteouts })?;
         *node.state.lock().unwrap_or_else(PoisonError::into_inner) = attributes;
@@ -100,13 +112,58 @@ impl<'a> Worker<'a> {
             layers: child.layers,
             cut: child.cut,
             hidden: hides_base,
+            content,
         }));
         Ok(())
     }
 
+    /// Returns the position in `layers` of the first layer whose part of the directory this process
+    /// may not read, if such parts are [hidden](Unreadable::Hidden). If it is the topmost one,
+    /// takes its attributes.
+    fn first_unreadable(
+        &mut self,
+        node: &Arc<DirNode>,
+        layers: &[usize],
+        gathered: &mut Gathered,
+    ) -> Result<Option<usize>> {
+        let shared = self.shared;
+        if shared.unreadable == Unreadable::Refused {
+            return Ok(None);
+        }
+        for (index, &layer) in layers.iter().enumerate() {
+            let opened = match open_part(&mut self.sources, shared, node, layer) {
+                // Without the permission to search it, the entries can be listed, and not used.
+                Ok(from) => openat(from, c".", PATH, Mode::empty()).map(drop),
+                Err(errno) => Err(errno),
+            };
+            match opened {
+                Err(Errno::ACCESS) => {}
+                // `gather` reports any other failure.
+                _ => continue,
+            }
+            // Deeper directories are reached through this one, which is not read.
+            let found = shared.sources.root(layer).and_then(|root| open_beneath(root.as_fd(), &node.path(), PATH));
+            let stat = found.and_then(fstat);
+            let stat = stat.map_err(|errno| Error::io("look at", shared.source_path(layer, node, None))(errno))?;
+            shared.note(layer, node, stat);
+            if index == 0 {
+                gathered.attributes = Some(Attributes::of_unreadable(&stat));
+            }
+            return Ok(Some(index));
+        }
+        Ok(None)
+    }
+
     /// Takes the entries of one layer that no layer above has. Returns whether the layer's
     /// directory hides the directories of its name below.
-    fn gather(&mut self, node: &Arc<DirNode>, layer: usize, is_last: bool, gathered: &mut Gathered) -> Result<bool> {
+    fn gather(
+        &mut self,
+        node: &Arc<DirNode>,
+        layer: usize,
+        content: Content,
+        is_last: bool,
+        gathered: &mut Gathered,
+    ) -> Result<bool> {
         let shared = self.shared;
         if shared.stop.is_some_and(|stop| stop()) {
             return Err(Error::Stopped { target: shared.target_path.into() });
@@ -115,25 +172,26 @@ impl<'a> Worker<'a> {
         let to = to.map_err(shared.target_error("open", node))?;
         let io = |operation| move |errno: Errno| Error::io(operation, shared.source_path(layer, node, None))(errno);
 
-        let (held, cursor) = &mut self.sources[layer % CURSORS];
-        if std::mem::replace(held, layer) != layer {
-            cursor.leave();
-        }
-        if let Err(Errno::PERM) = cursor.go(node, || shared.sources.root(layer)).map(drop) {
-            // Only root and the owner may open a directory with NOATIME.
-            *cursor = Cursor::new(READ);
-        }
-        let from = cursor.go(node, || shared.sources.root(layer)).map_err(|errno| match errno {
+        let from = open_part(&mut self.sources, shared, node, layer).map_err(|errno| match errno {
             Errno::XDEV => Error::MountInside { path: shared.source_path(layer, node, None) },
             errno => io("open")(errno),
         })?;
 
         let names = &mut self.names;
         names.read(|buffer| flistxattr(from, buffer)).map_err(io("list the extended attributes of"))?;
+        if shared.content == Content::Directories {
+            shared.note(layer, node, fstat(from).map_err(io("look at"))?);
+        }
         // The kernel looks at neither attribute on the root of a layer.
         let opaque = node.parent().is_some()
-            && overlayfs::hides_below(from, Some(names), shared.xattrs)
-                .map_err(|why| why.at(shared.source_path(layer, node, None)))?;
+            && match content {
+                Content::Everything => overlayfs::hides_below(from, Some(names), shared.xattrs)
+                    .map_err(|why| why.at(shared.source_path(layer, node, None)))?,
+                // The layers stay below a skeleton, and so does what the attribute `redirect` names.
+                Content::Directories => {
+                    overlayfs::is_opaque_dir(from, shared.xattrs).map_err(io("read the extended attributes of"))?
+                }
+            };
         if gathered.attributes.is_none() {
             let attributes = Attributes::of(from, names, Keep::Visible(shared.xattrs));
             gathered.attributes = Some(attributes.map_err(io("read the attributes of"))?);
@@ -143,6 +201,7 @@ impl<'a> Worker<'a> {
             shared,
             node,
             layer,
+            content,
             from,
             to,
             own_cwd: self.own_cwd,
@@ -201,10 +260,27 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// Opens a layer's part of a directory.
+fn open_part<'a>(
+    sources: &'a mut [(usize, Cursor<NodeState>); CURSORS],
+    shared: &Shared<'_>,
+    node: &Arc<DirNode>,
+    layer: usize,
+) -> rustix::io::Result<BorrowedFd<'a>> {
+    let (held, cursor) = &mut sources[layer % CURSORS];
+    if std::mem::replace(held, layer) != layer {
+        cursor.leave();
+    }
+    if let Err(Errno::PERM) = cursor.go(node, || shared.sources.root(layer)).map(drop) {
+        // Only root and the owner may open a directory with NOATIME.
+        *cursor = Cursor::new(READ);
+    }
+    cursor.go(node, || shared.sources.root(layer))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::fd::AsFd;
     use std::path::Path;
     use std::sync::{Mutex, OnceLock};
 
@@ -226,6 +302,9 @@ mod tests {
             target_path: target,
             root_mode: None,
             xattrs: XattrNamespace::User,
+            content: Content::Everything,
+            unreadable: Unreadable::Refused,
+            read: Mutex::default(),
             stop: None,
             progress: None,
             merged: Mutex::default(),
@@ -236,7 +315,7 @@ mod tests {
             let work = || {
                 let mut worker = Worker::new(&shared);
                 worker.own_cwd = false;
-                let mut waiting = vec![Job::root(1)];
+                let mut waiting = vec![Job::root(1, Content::Everything)];
                 while let Some(job) = waiting.pop() {
                     worker.fill(job, &mut waiting)?;
                 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, RawDir, linkat, llistxattr, mkdirat};
 use rustix::io::Errno;
 
-use super::Merged;
 use super::copy::Original;
 use super::node::DirNode;
 use super::shared::Shared;
+use super::{Content, Merged};
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{Entry, EntryKind};
 use crate::tree::attributes::Attributes;
@@ -51,6 +51,7 @@ pub(super) struct Part<'a> {
     pub(super) shared: &'a Shared<'a>,
     pub(super) node: &'a Arc<DirNode>,
     pub(super) layer: usize,
+    pub(super) content: Content,
     pub(super) from: BorrowedFd<'a>,
     pub(super) to: BorrowedFd<'a>,
     /// Whether this thread has its own working directory.
@@ -97,7 +98,9 @@ impl Part<'_> {
                 children.push(Child { name: name.into(), layers: vec![self.layer], cut: false });
                 Slot::Directory(children.len() - 1)
             } else {
-                if self.is_whiteout(name, kind)? {
+                if self.content == Content::Directories {
+                    // It only hides what is below.
+                } else if self.is_whiteout(name, kind)? {
                     whiteouts.push(name.into());
                 } else {
                     self.link(name)?;

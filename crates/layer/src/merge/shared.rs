@@ -5,15 +5,15 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, Stat};
 use rustix::io::Errno;
 
-use super::Merged;
 use super::hardlinks::HardLinks;
 use super::node::DirNode;
+use super::{Content, Merged};
 use crate::error::Error;
 use crate::stack::overlayfs::XattrNamespace;
-use crate::stack::sources::Sources;
+use crate::stack::sources::{Sources, Unreadable};
 use crate::tree::walk::as_os_str;
 
 /// The data that all workers of one merge share.
@@ -24,6 +24,10 @@ pub(super) struct Shared<'a> {
     /// The mode that the target's root gets instead of that of the topmost layer's root.
     pub(super) root_mode: Option<Mode>,
     pub(super) xattrs: XattrNamespace,
+    pub(super) content: Content,
+    pub(super) unreadable: Unreadable,
+    /// The directories of the sources that were read, if [`Content::Directories`] is merged.
+    pub(super) read: Mutex<Vec<ReadDir>>,
     /// A function that returns true when the merge must stop.
     pub(super) stop: Option<&'a (dyn Fn() -> bool + Sync)>,
     /// A function that the merge calls with the numbers of all workers.
@@ -35,7 +39,26 @@ pub(super) struct Shared<'a> {
     pub(super) why_copied: OnceLock<Errno>,
 }
 
+/// A directory of a source.
+#[derive(Debug)]
+pub(crate) struct ReadDir {
+    /// The number of the source, topmost first.
+    pub(crate) layer: usize,
+    /// The path below the root of the source.
+    pub(crate) path: PathBuf,
+    /// Its attributes before its entries were read.
+    pub(crate) stat: Stat,
+}
+
 impl Shared<'_> {
+    /// Notes a directory of a source before its entries are read.
+    pub(super) fn note(&self, layer: usize, node: &DirNode, stat: Stat) {
+        if self.content == Content::Directories {
+            let read = ReadDir { layer, path: node.path(), stat };
+            self.read.lock().unwrap_or_else(PoisonError::into_inner).push(read);
+        }
+    }
+
     /// Adds what a worker has made, and reports the progress.
     pub(super) fn add(&self, made: Merged) {
         let mut merged = self.merged.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,6 +16,16 @@ use crate::tree::walk::{Identity, PATH};
 /// of the usual limit of 1,024.
 const SHARE: u64 = 4;
 
+/// The treatment of a directory of a tree that this process may not list or search.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Unreadable {
+    /// It is an error.
+    #[default]
+    Refused,
+    /// It shows nothing, and hides the directories of its name below.
+    Hidden,
+}
+
 /// The trees of a stack, topmost first.
 #[derive(Debug)]
 pub(crate) struct Sources {

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Stat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
-use crate::stack::sources::{Root, Sources};
+use crate::stack::sources::{Root, Sources, Unreadable};
 use crate::tree::attributes::{Attributes, Keep};
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath, open_in};
 use crate::tree::xattr::XattrList;
@@ -31,6 +31,7 @@ pub(crate) struct View {
     xattrs: XattrNamespace,
     /// The directories that were found, by their paths. `None` if the view does not remember them.
     directories: Option<Mutex<HashMap<PathBuf, Directory>>>,
+    unreadable: Unreadable,
 }
 
 /// The most directories that a view remembers. With more, it begins again.
@@ -73,13 +74,22 @@ impl View {
     /// [`Error::NotADirectory`] if a tree is not a directory (a symbolic link is not one),
     /// [`Error::Io`] if its root cannot be opened.
     pub(crate) fn new(trees: &[impl AsRef<Path>]) -> Result<Self> {
-        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default(), directories: None })
+        let directories = None;
+        let unreadable = Unreadable::default();
+        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default(), directories, unreadable })
     }
 
     /// Remembers from now on which trees have a directory, instead of looking into all of them for
     /// every path through it.
     pub(crate) fn remembering(mut self) -> Self {
         self.directories = Some(Mutex::default());
+        self
+    }
+
+    /// Shows nothing of a directory that this process may not list or search, and nothing of its
+    /// name below, as a [`Skeleton`](crate::Skeleton) on top of the trees does.
+    pub(crate) fn hide_unreadable(mut self) -> Self {
+        self.unreadable = Unreadable::Hidden;
         self
     }
 
@@ -141,6 +151,7 @@ impl View {
             let stat = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
+                Err(errno) if self.is_hidden(errno) => continue,
                 Err(errno) => return Err(self.error("look at", tree, directory, Some(&name))(errno)),
             };
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
@@ -183,7 +194,7 @@ impl View {
         let mut hidden: HashSet<CString> = HashSet::new();
         let mut buffer = Vec::with_capacity(ENTRIES_SIZE_BYTES);
         for (index, &tree) in directory.trees.iter().enumerate() {
-            let dir = self.open_to_read(tree, directory)?;
+            let Some(dir) = self.open_to_read(tree, directory)? else { break };
             let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
             while let Some(entry) = entries.next() {
                 let entry = entry.map_err(self.error("read", tree, directory, None))?;
@@ -214,9 +225,11 @@ impl View {
     /// Returns `None` for a stack of no trees.
     pub(crate) fn attributes(&self, directory: &Directory) -> Result<Option<Attributes>> {
         let Some(&tree) = directory.trees.first() else { return Ok(None) };
-        let dir = self.open_to_read(tree, directory)?;
-        let attributes = XattrList::of(dir.as_fd())
-            .and_then(|names| Attributes::of(dir.as_fd(), &names, Keep::Visible(self.xattrs)));
+        let attributes = match self.open_to_read(tree, directory)? {
+            Some(dir) => XattrList::of(dir.as_fd())
+                .and_then(|names| Attributes::of(dir.as_fd(), &names, Keep::Visible(self.xattrs))),
+            None => fstat(self.open(tree, directory)?).map(|stat| Attributes::of_unreadable(&stat)),
+        };
         attributes.map(Some).map_err(self.error("read the attributes of", tree, directory, None))
     }
 
@@ -262,7 +275,8 @@ impl View {
         opened.map_err(self.error("open", tree, directory, None))
     }
 
-    fn open_to_read(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
+    /// Opens a directory of a tree. Returns `None` if it is [hidden](Self::hide_unreadable).
+    fn open_to_read(&self, tree: usize, directory: &Directory) -> Result<Option<OwnedFd>> {
         let opened = self.trees.root(tree).and_then(|root| {
             match open_beneath(root.as_fd(), &directory.path, READ | OFlags::NOATIME) {
                 // Only root and the owner may open a directory with NOATIME.
@@ -270,7 +284,25 @@ impl View {
                 opened => opened,
             }
         });
-        opened.map_err(self.error("open", tree, directory, None))
+        match opened.and_then(|dir| self.searched(dir)) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(errno) if self.is_hidden(errno) => Ok(None),
+            Err(errno) => Err(self.error("open", tree, directory, None)(errno)),
+        }
+    }
+
+    /// Returns `dir`, or `EACCES` if directories are hidden and this one can be listed, but not
+    /// searched.
+    fn searched(&self, dir: OwnedFd) -> rustix::io::Result<OwnedFd> {
+        if self.unreadable == Unreadable::Hidden {
+            openat(&dir, c".", PATH, Mode::empty())?;
+        }
+        Ok(dir)
+    }
+
+    /// Returns whether `errno` says that a directory is [hidden](Self::hide_unreadable).
+    fn is_hidden(&self, errno: Errno) -> bool {
+        self.unreadable == Unreadable::Hidden && errno == Errno::ACCESS
     }
 
     /// Returns what `name` in an open directory of a tree is to overlayfs.
@@ -288,7 +320,11 @@ impl View {
 
     /// Returns whether the directory `name` hides the directories of that name in the trees below.
     fn ends(&self, tree: usize, directory: &Directory, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
-        let opened = open_in(dir, name, READ).map_err(self.error("open", tree, directory, Some(name)))?;
+        let opened = match open_in(dir, name, READ).and_then(|dir| self.searched(dir)) {
+            Ok(opened) => opened,
+            Err(errno) if self.is_hidden(errno) => return Ok(true),
+            Err(errno) => return Err(self.error("open", tree, directory, Some(name))(errno)),
+        };
         let hides = overlayfs::hides_below(opened.as_fd(), None, self.xattrs);
         hides.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
@@ -321,7 +357,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    use rustix::fs::{CWD, Mode, XattrFlags, mknodat, setxattr};
+    use rustix::fs::{CWD, XattrFlags, mknodat, setxattr};
 
     use super::*;
 

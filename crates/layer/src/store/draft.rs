@@ -154,9 +154,12 @@ impl Draft {
             if self.access.is_none() {
                 self.inherit(layer, dir)?;
             }
+            // A run of another user may have locked the directory.
+            let locked = lock.lock_layer(layer.name())?;
             let failed = Error::io::<Errno>("rename a new layer to", layer.path());
             match renameat_with(CWD, self.layer.path(), CWD, layer.path(), RenameFlags::EXCHANGE) {
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    drop(locked);
                     let old = lock.throw_away(layer.name())?;
                     let old = self.take_place(old, layer)?;
                     drop(lock);

@@ -29,7 +29,7 @@ use crate::json_path;
 use crate::layer::Layer;
 use crate::layer::meta::timestamp;
 use crate::store::hold::{Stale, held, read};
-use crate::store::store_dir::{MadeOfLayer, Part, StoreDir, Trash, check_may_change};
+use crate::store::store_dir::{MadeOfLayer, Part, StoreDir, Trash, check_may_change, locked};
 
 /// The maximum number of layers that are renamed under one lock, and then removed without the lock.
 /// A rename takes about ten microseconds, so a run that wants to hold its layers waits for about
@@ -42,7 +42,8 @@ const BATCH: usize = 64;
 /// The collector considers the layers that are directly in the store and have a `layer.json`, in
 /// the order of their [last use](Layer::last_used). For a layer that was never used, the time of
 /// its `layer.json` counts. The collector never removes:
-/// - layers that a process or a kept result [holds](crate::Hold); every run holds its layers;
+/// - layers that a process or a kept result [holds](crate::Hold), or whose directory another process
+///   has locked with flock(2); every run holds its layers;
 /// - a layer that the `base_hash` of another layer [names](Layer::has_hash): a base is never marked
 ///   as used, and all layers above it would be lost;
 /// - a layer that has been used since the collector looked at it;
@@ -246,7 +247,11 @@ impl<'a> Collector<'a> {
         let store = store.as_ref();
         check_may_change(store)?;
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
-        let mut collected = self.plan(&inventory, &held(store)?, self.need(store, &inventory)?);
+        let mut held = held(store)?;
+        held.extend(
+            locked(store, inventory.layers.iter().map(|stored| &*stored.name))?.into_iter().map(OsString::from),
+        );
+        let mut collected = self.plan(&inventory, &held, self.need(store, &inventory)?);
         collected.orphans = inventory.unfinished.len();
         if let Some(store_dir) = StoreDir::open(store)? {
             collected.orphans += store_dir.garbage()?.directories();
@@ -398,6 +403,7 @@ impl<'a> Collector<'a> {
                         layers.push_front(stored);
                         break;
                     }
+                    Err(Error::LayerHeld { .. }) => collected.held.push(layer.name().into()),
                     // Nothing can be collected in a read-only store.
                     Err(error) if error.is_read_only() => return Err(error),
                     Err(error) => collected.failed.push(error),

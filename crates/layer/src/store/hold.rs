@@ -6,19 +6,23 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, openat, statat};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, fstat, openat, statat};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Resource, getrlimit};
 
 use crate::capture::upper_id::UpperId;
 use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
-use crate::store::store_dir::{Part, PartFile, StoreDir};
+use crate::store::store_dir::{Part, PartFile, RETRY, StoreDir};
+use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::regular_file;
-use crate::tree::walk::PATH;
+use crate::tree::walk::{PATH, READ, identity};
 
 /// A hold on layers. No [collector](crate::Collector) of any process removes them while this value
 /// exists, or even longer if the caller [keeps](Self::keep) it.
@@ -27,6 +31,10 @@ use crate::tree::walk::PATH;
 /// a run over hundreds of layers needs only two descriptors per store. The process locks the file
 /// with flock(2). The kernel releases the lock however the process ends, and a collector then
 /// removes the file. Programs that the process executes do not inherit the descriptor.
+///
+/// In a store where this user may not make that file, such as one of root's, the hold is a shared
+/// flock(2) on the directory of each layer instead. That needs only the permission to read the
+/// directory, one descriptor per layer, and ends with the process in any case.
 ///
 /// The store of a layer is the directory that really contains it. For a symbolic link, this is the
 /// store of the layer that the link leads to. Two cases are not covered: a single layer that is
@@ -46,7 +54,19 @@ use crate::tree::walk::PATH;
 #[must_use = "dropped, it holds nothing any more"]
 pub struct Hold {
     files: Vec<PartFile>,
+    /// The directories of layers in stores where this user may not make a file.
+    dirs: Vec<LockedDir>,
+    /// The reason why some layers are not held, and the store of the first of them.
+    unheld: Option<(PathBuf, Error)>,
 }
+
+/// The part of the process's descriptors that the directories of held layers may use: one in
+/// `SHARE`. The runtime and the mount need others.
+const SHARE: u64 = 2;
+
+/// The number of attempts to lock a directory, a millisecond apart. A collector has it locked for
+/// microseconds.
+const ATTEMPTS: u32 = 200;
 
 /// The size of the head of a hold's file. The head contains the path for which the layers stay held
 /// without a process, a NUL, the id of the directory there, if any, and NULs as padding. It is
@@ -62,14 +82,14 @@ impl Hold {
     /// Holds the layers in these directories. Look at the layers *after* taking the hold: a
     /// collector may have removed one just before.
     ///
-    /// The hold skips these stores, and logs that it does:
+    /// The hold skips these stores. It logs one warning if a collector may work there:
     /// - a store that is mounted read-only: no collector can remove anything there, unless the
     ///   store is also mounted writable elsewhere;
     /// - a store whose file system has no locks: no collector works there;
     /// - a store whose `.layered` belongs neither to root nor to the owner of the store: no
     ///   collector uses it;
-    /// - a store whose `.layered` this user may not make or open: a collector of another user may
-    ///   remove its layers.
+    /// - a store in which this user may neither make a hold nor read the directories of the layers: a
+    ///   collector of another user may remove its layers.
     ///
     /// # Errors
     /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] reports
@@ -116,6 +136,9 @@ impl Hold {
             let real = links.into_iter().map(real).collect::<Result<Vec<_>>>()?;
             waiting = real.into_iter().filter(|layer| layer.parent().is_some()).collect();
             if waiting.is_empty() {
+                if let Some((store, error)) = hold.unheld.take() {
+                    log::warn!("layers of {} are not held: {}", quoted(&store), Chain(&error));
+                }
                 return Ok(Some(hold));
             }
         }
@@ -148,7 +171,12 @@ impl Hold {
 
     /// Keeps the layers held for the [reason](Self::set_reason) that was set, after this process
     /// ends and across restarts of the machine.
+    ///
+    /// Layers in a store where this user may not make a file stay held only until this process ends.
     pub fn keep(mut self) {
+        if let Some(dir) = self.dirs.first() {
+            log::warn!("a collector may remove {} and other layers of that store", quoted(dir.path()));
+        }
         for file in self.files.drain(..) {
             file.keep();
         }
@@ -175,17 +203,19 @@ impl Hold {
     ) -> Result<bool> {
         let dir = openat(CWD, store, PATH.difference(OFlags::NOFOLLOW), Mode::empty());
         let dir = dir.map_err(|errno| missing(layers[0].0, errno.into()))?;
-        let store_dir = if_it_can_be(store, StoreDir::make(store))?;
+        let mut why = None;
+        let store_dir = unless_refused(StoreDir::make(store), &mut why)?;
         // Under this lock, no collector removes anything until the file lists the held layers.
         let lock = match (&store_dir, stop) {
             (None, _) => None,
-            (Some(store_dir), None) => if_it_can_be(store, store_dir.lock(FlockOperation::LockShared))?,
-            (Some(store_dir), Some(stop)) => match if_it_can_be(store, store_dir.lock_shared_until(stop))? {
+            (Some(store_dir), None) => unless_refused(store_dir.lock(FlockOperation::LockShared), &mut why)?,
+            (Some(store_dir), Some(stop)) => match unless_refused(store_dir.lock_shared_until(stop), &mut why)? {
                 Some(None) => return Ok(false),
                 lock => lock.flatten(),
             },
         };
         let mut names = vec![0; HEAD_BYTES];
+        let mut held = Vec::new();
         for &(layer, name) in layers {
             let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| missing(layer, errno.into()))?;
             match FileType::from_raw_mode(stat.st_mode) {
@@ -193,16 +223,77 @@ impl Hold {
                 FileType::Directory => {
                     names.extend_from_slice(name.as_bytes());
                     names.push(0);
+                    held.push((layer, name));
                 }
                 _ => return Err(missing(layer, Errno::NOTDIR.into())),
             }
         }
         if let Some(lock) = lock.filter(|_| names.len() > HEAD_BYTES) {
             let file = lock.make_file(Part::Holds).and_then(|file| hold(file, &names));
-            self.files.extend(if_it_can_be(store, file)?);
+            self.files.extend(unless_refused(file, &mut why)?);
+        }
+        if let Some(Error::Io { source, .. }) = &why {
+            let level = match source.kind() {
+                ErrorKind::ReadOnlyFilesystem => log::Level::Debug,
+                _ => log::Level::Warn,
+            };
+            // Another reason, such as a `.layered` of a third person, says more than a permission.
+            let is_forbidden = matches!(Errno::from_io_error(source), Some(Errno::ACCESS | Errno::PERM));
+            let left = if is_forbidden { self.lock_dirs(dir.as_fd(), &held)? } else { why };
+            match left {
+                Some(error) if level == log::Level::Warn => {
+                    self.unheld.get_or_insert((store.into(), error));
+                }
+                Some(error) => log::debug!("layers of {} are not held: {}", quoted(store), Chain(&error)),
+                None => {}
+            }
         }
         Ok(true)
     }
+
+    /// Locks the directories of `layers`, in the store `store`, so that no collector removes them.
+    /// Returns the reason why the first of those is not locked that cannot be.
+    fn lock_dirs(&mut self, store: BorrowedFd<'_>, layers: &[(&Path, &OsStr)]) -> Result<Option<Error>> {
+        let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| (limit / SHARE) as usize);
+        let mut failed = None;
+        for &(layer, name) in layers {
+            let locked = match self.dirs.len() < limit {
+                true => lock_layer(store, layer, name),
+                false => Err(Error::io("open", layer)(Errno::MFILE)),
+            };
+            match locked {
+                Ok(locked) => self.dirs.push(locked),
+                Err(error @ Error::NotADirectory { .. }) => return Err(error),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        Ok(failed)
+    }
+}
+
+/// Locks the directory of a layer, shared. The layer has this name when it is locked.
+fn lock_layer(store: BorrowedFd<'_>, layer: &Path, name: &OsStr) -> Result<LockedDir> {
+    let look = |errno: Errno| missing(layer, errno.into());
+    for _ in 0..ATTEMPTS {
+        let dir = openat(store, name, READ, Mode::empty()).map_err(look)?;
+        match LockedDir::attempt(dir, layer, FlockOperation::NonBlockingLockShared)? {
+            Attempt::Locked(locked) => {
+                // A collector renames a layer before it removes it.
+                let there = statat(store, name, AtFlags::SYMLINK_NOFOLLOW).map_err(look)?;
+                let stat = fstat(&locked).map_err(look)?;
+                if identity(&there) == identity(&stat) {
+                    return Ok(locked);
+                }
+            }
+            // The kernel reports no event when such a lock becomes free, and anyone who may read the
+            // directory can keep it locked.
+            Attempt::Busy => thread::sleep(RETRY),
+            Attempt::Gone => {}
+        }
+    }
+    Err(Error::io("lock", layer)(Errno::WOULDBLOCK))
 }
 
 /// Splits the path of a layer into its store and its name there. Returns `None` if the path does
@@ -225,17 +316,16 @@ fn hold(file: PartFile, names: &[u8]) -> Result<PartFile> {
     Ok(file)
 }
 
-/// Returns `None`, and logs the error, if this process cannot hold layers in the store at all.
-fn if_it_can_be<T>(store: &Path, result: Result<T>) -> Result<Option<T>> {
+/// Returns `None`, and the error in `why`, if this process cannot make a hold in the store at all.
+fn unless_refused<T>(result: Result<T>, why: &mut Option<Error>) -> Result<Option<T>> {
     let Err(error) = result else { return result.map(Some) };
     let Error::Io { source, .. } = &error else { return Err(error) };
-    let level = match source.kind() {
-        ErrorKind::ReadOnlyFilesystem => log::Level::Debug,
-        ErrorKind::PermissionDenied | ErrorKind::Unsupported => log::Level::Warn,
-        _ if source.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) => log::Level::Warn,
+    match source.kind() {
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied | ErrorKind::Unsupported => {}
+        _ if source.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) => {}
         _ => return Err(error),
-    };
-    log::log!(level, "layers of {} are not held: {}", quoted(store), Chain(&error));
+    }
+    why.get_or_insert(error);
     Ok(None)
 }
 
@@ -288,6 +378,9 @@ pub(crate) fn holder(store_dir: &StoreDir, name: &OsStr, stale: Stale) -> Result
 pub enum Holder {
     /// A process, usually a run.
     Process,
+    /// A process that has locked the layer's directory, usually a run of a user who may not make a
+    /// hold in the store.
+    Locked,
     /// The result of a run that was [kept](Hold::keep): the directory of a kept run, or a moved
     /// upper.
     Kept(PathBuf),
@@ -297,6 +390,10 @@ impl fmt::Display for Holder {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Process => formatter.write_str("a run that is in progress uses it; wait for its end"),
+            Self::Locked => {
+                let text = "another process, such as a run of another user, has locked it; wait for its end";
+                formatter.write_str(text)
+            }
             Self::Kept(path) => {
                 write!(formatter, "the kept result of a run, {}, needs it; commit or delete that first", quoted(path))
             }

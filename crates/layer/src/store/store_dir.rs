@@ -19,14 +19,14 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 pub(crate) use self::part::{PartFile, WorkDir};
-pub(crate) use self::trash::{MadeOfLayer, Trash};
+pub(crate) use self::trash::{MadeOfLayer, Trash, locked};
 use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::tree::owner;
 use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_os_str};
 
 /// The interval between two attempts to lock. A collector holds the lock for about a millisecond.
-const RETRY: Duration = Duration::from_millis(1);
+pub(crate) const RETRY: Duration = Duration::from_millis(1);
 
 /// The name of the store directory.
 pub(crate) const STORE_DIR: &str = ".layered";
@@ -120,7 +120,7 @@ impl StoreDir {
         let stat = fstat(&dir).map_err(Error::io("look at", &path))?;
         // The owner of this directory can redirect what this process makes and removes in it. In
         // /tmp, any user could have made it.
-        if !is_trusted(&stat, &store).map_err(Error::io("look at", &path))? {
+        if !is_trusted(&dir, &stat, &store).map_err(Error::io("look at", &path))? {
             let why = "it belongs neither to root nor to the owner of the store";
             return Err(Error::io("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, why)));
         }
@@ -195,10 +195,15 @@ fn check_owner(dir: impl AsFd, store: &Path) -> Result<()> {
 /// Returns whether a store directory with these attributes may be used for `store`: whether it
 /// belongs to root or to the owner of the store. An owner without a number in this process's user
 /// namespace is neither.
-fn is_trusted(dir: &Stat, store: impl AsFd) -> rustix::io::Result<bool> {
-    match owner::known_uid(dir) {
+fn is_trusted(dir: &OwnedFd, stat: &Stat, store: &OwnedFd) -> rustix::io::Result<bool> {
+    match owner::known_uid_of(dir, stat) {
         None => Ok(false),
         Some(0) => Ok(true),
+        // The number of the store's owner means nothing either, unless a descriptor proves it.
+        Some(owner) if owner::known_uid(stat).is_none() => {
+            let store = openat(store, c".", READ, Mode::empty())?;
+            Ok(owner::known_uid_of(&store, &fstat(&store)?) == Some(owner))
+        }
         Some(owner) => Ok(owner == fstat(store)?.st_uid),
     }
 }

@@ -10,8 +10,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::owner;
 use super::xattr::{MAX_BYTES, USUAL_BYTES, XattrList, path_through_proc};
+use super::{acl, owner};
 use crate::stack::overlayfs::XattrNamespace;
 
 /// The type, mode, owner, times and extended attributes of a file.
@@ -91,7 +91,18 @@ impl Attributes {
     /// root. `names` is the [list](XattrList::of) of its extended
     /// attributes.
     pub(crate) fn of(file: BorrowedFd<'_>, names: &XattrList, keep: Keep) -> rustix::io::Result<Self> {
-        Self::read(&fstat(file)?, names, keep, |name, buffer| fgetxattr(file, name, buffer))
+        let stat = fstat(file)?;
+        let is_known = owner::known_uid_of(file, &stat).is_some();
+        let attributes = Self::read(&stat, is_known, names, keep, |name, buffer| fgetxattr(file, name, buffer))?;
+        let (uid, gid) = owner::of_copy_of(file, &stat);
+        Ok(Self { uid, gid, ..attributes })
+    }
+
+    /// Returns the attributes of a file that this process may not read, without extended attributes.
+    pub(crate) fn of_unreadable(stat: &Stat) -> Self {
+        let (uid, gid) = owner::of_copy(stat);
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        Self { kind, mode: Mode::from_raw_mode(stat.st_mode), uid, gid, times: times(stat), xattrs: Vec::new() }
     }
 
     /// Reads the attributes of the file `name` in `dir` without opening it. `stat` must be that of
@@ -100,18 +111,24 @@ impl Attributes {
         let path = path_through_proc(dir, name);
         let mut names = XattrList::default();
         names.read(|buffer| llistxattr(&path, buffer))?;
-        Self::read(stat, &names, keep, |name, buffer| lgetxattr(&path, name, buffer))
+        let is_known = owner::known_uid(stat).is_some();
+        Self::read(stat, is_known, &names, keep, |name, buffer| lgetxattr(&path, name, buffer))
     }
 
+    /// Reads the attributes. `is_known` says whether the owner has a number in this process's user
+    /// namespace. If not, the attributes `security.*` are left out: the capabilities and labels that
+    /// the machine's root has given to a file cannot be read or set in another user namespace.
     fn read(
         stat: &Stat,
+        is_known: bool,
         names: &XattrList,
         keep: Keep,
         get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
     ) -> rustix::io::Result<Self> {
         let mut xattrs = Vec::new();
         for name in names.iter() {
-            if matches!(keep, Keep::Visible(namespace) if namespace.owns(name.to_bytes())) {
+            let is_left_out = !is_known && name.to_bytes().starts_with(b"security.");
+            if is_left_out || matches!(keep, Keep::Visible(namespace) if namespace.owns(name.to_bytes())) {
                 continue;
             }
             let mut value = vec![0; USUAL_BYTES];
@@ -123,18 +140,13 @@ impl Attributes {
                 length => length?,
             };
             value.truncate(length);
+            if matches!(name.to_bytes(), b"system.posix_acl_access" | b"system.posix_acl_default") {
+                acl::retain_known(&mut value);
+            }
             value.shrink_to_fit();
             xattrs.push((name.to_owned(), value));
         }
-        let (uid, gid) = owner::of_copy(stat);
-        Ok(Self {
-            kind: FileType::from_raw_mode(stat.st_mode),
-            mode: Mode::from_raw_mode(stat.st_mode),
-            uid,
-            gid,
-            times: times(stat),
-            xattrs,
-        })
+        Ok(Self { xattrs, ..Self::of_unreadable(stat) })
     }
 
     /// Returns whether these attributes are equal to `other`, except for the time of the last

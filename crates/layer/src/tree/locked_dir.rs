@@ -60,15 +60,35 @@ impl LockedDir {
         Self::try_lock_at(CWD, path.clone(), path)
     }
 
+    /// Locks the directory `path` as [`try_lock`](Self::try_lock) does, but shared: any number of
+    /// processes can have it locked so, and none exclusively. Needs only the permission to read the
+    /// directory.
+    ///
+    /// # Errors
+    /// As `try_lock`.
+    pub fn try_lock_shared(path: impl Into<PathBuf>) -> Result<Option<Self>> {
+        let path = path.into();
+        Self::open_and_attempt(CWD, path.clone(), path, FlockOperation::NonBlockingLockShared)
+    }
+
     /// Locks the directory `name` in `parent` as [`try_lock`](Self::try_lock) does. `path` is its
     /// whole path.
     pub(crate) fn try_lock_at(parent: BorrowedFd<'_>, name: impl Arg, path: PathBuf) -> Result<Option<Self>> {
+        Self::open_and_attempt(parent, name, path, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn open_and_attempt(
+        parent: BorrowedFd<'_>,
+        name: impl Arg,
+        path: PathBuf,
+        how: FlockOperation,
+    ) -> Result<Option<Self>> {
         let dir = match openat(parent, name, READ, Mode::empty()) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::io("open", path)(errno)),
         };
-        match Self::attempt(dir, path, FlockOperation::NonBlockingLockExclusive)? {
+        match Self::attempt(dir, path, how)? {
             Attempt::Locked(locked) => Ok(Some(locked)),
             Attempt::Busy | Attempt::Gone => Ok(None),
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::OnceLock;
 
 use rustix::fd::AsFd;
-use rustix::fs::{Gid, Stat, Uid, fchown, fstat};
+use rustix::fs::{Gid, OFlags, Stat, Uid, fchown, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::process::geteuid;
 
 /// The IDs that the kernel shows for owners without a number in this process's user namespace.
@@ -14,10 +14,39 @@ struct Overflow {
     gid: Option<u32>,
 }
 
-/// Returns the user that owns a file, or `None` if the user has no number in this process's user
-/// namespace. Two such users look the same, so neither can be identified.
+/// Returns the user that owns a file, or `None` if the user may have no number in this process's
+/// user namespace. Two such users look the same, so neither can be identified. An
+/// [open file](known_uid_of) says more.
 pub(crate) fn known_uid(stat: &Stat) -> Option<u32> {
     Some(stat.st_uid).filter(|uid| Some(*uid) != overflow().uid)
+}
+
+/// Returns the user that owns an open file, or `None` if the user has no number in this process's
+/// user namespace. The file must not have been opened with `O_PATH`, and `stat` must be its own.
+///
+/// A namespace can have the overflow ID as the number of a user: usually 65534 is nobody. The
+/// number alone then does not say who the owner is, but the kernel does: see [`has_number`].
+pub(crate) fn known_uid_of(file: impl AsFd, stat: &Stat) -> Option<u32> {
+    known_uid(stat).or_else(|| has_number(file).then_some(stat.st_uid))
+}
+
+/// Returns whether the owner of an open file has a number in this process's user namespace. Also
+/// returns false if the process is neither the owner nor root of the namespace.
+///
+/// The kernel lets a process set `O_NOATIME` if it is the owner of the file, or if it has CAP_FOWNER
+/// and the owner has a number (`inode_owner_or_capable` in `fs/inode.c`).
+fn has_number(file: impl AsFd) -> bool {
+    let Ok(flags) = fcntl_getfl(&file) else { return false };
+    if flags.contains(OFlags::NOATIME) {
+        return true;
+    }
+    let may = fcntl_setfl(&file, flags | OFlags::NOATIME).is_ok();
+    if may {
+        if let Err(errno) = fcntl_setfl(&file, flags) {
+            log::debug!("a file stays without times of access: {errno}");
+        }
+    }
+    may
 }
 
 /// Returns the group of a file, or `None` if the group has no number in this process's user
@@ -27,9 +56,21 @@ pub(crate) fn known_gid(stat: &Stat) -> Option<u32> {
 }
 
 /// Returns the owner and the group that a copy of the file gets. Owners without a number become
-/// root, because no file can be given to them.
+/// root, because no file can be given to them. So does the overflow ID itself, unless the
+/// [open file](of_copy_of) shows whose it is.
 pub(crate) fn of_copy(stat: &Stat) -> (Uid, Gid) {
     (Uid::from_raw(known_uid(stat).unwrap_or(0)), Gid::from_raw(known_gid(stat).unwrap_or(0)))
+}
+
+/// Returns the owner and the group that a copy of an open file gets, as [`of_copy`] does.
+///
+/// Nothing shows whether a group has a number. If the owner is a user whose number is the overflow
+/// ID, the group with that number is taken for that user's.
+pub(crate) fn of_copy_of(file: impl AsFd, stat: &Stat) -> (Uid, Gid) {
+    match (known_uid(stat), known_uid_of(file, stat)) {
+        (None, Some(uid)) => (Uid::from_raw(uid), Gid::from_raw(stat.st_gid)),
+        _ => of_copy(stat),
+    }
 }
 
 /// The IDs of this process's user namespace. Owners that were read in another one have other

@@ -11,6 +11,7 @@ use super::*;
 use crate::layer::meta::Meta;
 use crate::store::draft::Draft;
 use crate::store::hold::Hold;
+use crate::tree::locked_dir::LockedDir;
 
 /// Makes a store of layers that were last used at 1, 2, … and have 10 bytes each.
 fn store(names: &[&str]) -> tempfile::TempDir {
@@ -308,6 +309,25 @@ fn a_held_layer_stays_whole_while_collectors_and_makers_compete() {
     });
     collect(0);
     assert_eq!((there(store).len(), in_store_dir(store)), (0, 0));
+}
+
+#[test]
+fn a_layer_that_another_process_has_locked_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path();
+    ["a", "b"].iter().for_each(|name| make(store, name));
+    let lock = LockedDir::try_lock_shared(store.join("a")).unwrap().unwrap();
+    let another = LockedDir::try_lock_shared(store.join("a")).unwrap().unwrap();
+    let collector = Collector::new().max_bytes(0);
+    let names = |layers: &[CollectedLayer]| layers.iter().map(|layer| layer.name.clone()).collect::<Vec<_>>();
+    for collected in [collector.dry_run(store).unwrap(), collector.collect(store).unwrap()] {
+        assert_eq!((names(&collected.layers), &*collected.held), (vec!["b".into()], &["a".into()][..]));
+        assert!(collected.failed.is_empty() && !collected.within_budget, "{collected:?}");
+    }
+    let removed = crate::Store::open(store).unwrap().remove("a");
+    assert!(matches!(removed, Err(Error::LayerHeld { by: crate::Holder::Locked, .. })), "{removed:?}");
+    drop((lock, another));
+    assert_eq!(names(&collector.collect(store).unwrap().layers), ["a"]);
 }
 
 #[test]

@@ -14,7 +14,8 @@ use rustix::io::Errno;
 
 use super::part::random;
 use super::{Part, STORE_DIR, StoreDir, StoreDirLock, check_owner, entries, is_trusted, open_store};
-use crate::error::{Error, Result};
+use crate::error::{Chain, Error, Result};
+use crate::store::hold::Holder;
 use crate::tree;
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove::{USUAL_THREADS, remove_at};
@@ -36,14 +37,51 @@ const PARTS: [Part; 2] = [Part::Holds, Part::New];
 
 impl StoreDirLock<'_> {
     /// Makes the layer `name` of the store garbage.
+    ///
+    /// # Errors
+    /// [`Error::LayerHeld`] if another process has [locked](Self::lock_layer) it.
     pub(crate) fn throw_away(&self, name: &OsStr) -> Result<Trash> {
         let StoreDir { path, dir, store } = self.store_dir;
         let layer = || path.with_file_name(name);
+        // Until the layer has its new name.
+        let _lock = self.lock_layer(name)?;
         let trash = format!("{TRASH}{}", random());
         let to = as_c_string(OsStr::new(&trash)).map_err(Error::io("take away", layer()))?;
         rename_new(store, name, dir, &to).map_err(Error::io("take away", layer()))?;
         Ok(Trash { dir: Arc::clone(dir), path: path.join(trash), name: to })
     }
+}
+
+impl StoreDirLock<'_> {
+    /// Locks the directory of the layer `name` exclusively, for the moment in which the layer is
+    /// removed or replaced. Returns `None` if nobody can have it locked: this process may not open
+    /// it, or the file system has no such locks.
+    ///
+    /// # Errors
+    /// [`Error::LayerHeld`] if another process has it locked.
+    pub(crate) fn lock_layer(&self, name: &OsStr) -> Result<Option<LockedDir>> {
+        let StoreDir { path, store, .. } = self.store_dir;
+        lock_layer(store, name, path.with_file_name(name))
+    }
+}
+
+fn lock_layer(store: &OwnedFd, name: &OsStr, layer: PathBuf) -> Result<Option<LockedDir>> {
+    let Ok(dir) = openat(store, name, READ, Mode::empty()) else { return Ok(None) };
+    match LockedDir::attempt(dir, &layer, FlockOperation::NonBlockingLockExclusive) {
+        Ok(Attempt::Locked(lock)) => Ok(Some(lock)),
+        Ok(Attempt::Busy) => Err(Error::LayerHeld { layer, by: Holder::Locked }),
+        Ok(Attempt::Gone) => Ok(None),
+        Err(error) => {
+            log::debug!("nobody can hold a layer by a lock on it: {}", Chain(&error));
+            Ok(None)
+        }
+    }
+}
+
+/// Returns those of the layers `names` of `store` that a process has locked at this moment.
+pub(crate) fn locked<'a>(store: &Path, names: impl Iterator<Item = &'a OsStr>) -> Result<Vec<&'a OsStr>> {
+    let dir = open_store(store).map_err(Error::io("open", store))?;
+    Ok(names.filter(|name| lock_layer(&dir, name, store.join(name)).is_err()).collect())
 }
 
 /// An entry of a store directory that will be removed.
@@ -106,7 +144,7 @@ impl StoreDir {
         // The layer does not exist any more, or this user cannot open it.
         let Ok(dir) = openat(&of_store, name, READ, Mode::empty()) else { return Ok(MadeOfLayer::Unsuitable) };
         let stat = fstat(&dir).map_err(Error::io("look at", layer))?;
-        if !is_trusted(&stat, &of_store).map_err(Error::io("look at", store))? {
+        if !is_trusted(&dir, &stat, &of_store).map_err(Error::io("look at", store))? {
             return Ok(MadeOfLayer::Unsuitable);
         }
         // Another process's lock on the layer would become a lock on the store directory. A capture

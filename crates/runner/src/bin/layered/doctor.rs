@@ -14,6 +14,7 @@ mod cgroups;
 mod check;
 mod limits;
 mod overlay;
+mod owner;
 mod privilege;
 mod runtime;
 mod scratch;
@@ -106,6 +107,7 @@ fn checks(
     checks.extend(found);
     checks.extend(scratch.as_deref().and_then(access::scratch));
     checks.extend(store.map(access::store));
+    checks.extend(owner::check(store, defaults::path(defaults::BASE).as_deref()));
     let (found, rungs) = overlay::checks(scratch.as_deref().filter(|_| may_mount));
     checks.extend(found);
     checks.extend(cgroups::checks());

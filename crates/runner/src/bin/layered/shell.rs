@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use container::{Input, Output, Terminal};
 use runner::{EtcFiles, Options};
 
-use crate::defaults::RuntimeArgs;
+use crate::defaults::{self, RuntimeArgs};
 use crate::kept::{KeptArgs, KeptRun};
 use crate::{run, signals};
 
@@ -43,6 +43,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let template = template.with_terminal(if interactive { Terminal::Attached } else { Terminal::None });
     let options = Options::new()
         .over(upper)
+        .skeletons(defaults::scratch(None))
         // The upper has these files as the command left them.
         .etc_files(EtcFiles::FromLayers)
         .runtime(args.runtime.get())

@@ -242,7 +242,8 @@ impl StackArgs {
 
     /// Returns the options of a run in the scratch directory `scratch`.
     pub(crate) fn options(&self, scratch: PathBuf) -> Options<'static> {
-        Options::new().rung(self.rung).scratch(scratch)
+        // The upper of a run may be anywhere. Skeletons stay in one place.
+        Options::new().rung(self.rung).scratch(scratch).skeletons(defaults::scratch(self.scratch.as_deref()))
     }
 }
 

@@ -11,7 +11,8 @@ use crate::table;
 
 /// Remove the directories and cgroups that killed runs left behind.
 ///
-/// sweep leaves live runs, kept runs and everything else in the directory alone.
+/// sweep also removes the skeletons that runs over layers of other users keep for the next run. It
+/// leaves live runs, kept runs and everything else in the directory alone.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  layered sweep /var/cache/layers/scratch")]
 pub(crate) struct Args {
@@ -19,7 +20,7 @@ pub(crate) struct Args {
     scratch: Option<PathBuf>,
     /// Print one JSON object instead of lines.
     ///
-    /// The keys are `removed` (paths), `live` (the number of live runs) and `failed`, a list of
+    /// The keys are `removed` and `skeletons` (paths), `live` (the number of live runs) and `failed`, a list of
     /// objects with `path` and `message`.
     #[arg(long)]
     json: bool,
@@ -31,7 +32,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.json {
         table::print_json(&mut out, &swept)?;
     } else {
-        for path in &swept.removed {
+        for path in swept.removed.iter().chain(&swept.skeletons) {
             writeln!(out, "removed {}", quoted(path))?;
         }
         writeln!(out, "dead runs removed: {}, live runs: {}", swept.removed.len(), swept.live)?;
@@ -39,7 +40,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let status = if swept.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
     for (path, error) in swept.failed {
         let error = anyhow::Error::from(error);
-        crate::complain(format_args!("cannot remove the dead run {}: {error:#}", quoted(&path)));
+        crate::complain(format_args!("cannot remove {}: {error:#}", quoted(&path)));
     }
     Ok(status)
 }

@@ -61,13 +61,14 @@ pub(super) fn scratch(scratch: &Path) -> Option<Check> {
 const STICKY: u32 = 0o1000;
 const SEARCH_BY_OTHERS: u32 = 0o001;
 
-struct LayerDir {
-    path: PathBuf,
+/// The directory of a layer.
+pub(super) struct LayerDir {
+    pub(super) path: PathBuf,
     is_open: bool,
 }
 
 /// Returns the layers in `store`: the directories with an `fs` directory.
-fn layers(store: &Path) -> io::Result<Vec<LayerDir>> {
+pub(super) fn layers(store: &Path) -> io::Result<Vec<LayerDir>> {
     let mut layers = Vec::new();
     for entry in Dir::new(File::open(store)?)? {
         let entry = entry?;
