@@ -18,7 +18,7 @@ use integration_tests::stack::private_mounts;
 use integration_tests::tree::Snapshot;
 use integration_tests::{FOR_EVER, Fixture, stdout};
 use layer::{Collector, Layer, Meta, Rung, Store};
-use runner::{Options, Report, Stacks};
+use runner::{Event, Options, Phase, Report, Stacks};
 use rustix::fs::statvfs;
 
 /// The ways of nesting that this kernel has. `Attached` works on every kernel that has `lowerdir+`.
@@ -296,18 +296,28 @@ fn layers_on_an_overlay_are_stacked_one_by_one() {
 fn no_mount_table_shows_a_shared_overlay() {
     let fixture = Fixture::new();
     let layers = fixture.numbered_layers(12);
-    let is_shown = |table: PathBuf| fs::read_to_string(table).unwrap().contains(fixture.store().to_str().unwrap());
+    let store = fixture.store();
+    let shows_layers = |table: &str| table.contains(store.to_str().unwrap()) || table.contains("numbered-");
     for way in ways() {
         let stacks = Stacks::new().nesting(way);
         for _ in 0..2 {
+            let mut tables = Vec::new();
+            let watch = |event: &Event| {
+                if let Event::Began(Phase::Config) = event {
+                    // The tables of the run's own thread and of the process.
+                    tables =
+                        ["thread-self", "self"].map(|of| fs::read_to_string(format!("/proc/{of}/mountinfo"))).into();
+                }
+            };
             let script = "grep -c ' overlay ' /proc/self/mountinfo; grep -c numbered- /proc/self/mountinfo";
-            let report = fixture.run_with(&layers, script, fixture.options().stacks(&stacks));
+            let report = fixture.run_with(&layers, script, fixture.options().stacks(&stacks).watch(watch));
             // The container's root is the only overlay.
             assert_eq!((&*stdout(&report), report.shared), ("1\n0\n", 12), "{way:?}");
-            for thread in fs::read_dir("/proc/self/task").unwrap() {
-                let table = thread.unwrap().path().join("mountinfo");
-                assert!(!table.exists() || !is_shown(table));
-            }
+            let tables: Vec<String> = tables.into_iter().map(|table| table.unwrap()).collect();
+            assert_eq!(tables.iter().map(|table| shows_layers(table)).collect::<Vec<_>>(), [false; 2], "{way:?}");
+            let scratch = fixture.scratch();
+            let overlays = tables[0].lines().filter(|line| line.contains(" - overlay "));
+            assert_eq!(overlays.filter(|line| line.contains(scratch.to_str().unwrap())).count(), 1, "{way:?}");
         }
     }
 }
