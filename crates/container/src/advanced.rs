@@ -13,6 +13,9 @@ pub use crate::overlay::copy_root_attributes;
 /// For a program that decides how many lowers an overlay gets before it mounts the overlay.
 pub use crate::overlay::{fixed_option_bytes, lower_option_bytes};
 
+/// For a program that mounts the lowest lowers of many overlays only once.
+pub use crate::overlay::{DetachedOverlay, Nesting};
+
 /// For a program that creates the directory of a bundle.
 pub use crate::mount_namespace::mount_private_tmpfs;
 

@@ -72,9 +72,9 @@ pub enum Error {
         limit: usize,
     },
     /// The kernel refused the overlay. Nothing is mounted.
-    #[error("cannot mount an overlay on {}: {call}{}", target.maybe_quote(), hint(message, advice))]
+    #[error("cannot mount an overlay{}: {call}{}", on(target), hint(message, advice))]
     Mount {
-        /// The mount point.
+        /// The mount point. Empty if the overlay [has none](crate::Overlay::mount_detached).
         target: PathBuf,
         /// The failed call with its arguments, or the reason why the overlay was unmounted again.
         call: String,
@@ -223,6 +223,10 @@ pub enum Error {
     },
 }
 
+fn on(target: &Path) -> String {
+    if target.as_os_str().is_empty() { String::new() } else { format!(" on {}", target.maybe_quote()) }
+}
+
 fn hint(message: &str, advice: &Option<&'static str>) -> String {
     let message = match message {
         "" => String::new(),
@@ -275,7 +279,9 @@ impl Error {
         match self {
             Error::Io { path, .. } | Error::Leftover { path, .. } | Error::LinkedMountPoint { path } => Some(path),
             Error::TemplateFile { path, .. } | Error::HalfWritten { left: path, .. } => Some(path),
-            Error::Mount { target, .. } | Error::Unmount { target, .. } => Some(target),
+            Error::Mount { target, .. } | Error::Unmount { target, .. } => {
+                Some(&**target).filter(|target| !target.as_os_str().is_empty())
+            }
             Error::StrayWorkingDirectory { cwd, .. } => Some(cwd),
             Error::UnknownUser { file, .. } => Some(file),
             Error::RuntimeStart { program, .. } | Error::Runtime { program, .. } => Some(program),

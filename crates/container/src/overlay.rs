@@ -1,14 +1,16 @@
 //! Mounts overlays. `kinds` has the choices, `fsconfig` and `mount2` have the system calls, and
-//! `mounted` is the guard of the mount.
+//! `mounted` is the guard of the mount. `detached` has overlays without a mount point.
 
 use std::path::{Path, PathBuf};
 
 use os_display::Quotable;
+use rustix::fd::OwnedFd;
 use rustix::fs::StatVfsMountFlags;
 
 use crate::error::{Error, Result};
 
 mod chdir;
+mod detached;
 mod fsconfig;
 mod kinds;
 mod mount2;
@@ -19,6 +21,7 @@ mod root_attributes;
 
 use request::{Request, Writable};
 
+pub use detached::{DetachedOverlay, Nesting};
 pub use kinds::{DeviceNodes, LowerNames, MAX_OPTION_BYTES, MountApi, OverlayXattrs};
 pub use mounted::Mounted;
 pub use option_bytes::{fixed_option_bytes, lower_option_bytes};
@@ -75,6 +78,12 @@ impl Overlay {
         self
     }
 
+    /// Adds a lower below all others.
+    pub fn over(mut self, lower: impl Into<PathBuf>) -> Self {
+        self.lowers.push(lower.into());
+        self
+    }
+
     /// Sets the system calls, instead of those that [`MountApi::detect`] finds.
     pub fn api(mut self, api: MountApi) -> Self {
         self.api = Some(api);
@@ -110,16 +119,7 @@ impl Overlay {
     ///   read-only because it cannot write to the work directory. That overlay is unmounted again.
     /// - [`Error::Io`] if a directory cannot be opened.
     pub fn mount(&self, target: impl AsRef<Path>) -> Result<Mounted> {
-        let target = absolute(target.as_ref())?;
-        let lowers: Vec<PathBuf> = self.lowers.iter().map(|lower| absolute(lower)).collect::<Result<_>>()?;
-        if lowers.len() > MAX_LOWERS {
-            return Err(Error::TooManyLowers { count: lowers.len(), limit: MAX_LOWERS });
-        }
-        let writable = match &self.writable {
-            Some(Writable { upper, work }) => Some(Writable { upper: absolute(upper)?, work: absolute(work)? }),
-            None => None,
-        };
-        let request = Request { lowers, writable, devices: self.devices, xattrs: self.xattrs, target };
+        let request = self.request(absolute(target.as_ref())?)?;
         let api = match self.api {
             Some(api) => api,
             None => MountApi::detect()?,
@@ -131,8 +131,9 @@ impl Overlay {
             request.target.maybe_quote()
         );
         match (api, names) {
-            (MountApi::Fsconfig, LowerNames::Paths) => fsconfig::mount_paths(&request),
-            (MountApi::Fsconfig, LowerNames::Short) => chdir::anywhere(|| fsconfig::mount_from_within(&request)),
+            (MountApi::Fsconfig, names) => {
+                by_fsconfig(&request, names).and_then(|mount| fsconfig::attach(&mount, &request))
+            }
             (MountApi::Mount2, LowerNames::Paths) => mount2::mount_paths(&request),
             (MountApi::Mount2, LowerNames::Short) => chdir::among_descriptors(|| mount2::mount_descriptors(&request)),
         }
@@ -143,6 +144,27 @@ impl Overlay {
             return Err(request.read_only());
         }
         Ok(mounted)
+    }
+
+    /// Returns the overlay to mount on `target`, with absolute paths.
+    fn request(&self, target: PathBuf) -> Result<Request> {
+        let lowers: Vec<PathBuf> = self.lowers.iter().map(|lower| absolute(lower)).collect::<Result<_>>()?;
+        if lowers.len() > MAX_LOWERS {
+            return Err(Error::TooManyLowers { count: lowers.len(), limit: MAX_LOWERS });
+        }
+        let writable = match &self.writable {
+            Some(Writable { upper, work }) => Some(Writable { upper: absolute(upper)?, work: absolute(work)? }),
+            None => None,
+        };
+        Ok(Request { lowers, writable, devices: self.devices, xattrs: self.xattrs, target })
+    }
+}
+
+/// Makes a mount that is not attached to a directory yet.
+fn by_fsconfig(request: &Request, names: LowerNames) -> Result<OwnedFd> {
+    match names {
+        LowerNames::Paths => fsconfig::detached_paths(request),
+        LowerNames::Short => chdir::anywhere(|| fsconfig::detached_from_within(request)),
     }
 }
 

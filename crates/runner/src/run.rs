@@ -79,6 +79,7 @@ fn run_on<K: Kernel>(
         xattrs,
         etc,
         cleanup,
+        stacks,
         record_env,
         supervision,
         ..
@@ -104,11 +105,17 @@ fn run_on<K: Kernel>(
     let scratch = clock.step(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
     let ran = thread::scope(|scope| {
         clock.time(Phase::Touch, || stack.touch(scope));
-        let (skeleton, planned) = clock.step(Phase::Plan, || {
+        let (skeleton, (planned, shared)) = clock.step(Phase::Plan, || {
             let caches = [skeletons.as_deref(), scratch.dir().parent()];
             let skeleton = stack.skeleton(caches, namespace, &is_cancelled)?;
-            let tree = skeleton.as_ref().map(Skeleton::tree);
-            Ok((skeleton, stack.plan(&limits, &scratch, tree.as_deref())?))
+            let planned = match &skeleton {
+                Some(skeleton) => (stack.plan(&limits, &scratch, Some(&skeleton.tree()))?, None),
+                None => {
+                    let part = stacks.and_then(|stacks| stacks.part_of(&stack, xattrs, limits.max_lowers, &scratch));
+                    stack.plan_over(part, &limits, &scratch)?
+                }
+            };
+            Ok((skeleton, planned))
         })?;
         let merge = || stack::merge(&planned, &scratch.lower(), skeleton.as_ref(), namespace, &is_cancelled);
         let merged = clock.step(Phase::Merge, merge)?;
@@ -119,13 +126,16 @@ fn run_on<K: Kernel>(
         if is_cancelled() {
             scratch.never_mounted(&plan);
             let finished = unstarted(Status::Cancelled);
-            return Ok(Ran { plan, skeleton: tree, merged, finished, made: Vec::new(), user: template.user() });
+            let user = template.user();
+            return Ok(Ran { plan, skeleton: tree, shared: 0, merged, finished, made: Vec::new(), user });
         }
         clock.step(Phase::PrepUpper, || scratch.prepare_upper(&lowers, prep_upper))?;
-        let overlay = stack::overlay(rung, lowers, &scratch).devices(devices).xattrs(xattrs);
+        let own = lowers.len() - shared.as_ref().map_or(0, |part| part.lowers());
+        let overlay = stack::overlay(rung, lowers[..own].to_vec(), &scratch).devices(devices).xattrs(xattrs);
         let (finished, made, user) = in_phase(Phase::OverlayMount, || {
             kernel.privately(|| {
-                let mounted = clock.step(Phase::OverlayMount, || kernel.mount(&overlay, &scratch))?;
+                let mounted =
+                    clock.step(Phase::OverlayMount, || kernel.mount(&overlay, shared.as_deref(), &scratch))?;
                 let ended = clock
                     .step(Phase::Config, || configure(&scratch, mounted.as_ref(), template, etc, namespace))
                     .and_then(|prepared| {
@@ -139,11 +149,13 @@ fn run_on<K: Kernel>(
                 with_undone(ended, unmounted, scratch.dir())
             })?
         })?;
-        Ok(Ran { plan, skeleton: tree, merged, finished, made, user })
+        // The base is not a layer.
+        let shared = shared.map_or(0, |part| part.lowers() - 1);
+        Ok(Ran { plan, skeleton: tree, shared, merged, finished, made, user })
     });
     let (ran, upper, removal) = clock.time(Phase::Cleanup, || scratch.settle(ran, cleanup))?;
     let origin = Origin::new(base, &ran.plan, ran.user, namespace);
-    let Ran { plan, skeleton, merged, finished, made, .. } = ran;
+    let Ran { plan, skeleton, shared, merged, finished, made, .. } = ran;
     let Finished { status, stdout, stderr, output_error, usage, .. } = finished;
     let command = CommandRecord::new(template, &runtime, record_env);
     let timings = clock.stop();
@@ -153,6 +165,7 @@ fn run_on<K: Kernel>(
         timings,
         plan,
         skeleton,
+        shared,
         merged,
         removal,
         made,
@@ -170,6 +183,8 @@ struct Ran {
     plan: Plan,
     /// The lower with the directories of layers of others, if there are any.
     skeleton: Option<PathBuf>,
+    /// The number of layers that were in a shared overlay.
+    shared: usize,
     /// `None` if nothing had to be merged.
     merged: Option<Merged>,
     finished: Finished,

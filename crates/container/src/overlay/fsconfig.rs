@@ -58,11 +58,12 @@ fn detect() -> io::Result<MountApi> {
     }
 }
 
-/// Names the directories by their paths. A path that is too long for a string value is replaced by
-/// its descriptor. So is a path with a backslash, which the kernel takes for an escape in
-/// `upperdir` and `workdir` but not in `lowerdir+`.
-pub(super) fn mount_paths(request: &Request) -> Result<()> {
-    mount(request, |path, write| {
+/// Makes a mount that is not attached to a directory yet. Names the directories by their paths. A
+/// path that is too long for a string value is replaced by its descriptor. So is a path with a
+/// backslash, which the kernel takes for an escape in `upperdir` and `workdir` but not in
+/// `lowerdir+`.
+pub(super) fn detached_paths(request: &Request) -> Result<OwnedFd> {
+    detached(request, |path, write| {
         let name = path.as_os_str().as_bytes();
         if name.len() <= MAX_VALUE_BYTES && !name.contains(&b'\\') {
             return write(name);
@@ -72,18 +73,27 @@ pub(super) fn mount_paths(request: &Request) -> Result<()> {
     })
 }
 
-/// Names each directory `.` from inside it. The caller restores the working directory.
-pub(super) fn mount_from_within(request: &Request) -> Result<()> {
-    mount(request, |path, write| {
+/// Makes a mount that is not attached to a directory yet. Names each directory `.` from inside it.
+/// The caller restores the working directory.
+pub(super) fn detached_from_within(request: &Request) -> Result<OwnedFd> {
+    detached(request, |path, write| {
         rustix::process::chdir(path).map_err(Error::io("open the directory", path))?;
         write(b".")
+    })
+}
+
+/// Attaches a mount to the target of its request.
+pub(super) fn attach(mount: &OwnedFd, request: &Request) -> Result<()> {
+    move_mount(mount, "", CWD, &request.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(|error| {
+        let call = format!("move_mount({})", quote(request.target.as_os_str().as_bytes()));
+        request.failed(call, String::new(), error)
     })
 }
 
 /// Passes a name for a directory to the kernel, which from then on holds the directory itself.
 type Name = fn(&Path, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 
-fn mount(request: &Request, name: Name) -> Result<()> {
+fn detached(request: &Request, name: Name) -> Result<OwnedFd> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|error| request.failed("fsopen(\"overlay\")".into(), String::new(), error))?;
     // A message shows the path even if the kernel gets another name for it.
@@ -122,12 +132,8 @@ fn mount(request: &Request, name: Name) -> Result<()> {
         DeviceNodes::Usable => MountAttrFlags::empty(),
         DeviceNodes::Inert => MountAttrFlags::MOUNT_ATTR_NODEV,
     };
-    let mount: OwnedFd = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(|error| request.failed("fsmount()".into(), message(context.as_fd()), error))?;
-    move_mount(&mount, "", CWD, &request.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(|error| {
-        let call = format!("move_mount({})", quote(request.target.as_os_str().as_bytes()));
-        request.failed(call, String::new(), error)
-    })
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(|error| request.failed("fsmount()".into(), message(context.as_fd()), error))
 }
 
 /// Reads the errors and warnings that the kernel has logged in the context, oldest first.
