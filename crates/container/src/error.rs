@@ -143,6 +143,13 @@ pub enum Error {
         /// Its number.
         id: u32,
     },
+    /// The seccomp profile answers changes of owners and users by success, without making them,
+    /// although other users exist. A command of another user could then be root.
+    #[error(
+        "the seccomp profile only pretends to change owners and users, and here the real changes work: omit --owners fake \
+         (Owners::Fake), or run without root and with --ids single"
+    )]
+    FakedUsers,
     /// The runtime does not exist or cannot be executed.
     #[error("cannot start the runtime {}{}", program.maybe_quote(), start_advice(source))]
     RuntimeStart {

@@ -92,8 +92,8 @@ pub use runtime::{Finished, Flaw, PreparedRuntime, Runtime, RuntimeVersion, Stat
 pub use supervise::{Cancel, Signals};
 pub use supervision::Supervision;
 pub use template::{
-    Capability, Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RlimitKind,
-    RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal,
+    Capability, Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, Owners, ROOTFS_PLACEHOLDER, Rlimit,
+    RlimitKind, RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal,
 };
 pub use user::{User, UserSpec};
 pub use user_namespace::{IdMap, Ids, Obstacle, Refusal, UserNamespace, UserNamespaceError};

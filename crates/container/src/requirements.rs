@@ -1,7 +1,7 @@
 //! What a process needs before it can run a template: privilege, IDs and controllers.
 
 use crate::cgroup::Cgroup;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mount_namespace::require_privilege;
 use crate::template::Template;
 use crate::user_namespace::UserNamespace;
@@ -15,11 +15,19 @@ use crate::user_namespace::UserNamespace;
 /// - [`Error::NotMapped`](crate::Error::NotMapped) for the first ID that the user namespace does
 ///   not have. A user that is given by name is looked up and checked later, by
 ///   [`Rootfs::find_user`](crate::Rootfs::find_user).
+/// - [`Error::FakedUsers`](crate::Error::FakedUsers) if the template fakes
+///   [owners](crate::Owners::Fake) although this process's user namespace has several users.
 /// - The errors of [`Cgroup::require`].
 pub fn require(template: &Template) -> Result<()> {
     require_privilege()?;
-    if let (Some(namespace), Some((uid, gid))) = (UserNamespace::current(), template.user_spec().ids()) {
+    let namespace = UserNamespace::current();
+    if let (Some(namespace), Some((uid, gid))) = (&namespace, template.user_spec().ids()) {
         namespace.check_ids(uid, template.additional_gids().chain([gid]))?;
+    }
+    // runc loads the filter before it changes the user, so a command of another user would be root.
+    let has_others = namespace.is_none_or(|namespace| namespace.uids().count().max(namespace.gids().count()) > 1);
+    if has_others && template.fakes_users() {
+        return Err(Error::FakedUsers);
     }
     Cgroup::require(template.controllers())
 }

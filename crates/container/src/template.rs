@@ -40,7 +40,7 @@ use crate::user::{NOBODY, UserSpec};
 
 pub use builder::TemplateBuilder;
 pub use capability::Capability;
-pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
+pub use choices::{Fsync, Network, NoNewPrivileges, Owners, RootAccess, Seccomp, Terminal};
 pub use config::Config;
 pub use defaults::ROOTFS_PLACEHOLDER;
 pub use error::TemplateError;
@@ -300,6 +300,12 @@ impl Template {
         };
         let rules = || self.array("/linux/resources/devices");
         rules().any(every) && rules().all(|rule| rule["allow"] == false)
+    }
+
+    /// Returns whether the seccomp profile answers changes of users by success without making them,
+    /// as with [`Owners::Fake`].
+    pub(crate) fn fakes_users(&self) -> bool {
+        self.value.pointer("/linux/seccomp").is_some_and(seccomp::fakes_users)
     }
 
     /// Returns whether this crate compiles the seccomp profile and has not done it yet.

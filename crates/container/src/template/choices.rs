@@ -55,6 +55,28 @@ pub enum Fsync {
     Real,
 }
 
+/// Whether the container can change the owners of files, and the users and groups of processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Owners {
+    /// It can, as far as the kernel lets root of the container do so.
+    #[default]
+    Real,
+    /// `chown`, `setgroups`, `setuid` and their families succeed **without any effect**. Package
+    /// managers then work in a [user namespace](crate::UserNamespace) with a
+    /// [single](crate::Ids::Single) user, where the real calls fail: nothing there can belong to
+    /// another user.
+    ///
+    /// Every file stays the user's, and a program that has changed its user is still root of the
+    /// container. It believes to have dropped its privileges, but has not. So do not use this for
+    /// programs that protect themselves from each other in this way. A program that checks the
+    /// change finds out; for apt, pass `-o APT::Sandbox::User=root`. The calls succeed even for a
+    /// file that does not exist.
+    ///
+    /// Where other users exist, [`require`](crate::require) refuses the template.
+    Fake,
+}
+
 /// The system calls that the container may make.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]

@@ -110,7 +110,7 @@ fn linux(fields: &Fields) -> Result<oci::Linux, TemplateError> {
         .set_sysctl(sysctl(&fields.network))
         .set_masked_paths(Some(defaults::MASKED_PATHS.map(String::from).to_vec()))
         .set_readonly_paths(Some(defaults::READ_ONLY_PATHS.map(String::from).to_vec()))
-        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, &fields.capabilities)?);
+        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, fields.owners, &fields.capabilities)?);
     Ok(linux)
 }
 

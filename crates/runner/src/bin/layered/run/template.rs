@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use container::{
-    Capability, Fsync, Mount, Network, NoNewPrivileges, Rlimit, RootAccess, Seccomp, Template, Terminal, UserSpec,
+    Capability, Fsync, Mount, Network, NoNewPrivileges, Owners, Rlimit, RootAccess, Seccomp, Template, Terminal,
+    UserSpec,
 };
 use layer::display::quoted;
 use rustix::thread::CapabilitySet;
@@ -73,6 +74,14 @@ pub(super) struct TemplateArgs {
     /// for the upper.
     #[arg(long, value_name = "MODE", default_value = "fake", hide_possible_values = true, help_heading = COMMAND)]
     sync: SyncArg,
+    /// Whether chown and setuid take effect: real or fake.
+    ///
+    /// With `fake`, chown, setgroups, setuid and their families succeed without doing anything. This
+    /// is for --ids single, where the real calls fail because there is no other user: apt and dpkg
+    /// then install packages. Pass -o APT::Sandbox::User=root to apt. A program that drops its
+    /// privileges in this way still has them.
+    #[arg(long, value_name = "MODE", default_value = "real", hide_possible_values = true, help_heading = COMMAND)]
+    owners: OwnersArg,
     /// Limit of memory and swap for the container, e.g. 512m or 2g.
     ///
     /// SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
@@ -158,6 +167,12 @@ enum SyncArg {
     Real,
 }
 
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum OwnersArg {
+    Real,
+    Fake,
+}
+
 impl TemplateArgs {
     /// Returns the template that runs `command`.
     pub(super) fn template(&self, command: &[String]) -> anyhow::Result<Template> {
@@ -178,6 +193,10 @@ impl TemplateArgs {
             .fsync(match self.sync {
                 SyncArg::Fake => Fsync::Ignored,
                 SyncArg::Real => Fsync::Real,
+            })
+            .owners(match self.owners {
+                OwnersArg::Real => Owners::Real,
+                OwnersArg::Fake => Owners::Fake,
             })
             .no_new_privileges(if self.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off })
             .terminal(if self.tty { Terminal::Attached } else { Terminal::None });
