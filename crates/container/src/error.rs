@@ -150,6 +150,29 @@ pub enum Error {
          (Owners::Fake), or run without root and with --ids single"
     )]
     FakedUsers,
+    /// The program pasta, which connects a private network, does not exist or cannot be executed.
+    #[error("a private network needs the program pasta: install the package passt, or use the network none or host")]
+    NoPasta {
+        /// The reason.
+        source: io::Error,
+    },
+    /// The device that a private network needs cannot be opened.
+    #[error("a private network needs /dev/net/tun: {}", tun_advice(source))]
+    NoTun {
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The program pasta could not connect a private network. No command ran.
+    #[error(
+        "pasta could not connect the private network ({ended}): {}; it needs a host with a default route",
+        escaped(message)
+    )]
+    Network {
+        /// The exit status of pasta.
+        ended: std::process::ExitStatus,
+        /// The messages of pasta.
+        message: String,
+    },
     /// The runtime does not exist or cannot be executed.
     #[error("cannot start the runtime {}{}", program.maybe_quote(), start_advice(source))]
     RuntimeStart {
@@ -264,6 +287,15 @@ fn start_advice(source: &io::Error) -> &'static str {
         Some(Errno::NOENT) => ": install it, or give another one",
         Some(Errno::ACCESS | Errno::NOEXEC) => ": it cannot be executed; give another one",
         _ => "",
+    }
+}
+
+fn tun_advice(source: &io::Error) -> &'static str {
+    match Errno::from_io_error(source) {
+        Some(Errno::ACCESS | Errno::PERM) => {
+            "run `chmod 666 /dev/net/tun` as root, or let your container use that device"
+        }
+        _ => "run `modprobe tun` as root, or let your container have that device",
     }
 }
 

@@ -62,6 +62,7 @@ mod mount_namespace;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
+mod network;
 mod output;
 mod overlay;
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::mount_namespace::require_privilege;
-use crate::template::Template;
+use crate::network;
+use crate::template::{Network, Template};
 use crate::user_namespace::UserNamespace;
 
 /// Checks that this process can run `template`: that it may mount, that the command's user has a
@@ -17,6 +18,8 @@ use crate::user_namespace::UserNamespace;
 ///   [`Rootfs::find_user`](crate::Rootfs::find_user).
 /// - [`Error::FakedUsers`](crate::Error::FakedUsers) if the template fakes
 ///   [owners](crate::Owners::Fake) although this process's user namespace has several users.
+/// - [`Error::NoPasta`](crate::Error::NoPasta) or [`Error::NoTun`](crate::Error::NoTun) if a
+///   [private](Network::Private) network cannot be made.
 /// - The errors of [`Cgroup::require`].
 pub fn require(template: &Template) -> Result<()> {
     require_privilege()?;
@@ -28,6 +31,9 @@ pub fn require(template: &Template) -> Result<()> {
     let has_others = namespace.is_none_or(|namespace| namespace.uids().count().max(namespace.gids().count()) > 1);
     if has_others && template.fakes_users() {
         return Err(Error::FakedUsers);
+    }
+    if template.network() == Network::Private {
+        network::require()?;
     }
     Cgroup::require(template.controllers())
 }

@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::network;
 use crate::user::{NOBODY, UserSpec};
 
 pub use builder::TemplateBuilder;
@@ -264,6 +265,7 @@ impl Template {
         match namespace.map(|entry| entry["path"].as_str().filter(|path| !path.is_empty())) {
             None => Network::Host,
             Some(None) => Network::None,
+            Some(Some(network::PATH)) => Network::Private,
             Some(Some(path)) => Network::Joined(path.into()),
         }
     }
@@ -498,7 +500,7 @@ mod tests {
         );
 
         let built = |network| Template::builder(["sh"]).network(network).terminal(Terminal::Attached).build().unwrap();
-        for network in [Network::None, Network::Host, Network::Joined("/run/netns/b".into())] {
+        for network in [Network::None, Network::Host, Network::Private, Network::Joined("/run/netns/b".into())] {
             let template = built(network.clone());
             assert_eq!(
                 (template.network(), template.terminal(), template.hostname()),

@@ -40,10 +40,13 @@ pub(super) struct TemplateArgs {
     /// Hostname of the container [default: that of the host].
     #[arg(long, value_name = "NAME", help_heading = COMMAND)]
     hostname: Option<String>,
-    /// Network of the container: none or host.
+    /// Network of the container: none, private or host.
     ///
-    /// `none` has only a loopback interface. `host` is the host's network, and the container gets
-    /// copies of the host's /etc/hosts and /etc/resolv.conf, unless --etc is `stack`.
+    /// `none` has only a loopback interface. `private` is a separate network from which the command
+    /// reaches other hosts, but not the loopback interface of this one; nothing can reach the
+    /// command. It needs pasta (package passt). `host` is the host's network. With `host`, the
+    /// container gets copies of the host's /etc/hosts and /etc/resolv.conf, and with `private` an
+    /// /etc/resolv.conf for the same name servers, unless --etc is `stack`.
     #[arg(long, default_value = "none", hide_possible_values = true, help_heading = COMMAND)]
     network: NetworkArg,
     /// Give the command a terminal, e.g. for an interactive shell.
@@ -137,6 +140,7 @@ pub(super) struct TemplateArgs {
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum NetworkArg {
     None,
+    Private,
     Host,
 }
 
@@ -187,6 +191,7 @@ impl TemplateArgs {
             .root_access(if self.read_only { RootAccess::ReadOnly } else { RootAccess::ReadWrite })
             .network(match self.network {
                 NetworkArg::None => Network::None,
+                NetworkArg::Private => Network::Private,
                 NetworkArg::Host => Network::Host,
             })
             .seccomp(self.seccomp.profile()?)
