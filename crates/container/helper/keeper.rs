@@ -2,13 +2,15 @@
 //! container and exits. The keeper then waits for the container to end. When the keeper ends, for
 //! whatever reason, the kernel kills every process left in the namespace.
 //!
-//! Usage: `keeper PID-FILE PROGRAM NAME ARGUMENT… ["" PROGRAM NAME ARGUMENT…]`. The first command
-//! starts the container. The second one is optional and runs after the container has ended.
+//! Usage: `keeper PID-FILE COMMAND ["" [COMMAND] ["" COMMAND]]`, where COMMAND is `PROGRAM NAME
+//! ARGUMENT…`. The first command starts the container. The second one runs after the container has
+//! ended. The third one connects the container's network before the container starts. It goes to
+//! the background once that is done, and ends with the namespace.
 
 use core::ffi::{CStr, c_char};
 use core::ptr;
 
-use crate::record::{self, Kind, PROGRAM};
+use crate::record::{Kind, NETWORK, PROGRAM, REPORT, RUNTIME};
 use crate::sys::{self, Origin, Pid, SIGCHLD, Wait};
 use crate::{USAGE, Words};
 
@@ -16,6 +18,9 @@ use crate::{USAGE, Words};
 const PID_FILE: usize = 2;
 /// The index of the first command, which starts with the runtime's path.
 const START: usize = 3;
+
+/// The file for the messages of the program that connects the network, in the bundle.
+const NETWORK_LOG: &CStr = c"network.log";
 
 /// The exit status of a process that could not do its work and has reported why.
 const FAILED: i32 = 1;
@@ -30,7 +35,12 @@ pub(crate) fn run(words: Words) -> ! {
     // gets them and forwards them.
     sys::new_session();
     let Some(pid_file) = words.argument(PID_FILE) else { sys::exit(USAGE) };
-    let last = split(words);
+    let [last, network] = split(words);
+    // Only programs that open it in `/proc` get it.
+    sys::close_on_exec(NETWORK);
+    if network.is_some_and(|network| !connect(words, network)) {
+        sys::exit(0);
+    }
     let runtime = start(words, START);
     // Only the container may hold these open. Otherwise a reader would not see the end of a stream
     // when the command closes it.
@@ -44,26 +54,58 @@ pub(crate) fn run(words: Words) -> ! {
         // The second program gets none of the run's streams, but it expects its standard streams to
         // be open.
         sys::open_null_streams();
-        sys::close_on_exec(record::REPORT);
+        sys::close_on_exec(REPORT);
         let program = start(words, index);
         let _ = sys::reap(program, Wait::Blocks);
     }
     sys::exit(0)
 }
 
-/// Ends the first command at the empty word and returns the index of the second command.
-fn split(words: Words) -> Option<usize> {
+/// Ends each command at the empty word after it. Returns the indexes of the second and the third
+/// command, if they have words.
+fn split(words: Words) -> [Option<usize>; 2] {
+    let mut commands = [None; 2];
     let mut index = START;
-    while let Some(word) = words.argument(index) {
-        if word.is_empty() {
-            // SAFETY: this is an element of the argument list, which is in this process's own
-            // memory.
-            unsafe { words.arguments.cast_mut().add(index).write(ptr::null::<c_char>()) };
-            return Some(index + 1);
+    for place in &mut commands {
+        loop {
+            match words.argument(index) {
+                None => return commands,
+                Some(word) if word.is_empty() => break,
+                Some(_) => index += 1,
+            }
         }
+        // SAFETY: this is an element of the argument list, which is in this process's own memory.
+        unsafe { words.arguments.cast_mut().add(index).write(ptr::null::<c_char>()) };
         index += 1;
+        *place = words.argument(index).filter(|word| !word.is_empty()).map(|_| index);
     }
-    None
+    commands
+}
+
+/// Runs the command at `index`, which connects the container's network, and waits until it has gone
+/// to the background. Returns whether that succeeded. Reports a failure.
+fn connect(words: Words, index: usize) -> bool {
+    let Some(program) = words.argument(index) else { sys::exit(USAGE) };
+    let status = match sys::fork() {
+        Ok(0) => {
+            // It lives as long as the container, and must not hold anything of the run open.
+            for descriptor in [REPORT, PROGRAM, RUNTIME] {
+                sys::close_on_exec(descriptor);
+            }
+            let execute = |()| sys::execute(program, words.arguments_from(index + 1), words.environment);
+            let prepared = sys::log_streams(NETWORK_LOG).and_then(|()| sys::default_signals());
+            sys::report(Kind::NetworkNotExecuted, prepared.map_or_else(|errno| errno, execute));
+            sys::exit(FAILED)
+        }
+        Ok(pid) => sys::reap(pid, Wait::Blocks).map(|ended| ended.map_or(0, |(_, status)| status)),
+        Err(errno) => Err(errno),
+    };
+    match status {
+        Ok(0) => return true,
+        Ok(status) => sys::report(Kind::NetworkFailed, status),
+        Err(errno) => sys::report(Kind::NetworkNotExecuted, errno),
+    }
+    false
 }
 
 /// Starts the program whose path is the argument at `index`, with the arguments after it. If the
@@ -74,7 +116,7 @@ fn start(words: Words, index: usize) -> Pid {
         Ok(0) => {
             // The kernel executes the copy by its path in /proc, so the runtime itself does not
             // need the descriptor.
-            sys::close_on_exec(record::RUNTIME);
+            sys::close_on_exec(RUNTIME);
             let execute = |()| sys::execute(program, words.arguments_from(index + 1), words.environment);
             let errno = sys::default_signals().map_or_else(|errno| errno, execute);
             sys::report(Kind::RuntimeNotExecuted, errno);

@@ -19,6 +19,10 @@ pub(crate) const PATH_BYTES: usize = 2048;
 /// through it.
 pub(crate) const RUNTIME: i32 = 5;
 
+/// The descriptor of the network namespace that the keeper connects to the host's network, if there
+/// is one. The runtime opens it as `/proc/1/fd/6`: the keeper is its process 1.
+pub(crate) const NETWORK: i32 = 6;
+
 /// The most bytes that the helper reports of a file that the kernel refuses to execute.
 pub(crate) const HEAD_BYTES: usize = 1024;
 
@@ -46,4 +50,8 @@ pub(crate) enum Kind {
     ContainerEnded = 8,
     /// No other process was left in the container when the command had ended. The value is 0.
     NothingLeft = 9,
+    /// The keeper cannot execute the program that connects the network. The value is the errno.
+    NetworkNotExecuted = 10,
+    /// That program has failed. The value is its wait status.
+    NetworkFailed = 11,
 }

@@ -143,11 +143,32 @@ pub(crate) fn read_file(path: &CStr, buffer: &mut [u8]) -> Result<usize, i32> {
 
 /// Opens `/dev/null` three times: as the standard streams, if those are closed.
 pub(crate) fn open_null_streams() {
-    const O_RDWR: usize = 2;
     for _ in 0..3 {
-        // SAFETY: a string, which the kernel reads.
-        let _ = unsafe { call(number::OPENAT, AT_FDCWD, c"/dev/null".as_ptr() as usize, O_RDWR, 0) };
+        let _ = open(c"/dev/null", O_RDWR);
     }
+}
+
+/// Replaces the standard streams: the input by `/dev/null`, and both outputs by the file `log`,
+/// which is created if it is missing.
+pub(crate) fn log_streams(log: &CStr) -> Result<(), i32> {
+    const O_WRONLY_CREAT_APPEND: usize = 0o2101;
+    for descriptor in 0..3 {
+        close(descriptor);
+    }
+    open(c"/dev/null", O_RDWR)?;
+    open(log, O_WRONLY_CREAT_APPEND)?;
+    open(log, O_WRONLY_CREAT_APPEND)?;
+    Ok(())
+}
+
+const O_RDWR: usize = 2;
+
+/// Opens a file as the lowest free descriptor. Only its owner may read and write a file that this
+/// creates.
+fn open(path: &CStr, flags: usize) -> Result<usize, i32> {
+    const OWNER_ONLY: usize = 0o600;
+    // SAFETY: a string, which the kernel reads.
+    result(unsafe { call(number::OPENAT, AT_FDCWD, path.as_ptr() as usize, flags, OWNER_ONLY) })
 }
 
 /// Returns whether `path` exists.

@@ -143,6 +143,36 @@ pub enum Error {
         /// Its number.
         id: u32,
     },
+    /// The seccomp profile answers changes of owners and users by success, without making them,
+    /// although other users exist. A command of another user could then be root.
+    #[error(
+        "the seccomp profile only pretends to change owners and users, and here the real changes work: omit --owners fake \
+         (Owners::Fake), or run without root and with --ids single"
+    )]
+    FakedUsers,
+    /// The program pasta, which connects a private network, does not exist or cannot be executed.
+    #[error("a private network needs the program pasta: install the package passt, or use the network none or host")]
+    NoPasta {
+        /// The reason.
+        source: io::Error,
+    },
+    /// The device that a private network needs cannot be opened.
+    #[error("a private network needs /dev/net/tun: {}", tun_advice(source))]
+    NoTun {
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The program pasta could not connect a private network. No command ran.
+    #[error(
+        "pasta could not connect the private network ({ended}): {}; it needs a host with a default route",
+        escaped(message)
+    )]
+    Network {
+        /// The exit status of pasta.
+        ended: std::process::ExitStatus,
+        /// The messages of pasta.
+        message: String,
+    },
     /// The runtime does not exist or cannot be executed.
     #[error("cannot start the runtime {}{}", program.maybe_quote(), start_advice(source))]
     RuntimeStart {
@@ -213,6 +243,18 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// A limit needs a controller that the machine has, but does not pass on to the user's group.
+    #[error(
+        "a limit needs the cgroup controller {controller:?}, which {} does not have: as root, write [Service] and \
+         Delegate=cpu cpuset io memory pids with `systemctl edit user@.service`, and log in again; or run without that limit",
+        group.maybe_quote()
+    )]
+    NotPassedOn {
+        /// The name of the controller in cgroups(7).
+        controller: String,
+        /// The group that the system has delegated to the user.
+        group: PathBuf,
+    },
     /// A file or a control group could not be removed after a run.
     #[error("cannot remove {}: remove it by hand", path.maybe_quote())]
     Leftover {
@@ -261,6 +303,15 @@ fn start_advice(source: &io::Error) -> &'static str {
         Some(Errno::NOENT) => ": install it, or give another one",
         Some(Errno::ACCESS | Errno::NOEXEC) => ": it cannot be executed; give another one",
         _ => "",
+    }
+}
+
+fn tun_advice(source: &io::Error) -> &'static str {
+    match Errno::from_io_error(source) {
+        Some(Errno::ACCESS | Errno::PERM) => {
+            "run `chmod 666 /dev/net/tun` as root, or let your container use that device"
+        }
+        _ => "run `modprobe tun` as root, or let your container have that device",
     }
 }
 

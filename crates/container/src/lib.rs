@@ -62,6 +62,7 @@ mod mount_namespace;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]
 mod mutated;
+mod network;
 mod output;
 mod overlay;
 #[cfg(test)]
@@ -92,8 +93,8 @@ pub use runtime::{Finished, Flaw, PreparedRuntime, Runtime, RuntimeVersion, Stat
 pub use supervise::{Cancel, Signals};
 pub use supervision::Supervision;
 pub use template::{
-    Capability, Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, ROOTFS_PLACEHOLDER, Rlimit, RlimitKind,
-    RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal,
+    Capability, Config, Fsync, Mount, MountEntry, Network, NoNewPrivileges, Owners, ROOTFS_PLACEHOLDER, Rlimit,
+    RlimitKind, RootAccess, Seccomp, Template, TemplateBuilder, TemplateError, Terminal,
 };
 pub use user::{User, UserSpec};
 pub use user_namespace::{IdMap, Ids, Obstacle, Refusal, UserNamespace, UserNamespaceError};

@@ -20,10 +20,11 @@ use crate::error::{Error, Result};
 use crate::id::ContainerId;
 use crate::init::Init;
 use crate::mount_namespace::require_privilege;
+use crate::network::{self, Unconnected};
 use crate::output::Excerpt;
 use crate::supervise::{Cancel, Ended, Facts, Orders, PID_FILE, Program, SOCKET, Supervised, Task, terminal_size};
 use crate::supervision::Supervision;
-use crate::template::Config;
+use crate::template::{Config, Network};
 use crate::user_namespace::UserNamespace;
 
 mod flaws;
@@ -38,8 +39,8 @@ pub use version::RuntimeVersion;
 /// An OCI runtime's command line: runc, crun, youki, or any other program that takes their
 /// arguments.
 ///
-/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/` and, with
-/// a terminal, a socket. With runc and crun they are a few kilobytes. They stay there after the
+/// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/`, with a
+/// terminal a socket, and with a private network `network` and `network.log`. With runc and crun they are a few kilobytes. They stay there after the
 /// run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
@@ -201,6 +202,8 @@ impl Runtime {
     /// - [`Error::Namespace`] without root.
     /// - [`Error::MaskedProc`] in a user namespace inside of a container that hides parts of
     ///   `/proc`.
+    /// - [`Error::NoPasta`] or [`Error::Network`] if a [private](Network::Private) network cannot be
+    ///   connected.
     /// - [`Error::RuntimeStart`] if the runtime cannot be executed.
     /// - [`Error::Runtime`] if the runtime fails or starts no container.
     /// - [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command cannot be
@@ -246,6 +249,10 @@ impl Runtime {
         // Dropped after the container, even if a callback panics.
         let cgroup = cgroup.map(Removed);
         let _named = if cgroup.is_none() { RemovedIfEmpty::new(bundle.config())? } else { None };
+        let network = match config.network() {
+            Network::Private => Some(Unconnected::new(bundle.path())?),
+            _ => None,
+        };
         let program = |args| {
             let start_error = |source| Error::RuntimeStart { program: self.program.clone(), source };
             let program = Program::new(&self.program, args).map_err(start_error)?;
@@ -256,6 +263,7 @@ impl Runtime {
             // After a detached start, the runtime removes the group only if it is asked to delete
             // the container.
             end: leaves_group.then(|| program(self.delete_args(bundle, id))).transpose()?,
+            network: network.as_ref(),
             bundle: bundle.path(),
             hidden: self.hidden_directory(),
             has_terminal: bundle.has_terminal(),
@@ -311,6 +319,12 @@ impl Runtime {
         // The run was interrupted before the command started.
         if ended == Ended::Interrupted {
             return Ok(Status::Cancelled);
+        }
+        if let Some(errno) = facts.network_not_executed {
+            return Err(network::not_executed(errno));
+        }
+        if let Some(status) = facts.network_failed {
+            return Err(network::failed(bundle.path(), ExitStatus::from_raw(status)));
         }
         if let Some(errno) = facts.runtime_not_executed {
             let source = io::Error::from_raw_os_error(errno);

@@ -14,6 +14,7 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 
+use crate::network::Unconnected;
 use crate::supervision::OnStart;
 use crate::{Init, Input, Output};
 
@@ -36,6 +37,8 @@ mod terminal;
 
 pub use cancel::Cancel;
 pub(crate) use helper::PATH_INSIDE;
+#[cfg(test)]
+pub(crate) use helper::record::NETWORK;
 use keeper::Keeper;
 use mask::Masked;
 pub(crate) use program::Program;
@@ -43,7 +46,7 @@ pub(crate) use report::Facts;
 use report::Report;
 pub use signals::Signals;
 use spawn::Start;
-pub(crate) use spawn::close_descriptors;
+pub(crate) use spawn::{NETWORK_FILE, close_descriptors};
 pub(crate) use streams::Outputs;
 use streams::Streams;
 use terminal::{Console, Keyboard};
@@ -60,6 +63,8 @@ pub(crate) struct Task<'a> {
     pub(crate) start: Program,
     /// The program that runs after the container has ended.
     pub(crate) end: Option<Program>,
+    /// The network to connect before the container starts.
+    pub(crate) network: Option<&'a Unconnected>,
     /// The runtime's working directory. The runtime writes the PID of the container's first process
     /// to [`PID_FILE`] in it.
     pub(crate) bundle: &'a Path,
@@ -141,13 +146,15 @@ impl<'a> Supervised<'a> {
         let mut arguments =
             vec![c"layered-keeper".to_owned(), c"keeper".to_owned(), program::string(task.bundle.join(PID_FILE))?];
         task.start.append_to(&mut arguments);
-        if let Some(end) = &task.end {
+        let further = [task.end.as_ref(), task.network.map(Unconnected::program)];
+        for program in further {
             arguments.push(CString::default());
-            end.append_to(&mut arguments);
+            program.iter().for_each(|program| program.append_to(&mut arguments));
         }
         let directory = program::string(task.bundle)?;
         let hidden = task.hidden.map(program::string).transpose()?;
         let runtime = task.start.copy().map(|copy| fcntl_dupfd_cloexec(copy, spawn::FREE)).transpose()?;
+        let network = task.network.map(|network| fcntl_dupfd_cloexec(network, spawn::FREE)).transpose()?;
         let [stdin, stdout, stderr] = &given;
         let pid = spawn::spawn(&Start {
             program: program.as_fd(),
@@ -156,6 +163,7 @@ impl<'a> Supervised<'a> {
             streams: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
             report: writer.as_fd(),
             runtime: runtime.as_ref().map(AsFd::as_fd),
+            network: network.as_ref().map(AsFd::as_fd),
             directory: &directory,
             hidden: hidden.as_deref(),
         })?;

@@ -36,11 +36,12 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::network;
 use crate::user::{NOBODY, UserSpec};
 
 pub use builder::TemplateBuilder;
 pub use capability::Capability;
-pub use choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
+pub use choices::{Fsync, Network, NoNewPrivileges, Owners, RootAccess, Seccomp, Terminal};
 pub use config::Config;
 pub use defaults::ROOTFS_PLACEHOLDER;
 pub use error::TemplateError;
@@ -264,6 +265,7 @@ impl Template {
         match namespace.map(|entry| entry["path"].as_str().filter(|path| !path.is_empty())) {
             None => Network::Host,
             Some(None) => Network::None,
+            Some(Some(network::PATH)) => Network::Private,
             Some(Some(path)) => Network::Joined(path.into()),
         }
     }
@@ -300,6 +302,12 @@ impl Template {
         };
         let rules = || self.array("/linux/resources/devices");
         rules().any(every) && rules().all(|rule| rule["allow"] == false)
+    }
+
+    /// Returns whether the seccomp profile answers changes of users by success without making them,
+    /// as with [`Owners::Fake`].
+    pub(crate) fn fakes_users(&self) -> bool {
+        self.value.pointer("/linux/seccomp").is_some_and(seccomp::fakes_users)
     }
 
     /// Returns whether this crate compiles the seccomp profile and has not done it yet.
@@ -492,7 +500,7 @@ mod tests {
         );
 
         let built = |network| Template::builder(["sh"]).network(network).terminal(Terminal::Attached).build().unwrap();
-        for network in [Network::None, Network::Host, Network::Joined("/run/netns/b".into())] {
+        for network in [Network::None, Network::Host, Network::Private, Network::Joined("/run/netns/b".into())] {
             let template = built(network.clone());
             assert_eq!(
                 (template.network(), template.terminal(), template.hostname()),

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use container::advanced::resolv_conf_of_private_network;
 use container::{Network, Template};
 
 /// A file that a run puts into the upper.
@@ -19,7 +20,8 @@ pub(crate) struct EtcFile {
 ///
 /// With the host's network, or with a network namespace that another program has set up, both files
 /// are copies of the host's. In the host's network, the container can reach the host's loopback
-/// name server (127.0.0.53).
+/// name server (127.0.0.53). With a private network, the container has its own `/etc/hosts`, and the
+/// host's name servers, with a substitute for those on the host's loopback interface.
 pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     let host = |path: &'static str| match std::fs::read(path) {
         Ok(contents) => Some(contents),
@@ -28,9 +30,19 @@ pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
             None
         }
     };
-    let of_host = template.network() != Network::None;
-    let hosts = if of_host { host("/etc/hosts") } else { None };
-    let resolv = if of_host { host("/etc/resolv.conf") } else { None };
+    let network = template.network();
+    let hosts = match network {
+        Network::None | Network::Private => None,
+        _ => host("/etc/hosts"),
+    };
+    let resolv = match network {
+        Network::None => None,
+        Network::Private => {
+            let of_host = host("/etc/resolv.conf").unwrap_or_default();
+            Some(resolv_conf_of_private_network(&String::from_utf8_lossy(&of_host)).into_bytes())
+        }
+        _ => host("/etc/resolv.conf"),
+    };
     // A container without its own hostname shows the host's.
     let uname = rustix::system::uname();
     let hostname = template.hostname().or_else(|| uname.nodename().to_str().ok());

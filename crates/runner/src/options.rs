@@ -73,8 +73,9 @@ pub enum Cleanup {
 pub enum EtcFiles {
     /// Without a network, creates an `/etc/hosts` with `localhost` and the hostname. With the
     /// host's network or an existing network namespace, copies the host's two files, and adds the
-    /// hostname to `/etc/hosts` if it is missing there. Leaves a file alone if `prep_upper` has
-    /// created it or a mount covers it.
+    /// hostname to `/etc/hosts` if it is missing there. With a private network, creates the same
+    /// `/etc/hosts` as without a network, and an `/etc/resolv.conf` with name servers that the
+    /// container can reach. Leaves a file alone if `prep_upper` has created it or a mount covers it.
     #[default]
     Provided,
     /// Leaves the stack's own files in place.

@@ -1,10 +1,11 @@
 //! Runs of an ordinary user, in both maps of IDs and with both runtimes. The tests start the real
 //! command as that user. `refusals` has what such a user cannot do, and what layered says then;
 //! `stores` has stores that root and a user share, `others` runs over layers of root; `delegation`
-//! has limits.
+//! has limits, and `owners` faked owners.
 
 mod delegation;
 mod others;
+mod owners;
 mod refusals;
 mod stores;
 

@@ -218,6 +218,41 @@ mod tests {
     }
 
     #[test]
+    fn a_keeper_connects_the_network_before_it_starts_the_runtime() {
+        let dir = tempfile::tempdir().unwrap();
+        let [pid_file, order] = ["pid", "order"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+        let script = |script: &str| ["/bin/sh".to_owned(), "sh".into(), "-c".into(), script.into(), order.clone()];
+        let run = |last: &[String], network: &[String]| {
+            let _none = fs::remove_file(&order);
+            let start = script("echo start >> \"$0\"");
+            let none = [String::new()];
+            let words = [&["keeper".to_owned(), pid_file.clone()][..], &start, &none, last, &none, network].concat();
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let output = started(&words).current_dir(dir.path()).output().unwrap();
+            assert!(output.stderr.is_empty(), "{output:?}");
+            (facts_of(&output.stdout), fs::read_to_string(&order).unwrap_or_default())
+        };
+        let network = script(
+            "echo to the log; echo as well >&2; (echo network; for n in 3 4 5; do test ! -e /proc/self/fd/$n || echo $n; done) >> \"$0\"",
+        );
+        let end = script("echo end >> \"$0\"");
+        let ended = |status| Facts { runtime: Some(status), ..Facts::default() };
+        // It has no descriptor of the run.
+        let expected = "network\nstart\n";
+        assert_eq!(run(&[], &network), (ended(0), expected.into()));
+        assert_eq!(run(&end, &network), (ended(0), format!("{expected}end\n")));
+        assert_eq!(fs::read_to_string(dir.path().join("network.log")).unwrap(), "to the log\nas well\n".repeat(2));
+        assert_eq!(run(&end, &[]), (ended(0), "start\nend\n".into()));
+
+        // Without the network, nothing starts.
+        let failed = Facts { network_failed: Some(3 << 8), ..Facts::default() };
+        assert_eq!(run(&end, &script("exit 3")), (failed, String::new()));
+        let network_not_executed = Some(Errno::NOENT.raw_os_error());
+        let missing = Facts { network_not_executed, network_failed: Some(1 << 8), ..Facts::default() };
+        assert_eq!(run(&end, &["/no/such".into(), "such".into()]), (missing, String::new()));
+    }
+
+    #[test]
     fn unknown_or_missing_arguments_are_refused() {
         let table: [&[&str]; 7] =
             [&[], &["other"], &["init"], &["init", ""], &["exec"], &["keeper"], &["keeper", "/pid"]];

@@ -12,6 +12,10 @@ use super::helper::record::{HEAD_BYTES, Kind, PATH_BYTES};
 pub(crate) struct Facts {
     /// The errno of execve(2), if the runtime could not be executed.
     pub(crate) runtime_not_executed: Option<i32>,
+    /// The errno of execve(2), if the program that connects the network could not be executed.
+    pub(crate) network_not_executed: Option<i32>,
+    /// The wait status of that program, if it has failed.
+    pub(crate) network_failed: Option<i32>,
     /// The wait status of the runtime.
     pub(crate) runtime: Option<i32>,
     /// Whether the init accepts signals.
@@ -111,6 +115,11 @@ impl Report {
             let facts = &mut self.facts;
             match kind {
                 kind if kind == Kind::RuntimeNotExecuted as u32 => facts.runtime_not_executed = Some(value),
+                // Only the keeper writes these, before there is a container.
+                kind if kind == Kind::NetworkNotExecuted as u32 && !facts.is_ready => {
+                    facts.network_not_executed = Some(value);
+                }
+                kind if kind == Kind::NetworkFailed as u32 && !facts.is_ready => facts.network_failed = Some(value),
                 kind if kind == Kind::RuntimeEnded as u32 => facts.runtime = Some(value),
                 kind if kind == Kind::Ready as u32 => facts.is_ready = true,
                 kind if kind == Kind::Path as u32 => self.path = bytes.to_vec(),
@@ -184,6 +193,13 @@ mod tests {
         let table = [
             (record(Kind::RuntimeNotExecuted, 2), Facts { runtime_not_executed: Some(2), ..Facts::default() }),
             (record(Kind::RuntimeEnded, 256), Facts { runtime: Some(256), ..Facts::default() }),
+            (record(Kind::NetworkNotExecuted, 2), Facts { network_not_executed: Some(2), ..Facts::default() }),
+            (record(Kind::NetworkFailed, 256), Facts { network_failed: Some(256), ..Facts::default() }),
+            // A command that claims that its own network has failed.
+            (
+                [record(Kind::Ready, 0), record(Kind::NetworkFailed, 256)].concat(),
+                Facts { is_ready: true, ..Facts::default() },
+            ),
             (record(Kind::ContainerEnded, 9), Facts { container: Some(9), ..Facts::default() }),
             (record(Kind::NothingLeft, 0), Facts { has_nothing_left: true, ..Facts::default() }),
             (record(Kind::Path, -1), Facts::default()),

@@ -25,7 +25,7 @@ use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
 
-use super::helper::record::{PROGRAM, REPORT, RUNTIME};
+use super::helper::record::{NETWORK, PROGRAM, REPORT, RUNTIME};
 
 /// The size of the child's stack. It holds the frames of a few system calls. glibc's posix_spawn(3)
 /// uses a stack of the same size for the same purpose.
@@ -46,6 +46,8 @@ pub(super) struct Start<'a> {
     pub(super) report: BorrowedFd<'a>,
     /// The sealed copy of the runtime, if the runtime is executed from one.
     pub(super) runtime: Option<BorrowedFd<'a>>,
+    /// The network namespace that the keeper connects, if it does.
+    pub(super) network: Option<BorrowedFd<'a>>,
     /// The keeper's working directory.
     pub(super) directory: &'a CStr,
     /// A directory to hide from the runtime under a tmpfs.
@@ -64,8 +66,15 @@ pub(super) fn release_pages(range: &Range<usize>) -> io::Result<()> {
     }
 }
 
+/// The file in the keeper's working directory on which its network namespace is mounted. The caller
+/// has created it.
+pub(crate) const NETWORK_FILE: &CStr = c"network";
+
+/// The path of descriptor [`NETWORK`] in the keeper.
+const NETWORK_OF_KEEPER: &CStr = c"/proc/self/fd/6";
+
 /// The first descriptor number that the keeper does not use itself.
-pub(super) const FREE: RawFd = RUNTIME + 1;
+pub(super) const FREE: RawFd = NETWORK + 1;
 
 /// Starts the keeper as the first process of a new PID namespace. It also gets a private mount
 /// namespace with a `/proc` of the new PID namespace.
@@ -149,24 +158,30 @@ fn become_keeper(
     }
     let [stdin, stdout, stderr] = start.streams;
     let own = [(stdin, 0), (stdout, 1), (stderr, 2), (start.report, REPORT), (start.program, PROGRAM)];
-    for (descriptor, target) in own.into_iter().chain(start.runtime.map(|runtime| (runtime, RUNTIME))) {
-        // SAFETY: the call takes only two numbers.
-        check(unsafe { libc::dup2(descriptor.as_raw_fd(), target) })?;
+    let own = own.map(|(descriptor, target)| (Some(descriptor), target));
+    for (descriptor, target) in own.into_iter().chain([(start.runtime, RUNTIME), (start.network, NETWORK)]) {
+        match descriptor {
+            // SAFETY: the call takes only two numbers.
+            Some(descriptor) => check(unsafe { libc::dup2(descriptor.as_raw_fd(), target) })?,
+            // It may be one of the caller's. It is not an error if there is none.
+            // SAFETY: the call takes only a number, and nothing in this process uses the descriptor.
+            None => drop(unsafe { libc::close(target) }),
+        }
     }
-    // Without a copy of the runtime, descriptor 5 may be one of the caller's, so closing starts
-    // there.
-    let first = if start.runtime.is_some() { FREE } else { RUNTIME };
     // Before the mounts, which may have to wait: a copy of another run's descriptor keeps that
     // run's overlay busy.
-    close_from(first)?;
+    close_from(FREE)?;
     mount(None::<&str>, c"/", None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>).map_err(errno)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None::<&str>).map_err(errno)?;
+    // SAFETY: the string ends with a NUL.
+    check(unsafe { libc::chdir(start.directory.as_ptr()) })?;
+    if start.network.is_some() {
+        mount(Some(NETWORK_OF_KEEPER), NETWORK_FILE, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(errno)?;
+    }
     if let Some(hidden) = start.hidden {
         mount(Some(c"tmpfs"), hidden, Some(c"tmpfs"), flags, Some(c"mode=0700,size=1m")).map_err(errno)?;
     }
-    // SAFETY: the string ends with a NUL.
-    check(unsafe { libc::chdir(start.directory.as_ptr()) })?;
     // SAFETY: an empty string and two lists of strings, each of which ends with a null pointer.
     check(unsafe {
         libc::syscall(

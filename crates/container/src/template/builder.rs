@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::capability::Capability;
-use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
+use super::choices::{Fsync, Network, NoNewPrivileges, Owners, RootAccess, Seccomp, Terminal};
 use super::error::TemplateError;
 use super::fields::{CpuQuota, Fields};
 use super::mount::Mount;
@@ -204,8 +204,8 @@ impl TemplateBuilder {
     /// Sets the system calls that the container may make. By default, these are the calls that
     /// Docker's default profile allows with these [capabilities](Self::capabilities).
     ///
-    /// For the `fsync` family, [`fsync`](Self::fsync) overrides the profile. To use a profile
-    /// unchanged, set [`Fsync::Real`] too.
+    /// For the `fsync` family, [`fsync`](Self::fsync) overrides the profile, and for changes of
+    /// owners, [`owners`](Self::owners) does. To use a profile unchanged, set [`Fsync::Real`] too.
     pub fn seccomp(mut self, seccomp: Seccomp) -> Self {
         self.fields.seccomp = seccomp;
         self
@@ -215,6 +215,13 @@ impl TemplateBuilder {
     /// file system.
     pub fn fsync(mut self, fsync: Fsync) -> Self {
         self.fields.fsync = fsync;
+        self
+    }
+
+    /// Sets whether the container can change owners and users. By default it can, as far as the
+    /// kernel lets it.
+    pub fn owners(mut self, owners: Owners) -> Self {
+        self.fields.owners = owners;
         self
     }
 

@@ -17,6 +17,20 @@ pub enum Network {
     ///
     /// [`unix(7)`]: https://man7.org/linux/man-pages/man7/unix.7.html
     Host,
+    /// A private network namespace with a way out, as under Docker, for root and ordinary users
+    /// alike. The program [pasta] (package passt) passes on what the container sends to other hosts.
+    /// It is started before the command and ends with the run.
+    ///
+    /// The container's interface is `eth0` with the address 10.0.2.100, and every user may bind
+    /// every port. Connections seem to come from the host. The container can reach everything that
+    /// the host can reach, except the host's loopback interface and abstract Unix sockets. It cannot
+    /// be reached from outside of it. The host needs a default route. With one for IPv6, the
+    /// container also has the host's IPv6 address.
+    ///
+    /// Needs the helper of this crate, so it works only with [`Runtime::run`](crate::Runtime::run).
+    ///
+    /// [pasta]: https://passt.top
+    Private,
     /// An existing network namespace, by the absolute path of its file: `/run/netns/build`.
     Joined(PathBuf),
 }
@@ -53,6 +67,28 @@ pub enum Fsync {
     Ignored,
     /// They work normally.
     Real,
+}
+
+/// Whether the container can change the owners of files, and the users and groups of processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Owners {
+    /// It can, as far as the kernel lets root of the container do so.
+    #[default]
+    Real,
+    /// `chown`, `setgroups`, `setuid` and their families succeed **without any effect**. Package
+    /// managers then work in a [user namespace](crate::UserNamespace) with a
+    /// [single](crate::Ids::Single) user, where the real calls fail: nothing there can belong to
+    /// another user.
+    ///
+    /// Every file stays the user's, and a program that has changed its user is still root of the
+    /// container. It believes to have dropped its privileges, but has not. So do not use this for
+    /// programs that protect themselves from each other in this way. A program that checks the
+    /// change finds out; for apt, pass `-o APT::Sandbox::User=root`. The calls succeed even for a
+    /// file that does not exist.
+    ///
+    /// Where other users exist, [`require`](crate::require) refuses the template.
+    Fake,
 }
 
 /// The system calls that the container may make.

@@ -17,7 +17,7 @@ use super::error::TemplateError;
 use super::mount_entry::MountEntry;
 use super::rlimit::{Rlimit, RlimitKind};
 use super::user_namespace::{OwnGroup, Surroundings, without_user_namespace};
-use super::{HOME, Template};
+use super::{HOME, Network, Template};
 use crate::error::Result;
 use crate::init::Init;
 use crate::rootfs::Rootfs;
@@ -131,6 +131,11 @@ impl Config {
         }
         let user = Rootfs::open(bundle.as_ref().join(self.rootfs()))?.find_user(&self.template)?;
         Ok(self.with_user(user))
+    }
+
+    /// Returns the container's network.
+    pub(crate) fn network(&self) -> Network {
+        self.template.network()
     }
 
     /// Returns whether the command gets a terminal.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::capability::Capability;
-use super::choices::{Fsync, Network, NoNewPrivileges, RootAccess, Seccomp, Terminal};
+use super::choices::{Fsync, Network, NoNewPrivileges, Owners, RootAccess, Seccomp, Terminal};
 use super::defaults;
 use super::mount::Mount;
 use super::rlimit::Rlimit;
@@ -36,6 +36,7 @@ pub(super) struct Fields {
     pub(super) cpu_quota: Option<CpuQuota>,
     pub(super) seccomp: Seccomp,
     pub(super) fsync: Fsync,
+    pub(super) owners: Owners,
 }
 
 /// The processor time that a container may use in each period.
@@ -71,6 +72,7 @@ impl Fields {
             cpu_quota: None,
             seccomp: Seccomp::Default,
             fsync: Fsync::Ignored,
+            owners: Owners::Real,
         }
     }
 }

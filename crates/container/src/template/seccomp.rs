@@ -1,8 +1,9 @@
 //! The seccomp profile of a container. `profile` has Docker's default, `sync` the rules that make
-//! `fsync` fast, and `bpf` compiles a profile.
+//! `fsync` fast, `owners` those that fake changes of owners, and `bpf` compiles a profile.
 
 mod architectures;
 mod bpf;
+mod owners;
 mod profile;
 mod rule;
 mod sync;
@@ -15,14 +16,16 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::capability::Capability;
-use super::choices::{Fsync, Seccomp};
+use super::choices::{Fsync, Owners, Seccomp};
 use super::error::TemplateError;
 use architectures::{architectures, set_architectures};
+pub(super) use owners::fakes_users;
 
 /// Returns `linux.seccomp` for a container that has `capabilities`.
 pub(super) fn filter(
     seccomp: &Seccomp,
     fsync: Fsync,
+    owners: Owners,
     capabilities: &[Capability],
 ) -> Result<Option<LinuxSeccomp>, TemplateError> {
     let profile = match seccomp {
@@ -39,14 +42,15 @@ pub(super) fn filter(
             Some(LinuxSeccomp::deserialize(profile).map_err(|source| TemplateError::Seccomp { source })?)
         }
     };
-    Ok(match fsync {
-        Fsync::Real => profile,
-        Fsync::Ignored => {
-            let mut profile = profile.unwrap_or_else(allow_all);
-            sync::ignore_sync(&mut profile);
-            Some(profile)
-        }
-    })
+    let changes = [
+        (fsync == Fsync::Ignored).then_some(sync::ignore_sync as fn(&mut LinuxSeccomp)),
+        (owners == Owners::Fake).then_some(owners::fake_owners as fn(&mut LinuxSeccomp)),
+    ];
+    Ok(changes.into_iter().flatten().fold(profile, |profile, change| {
+        let mut profile = profile.unwrap_or_else(allow_all);
+        change(&mut profile);
+        Some(profile)
+    }))
 }
 
 /// Refuses the conditions of Docker's own format, which the specification does not have: a rule

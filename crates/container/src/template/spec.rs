@@ -14,6 +14,7 @@ use super::error::TemplateError;
 use super::fields::{CpuQuota, Fields};
 use super::rlimit::Rlimit;
 use super::seccomp;
+use crate::network as private;
 use crate::user::{NOBODY, UserSpec};
 
 /// Returns the configuration with these fields, which `validate` has checked, and its JSON.
@@ -110,7 +111,7 @@ fn linux(fields: &Fields) -> Result<oci::Linux, TemplateError> {
         .set_sysctl(sysctl(&fields.network))
         .set_masked_paths(Some(defaults::MASKED_PATHS.map(String::from).to_vec()))
         .set_readonly_paths(Some(defaults::READ_ONLY_PATHS.map(String::from).to_vec()))
-        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, &fields.capabilities)?);
+        .set_seccomp(seccomp::filter(&fields.seccomp, fields.fsync, fields.owners, &fields.capabilities)?);
     Ok(linux)
 }
 
@@ -124,6 +125,7 @@ fn namespaces(network: &Network) -> Vec<oci::LinuxNamespace> {
     };
     let network = match network {
         Network::None => Some(namespace(Net, None)),
+        Network::Private => Some(namespace(Net, Some(private::PATH.into()))),
         Network::Joined(path) => Some(namespace(Net, Some(path.clone()))),
         Network::Host => None,
     };
@@ -136,7 +138,7 @@ fn namespaces(network: &Network) -> Vec<oci::LinuxNamespace> {
 /// Returns the kernel settings of the container's own namespaces.
 fn sysctl(network: &Network) -> Option<HashMap<String, String>> {
     let settings = defaults::SYSCTL.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    (*network == Network::None).then(|| settings.into())
+    matches!(network, Network::None | Network::Private).then(|| settings.into())
 }
 
 fn resources(fields: &Fields) -> oci::LinuxResources {

@@ -8,7 +8,7 @@
 //! Arguments, all optional:
 //! - the number of rounds (30);
 //! - the directory for `results.md`, `phases.svg` and `steps.svg` (`-` for none);
-//! - the parts to measure (all): `costs steps memory output others unmount throughput upkeep
+//! - the parts to measure (all): `costs steps memory output others users unmount throughput upkeep
 //!   lookups configuration caller steady stacks farm`. Each is in the module of its name, but
 //!   `caller` and `steady` are in [`memory`].
 
@@ -34,6 +34,7 @@ mod subjects;
 mod throughput;
 mod unmount;
 mod upkeep;
+mod users;
 
 use std::fs;
 use std::path::PathBuf;
@@ -83,6 +84,9 @@ fn main() -> Result<()> {
     }
     if is_wanted("others") {
         add(others::measured(&places, rounds, &mut missing)?);
+    }
+    if is_wanted("users") {
+        add(users::measured(rounds, &mut missing)?);
     }
     if is_wanted("unmount") {
         add(unmount::measured(&places, rounds)?);

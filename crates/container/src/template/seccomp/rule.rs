@@ -1,9 +1,25 @@
-//! Creates the rules of a profile and their conditions, for `profile` and `sync`.
+//! Creates the rules of a profile and their conditions, for `profile`, `sync` and `owners`.
 
 use oci_spec::runtime::{
-    LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator as Operator,
-    LinuxSyscall,
+    LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    LinuxSeccompOperator as Operator, LinuxSyscall,
 };
+
+/// Makes `rules` the only rules of `profile` for `calls`.
+///
+/// If a call has two rules, libseccomp keeps the first or refuses the second, depending on its
+/// version. Therefore the other rules for these calls are removed.
+pub(super) fn replace_rules(profile: &mut LinuxSeccomp, calls: &[&str], rules: impl IntoIterator<Item = LinuxSyscall>) {
+    let mut all: Vec<LinuxSyscall> = profile.syscalls().clone().unwrap_or_default();
+    let is_replaced = |name: &String| calls.contains(&name.as_str());
+    for rule in all.iter_mut().filter(|rule| rule.names().iter().any(is_replaced)) {
+        let names = rule.names().iter().filter(|name| !is_replaced(name)).cloned().collect();
+        rule.set_names(names);
+    }
+    all.retain(|rule| !rule.names().is_empty());
+    all.extend(rules);
+    profile.set_syscalls(Some(all));
+}
 
 /// Returns a rule that allows the calls if every condition holds.
 pub(super) fn allow(

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSyscall};
 
-use super::rule::{allow, answer, equal, masked, not_equal};
+use super::rule::{allow, answer, equal, masked, not_equal, replace_rules};
 
 /// The calls that [`Fsync::Ignored`](super::Fsync::Ignored) skips. The runtimes ignore a name that
 /// an architecture does not have. fsync(2), fdatasync(2) and syncfs(2) are not among them: on a
@@ -24,17 +24,7 @@ const MS_SYNC: u64 = 4;
 /// because programs test for these errors: a negative descriptor and, for msync(2), an address
 /// within a page or flags other than `MS_SYNC`.
 pub(super) fn ignore_sync(profile: &mut LinuxSeccomp) {
-    // If a call has two rules, libseccomp keeps the first or refuses the second, depending on its
-    // version. Therefore the other rules for these calls are removed.
-    let mut rules: Vec<LinuxSyscall> = profile.syscalls().clone().unwrap_or_default();
-    let waits = |name: &String| SYNC_CALLS.contains(&name.as_str());
-    for rule in rules.iter_mut().filter(|rule| rule.names().iter().any(waits)) {
-        let names = rule.names().iter().filter(|name| !waits(name)).cloned().collect();
-        rule.set_names(names);
-    }
-    rules.retain(|rule| !rule.names().is_empty());
-    rules.extend(self::rules(rustix::param::page_size() as u64));
-    profile.set_syscalls(Some(rules));
+    replace_rules(profile, &SYNC_CALLS, rules(rustix::param::page_size() as u64));
 }
 
 /// Returns the rules. For each call one of them always holds, because the profile's default action

@@ -33,7 +33,7 @@ const COMMANDS: [(&[&str], &str); 18] = [
     (&["tag", "rename"], "the name of a layer is that of its directory"),
     (&["info"], "`layered doctor` checks this machine"),
     (&["search", "login"], "layered uses no registry"),
-    (&["volume", "network"], "`layered run` has --volume and --network"),
+    (&["volume", "network"], "`layered run` has --volume and --network none, private or host"),
 ];
 
 /// Options with which Docker, Podman, bubblewrap and systemd-nspawn run a command.
@@ -45,8 +45,11 @@ const OPTIONS: [(&[&str], &str); 25] = [
         "leave -i out: the command always gets standard input; -t gives it a terminal",
     ),
     (&["-d", "--detach"], "layered stays in the foreground; let the shell start it in the background"),
-    (&["-p", "--publish", "--expose"], "--network host lets the command serve the ports of the host"),
-    (&["--net"], "write --network"),
+    (
+        &["-p", "--publish", "--expose"],
+        "a private network publishes no ports; --network host lets the command serve those of the host",
+    ),
+    (&["--net"], "write --network none, private or host; private is like Docker's bridge"),
     (&["--dns", "--dns-search"], "mount a file with -v FILE:/etc/resolv.conf"),
     (&["--add-host"], "mount a file with -v FILE:/etc/hosts"),
     (&["--shm-size"], "write --tmpfs /dev/shm:size=SIZE"),

@@ -329,7 +329,9 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
         && network == Network::None
         && args.output.as_deref().is_some_and(|path| !is_standard(path) && could_not_resolve(path))
     {
-        complain(format_args!("the command has no network, and could not resolve a name; pass --network host"));
+        complain(format_args!(
+            "the command has no network, and could not resolve a name; pass --network private or --network host"
+        ));
     }
     if let Some(error) = &report.output_error {
         // A terminal that accepts no output accepts no error message either, and writing one would

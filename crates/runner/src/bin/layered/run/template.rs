@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use container::{
-    Capability, Fsync, Mount, Network, NoNewPrivileges, Rlimit, RootAccess, Seccomp, Template, Terminal, UserSpec,
+    Capability, Fsync, Mount, Network, NoNewPrivileges, Owners, Rlimit, RootAccess, Seccomp, Template, Terminal,
+    UserSpec,
 };
 use layer::display::quoted;
 use rustix::thread::CapabilitySet;
@@ -39,10 +40,13 @@ pub(super) struct TemplateArgs {
     /// Hostname of the container [default: that of the host].
     #[arg(long, value_name = "NAME", help_heading = COMMAND)]
     hostname: Option<String>,
-    /// Network of the container: none or host.
+    /// Network of the container: none, private or host.
     ///
-    /// `none` has only a loopback interface. `host` is the host's network, and the container gets
-    /// copies of the host's /etc/hosts and /etc/resolv.conf, unless --etc is `stack`.
+    /// `none` has only a loopback interface. `private` is a separate network from which the command
+    /// reaches other hosts, but not the loopback interface of this one; nothing can reach the
+    /// command. It needs pasta (package passt). `host` is the host's network. With `host`, the
+    /// container gets copies of the host's /etc/hosts and /etc/resolv.conf, and with `private` an
+    /// /etc/resolv.conf for the same name servers, unless --etc is `stack`.
     #[arg(long, default_value = "none", hide_possible_values = true, help_heading = COMMAND)]
     network: NetworkArg,
     /// Give the command a terminal, e.g. for an interactive shell.
@@ -73,6 +77,14 @@ pub(super) struct TemplateArgs {
     /// for the upper.
     #[arg(long, value_name = "MODE", default_value = "fake", hide_possible_values = true, help_heading = COMMAND)]
     sync: SyncArg,
+    /// Whether chown and setuid take effect: real or fake.
+    ///
+    /// With `fake`, chown, setgroups, setuid and their families succeed without doing anything. This
+    /// is for --ids single, where the real calls fail because there is no other user: apt and dpkg
+    /// then install packages. Pass -o APT::Sandbox::User=root to apt. A program that drops its
+    /// privileges in this way still has them.
+    #[arg(long, value_name = "MODE", default_value = "real", hide_possible_values = true, help_heading = COMMAND)]
+    owners: OwnersArg,
     /// Limit of memory and swap for the container, e.g. 512m or 2g.
     ///
     /// SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
@@ -128,6 +140,7 @@ pub(super) struct TemplateArgs {
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum NetworkArg {
     None,
+    Private,
     Host,
 }
 
@@ -158,6 +171,12 @@ enum SyncArg {
     Real,
 }
 
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum OwnersArg {
+    Real,
+    Fake,
+}
+
 impl TemplateArgs {
     /// Returns the template that runs `command`.
     pub(super) fn template(&self, command: &[String]) -> anyhow::Result<Template> {
@@ -172,12 +191,17 @@ impl TemplateArgs {
             .root_access(if self.read_only { RootAccess::ReadOnly } else { RootAccess::ReadWrite })
             .network(match self.network {
                 NetworkArg::None => Network::None,
+                NetworkArg::Private => Network::Private,
                 NetworkArg::Host => Network::Host,
             })
             .seccomp(self.seccomp.profile()?)
             .fsync(match self.sync {
                 SyncArg::Fake => Fsync::Ignored,
                 SyncArg::Real => Fsync::Real,
+            })
+            .owners(match self.owners {
+                OwnersArg::Real => Owners::Real,
+                OwnersArg::Fake => Owners::Fake,
             })
             .no_new_privileges(if self.no_new_privileges { NoNewPrivileges::On } else { NoNewPrivileges::Off })
             .terminal(if self.tty { Terminal::Attached } else { Terminal::None });
