@@ -64,5 +64,5 @@ pub use self::import::{Import, Imported, ImportedLayer, Progress};
 pub use self::record::Record;
 pub use self::source::{Platform, Source};
 pub use self::tree_digest::{TreeDigest, record_digest};
-pub use self::unpack::{LeftOut, Privileges};
+pub use self::unpack::{LeftOut, Needs, Privileges};
 pub use self::verify::{Damage, OtherIds, Verified, verify};

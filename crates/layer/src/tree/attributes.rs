@@ -151,6 +151,15 @@ impl Attributes {
         plain(self) == plain(other) && sorted(self) == sorted(other)
     }
 
+    /// Returns whether these attributes are equal to `other`, except for the times.
+    #[cfg(feature = "oci")]
+    pub(crate) fn look_like_but_for_time(&self, other: &Self) -> bool {
+        let times = &other.times;
+        let mode = self.mode.as_raw_mode() & 0o7777;
+        let same_time = Self::new(self.kind, mode, self.owner(), times.last_modification, self.xattrs.clone());
+        same_time.look_like(other)
+    }
+
     /// Replaces the permission bits. Drops an ACL, because it can grant more than they do.
     pub(crate) fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
