@@ -166,9 +166,9 @@ fn privileges() -> Privileges {
 /// Reports once what could not be made.
 fn warn(left_out: LeftOut) {
     let counts = [
-        (left_out.owners, "files belong to you instead of their owners"),
+        (left_out.owners, "files belong to you instead of their user or group"),
         (left_out.devices, "device nodes are missing"),
-        (left_out.xattrs, "files lack a capability or another privileged attribute"),
+        (left_out.xattrs, "files lack a capability, an ACL or another attribute that you cannot set"),
         (left_out.acl_texts, "files lack their ACL, which the archive has in the form of GNU tar"),
     ];
     let parts: Vec<_> =
