@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
-use rustix::fs::statvfs;
 use serde::Serialize;
 
 use super::archive::{Archive, Stream};
 use super::digest::Digest;
-use super::error::{Error, Result};
-use super::files::lossless;
+use super::error::{Error, Problem, Result};
+use super::files::{free_bytes, lossless};
 use super::image::{Blob, Image, ImageLayer};
 use super::pipeline::{self, Expected, Finished, Parts};
 use super::record::Record;
@@ -166,6 +165,9 @@ impl<'a> Import<'a> {
     /// After an error, `dir` does not exist.
     /// - [`Error::Exists`] if `dir` exists.
     /// - [`Error::Entry`] and [`Error::Archive`] name an entry that is refused.
+    /// - [`Error::TooLarge`] if the image exceeds [`max_bytes`](Self::max_bytes),
+    ///   [`Error::TooLittleSpace`] if it exceeds what the file system has free, and
+    ///   [`Error::NoSpace`] if that has become full in the meantime.
     /// - [`Error::WrongDigest`], [`Error::WrongSize`] and [`Error::WrongDiffId`] for damaged blobs.
     /// - The other errors name the part of the image or of the store.
     pub fn into_base(&self, dir: impl AsRef<Path>) -> Result<Imported> {
@@ -249,9 +251,11 @@ impl<'a> Import<'a> {
     }
 
     fn open(&self, store: &Path) -> Result<Work<'_>> {
-        let free = statvfs(store).map_err(Error::io("look at the file system of", store))?;
-        let max_bytes = self.max_bytes.min(free.f_bavail.saturating_mul(free.f_frsize));
-        let image = Image::open(self.source, self.platform.as_ref(), store, max_bytes)?;
+        let free_bytes = free_bytes(store)?;
+        let max_bytes = self.max_bytes.min(free_bytes);
+        let limited_by = (free_bytes < self.max_bytes).then(|| store.to_path_buf());
+        let image = Image::open(self.source, self.platform.as_ref(), store, max_bytes);
+        let image = image.map_err(|error| name_limit(error, limited_by.as_deref()))?;
         let sizes = image.layers.iter().map(|layer| image.size_of(layer));
         let total_bytes = sizes.sum::<Result<Option<u64>>>()?;
         let done = AtomicU64::new(0);
@@ -259,6 +263,7 @@ impl<'a> Import<'a> {
             image,
             source: self.source.absolute(),
             max_bytes,
+            limited_by,
             options: self.options,
             digest: self.digest,
             progress: self.progress,
@@ -273,6 +278,8 @@ struct Work<'a> {
     image: Image,
     source: Source,
     max_bytes: u64,
+    /// The directory whose file system has no more than `max_bytes` bytes free.
+    limited_by: Option<PathBuf>,
     options: Options,
     digest: TreeDigest,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
@@ -322,7 +329,8 @@ impl Work<'_> {
                 progress(Progress { done_bytes, total_bytes: self.total_bytes });
             }
         };
-        pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker))
+        let read = pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker));
+        read.map_err(|error| name_limit(error, self.limited_by.as_deref()))
     }
 
     /// Makes one layer of the store. `below` are those below it, topmost first.
@@ -483,11 +491,24 @@ fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut 
     }
 }
 
+/// Turns an error about the limit of an import into one about the space at `limited_by`, if that is
+/// the limit.
+fn name_limit(error: Error, limited_by: Option<&Path>) -> Error {
+    match (error, limited_by) {
+        (
+            Error::TooLarge { archive, max_bytes }
+            | Error::Entry { archive, problem: Problem::TreeTooLarge { max_bytes }, .. },
+            Some(place),
+        ) => Error::TooLittleSpace { archive, place: place.into(), free_bytes: max_bytes },
+        (error, _) => error,
+    }
+}
+
 fn exists(error: &crate::Error) -> bool {
     matches!(error, crate::Error::LayerExists { .. })
 }
 
-fn root_error(layer: &Layer, problem: super::error::Problem) -> Error {
+fn root_error(layer: &Layer, problem: Problem) -> Error {
     Error::Entry { operation: "unpack", archive: layer.fs(), entry: ".".into(), problem }
 }
 
