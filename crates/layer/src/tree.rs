@@ -3,6 +3,7 @@
 
 pub(crate) mod attributes;
 pub(crate) mod locked_dir;
+pub(crate) mod new_file;
 pub(crate) mod output_file;
 pub(crate) mod owner;
 pub(crate) mod regular_file;
