@@ -34,6 +34,7 @@ mod entry_name;
 mod error;
 mod export;
 mod files;
+mod first_names;
 #[cfg(test)]
 mod hostile;
 mod image;

@@ -5,6 +5,7 @@
 mod budget;
 mod directories;
 mod hard_links;
+mod holes;
 mod parents;
 mod privileges;
 mod whiteouts;
@@ -15,12 +16,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, ftruncate, mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -32,7 +32,7 @@ use self::privileges::apply;
 pub use self::privileges::{LeftOut, Privileges};
 use self::whiteouts::Brought;
 use super::archive::{Archive, Input};
-use super::entry::{Entry, Kind, Piece};
+use super::entry::{Entry, Kind};
 use super::entry_name::{EntryName, Path};
 use super::error::Problem;
 use crate::stack::overlayfs::{self, XattrNamespace};
@@ -306,7 +306,8 @@ impl Unpacker {
         self.budget.pay_bytes(size(&entry))?;
         let mut file = File::from(self.make(dir, name, |dir| openat(dir, name, flags, mode))?);
         match &entry.kind {
-            Kind::Sparse { pieces, size } => write_pieces(&file, pieces, *size, archive)?,
+            Kind::Sparse { pieces, size } => holes::write_pieces(&file, pieces, *size, archive)?,
+            _ if entry.size >= holes::LEAST_BYTES => holes::write_without_zeros(&file, entry.size, archive)?,
             _ => loop {
                 let content = archive.content()?;
                 if content.is_empty() {
@@ -415,24 +416,4 @@ fn size(entry: &Entry) -> u64 {
 
 fn attributes(kind: FileType, entry: Entry) -> Attributes {
     Attributes::new(kind, entry.mode, (entry.uid, entry.gid), entry.mtime, entry.xattrs)
-}
-
-/// Writes the pieces of a sparse file, whose contents follow each other in `archive`.
-fn write_pieces<R: Input>(file: &File, pieces: &[Piece], size: u64, archive: &mut Archive<R>) -> Result<(), Problem> {
-    ftruncate(file, size).map_err(Problem::io("set the size of"))?;
-    let mut pieces = pieces.iter().copied();
-    let mut piece = pieces.next();
-    loop {
-        let mut content = archive.content()?;
-        if content.is_empty() {
-            return Ok(());
-        }
-        while let Some(Piece { offset, length }) = piece.filter(|_| !content.is_empty()) {
-            let now = usize::try_from(length).map_or(content.len(), |length| length.min(content.len()));
-            file.write_all_at(&content[..now], offset).map_err(Problem::io("write"))?;
-            content = &content[now..];
-            let left = Piece { offset: offset + now as u64, length: length - now as u64 };
-            piece = if left.length > 0 { Some(left) } else { pieces.next() };
-        }
-    }
 }
