@@ -34,6 +34,7 @@ mod entry_name;
 mod error;
 mod export;
 mod files;
+mod first_names;
 #[cfg(test)]
 mod hostile;
 mod image;
@@ -64,5 +65,5 @@ pub use self::import::{Import, Imported, ImportedLayer, Progress};
 pub use self::record::Record;
 pub use self::source::{Platform, Source};
 pub use self::tree_digest::{TreeDigest, record_digest};
-pub use self::unpack::{LeftOut, Privileges};
+pub use self::unpack::{LeftOut, Needs, Privileges};
 pub use self::verify::{Damage, OtherIds, Verified, verify};

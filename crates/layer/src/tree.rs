@@ -4,6 +4,7 @@
 mod acl;
 pub(crate) mod attributes;
 pub(crate) mod locked_dir;
+pub(crate) mod new_file;
 pub(crate) mod output_file;
 pub(crate) mod owner;
 pub(crate) mod regular_file;

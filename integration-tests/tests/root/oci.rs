@@ -19,6 +19,9 @@ use layer::{Layer, Meta, Store};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
+mod failures;
+mod tools;
+
 use super::merge::property::property;
 use super::merge::random::{Layers, layers};
 
@@ -246,6 +249,11 @@ fn an_unusual_tree_survives_tar_and_umoci() {
     done(layered().args(["export", &format!("oci:{image}:tag"), "--layer"]).arg(layer.path()));
     program("umoci", &["unpack", "--image", &format!("{image}:tag"), &unpacked]);
     assert_eq!(expected.diff(&Snapshot::of_path(&Path::new(&unpacked).join("rootfs")).unwrap()), "");
+    // The archive has the hole of the sparse file as zeros.
+    let base = fixture.path().join("again");
+    done(layered().args(["import", &format!("oci:{image}:tag")]).arg(&base));
+    assert_eq!(expected.diff(&Snapshot::of_path(&base.join("fs")).unwrap()), "");
+    assert!(fs::metadata(base.join("fs/sparse")).unwrap().blocks() < 1024);
 }
 
 #[test]

@@ -39,6 +39,33 @@ pub enum Error {
         /// The kernel's error.
         source: io::Error,
     },
+    /// The file system has no room for a part of the image.
+    #[error(
+        "cannot {operation} {}: its file system or a quota is full; free some space, or choose another place",
+        quoted(path)
+    )]
+    NoSpace {
+        /// The operation that failed.
+        operation: &'static str,
+        /// The file, or the directory in which it would be.
+        path: PathBuf,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The image needs more space than its destination has.
+    #[error(
+        "{} needs more than the {free_bytes} bytes that are free at {}; free some space, or choose another place",
+        quoted(archive),
+        quoted(place)
+    )]
+    TooLittleSpace {
+        /// The layer or the archive for which the space is not enough.
+        archive: PathBuf,
+        /// The directory of the destination.
+        place: PathBuf,
+        /// The space that was free when the import began, in bytes.
+        free_bytes: u64,
+    },
     /// A file of the image is not what it should be.
     #[error("{} is not {expected}", quoted(path))]
     Malformed {
@@ -156,7 +183,7 @@ pub enum Error {
     },
     /// An operation on a layer or a store failed.
     #[error(transparent)]
-    Layer(#[from] crate::Error),
+    Layer(crate::Error),
 }
 
 /// The result of an operation on images.
@@ -264,6 +291,14 @@ pub enum Problem {
         /// The limit in bytes.
         max_bytes: usize,
     },
+    /// The names of files with several names take too much memory.
+    #[error(
+        "too many files before it have several names ({max_bytes} bytes of names); copy the layer with cp -a first"
+    )]
+    TooManyLinks {
+        /// The limit in bytes.
+        max_bytes: usize,
+    },
     /// The archive ends too early.
     #[error("the archive ends in the middle")]
     Truncated,
@@ -285,6 +320,14 @@ pub enum Problem {
     /// A file changed while it was packed.
     #[error("it changed while it was read; pack a layer that nothing changes")]
     Changed,
+    /// The file system has no room for the file.
+    #[error("cannot {operation} it: the file system or a quota is full; free some space, or choose another place")]
+    NoSpace {
+        /// The operation that failed.
+        operation: &'static str,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// A system call failed.
     #[error("cannot {operation} it")]
     Io {
@@ -301,19 +344,41 @@ pub enum Problem {
 
 impl Problem {
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::Io { operation, source: source.into() }
+        move |source| match source.into() {
+            source if is_full(&source) => Self::NoSpace { operation, source },
+            source => Self::Io { operation, source },
+        }
     }
 }
 
 impl Error {
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
         let path = path.into();
-        move |source| Self::Io { operation, path, source: source.into() }
+        move |source| match source.into() {
+            source if is_full(&source) => Self::NoSpace { operation, path, source },
+            source => Self::Io { operation, path, source },
+        }
     }
 
     pub(crate) fn malformed(path: impl AsRef<Path>, expected: &'static str) -> Self {
         Self::Malformed { path: path.as_ref().into(), expected, source: None }
     }
+}
+
+impl From<crate::Error> for Error {
+    fn from(error: crate::Error) -> Self {
+        match error {
+            crate::Error::Io { operation, path, source } if is_full(&source) => {
+                Self::NoSpace { operation, path, source }
+            }
+            error => Self::Layer(error),
+        }
+    }
+}
+
+/// Returns whether the file system or a quota has no blocks or inodes left.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl fmt::Debug for Error {

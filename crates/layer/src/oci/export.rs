@@ -13,8 +13,8 @@ use super::destination::Destination;
 use super::digest::{Digest, Hashing};
 use super::encoder::Encoder;
 use super::error::{Error, Result};
-use super::files::known;
-use super::image::{Blob, Image};
+use super::files::{free_bytes, known};
+use super::image::{Blob, Image, ImageLayer};
 use super::import::Progress;
 use super::layout_writer::{LayoutWriter, Written};
 use super::pack::{Differences, pack};
@@ -131,7 +131,8 @@ impl<'a> Export<'a> {
     /// if the layer has none and is in a place that can be written.
     ///
     /// # Errors
-    /// After an error, the tag is as it was. A layout can have blobs that no manifest names.
+    /// After an error, the tag is as it was. A layout can have blobs that no manifest names. So it
+    /// is if the process is killed.
     /// - [`Error::Entry`] names a file that cannot be in an image, or cannot be read.
     /// - [`Error::Malformed`] if the destination is a directory that is not a layout.
     /// - [`Error::Io`] if the image cannot be written.
@@ -141,12 +142,10 @@ impl<'a> Export<'a> {
             Destination::OciArchive { file, tag } => {
                 let output = OutputFile::create(file).map_err(Error::io("write", file))?;
                 // Blobs must not be written beside a device file, such as in /dev.
-                let parent = output.dir().map_or_else(std::env::temp_dir, Path::to_path_buf);
-                let temporary = tempfile::Builder::new().prefix(".export-").tempdir_in(&parent);
-                let temporary = temporary.map_err(Error::io("make a temporary directory in", parent))?;
-                let writer = LayoutWriter::open(temporary.path())?;
+                let spool = output.dir().map_or_else(std::env::temp_dir, Path::to_path_buf);
+                let writer = LayoutWriter::of_archive(&spool);
                 let exported = self.write(&writer, tag)?;
-                writer.archive(output, file)?;
+                writer.finish(output, file)?;
                 Ok(exported)
             }
         }
@@ -200,19 +199,19 @@ impl<'a> Export<'a> {
         // An archive of a root file system is not an image.
         record.config_digest?;
         let layer = Layer::at(base.path());
-        let copied = match self.is_as_recorded(&layer) {
-            Ok(true) => try_copy(record, writer),
-            Ok(false) => {
-                let path = crate::display::quoted(layer.path());
-                log::warn!("exporting {path} as one layer: it has changed since its import, or has no digest");
-                return None;
-            }
-            Err(error) => Err(error),
-        };
+        // The base is read only if its image is still there.
+        let copied = Original::open(record, writer.dir()).and_then(|original| match self.is_as_recorded(&layer)? {
+            true => original.copy(writer).map(Some),
+            false => Ok(None),
+        });
+        if let Ok(None) = copied {
+            let path = crate::display::quoted(layer.path());
+            log::warn!("exporting {path} as one layer: it has changed since its import, or has no digest");
+        }
         if let Err(error) = &copied {
             log::warn!("exporting the base as one layer: {}", crate::error::Chain(error));
         }
-        copied.ok()
+        copied.ok().flatten()
     }
 
     /// Returns whether the tree of a layer has the digest that was recorded of it.
@@ -275,39 +274,57 @@ fn extend_history(config: &mut Map<String, Value>, original: usize, added: usize
     }
 }
 
-fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
-    let source: Source = record.source.parse()?;
-    let metadata = std::fs::metadata(source.path()).map_err(Error::io("look at", source.path()))?;
-    // A record can name anything. To open a FIFO would wait.
-    if !metadata.is_dir() && !metadata.is_file() {
-        return Err(Error::malformed(source.path(), "an image"));
-    }
-    let image = Image::open(&source, None, &std::env::temp_dir(), u64::MAX)?;
-    let changed = || Error::malformed(source.path(), "the image that the base came from");
-    if image.config_digest != record.config_digest {
-        return Err(changed());
-    }
-    let mut copied = Vec::with_capacity(record.blobs.len());
-    for blob in &record.blobs {
-        // A base can be the lowest layer of the image alone.
-        let layer = image.layers.iter().find(|layer| layer.diff_id == blob.diff_id).ok_or_else(changed)?;
-        let path = image.layer_path(layer);
-        let (detected, mut reader) = detect(image.open_layer(layer)?).map_err(Error::io("read", &path))?;
-        // The base's image can have Docker's media types, which no OCI manifest may have.
-        let media_type = known(detected, &path)?.media_type().to_string();
-        copied.push(Blob { media_type, ..blob.clone() });
-        if writer.has(blob.digest, blob.size) {
-            continue;
+/// The image that a base came from, as far as it is in the base.
+struct Original {
+    image: Image,
+    layers: Vec<(ImageLayer, Blob)>,
+}
+
+impl Original {
+    /// Opens the image of a record, and checks that its blobs are there. A compressed archive is
+    /// decompressed in the directory `spool`.
+    fn open(record: &Record, spool: &Path) -> Result<Self> {
+        let source: Source = record.source.parse()?;
+        let metadata = std::fs::metadata(source.path()).map_err(Error::io("look at", source.path()))?;
+        // A record can name anything. To open a FIFO would wait.
+        if !metadata.is_dir() && !metadata.is_file() {
+            return Err(Error::malformed(source.path(), "an image"));
         }
-        let (written, ()) = writer.blob(|out| {
-            let read = io::copy(&mut reader, out).map_err(Error::io("copy", &path))?;
-            if read == blob.size { Ok(()) } else { Err(changed()) }
-        })?;
-        if written.digest != blob.digest {
-            return Err(Error::WrongDigest { path, expected: blob.digest, found: written.digest });
+        let image = Image::open_again(&source, record, spool, free_bytes(spool)?)?;
+        let changed = || Error::malformed(source.path(), "the image that the base came from");
+        if image.config_digest != record.config_digest {
+            return Err(changed());
         }
+        let mut layers = Vec::with_capacity(record.blobs.len());
+        for blob in &record.blobs {
+            // A base can be the lowest layer of the image alone.
+            let layer = image.layers.iter().find(|layer| layer.diff_id == blob.diff_id).ok_or_else(changed)?;
+            if image.size_of(layer)? != Some(blob.size) {
+                return Err(changed());
+            }
+            layers.push((layer.clone(), blob.clone()));
+        }
+        Ok(Self { image, layers })
     }
-    Ok(copied)
+
+    fn copy(self, writer: &LayoutWriter) -> Result<Vec<Blob>> {
+        let mut copied = Vec::with_capacity(self.layers.len());
+        for (layer, blob) in self.layers {
+            let path = self.image.layer_path(&layer);
+            let (detected, mut reader) = detect(self.image.open_layer(&layer)?).map_err(Error::io("read", &path))?;
+            // The base's image can have Docker's media types, which no OCI manifest may have.
+            let media_type = known(detected, &path)?.media_type().to_string();
+            if !writer.has(blob.digest, blob.size) {
+                let copy = |out: &mut dyn Write| io::copy(&mut reader, out).map_err(Error::io("copy", &path));
+                let (Written { digest: found, .. }, _) = writer.blob(copy)?;
+                if found != blob.digest {
+                    return Err(Error::WrongDigest { path, expected: blob.digest, found });
+                }
+            }
+            copied.push(Blob { media_type, ..blob });
+        }
+        Ok(copied)
+    }
 }
 
 /// Records the digest of a layer, so that damage can be found later.

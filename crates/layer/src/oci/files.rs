@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat, statvfs};
 use rustix::io::Errno;
 
 use super::archive::Archive;
@@ -19,6 +19,7 @@ use super::compression::{Compression, Decoder, Detected, detect};
 use super::entry::Kind;
 use super::entry_name;
 use super::error::{Error, Result};
+use crate::tree::regular_file;
 use crate::tree::walk::{READ, open_beneath};
 
 /// The most files of an archive that are indexed. An image of 500 layers has about two thousand.
@@ -116,19 +117,11 @@ impl Files {
         let whole = self.path().join(name);
         match self {
             Self::Directory { dir, .. } => {
-                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-                let file = match open_beneath(dir.as_fd(), Path::new(name), flags) {
-                    Err(Errno::LOOP | Errno::NXIO | Errno::NODEV) => {
-                        return Err(Error::malformed(whole, "a regular file"));
-                    }
-                    file => file.map_err(Error::io("open", &whole))?,
-                };
-                let stat = fstat(&file).map_err(Error::io("look at", &whole))?;
-                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                    return Err(Error::malformed(whole, "a regular file"));
-                }
-                let left = u64::try_from(stat.st_size).unwrap_or(0);
-                Ok(Section { file: Arc::new(file.into()), offset: 0, left })
+                let opened = open_beneath(dir.as_fd(), Path::new(name), regular_file::FLAGS);
+                let file = regular_file::of_opened(opened, &whole)?.ok_or(Errno::NOENT);
+                let file = file.map_err(Error::io("open", &whole))?;
+                let left = file.metadata().map_err(Error::io("look at", &whole))?.len();
+                Ok(Section { file: Arc::new(file), offset: 0, left })
             }
             Self::Archive { file, members, .. } => {
                 let mut path = entry_name::Path::parse(name.as_bytes()).ok();
@@ -157,6 +150,12 @@ impl Files {
         file.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
         Ok(bytes)
     }
+}
+
+/// Returns how many bytes the file system of a directory has free.
+pub(crate) fn free_bytes(dir: &Path) -> Result<u64> {
+    let free = statvfs(dir).map_err(Error::io("look at the file system of", dir))?;
+    Ok(free.f_bavail.saturating_mul(free.f_frsize))
 }
 
 /// Opens a file that the caller has named. It can be a pipe.

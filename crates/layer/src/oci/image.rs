@@ -13,6 +13,7 @@ use super::choice::{NoChoice, choose, matches, wanted};
 use super::digest::Digest;
 use super::error::{Error, Result};
 use super::files::{Files, open_given};
+use super::record::Record;
 use super::source::{Platform, Source};
 
 /// The largest manifest, index or configuration, in bytes: the limit of registries.
@@ -124,7 +125,35 @@ impl Image {
         if !is_manifest(chosen.media_type()) {
             return Err(unsupported(&files, chosen.media_type(), "it is not an image that layered reads"));
         }
+        let digest = sha256(&files, &chosen)?;
         let manifest: ImageManifest = read_blob(&files, &chosen, "an image manifest")?;
+        Self::of_manifest(files, digest, &manifest, platform)
+    }
+
+    /// Opens the image that a record is about, by the digest of its manifest: its tag can be that of
+    /// another image now. Does not check what its configuration says of its platform.
+    pub(crate) fn open_again(source: &Source, record: &Record, spool: &Path, max_bytes: u64) -> Result<Self> {
+        let (files, digest) = match (source, record.manifest) {
+            (Source::Layout { dir, .. }, Some(digest)) => (Files::of_directory(dir)?, digest),
+            (Source::OciArchive { file, .. }, Some(digest)) => (Files::of_archive(file, spool, max_bytes)?, digest),
+            _ => return Self::open(source, Platform::of_config(&record.config).as_ref(), spool, max_bytes),
+        };
+        let name = blob_name(digest);
+        let bytes = files.read(&name, MAX_JSON_BYTES)?;
+        let found = Digest::of(&bytes);
+        if found != digest {
+            return Err(Error::WrongDigest { path: files.path().into(), expected: digest, found });
+        }
+        let manifest = parse_bytes(&bytes, &files.path().join(name), "an image manifest")?;
+        Self::of_manifest(files, digest, &manifest, Platform::of_config(&record.config).as_ref())
+    }
+
+    fn of_manifest(
+        files: Files,
+        digest: Digest,
+        manifest: &ImageManifest,
+        platform: Option<&Platform>,
+    ) -> Result<Self> {
         if !is_config(manifest.config().media_type()) {
             let media_type = manifest.config().media_type();
             return Err(unsupported(&files, media_type, "it is an artifact and has no file system"));
@@ -143,10 +172,10 @@ impl Image {
                 diff_id: Some(diff_id),
             });
         }
-        let (manifest_digest, config_digest) = (sha256(&files, &chosen)?, sha256(&files, manifest.config())?);
+        let config_digest = sha256(&files, manifest.config())?;
         Ok(Self {
             path: files.path().into(),
-            manifest: Some(manifest_digest),
+            manifest: Some(digest),
             config_digest: Some(config_digest),
             config,
             layers,

@@ -7,19 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
-use rustix::fs::statvfs;
 use serde::Serialize;
 
 use super::archive::{Archive, Stream};
 use super::digest::Digest;
-use super::error::{Error, Result};
-use super::files::lossless;
+use super::error::{Error, Problem, Result};
+use super::files::{free_bytes, lossless};
 use super::image::{Blob, Image, ImageLayer};
 use super::pipeline::{self, Expected, Finished, Parts};
 use super::record::Record;
 use super::source::{Platform, Source};
 use super::tree_digest::{TreeDigest, record_digest};
-use super::unpack::{Budget, LeftOut, Options, Privileges, Unpacked, Unpacker};
+use super::unpack::{Budget, LeftOut, Needs, Options, Privileges, Unpacked, Unpacker, has_usual_root};
 use crate::callback::Callback;
 use crate::capture::barrier;
 use crate::layer::Layer;
@@ -166,6 +165,9 @@ impl<'a> Import<'a> {
     /// After an error, `dir` does not exist.
     /// - [`Error::Exists`] if `dir` exists.
     /// - [`Error::Entry`] and [`Error::Archive`] name an entry that is refused.
+    /// - [`Error::TooLarge`] if the image exceeds [`max_bytes`](Self::max_bytes),
+    ///   [`Error::TooLittleSpace`] if it exceeds what the file system has free, and
+    ///   [`Error::NoSpace`] if that has become full in the meantime.
     /// - [`Error::WrongDigest`], [`Error::WrongSize`] and [`Error::WrongDiffId`] for damaged blobs.
     /// - The other errors name the part of the image or of the store.
     pub fn into_base(&self, dir: impl AsRef<Path>) -> Result<Imported> {
@@ -208,9 +210,9 @@ impl<'a> Import<'a> {
     /// Unpacks each layer of the image into a layer of `store`.
     ///
     /// The name of a layer is the beginning of its diff ID. If its tree depends on the layers
-    /// below, because the archive has no entry for a directory or a hard link leads to a layer
-    /// below, it is the beginning of its chain ID. So it is if the image has the layer twice. A
-    /// layer that the store has under that name is reused without being read.
+    /// below ([`Needs`]), it is the beginning of its chain ID. So it is if the image has the layer
+    /// twice. A layer that the store has under that name, and that looks the same over the layers
+    /// of this image, is reused without being read.
     ///
     /// # Errors
     /// The errors of [`into_base`](Self::into_base), without [`Error::Exists`]. Layers that were
@@ -224,15 +226,8 @@ impl<'a> Import<'a> {
         let mut layers: Vec<ImportedLayer> = Vec::new();
         let mut holds = Vec::new();
         for layer in &work.image.layers {
-            let known = layer.diff_id.map(|diff_id| (diff_id, diff_id.chained(read.chain_id)));
-            let found = match known {
-                Some((diff_id, chain_id)) => {
-                    let is_repeated = layers.iter().any(|below| below.diff_id == diff_id);
-                    let names = if is_repeated { &[chain_id][..] } else { &[diff_id, chain_id] };
-                    find(store, names, diff_id, chain_id)?
-                }
-                None => None,
-            };
+            let wanted = layer.diff_id.map(|diff_id| Wanted::new(diff_id, read.chain_id, &layers, work.options.xattrs));
+            let found = wanted.transpose()?.map(|wanted| wanted.find(store)).transpose()?.flatten();
             let imported = match found {
                 Some((found, record, hold)) => {
                     found.touch()?;
@@ -256,9 +251,11 @@ impl<'a> Import<'a> {
     }
 
     fn open(&self, store: &Path) -> Result<Work<'_>> {
-        let free = statvfs(store).map_err(Error::io("look at the file system of", store))?;
-        let max_bytes = self.max_bytes.min(free.f_bavail.saturating_mul(free.f_frsize));
-        let image = Image::open(self.source, self.platform.as_ref(), store, max_bytes)?;
+        let free_bytes = free_bytes(store)?;
+        let max_bytes = self.max_bytes.min(free_bytes);
+        let limited_by = (free_bytes < self.max_bytes).then(|| store.to_path_buf());
+        let image = Image::open(self.source, self.platform.as_ref(), store, max_bytes);
+        let image = image.map_err(|error| name_limit(error, limited_by.as_deref()))?;
         let sizes = image.layers.iter().map(|layer| image.size_of(layer));
         let total_bytes = sizes.sum::<Result<Option<u64>>>()?;
         let done = AtomicU64::new(0);
@@ -266,6 +263,7 @@ impl<'a> Import<'a> {
             image,
             source: self.source.absolute(),
             max_bytes,
+            limited_by,
             options: self.options,
             digest: self.digest,
             progress: self.progress,
@@ -280,6 +278,8 @@ struct Work<'a> {
     image: Image,
     source: Source,
     max_bytes: u64,
+    /// The directory whose file system has no more than `max_bytes` bytes free.
+    limited_by: Option<PathBuf>,
     options: Options,
     digest: TreeDigest,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
@@ -329,7 +329,8 @@ impl Work<'_> {
                 progress(Progress { done_bytes, total_bytes: self.total_bytes });
             }
         };
-        pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker))
+        let read = pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker));
+        read.map_err(|error| name_limit(error, self.limited_by.as_deref()))
     }
 
     /// Makes one layer of the store. `below` are those below it, topmost first.
@@ -343,6 +344,7 @@ impl Work<'_> {
     ) -> Result<(ImportedLayer, Unpacked)> {
         let begun = Instant::now();
         let draft = store.draft()?;
+        let chain_below = read.chain_id;
         let trees: Vec<_> = below.iter().map(|below| below.layer.fs()).collect();
         let mut unpacker = Unpacker::layer(draft.layer().fs(), &trees, self.options, budget)?;
         let finished = self.unpack(layer, read, &mut unpacker)?;
@@ -350,14 +352,14 @@ impl Work<'_> {
         read.add(layer, finished);
         let mut record = self.record(read);
         record.blobs.drain(..record.blobs.len() - 1);
+        record.needs = unpacked.needs;
         let (diff_id, chain_id) = (record.diff_id, record.chain_id);
         let hash = |layer: &ImportedLayer| match layer.layer.has_hash(&layer.chain_id.hex()) {
             true => layer.chain_id.hex(),
             false => layer.diff_id.hex(),
         };
-        // No stack can have one directory twice.
-        let is_repeated = below.iter().any(|below| below.diff_id == diff_id);
-        let name = if unpacked.consulted || is_repeated { chain_id } else { diff_id };
+        let wanted = Wanted::new(diff_id, chain_below, below, self.options.xattrs)?;
+        let name = if wanted.fits_by_diff_id(unpacked.needs) { diff_id } else { chain_id };
         let base_hash = below.last().map_or_else(|| name.hex(), hash);
         let parent_hashes = below.iter().rev().skip(1).rev().map(hash).collect();
         let meta = Meta { parent_hashes, ..Meta::new(base_hash, SystemTime::now()) };
@@ -367,7 +369,7 @@ impl Work<'_> {
             Err(error) if exists(&error) => {
                 let there = store.layer(name.layer_name())?;
                 match Record::of(&there)? {
-                    Some(other) if other.diff_id == diff_id => there,
+                    Some(other) if wanted.is(&other) => there,
                     _ => return Err(Error::OtherLayer { layer: there.path().into(), diff_id }),
                 }
             }
@@ -399,30 +401,80 @@ impl Work<'_> {
             diff_id: read.diff_id.unwrap_or(none),
             chain_id: read.chain_id.unwrap_or(none),
             blobs: read.blobs.clone(),
+            needs: Needs::Nothing,
             config: self.image.config.clone(),
         }
     }
 }
 
-/// Finds a layer that an earlier import has made under one of `names`, and holds it.
-fn find(store: &Store, names: &[Digest], diff_id: Digest, chain_id: Digest) -> Result<Option<(Layer, Record, Hold)>> {
-    for &name in names {
-        let layer = store.layer(name.layer_name())?;
-        // A layer is held before it is looked at, so that no collector takes it in between.
-        let hold = match Hold::of([layer.path()]) {
-            Err(crate::Error::NotADirectory { .. }) => continue,
-            hold => hold?,
-        };
-        let record = match (layer.meta(), Record::of(&layer)) {
-            (Ok(Some(_)), Ok(Some(record))) => record,
-            _ => continue,
-        };
-        let is_same = record.diff_id == diff_id && (name == diff_id || record.chain_id == chain_id);
-        if is_same && Layer::open(layer.path()).is_ok() {
-            return Ok(Some((layer, record, hold)));
-        }
+/// A layer of an image that is looked for in a store.
+#[derive(Debug)]
+struct Wanted {
+    diff_id: Digest,
+    chain_id: Digest,
+    /// Whether the image has the layer below, too. No stack can have one directory twice.
+    is_repeated: bool,
+    /// Whether the root below looks as that of an archive without an entry for it.
+    over_usual_root: bool,
+}
+
+impl Wanted {
+    /// Describes the layer over those `below`, topmost first.
+    fn new(
+        diff_id: Digest,
+        chain_below: Option<Digest>,
+        below: &[ImportedLayer],
+        xattrs: XattrNamespace,
+    ) -> Result<Self> {
+        Ok(Self {
+            diff_id,
+            chain_id: diff_id.chained(chain_below),
+            is_repeated: below.iter().any(|below| below.diff_id == diff_id),
+            over_usual_root: match below.first() {
+                Some(topmost) => has_usual_root(&topmost.layer.fs(), xattrs)?,
+                None => true,
+            },
+        })
     }
-    Ok(None)
+
+    /// Returns whether the layer looks the same here and wherever else its diff ID is its name.
+    fn fits_by_diff_id(&self, needs: Needs) -> bool {
+        let fits = match needs {
+            Needs::Nothing => true,
+            Needs::Root => self.over_usual_root,
+            // Without a layer below, the chain ID is the diff ID.
+            Needs::Layers => self.chain_id == self.diff_id,
+        };
+        fits && !self.is_repeated
+    }
+
+    /// Returns whether a layer with this record looks as it should here.
+    fn is(&self, record: &Record) -> bool {
+        let is_same_chain = record.chain_id == self.chain_id;
+        record.diff_id == self.diff_id
+            && (is_same_chain || record.needs != Needs::Layers && self.fits_by_diff_id(record.needs))
+    }
+
+    /// Finds a layer that an earlier import has made, and holds it.
+    fn find(&self, store: &Store) -> Result<Option<(Layer, Record, Hold)>> {
+        let names = if self.is_repeated { &[self.chain_id][..] } else { &[self.diff_id, self.chain_id] };
+        for name in names {
+            let layer = store.layer(name.layer_name())?;
+            // A layer is held before it is looked at, so that no collector takes it in between.
+            let hold = match Hold::of([layer.path()]) {
+                Err(crate::Error::NotADirectory { .. }) => continue,
+                hold => hold?,
+            };
+            let record = match (layer.meta(), Record::of(&layer)) {
+                (Ok(Some(_)), Ok(Some(record))) => record,
+                _ => continue,
+            };
+            if self.is(&record) && Layer::open(layer.path()).is_ok() {
+                return Ok(Some((layer, record, hold)));
+            }
+        }
+        Ok(None)
+    }
 }
 
 fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
@@ -439,11 +491,24 @@ fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut 
     }
 }
 
+/// Turns an error about the limit of an import into one about the space at `limited_by`, if that is
+/// the limit.
+fn name_limit(error: Error, limited_by: Option<&Path>) -> Error {
+    match (error, limited_by) {
+        (
+            Error::TooLarge { archive, max_bytes }
+            | Error::Entry { archive, problem: Problem::TreeTooLarge { max_bytes }, .. },
+            Some(place),
+        ) => Error::TooLittleSpace { archive, place: place.into(), free_bytes: max_bytes },
+        (error, _) => error,
+    }
+}
+
 fn exists(error: &crate::Error) -> bool {
     matches!(error, crate::Error::LayerExists { .. })
 }
 
-fn root_error(layer: &Layer, problem: super::error::Problem) -> Error {
+fn root_error(layer: &Layer, problem: Problem) -> Error {
     Error::Entry { operation: "unpack", archive: layer.fs(), entry: ".".into(), problem }
 }
 

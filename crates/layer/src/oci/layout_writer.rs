@@ -1,28 +1,39 @@
 //! Writes an OCI image layout: blobs under their digests, and `index.json` last, by a rename. A
-//! writer that is killed leaves the layout as it was. Each file is on the disk before its rename.
+//! writer that is killed leaves the layout as it was. Each file is on the disk before it gets its
+//! name. An archive is made of files without names, so nothing is left of one that is not complete.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
 
 use super::digest::{Digest, Hashing};
 use super::error::{Error, Result};
 use super::image::{REF_NAME, blob_name};
 use super::pack::{Member, end, header, pad};
+use crate::layer::json;
+use crate::tree::new_file::NewFile;
 use crate::tree::output_file::OutputFile;
 
-/// The content of `oci-layout`.
-const VERSION: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+/// The version of the layout, in `oci-layout`.
+const VERSION: &str = "1.0.0";
 
 /// A layout that is being written.
 #[derive(Debug)]
-pub(crate) struct LayoutWriter {
-    dir: PathBuf,
+pub(crate) enum LayoutWriter {
+    Directory(PathBuf),
+    Archive {
+        /// The directory on whose file system the blobs wait.
+        spool: PathBuf,
+        /// Files without a name, and their sizes.
+        blobs: RefCell<BTreeMap<Digest, (File, u64)>>,
+        index: RefCell<Value>,
+    },
 }
 
 /// A blob that was written.
@@ -42,106 +53,152 @@ impl LayoutWriter {
             return Err(Error::malformed(dir, "an OCI layout, and it is not empty; choose another directory"));
         }
         fs::create_dir_all(&blobs).map_err(Error::io("make the directory", &blobs))?;
-        let writer = Self { dir: dir.into() };
         if !version.is_file() {
-            writer.replace("oci-layout", VERSION.as_bytes())?;
+            json::write(&version, &json!({"imageLayoutVersion": VERSION}))?;
         }
-        Ok(writer)
+        Ok(Self::Directory(dir.into()))
+    }
+
+    /// Begins an archive, whose blobs wait on the file system of the directory `spool`.
+    pub(crate) fn of_archive(spool: &Path) -> Self {
+        Self::Archive { spool: spool.into(), blobs: RefCell::default(), index: RefCell::new(empty_index()) }
+    }
+
+    /// Returns the directory of the blobs, which has room for them.
+    pub(crate) fn dir(&self) -> &Path {
+        match self {
+            Self::Directory(dir) => dir,
+            Self::Archive { spool, .. } => spool,
+        }
     }
 
     /// Returns whether the layout has a blob of this digest and size.
     pub(crate) fn has(&self, digest: Digest, size: u64) -> bool {
-        let path = self.dir.join(blob_name(digest));
-        path.symlink_metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+        match self {
+            Self::Directory(dir) => {
+                let found = dir.join(blob_name(digest)).symlink_metadata();
+                found.is_ok_and(|found| found.is_file() && found.len() == size)
+            }
+            Self::Archive { blobs, .. } => blobs.borrow().contains_key(&digest),
+        }
     }
 
     /// Writes a blob by `write`. Returns what `write` returned.
     pub(crate) fn blob<T>(&self, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<(Written, T)> {
-        let blobs = self.dir.join("blobs/sha256");
-        let failed = |operation| Error::io(operation, &blobs);
-        let file = self.temporary(&blobs)?;
-        let mut out = Hashing::new(BufWriter::with_capacity(128 * 1024, file));
-        let result = write(&mut out)?;
-        let (out, digest, size) = out.finish();
-        let file = out.into_inner().map_err(|error| failed("write a blob in")(error.into_error()))?;
-        file.as_file().sync_all().map_err(failed("sync a blob in"))?;
-        let file = file.persist(self.dir.join(blob_name(digest)));
-        file.map_err(|error| failed("rename a blob in")(error.error))?;
-        Ok((Written { digest, size }, result))
+        match self {
+            Self::Directory(dir) => {
+                let blobs = dir.join("blobs/sha256");
+                let file = NewFile::create(&blobs, 0o644).map_err(Error::io("make a file in", &blobs))?;
+                let (file, written, result) = written(file, &blobs, write)?;
+                file.file().sync_all().map_err(Error::io("sync a blob in", &blobs))?;
+                let named = file.persist(&dir.join(blob_name(written.digest)));
+                named.map_err(Error::io("name a blob in", &blobs))?;
+                Ok((written, result))
+            }
+            Self::Archive { spool, blobs, .. } => {
+                let file = tempfile::tempfile_in(spool).map_err(Error::io("make a temporary file in", spool))?;
+                let (file, written, result) = written(file, spool, write)?;
+                blobs.borrow_mut().insert(written.digest, (file, written.size));
+                Ok((written, result))
+            }
+        }
     }
 
     /// Writes a blob whose bytes are in memory.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<Written> {
-        let path = self.dir.join("blobs/sha256");
-        let write = |out: &mut dyn Write| out.write_all(bytes).map_err(Error::io("write a blob in", &path));
+        let write = |out: &mut dyn Write| out.write_all(bytes).map_err(Error::io("write a blob in", self.dir()));
         Ok(self.blob(write)?.0)
     }
 
     /// Adds a manifest to the index, in place of one with the same tag.
-    pub(crate) fn tag(&self, tag: &str, mut manifest: Value) -> Result<()> {
-        // Another export can add its tag at the same time. The lock ends with the descriptor.
-        let dir = File::open(&self.dir).map_err(Error::io("open", &self.dir))?;
-        flock(&dir, FlockOperation::LockExclusive).map_err(Error::io("lock", &self.dir))?;
-        let path = self.dir.join("index.json");
-        let mut index: Value = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
-                path: path.clone(),
-                expected: "an image index",
-                source: Some(Box::new(error)),
-            })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => json!({"schemaVersion": 2, "manifests": []}),
-            Err(error) => return Err(Error::io("read", path)(error)),
-        };
-        manifest["annotations"] = json!({ REF_NAME: tag });
-        let manifests = index.get_mut("manifests").and_then(Value::as_array_mut);
-        let manifests = manifests.ok_or_else(|| Error::malformed(&path, "an image index"))?;
-        manifests.retain(|other| other["annotations"][REF_NAME] != tag);
-        manifests.push(manifest);
-        self.replace("index.json", index.to_string().as_bytes())
-    }
-
-    fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.dir.join(name);
-        let mut file = self.temporary(&self.dir)?;
-        file.write_all(bytes).map_err(Error::io("write", &path))?;
-        file.as_file().sync_all().map_err(Error::io("sync", &path))?;
-        file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
-        Ok(())
-    }
-
-    fn temporary(&self, dir: &Path) -> Result<NamedTempFile> {
-        let mode = fs::Permissions::from_mode(0o644);
-        let file = tempfile::Builder::new().prefix(".export-").permissions(mode).tempfile_in(dir);
-        file.map_err(Error::io("make a temporary file in", dir))
-    }
-
-    /// Writes the whole layout as a tar archive to `output`, whose path is `file`.
-    pub(crate) fn archive(&self, output: OutputFile, file: &Path) -> Result<()> {
-        let failed = |operation| Error::io(operation, file);
-        let mut out = BufWriter::with_capacity(128 * 1024, output);
-        let mut names = vec!["oci-layout".to_string(), "index.json".into()];
-        let blobs = self.dir.join("blobs/sha256");
-        let mut digests = Vec::new();
-        for entry in fs::read_dir(&blobs).map_err(Error::io("read", &blobs))? {
-            let entry = entry.map_err(Error::io("read", &blobs))?;
-            digests.extend(entry.file_name().into_string().ok().map(|name| format!("blobs/sha256/{name}")));
-        }
-        digests.sort();
-        names.extend(digests);
-        for name in names {
-            let member = File::open(self.dir.join(&name)).map_err(failed("write"))?;
-            let size = member.metadata().map_err(failed("write"))?.len();
-            let header = header(&Member::plain(name.as_bytes(), 0o644, size));
-            out.write_all(&header.map_err(io::Error::other).map_err(failed("write"))?).map_err(failed("write"))?;
-            let written = io::copy(&mut member.take(size), &mut out).map_err(failed("write"))?;
-            if written != size {
-                return Err(failed("write")(io::Error::from(io::ErrorKind::UnexpectedEof)));
+    pub(crate) fn tag(&self, tag: &str, manifest: Value) -> Result<()> {
+        let dir = match self {
+            Self::Directory(dir) => dir,
+            Self::Archive { index, .. } => {
+                add(&mut index.borrow_mut(), tag, manifest);
+                return Ok(());
             }
-            pad(&mut out, size).map_err(failed("write"))?;
+        };
+        // Another export can add its tag at the same time. The lock ends with the descriptor.
+        let locked = File::open(dir).map_err(Error::io("open", dir))?;
+        flock(&locked, FlockOperation::LockExclusive).map_err(Error::io("lock", dir))?;
+        let path = dir.join("index.json");
+        let mut index = json::read(&path)?.unwrap_or_else(empty_index);
+        match add(&mut index, tag, manifest) {
+            true => Ok(json::write(&path, &index)?),
+            false => Err(Error::malformed(path, "an image index")),
         }
-        end(&mut out).map_err(failed("write"))?;
-        let output = out.into_inner().map_err(|error| failed("write")(error.into_error()))?;
-        output.finish().map_err(failed("write"))
+    }
+
+    /// Writes the whole archive to `output`, whose path is `file`.
+    pub(crate) fn finish(self, output: OutputFile, file: &Path) -> Result<()> {
+        let Self::Archive { blobs, index, .. } = self else { return Ok(()) };
+        let mut out = BufWriter::with_capacity(128 * 1024, output);
+        let write = |out: &mut BufWriter<OutputFile>| -> io::Result<()> {
+            let [version, index] = [json!({"imageLayoutVersion": VERSION}), index.into_inner()].map(|json| {
+                let text = json.to_string().into_bytes();
+                (text.len() as u64, text)
+            });
+            for (name, (size, text)) in [("oci-layout", version), ("index.json", index)] {
+                write_member(out, name, size, &mut &*text)?;
+            }
+            for (digest, (blob, size)) in blobs.into_inner() {
+                write_member(out, &blob_name(digest), size, &mut FromStart { file: blob, position: 0 })?;
+            }
+            end(out)
+        };
+        write(&mut out).map_err(Error::io("write", file))?;
+        let output = out.into_inner().map_err(|error| Error::io("write", file)(error.into_error()))?;
+        output.finish().map_err(Error::io("write", file))
+    }
+}
+
+fn empty_index() -> Value {
+    json!({"schemaVersion": 2, "manifests": []})
+}
+
+/// Adds a manifest to an index. Returns whether it is an index.
+fn add(index: &mut Value, tag: &str, mut manifest: Value) -> bool {
+    let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else { return false };
+    manifest["annotations"] = json!({ REF_NAME: tag });
+    manifests.retain(|other| other["annotations"][REF_NAME] != tag);
+    manifests.push(manifest);
+    true
+}
+
+/// Writes a blob into `file`, which is in `dir`.
+fn written<W: Write, T>(
+    file: W,
+    dir: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<T>,
+) -> Result<(W, Written, T)> {
+    let mut out = Hashing::new(BufWriter::with_capacity(128 * 1024, file));
+    let result = write(&mut out)?;
+    let (out, digest, size) = out.finish();
+    let file = out.into_inner().map_err(|error| Error::io("write a blob in", dir)(error.into_error()))?;
+    Ok((file, Written { digest, size }, result))
+}
+
+fn write_member(out: &mut impl Write, name: &str, size: u64, content: &mut impl Read) -> io::Result<()> {
+    let header = header(&Member::plain(name.as_bytes(), 0o644, size)).map_err(io::Error::other)?;
+    out.write_all(&header)?;
+    if io::copy(&mut content.take(size), out)? != size {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    pad(out, size)
+}
+
+/// Reads a file from its start, wherever its position is.
+struct FromStart {
+    file: File,
+    position: u64,
+}
+
+impl Read for FromStart {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.position)?;
+        self.position += read as u64;
+        Ok(read)
     }
 }
 
@@ -167,5 +224,21 @@ mod tests {
         });
         let index: Value = serde_json::from_slice(&fs::read(dir.path().join("index.json")).unwrap()).unwrap();
         assert_eq!(index["manifests"].as_array().unwrap().len(), writers * 20);
+    }
+
+    #[test]
+    fn an_index_that_is_a_fifo_or_no_index_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = LayoutWriter::open(dir.path()).unwrap();
+        let index = dir.path().join("index.json");
+        nix::unistd::mkfifo(&index, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(writer.tag("a", json!({})).unwrap_err().to_string().contains("not a regular file"));
+        for text in ["[]", r#"{"manifests":{}}"#, "{"] {
+            fs::remove_file(&index).unwrap();
+            fs::write(&index, text).unwrap();
+            let message = writer.tag("a", json!({})).unwrap_err().to_string();
+            assert!(message.contains("index.json"), "{message}");
+            assert_eq!(fs::read_to_string(&index).unwrap(), text);
+        }
     }
 }

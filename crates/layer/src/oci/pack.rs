@@ -1,21 +1,24 @@
 //! Writes a tree as the archive of a layer. Equal trees give equal bytes: names are sorted, and
 //! nothing of the machine or of the time is in the archive. `unpack.rs` is the way back.
 
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, Timespec, fstat, major, minor, openat, readlinkat, statat,
+    AtFlags, CWD, FileType, Mode, OFlags, SeekFrom, Stat, Timespec, fstat, major, minor, openat, readlinkat, seek,
+    statat,
 };
+use rustix::io::Errno;
 use tar_core::{EntryType, HEADER_SIZE, HeaderBuilder, PaxBuilder};
 
 use super::entry_name::{OPAQUE, WHITEOUT};
 use super::error::{Error, Problem, Result};
+use super::first_names::FirstNames;
 use super::pax::format_time;
 use crate::stack::overlayfs::{self, EntryKind, XattrNamespace};
 use crate::tree::attributes::{Attributes, Keep};
@@ -51,7 +54,7 @@ impl Differences {
 /// Writes the directory `tree` into `out`.
 pub(crate) fn pack(tree: &Path, xattrs: XattrNamespace, out: &mut dyn Write) -> Result<Differences> {
     let root = openat(CWD, tree, READ, Mode::empty()).map_err(crate::Error::io("open", tree))?;
-    let (names, buffer) = (HashMap::new(), vec![0; 64 * 1024]);
+    let (names, buffer) = (FirstNames::default(), vec![0; 64 * 1024]);
     let mut packer = Packer { root, xattrs, out, names, buffer, differences: Differences::default() };
     let mut current = PathBuf::new();
     packer.walk(&mut current).map_err(|problem| Error::Entry {
@@ -177,8 +180,7 @@ struct Packer<'a> {
     root: OwnedFd,
     xattrs: XattrNamespace,
     out: &'a mut dyn Write,
-    /// The first name of each file that has several.
-    names: HashMap<Identity, Vec<u8>>,
+    names: FirstNames,
     /// A part of a file on its way to the archive.
     buffer: Vec<u8>,
     differences: Differences,
@@ -254,16 +256,16 @@ impl Packer<'_> {
         let bytes = path.as_os_str().as_bytes();
         let kind = FileType::from_raw_mode(stat.st_mode);
         if stat.st_nlink > 1 && kind != FileType::Socket {
-            if let Some(first) = self.names.get(&identity(stat)) {
+            if let Some(first) = self.names.find(stat) {
                 let link =
-                    Member { kind: EntryType::Link, target: first, ..Member::plain(bytes, stat.st_mode & 0o7777, 0) };
+                    Member { kind: EntryType::Link, target: &first, ..Member::plain(bytes, stat.st_mode & 0o7777, 0) };
                 let (uid, gid) = owner::of_copy(stat);
                 let link = Member { owner: (uid.as_raw(), gid.as_raw()), modified: modified(stat), ..link };
                 let link = header(&link)?;
                 self.write(&link)?;
                 return Ok(Shows::Entry);
             }
-            self.names.insert(identity(stat), bytes.to_vec());
+            self.names.add(stat, bytes)?;
         }
         let (kind, target) = match kind {
             FileType::RegularFile => {
@@ -309,7 +311,32 @@ impl Packer<'_> {
         }
         let size = u64::try_from(opened.st_size).unwrap_or(0);
         self.member(EntryType::Regular, path, b"", &opened, size, &attributes)?;
-        let mut left = size;
+        let mut position = 0;
+        while position < size {
+            let data = next_data(&file, &opened, position).map_err(Problem::io("look for the holes of"))?;
+            self.zeros(data.start - position)?;
+            self.copy(&mut file, data.end - data.start)?;
+            position = data.end;
+        }
+        pad(self.out, size).map_err(Problem::io("write the archive with"))
+    }
+
+    /// Writes `length` zeros, which no file is read for.
+    fn zeros(&mut self, length: u64) -> Result<(), Problem> {
+        if length > 0 {
+            self.buffer.fill(0);
+        }
+        let mut left = length;
+        while left > 0 {
+            let now = usize::try_from(left).map_or(self.buffer.len(), |left| left.min(self.buffer.len()));
+            self.out.write_all(&self.buffer[..now]).map_err(Problem::io("write the archive with"))?;
+            left -= now as u64;
+        }
+        Ok(())
+    }
+
+    /// Copies `left` bytes from the position of `file`.
+    fn copy(&mut self, file: &mut File, mut left: u64) -> Result<(), Problem> {
         while left > 0 {
             let most = usize::try_from(left).map_or(self.buffer.len(), |left| left.min(self.buffer.len()));
             match file.read(&mut self.buffer[..most]) {
@@ -323,7 +350,7 @@ impl Packer<'_> {
                 Err(error) => return Err(Problem::io("read")(error)),
             }
         }
-        pad(self.out, size).map_err(Problem::io("write the archive with"))
+        Ok(())
     }
 
     fn member(
@@ -350,6 +377,24 @@ impl Packer<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Problem> {
         self.out.write_all(bytes).map_err(Problem::io("write the archive with"))
     }
+}
+
+/// Returns the next part of a file from `position` on that is not a hole, and leaves the position
+/// of the file there. It is empty, and at the end, if only a hole follows.
+fn next_data(file: &File, stat: &Stat, position: u64) -> rustix::io::Result<Range<u64>> {
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    // The number of blocks says whether there are holes.
+    let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+    if blocks.saturating_mul(512) >= size {
+        return Ok(position..size);
+    }
+    let start = match seek(file, SeekFrom::Data(position)) {
+        Err(Errno::NXIO) => return Ok(size..size),
+        start => start?.min(size),
+    };
+    let end = seek(file, SeekFrom::Hole(start))?.min(size);
+    seek(file, SeekFrom::Start(start))?;
+    Ok(start..end)
 }
 
 fn modified(stat: &Stat) -> Timespec {
@@ -463,6 +508,33 @@ mod tests {
         let expected = ["./", "a", "b/", "b/.wh..wh..opq", "b/a", "b/c", "b/s", "b.c", "link", ".wh.socket"];
         assert_eq!(names, expected);
         assert_eq!(entries[8].kind, Kind::HardLink { target: b"b/a".to_vec() });
+    }
+
+    #[test]
+    fn holes_become_zeros() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let hole = 1 << 20;
+        // Each has data where the number says.
+        for places in [&[][..], &[0], &[1], &[2], &[0, 2], &[1, 3]] {
+            let file = File::create(&path).unwrap();
+            file.set_len(3 * hole + 5).unwrap();
+            for place in places {
+                std::os::unix::fs::FileExt::write_all_at(&file, b"data", place * hole).unwrap();
+            }
+            let expected = fs::read(&path).unwrap();
+            let (bytes, _) = packed(dir.path());
+            let mut archive = Archive::new(Stream(&*bytes));
+            let mut content = Vec::new();
+            while let Some(entry) = archive.next().unwrap() {
+                if entry.path == b"f" {
+                    while let part @ [_, ..] = archive.content().unwrap() {
+                        content.extend_from_slice(part);
+                    }
+                }
+            }
+            assert!(content == expected, "{places:?}");
+        }
     }
 
     #[test]

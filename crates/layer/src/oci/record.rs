@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::digest::Digest;
 use super::error::Result;
 use super::image::Blob;
+use super::unpack::Needs;
 use crate::layer::Layer;
 
 /// The name of the sidecar.
@@ -32,6 +33,11 @@ pub struct Record {
     pub chain_id: Digest,
     /// The layers of the image in the tree, the lowest first.
     pub blobs: Vec<Blob>,
+    /// The part of the layers below that decides how the tree looks. With anything but
+    /// [`Needs::Nothing`], the layer looks right only over layers like those that it was imported
+    /// with.
+    #[serde(default, skip_serializing_if = "Needs::is_nothing")]
+    pub needs: Needs,
     /// The configuration of the image: an object with the keys of the image specification. Empty if
     /// the source has none.
     #[serde(default, skip_serializing_if = "Map::is_empty")]

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde_json::{Map, Value};
+
 use super::error::Error;
 
 /// The place of an image, as [`Import`](super::Import) reads it.
@@ -144,6 +146,12 @@ impl Platform {
     pub fn host() -> Self {
         let architecture = go_name(std::env::consts::ARCH, cfg!(target_endian = "little").then_some("le"));
         Self { os: "linux".into(), architecture, variant: None }
+    }
+
+    /// Returns the platform that the configuration of an image names. Its variant may be missing.
+    pub(crate) fn of_config(config: &Map<String, Value>) -> Option<Self> {
+        let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_string);
+        Some(Self { os: text("os")?, architecture: text("architecture")?, variant: text("variant") })
     }
 }
 

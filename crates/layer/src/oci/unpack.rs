@@ -5,6 +5,7 @@
 mod budget;
 mod directories;
 mod hard_links;
+mod holes;
 mod parents;
 mod privileges;
 mod whiteouts;
@@ -15,22 +16,23 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, ftruncate, mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
 pub(crate) use self::budget::Budget;
 use self::directories::Directories;
+pub(crate) use self::directories::has_usual_root;
 use self::parents::Parent;
 use self::privileges::apply;
 pub use self::privileges::{LeftOut, Privileges};
+use self::whiteouts::Brought;
 use super::archive::{Archive, Input};
-use super::entry::{Entry, Kind, Piece};
+use super::entry::{Entry, Kind};
 use super::entry_name::{EntryName, Path};
 use super::error::Problem;
 use crate::stack::overlayfs::{self, XattrNamespace};
@@ -51,15 +53,49 @@ pub(crate) struct Options {
 enum Target {
     /// A whole file system, into which one layer after the other is unpacked. A whiteout removes.
     Whole {
-        /// The files that the layer has brought so far, and the directories above them. Its own
-        /// whiteouts spare them. `None` in the lowest layer, where there is nothing to remove.
-        brought: Option<HashSet<Identity>>,
+        /// The files that the layer has brought so far. Its own whiteouts spare them. `None` in the
+        /// lowest layer, where there is nothing to remove.
+        brought: Option<Brought>,
     },
     /// One layer of a stack. A whiteout stays one.
     Layer {
         /// The tree itself over the layers below. `None` in the lowest layer.
         stack: Option<View>,
+        /// The directories in which the layer has brought something. The others are there for the
+        /// sake of a whiteout.
+        brought: Brought,
     },
+}
+
+impl Target {
+    fn brought(&mut self) -> Option<&mut Brought> {
+        match self {
+            Self::Whole { brought } => brought.as_mut(),
+            Self::Layer { brought, .. } => Some(brought),
+        }
+    }
+}
+
+/// The part of the layers below that decides how the tree of a layer looks. It depends on the
+/// archive alone, so that the same layer of several images has the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Needs {
+    /// None: the archive says everything.
+    #[default]
+    Nothing,
+    /// The root directory, which the archive has no entry for.
+    Root,
+    /// Other directories that the archive has no entry for, or files that it links to or hides.
+    Layers,
+}
+
+impl Needs {
+    /// Returns whether the tree looks the same over any layers.
+    pub(crate) fn is_nothing(&self) -> bool {
+        *self == Self::Nothing
+    }
 }
 
 /// Unpacks entries into a new directory.
@@ -75,7 +111,7 @@ pub(crate) struct Unpacker {
     /// The devices that were left out, by their directories and names. A hard link can lead to one.
     absent: HashSet<(Identity, CString)>,
     budget: Budget,
-    consulted: bool,
+    needs: Needs,
 }
 
 /// The result of unpacking.
@@ -84,8 +120,8 @@ pub(crate) struct Unpacked {
     pub(crate) left_out: LeftOut,
     /// The rest of the budget.
     pub(crate) budget: Budget,
-    /// Whether the tree depends on the layers below it.
-    pub(crate) consulted: bool,
+    /// The part of the layers below that the tree depends on.
+    pub(crate) needs: Needs,
 }
 
 /// An open directory of the tree.
@@ -119,11 +155,13 @@ impl Unpacker {
         options: Options,
         budget: Budget,
     ) -> Result<Self, crate::Error> {
-        let mut unpacker = Self::new(tree.clone(), Target::Layer { stack: None }, options, budget)?;
+        let target = Target::Layer { stack: None, brought: Brought::default() };
+        let mut unpacker = Self::new(tree.clone(), target, options, budget)?;
         if let Some(topmost) = below.first() {
             let trees: Vec<_> = std::iter::once(&tree).chain(below).collect();
-            unpacker.target = Target::Layer { stack: Some(View::new(&trees)?.xattrs(options.xattrs)) };
-            unpacker.consulted = unpacker.directories.inherit_root(topmost, options.xattrs)?;
+            let stack = Some(View::new(&trees)?.xattrs(options.xattrs));
+            unpacker.target = Target::Layer { stack, brought: Brought::default() };
+            unpacker.directories.inherit_root(topmost, options.xattrs)?;
         }
         Ok(unpacker)
     }
@@ -143,14 +181,14 @@ impl Unpacker {
             left_out: LeftOut::default(),
             absent: HashSet::new(),
             budget,
-            consulted: false,
+            needs: Needs::Nothing,
         })
     }
 
     /// Begins a further layer, over all that were unpacked so far.
     pub(crate) fn begin_layer(&mut self) {
         if let Target::Whole { brought } = &mut self.target {
-            *brought = Some(HashSet::new());
+            *brought = Some(Brought::default());
         }
         // This layer has brought none of the directories above it so far.
         self.parent = None;
@@ -180,12 +218,15 @@ impl Unpacker {
 
     /// Sets the attributes of all directories. Without it, they have none.
     pub(crate) fn finish(mut self) -> Result<Unpacked, Problem> {
+        if self.needs == Needs::Nothing && !self.directories.has_root() {
+            self.needs = Needs::Root;
+        }
         let directories = std::mem::take(&mut self.directories);
         directories.apply(self.root.as_fd(), |attributes, dir| {
             let stat = fstat(dir)?;
             apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| attributes.apply(dir))
         })?;
-        Ok(Unpacked { left_out: self.left_out, budget: self.budget, consulted: self.consulted })
+        Ok(Unpacked { left_out: self.left_out, budget: self.budget, needs: self.needs })
     }
 
     fn file<R: Input>(
@@ -245,7 +286,9 @@ impl Unpacker {
     }
 
     fn set_directory_attributes(&mut self, directory: Identity, entry: Entry) -> Result<(), Problem> {
-        self.note(directory);
+        if let Some(brought) = self.target.brought() {
+            brought.add(directory);
+        }
         self.directories.set(directory, attributes(FileType::Directory, entry))
     }
 
@@ -263,7 +306,8 @@ impl Unpacker {
         self.budget.pay_bytes(size(&entry))?;
         let mut file = File::from(self.make(dir, name, |dir| openat(dir, name, flags, mode))?);
         match &entry.kind {
-            Kind::Sparse { pieces, size } => write_pieces(&file, pieces, *size, archive)?,
+            Kind::Sparse { pieces, size } => holes::write_pieces(&file, pieces, *size, archive)?,
+            _ if entry.size >= holes::LEAST_BYTES => holes::write_without_zeros(&file, entry.size, archive)?,
             _ => loop {
                 let content = archive.content()?;
                 if content.is_empty() {
@@ -300,10 +344,7 @@ impl Unpacker {
         self.left_out.devices += 1;
         self.absent.insert((dir.identity, name.to_owned()));
         self.clear(dir, name)?;
-        match self.target {
-            Target::Whole { .. } => Ok(()),
-            Target::Layer { .. } => self.whiteout_in_layer(dir, name, None),
-        }
+        self.make_whiteout(dir, name)
     }
 
     fn apply_to_name(&mut self, dir: &Dir, name: &CStr, kind: FileType, entry: Entry) -> Result<(), Problem> {
@@ -352,10 +393,10 @@ impl Unpacker {
         statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW).map_err(Problem::io("look at"))
     }
 
-    /// Notes a file that this layer has brought.
+    /// Notes a file that this layer has made. In a layer of a stack, every file is one.
     fn note(&mut self, identity: Identity) {
         if let Target::Whole { brought: Some(brought) } = &mut self.target {
-            brought.insert(identity);
+            brought.add(identity);
         }
     }
 }
@@ -375,24 +416,4 @@ fn size(entry: &Entry) -> u64 {
 
 fn attributes(kind: FileType, entry: Entry) -> Attributes {
     Attributes::new(kind, entry.mode, (entry.uid, entry.gid), entry.mtime, entry.xattrs)
-}
-
-/// Writes the pieces of a sparse file, whose contents follow each other in `archive`.
-fn write_pieces<R: Input>(file: &File, pieces: &[Piece], size: u64, archive: &mut Archive<R>) -> Result<(), Problem> {
-    ftruncate(file, size).map_err(Problem::io("set the size of"))?;
-    let mut pieces = pieces.iter().copied();
-    let mut piece = pieces.next();
-    loop {
-        let mut content = archive.content()?;
-        if content.is_empty() {
-            return Ok(());
-        }
-        while let Some(Piece { offset, length }) = piece.filter(|_| !content.is_empty()) {
-            let now = usize::try_from(length).map_or(content.len(), |length| length.min(content.len()));
-            file.write_all_at(&content[..now], offset).map_err(Problem::io("write"))?;
-            content = &content[now..];
-            let left = Piece { offset: offset + now as u64, length: length - now as u64 };
-            piece = if left.length > 0 { Some(left) } else { pieces.next() };
-        }
-    }
 }

@@ -76,6 +76,36 @@ pub(super) enum End {
     Missing(PathBuf, Errno),
 }
 
+/// The directories of a stack on the way to a path, as far as the stack has them.
+#[cfg(feature = "oci")]
+#[derive(Debug)]
+pub(crate) enum Known {
+    /// The directories, the uppermost first, by paths without links. The last `missing` names of the
+    /// path are not in the stack.
+    Directories { way: Vec<Directory>, missing: usize },
+    /// A part of the path is not a directory, or is a link that leads nowhere or in a circle.
+    NotADirectory,
+}
+
+/// Finds the directories of the stack on the way to `path`, which ends with one.
+///
+/// # Errors
+/// As [`follow`].
+#[cfg(feature = "oci")]
+pub(crate) fn known_directories(view: &View, path: &Path) -> Result<Known> {
+    let walked = match walk(view, path, LastLink::Followed) {
+        Err(Error::Io { source, .. }) if Errno::from_io_error(&source) == Some(Errno::LOOP) => {
+            return Ok(Known::NotADirectory);
+        }
+        walked => walked?,
+    };
+    Ok(match (walked.end, walked.missing) {
+        (End::Found(Resolved::Directory(_)), _) => Known::Directories { way: walked.way, missing: 0 },
+        (End::Missing(..), Some(missing)) => Known::Directories { way: walked.way, missing },
+        _ => Known::NotADirectory,
+    })
+}
+
 /// Resolves `path` as [`follow`] does, to an entry.
 ///
 /// # Errors
@@ -96,6 +126,23 @@ pub(crate) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolv
 /// [`Error::Io`] names `path` if it, or a path to which its links lead, is too long or has too many
 /// links. The other errors are those of [`View::child`] and [`View::pin`].
 pub(super) fn follow(view: &View, path: &Path, last: LastLink) -> Result<(Vec<StackLink>, End)> {
+    walk(view, path, last).map(|walked| (walked.links, walked.end))
+}
+
+/// The way of a path through a stack.
+struct Walked {
+    links: Vec<StackLink>,
+    /// The directories that were entered and not left, below the root.
+    #[cfg_attr(not(feature = "oci"), allow(dead_code))]
+    way: Vec<Directory>,
+    /// The number of names of the path from the first one that the stack lacks. `None` if it lacks
+    /// no name, or one of a link's target.
+    #[cfg_attr(not(feature = "oci"), allow(dead_code))]
+    missing: Option<usize>,
+    end: End,
+}
+
+fn walk(view: &View, path: &Path, last: LastLink) -> Result<Walked> {
     let fail = |errno: Errno| Error::io("find the stack's", path)(errno);
     if path.as_os_str().len() > LONGEST_PATH {
         return Err(fail(Errno::NAMETOOLONG));
@@ -106,8 +153,12 @@ pub(super) fn follow(view: &View, path: &Path, last: LastLink) -> Result<(Vec<St
     // The names that are still to come, the next one last.
     let mut names = Vec::new();
     push_names(&mut names, path.as_os_str());
+    // How many of them are names of the path itself. Those of links are above them.
+    let mut own = names.len();
     let mut links = Vec::new();
     while let Some(name) = names.pop() {
+        let of_link = names.len() >= own;
+        own = own.min(names.len());
         match name.as_bytes() {
             b"." => continue,
             b".." => {
@@ -119,7 +170,10 @@ pub(super) fn follow(view: &View, path: &Path, last: LastLink) -> Result<(Vec<St
         let directory = way.last().unwrap_or(&root);
         let path = directory.path().join(&name);
         let layer = match view.child(directory, &name)? {
-            None => return Ok((links, End::Missing(with_rest(path, names), Errno::NOENT))),
+            None => {
+                let missing = (!of_link).then_some(own + 1);
+                return Ok(Walked { links, way, missing, end: End::Missing(with_rest(path, names), Errno::NOENT) });
+            }
             // Links could lead deeper. The limit bounds the memory and the work that a hostile layer
             // can cost.
             Some(Shown::Directory(directory)) if directory.path().as_os_str().len() > LONGEST_PATH => {
@@ -151,12 +205,15 @@ pub(super) fn follow(view: &View, path: &Path, last: LastLink) -> Result<(Vec<St
             push_names(&mut names, &target);
             links.push(StackLink { path, target: target.into(), layer });
         } else if names.is_empty() {
-            return Ok((links, End::Found(Resolved::File { path, tree: layer, kind, file })));
+            let end = End::Found(Resolved::File { path, tree: layer, kind, file });
+            return Ok(Walked { links, way, missing: None, end });
         } else {
-            return Ok((links, End::Missing(with_rest(path, names), Errno::NOTDIR)));
+            let end = End::Missing(with_rest(path, names), Errno::NOTDIR);
+            return Ok(Walked { links, way, missing: None, end });
         }
     }
-    Ok((links, End::Found(Resolved::Directory(way.pop().unwrap_or(root)))))
+    let end = End::Found(Resolved::Directory(way.last().cloned().unwrap_or(root)));
+    Ok(Walked { links, way, missing: None, end })
 }
 
 /// Adds the names that are still to come, the next one last, to a path that the stack does not

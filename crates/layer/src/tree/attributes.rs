@@ -68,23 +68,16 @@ impl Attributes {
         &self.xattrs
     }
 
-    /// Removes the extended attributes that only a privileged process can set. Returns whether
-    /// there were any.
+    /// Replaces the user and the group.
     #[cfg(feature = "oci")]
-    pub(crate) fn drop_privileged_xattrs(&mut self) -> bool {
-        let all = self.xattrs.len();
-        self.xattrs.retain(|(name, _)| !is_privileged(name.to_bytes()));
-        self.xattrs.len() < all
+    pub(crate) fn set_owner(&mut self, (uid, gid): (u32, u32)) {
+        (self.uid, self.gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     }
 
-    /// Replaces the owner by that of the file that `stat` describes. Returns whether it was another
-    /// one.
+    /// Returns the extended attributes, which can be changed.
     #[cfg(feature = "oci")]
-    pub(crate) fn take_owner(&mut self, stat: &Stat) -> bool {
-        let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-        let differs = (self.uid, self.gid) != (uid, gid);
-        (self.uid, self.gid) = (uid, gid);
-        differs
+    pub(crate) fn xattrs_mut(&mut self) -> &mut Vec<(CString, Vec<u8>)> {
+        &mut self.xattrs
     }
 
     /// Reads the attributes of an open file. An [owner without a number](owner::of_copy) is read as
@@ -163,6 +156,15 @@ impl Attributes {
         plain(self) == plain(other) && sorted(self) == sorted(other)
     }
 
+    /// Returns whether these attributes are equal to `other`, except for the times.
+    #[cfg(feature = "oci")]
+    pub(crate) fn look_like_but_for_time(&self, other: &Self) -> bool {
+        let times = &other.times;
+        let mode = self.mode.as_raw_mode() & 0o7777;
+        let same_time = Self::new(self.kind, mode, self.owner(), times.last_modification, self.xattrs.clone());
+        same_time.look_like(other)
+    }
+
     /// Replaces the permission bits. Drops an ACL, because it can grant more than they do.
     pub(crate) fn set_mode(&mut self, mode: Mode) {
         self.mode = mode;
@@ -202,12 +204,6 @@ impl Attributes {
         }
         utimensat(dir, name, &self.times, AtFlags::SYMLINK_NOFOLLOW)
     }
-}
-
-/// Returns whether only a privileged process can set the extended attribute `name`: xattr(7).
-#[cfg(feature = "oci")]
-fn is_privileged(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.") || name.starts_with(b"security.")
 }
 
 /// Returns the times of a file that can be set: the last access and the last modification.

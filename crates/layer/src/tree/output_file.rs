@@ -1,13 +1,12 @@
 //! Decides how a file that a caller names as the output is written: replaced as a whole, or opened
 //! as it is. `regular_file.rs` reads files.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
-
+use crate::tree::new_file::NewFile;
 use crate::tree::walk::parent;
 
 /// A file that is written as a whole.
@@ -16,7 +15,8 @@ use crate::tree::walk::parent;
 /// not exist yet. Symbolic links to it stay. Everything else, such as `/dev/null`, a FIFO or a
 /// terminal, stays as well, and is written to immediately.
 ///
-/// Dropping the value leaves a regular file as it was.
+/// Dropping the value leaves a regular file as it was. If the process is killed, nothing of the new
+/// one is left, unless the file system has no files without a name (open(2), `O_TMPFILE`).
 ///
 /// ```
 /// use std::io::Write;
@@ -36,7 +36,7 @@ pub struct OutputFile(Output);
 #[derive(Debug)]
 enum Output {
     /// The new file, and the path of the file that it replaces, without a link at its end.
-    Replacement(NamedTempFile, PathBuf),
+    Replacement(NewFile, PathBuf),
     Open(File),
 }
 
@@ -51,9 +51,7 @@ impl OutputFile {
         let Some(replaced) = replaced(path)? else {
             return Ok(Self(Output::Open(OpenOptions::new().write(true).open(path)?)));
         };
-        let mode = Permissions::from_mode(0o666);
-        let new = tempfile::Builder::new().permissions(mode).tempfile_in(parent(&replaced))?;
-        Ok(Self(Output::Replacement(new, replaced)))
+        Ok(Self(Output::Replacement(NewFile::create(parent(&replaced), 0o666)?, replaced)))
     }
 
     /// Returns the directory of a regular file; `None` for a file of another type.
@@ -72,8 +70,8 @@ impl OutputFile {
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
             Output::Replacement(new, path) => {
-                new.as_file().sync_all()?;
-                new.persist(path).map(drop).map_err(|error| error.error)
+                new.file().sync_all()?;
+                new.persist(&path)
             }
             Output::Open(_) => Ok(()),
         }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
@@ -37,9 +37,18 @@ pub(crate) fn open(path: &Path) -> Result<Option<File>> {
 /// Opens the regular file `name` in `dir`; `None` if there is nothing with this name. `path` is its
 /// whole path.
 pub(crate) fn open_at(dir: BorrowedFd<'_>, name: impl Arg, path: &Path) -> Result<Option<File>> {
+    of_opened(openat(dir, name, FLAGS, Mode::empty()), path)
+}
+
+/// The flags to open a file that may be of any type. They never wait.
+pub(crate) const FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOFOLLOW).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// Checks the result of opening a file with [`FLAGS`]; `None` if there is nothing. `path` is its
+/// whole path.
+pub(crate) fn of_opened(opened: rustix::io::Result<OwnedFd>, path: &Path) -> Result<Option<File>> {
     let not_regular = || Error::NotARegularFile { path: path.into() };
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match openat(dir, name, flags, Mode::empty()) {
+    let file = match opened {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(None),
         // LOOP: a symbolic link. NXIO, NODEV: a socket, or a device without a driver.

@@ -50,3 +50,54 @@ fn a_base_that_changed_or_has_no_digest_becomes_one_layer() {
     fs::remove_file(base.path().join("digest.json")).unwrap();
     assert_eq!(export(&dir, &base).original, 0);
 }
+
+/// Writes an image with one file for a platform, and returns the index that names it.
+fn image_for(dir: &Path, name: &str, architecture: &str) -> Value {
+    let mut layout = Layout::new(dir, &[Tar::new().add(spec(b'0', name).content(name.as_bytes())).end()]);
+    layout.config["architecture"] = json!(architecture);
+    layout.write(dir);
+    let mut index: Value = serde_json::from_slice(&fs::read(dir.join("index.json")).unwrap()).unwrap();
+    index["manifests"][0]["platform"] = json!({"os": "linux", "architecture": architecture});
+    index
+}
+
+#[test]
+fn a_base_of_another_platform_gets_its_own_blobs() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let (mut index, other) =
+        (image_for(&image, "here", &Platform::host().architecture), image_for(&image, "there", "s390x"));
+    index["manifests"].as_array_mut().unwrap().push(other["manifests"][0].clone());
+    fs::write(image.join("index.json"), index.to_string()).unwrap();
+    let source: Source = format!("oci:{}", image.display()).parse().unwrap();
+    let import = Import::new(&source).privileges(Privileges::AsAvailable).xattrs(XattrNamespace::User);
+    import.platform("linux/s390x".parse::<Platform>().unwrap()).into_base(dir.path().join("base")).unwrap();
+    let base = Base::open(dir.path().join("base")).unwrap();
+    assert!(base.fs().join("there").exists());
+    assert_eq!(export(&dir, &base).original, 1);
+
+    // An image of another build has the tag, and the blobs of the former are still there.
+    let index = image_for(&image, "new", "s390x");
+    fs::write(image.join("index.json"), index.to_string()).unwrap();
+    assert_eq!(export(&dir, &base).original, 1);
+
+    // A blob is gone.
+    let record = Record::of(&Layer::at(base.path())).unwrap().unwrap();
+    fs::remove_file(image.join(crate::oci::image::blob_name(record.blobs[0].digest))).unwrap();
+    assert_eq!(export(&dir, &base).original, 0);
+}
+
+#[test]
+fn an_archive_has_the_blobs_of_a_layout() {
+    let (dir, base) = docker_base();
+    let file = dir.path().join("out.tar");
+    let destination = format!("oci-archive:{}:t", file.display()).parse().unwrap();
+    let archived = Export::new(&[]).base(&base).xattrs(XattrNamespace::User).run(&destination).unwrap();
+    assert_eq!(archived.manifest, export(&dir, &base).manifest);
+    let source: Source = format!("oci-archive:{}:t", file.display()).parse().unwrap();
+    let again = Import::new(&source).privileges(Privileges::AsAvailable).into_base(dir.path().join("again")).unwrap();
+    assert_eq!(again.manifest, Some(archived.manifest));
+    let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, [".layered", "again", "base", "image", "out", "out.tar"]);
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use super::*;
-use crate::oci::testing::{Layout, Tar, spec};
+use crate::oci::testing::{Layout, Spec, Tar, spec};
 use crate::stack::view::View;
 
 fn place() -> tempfile::TempDir {
@@ -61,6 +61,46 @@ fn a_layer_that_needs_what_is_below_has_the_name_of_its_chain() {
         assert_eq!(layers(&again), layers(&imported), "{what}");
         assert!(again.layers.iter().all(|layer| layer.layer.last_used().unwrap().is_some()), "{what}");
     }
+}
+
+#[test]
+fn a_layer_that_was_the_lowest_is_not_reused_where_it_would_look_different() {
+    let root = |mode| Tar::new().add(Spec { mode, ..spec(b'5', "./") }).add(spec(b'5', "d")).end();
+    let whole = Tar::new().add(spec(b'5', "./")).add(spec(b'5', "e")).add(spec(b'0', "e/f")).end();
+    // A layer, the root below it, and whether the layer of another image has the name.
+    for (what, layer, mode, is_reused, needs) in [
+        ("everything has an entry", &whole, 0o700, true, Needs::Nothing),
+        ("the root has no entry, and is a usual one", &file("a"), 0o755, true, Needs::Root),
+        ("the root has no entry, and is not a usual one", &file("a"), 0o700, false, Needs::Root),
+        ("a directory has no entry", &file("d/f"), 0o755, false, Needs::Layers),
+        ("a whiteout is in a directory without an entry", &file("d/.wh.f"), 0o755, false, Needs::Layers),
+    ] {
+        let dir = place();
+        let store = Store::open(dir.path().join("store")).unwrap();
+        let alone = source_of(dir.path(), std::slice::from_ref(layer));
+        let alone = import(&alone).into_layers(&store).unwrap().layers.remove(0);
+        let above = source_of(dir.path(), &[root(mode), layer.clone()]);
+        let above = import(&above).into_layers(&store).unwrap().layers.remove(0);
+        assert_eq!(alone.layer.name(), alone.diff_id.layer_name().as_str(), "{what}");
+        assert_eq!((above.layer == alone.layer, above.reused), (is_reused, is_reused), "{what}");
+        assert_eq!(Record::of(&above.layer).unwrap().unwrap().needs, needs, "{what}");
+    }
+}
+
+#[test]
+fn a_long_path_is_made_in_few_steps() {
+    // Each layer misses all directories. With a step for each beginning of a path, this took minutes.
+    let paths = ["a", "b", "c"].map(|first| format!("{first}/{}f", "d/".repeat(1000)));
+    let archive = |paths: &[String]| paths.iter().fold(Tar::new(), |tar, path| tar.add(spec(b'0', path))).end();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    fs::create_dir(dir.path().join("store")).unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let source = source_of(dir.path(), &[archive(&paths[..1]), archive(&paths)]);
+    let imported = import(&source).into_layers(&store).unwrap();
+    for path in &paths {
+        assert!(imported.layers[0].layer.fs().join(path).is_file());
+    }
+    crate::remove_tree(store.path()).unwrap();
 }
 
 #[test]

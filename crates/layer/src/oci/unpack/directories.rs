@@ -75,17 +75,14 @@ impl Directories {
     }
 
     /// Gives the root the attributes of the root of the layer below, in case that it has no entry.
-    /// Returns whether it then differs in more than its time from one without a layer below.
-    pub(super) fn inherit_root(&mut self, below: &Path, xattrs: XattrNamespace) -> Result<bool, Error> {
-        let failed = |operation| Error::io(operation, below);
-        let dir = openat(CWD, below, READ, Mode::empty()).map_err(failed("open"))?;
-        let names = XattrList::of(dir.as_fd()).map_err(failed("list the extended attributes of"))?;
-        let attributes = Attributes::of(dir.as_fd(), &names, Keep::Visible(xattrs)).map_err(failed("look at"))?;
-        let stat = fstat(&dir).map_err(failed("look at"))?;
-        let differs =
-            (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) != (0o755, 0, 0) || !attributes.xattrs().is_empty();
-        self.attributes.insert(self.root, attributes);
-        Ok(differs)
+    pub(super) fn inherit_root(&mut self, below: &Path, xattrs: XattrNamespace) -> Result<(), Error> {
+        self.attributes.insert(self.root, attributes_of(below, xattrs)?);
+        Ok(())
+    }
+
+    /// Returns whether the layer that is being unpacked has an entry for the root.
+    pub(super) fn has_root(&self) -> bool {
+        self.entered.contains(&self.root)
     }
 
     fn insert(&mut self, directory: Identity, attributes: Attributes) -> Result<(), Problem> {
@@ -130,6 +127,19 @@ impl Directories {
         }
         Ok(())
     }
+}
+
+/// Returns whether the root of a layer looks as one without an entry and without a layer below,
+/// except for its time.
+pub(crate) fn has_usual_root(tree: &Path, xattrs: XattrNamespace) -> Result<bool, Error> {
+    Ok(attributes_of(tree, xattrs)?.look_like_but_for_time(&unknown()))
+}
+
+fn attributes_of(dir: &Path, xattrs: XattrNamespace) -> Result<Attributes, Error> {
+    let failed = |operation| Error::io(operation, dir);
+    let dir = openat(CWD, dir, READ, Mode::empty()).map_err(failed("open"))?;
+    let names = XattrList::of(dir.as_fd()).map_err(failed("list the extended attributes of"))?;
+    Attributes::of(dir.as_fd(), &names, Keep::Visible(xattrs)).map_err(failed("look at"))
 }
 
 /// A directory whose directories still need their attributes.

@@ -1,13 +1,13 @@
 //! Makes hard links, also to files of the layers below.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, linkat, openat, statat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, linkat, openat, renameat, statat};
 use rustix::io::Errno;
 
 use super::parents::is_whiteout;
-use super::{Dir, Target, Unpacker, is_missing};
+use super::{Dir, Needs, Target, Unpacker, is_missing};
 use crate::oci::entry_name::Path;
 use crate::oci::error::Problem;
 use crate::stack::overlayfs::{self, EntryKind};
@@ -56,10 +56,36 @@ impl Unpacker {
         // A link of a file to itself is the file. To remove it first would lose it.
         let exists = statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW);
         if !exists.is_ok_and(|exists| identity(&exists) == identity(&stat)) {
-            self.make(dir, name, |dir| linkat(&parent, &target_name, dir, name, AtFlags::empty()))?;
+            self.budget.pay_file()?;
+            match linkat(&parent, &target_name, dir.as_fd(), name, AtFlags::empty()) {
+                Err(Errno::EXIST) => self.replace_by_link(dir, name, parent.as_fd(), &target_name)?,
+                linked => linked.map_err(Problem::io("make"))?,
+            }
         }
-        self.note(identity(&stat));
+        if let Target::Whole { brought: Some(brought) } = &mut self.target {
+            brought.add_link(dir.identity, name, identity(&stat));
+        }
         Ok(())
+    }
+
+    /// Links `name` in `dir` in place of what is there, which can be a directory with the target.
+    fn replace_by_link(
+        &mut self,
+        dir: &Dir,
+        name: &CStr,
+        parent: BorrowedFd<'_>,
+        target: &CStr,
+    ) -> Result<(), Problem> {
+        let mut number = 0;
+        let free = loop {
+            let free = CString::new(format!(".link.{number}")).map_err(|_| Problem::NulInName)?;
+            match linkat(parent, target, dir.as_fd(), &free, AtFlags::empty()) {
+                Err(Errno::EXIST) => number += 1,
+                linked => break linked.map(|()| free).map_err(Problem::io("make"))?,
+            }
+        };
+        self.clear(dir, name)?;
+        renameat(dir.as_fd(), &free, dir.as_fd(), name).map_err(Problem::io("make"))
     }
 
     fn is_absent(&self, dir: &Dir, name: &CStr) -> bool {
@@ -68,7 +94,7 @@ impl Unpacker {
 
     /// Finds the target of a hard link in the layers below.
     fn find_below(&mut self, target: &Path) -> Result<Option<(OwnedFd, CString, Stat)>, Problem> {
-        let Target::Layer { stack: Some(stack) } = &self.target else { return Ok(None) };
+        let Target::Layer { stack: Some(stack), .. } = &self.target else { return Ok(None) };
         let below = |error: crate::Error| Problem::Below(Box::new(error));
         let (path, tree) = match resolve(stack, &target.to_path_buf(), LastLink::NotFollowed) {
             Ok(Resolved::File { path, tree, .. }) => (path, tree),
@@ -76,7 +102,7 @@ impl Unpacker {
             Err(crate::Error::Io { source, .. }) if is_missing(&source) => return Ok(None),
             Err(error) => return Err(below(error)),
         };
-        self.consulted = true;
+        self.needs = Needs::Layers;
         let failed = |errno: Errno| below(crate::Error::io("open", stack.path(tree).join(&path))(errno));
         let root = openat(CWD, stack.path(tree), READ, Mode::empty()).map_err(failed)?;
         let parent = open_beneath(root.as_fd(), walk_parent(&path), READ).map_err(failed)?;

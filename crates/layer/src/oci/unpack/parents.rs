@@ -5,16 +5,15 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2};
 use rustix::io::Errno;
 
-use super::{Dir, Target, Unpacker, is_missing};
+use super::{Dir, Needs, Target, Unpacker};
 use crate::oci::entry_name::Path;
 use crate::oci::error::Problem;
-use crate::stack::resolve::{LastLink, Resolved, resolve};
-use crate::stack::view::View;
-use crate::tree::attributes::Attributes;
-use crate::tree::walk::READ;
+use crate::stack::resolve::{Known, known_directories};
+use crate::stack::view::Directory;
+use crate::tree::walk::{READ, as_c_string};
 
 /// Resolves a path as in a chroot(2), through no mount and no link of /proc (openat2(2)).
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
@@ -46,11 +45,16 @@ impl Unpacker {
                 Some(dir) => dir,
                 None => return Ok(None),
             },
+            // A whiteout there has nothing to hide.
+            Err(Errno::NOTDIR | Errno::LOOP) if missing == Missing::LeftOut => return Ok(None),
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(Problem::NotADirectory),
             Err(errno) => return Err(Problem::io("open the directory of")(errno)),
         };
-        self.note_ancestors(&dir)?;
-        self.parent = Some(Parent { path: path.clone(), dir: Rc::clone(&dir) });
+        // A whiteout brings nothing into the directory.
+        if missing == Missing::Made {
+            self.note_ancestors(&dir)?;
+            self.parent = Some(Parent { path: path.clone(), dir: Rc::clone(&dir) });
+        }
         Ok(Some(dir))
     }
 
@@ -75,16 +79,20 @@ impl Unpacker {
 
     fn make_missing(&mut self, path: &Path, missing: Missing) -> Result<Option<Rc<Dir>>, Problem> {
         let names: Vec<_> = path.names().collect();
+        if let Target::Layer { .. } = &self.target {
+            self.needs = Needs::Layers;
+        }
         let (mut dir, known) = match &self.target {
-            Target::Layer { stack: Some(stack) } => {
-                self.consulted = true;
-                let (way, known) = longest_known(stack, &names)?;
-                if known < names.len() && missing == Missing::LeftOut {
-                    return Ok(None);
+            Target::Layer { stack: Some(stack), .. } => {
+                let below = |error| Problem::Below(Box::new(error));
+                match (known_directories(stack, &path.to_path_buf()).map_err(below)?, missing) {
+                    (Known::NotADirectory, Missing::Made) => return Err(Problem::NotADirectory),
+                    (Known::Directories { way, missing: 0 }, _) => (self.make_as_below(&way)?, names.len()),
+                    (_, Missing::LeftOut) => return Ok(None),
+                    (Known::Directories { way, missing }, _) => (self.make_as_below(&way)?, names.len() - missing),
                 }
-                (self.make_as_below(way)?, known)
             }
-            _ if missing == Missing::LeftOut && matches!(self.target, Target::Whole { .. }) => return Ok(None),
+            _ if missing == Missing::LeftOut => return Ok(None),
             _ => self.longest_existing(&names)?,
         };
         for name in &names[known..] {
@@ -102,37 +110,47 @@ impl Unpacker {
     /// Opens the directories that exist at the beginning of a path. Returns the last, and how many
     /// names it has.
     fn longest_existing(&self, names: &[&[u8]]) -> Result<(Rc<Dir>, usize), Problem> {
-        for known in (1..names.len()).rev() {
-            let path = Path::parse(&names[..known].join(&b'/'))?;
-            match self.open(&path) {
-                Ok(dir) => return Ok((Rc::new(Dir::new(dir)?), known)),
-                Err(errno) if self.is_free(errno) => {}
-                Err(Errno::NOTDIR | Errno::LOOP) => return Err(Problem::NotADirectory),
-                Err(errno) => return Err(Problem::io("open the directory of")(errno)),
+        let open = |known: usize| match self.open(&Path::parse(&names[..known].join(&b'/'))?) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(errno) if self.is_free(errno) => Ok(None),
+            Err(Errno::NOTDIR | Errno::LOOP) => Err(Problem::NotADirectory),
+            Err(errno) => Err(Problem::io("open the directory of")(errno)),
+        };
+        let root = self.open(&Path::default()).map_err(Problem::io("open the directory of"))?;
+        // If a path is there, so is every beginning of it.
+        let (mut found, mut known, mut absent) = (root, 0, names.len());
+        while known + 1 < absent {
+            let middle = known.midpoint(absent);
+            match open(middle)? {
+                Some(dir) => (found, known) = (dir, middle),
+                None => absent = middle,
             }
         }
-        let root = self.open(&Path::default()).map_err(Problem::io("open the directory of"))?;
-        Ok((Rc::new(Dir::new(root)?), 0))
+        Ok((Rc::new(Dir::new(found)?), known))
     }
 
-    /// Makes the directories of a path that has no links, each with the attributes that it has in
-    /// the stack.
-    fn make_as_below(&mut self, way: Vec<(std::ffi::CString, Option<Attributes>)>) -> Result<Rc<Dir>, Problem> {
+    /// Makes directories of the stack, the uppermost first, each with the attributes that it has
+    /// there. Opens those that the tree has.
+    fn make_as_below(&mut self, way: &[Directory]) -> Result<Rc<Dir>, Problem> {
         let root = self.open(&Path::default()).map_err(Problem::io("open the directory of"))?;
         let mut dir = Rc::new(Dir::new(root)?);
-        for (name, attributes) in way {
-            let made = match rustix::fs::openat(dir.as_fd(), &name, READ, Mode::empty()) {
+        for directory in way {
+            let name = as_c_string(directory.path().file_name().unwrap_or_default());
+            let name = name.map_err(Problem::io("open the directory of"))?;
+            dir = match openat(dir.as_fd(), &name, READ, Mode::empty()) {
                 Ok(exists) => Rc::new(Dir::new(exists)?),
                 Err(Errno::NOENT) => {
                     let made = self.make_directory(&dir, &name)?;
-                    if let Some(attributes) = attributes {
-                        self.directories.inherit(made.identity, attributes)?;
+                    if let Target::Layer { stack: Some(stack), .. } = &self.target {
+                        let attributes = stack.attributes(directory);
+                        if let Some(attributes) = attributes.map_err(|error| Problem::Below(Box::new(error)))? {
+                            self.directories.inherit(made.identity, attributes)?;
+                        }
                     }
                     made
                 }
                 Err(errno) => return Err(Problem::io("open the directory of")(errno)),
             };
-            dir = made;
         }
         Ok(dir)
     }
@@ -141,12 +159,12 @@ impl Unpacker {
     /// ends the way up, because those above it are noted, too.
     fn note_ancestors(&mut self, dir: &Rc<Dir>) -> Result<(), Problem> {
         let root = self.directories.root();
-        let Target::Whole { brought: Some(brought) } = &mut self.target else { return Ok(()) };
+        let Some(brought) = self.target.brought() else { return Ok(()) };
         let mut above: Option<OwnedFd> = None;
         let mut identity = dir.identity;
-        while brought.insert(identity) && identity != root {
+        while brought.add(identity) && identity != root {
             let from = above.as_ref().map_or(dir.as_fd(), AsFd::as_fd);
-            let next = Dir::new(rustix::fs::openat(from, c"..", READ, Mode::empty()).map_err(Problem::io("open"))?)?;
+            let next = Dir::new(openat(from, c"..", READ, Mode::empty()).map_err(Problem::io("open"))?)?;
             identity = next.identity;
             above = Some(next.fd);
         }
@@ -164,37 +182,4 @@ enum Missing {
 /// Returns whether a file that was unpacked is a whiteout.
 pub(super) fn is_whiteout(stat: &Stat) -> bool {
     stat.st_rdev == 0 && FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-}
-
-/// The names of a path without links, each with the attributes that its directory has in the stack.
-type Way = Vec<(std::ffi::CString, Option<Attributes>)>;
-
-/// Finds the directories of the stack at the beginning of a path. Returns their names without the
-/// links that lead there, and how many names of the path that are.
-fn longest_known(stack: &View, names: &[&[u8]]) -> Result<(Way, usize), Problem> {
-    let below = |error| Problem::Below(Box::new(error));
-    for known in (1..=names.len()).rev() {
-        let path = Path::parse(&names[..known].join(&b'/'))?.to_path_buf();
-        match resolve(stack, &path, LastLink::Followed) {
-            Ok(Resolved::Directory(directory)) => {
-                let mut way = Way::new();
-                let ancestors: Vec<_> =
-                    directory.path().ancestors().filter(|path| !path.as_os_str().is_empty()).collect();
-                for path in ancestors.into_iter().rev() {
-                    let Resolved::Directory(directory) = resolve(stack, path, LastLink::NotFollowed).map_err(below)?
-                    else {
-                        return Err(Problem::NotADirectory);
-                    };
-                    let name = crate::tree::walk::as_c_string(path.file_name().unwrap_or_default());
-                    let attributes = stack.attributes(&directory).map_err(below)?;
-                    way.push((name.map_err(Problem::io("open the directory of"))?, attributes));
-                }
-                return Ok((way, known));
-            }
-            Ok(Resolved::File { .. }) => return Err(Problem::NotADirectory),
-            Err(crate::Error::Io { source, .. }) if is_missing(&source) => {}
-            Err(error) => return Err(below(error)),
-        }
-    }
-    Ok((Way::new(), 0))
 }

@@ -11,8 +11,8 @@ pub enum Privileges {
     /// An error. This is for root.
     #[default]
     Required,
-    /// They are left out and counted: files belong to the caller, devices are missing, and
-    /// capabilities are lost.
+    /// Each is left out by itself and counted: the user or the group of a file is the caller's,
+    /// devices are missing, and capabilities are lost.
     AsAvailable,
 }
 
@@ -20,10 +20,10 @@ pub enum Privileges {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct LeftOut {
-    /// Files whose owner could not be set.
+    /// Files whose user or group could not be set.
     pub owners: u64,
-    /// Files without an extended attribute that only a privileged process can set, such as a
-    /// capability.
+    /// Files without an extended attribute that this process cannot set: a capability, or an ACL
+    /// for a user without a number here.
     pub xattrs: u64,
     /// Device nodes that could not be made, and hard links to them.
     pub devices: u64,
@@ -47,7 +47,8 @@ impl std::ops::AddAssign for LeftOut {
     }
 }
 
-/// Sets attributes by `set`. Without the privilege for all, sets those that are allowed.
+/// Sets attributes by `set`. Without the privilege for all, sets each part that is allowed: the
+/// user, the group, and every extended attribute for itself.
 pub(super) fn apply(
     left_out: &mut LeftOut,
     privileges: Privileges,
@@ -55,19 +56,99 @@ pub(super) fn apply(
     stat: &Stat,
     set: impl Fn(&Attributes) -> rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
-    let refused = match (set(&attributes), privileges) {
-        (Err(errno @ (Errno::PERM | Errno::INVAL | Errno::NOTSUP)), Privileges::AsAvailable) => errno,
+    match (set(&attributes), privileges) {
+        (Err(errno), Privileges::AsAvailable) if is_refusal(errno) => {}
         (set, _) => return set,
-    };
-    let takes_owner = attributes.take_owner(stat);
-    if takes_owner && set(&attributes).is_ok() {
-        left_out.owners += 1;
-        return Ok(());
     }
-    if !attributes.drop_privileged_xattrs() {
-        return Err(refused);
+    let xattrs = std::mem::take(attributes.xattrs_mut());
+    let ((uid, gid), (own_uid, own_gid)) = (attributes.owner(), (stat.st_uid, stat.st_gid));
+    let mut allowed = Err(Errno::PERM);
+    for owner in [(uid, gid), (uid, own_gid), (own_uid, gid), (own_uid, own_gid)] {
+        attributes.set_owner(owner);
+        allowed = set(&attributes);
+        match allowed {
+            Err(errno) if is_refusal(errno) => {}
+            _ => break,
+        }
     }
-    left_out.owners += u64::from(takes_owner);
-    left_out.xattrs += 1;
-    set(&attributes)
+    allowed?;
+    left_out.owners += u64::from(attributes.owner() != (uid, gid));
+    let all = xattrs.len();
+    for xattr in xattrs {
+        attributes.xattrs_mut().push(xattr);
+        match set(&attributes) {
+            Err(errno) if is_refusal(errno) => drop(attributes.xattrs_mut().pop()),
+            set => set?,
+        }
+    }
+    let is_whole = attributes.xattrs().len() == all;
+    left_out.xattrs += u64::from(!is_whole);
+    // The refused attribute came after a change of the owner, which clears others.
+    if is_whole { Ok(()) } else { set(&attributes) }
+}
+
+/// Returns whether the kernel refuses what another process may do, or what another file system has.
+fn is_refusal(errno: Errno) -> bool {
+    // INVAL: an owner without a number in this user namespace.
+    matches!(errno, Errno::PERM | Errno::INVAL | Errno::NOTSUP)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use rustix::fs::{FileType, Timespec, stat};
+
+    use super::*;
+
+    /// The user, the group and the names of the extended attributes of a file.
+    type Parts = (u32, u32, Vec<&'static str>);
+
+    #[test]
+    fn every_part_that_is_allowed_is_set() {
+        let is = stat(std::env::temp_dir()).unwrap();
+        let (uid, gid) = (is.st_uid, is.st_gid);
+        let names = ["security.capability", "trusted.a", "user.a"];
+        // What the archive has and what is refused, what is set, and the numbers of what is left out.
+        let cases: [(Parts, Parts, Parts, (u64, u64)); 8] = [
+            ((7, 8, vec![]), (0, 0, vec![]), (7, 8, vec![]), (0, 0)),
+            ((7, 8, vec![]), (7, 0, vec![]), (uid, 8, vec![]), (1, 0)),
+            ((7, 8, vec![]), (0, 8, vec![]), (7, gid, vec![]), (1, 0)),
+            ((7, 8, vec![]), (7, 8, vec![]), (uid, gid, vec![]), (1, 0)),
+            ((7, 8, vec![names[0]]), (0, 0, vec![names[0]]), (7, 8, vec![]), (0, 1)),
+            ((7, 8, names.to_vec()), (0, 8, vec![names[1]]), (7, gid, vec![names[0], names[2]]), (1, 1)),
+            ((7, 8, names.to_vec()), (7, 8, names.to_vec()), (uid, gid, vec![]), (1, 1)),
+            ((uid, gid, names.to_vec()), (0, 0, names[..2].to_vec()), (uid, gid, vec![names[2]]), (0, 1)),
+        ];
+        for (wanted, refused, expected, counts) in cases {
+            let xattrs = wanted.2.iter().map(|name| (std::ffi::CString::new(*name).unwrap(), Vec::new())).collect();
+            let time = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let attributes = Attributes::new(FileType::RegularFile, 0o644, (wanted.0, wanted.1), time, xattrs);
+            let last = RefCell::new((0, 0, Vec::new()));
+            let set = |attributes: &Attributes| {
+                let (uid, gid) = attributes.owner();
+                let names: Vec<_> =
+                    attributes.xattrs().iter().map(|(name, _)| name.to_str().unwrap().to_string()).collect();
+                let is_refused = (refused.0, refused.1) != (0, 0) && (uid == refused.0 || gid == refused.1)
+                    || names.iter().any(|name| refused.2.contains(&name.as_str()));
+                if is_refused {
+                    return Err(Errno::PERM);
+                }
+                *last.borrow_mut() = (uid, gid, names);
+                Ok(())
+            };
+            let mut left_out = LeftOut::default();
+            apply(&mut left_out, Privileges::AsAvailable, attributes, &is, set).unwrap();
+            let (uid, gid, names) = last.into_inner();
+            let names: Vec<_> = names.iter().map(String::as_str).collect();
+            assert_eq!((uid, gid, names), expected, "{wanted:?} {refused:?}");
+            assert_eq!((left_out.owners, left_out.xattrs), counts, "{wanted:?} {refused:?}");
+        }
+        let attributes =
+            || Attributes::new(FileType::RegularFile, 0o644, (7, 8), Timespec { tv_sec: 0, tv_nsec: 0 }, Vec::new());
+        for (privileges, errno) in [(Privileges::Required, Errno::PERM), (Privileges::AsAvailable, Errno::NOSPC)] {
+            let result = apply(&mut LeftOut::default(), privileges, attributes(), &is, |_| Err(errno));
+            assert_eq!(result, Err(errno));
+        }
+    }
 }

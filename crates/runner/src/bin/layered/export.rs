@@ -1,6 +1,8 @@
 //! `layered export`: decides what becomes an image and how the result is shown.
 //! `layer::oci::Export` writes it. [`import`](crate::import) is the way back.
 
+mod run_config;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,8 +10,10 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::ValueEnum;
 use layer::display::quoted;
-use layer::oci::{Compression, Destination, Export};
-use layer::{Hold, Layer};
+use layer::oci::{Compression, Destination, Export, Record};
+use layer::{Base, Hold, Layer};
+use runner::CommandRecord;
+use serde_json::{Map, Value};
 
 use crate::progress::Progress;
 use crate::stack::{BaseArgs, LayerArgs, read_object};
@@ -20,6 +24,10 @@ use crate::table;
 /// The base and each layer become one layer of the image. A base that came from an image gives back
 /// the layers of that image unchanged, as long as the image is where it was and the base has the
 /// digest that its import recorded. Otherwise the base becomes one layer, with a warning.
+///
+/// The image starts the command that made the topmost layer, as its run.json records it: program and
+/// arguments become the Entrypoint, and the working directory, the user and recorded values of the
+/// environment are set, too.
 ///
 /// The same stack gives the same bytes. Sockets are left out, because no image can have them.
 /// Without root, files of owners that your user namespace lacks become root's.
@@ -41,10 +49,16 @@ pub(crate) struct Args {
     /// JSON object with keys for the configuration of the image.
     ///
     /// Its keys are those of the image specification: `architecture`, `author`, and `config` with
-    /// `Entrypoint`, `Cmd`, `Env`, `WorkingDir`, `User`. They replace those of the image that the
-    /// base came from. An `Entrypoint` also removes its `Cmd`. FILE can be a pipe.
+    /// `Entrypoint`, `Cmd`, `Env`, `WorkingDir`, `User`. They replace those of the recorded run and
+    /// of the image that the base came from. An `Entrypoint` also removes the `Cmd` of that image,
+    /// and a `Cmd` the recorded command. FILE can be a pipe.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Do not start the command that made the topmost layer.
+    ///
+    /// The configuration is then that of the image that the base came from.
+    #[arg(long)]
+    no_run_config: bool,
     /// Print one JSON object instead of a line.
     ///
     /// Its keys are `manifest`, `blobs` (each with `media_type`, `digest`, `size` and `diff_id`,
@@ -83,9 +97,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut export = Export::new(&layers).base(base.as_ref()).compression(compression);
     export = export.xattrs(runner::xattrs_of_process());
+    let mut config = match layers.first() {
+        Some(topmost) if !args.no_run_config => recorded_config(topmost, base.as_ref()),
+        _ => Map::new(),
+    };
     if let Some(path) = &args.config {
-        export = export.config(read_object(path)?);
+        run_config::add(&mut config, read_object(path)?);
     }
+    export = export.config(config);
     let progress = Progress::begin("writing the image");
     let show = |step: layer::oci::Progress| progress.tell(|| format!("{} packed", table::bytes(step.done_bytes)));
     let exported = export.progress(&show).run(&args.image)?;
@@ -109,4 +128,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         writeln!(out, "{}: {layers} of {}, {}", args.image, table::bytes(bytes), exported.manifest)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the configuration of an image that starts the command that made a layer. It is empty if
+/// no command is recorded.
+fn recorded_config(layer: &Layer, base: Option<&Base>) -> Map<String, Value> {
+    let record = match layer.read_sidecar::<CommandRecord>(CommandRecord::SIDECAR) {
+        Ok(Some(record)) => record,
+        Ok(None) => return Map::new(),
+        Err(error) => {
+            log::warn!("the image has no entrypoint of {}: {:#}", quoted(layer.path()), anyhow::Error::from(error));
+            return Map::new();
+        }
+    };
+    // The export itself reports a record that cannot be read.
+    let of_base =
+        base.filter(|base| !base.is_tree()).and_then(|base| Record::of(&Layer::at(base.path())).ok().flatten());
+    let mut of_base = of_base.map_or_else(Map::new, |record| record.config);
+    let of_base = match of_base.remove("config") {
+        Some(Value::Object(config)) => config,
+        _ => Map::new(),
+    };
+    Map::from_iter([("config".to_string(), run_config::of_record(&record, &of_base).into())])
 }

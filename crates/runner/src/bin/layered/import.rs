@@ -89,7 +89,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         import = import.tree_digest(TreeDigest::Omitted);
     }
     let progress = Progress::begin("reading the image");
-    let show = |step: layer::oci::Progress| progress.tell(|| format!("{} read", table::bytes(step.done_bytes)));
+    let show = |step: layer::oci::Progress| {
+        let text = || format!("{} read", table::bytes(step.done_bytes));
+        // The numbers are too large for a `usize` only on machines with 32 bits, which layered does not support.
+        match step.total_bytes.map(|total| (usize::try_from(step.done_bytes), usize::try_from(total))) {
+            Some((Ok(done), Ok(total))) => progress.fill(done, total, text),
+            _ => progress.tell(text),
+        }
+    };
     import = import.progress(&show);
     let imported = match (&args.dir, &args.layers) {
         (Some(dir), None) => import.into_base(dir)?,
@@ -166,9 +173,9 @@ fn privileges() -> Privileges {
 /// Reports once what could not be made.
 fn warn(left_out: LeftOut) {
     let counts = [
-        (left_out.owners, "files belong to you instead of their owners"),
+        (left_out.owners, "files belong to you instead of their user or group"),
         (left_out.devices, "device nodes are missing"),
-        (left_out.xattrs, "files lack a capability or another privileged attribute"),
+        (left_out.xattrs, "files lack a capability, an ACL or another attribute that you cannot set"),
         (left_out.acl_texts, "files lack their ACL, which the archive has in the form of GNU tar"),
     ];
     let parts: Vec<_> =
