@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 use rustix::fs::statvfs;
 use serde::Serialize;
 
-use super::archive::{Archive, Stream};
+use super::archive::Archive;
 use super::digest::Digest;
 use super::error::{Error, Result};
 use super::files::lossless;
@@ -425,7 +425,7 @@ fn find(store: &Store, names: &[Digest], diff_id: Digest, chain_id: Digest) -> R
     Ok(None)
 }
 
-fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
+fn unpack_all(archive: &mut Archive<Parts>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
     let mut last = PathBuf::from(".");
     loop {
         let entry = match archive.next() {
