@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use tar_core::HEADER_SIZE;
@@ -27,18 +28,28 @@ pub(crate) const MAX_ENTRIES: u64 = 20_000_000;
 pub(crate) trait Input: Read {
     /// Skips at most `bytes` bytes without reading them. Returns how many were skipped.
     fn skip(&mut self, bytes: u64) -> io::Result<u64>;
+
+    /// Replaces `buffer`, of which `rest` is still needed, with a buffer that has the rest and the
+    /// next bytes of the input. Returns their range, or `None` if the bytes must be read.
+    fn exchange(&mut self, buffer: &mut Vec<u8>, rest: Range<usize>) -> Option<Range<usize>> {
+        let _ = (buffer, rest);
+        None
+    }
 }
 
 /// An input in which nothing can be skipped.
+#[cfg(test)]
 #[derive(Debug)]
 pub(crate) struct Stream<R>(pub(crate) R);
 
+#[cfg(test)]
 impl<R: Read> Read for Stream<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read(buffer)
     }
 }
 
+#[cfg(test)]
 impl<R: Read> Input for Stream<R> {
     fn skip(&mut self, _: u64) -> io::Result<u64> {
         Ok(0)
@@ -242,6 +253,12 @@ impl<R: Input> Archive<R> {
     fn fill(&mut self, least: usize) -> Result<Filled, Problem> {
         if least > MAX_HEADER_BYTES {
             return Err(Problem::HeaderTooLarge { max_bytes: MAX_HEADER_BYTES });
+        }
+        if let Some(range) = self.input.exchange(&mut self.buffer, self.start..self.end) {
+            (self.start, self.end) = (range.start, range.end);
+            if range.len() >= least {
+                return Ok(Filled::Enough);
+            }
         }
         if self.start == self.end {
             (self.start, self.end) = (0, 0);

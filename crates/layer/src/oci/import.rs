@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 
-use super::archive::{Archive, Stream};
+use super::archive::Archive;
 use super::digest::Digest;
 use super::error::{Error, Problem, Result};
 use super::files::{free_bytes, lossless};
@@ -477,7 +477,7 @@ impl Wanted {
     }
 }
 
-fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
+fn unpack_all(archive: &mut Archive<Parts>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
     let mut last = PathBuf::from(".");
     loop {
         let entry = match archive.next() {

@@ -2,11 +2,12 @@
 //! while its entries are unpacked on the caller's.
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
-use super::archive::{Archive, Input, Stream};
+use super::archive::{Archive, Input};
 use super::compression::{Compression, Decoder, detect};
 use super::digest::{Digest, Hashing, Measured};
 use super::error::{Error, Problem, Result};
@@ -16,6 +17,10 @@ use super::image::Blob;
 /// The size of a part that is passed from thread to thread, and how many are on the way at most.
 const PART_BYTES: usize = 256 * 1024;
 const PARTS: usize = 4;
+
+/// The space before the bytes of a part. It takes the end of the part before, where a header is in
+/// both, so that contents are not copied.
+const SPACE_BYTES: usize = 8 * 1024;
 
 /// What a layer must be, and what it may cost.
 #[derive(Debug, Clone, Copy)]
@@ -45,13 +50,13 @@ pub(crate) fn read(
     reader: impl Read + Send,
     expected: Expected<'_>,
     progress: &(dyn Fn(u64) + Sync),
-    unpack: impl FnOnce(&mut Archive<Stream<Parts>>) -> Result<()>,
+    unpack: impl FnOnce(&mut Archive<Parts>) -> Result<()>,
 ) -> Result<Finished> {
     let (sender, receiver) = sync_channel(PARTS);
     let (used_sender, used) = channel();
     thread::scope(|scope| {
         let decompress = scope.spawn(move || decompress(reader, expected, progress, &sender, &used));
-        let mut archive = Archive::new(Stream(Parts::new(receiver, used_sender)));
+        let mut archive = Archive::new(Parts::new(receiver, used_sender));
         let unpacked = unpack(&mut archive).and_then(|()| archive.finish(expected));
         // The other thread ends when nobody takes its parts.
         drop(archive);
@@ -110,15 +115,15 @@ fn decompress(
     let mut left = expected.left_bytes;
     loop {
         // A new buffer would cost a page fault for each of its pages.
-        let mut bytes = used.try_recv().unwrap_or_else(|_| vec![0; PART_BYTES]);
-        let length = read_full(&mut archive, &mut bytes).map_err(failed)?;
+        let mut bytes = used.try_recv().unwrap_or_else(|_| vec![0; SPACE_BYTES + PART_BYTES]);
+        let length = read_full(&mut archive, &mut bytes[SPACE_BYTES..]).map_err(failed)?;
         if length == 0 {
             break;
         }
         left = left
             .checked_sub(length as u64)
             .ok_or_else(|| Error::TooLarge { archive: path.into(), max_bytes: expected.max_bytes })?;
-        if parts.send(Part { bytes, length }).is_err() {
+        if parts.send(Part { bytes, range: SPACE_BYTES..SPACE_BYTES + length }).is_err() {
             return Err(Failure::NotWanted);
         }
     }
@@ -169,11 +174,11 @@ impl<R: Read> Read for Reporting<'_, R> {
     }
 }
 
-/// A part of an archive: the first `length` bytes of a buffer.
+/// A part of an archive: a range of a buffer. The bytes before it are free.
 #[derive(Debug, Default)]
 struct Part {
     bytes: Vec<u8>,
-    length: usize,
+    range: Range<usize>,
 }
 
 /// The parts of an archive that the other thread sends. It gets their buffers back.
@@ -182,30 +187,59 @@ pub(crate) struct Parts {
     receiver: Receiver<Part>,
     used: Sender<Vec<u8>>,
     part: Part,
-    start: usize,
 }
 
 impl Parts {
     fn new(receiver: Receiver<Part>, used: Sender<Vec<u8>>) -> Self {
-        Self { receiver, used, part: Part::default(), start: 0 }
+        Self { receiver, used, part: Part::default() }
+    }
+
+    /// Waits for the next part if the current one is used up. Returns whether there is one.
+    fn has_more(&mut self) -> bool {
+        if self.part.range.is_empty() {
+            let Ok(part) = self.receiver.recv() else { return false };
+            let read = std::mem::replace(&mut self.part, part);
+            self.give_back(read.bytes);
+        }
+        true
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        // An archive has a buffer of another size at its beginning, and for a large header. The
+        // other thread may have ended.
+        if buffer.len() == SPACE_BYTES + PART_BYTES {
+            let _ = self.used.send(buffer);
+        }
     }
 }
 
 impl Read for Parts {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.start == self.part.length {
-            let Ok(part) = self.receiver.recv() else { return Ok(0) };
-            let read = std::mem::replace(&mut self.part, part);
-            self.start = 0;
-            // The other thread may have ended.
-            if !read.bytes.is_empty() {
-                let _ = self.used.send(read.bytes);
-            }
+        if !self.has_more() {
+            return Ok(0);
         }
-        let length = buffer.len().min(self.part.length - self.start);
-        buffer[..length].copy_from_slice(&self.part.bytes[self.start..self.start + length]);
-        self.start += length;
+        let length = buffer.len().min(self.part.range.len());
+        let start = self.part.range.start;
+        buffer[..length].copy_from_slice(&self.part.bytes[start..start + length]);
+        self.part.range.start += length;
         Ok(length)
+    }
+}
+
+impl Input for Parts {
+    fn skip(&mut self, _: u64) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    fn exchange(&mut self, buffer: &mut Vec<u8>, rest: Range<usize>) -> Option<Range<usize>> {
+        if !self.has_more() || rest.len() > self.part.range.start {
+            return None;
+        }
+        let Part { mut bytes, range } = std::mem::take(&mut self.part);
+        let start = range.start - rest.len();
+        bytes[start..range.start].copy_from_slice(&buffer[rest]);
+        self.give_back(std::mem::replace(buffer, bytes));
+        Some(start..range.end)
     }
 }
 

@@ -224,7 +224,9 @@ impl Unpacker {
         let directories = std::mem::take(&mut self.directories);
         directories.apply(self.root.as_fd(), |attributes, dir| {
             let stat = fstat(dir)?;
-            apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| attributes.apply(dir))
+            apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| {
+                attributes.apply_over(dir, &stat)
+            })
         })?;
         Ok(Unpacked { left_out: self.left_out, budget: self.budget, needs: self.needs })
     }
@@ -320,7 +322,7 @@ impl Unpacker {
         self.note(identity(&stat));
         let attributes = attributes(FileType::RegularFile, entry);
         apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| {
-            attributes.apply(file.as_fd())
+            attributes.apply_over(file.as_fd(), &stat)
         })
         .map_err(Problem::io("set the attributes of"))
     }

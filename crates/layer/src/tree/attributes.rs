@@ -177,7 +177,11 @@ impl Attributes {
     /// The order matters. A change of the owner clears setuid bits and capabilities. An ACL changes
     /// the mode. The mode can take away the permission to set attributes.
     pub(crate) fn apply(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
-        let is = fstat(file)?;
+        self.apply_over(file, &fstat(file)?)
+    }
+
+    /// As [`apply`](Self::apply), if the attributes that the file has are known.
+    pub(crate) fn apply_over(&self, file: BorrowedFd<'_>, is: &Stat) -> rustix::io::Result<()> {
         if (is.st_uid, is.st_gid) != (self.uid.as_raw(), self.gid.as_raw()) {
             fchown(file, Some(self.uid), Some(self.gid))?;
         }
