@@ -42,6 +42,7 @@
 //! - `costs`: the number of system calls of a run
 //! - `debian`: layers of Debian packages
 //! - `oci`: images in and out, and damage to layers
+//! - `registry`: layers and images in registries that work, lie and die
 
 mod breakout;
 mod capture;
@@ -71,6 +72,7 @@ mod page;
 mod places;
 mod publish;
 mod readme;
+mod registry;
 mod remove;
 mod results;
 mod rootless;
