@@ -3,7 +3,8 @@
 //! [`Import`] makes an image a [base](crate::Base), or each of its layers a layer of a
 //! [store](crate::Store). [`Source`] says where the image is, and [`Record`] is what the result
 //! keeps of it. [`Export`] makes an image of a stack. [`verify`](verify()) compares layers with the
-//! digests that were recorded of them.
+//! digests that were recorded of them. With the feature `registry`, the module `registry` has images
+//! and layers in registries.
 //!
 //! # Trust
 //! An image can come from anywhere. Its archives are read with limits, every file is made by
@@ -38,6 +39,7 @@ mod first_names;
 #[cfg(test)]
 mod hostile;
 mod image;
+mod image_writer;
 mod import;
 mod layout_writer;
 #[cfg(test)]
@@ -48,6 +50,9 @@ mod pipeline;
 #[cfg(test)]
 mod reader_tests;
 mod record;
+mod reference;
+#[cfg(feature = "registry")]
+pub mod registry;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -62,7 +67,8 @@ pub use self::error::{Error, Problem, Result};
 pub use self::export::{Export, Exported};
 pub use self::image::Blob;
 pub use self::import::{Import, Imported, ImportedLayer, Progress};
-pub use self::record::Record;
+pub use self::record::{InRegistry, Record};
+pub use self::reference::{RegistryImage, Repository};
 pub use self::source::{Platform, Source};
 pub use self::tree_digest::{TreeDigest, record_digest};
 pub use self::unpack::{LeftOut, Needs, Privileges};

@@ -44,6 +44,7 @@
 //! - `debian`: layers of Debian packages
 //! - `network`: private networks, of root and of users
 //! - `oci`: images in and out, and damage to layers
+//! - `registry`: layers and images in registries that work, lie and die
 
 mod breakout;
 mod capture;
@@ -74,6 +75,7 @@ mod page;
 mod places;
 mod publish;
 mod readme;
+mod registry;
 mod remove;
 mod results;
 mod rootless;

@@ -3,6 +3,8 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "registry")]
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType, OciLayout};
 use serde::Deserialize;
@@ -14,6 +16,10 @@ use super::digest::Digest;
 use super::error::{Error, Result};
 use super::files::{Files, open_given};
 use super::record::Record;
+#[cfg(feature = "registry")]
+use super::reference::RegistryImage;
+#[cfg(feature = "registry")]
+use super::registry::{BlobReader, Manifest, Registry};
 use super::source::{Platform, Source};
 
 /// The largest manifest, index or configuration, in bytes: the limit of registries.
@@ -93,6 +99,35 @@ impl Image {
             }
             Source::Tar { file } => Ok(Self::of_tree(file, Place::Given(file.clone()))),
             Source::Stdin => Ok(Self::of_tree(Path::new("standard input"), Place::Stdin)),
+            // `in_registry` opens these.
+            Source::Registry { image } => Err(Error::InRegistry { image: image.to_string() }),
+        }
+    }
+
+    /// Opens an image in a registry.
+    #[cfg(feature = "registry")]
+    pub(crate) fn in_registry(
+        registry: &Arc<Registry>,
+        image: &RegistryImage,
+        platform: Option<&Platform>,
+    ) -> Result<Self> {
+        let reference = image.manifest();
+        let Some(Manifest { bytes, digest, media_type }) = registry.manifest(&reference)? else {
+            let (name, repository) = (reference, image.repository().clone());
+            return Err(Error::NotInRegistry { name, repository });
+        };
+        let files = Files::of_registry(registry, image);
+        let top = Chosen { media_type: media_type.as_str().into(), digest, size: bytes.len() as u64 };
+        Self::of_chosen(files, top, platform)
+    }
+
+    /// Takes the error that has ended the reader of a layer in a registry: the reason of the error
+    /// that the reader's user has seen.
+    pub(crate) fn take_failure(&self) -> Option<Error> {
+        match &self.files {
+            #[cfg(feature = "registry")]
+            Some(Files::Registry { failure, .. }) => super::registry::take(failure),
+            _ => None,
         }
     }
 
@@ -102,7 +137,7 @@ impl Image {
     }
 
     fn of_layout(files: Files, tag: Option<&str>, platform: Option<&Platform>) -> Result<Self> {
-        let layout: OciLayout = parse(&files, "oci-layout", "the version of an OCI layout", None)?;
+        let layout: OciLayout = parse(&files, "oci-layout", "the version of an OCI layout")?;
         if layout.image_layout_version() != "1.0.0" {
             return Err(Error::Unsupported {
                 path: files.path().into(),
@@ -110,24 +145,30 @@ impl Image {
                 reason: "layered reads version 1.0.0",
             });
         }
-        let index: ImageIndex = parse(&files, "index.json", "an image index", None)?;
-        let mut chosen = choose(index.manifests(), tag, platform).map_err(|none| none.in_image(&files))?;
+        let index: ImageIndex = parse(&files, "index.json", "an image index")?;
+        let chosen = choose(index.manifests(), tag, platform).map_err(|none| none.in_image(&files))?;
+        let chosen = Chosen::of(&files, &chosen)?;
+        Self::of_chosen(files, chosen, platform)
+    }
+
+    /// Opens the image with the manifest `chosen`, or the one of the index `chosen` that fits.
+    fn of_chosen(files: Files, mut chosen: Chosen, platform: Option<&Platform>) -> Result<Self> {
         let mut indexes = 0;
-        while is_index(chosen.media_type()) {
+        while is_index(&chosen.media_type) {
             indexes += 1;
             if indexes > MAX_INDEXES {
                 return Err(Error::malformed(files.path(), "an image: its indexes name each other"));
             }
-            let index: ImageIndex = read_blob(&files, &chosen, "an image index")?;
+            let index: ImageIndex = chosen.read(&files, "an image index")?;
             let platform = platform.cloned().unwrap_or_else(Platform::host);
-            chosen = choose(index.manifests(), None, Some(&platform)).map_err(|none| none.in_image(&files))?;
+            let next = choose(index.manifests(), None, Some(&platform)).map_err(|none| none.in_image(&files))?;
+            chosen = Chosen::of(&files, &next)?;
         }
-        if !is_manifest(chosen.media_type()) {
-            return Err(unsupported(&files, chosen.media_type(), "it is not an image that layered reads"));
+        if !is_manifest(&chosen.media_type) {
+            return Err(unsupported(&files, &chosen.media_type, "it is not an image that layered reads"));
         }
-        let digest = sha256(&files, &chosen)?;
-        let manifest: ImageManifest = read_blob(&files, &chosen, "an image manifest")?;
-        Self::of_manifest(files, digest, &manifest, platform)
+        let manifest: ImageManifest = chosen.read(&files, "an image manifest")?;
+        Self::of_manifest(files, chosen.digest, &manifest, platform)
     }
 
     /// Opens the image that a record is about, by the digest of its manifest: its tag can be that of
@@ -138,13 +179,29 @@ impl Image {
             (Source::OciArchive { file, .. }, Some(digest)) => (Files::of_archive(file, spool, max_bytes)?, digest),
             _ => return Self::open(source, Platform::of_config(&record.config).as_ref(), spool, max_bytes),
         };
-        let name = blob_name(digest);
-        let bytes = files.read(&name, MAX_JSON_BYTES)?;
+        Self::of_digest(files, digest, record)
+    }
+
+    /// Opens the image in a registry that a record is about, by the digest of its manifest.
+    #[cfg(feature = "registry")]
+    pub(crate) fn again_in_registry(
+        registry: &Arc<Registry>,
+        image: &RegistryImage,
+        record: &Record,
+    ) -> Result<Self> {
+        match record.manifest {
+            Some(digest) => Self::of_digest(Files::of_registry(registry, image), digest, record),
+            None => Self::in_registry(registry, image, Platform::of_config(&record.config).as_ref()),
+        }
+    }
+
+    fn of_digest(files: Files, digest: Digest, record: &Record) -> Result<Self> {
+        let bytes = files.manifest(digest, MAX_JSON_BYTES)?;
         let found = Digest::of(&bytes);
         if found != digest {
             return Err(Error::WrongDigest { path: files.path().into(), expected: digest, found });
         }
-        let manifest = parse_bytes(&bytes, &files.path().join(name), "an image manifest")?;
+        let manifest = parse_bytes(&bytes, &files.path().join(blob_name(digest)), "an image manifest")?;
         Self::of_manifest(files, digest, &manifest, Platform::of_config(&record.config).as_ref())
     }
 
@@ -184,7 +241,7 @@ impl Image {
     }
 
     fn of_docker_archive(files: Files, tag: Option<&str>, platform: Option<&Platform>) -> Result<Self> {
-        let images: Vec<DockerImage> = parse(&files, "manifest.json", "the list of images of `docker save`", None)?;
+        let images: Vec<DockerImage> = parse(&files, "manifest.json", "the list of images of `docker save`")?;
         let names = |image: &DockerImage| image.repo_tags.clone().unwrap_or_default();
         let found: Vec<_> = match tag {
             Some(tag) => images.iter().filter(|image| names(image).iter().any(|name| name == tag)).collect(),
@@ -211,6 +268,11 @@ impl Image {
     /// Opens the bytes of a layer.
     pub(crate) fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>> {
         Ok(match (&layer.place, &self.files) {
+            #[cfg(feature = "registry")]
+            (_, Some(Files::Registry { registry, failure, .. })) => match &layer.blob {
+                Some(blob) => Box::new(BlobReader::new(registry, blob.digest, blob.size).failing_into(failure)),
+                None => return Err(Error::malformed(self.layer_path(layer), "a blob with a digest")),
+            },
             (Place::Member(name), Some(files)) => Box::new(files.open(name)?),
             (Place::Given(path), _) => Box::new(open_given(path)?),
             _ => Box::new(std::io::stdin()),
@@ -221,6 +283,8 @@ impl Image {
     /// which can be a pipe.
     pub(crate) fn size_of(&self, layer: &ImageLayer) -> Result<Option<u64>> {
         match (&layer.place, &self.files) {
+            #[cfg(feature = "registry")]
+            (_, Some(Files::Registry { .. })) => Ok(layer.blob.as_ref().map(|blob| blob.size)),
             (Place::Member(name), Some(files)) => Ok(Some(files.open(name)?.left())),
             (Place::Given(path), _) => {
                 let metadata = std::fs::metadata(path).map_err(Error::io("look at", path))?;
@@ -264,28 +328,52 @@ fn sha256(files: &Files, descriptor: &Descriptor) -> Result<Digest> {
 
 /// Reads a blob that is JSON, and checks its size and digest.
 fn read_blob<T: DeserializeOwned>(files: &Files, descriptor: &Descriptor, expected: &'static str) -> Result<T> {
-    let digest = sha256(files, descriptor)?;
-    parse(files, &blob_name(digest), expected, Some((digest, descriptor.size())))
+    let (digest, size) = (sha256(files, descriptor)?, descriptor.size());
+    parse_checked(files, &files.blob(digest, size, MAX_JSON_BYTES)?, digest, size, expected)
 }
 
-fn parse<T: DeserializeOwned>(
-    files: &Files,
-    name: &str,
-    expected: &'static str,
-    blob: Option<(Digest, u64)>,
-) -> Result<T> {
-    let bytes = files.read(name, MAX_JSON_BYTES)?;
-    if let Some((digest, size)) = blob {
-        let (path, found) = (files.path().to_path_buf(), bytes.len() as u64);
-        if found != size {
-            return Err(Error::WrongSize { path, digest, expected: size, found });
-        }
-        let found = Digest::of(&bytes);
-        if found != digest {
-            return Err(Error::WrongDigest { path, expected: digest, found });
-        }
+/// A manifest or an index that was chosen.
+struct Chosen {
+    media_type: MediaType,
+    digest: Digest,
+    size: u64,
+}
+
+impl Chosen {
+    fn of(files: &Files, descriptor: &Descriptor) -> Result<Self> {
+        let (media_type, size) = (descriptor.media_type().clone(), descriptor.size());
+        Ok(Self { media_type, digest: sha256(files, descriptor)?, size })
     }
+
+    /// Reads it, and checks its size and digest.
+    fn read<T: DeserializeOwned>(&self, files: &Files, expected: &'static str) -> Result<T> {
+        let bytes = files.manifest(self.digest, MAX_JSON_BYTES)?;
+        parse_checked(files, &bytes, self.digest, self.size, expected)
+    }
+}
+
+fn parse<T: DeserializeOwned>(files: &Files, name: &str, expected: &'static str) -> Result<T> {
+    let bytes = files.read(name, MAX_JSON_BYTES)?;
     parse_bytes(&bytes, &files.path().join(name), expected)
+}
+
+/// Parses a blob after a check of its size and digest.
+fn parse_checked<T: DeserializeOwned>(
+    files: &Files,
+    bytes: &[u8],
+    digest: Digest,
+    size: u64,
+    expected: &'static str,
+) -> Result<T> {
+    let (path, found) = (files.path().to_path_buf(), bytes.len() as u64);
+    if found != size {
+        return Err(Error::WrongSize { path, digest, expected: size, found });
+    }
+    let found = Digest::of(bytes);
+    if found != digest {
+        return Err(Error::WrongDigest { path, expected: digest, found });
+    }
+    parse_bytes(bytes, &files.path().join(blob_name(digest)), expected)
 }
 
 fn parse_bytes<T: DeserializeOwned>(bytes: &[u8], path: &Path, expected: &'static str) -> Result<T> {

@@ -16,6 +16,8 @@ use super::files::{free_bytes, lossless};
 use super::image::{Blob, Image, ImageLayer};
 use super::pipeline::{self, Expected, Finished, Parts};
 use super::record::Record;
+#[cfg(feature = "registry")]
+use super::registry;
 use super::source::{Platform, Source};
 use super::tree_digest::{TreeDigest, record_digest};
 use super::unpack::{Budget, LeftOut, Needs, Options, Privileges, Unpacked, Unpacker, has_usual_root};
@@ -67,6 +69,8 @@ pub struct Import<'a> {
     max_bytes: u64,
     options: Options,
     digest: TreeDigest,
+    #[cfg(feature = "registry")]
+    registry: registry::Options,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
@@ -114,8 +118,17 @@ impl<'a> Import<'a> {
             max_bytes: MAX_BYTES,
             options: Options { privileges: Privileges::Required, xattrs: XattrNamespace::Trusted },
             digest: TreeDigest::default(),
+            #[cfg(feature = "registry")]
+            registry: registry::Options::default(),
             progress: Callback::default(),
         }
+    }
+
+    /// Sets how the registry of an image is used, if it is in one.
+    #[cfg(feature = "registry")]
+    pub fn registry(mut self, options: registry::Options) -> Self {
+        self.registry = options;
+        self
     }
 
     /// Chooses the image for this platform, and refuses others. Without it, an image for another
@@ -254,7 +267,15 @@ impl<'a> Import<'a> {
         let free_bytes = free_bytes(store)?;
         let max_bytes = self.max_bytes.min(free_bytes);
         let limited_by = (free_bytes < self.max_bytes).then(|| store.to_path_buf());
-        let image = Image::open(self.source, self.platform.as_ref(), store, max_bytes);
+        let platform = self.platform.as_ref();
+        let image = match self.source {
+            #[cfg(feature = "registry")]
+            Source::Registry { image } => {
+                let registry = registry::Registry::open(image.repository(), &self.registry);
+                Image::in_registry(&registry, image, platform)
+            }
+            source => Image::open(source, platform, store, max_bytes),
+        };
         let image = image.map_err(|error| name_limit(error, limited_by.as_deref()))?;
         let sizes = image.layers.iter().map(|layer| image.size_of(layer));
         let total_bytes = sizes.sum::<Result<Option<u64>>>()?;
@@ -330,6 +351,7 @@ impl Work<'_> {
             }
         };
         let read = pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker));
+        let read = self.image.take_failure().map_or(read, Err);
         read.map_err(|error| name_limit(error, self.limited_by.as_deref()))
     }
 
@@ -403,6 +425,7 @@ impl Work<'_> {
             blobs: read.blobs.clone(),
             needs: Needs::Nothing,
             config: self.image.config.clone(),
+            registries: Vec::new(),
         }
     }
 }
@@ -477,7 +500,7 @@ impl Wanted {
     }
 }
 
-fn unpack_all(archive: &mut Archive<Parts>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
+pub(crate) fn unpack_all(archive: &mut Archive<Parts>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
     let mut last = PathBuf::from(".");
     loop {
         let entry = match archive.next() {

@@ -9,8 +9,8 @@
 //! - the number of rounds (30);
 //! - the directory for `results.md`, `phases.svg` and `steps.svg` (`-` for none);
 //! - the parts to measure (all): `costs steps memory output others users unmount throughput upkeep
-//!   lookups configuration caller steady stacks farm`. Each is in the module of its name, but
-//!   `caller` and `steady` are in [`memory`].
+//!   lookups configuration caller steady stacks farm registry`. Each is in the module of its name,
+//!   but `caller` and `steady` are in [`memory`].
 
 // A benchmark prints its results.
 #![allow(clippy::print_stdout)]
@@ -27,6 +27,7 @@ mod memory;
 mod others;
 mod output;
 mod places;
+mod registry;
 mod sample;
 mod stacks;
 mod steps;
@@ -116,6 +117,9 @@ fn main() -> Result<()> {
     }
     if is_wanted("farm") {
         add(farm::measured(&places, runtime, rounds)?);
+    }
+    if is_wanted("registry") {
+        add(registry::measured(rounds, &mut missing)?);
     }
     add(missing.lines());
     if let Some(dir) = destination {
