@@ -283,6 +283,9 @@ impl Unpacker {
             overlayfs::set_opaque(made.as_fd(), self.options.xattrs).map_err(Problem::io("mark"))?;
         }
         let made = Rc::new(Dir::new(made)?);
+        if let Some(brought) = self.target.brought() {
+            brought.forget(made.identity);
+        }
         self.directories.add(made.identity)?;
         Ok(made)
     }

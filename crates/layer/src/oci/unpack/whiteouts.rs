@@ -35,6 +35,12 @@ impl Brought {
         self.made.insert(identity)
     }
 
+    /// Forgets a directory that was removed: a new one has its number.
+    pub(super) fn forget(&mut self, identity: Identity) {
+        self.made.remove(&identity);
+        self.cleared.remove(&identity);
+    }
+
     /// Adds the name of a file that can be one of the layers below.
     pub(super) fn add_link(&mut self, dir: Identity, name: &CStr, file: Identity) {
         if !self.made.contains(&file) {
@@ -172,4 +178,25 @@ fn list(dir: BorrowedFd<'_>) -> Result<Vec<(CString, Stat)>, Problem> {
         listed.push((name, stat));
     }
     Ok(listed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_brought_with_its_file_or_by_itself() {
+        let mut brought = Brought::default();
+        let (dir, new, below) = ((0, 1), (0, 2), (0, 3));
+        assert!(brought.add(new) && !brought.add(new));
+        brought.add_link(dir, c"link", below);
+        brought.add_link(dir, c"other", new);
+        let has = |name, file| brought.has(dir, name, file);
+        assert_eq!([has(c"any", new), has(c"link", below), has(c"original", below)], [true, true, false]);
+        assert!(!brought.has((0, 4), c"link", below));
+        // A new directory has the number of one that was removed.
+        brought.cleared.insert(new);
+        brought.forget(new);
+        assert!(!brought.has(dir, c"any", new) && brought.cleared.is_empty());
+    }
 }
