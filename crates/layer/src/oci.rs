@@ -47,6 +47,9 @@ mod pipeline;
 #[cfg(test)]
 mod reader_tests;
 mod record;
+mod reference;
+#[cfg(feature = "registry")]
+pub mod registry;
 mod source;
 #[cfg(test)]
 mod testing;
@@ -61,7 +64,8 @@ pub use self::error::{Error, Problem, Result};
 pub use self::export::{Export, Exported};
 pub use self::image::Blob;
 pub use self::import::{Import, Imported, ImportedLayer, Progress};
-pub use self::record::Record;
+pub use self::record::{InRegistry, Record};
+pub use self::reference::{RegistryImage, Repository};
 pub use self::source::{Platform, Source};
 pub use self::tree_digest::{TreeDigest, record_digest};
 pub use self::unpack::{LeftOut, Privileges};

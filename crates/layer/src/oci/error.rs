@@ -22,13 +22,58 @@ pub enum Error {
     },
     /// The image is in a registry.
     #[error(
-        "{image} is in a registry; copy it first, as in `skopeo copy {image} oci:DIR:TAG`, and import oci:DIR:TAG",
+        "{image} is in a registry, which needs the feature `registry` of layered; build with it, or copy the image as in `skopeo copy {image} oci:DIR:TAG`",
         image = escaped(image)
     )]
     InRegistry {
         /// The image as the caller wrote it.
         image: String,
     },
+    /// A request to a registry failed.
+    #[cfg(feature = "registry")]
+    #[error("cannot {operation} {}", escaped(place))]
+    Registry {
+        /// The operation that failed.
+        operation: &'static str,
+        /// The image, the layer or the blob.
+        place: String,
+        /// The reason.
+        #[source]
+        problem: super::registry::RegistryProblem,
+    },
+    /// The registry has no such layer.
+    #[error("{name} is not in {repository}; push it first, or correct the name")]
+    NotInRegistry {
+        /// The name, with its digest if it is pinned.
+        name: String,
+        /// The repository.
+        repository: super::reference::Repository,
+    },
+    /// A layer cannot be in a registry under its name.
+    #[error("{} cannot be the name of a layer in a registry: {reason}", quoted(std::path::Path::new(name)))]
+    NotATag {
+        /// The name.
+        name: std::ffi::OsString,
+        /// The reason.
+        reason: &'static str,
+    },
+    /// A layer of this name is in the store, and is not the pinned one.
+    #[error(
+        "{} exists, but is not the layer with the manifest {digest}; remove it, or pull into another store",
+        quoted(layer)
+    )]
+    NotPinned {
+        /// The layer that exists.
+        layer: PathBuf,
+        /// The digest that the caller wants.
+        digest: Digest,
+    },
+    /// The operation was not begun, because another one of the same call failed.
+    #[error("it was not begun, because of the error of another layer")]
+    NotBegun,
+    /// The caller has cancelled the operation.
+    #[error("it was cancelled")]
+    Cancelled,
     /// The image cannot be read or written.
     #[error("cannot {operation} {}", quoted(path))]
     Io {
@@ -309,6 +354,22 @@ impl Error {
     pub(crate) fn io<E: Into<io::Error>>(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(E) -> Self {
         let path = path.into();
         move |source| Self::Io { operation, path, source: source.into() }
+    }
+
+    /// Returns whether the same operation can succeed later: the registry is away or busy, or the
+    /// disk is full. A scheduler can try again then.
+    pub fn is_temporary(&self) -> bool {
+        #[cfg(feature = "registry")]
+        if let Self::Registry { problem, .. } = self {
+            return problem.is_temporary();
+        }
+        if matches!(self, Self::NotBegun) {
+            return true;
+        }
+        let is_full =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let chain = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        chain.filter_map(|error| error.downcast_ref()).any(is_full)
     }
 
     pub(crate) fn malformed(path: impl AsRef<Path>, expected: &'static str) -> Self {

@@ -400,6 +400,7 @@ impl Work<'_> {
             chain_id: read.chain_id.unwrap_or(none),
             blobs: read.blobs.clone(),
             config: self.image.config.clone(),
+            registries: Vec::new(),
         }
     }
 }
@@ -425,7 +426,7 @@ fn find(store: &Store, names: &[Digest], diff_id: Digest, chain_id: Digest) -> R
     Ok(None)
 }
 
-fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
+pub(crate) fn unpack_all(archive: &mut Archive<Stream<Parts>>, path: &Path, unpacker: &mut Unpacker) -> Result<()> {
     let mut last = PathBuf::from(".");
     loop {
         let entry = match archive.next() {

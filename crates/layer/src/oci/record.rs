@@ -36,6 +36,21 @@ pub struct Record {
     /// the source has none.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
+    /// The registries that have the tree as a layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<InRegistry>,
+}
+
+/// A layer in a registry, as a push or a pull has left it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct InRegistry {
+    /// The repository, and the name of the layer as its tag.
+    pub image: String,
+    /// The digest of the manifest.
+    pub manifest: Digest,
+    /// The blob with the tree.
+    pub blob: Blob,
 }
 
 impl Record {
@@ -46,6 +61,21 @@ impl Record {
     /// read.
     pub fn of(layer: &Layer) -> Result<Option<Self>> {
         Ok(layer.read_sidecar(NAME)?)
+    }
+
+    /// Returns the record of a layer that came from no image but is in a registry.
+    #[cfg(feature = "registry")]
+    pub(crate) fn of_registry(place: &InRegistry, diff_id: Digest) -> Self {
+        Self {
+            source: place.image.clone(),
+            manifest: Some(place.manifest),
+            config_digest: None,
+            diff_id,
+            chain_id: diff_id,
+            blobs: vec![place.blob.clone()],
+            config: Map::new(),
+            registries: Vec::new(),
+        }
     }
 
     /// Writes the record of a layer.

@@ -41,6 +41,18 @@ impl StoreDir {
     }
 }
 
+#[cfg(feature = "registry")]
+impl StoreDir {
+    /// Opens the file `name` of the store directory, whose bytes are locked, and makes it if it is
+    /// missing. Returns its path, too.
+    pub(crate) fn lock_file(&self, name: &str) -> Result<(PathBuf, File)> {
+        let path = self.path.join(name);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = openat(&self.dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(Error::io("open", &path))?;
+        Ok((path, file.into()))
+    }
+}
+
 impl StoreDirLock<'_> {
     /// Opens a part of the store directory, and makes it if it is missing.
     fn make_part(&self, part: Part) -> Result<Arc<OpenPart>> {

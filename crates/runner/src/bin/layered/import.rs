@@ -156,7 +156,7 @@ impl<'a> Output<'a> {
 
 /// Returns what an import does without a privilege. Only root outside of a user namespace can set
 /// every owner and make every device.
-fn privileges() -> Privileges {
+pub(crate) fn privileges() -> Privileges {
     match rustix::process::geteuid().is_root() && !UserNamespace::is_here() {
         true => Privileges::Required,
         false => Privileges::AsAvailable,
@@ -164,7 +164,7 @@ fn privileges() -> Privileges {
 }
 
 /// Reports once what could not be made.
-fn warn(left_out: LeftOut) {
+pub(crate) fn warn(left_out: LeftOut) {
     let counts = [
         (left_out.owners, "files belong to you instead of their owners"),
         (left_out.devices, "device nodes are missing"),

@@ -44,6 +44,12 @@ mod page;
 mod place;
 mod plan;
 mod progress;
+#[cfg(feature = "registry")]
+mod pull;
+#[cfg(feature = "registry")]
+mod push;
+#[cfg(feature = "registry")]
+mod registry;
 mod rm;
 mod run;
 mod shell;
@@ -55,6 +61,13 @@ mod table;
 mod unshare;
 mod values;
 mod verify;
+#[cfg(not(feature = "registry"))]
+mod without_registry;
+
+#[cfg(not(feature = "registry"))]
+use without_registry as pull;
+#[cfg(not(feature = "registry"))]
+use without_registry as push;
 
 /// The exit status if layered itself fails.
 const FAILURE: u8 = 125;
@@ -111,6 +124,8 @@ enum Command {
     Commit(commit::Args),
     Import(import::Args),
     Export(export::Args),
+    Push(push::Args),
+    Pull(pull::Args),
     Verify(verify::Args),
     Ls(ls::Args),
     Diff(diff::Args),
@@ -131,6 +146,7 @@ impl Command {
         match self {
             Command::Run(_) | Command::Plan(_) | Command::Shell(_) | Command::Unshare(_) => Need::Must,
             Command::Merge(_) | Command::Discard(_) | Command::Commit(_) | Command::Import(_) => Need::Helps,
+            Command::Push(_) | Command::Pull(_) => Need::Helps,
             Command::Export(_) | Command::Verify(_) | Command::Rm(_) | Command::Gc(_) | Command::Sweep(_) => {
                 Need::Helps
             }
@@ -188,6 +204,8 @@ fn main() -> ExitCode {
         Command::Commit(args) => commit::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Push(args) => push::run(&args),
+        Command::Pull(args) => pull::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Diff(args) => diff::run(&args),

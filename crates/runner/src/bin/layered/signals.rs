@@ -56,6 +56,32 @@ pub(crate) fn forward(options: Options<'_>) -> anyhow::Result<(Options<'_>, Firs
     Ok((options, FirstSignal(number)))
 }
 
+/// Cancels `cancel` with the first SIGINT, SIGTERM or SIGHUP from now on, except those that layered
+/// was started to ignore. The second one ends the process, as by default.
+#[cfg(feature = "registry")]
+pub(crate) fn cancel(cancel: &layer::oci::registry::Cancel) -> anyhow::Result<FirstSignal> {
+    let ignored = ignored_signals();
+    let handled = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !ignores(ignored, *signal));
+    let mut signals = Signals::new(handled).context("cannot wait for signals")?;
+    let number = Arc::new(AtomicI32::new(0));
+    let (first, cancel) = (Arc::clone(&number), cancel.clone());
+    // The thread lives as long as the process.
+    let wait = move || {
+        for signal in &mut signals {
+            if first.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                cancel.cancel();
+            } else {
+                let _ends_the_process = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .context("cannot start a thread to wait for signals")?;
+    Ok(FirstSignal(number))
+}
+
 /// Returns whether this process ignores the signal.
 pub(crate) fn is_ignored(signal: i32) -> bool {
     ignores(ignored_signals(), signal)

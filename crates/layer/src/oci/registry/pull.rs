@@ -1,0 +1,473 @@
+//! Makes layers of a store from a registry. `push.rs` is the way there.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::Registry;
+use super::blob::{BlobReader, take};
+use super::form::{self, Descriptor, Files, FilesIn};
+use super::jobs::{self, Jobs};
+use super::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use super::name_lock::NameLock;
+use crate::callback::Callback;
+use crate::capture::barrier;
+use crate::layer::{Layer, json};
+use crate::oci::digest::Digest;
+use crate::oci::error::{Error, Result};
+use crate::oci::image::Blob;
+use crate::oci::import::{Progress, unpack_all};
+use crate::oci::pipeline::{self, Expected};
+use crate::oci::record::{InRegistry, Record};
+use crate::oci::tree_digest::{self, Recorded, TreeDigest};
+use crate::oci::unpack::{Budget, LeftOut, Options as Unpacking, Privileges, Unpacker};
+use crate::stack::overlayfs::XattrNamespace;
+use crate::store::Store;
+use crate::store::draft::Draft;
+use crate::store::existing::Existing;
+use crate::store::hold::Hold;
+
+/// The default of [`Pull::max_bytes`]: 64 GiB.
+const MAX_BYTES: u64 = 64 << 30;
+
+/// A layer to pull: its name, and the digest of its manifest if it is pinned.
+///
+/// ```
+/// use layer::oci::registry::Wanted;
+///
+/// let wanted: Wanted = "gcc".parse()?;
+/// assert_eq!((wanted.name(), wanted.digest()), ("gcc", None));
+/// assert!("../gcc".parse::<Wanted>().is_err());
+/// # Ok::<(), layer::oci::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    name: String,
+    digest: Option<Digest>,
+}
+
+impl Wanted {
+    /// Returns the layer `name`, which can have any manifest.
+    ///
+    /// # Errors
+    /// [`Error::NotATag`] if no layer in a registry can have the name.
+    pub fn new(name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        match form::refuse_name(&name) {
+            Some(reason) => Err(Error::NotATag { name: name.into(), reason }),
+            None => Ok(Self { name, digest: None }),
+        }
+    }
+
+    /// Pins the layer to the manifest with this digest.
+    pub fn pinned(mut self, digest: impl Into<Option<Digest>>) -> Self {
+        self.digest = digest.into();
+        self
+    }
+
+    /// Returns the name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the digest of the manifest, if the layer is pinned.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+}
+
+impl FromStr for Wanted {
+    type Err = Error;
+
+    /// Parses NAME or NAME@sha256:DIGITS.
+    fn from_str(text: &str) -> Result<Self> {
+        let Some((name, digest)) = text.split_once('@') else { return Self::new(text) };
+        let digest: Digest = digest
+            .parse()
+            .map_err(|_| Error::NotATag { name: text.into(), reason: "what follows the @ is not a SHA-256 digest" })?;
+        Ok(Self::new(name)?.pinned(digest))
+    }
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.name)?;
+        self.digest.as_ref().map_or(Ok(()), |digest| write!(formatter, "@{digest}"))
+    }
+}
+
+/// A builder for a pull of layers from a registry.
+///
+/// A layer gets its name in the store once all its digests are verified. A pull that is killed
+/// leaves a draft, which a [collector](crate::Collector) removes. Two pulls of one name into one
+/// store of one machine do the work once.
+///
+/// ```no_run
+/// use layer::oci::registry::{Options, Pull, Registry};
+///
+/// let registry = Registry::open(&"docker://registry.example/farm".parse()?, &Options::default());
+/// let store = layer::Store::open("/var/cache/layers")?;
+/// for pulled in Pull::new(&registry).run(&store, &["gcc".parse()?]) {
+///     println!("{}", pulled?.layer.path().display());
+/// }
+/// # Ok::<(), layer::oci::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "it pulls when `run` is called"]
+pub struct Pull<'a> {
+    registry: &'a Arc<Registry>,
+    jobs: Jobs,
+    max_bytes: u64,
+    unpacking: Unpacking,
+    digest: TreeDigest,
+    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+}
+
+/// A layer that is in the store.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Pulled {
+    /// The name.
+    pub name: String,
+    /// The layer.
+    #[serde(serialize_with = "path_of")]
+    pub layer: Layer,
+    /// The digest of its manifest. `None` if the layer was in the store, and not from this registry.
+    pub manifest: Option<Digest>,
+    /// The digest of the tree's archive without compression, if it is known.
+    pub diff_id: Option<Digest>,
+    /// Whether this pull has made the layer. If not, it was in the store.
+    pub pulled: bool,
+    /// The bytes that were received.
+    pub bytes_received: u64,
+    /// The bytes that the store had.
+    pub bytes_spared: u64,
+    /// The things that the caller has no privilege for.
+    pub left_out: LeftOut,
+}
+
+fn path_of<S: serde::Serializer>(layer: &Layer, serializer: S) -> Result<S::Ok, S::Error> {
+    crate::json_path::serialize(layer.path(), serializer)
+}
+
+impl<'a> Pull<'a> {
+    /// Returns a pull from `registry` that needs root, with four jobs.
+    pub fn new(registry: &'a Arc<Registry>) -> Self {
+        Self {
+            registry,
+            jobs: Jobs::default(),
+            max_bytes: MAX_BYTES,
+            unpacking: Unpacking { privileges: Privileges::Required, xattrs: XattrNamespace::default() },
+            digest: TreeDigest::default(),
+            progress: Callback::default(),
+        }
+    }
+
+    /// Sets how many layers are pulled at a time.
+    pub fn jobs(mut self, jobs: usize) -> Self {
+        self.jobs = Jobs(jobs);
+        self
+    }
+
+    /// Refuses a layer with more than `bytes` bytes when decompressed, or whose files take more. The
+    /// default is 64 GiB.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// Decides what is done without the privilege to set owners and make devices.
+    pub fn privileges(mut self, privileges: Privileges) -> Self {
+        self.unpacking.privileges = privileges;
+        self
+    }
+
+    /// Sets the namespace in which whiteouts and opaque directories are marked.
+    pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
+        self.unpacking.xattrs = namespace;
+        self
+    }
+
+    /// Decides whether the digest of each tree is recorded, so that [`verify`](crate::oci::verify())
+    /// can find damage later. The default is to record it.
+    pub fn tree_digest(mut self, digest: TreeDigest) -> Self {
+        self.digest = digest;
+        self
+    }
+
+    /// Calls `progress` whenever a part of a blob was received. The total is not known.
+    pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
+        self.progress = Callback(Some(progress));
+        self
+    }
+
+    /// Pulls the layers into `store`. Returns the results in the same order. A layer that the store
+    /// has is only touched. If it is pinned, it must be known to be the pinned one.
+    ///
+    /// After an error that can be temporary, no further layer is begun, and the others have the same
+    /// kind of error.
+    ///
+    /// # Errors
+    /// - [`Error::NotInRegistry`] if the registry has no layer of this name.
+    /// - [`Error::NotPinned`] or [`Error::OtherLayer`] if the store has another layer of the name.
+    /// - [`Error::WrongDigest`], [`Error::WrongSize`] and [`Error::WrongDiffId`] for damage.
+    /// - [`Error::Registry`] if a request failed, or its answer is not a layer.
+    /// - [`Error::Cancelled`].
+    /// - The other errors name the part of the layer or of the store.
+    pub fn run(&self, store: &Store, wanted: &[Wanted]) -> Vec<Result<Pulled>> {
+        let done = AtomicU64::new(0);
+        jobs::run(self.jobs, wanted, |wanted| self.pull(store, wanted, &done))
+    }
+
+    fn pull(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Pulled> {
+        if let Some(there) = self.there(store, wanted)? {
+            return Ok(there);
+        }
+        let lock = NameLock::wait(store, &wanted.name, &self.registry.cancel)?.ok_or(Error::Cancelled)?;
+        // Another process may have pulled it while this one waited.
+        let pulled = match self.there(store, wanted)? {
+            Some(there) => Ok(there),
+            None => self.fetch(store, wanted, done),
+        };
+        drop(lock);
+        pulled
+    }
+
+    /// Returns the layer if the store has it, and touches it.
+    fn there(&self, store: &Store, wanted: &Wanted) -> Result<Option<Pulled>> {
+        let layer = store.layer(&wanted.name)?;
+        // Held before it is looked at, so that no collector takes it in between.
+        let hold = match Hold::of([layer.path()]) {
+            Err(crate::Error::NotADirectory { .. }) => {
+                store.check_new(&wanted.name, Existing::Refused)?;
+                return Ok(None);
+            }
+            hold => hold?,
+        };
+        if layer.meta()?.is_none() {
+            return Err(crate::Error::Incomplete { layer: layer.path().into() }.into());
+        }
+        Layer::open(layer.path())?;
+        let record = Record::of(&layer)?;
+        let image = self.registry.repository().image(&wanted.name).to_string();
+        let places = || record.iter().flat_map(|record| &record.registries);
+        let place = match wanted.digest {
+            None => places().find(|place| place.image == image),
+            // A manifest is the same in every registry.
+            Some(digest) => match places().find(|place| place.manifest == digest) {
+                Some(place) => Some(place),
+                None => return self.compare(layer, wanted, digest, &hold).map(Some),
+            },
+        };
+        layer.touch()?;
+        Ok(Some(Pulled {
+            name: wanted.name.clone(),
+            manifest: place.map(|place| place.manifest),
+            diff_id: place.and_then(|place| place.blob.diff_id),
+            pulled: false,
+            bytes_received: 0,
+            bytes_spared: place.map_or(0, |place| place.blob.size),
+            left_out: LeftOut::default(),
+            layer,
+        }))
+    }
+
+    /// Checks that a layer whose origin is not known is the one that `digest` pins.
+    fn compare(&self, layer: Layer, wanted: &Wanted, digest: Digest, _hold: &Hold) -> Result<Pulled> {
+        let remote = self.read(wanted)?;
+        let known = match Recorded::of(&layer)? {
+            Some(recorded) => recorded.tree,
+            None => tree_digest::compute(&layer, self.unpacking.xattrs)?,
+        };
+        if known != remote.diff_id {
+            return Err(Error::NotPinned { layer: layer.path().into(), digest });
+        }
+        layer.touch()?;
+        let place = remote.place(self.registry.repository().image(&wanted.name).to_string());
+        let mut record = Record::of(&layer)?.unwrap_or_else(|| Record::of_registry(&place, remote.diff_id));
+        record.registries.insert(0, place);
+        if let Err(error) = record.write(&layer) {
+            log::info!("not recording where the layer is: {}", crate::error::Chain(&error));
+        }
+        Ok(Pulled {
+            name: wanted.name.clone(),
+            manifest: Some(digest),
+            diff_id: Some(remote.diff_id),
+            pulled: false,
+            bytes_received: 0,
+            bytes_spared: remote.blob.size,
+            left_out: LeftOut::default(),
+            layer,
+        })
+    }
+
+    /// Reads everything of a layer but its blob.
+    fn read(&self, wanted: &Wanted) -> Result<Remote> {
+        let registry = self.registry;
+        let reference = wanted.digest.map_or_else(|| wanted.name.clone(), |digest| digest.to_string());
+        let manifest = registry.manifest(&reference)?.ok_or_else(|| Error::NotInRegistry {
+            name: wanted.to_string(),
+            repository: registry.repository().clone(),
+        })?;
+        let unusable = |reason| registry.unusable(&wanted.name, reason);
+        let parsed = form::parse(&manifest.bytes).map_err(unusable)?;
+        let Descriptor { digest, size, .. } = parsed.config;
+        let config = registry.small_blob(digest, size, MAX_MANIFEST_BYTES)?;
+        let (diff_id, config) = form::parse_config(&config).map_err(unusable)?;
+        let files = match parsed.files {
+            FilesIn::Annotations(files) => files,
+            FilesIn::Artifact(digest) => self.read_files(wanted, digest)?,
+        };
+        Ok(Remote { manifest, config_digest: digest, config, diff_id, blob: parsed.blob, files })
+    }
+
+    /// Reads the artifact with what a layer has beside its tree.
+    fn read_files(&self, wanted: &Wanted, digest: Digest) -> Result<Files> {
+        let registry = self.registry;
+        let unusable = |reason| registry.unusable(&form::artifact_tag(&wanted.name), reason);
+        let manifest = registry.manifest(&digest.to_string())?;
+        let manifest =
+            manifest.ok_or_else(|| unusable(format!("it is not there, but the layer names it ({digest})")))?;
+        let mut parts = Vec::new();
+        for (name, Descriptor { digest, size, .. }) in form::parse_artifact(&manifest.bytes).map_err(unusable)? {
+            parts.push((name, registry.small_blob(digest, size, form::MAX_FILE_BYTES)?));
+        }
+        Files::parse(parts).map_err(unusable)
+    }
+
+    fn fetch(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Pulled> {
+        let remote = self.read(wanted)?;
+        let draft = store.draft()?;
+        let left_out = self.unpack(&remote, &draft, done)?;
+        self.complete(wanted, &remote, &draft)?;
+        self.registry.check_cancelled()?;
+        let layer = match draft.publish(&wanted.name) {
+            // A program without the lock was faster.
+            Err(crate::Error::LayerExists { .. }) => match self.there(store, wanted)? {
+                Some(there) => return Ok(there),
+                None => return Err(crate::Error::LayerExists { path: store.path().join(&wanted.name) }.into()),
+            },
+            published => published?,
+        };
+        Ok(Pulled {
+            name: wanted.name.clone(),
+            layer,
+            manifest: Some(remote.manifest.digest),
+            diff_id: Some(remote.diff_id),
+            pulled: true,
+            bytes_received: remote.blob.size,
+            bytes_spared: 0,
+            left_out,
+        })
+    }
+
+    /// Unpacks the blob into the draft.
+    fn unpack(&self, remote: &Remote, draft: &Draft, done: &AtomicU64) -> Result<LeftOut> {
+        let blob = remote.blob();
+        let path = PathBuf::from(self.registry.place(&blob.digest.to_string()));
+        let reader = BlobReader::new(self.registry, blob.digest, blob.size);
+        let failure = reader.failure();
+        let expected = Expected {
+            path: &path,
+            blob: Some(&blob),
+            diff_id: Some(remote.diff_id),
+            left_bytes: self.max_bytes,
+            max_bytes: self.max_bytes,
+        };
+        let progress = |bytes| {
+            let done_bytes = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            if let Some(progress) = self.progress.0 {
+                progress(Progress { done_bytes, total_bytes: None });
+            }
+        };
+        let budget = Budget::new(self.max_bytes);
+        let mut unpacker = Unpacker::layer(draft.layer().fs(), &[], self.unpacking, budget)?;
+        let read = pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, &mut unpacker));
+        // The error of the connection is the reason of the other.
+        if let Some(error) = take(&failure) {
+            return Err(error);
+        }
+        read?;
+        let failed =
+            |problem| Error::Entry { operation: "unpack", archive: draft.layer().fs(), entry: ".".into(), problem };
+        Ok(unpacker.finish().map_err(failed)?.left_out)
+    }
+
+    /// Writes what the layer has beside its tree, and makes everything durable. The draft is no
+    /// layer yet, so one sync is enough for all files.
+    fn complete(&self, wanted: &Wanted, remote: &Remote, draft: &Draft) -> Result<()> {
+        let layer = draft.layer();
+        let dir = File::open(layer.path()).map_err(Error::io("open", layer.path()))?;
+        let write = |stem: &str, value: &Value| {
+            let path = layer.path().join(format!("{stem}.json"));
+            // A name with a NUL was refused.
+            let name = CString::new(format!("{stem}.json")).unwrap_or_default();
+            json::write_new(dir.as_fd(), &name, &path, value)
+        };
+        for (name, value) in &remote.files.sidecars {
+            write(name, value)?;
+        }
+        let place = remote.place(self.registry.repository().image(&wanted.name).to_string());
+        let record = Record {
+            config_digest: Some(remote.config_digest),
+            config: remote.config.clone(),
+            registries: vec![place.clone()],
+            ..Record::of_registry(&place, remote.diff_id)
+        };
+        let to_value = |path: &Path, value: serde_json::Result<Value>| {
+            value.map_err(|source| Error::from(crate::Error::Serialize { path: path.into(), source }))
+        };
+        write("oci", &to_value(layer.path(), serde_json::to_value(&record))?)?;
+        if self.digest == TreeDigest::Recorded {
+            let recorded = Recorded::new(tree_digest::compute(layer, self.unpacking.xattrs)?);
+            write("digest", &to_value(layer.path(), serde_json::to_value(&recorded))?)?;
+        }
+        layer.touch()?;
+        write("layer", &remote.files.meta)?;
+        Ok(barrier::sync(dir.as_fd()).map_err(Error::io("sync the file system of", layer.path()))?)
+    }
+}
+
+/// A layer in the registry.
+struct Remote {
+    manifest: Manifest,
+    config_digest: Digest,
+    config: Map<String, Value>,
+    diff_id: Digest,
+    blob: Descriptor,
+    files: Files,
+}
+
+impl Remote {
+    fn blob(&self) -> Blob {
+        let Descriptor { media_type, digest, size, .. } = self.blob.clone();
+        Blob { media_type, digest, size, diff_id: Some(self.diff_id) }
+    }
+
+    fn place(&self, image: String) -> InRegistry {
+        InRegistry { image, manifest: self.manifest.digest, blob: self.blob() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_can_be_pinned() {
+        let digest = Digest::of(b"");
+        let wanted: Wanted = format!("a@{digest}").parse().unwrap();
+        assert_eq!((wanted.name(), wanted.digest()), ("a", Some(digest)));
+        assert_eq!(wanted.to_string(), format!("a@{digest}"));
+        for text in ["", "@", "a@", "a@sha256:0", "a/b", "a:b", "..", ".a", "a.meta", "a\n"] {
+            assert!(matches!(text.parse::<Wanted>(), Err(Error::NotATag { .. })), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! `layered push`: decides which layers go to a registry and how the result is shown.
+//! `layer::oci::registry::Push` writes them. [`pull`](crate::pull) is the way back.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::bail;
+use layer::Layer;
+use layer::display::quoted;
+use layer::oci::registry::{Push, Pushed, Registry};
+use layer::oci::{Error, Repository};
+use serde::Serialize;
+
+use crate::defaults::{self, STORE};
+use crate::progress::Progress;
+use crate::registry::{Failed, RegistryArgs, conclude};
+use crate::stack::is_bare;
+use crate::table;
+
+/// Copy layers into a registry.
+///
+/// Each layer becomes an image in REPOSITORY: its tag is the name of the layer, and layer.json and
+/// the sidecars go with it. `layered pull` makes it a layer again, and every other program can read
+/// it as an image. What is about this machine stays here: last_used, layer.log, oci.json and
+/// digest.json.
+///
+/// A name that the registry has already stays as it is: the first push wins, the second reports
+/// that, and both succeed. The layer's oci.json remembers where it is, so that the next push sends
+/// nothing.
+///
+/// The login is that of `podman login` or `docker login`.
+///
+/// The exit status is 75 if a later attempt can succeed, such as when the registry is away or the
+/// disk is full, and 1 if it cannot.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP, override_usage = "layered push [OPTIONS] STORE/NAME... docker://HOST/REPOSITORY")]
+pub(crate) struct Args {
+    /// Layers, and the repository as the last argument: STORE/NAME... docker://HOST/REPOSITORY.
+    ///
+    /// NAME alone is a layer of $LAYERED_STORE.
+    #[arg(required = true, num_args = 2.., value_names = ["LAYER", "REPOSITORY"])]
+    layers: Vec<PathBuf>,
+    /// Push N layers at a time.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    jobs: usize,
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// Print one JSON object instead of a line per layer.
+    ///
+    /// Its keys are `layers` (each with `name`, `manifest`, `diff_id`, `blob`, `pushed`, `same`,
+    /// `bytes_sent`, `bytes_spared`, `sockets` and `owners_as_root`), `failed` (each with `name`,
+    /// `error` and `temporary`), `bytes_sent` and `bytes_spared`. `pushed` is false if the registry
+    /// had the name, and `same` if it has another tree under it.
+    #[arg(long)]
+    json: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  layered push store/gcc docker://registry.example/farm
+  layered push store/* docker://127.0.0.1:5000/farm --json
+  layered push store/gcc docker://10.0.0.1:5000/farm --plain-http
+  skopeo inspect docker://registry.example/farm:gcc";
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let (repository, layers) = match args.layers.split_last() {
+        Some((repository, layers)) if !layers.is_empty() => (repository, layers),
+        _ => bail!("give layers and a repository: layered push STORE/NAME docker://HOST/REPOSITORY"),
+    };
+    let repository: Repository = repository.to_string_lossy().parse()?;
+    let layers = layers.iter().map(|path| find(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let (options, first) = args.registry.options()?;
+    let registry = Registry::open(&repository, &options);
+    let progress = Progress::begin("packing the layers");
+    let show = |step: layer::oci::Progress| progress.tell(|| format!("{} sent", table::bytes(step.done_bytes)));
+    let push = Push::new(&registry).jobs(args.jobs).xattrs(runner::xattrs_of_process()).progress(&show);
+    let results = push.run(&layers);
+    drop(progress);
+    let (mut pushed, mut failed) = (Vec::new(), Vec::new());
+    for (layer, result) in layers.iter().zip(results) {
+        match result {
+            Ok(one) => pushed.push((layer, one)),
+            Err(error) => failed.push((layer, error)),
+        }
+    }
+    warn(&pushed);
+    let mut out = io::stdout().lock();
+    match args.json {
+        true => table::print_json(&mut out, &Output::of(&pushed, &failed))?,
+        false => {
+            pushed.iter().try_for_each(|(layer, one)| writeln!(out, "{}: {}", quoted(layer.path()), describe(one)))?
+        }
+    }
+    Ok(conclude(failed.iter().map(|(_, error)| error), &first))
+}
+
+/// Returns the layer at a path, or the one of a bare name in the store of the environment.
+fn find(path: &Path) -> anyhow::Result<Layer> {
+    let at = match (is_bare(path), defaults::path(STORE)) {
+        (true, Some(store)) if path.symlink_metadata().is_err() => store.join(path),
+        // The name of `store/name/` is `name`.
+        _ => path.components().collect(),
+    };
+    Ok(Layer::open(at)?)
+}
+
+fn describe(pushed: &Pushed) -> String {
+    let Pushed { manifest, bytes_sent, bytes_spared, .. } = pushed;
+    match (pushed.pushed, pushed.same) {
+        (true, _) if *bytes_spared > 0 => {
+            format!("pushed, {} sent, {} spared, {manifest}", table::bytes(*bytes_sent), table::bytes(*bytes_spared))
+        }
+        (true, _) => format!("pushed, {} sent, {manifest}", table::bytes(*bytes_sent)),
+        (false, true) => format!("in the registry already, {manifest}"),
+        (false, false) => format!("in the registry already with another tree, which stays, {manifest}"),
+    }
+}
+
+fn warn(pushed: &[(&Layer, Pushed)]) {
+    for (_, pushed) in pushed {
+        for socket in &pushed.sockets {
+            log::warn!("left out the socket {}", quoted(socket));
+        }
+    }
+    let owners: u64 = pushed.iter().map(|(_, pushed)| pushed.owners_as_root).sum();
+    if owners > 0 {
+        log::warn!(
+            "{owners} files became root's: their owners have no number in your user namespace; push as root to keep them"
+        );
+    }
+}
+
+/// The result as JSON.
+#[derive(Debug, Serialize)]
+struct Output<'a> {
+    layers: Vec<&'a Pushed>,
+    failed: Vec<Failed>,
+    bytes_sent: u64,
+    bytes_spared: u64,
+}
+
+impl<'a> Output<'a> {
+    fn of(pushed: &'a [(&Layer, Pushed)], failed: &[(&Layer, Error)]) -> Self {
+        let name = |layer: &Layer| layer.name().to_string_lossy().into_owned();
+        Self {
+            layers: pushed.iter().map(|(_, pushed)| pushed).collect(),
+            failed: failed.iter().map(|(layer, error)| Failed::of(name(layer), error)).collect(),
+            bytes_sent: pushed.iter().map(|(_, pushed)| pushed.bytes_sent).sum(),
+            bytes_spared: pushed.iter().map(|(_, pushed)| pushed.bytes_spared).sum(),
+        }
+    }
+}

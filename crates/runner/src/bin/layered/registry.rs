@@ -1,0 +1,114 @@
+//! What the subcommands with registries share: their options, signals and exit statuses.
+//!
+//! [`push`](crate::push) and [`pull`](crate::pull) move layers. [`import`](crate::import) and
+//! [`export`](crate::export) move images.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use layer::oci::Error;
+use layer::oci::registry::{Cancel, Options, PlainHttp};
+use serde::Serialize;
+
+use crate::complain;
+use crate::signals::{self, FirstSignal};
+use crate::values::duration;
+
+/// The exit status if a later attempt can succeed: EX_TEMPFAIL of sysexits.h, which schedulers can
+/// be told to repeat.
+const TEMPORARY: u8 = 75;
+
+/// The exit status if it cannot.
+const PERMANENT: u8 = 1;
+
+/// How a registry is used.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RegistryArgs {
+    /// Use HTTP without TLS: always, never or loopback [default: loopback].
+    ///
+    /// By default, only a registry on this machine (localhost, 127.0.0.1, ::1) is used without TLS.
+    #[arg(
+        long,
+        value_name = "WHEN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always",
+        value_enum,
+        hide_possible_values = true,
+        help_heading = "Registry"
+    )]
+    plain_http: Option<Plain>,
+    /// Repeat a request that failed for the moment N times [default: 4].
+    #[arg(long, value_name = "N", help_heading = "Registry")]
+    retries: Option<u32>,
+    /// Give up if the registry is silent for TIME [default: 2m].
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Registry")]
+    timeout: Option<Duration>,
+}
+
+/// The value of `--plain-http`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Plain {
+    Always,
+    Never,
+    Loopback,
+}
+
+impl RegistryArgs {
+    /// Returns the options, and ends what uses them when SIGINT, SIGTERM or SIGHUP arrives.
+    pub(crate) fn options(&self) -> anyhow::Result<(Options, FirstSignal)> {
+        let cancel = Cancel::default();
+        let first = signals::cancel(&cancel)?;
+        let mut options = Options::default().cancel(&cancel).plain_http(match self.plain_http {
+            Some(Plain::Always) => PlainHttp::Always,
+            Some(Plain::Never) => PlainHttp::Never,
+            Some(Plain::Loopback) | None => PlainHttp::Loopback,
+        });
+        if let Some(retries) = self.retries {
+            options = options.retries(retries);
+        }
+        if let Some(timeout) = self.timeout {
+            options = options.timeout(timeout);
+        }
+        Ok((options, first))
+    }
+}
+
+/// A layer that was not moved, as JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct Failed {
+    pub(crate) name: String,
+    pub(crate) error: String,
+    pub(crate) temporary: bool,
+}
+
+impl Failed {
+    pub(crate) fn of(name: String, error: &Error) -> Self {
+        Self { name, error: format!("{error:?}"), temporary: error.is_temporary() }
+    }
+}
+
+/// Reports errors, and returns the exit status for them: 75 if a later attempt can succeed, 1 if
+/// one of them is permanent, and that of the signal if one has ended the subcommand.
+pub(crate) fn conclude<'a>(errors: impl IntoIterator<Item = &'a Error>, first: &FirstSignal) -> ExitCode {
+    let (mut status, mut reported) = (0, false);
+    for error in errors {
+        let is_cancelled = matches!(error, Error::Cancelled | Error::NotBegun);
+        if !is_cancelled || !reported {
+            complain(format_args!("{error:?}"));
+            reported = true;
+        }
+        status = match (error.is_temporary() || is_cancelled, status) {
+            (true, 0) => TEMPORARY,
+            (true, status) => status,
+            (false, _) => PERMANENT,
+        };
+    }
+    match first.number() {
+        0 => status.into(),
+        _ if status == 0 => ExitCode::SUCCESS,
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        signal => (128 + signal as u8).into(),
+    }
+}
