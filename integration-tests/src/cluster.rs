@@ -238,6 +238,14 @@ impl Fifo {
         Self { file, lines: VecDeque::new(), rest: Vec::new() }
     }
 
+    /// Lets one command go on that reads a line of the FIFO.
+    ///
+    /// # Panics
+    /// If the FIFO is full.
+    pub fn open_for_one(&mut self) {
+        self.file.write_all(b"go\n").unwrap();
+    }
+
     /// Lets all commands go on that read a line of the FIFO, now or later.
     ///
     /// # Panics

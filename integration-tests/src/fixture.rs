@@ -405,8 +405,18 @@ pub fn layered() -> Command {
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-        let build =
-            ["build", "--profile", profile, "--quiet", "--package", "runner", "--features", "cli", "--bin", "layered"];
+        let build = [
+            "build",
+            "--profile",
+            profile,
+            "--quiet",
+            "--package",
+            "runner",
+            "--features",
+            "cli,registry",
+            "--bin",
+            "layered",
+        ];
         let status = Command::new(cargo).args(build).current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
         assert!(status.success(), "layered does not build");
         // The binary is beside the directory in which cargo puts test programs.

@@ -42,9 +42,11 @@
 //! - `costs`: the number of system calls of a run
 //! - `debian`: layers of Debian packages
 //! - `oci`: images in and out, and damage to layers
+//! - `cluster`: a farm of three nodes with Slurm and a registry, and their failures
 
 mod breakout;
 mod capture;
+mod cluster;
 mod collector;
 mod command;
 mod commit;
