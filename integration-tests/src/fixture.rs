@@ -413,7 +413,7 @@ pub fn layered() -> Command {
             "--package",
             "runner",
             "--features",
-            "cli,registry",
+            "registry",
             "--bin",
             "layered",
         ];

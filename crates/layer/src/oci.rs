@@ -37,6 +37,7 @@ mod files;
 #[cfg(test)]
 mod hostile;
 mod image;
+mod image_writer;
 mod import;
 mod layout_writer;
 #[cfg(test)]

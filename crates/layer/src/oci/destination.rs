@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::error::Error;
+use super::reference::RegistryImage;
 use super::source::Source;
 
 /// The place of an image that [`Export`](super::Export) writes.
@@ -37,21 +38,30 @@ pub enum Destination {
         /// The tag.
         tag: String,
     },
+    /// `docker://HOST/REPOSITORY:TAG`: an image in a registry. One of the same tag is replaced. To
+    /// write it needs the feature `registry`.
+    Registry {
+        /// The image.
+        image: RegistryImage,
+        /// The tag.
+        tag: String,
+    },
 }
 
 impl Destination {
-    /// Returns the directory or file.
+    /// Returns the directory or file. It is empty for an image in a registry.
     pub fn path(&self) -> &Path {
         match self {
             Self::Layout { dir, .. } => dir,
             Self::OciArchive { file, .. } => file,
+            Self::Registry { .. } => Path::new(""),
         }
     }
 
     /// Returns the tag.
     pub fn tag(&self) -> &str {
         match self {
-            Self::Layout { tag, .. } | Self::OciArchive { tag, .. } => tag,
+            Self::Layout { tag, .. } | Self::OciArchive { tag, .. } | Self::Registry { tag, .. } => tag,
         }
     }
 }
@@ -66,13 +76,20 @@ impl FromStr for Destination {
             Ok(Source::OciArchive { file, tag: Some(tag) }) => {
                 Ok(Self::OciArchive { file, tag: check(tag).map_err(refuse)? })
             }
-            Ok(Source::Layout { .. } | Source::OciArchive { .. }) => {
+            Ok(Source::Registry { image }) if image.digest().is_some() => {
+                Err(refuse("its digest is not known before it is written; leave out what follows the @"))
+            }
+            Ok(Source::Registry { image }) if image.tag().is_some() => {
+                let tag = image.tag().unwrap_or_default().to_string();
+                Ok(Self::Registry { image, tag })
+            }
+            Ok(Source::Layout { .. } | Source::OciArchive { .. } | Source::Registry { .. }) => {
                 Err(refuse("it has no tag; add one, as in :latest"))
             }
-            Err(Error::InRegistry { .. }) => {
-                Err(refuse("it is in a registry; export to oci:DIR:TAG, and copy that with skopeo"))
+            Err(error) if text.starts_with("docker://") => Err(error),
+            _ => {
+                Err(refuse("an image is written to oci:DIR:TAG, oci-archive:FILE:TAG or docker://HOST/REPOSITORY:TAG"))
             }
-            _ => Err(refuse("an image is written to oci:DIR:TAG or oci-archive:FILE:TAG")),
         }
     }
 }
@@ -93,6 +110,7 @@ impl fmt::Display for Destination {
         let transport = match self {
             Self::Layout { .. } => "oci",
             Self::OciArchive { .. } => "oci-archive",
+            Self::Registry { image, .. } => return image.fmt(formatter),
         };
         write!(formatter, "{transport}:{}:{}", self.path().display(), self.tag())
     }
@@ -104,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_destination_has_a_tag() {
-        for text in ["oci:dir:latest", "oci:/a/b:debian:12", "oci-archive:a.tar:a/b:1.2-3_4"] {
+        for text in ["oci:dir:latest", "oci:/a/b:debian:12", "oci-archive:a.tar:a/b:1.2-3_4", "docker://a.b/c:d"] {
             assert_eq!(text.parse::<Destination>().unwrap().to_string(), text);
         }
         for (text, part) in [
@@ -113,7 +131,9 @@ mod tests {
             ("tar:a.tar", "oci:DIR:TAG"),
             ("-", "oci:DIR:TAG"),
             ("debian", "oci:DIR:TAG"),
-            ("docker://debian", "skopeo"),
+            ("docker://a.b/c", "add one"),
+            ("docker://a.b/c:d@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "leave out"),
+            ("docker://A/b", "repository is not valid"),
             ("oci:dir:a b", "choose another"),
             ("oci:dir:a//b", "choose another"),
             ("oci:dir:é", "choose another"),

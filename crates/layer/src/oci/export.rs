@@ -15,10 +15,13 @@ use super::encoder::Encoder;
 use super::error::{Error, Result};
 use super::files::known;
 use super::image::{Blob, Image};
+use super::image_writer::ImageWriter;
 use super::import::Progress;
 use super::layout_writer::{LayoutWriter, Written};
 use super::pack::{Differences, pack};
 use super::record::Record;
+#[cfg(feature = "registry")]
+use super::registry;
 use super::source::{Platform, Source};
 use super::tree_digest::{self, Recorded};
 use crate::callback::Callback;
@@ -52,6 +55,8 @@ pub struct Export<'a> {
     compression: Compression,
     xattrs: XattrNamespace,
     config: Map<String, Value>,
+    #[cfg(feature = "registry")]
+    registry: registry::Options,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
@@ -86,8 +91,17 @@ impl<'a> Export<'a> {
             compression: Compression::default(),
             xattrs: XattrNamespace::default(),
             config: Map::new(),
+            #[cfg(feature = "registry")]
+            registry: registry::Options::default(),
             progress: Callback::default(),
         }
+    }
+
+    /// Sets how registries are used: that of the new image, and that of the base's own.
+    #[cfg(feature = "registry")]
+    pub fn registry(mut self, options: registry::Options) -> Self {
+        self.registry = options;
+        self
     }
 
     /// Adds the base below the layers. If it came from an image whose files are still in their
@@ -137,22 +151,28 @@ impl<'a> Export<'a> {
     /// - [`Error::Io`] if the image cannot be written.
     pub fn run(&self, destination: &Destination) -> Result<Exported> {
         match destination {
-            Destination::Layout { dir, tag } => self.write(&LayoutWriter::open(dir)?, tag),
+            Destination::Layout { dir, tag } => self.write(&ImageWriter::Layout(LayoutWriter::open(dir)?), tag),
+            #[cfg(feature = "registry")]
+            Destination::Registry { image, tag } => {
+                let registry = registry::Registry::open(image.repository(), &self.registry);
+                self.write(&ImageWriter::Registry(registry), tag)
+            }
+            #[cfg(not(feature = "registry"))]
+            Destination::Registry { image, .. } => Err(Error::InRegistry { image: image.to_string() }),
             Destination::OciArchive { file, tag } => {
                 let output = OutputFile::create(file).map_err(Error::io("write", file))?;
                 // Blobs must not be written beside a device file, such as in /dev.
                 let parent = output.dir().map_or_else(std::env::temp_dir, Path::to_path_buf);
                 let temporary = tempfile::Builder::new().prefix(".export-").tempdir_in(&parent);
                 let temporary = temporary.map_err(Error::io("make a temporary directory in", parent))?;
-                let writer = LayoutWriter::open(temporary.path())?;
-                let exported = self.write(&writer, tag)?;
-                writer.archive(output, file)?;
+                let exported = self.write(&ImageWriter::Layout(LayoutWriter::open(temporary.path())?), tag)?;
+                LayoutWriter::open(temporary.path())?.archive(output, file)?;
                 Ok(exported)
             }
         }
     }
 
-    fn write(&self, writer: &LayoutWriter, tag: &str) -> Result<Exported> {
+    fn write(&self, writer: &ImageWriter, tag: &str) -> Result<Exported> {
         let done = AtomicU64::new(0);
         let mut config = Map::new();
         let mut blobs = Vec::new();
@@ -180,7 +200,7 @@ impl<'a> Export<'a> {
             blobs.push(blob);
         }
         let config = self.configuration(config, &blobs, blobs.len() - original);
-        let config = writer.bytes(Value::from(config).to_string().as_bytes())?;
+        let config = writer.bytes(Value::from(config).to_string().into_bytes())?;
         let describe = |blob: &Blob| json!({"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size});
         let manifest = json!({
             "schemaVersion": 2,
@@ -188,20 +208,19 @@ impl<'a> Export<'a> {
             "config": descriptor(CONFIG, config),
             "layers": blobs.iter().map(describe).collect::<Vec<_>>(),
         });
-        let manifest = writer.bytes(manifest.to_string().as_bytes())?;
-        writer.tag(tag, descriptor(MANIFEST, manifest))?;
+        let manifest = writer.manifest(tag, MANIFEST, manifest.to_string().into_bytes())?;
         let Differences { sockets, owners_as_root } = differences;
-        Ok(Exported { manifest: manifest.digest, blobs, original, sockets, owners_as_root })
+        Ok(Exported { manifest, blobs, original, sockets, owners_as_root })
     }
 
     /// Copies the blobs of the image that a base came from. Returns `None` if they are not there
     /// any more or are others, or if the base is not known to be what they contain.
-    fn copy_original(&self, base: &Base, record: &Record, writer: &LayoutWriter) -> Option<Vec<Blob>> {
+    fn copy_original(&self, base: &Base, record: &Record, writer: &ImageWriter) -> Option<Vec<Blob>> {
         // An archive of a root file system is not an image.
         record.config_digest?;
         let layer = Layer::at(base.path());
         let copied = match self.is_as_recorded(&layer) {
-            Ok(true) => try_copy(record, writer),
+            Ok(true) => self.try_copy(record, writer),
             Ok(false) => {
                 let path = crate::display::quoted(layer.path());
                 log::warn!("exporting {path} as one layer: it has changed since its import, or has no digest");
@@ -215,13 +234,57 @@ impl<'a> Export<'a> {
         copied.ok()
     }
 
+    fn try_copy(&self, record: &Record, writer: &ImageWriter) -> Result<Vec<Blob>> {
+        let source: Source = record.source.parse()?;
+        let image = match &source {
+            #[cfg(feature = "registry")]
+            Source::Registry { image } => {
+                let registry = registry::Registry::open(image.repository(), &self.registry);
+                Image::in_registry(&registry, image, None)?
+            }
+            source => {
+                let metadata = std::fs::metadata(source.path()).map_err(Error::io("look at", source.path()))?;
+                // A record can name anything. To open a FIFO would wait.
+                if !metadata.is_dir() && !metadata.is_file() {
+                    return Err(Error::malformed(source.path(), "an image"));
+                }
+                Image::open(source, None, &std::env::temp_dir(), u64::MAX)?
+            }
+        };
+        let changed = || Error::malformed(&image.path, "the image that the base came from");
+        if image.config_digest != record.config_digest {
+            return Err(changed());
+        }
+        let mut copied = Vec::with_capacity(record.blobs.len());
+        for blob in &record.blobs {
+            // A base can be the lowest layer of the image alone.
+            let layer = image.layers.iter().find(|layer| layer.diff_id == blob.diff_id).ok_or_else(changed)?;
+            let path = image.layer_path(layer);
+            let (detected, mut reader) = detect(image.open_layer(layer)?).map_err(Error::io("read", &path))?;
+            // The base's image can have Docker's media types, which no OCI manifest may have.
+            let media_type = known(detected, &path)?.media_type().to_string();
+            copied.push(Blob { media_type, ..blob.clone() });
+            if writer.has(blob.digest, blob.size)? {
+                continue;
+            }
+            let (written, ()) = writer.blob(|out| {
+                let read = io::copy(&mut reader, out).map_err(Error::io("copy", &path))?;
+                if read == blob.size { Ok(()) } else { Err(changed()) }
+            })?;
+            if written.digest != blob.digest {
+                return Err(Error::WrongDigest { path, expected: blob.digest, found: written.digest });
+            }
+        }
+        Ok(copied)
+    }
+
     /// Returns whether the tree of a layer has the digest that was recorded of it.
     fn is_as_recorded(&self, layer: &Layer) -> Result<bool> {
         let Some(recorded) = Recorded::of(layer)? else { return Ok(false) };
         Ok(tree_digest::compute(layer, self.xattrs)? == recorded.tree)
     }
 
-    fn write_tree(&self, writer: &LayoutWriter, tree: PathBuf, done: &AtomicU64) -> Result<(Blob, Differences)> {
+    fn write_tree(&self, writer: &ImageWriter, tree: PathBuf, done: &AtomicU64) -> Result<(Blob, Differences)> {
         let (written, (diff_id, mut differences)) = writer.blob(|out| {
             let failed = || Error::io("compress", &tree);
             let mut encoder = Encoder::new(self.compression, out).map_err(failed())?;
@@ -273,41 +336,6 @@ fn extend_history(config: &mut Map<String, Value>, original: usize, added: usize
         true => history.extend(std::iter::repeat_n(json!({"created_by": "layered export"}), added)),
         false => drop(config.remove("history")),
     }
-}
-
-fn try_copy(record: &Record, writer: &LayoutWriter) -> Result<Vec<Blob>> {
-    let source: Source = record.source.parse()?;
-    let metadata = std::fs::metadata(source.path()).map_err(Error::io("look at", source.path()))?;
-    // A record can name anything. To open a FIFO would wait.
-    if !metadata.is_dir() && !metadata.is_file() {
-        return Err(Error::malformed(source.path(), "an image"));
-    }
-    let image = Image::open(&source, None, &std::env::temp_dir(), u64::MAX)?;
-    let changed = || Error::malformed(source.path(), "the image that the base came from");
-    if image.config_digest != record.config_digest {
-        return Err(changed());
-    }
-    let mut copied = Vec::with_capacity(record.blobs.len());
-    for blob in &record.blobs {
-        // A base can be the lowest layer of the image alone.
-        let layer = image.layers.iter().find(|layer| layer.diff_id == blob.diff_id).ok_or_else(changed)?;
-        let path = image.layer_path(layer);
-        let (detected, mut reader) = detect(image.open_layer(layer)?).map_err(Error::io("read", &path))?;
-        // The base's image can have Docker's media types, which no OCI manifest may have.
-        let media_type = known(detected, &path)?.media_type().to_string();
-        copied.push(Blob { media_type, ..blob.clone() });
-        if writer.has(blob.digest, blob.size) {
-            continue;
-        }
-        let (written, ()) = writer.blob(|out| {
-            let read = io::copy(&mut reader, out).map_err(Error::io("copy", &path))?;
-            if read == blob.size { Ok(()) } else { Err(changed()) }
-        })?;
-        if written.digest != blob.digest {
-            return Err(Error::WrongDigest { path, expected: blob.digest, found: written.digest });
-        }
-    }
-    Ok(copied)
 }
 
 /// Records the digest of a layer, so that damage can be found later.

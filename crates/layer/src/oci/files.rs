@@ -16,9 +16,13 @@ use rustix::io::Errno;
 
 use super::archive::Archive;
 use super::compression::{Compression, Decoder, Detected, detect};
+use super::digest::Digest;
 use super::entry::Kind;
 use super::entry_name;
 use super::error::{Error, Result};
+use super::image::blob_name;
+#[cfg(feature = "registry")]
+use super::registry::{Failure, Registry};
 use crate::tree::walk::{READ, open_beneath};
 
 /// The most files of an archive that are indexed. An image of 500 layers has about two thousand.
@@ -30,8 +34,22 @@ const MAX_LINKS: usize = 8;
 /// The files of an image.
 #[derive(Debug)]
 pub(crate) enum Files {
-    Directory { path: PathBuf, dir: OwnedFd },
-    Archive { path: PathBuf, file: Arc<File>, members: HashMap<entry_name::Path, Member> },
+    Directory {
+        path: PathBuf,
+        dir: OwnedFd,
+    },
+    Archive {
+        path: PathBuf,
+        file: Arc<File>,
+        members: HashMap<entry_name::Path, Member>,
+    },
+    /// The blobs of a repository, and the error that has ended the reader of one.
+    #[cfg(feature = "registry")]
+    Registry {
+        path: PathBuf,
+        registry: Arc<Registry>,
+        failure: Failure,
+    },
 }
 
 /// A file in an archive.
@@ -107,6 +125,8 @@ impl Files {
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Directory { path, .. } | Self::Archive { path, .. } => path,
+            #[cfg(feature = "registry")]
+            Self::Registry { path, .. } => path,
         }
     }
 
@@ -143,7 +163,31 @@ impl Files {
                 }
                 Err(Error::io("open", whole)(Errno::LOOP))
             }
+            // Its blobs have digests instead of names.
+            #[cfg(feature = "registry")]
+            Self::Registry { .. } => Err(Error::io("open", whole)(Errno::NOENT)),
         }
+    }
+
+    /// Reads the manifest or index with this digest, of at most `max_bytes` bytes.
+    pub(crate) fn manifest(&self, digest: Digest, max_bytes: u64) -> Result<Vec<u8>> {
+        #[cfg(feature = "registry")]
+        if let Self::Registry { registry, .. } = self {
+            let manifest = registry.manifest(&digest.to_string())?;
+            let missing = || Error::io("open", self.path().join(blob_name(digest)))(Errno::NOENT);
+            return manifest.map(|manifest| manifest.bytes).ok_or_else(missing);
+        }
+        self.read(&blob_name(digest), max_bytes)
+    }
+
+    /// Reads the blob with this digest and size, of at most `max_bytes` bytes.
+    pub(crate) fn blob(&self, digest: Digest, size: u64, max_bytes: u64) -> Result<Vec<u8>> {
+        #[cfg(feature = "registry")]
+        if let Self::Registry { registry, .. } = self {
+            return registry.small_blob(digest, size, max_bytes);
+        }
+        let _ = size;
+        self.read(&blob_name(digest), max_bytes)
     }
 
     /// Reads the file `name`, of at most `max_bytes` bytes.

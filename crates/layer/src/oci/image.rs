@@ -3,6 +3,8 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "registry")]
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType, OciLayout};
 use serde::Deserialize;
@@ -13,6 +15,10 @@ use super::choice::{NoChoice, choose, matches, wanted};
 use super::digest::Digest;
 use super::error::{Error, Result};
 use super::files::{Files, open_given};
+#[cfg(feature = "registry")]
+use super::reference::RegistryImage;
+#[cfg(feature = "registry")]
+use super::registry::{BlobReader, Failure, Manifest, Registry};
 use super::source::{Platform, Source};
 
 /// The largest manifest, index or configuration, in bytes: the limit of registries.
@@ -92,6 +98,36 @@ impl Image {
             }
             Source::Tar { file } => Ok(Self::of_tree(file, Place::Given(file.clone()))),
             Source::Stdin => Ok(Self::of_tree(Path::new("standard input"), Place::Stdin)),
+            // `in_registry` opens these.
+            Source::Registry { image } => Err(Error::InRegistry { image: image.to_string() }),
+        }
+    }
+
+    /// Opens an image in a registry.
+    #[cfg(feature = "registry")]
+    pub(crate) fn in_registry(
+        registry: &Arc<Registry>,
+        image: &RegistryImage,
+        platform: Option<&Platform>,
+    ) -> Result<Self> {
+        let reference = image.manifest();
+        let Some(Manifest { bytes, digest, media_type }) = registry.manifest(&reference)? else {
+            let (name, repository) = (reference, image.repository().clone());
+            return Err(Error::NotInRegistry { name, repository });
+        };
+        let path = PathBuf::from(image.to_string());
+        let files = Files::Registry { path, registry: Arc::clone(registry), failure: Failure::default() };
+        let top = Chosen { media_type: media_type.as_str().into(), digest, size: bytes.len() as u64 };
+        Self::of_chosen(files, top, platform)
+    }
+
+    /// Takes the error that has ended the reader of a layer in a registry: the reason of the error
+    /// that the reader's user has seen.
+    pub(crate) fn take_failure(&self) -> Option<Error> {
+        match &self.files {
+            #[cfg(feature = "registry")]
+            Some(Files::Registry { failure, .. }) => super::registry::take(failure),
+            _ => None,
         }
     }
 
@@ -101,7 +137,7 @@ impl Image {
     }
 
     fn of_layout(files: Files, tag: Option<&str>, platform: Option<&Platform>) -> Result<Self> {
-        let layout: OciLayout = parse(&files, "oci-layout", "the version of an OCI layout", None)?;
+        let layout: OciLayout = parse(&files, "oci-layout", "the version of an OCI layout")?;
         if layout.image_layout_version() != "1.0.0" {
             return Err(Error::Unsupported {
                 path: files.path().into(),
@@ -109,22 +145,29 @@ impl Image {
                 reason: "layered reads version 1.0.0",
             });
         }
-        let index: ImageIndex = parse(&files, "index.json", "an image index", None)?;
-        let mut chosen = choose(index.manifests(), tag, platform).map_err(|none| none.in_image(&files))?;
+        let index: ImageIndex = parse(&files, "index.json", "an image index")?;
+        let chosen = choose(index.manifests(), tag, platform).map_err(|none| none.in_image(&files))?;
+        let chosen = Chosen::of(&files, &chosen)?;
+        Self::of_chosen(files, chosen, platform)
+    }
+
+    /// Opens the image with the manifest `chosen`, or the one of the index `chosen` that fits.
+    fn of_chosen(files: Files, mut chosen: Chosen, platform: Option<&Platform>) -> Result<Self> {
         let mut indexes = 0;
-        while is_index(chosen.media_type()) {
+        while is_index(&chosen.media_type) {
             indexes += 1;
             if indexes > MAX_INDEXES {
                 return Err(Error::malformed(files.path(), "an image: its indexes name each other"));
             }
-            let index: ImageIndex = read_blob(&files, &chosen, "an image index")?;
+            let index: ImageIndex = chosen.read(&files, "an image index")?;
             let platform = platform.cloned().unwrap_or_else(Platform::host);
-            chosen = choose(index.manifests(), None, Some(&platform)).map_err(|none| none.in_image(&files))?;
+            let next = choose(index.manifests(), None, Some(&platform)).map_err(|none| none.in_image(&files))?;
+            chosen = Chosen::of(&files, &next)?;
         }
-        if !is_manifest(chosen.media_type()) {
-            return Err(unsupported(&files, chosen.media_type(), "it is not an image that layered reads"));
+        if !is_manifest(&chosen.media_type) {
+            return Err(unsupported(&files, &chosen.media_type, "it is not an image that layered reads"));
         }
-        let manifest: ImageManifest = read_blob(&files, &chosen, "an image manifest")?;
+        let manifest: ImageManifest = chosen.read(&files, "an image manifest")?;
         if !is_config(manifest.config().media_type()) {
             let media_type = manifest.config().media_type();
             return Err(unsupported(&files, media_type, "it is an artifact and has no file system"));
@@ -143,7 +186,7 @@ impl Image {
                 diff_id: Some(diff_id),
             });
         }
-        let (manifest_digest, config_digest) = (sha256(&files, &chosen)?, sha256(&files, manifest.config())?);
+        let (manifest_digest, config_digest) = (chosen.digest, sha256(&files, manifest.config())?);
         Ok(Self {
             path: files.path().into(),
             manifest: Some(manifest_digest),
@@ -155,7 +198,7 @@ impl Image {
     }
 
     fn of_docker_archive(files: Files, tag: Option<&str>, platform: Option<&Platform>) -> Result<Self> {
-        let images: Vec<DockerImage> = parse(&files, "manifest.json", "the list of images of `docker save`", None)?;
+        let images: Vec<DockerImage> = parse(&files, "manifest.json", "the list of images of `docker save`")?;
         let names = |image: &DockerImage| image.repo_tags.clone().unwrap_or_default();
         let found: Vec<_> = match tag {
             Some(tag) => images.iter().filter(|image| names(image).iter().any(|name| name == tag)).collect(),
@@ -182,6 +225,11 @@ impl Image {
     /// Opens the bytes of a layer.
     pub(crate) fn open_layer(&self, layer: &ImageLayer) -> Result<Box<dyn Read + Send>> {
         Ok(match (&layer.place, &self.files) {
+            #[cfg(feature = "registry")]
+            (_, Some(Files::Registry { registry, failure, .. })) => match &layer.blob {
+                Some(blob) => Box::new(BlobReader::new(registry, blob.digest, blob.size).failing_into(failure)),
+                None => return Err(Error::malformed(self.layer_path(layer), "a blob with a digest")),
+            },
             (Place::Member(name), Some(files)) => Box::new(files.open(name)?),
             (Place::Given(path), _) => Box::new(open_given(path)?),
             _ => Box::new(std::io::stdin()),
@@ -192,6 +240,8 @@ impl Image {
     /// which can be a pipe.
     pub(crate) fn size_of(&self, layer: &ImageLayer) -> Result<Option<u64>> {
         match (&layer.place, &self.files) {
+            #[cfg(feature = "registry")]
+            (_, Some(Files::Registry { .. })) => Ok(layer.blob.as_ref().map(|blob| blob.size)),
             (Place::Member(name), Some(files)) => Ok(Some(files.open(name)?.left())),
             (Place::Given(path), _) => {
                 let metadata = std::fs::metadata(path).map_err(Error::io("look at", path))?;
@@ -235,28 +285,52 @@ fn sha256(files: &Files, descriptor: &Descriptor) -> Result<Digest> {
 
 /// Reads a blob that is JSON, and checks its size and digest.
 fn read_blob<T: DeserializeOwned>(files: &Files, descriptor: &Descriptor, expected: &'static str) -> Result<T> {
-    let digest = sha256(files, descriptor)?;
-    parse(files, &blob_name(digest), expected, Some((digest, descriptor.size())))
+    let (digest, size) = (sha256(files, descriptor)?, descriptor.size());
+    parse_checked(files, &files.blob(digest, size, MAX_JSON_BYTES)?, digest, size, expected)
 }
 
-fn parse<T: DeserializeOwned>(
-    files: &Files,
-    name: &str,
-    expected: &'static str,
-    blob: Option<(Digest, u64)>,
-) -> Result<T> {
-    let bytes = files.read(name, MAX_JSON_BYTES)?;
-    if let Some((digest, size)) = blob {
-        let (path, found) = (files.path().to_path_buf(), bytes.len() as u64);
-        if found != size {
-            return Err(Error::WrongSize { path, digest, expected: size, found });
-        }
-        let found = Digest::of(&bytes);
-        if found != digest {
-            return Err(Error::WrongDigest { path, expected: digest, found });
-        }
+/// A manifest or an index that was chosen.
+struct Chosen {
+    media_type: MediaType,
+    digest: Digest,
+    size: u64,
+}
+
+impl Chosen {
+    fn of(files: &Files, descriptor: &Descriptor) -> Result<Self> {
+        let (media_type, size) = (descriptor.media_type().clone(), descriptor.size());
+        Ok(Self { media_type, digest: sha256(files, descriptor)?, size })
     }
+
+    /// Reads it, and checks its size and digest.
+    fn read<T: DeserializeOwned>(&self, files: &Files, expected: &'static str) -> Result<T> {
+        let bytes = files.manifest(self.digest, MAX_JSON_BYTES)?;
+        parse_checked(files, &bytes, self.digest, self.size, expected)
+    }
+}
+
+fn parse<T: DeserializeOwned>(files: &Files, name: &str, expected: &'static str) -> Result<T> {
+    let bytes = files.read(name, MAX_JSON_BYTES)?;
     parse_bytes(&bytes, &files.path().join(name), expected)
+}
+
+/// Parses a blob after a check of its size and digest.
+fn parse_checked<T: DeserializeOwned>(
+    files: &Files,
+    bytes: &[u8],
+    digest: Digest,
+    size: u64,
+    expected: &'static str,
+) -> Result<T> {
+    let (path, found) = (files.path().to_path_buf(), bytes.len() as u64);
+    if found != size {
+        return Err(Error::WrongSize { path, digest, expected: size, found });
+    }
+    let found = Digest::of(bytes);
+    if found != digest {
+        return Err(Error::WrongDigest { path, expected: digest, found });
+    }
+    parse_bytes(bytes, &files.path().join(blob_name(digest)), expected)
 }
 
 fn parse_bytes<T: DeserializeOwned>(bytes: &[u8], path: &Path, expected: &'static str) -> Result<T> {

@@ -17,6 +17,8 @@ use super::files::lossless;
 use super::image::{Blob, Image, ImageLayer};
 use super::pipeline::{self, Expected, Finished, Parts};
 use super::record::Record;
+#[cfg(feature = "registry")]
+use super::registry;
 use super::source::{Platform, Source};
 use super::tree_digest::{TreeDigest, record_digest};
 use super::unpack::{Budget, LeftOut, Options, Privileges, Unpacked, Unpacker};
@@ -68,6 +70,8 @@ pub struct Import<'a> {
     max_bytes: u64,
     options: Options,
     digest: TreeDigest,
+    #[cfg(feature = "registry")]
+    registry: registry::Options,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
@@ -115,8 +119,17 @@ impl<'a> Import<'a> {
             max_bytes: MAX_BYTES,
             options: Options { privileges: Privileges::Required, xattrs: XattrNamespace::Trusted },
             digest: TreeDigest::default(),
+            #[cfg(feature = "registry")]
+            registry: registry::Options::default(),
             progress: Callback::default(),
         }
+    }
+
+    /// Sets how the registry of an image is used, if it is in one.
+    #[cfg(feature = "registry")]
+    pub fn registry(mut self, options: registry::Options) -> Self {
+        self.registry = options;
+        self
     }
 
     /// Chooses the image for this platform, and refuses others. Without it, an image for another
@@ -258,7 +271,15 @@ impl<'a> Import<'a> {
     fn open(&self, store: &Path) -> Result<Work<'_>> {
         let free = statvfs(store).map_err(Error::io("look at the file system of", store))?;
         let max_bytes = self.max_bytes.min(free.f_bavail.saturating_mul(free.f_frsize));
-        let image = Image::open(self.source, self.platform.as_ref(), store, max_bytes)?;
+        let platform = self.platform.as_ref();
+        let image = match self.source {
+            #[cfg(feature = "registry")]
+            Source::Registry { image } => {
+                let registry = registry::Registry::open(image.repository(), &self.registry);
+                Image::in_registry(&registry, image, platform)?
+            }
+            source => Image::open(source, platform, store, max_bytes)?,
+        };
         let sizes = image.layers.iter().map(|layer| image.size_of(layer));
         let total_bytes = sizes.sum::<Result<Option<u64>>>()?;
         let done = AtomicU64::new(0);
@@ -329,7 +350,8 @@ impl Work<'_> {
                 progress(Progress { done_bytes, total_bytes: self.total_bytes });
             }
         };
-        pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker))
+        let read = pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker));
+        self.image.take_failure().map_or(read, Err)
     }
 
     /// Makes one layer of the store. `below` are those below it, topmost first.

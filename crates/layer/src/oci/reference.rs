@@ -62,6 +62,7 @@ impl Repository {
 }
 
 /// Returns whether `authority`, a host with or without a port, is this machine.
+#[cfg(any(feature = "registry", test))]
 pub(crate) fn is_loopback(authority: &str) -> bool {
     let host = match authority.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),

@@ -57,7 +57,7 @@ pub use self::push::{Push, Pushed};
 use super::error::Error;
 use super::reference::Repository;
 
-pub(crate) use self::blob::BlobReader;
+pub(crate) use self::blob::{BlobReader, Failure, take};
 pub(crate) use self::manifest::Manifest;
 
 /// The default of [`Options::retries`].

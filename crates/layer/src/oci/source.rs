@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::error::Error;
+use super::reference::RegistryImage;
 
 /// The place of an image, as [`Import`](super::Import) reads it.
 ///
@@ -13,7 +14,7 @@ use super::error::Error;
 ///
 /// let source: Source = "oci:images/debian:12".parse()?;
 /// assert_eq!(source, Source::Layout { dir: "images/debian".into(), tag: Some("12".into()) });
-/// assert!("docker://debian:12".parse::<Source>().unwrap_err().to_string().contains("skopeo copy"));
+/// assert!(matches!("docker://debian:12".parse()?, Source::Registry { .. }));
 /// # Ok::<(), layer::oci::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,18 +48,26 @@ pub enum Source {
     },
     /// `-`: such an archive from standard input.
     Stdin,
+    /// `docker://HOST/REPOSITORY[:TAG][@DIGEST]`: an image in a registry. To read it needs the
+    /// feature `registry`.
+    Registry {
+        /// The image.
+        image: RegistryImage,
+    },
 }
 
 /// The forms in which an image can be written, for messages.
-const FORMS: &str = "write oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], tar:FILE, or - for a tar archive on standard input";
+const FORMS: &str = "write oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], docker://HOST/REPOSITORY[:TAG], tar:FILE, or - for a tar archive on standard input";
 
 impl Source {
-    /// Returns the file or directory; `-` for standard input.
+    /// Returns the file or directory; `-` for standard input, and an empty path for an image in a
+    /// registry.
     pub fn path(&self) -> &Path {
         match self {
             Self::Layout { dir, .. } => dir,
             Self::OciArchive { file, .. } | Self::DockerArchive { file, .. } | Self::Tar { file } => file,
             Self::Stdin => Path::new("-"),
+            Self::Registry { .. } => Path::new(""),
         }
     }
 
@@ -74,7 +83,7 @@ impl Source {
                     *path = absolute;
                 }
             }
-            Self::Stdin => {}
+            Self::Stdin | Self::Registry { .. } => {}
         }
         source
     }
@@ -90,7 +99,7 @@ impl FromStr for Source {
         }
         let Some((transport, rest)) = text.split_once(':') else { return Err(refuse(FORMS)) };
         if transport == "docker" && rest.starts_with("//") {
-            return Err(Error::InRegistry { image: text.into() });
+            return Ok(Self::Registry { image: text.parse()? });
         }
         // As for skopeo, the path ends at the first colon, because a tag may have more of them.
         let (path, tag) = match rest.split_once(':') {
@@ -122,6 +131,7 @@ impl fmt::Display for Source {
             Self::DockerArchive { tag, .. } => ("docker-archive", tag.as_deref()),
             Self::Tar { .. } => ("tar", None),
             Self::Stdin => return formatter.write_str("-"),
+            Self::Registry { image } => return image.fmt(formatter),
         };
         write!(formatter, "{transport}:{}", self.path().display())?;
         tag.map_or(Ok(()), |tag| write!(formatter, ":{tag}"))
@@ -217,6 +227,7 @@ mod tests {
             ("oci-archive:a.tar:x", Source::OciArchive { file: "a.tar".into(), tag: tag("x") }),
             ("docker-archive:a.tar", Source::DockerArchive { file: "a.tar".into(), tag: None }),
             ("tar:a:b.tar", Source::Tar { file: "a:b.tar".into() }),
+            ("docker://a.b/c:d", Source::Registry { image: "docker://a.b/c:d".parse().unwrap() }),
         ] {
             let source: Source = text.parse().unwrap();
             assert_eq!(source, expected, "{text}");
@@ -230,7 +241,7 @@ mod tests {
             ("oci:", "has no path"),
             ("oci::12", "has no path"),
             ("oci:dir:", "tag is empty"),
-            ("docker://debian:12", "skopeo copy docker://debian:12 oci:DIR:TAG"),
+            ("docker://A/b", "repository is not valid"),
         ] {
             let message = text.parse::<Source>().unwrap_err().to_string();
             assert!(message.contains(part), "{text}: {message}");

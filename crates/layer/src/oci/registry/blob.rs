@@ -1,7 +1,7 @@
 //! Reads and writes blobs. A blob that breaks off is continued where it ended.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,8 +13,9 @@ use super::address::resolve;
 use super::http::{Content, Request, location_of};
 use super::problem::{RegistryProblem, of_io};
 use super::{Access, Registry};
-use crate::oci::digest::Digest;
+use crate::oci::digest::{Digest, Hashing};
 use crate::oci::error::{Error, Result};
+use crate::oci::layout_writer::Written;
 
 /// The media type of the bytes of a blob.
 const BYTES: &str = "application/octet-stream";
@@ -51,14 +52,14 @@ impl Content for FileContent<'_> {
 
 impl Registry {
     /// Returns whether the repository has a blob.
-    pub(super) fn has_blob(&self, digest: Digest) -> Result<bool> {
+    pub(crate) fn has_blob(&self, digest: Digest) -> Result<bool> {
         let request = Request::new(Method::HEAD, self.url(&format!("blobs/{digest}")), Access::Push);
         let found = self.retrying(|| Ok(self.expect(&request, &[200, 404])?.status() == 200));
         found.map_err(self.failed("look for", self.place(&digest.to_string())))
     }
 
     /// Writes a blob, unless the repository has it. Returns whether it was sent.
-    pub(super) fn put_blob(&self, digest: Digest, content: &dyn Content) -> Result<bool> {
+    pub(crate) fn put_blob(&self, digest: Digest, content: &dyn Content) -> Result<bool> {
         if self.has_blob(digest)? {
             return Ok(false);
         }
@@ -74,6 +75,22 @@ impl Registry {
         });
         written.map_err(self.failed("write", self.place(&digest.to_string())))?;
         Ok(true)
+    }
+
+    /// Writes a blob by `write` into a file without a name, and sends it. Returns what `write`
+    /// returned.
+    pub(crate) fn written_blob<T>(&self, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<(Written, T)> {
+        self.check_cancelled()?;
+        let dir = std::env::temp_dir();
+        let file = tempfile::tempfile_in(&dir).map_err(Error::io("make a temporary file in", &dir))?;
+        let mut out = Hashing::new(BufWriter::with_capacity(128 * 1024, Cancellable { registry: self, out: &file }));
+        let written = write(&mut out);
+        self.check_cancelled()?;
+        let written = written?;
+        out.flush().map_err(Error::io("write a temporary file in", &dir))?;
+        let (_, digest, size) = out.finish();
+        self.put_blob(digest, &FileContent { file: &file, size, sent: &|_| {} })?;
+        Ok((Written { digest, size }, written))
     }
 
     /// Reads a blob of at most `max_bytes` bytes, and checks its size and digest.
@@ -99,6 +116,25 @@ impl Registry {
             return Err(Error::WrongDigest { path: place().into(), expected: digest, found });
         }
         Ok(bytes)
+    }
+}
+
+/// A writer that fails once the operation is cancelled.
+pub(super) struct Cancellable<'a, W> {
+    pub(super) registry: &'a Registry,
+    pub(super) out: W,
+}
+
+impl<W: Write> Write for Cancellable<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.registry.cancel.is_cancelled() {
+            true => Err(io::Error::other("cancelled")),
+            false => self.out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 

@@ -33,7 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_ASKED: Duration = Duration::from_secs(60);
 
 /// The content of a request, which can be sent twice.
-pub(super) trait Content {
+pub(crate) trait Content {
     /// Returns the number of bytes.
     fn size(&self) -> u64;
     /// Returns a reader of all of them.

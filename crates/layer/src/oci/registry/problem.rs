@@ -12,6 +12,9 @@ pub enum RegistryProblem {
     /// The registry cannot be reached, or the connection broke.
     #[error("the connection failed")]
     Connection(#[source] io::Error),
+    /// The host of the registry has no address.
+    #[error("its host is not known")]
+    UnknownHost(#[source] io::Error),
     /// The registry does not answer, or has stopped to send.
     #[error("the registry does not answer; try again later")]
     Timeout,
@@ -103,7 +106,7 @@ impl From<ureq::Error> for RegistryProblem {
             error @ (ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_)) => {
                 Self::Connection(io::Error::other(error.to_string()))
             }
-            ureq::Error::HostNotFound => Self::Answer("its host is not known".into()),
+            ureq::Error::HostNotFound => Self::UnknownHost(io::ErrorKind::NotFound.into()),
             ureq::Error::Rustls(error) => Self::Tls(error.to_string()),
             error @ (ureq::Error::Tls(_) | ureq::Error::TlsRequired) => Self::Tls(error.to_string()),
             error => Self::Answer(error.to_string()),
@@ -125,7 +128,7 @@ pub(super) fn of_io(error: io::Error) -> RegistryProblem {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => RegistryProblem::Timeout,
         // The resolver's errors have no number. Only this one says that a later attempt can help.
         _ if error.to_string().contains("lookup address") && !error.to_string().contains("Temporary failure") => {
-            RegistryProblem::Answer(error.to_string())
+            RegistryProblem::UnknownHost(error)
         }
         _ => RegistryProblem::Connection(error),
     }

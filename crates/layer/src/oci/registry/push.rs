@@ -2,7 +2,7 @@
 //! way back.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Registry;
-use super::blob::FileContent;
+use super::blob::{Cancellable, FileContent};
 use super::form::{self, Files, Place};
 use super::jobs::{self, Jobs};
 use crate::callback::Callback;
@@ -372,24 +372,5 @@ struct Sent {
 impl Sent {
     fn add(&mut self, is_sent: bool, bytes: u64) {
         *(if is_sent { &mut self.sent } else { &mut self.spared }) += bytes;
-    }
-}
-
-/// A writer that fails once the operation is cancelled.
-struct Cancellable<'a, W> {
-    registry: &'a Arc<Registry>,
-    out: W,
-}
-
-impl<W: Write> Write for Cancellable<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.registry.cancel.is_cancelled() {
-            true => Err(io::Error::other("cancelled")),
-            false => self.out.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
     }
 }

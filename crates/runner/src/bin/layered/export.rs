@@ -12,6 +12,8 @@ use layer::oci::{Compression, Destination, Export};
 use layer::{Hold, Layer};
 
 use crate::progress::Progress;
+#[cfg(feature = "registry")]
+use crate::registry::{RegistryArgs, conclude};
 use crate::stack::{BaseArgs, LayerArgs, read_object};
 use crate::table;
 
@@ -26,9 +28,12 @@ use crate::table;
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// Image to write: oci:DIR:TAG or oci-archive:FILE:TAG.
+    /// Image to write: oci:DIR:TAG, oci-archive:FILE:TAG or docker://HOST/REPOSITORY:TAG.
     ///
     /// DIR can have other images, which stay. FILE is replaced, unless it is a FIFO or a device.
+    /// docker:// is an image in a registry, with the login of `podman login` or `docker login`. One
+    /// of the same tag is replaced. The exit status is 75 if a later attempt to write it can
+    /// succeed, and 1 if it cannot.
     #[arg(value_name = "IMAGE")]
     image: Destination,
     #[command(flatten)]
@@ -45,6 +50,9 @@ pub(crate) struct Args {
     /// base came from. An `Entrypoint` also removes its `Cmd`. FILE can be a pipe.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    #[cfg(feature = "registry")]
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// Print one JSON object instead of a line.
     ///
     /// Its keys are `manifest`, `blobs` (each with `media_type`, `digest`, `size` and `diff_id`,
@@ -68,7 +76,7 @@ Examples:
   layered export oci-archive:hello.tar:latest --base debian --layers-from deps.txt --zip zstd
   echo '{\"config\": {\"Entrypoint\": [\"/usr/bin/hello\"]}}' |
     layered export oci:images:hello --base debian --layer store/hello --config /dev/stdin
-  skopeo copy oci:images:hello docker://registry.example/hello";
+  layered export docker://registry.example/hello:1.0 --base debian --layer store/hello";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (base, layers) = (args.base.open()?, args.layers.open()?);
@@ -88,9 +96,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let progress = Progress::begin("writing the image");
     let show = |step: layer::oci::Progress| progress.tell(|| format!("{} packed", table::bytes(step.done_bytes)));
-    let exported = export.progress(&show).run(&args.image)?;
+    #[cfg(feature = "registry")]
+    let first = match args.image {
+        Destination::Registry { .. } => {
+            let (options, first) = args.registry.options()?;
+            export = export.registry(options);
+            Some(first)
+        }
+        _ => None,
+    };
+    let exported = export.progress(&show).run(&args.image);
     drop(progress);
     drop(hold);
+    #[cfg(feature = "registry")]
+    if let (Err(error), Some(first)) = (&exported, &first) {
+        return Ok(conclude([error], first));
+    }
+    let exported = exported?;
     for socket in &exported.sockets {
         log::warn!("left out the socket {}", quoted(socket));
     }

@@ -14,6 +14,8 @@ use layer::oci::{Digest, Import, Imported, ImportedLayer, LeftOut, Platform, Pri
 use serde::Serialize;
 
 use crate::progress::Progress;
+#[cfg(feature = "registry")]
+use crate::registry::{RegistryArgs, conclude};
 use crate::table;
 
 /// Make a base or layers from an image.
@@ -29,11 +31,14 @@ use crate::table;
 #[command(after_help = AFTER_HELP, override_usage = USAGE)]
 #[command(group = clap::ArgGroup::new("target").required(true).args(["dir", "layers"]))]
 pub(crate) struct Args {
-    /// Image: oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:TAG, tar:FILE or -.
+    /// Image: oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:TAG, tar:FILE, - or
+    /// docker://HOST/REPOSITORY:TAG.
     ///
     /// :TAG can be left out if there is only one image. tar:FILE is an archive of a root file
-    /// system, plain or compressed with gzip or zstd. - is such an archive on standard input. An
-    /// image in a registry is copied first, as in the examples.
+    /// system, plain or compressed with gzip or zstd. - is such an archive on standard input.
+    /// docker:// is an image in a registry, which @DIGEST can pin; without a host, it is one of
+    /// Docker Hub. The login is that of `podman login` or `docker login`. The exit status is 75 if a
+    /// later attempt to read it can succeed, and 1 if it cannot.
     #[arg(value_name = "IMAGE")]
     image: Source,
     /// Directory of the new base, which must not exist.
@@ -56,6 +61,9 @@ pub(crate) struct Args {
     /// Do not record the digest of the tree, which `layered verify` needs. This is faster.
     #[arg(long)]
     no_digest: bool,
+    #[cfg(feature = "registry")]
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// Print one JSON object.
     ///
     /// Its keys are `base` (a path), `layers` (paths of the others, topmost first), `diff_ids` (of
@@ -71,7 +79,7 @@ layered import [OPTIONS] IMAGE DIR
 
 const AFTER_HELP: &str = "\
 Examples:
-  skopeo copy docker://docker.io/library/debian:12 oci:images:debian
+  layered import docker://debian:12 debian
   layered import oci:images:debian debian
   layered run --base debian -- cat /etc/os-release
   layered import docker-archive:saved.tar --layers store > stack
@@ -91,12 +99,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let progress = Progress::begin("reading the image");
     let show = |step: layer::oci::Progress| progress.tell(|| format!("{} read", table::bytes(step.done_bytes)));
     import = import.progress(&show);
+    #[cfg(feature = "registry")]
+    let first = match args.image {
+        Source::Registry { .. } => {
+            let (options, first) = args.registry.options()?;
+            import = import.registry(options);
+            Some(first)
+        }
+        _ => None,
+    };
     let imported = match (&args.dir, &args.layers) {
-        (Some(dir), None) => import.into_base(dir)?,
-        (None, Some(store)) => import.into_layers(&Store::open(store)?)?,
+        (Some(dir), None) => import.into_base(dir),
+        (None, Some(store)) => import.into_layers(&Store::open(store)?),
         _ => bail!("give the directory of a base, or --layers and a store"),
     };
     drop(progress);
+    #[cfg(feature = "registry")]
+    if let (Err(error), Some(first)) = (&imported, &first) {
+        return Ok(conclude([error], first));
+    }
+    let imported = imported?;
     warn(imported.left_out);
     let mut out = io::stdout().lock();
     match (args.json, &args.dir) {

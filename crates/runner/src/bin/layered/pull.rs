@@ -78,8 +78,11 @@ Examples:
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let wanted = wanted(args)?;
-    let store = Store::open(&args.store)?;
     let (options, first) = args.registry.options()?;
+    let store = match Store::open(&args.store) {
+        Ok(store) => store,
+        Err(error) => return Ok(conclude([&error.into()], &first)),
+    };
     let registry = Registry::open(&args.repository, &options);
     let progress = Progress::begin("asking the registry");
     let show = |step: layer::oci::Progress| progress.tell(|| format!("{} received", table::bytes(step.done_bytes)));

@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         _ => bail!("give layers and a repository: layered push STORE/NAME docker://HOST/REPOSITORY"),
     };
     let repository: Repository = repository.to_string_lossy().parse()?;
-    let layers = layers.iter().map(|path| find(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let layers: Vec<_> = layers.iter().map(|path| find(path)).collect();
     let (options, first) = args.registry.options()?;
     let registry = Registry::open(&repository, &options);
     let progress = Progress::begin("packing the layers");
@@ -96,13 +96,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Returns the layer at a path, or the one of a bare name in the store of the environment.
-fn find(path: &Path) -> anyhow::Result<Layer> {
-    let at = match (is_bare(path), defaults::path(STORE)) {
-        (true, Some(store)) if path.symlink_metadata().is_err() => store.join(path),
+fn find(path: &Path) -> Layer {
+    match (is_bare(path), defaults::path(STORE)) {
+        (true, Some(store)) if path.symlink_metadata().is_err() => Layer::at(store.join(path)),
         // The name of `store/name/` is `name`.
-        _ => path.components().collect(),
-    };
-    Ok(Layer::open(at)?)
+        _ => Layer::at(path.components().collect::<PathBuf>()),
+    }
 }
 
 fn describe(pushed: &Pushed) -> String {
