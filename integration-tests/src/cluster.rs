@@ -36,7 +36,7 @@ struct Script(Running);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     /// The number.
-    pub id: String,
+    pub id: u32,
     /// The layer: the name of the job without `layer-`.
     pub layer: String,
     /// `PENDING`, `RUNNING`, `COMPLETED` or another state of squeue(1).
@@ -159,7 +159,7 @@ impl Cluster {
             let mut word = || words.next().expect("five columns");
             let (id, name, state, restarts, node) = (word(), word(), word(), word(), word());
             let layer = name.trim_start_matches("layer-").into();
-            Job { id, layer, state, restarts: restarts.parse().unwrap(), node }
+            Job { id: id.parse().unwrap(), layer, state, restarts: restarts.parse().unwrap(), node }
         };
         listed.lines().map(job).collect()
     }
