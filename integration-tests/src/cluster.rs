@@ -53,7 +53,9 @@ impl Cluster {
     /// # Panics
     /// If Slurm or the registry is missing or does not start: a test that cannot run fails.
     pub fn start(dir: &Path, nodes: u32) -> Self {
-        ["slurmctld", "slurmd", "sbatch", "munged", "docker-registry", "jq"].map(find);
+        for program in ["slurmctld", "slurmd", "sbatch", "munged", "docker-registry", "jq"] {
+            find(program);
+        }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/cluster");
         let mut command = Command::new(script);
         command.arg(dir).arg(nodes.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
