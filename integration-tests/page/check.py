@@ -191,9 +191,12 @@ def check_timeline(page):
     equal(readout.text, "", "the text after Escape")
     page.script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     size = canvas.size
+    # As in timeline.js.
+    lane_height = max(6, min(22, (420 - 24) // batch["lanes"]))
+    down = 24 + first["run"]["lane"] * lane_height + lane_height // 2
     for right in (5, 6, 8, 12):
         mouse = ActionChains(page.browser)
-        mouse.move_to_element_with_offset(canvas, right - size["width"] // 2, 30 - size["height"] // 2).perform()
+        mouse.move_to_element_with_offset(canvas, right - size["width"] // 2, down - size["height"] // 2).perform()
         if readout.text:
             break
     assert "took" in readout.text and "took" in text, (readout.text, text)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes a synthetic store: make_store.py DIR LAYERS.
 
-The layers are those of a farm with 16 workers. They have stacks, timings, sizes, last uses, failures and
+The layers are those of a farm with 16 workers on four hosts. They have stacks, timings, sizes, last uses, failures and
 commands, but empty trees. The same arguments make the same store. One more layer has an invalid
 layer.json, and one has a name, a command and a phase that would be markup if they were not escaped.
 """
@@ -21,11 +21,11 @@ def stamp(seconds):
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def write(directory, meta, argv, used):
+def write(directory, meta, argv, host, used):
     os.makedirs(os.path.join(directory, "fs"))
     if argv:
         with open(os.path.join(directory, "run.json"), "w") as file:
-            json.dump({"argv": argv}, file)
+            json.dump({"argv": argv, "host": host}, file)
     if used:
         path = os.path.join(directory, "last_used")
         open(path, "w").close()
@@ -78,7 +78,7 @@ def main(store, number):
         }
         argv = ["sh", "-c", f"cd /src/{name} && ./configure --prefix=/usr && make install"] if index % 5 else None
         used = workers[worker] + chance.randrange(40 * 86400) if index % 9 else None
-        write(os.path.join(store, name), meta, argv, used)
+        write(os.path.join(store, name), meta, argv, f"n{worker % 4 + 1}", used)
         names.append(name)
         stacks.append(stack)
     hostile = {
@@ -92,8 +92,8 @@ def main(store, number):
         "created_at": stamp(START + 60),
         "failed_dep": ATTACK,
     }
-    write(os.path.join(store, "hostile" + ATTACK.replace("/", "\\")), hostile, ["sh", ATTACK], None)
-    write(os.path.join(store, "invalid"), '{"exit_status": "' + ATTACK + '"}', None, None)
+    write(os.path.join(store, "hostile" + ATTACK.replace("/", "\\")), hostile, ["sh", ATTACK], ATTACK, None)
+    write(os.path.join(store, "invalid"), '{"exit_status": "' + ATTACK + '"}', None, None, None)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub mod cluster;
 pub mod disk;
 pub mod filter;
 mod fixture;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// A record of a command, its environment and its runtime, for people who look at a layer later.
 ///
 /// As JSON:
-/// `{"argv":[…],"cwd":PATH,"env":{NAME:null…},"user":"0:0","runtime":PATH,"kernel":"6.1.0"}`.
+/// `{"argv":[…],"cwd":PATH,"env":{NAME:null…},"user":"0:0","runtime":PATH,"kernel":"6.1.0","host":"n1"}`.
 /// [`Report::to_json`](crate::Report::to_json) has it as `command`. As the sidecar
 /// [`SIDECAR`](Self::SIDECAR), [`Report::publish`](crate::Report::publish) and `layered commit` put
 /// it into a layer. Every key but `argv` may be absent.
@@ -42,6 +42,9 @@ pub struct CommandRecord {
     /// The release of the kernel, as of uname(2).
     #[serde(default)]
     pub kernel: String,
+    /// The host name of the machine, as of uname(2). The layers of one store can be from many.
+    #[serde(default)]
+    pub host: String,
 }
 
 /// What a [`CommandRecord`] contains of the command's environment.
@@ -64,13 +67,15 @@ impl CommandRecord {
             RecordEnv::Names => None,
             RecordEnv::Values => Some(value.into()),
         };
+        let machine = rustix::system::uname();
         Self {
             argv: template.args().map(Into::into).collect(),
             cwd: template.cwd().unwrap_or(Path::new("/")).into(),
             env: template.env().map(|(name, text)| (name.into(), value(text))).collect(),
             user: template.user_spec().to_string(),
             runtime: runtime.program().into(),
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            kernel: machine.release().to_string_lossy().into_owned(),
+            host: machine.nodename().to_string_lossy().into_owned(),
         }
     }
 }
@@ -96,6 +101,8 @@ mod tests {
         assert_eq!(record(RecordEnv::Values)["env"]["TOKEN"], "secret");
         let kernel = names.as_object_mut().unwrap().remove("kernel").unwrap();
         assert!(kernel.as_str().unwrap().starts_with(|first: char| first.is_ascii_digit()), "{kernel}");
+        let host = names.as_object_mut().unwrap().remove("host").unwrap();
+        assert_eq!(host, *rustix::system::uname().nodename().to_string_lossy());
         let env = json!({"PATH": null, "TOKEN": null});
         assert_eq!(
             names,

@@ -45,9 +45,11 @@
 //! - `network`: private networks, of root and of users
 //! - `oci`: images in and out, and damage to layers
 //! - `registry`: layers and images in registries that work, lie and die
+//! - `cluster`: a farm of three nodes with Slurm and a registry, and their failures
 
 mod breakout;
 mod capture;
+mod cluster;
 mod collector;
 mod command;
 mod commit;

@@ -50,7 +50,7 @@ fn a_page_has_what_the_files_of_each_layer_record() {
     fs::File::options().write(true).open(store.join("libc/last_used")).unwrap().set_modified(at(2_000_000)).unwrap();
     let timing = [("merge", 0.25), ("runc_run", 1.5), ("cleanup", 0.0), ("total", 2.0)].into_iter().collect();
     let gcc = make(store, "gcc", Meta { timing, parent_hashes: below(&["libc", "gone"]), ..meta() });
-    gcc.write_sidecar("run", &json!({"argv": ["make", "a b", [99, 255]], "unknown": null})).unwrap();
+    gcc.write_sidecar("run", &json!({"argv": ["make", "a b", [99, 255]], "host": "n2", "unknown": null})).unwrap();
     // It ran at the same time as gcc, and libc is below it only through gcc.
     let timing = [("runc_run", 1.0)].into_iter().collect();
     let hello = Meta { timing, exit_status: 2, parent_hashes: below(&["gcc", "libc"]), ..meta() };
@@ -65,13 +65,14 @@ fn a_page_has_what_the_files_of_each_layer_record() {
     let run = |start: u64, lane: u64, phases: Value| json!({"start": start, "end": 1_000_000_000_u64, "lane": lane, "phases": phases});
     let expected = json!([
         {"name": "gcc", "exit": 0, "made": 1_000_000, "bytes": 4096, "base": 0, "below": 2, "missing": 1, "parents": [2],
-            "command": r"make 'a b' $'c\xFF'", "run": run(999_998_000, 0, json!([[0, 250_000], [1, 1_500_000]]))},
+            "command": r"make 'a b' $'c\xFF'", "host": 0, "run": run(999_998_000, 1, json!([[0, 250_000], [1, 1_500_000]]))},
         {"name": "hello", "exit": 2, "made": 1_000_000, "held": true, "bytes": 4096, "base": 0, "below": 2, "parents": [0],
-            "run": run(999_999_000, 1, json!([[1, 1_000_000]]))},
+            "run": run(999_999_000, 0, json!([[1, 1_000_000]]))},
         {"name": "libc", "exit": 0, "made": 1_000_000, "used": 2_000_000, "bytes": 4096, "base": 0, "below": 0, "parents": []},
         {"name": "skipped", "exit": 1, "failed_by": "hello", "made": 1_000_000, "base": 0, "below": 0, "parents": []},
     ]);
     assert_eq!(data["layers"], expected, "{:#}", data["layers"]);
+    assert_eq!(data["hosts"], json!(["n2"]));
     assert_eq!((&data["bases"], &data["phases"]), (&json!(["debian"]), &json!(["merge", "runc_run"])));
     let batch = json!([{"start": 999_998_000, "end": 1_000_000_000, "runs": 2, "lanes": 2}]);
     assert_eq!(data["batches"], batch);
@@ -110,7 +111,7 @@ fn no_text_of_a_layer_is_markup() {
     };
     let dir = store.path().join("<img>&\"\u{202e}");
     let layer = make(&dir, "<script>alert(1)<\u{2028}", meta);
-    layer.write_sidecar("run", &json!({"argv": [attack]})).unwrap();
+    layer.write_sidecar("run", &json!({"argv": [attack], "host": attack})).unwrap();
     let broken = make(&dir, "<b>", Meta::new("base", at(0)));
     fs::write(broken.meta_path(), json!({"exit_status": attack}).to_string()).unwrap();
 
@@ -123,7 +124,9 @@ fn no_text_of_a_layer_is_markup() {
     // The texts are all there, and the characters that cannot be seen are escapes.
     let data = data(&page);
     let shown = "</script><script>alert(1)</script><!--<img src=x onerror='alert(1)'>\"&amp;\\u{2028}\\u{202e}\\u{0}";
-    assert_eq!((&data["bases"], &data["phases"]), (&json!([shown]), &json!([shown])));
+    for texts in ["bases", "hosts", "phases"] {
+        assert_eq!(data[texts], json!([shown]), "{texts}");
+    }
     assert_eq!(data["layers"][1]["failed_by"], shown);
     assert!(data["layers"][1]["command"].as_str().unwrap().contains("</script>"), "{data}");
     assert!(data["layers"][0]["error"].as_str().unwrap().contains("</script>"), "{data}");

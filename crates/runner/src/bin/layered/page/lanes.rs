@@ -38,22 +38,27 @@ pub(super) struct Batch {
     pub(super) lanes: usize,
 }
 
-/// Packs runs into the fewest lanes, so that no two bars of a lane overlap. Each run takes the
-/// first lane that is free, in the order of their starts.
+/// Packs runs into the fewest lanes, so that no two bars of a lane overlap, and that all bars of a
+/// lane are from the same host. Each run takes the first lane that is free, in the order of their
+/// starts. The lanes of a batch are in the order of their hosts.
 ///
 /// Returns the places in the order of `runs`, and the batches in the order of time.
-pub(super) fn pack(runs: &[Span]) -> (Vec<Place>, Vec<Batch>) {
+pub(super) fn pack<H: Ord + Copy>(runs: &[(H, Span)]) -> (Vec<Place>, Vec<Batch>) {
     let mut places = vec![Place { lane: 0, start: 0 }; runs.len()];
     let mut order: Vec<usize> = (0..runs.len()).collect();
-    order.sort_by_key(|index| runs[*index]);
+    order.sort_by_key(|index| runs[*index].1);
     let mut batches: Vec<Batch> = Vec::new();
-    // The end of the last bar of each lane of the batch.
-    let mut lanes: Vec<i64> = Vec::new();
-    for index in order {
-        let run = runs[index];
+    // The host of each lane of the batch, and the end of its last bar.
+    let mut lanes: Vec<(H, i64)> = Vec::new();
+    // The position in `order` of the first run of the batch.
+    let mut first = 0;
+    for (position, index) in order.iter().copied().enumerate() {
+        let (host, run) = runs[index];
         let batch = match batches.last_mut() {
             Some(batch) if run.start - batch.span.end <= IDLE => batch,
             _ => {
+                sort_by_host(&lanes, &order[first..position], &mut places);
+                first = position;
                 lanes.clear();
                 batches.push(Batch { span: run, runs: 0, lanes: 0 });
                 batches.last_mut().expect("a batch was pushed")
@@ -61,26 +66,41 @@ pub(super) fn pack(runs: &[Span]) -> (Vec<Place>, Vec<Batch>) {
         };
         // A short run keeps at least half of its length.
         let slack = RESOLUTION.min((run.end - run.start) / 2);
-        let lane = lanes.iter().position(|end| *end <= run.start + slack).unwrap_or(lanes.len());
-        let start = lanes.get(lane).map_or(run.start, |end| run.start.max(*end));
+        let is_free = |(of, end): &(H, i64)| *of == host && *end <= run.start + slack;
+        let lane = lanes.iter().position(is_free).unwrap_or(lanes.len());
+        let start = lanes.get(lane).map_or(run.start, |(_, end)| run.start.max(*end));
         if lane == lanes.len() {
-            lanes.push(run.end);
+            lanes.push((host, run.end));
         }
-        lanes[lane] = run.end;
+        lanes[lane].1 = run.end;
         places[index] = Place { lane, start };
         batch.runs += 1;
         batch.lanes = lanes.len();
         batch.span.end = batch.span.end.max(run.end);
     }
+    sort_by_host(&lanes, &order[first..], &mut places);
     (places, batches)
+}
+
+/// Numbers the lanes of one batch in the order of their hosts. `runs` has the indexes of its runs.
+fn sort_by_host<H: Ord + Copy>(lanes: &[(H, i64)], runs: &[usize], places: &mut [Place]) {
+    let mut order: Vec<usize> = (0..lanes.len()).collect();
+    order.sort_by_key(|lane| lanes[*lane].0);
+    let mut numbers = vec![0; lanes.len()];
+    for (number, lane) in order.into_iter().enumerate() {
+        numbers[lane] = number;
+    }
+    for run in runs {
+        places[*run].lane = numbers[places[*run].lane];
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn spans(runs: &[(i64, i64)]) -> Vec<Span> {
-        runs.iter().map(|(start, end)| Span { start: start * 1000, end: end * 1000 }).collect()
+    fn spans(runs: &[(i64, i64)]) -> Vec<((), Span)> {
+        runs.iter().map(|(start, end)| ((), Span { start: start * 1000, end: end * 1000 })).collect()
     }
 
     #[test]
@@ -106,6 +126,15 @@ mod tests {
     }
 
     #[test]
+    fn hosts_share_no_lane_and_are_in_their_order() {
+        let runs = [("b", 0, 10), ("a", 5, 10), ("b", 12, 20), ("a", 30, 40), ("a", 31, 32)];
+        let runs: Vec<_> = runs.iter().map(|(host, start, end)| (*host, spans(&[(*start, *end)])[0].1)).collect();
+        let (places, batches) = pack(&runs);
+        assert_eq!(places.iter().map(|place| place.lane).collect::<Vec<_>>(), [2, 0, 2, 0, 1]);
+        assert_eq!(batches[0].lanes, 3);
+    }
+
+    #[test]
     fn bars_of_one_lane_never_overlap() {
         let mut state = 7_u64;
         let mut next = |limit: u64| {
@@ -115,17 +144,19 @@ mod tests {
         let runs: Vec<_> = (0..500)
             .map(|_| {
                 let start = next(600_000);
-                Span { start, end: start + next(20_000) }
+                (next(3), Span { start, end: start + next(20_000) })
             })
             .collect();
         let (places, batches) = pack(&runs);
         let mut bars: Vec<_> =
-            places.iter().zip(&runs).map(|(place, run)| (place.lane, place.start, run.end)).collect();
+            places.iter().zip(&runs).map(|(place, (host, run))| (place.lane, place.start, run.end, host)).collect();
         bars.sort_unstable();
         for pair in bars.windows(2) {
-            assert!(pair[0].0 != pair[1].0 || pair[0].2 <= pair[1].1, "{pair:?}");
+            let is_same = pair[0].0 == pair[1].0;
+            assert!(!is_same || (pair[0].2 <= pair[1].1 && pair[0].3 == pair[1].3), "{pair:?}");
+            assert!(pair[0].3 <= pair[1].3, "the lanes are in the order of the hosts: {pair:?}");
         }
-        for (place, run) in places.iter().zip(&runs) {
+        for (place, (_, run)) in places.iter().zip(&runs) {
             assert!((run.start..=run.start + RESOLUTION).contains(&place.start) && place.start <= run.end);
         }
         assert_eq!(batches.iter().map(|batch| batch.runs).sum::<usize>(), 500);
@@ -133,7 +164,7 @@ mod tests {
 
     #[test]
     fn an_end_that_is_less_than_a_second_late_takes_no_lane_of_its_own() {
-        let span = |start, end| Span { start, end };
+        let span = |start, end| ((), Span { start, end });
         let table = [
             // The second run starts up to a second before the recorded end of the first.
             ([span(0, 10_000), span(9_100, 20_000)], [(0, 0), (0, 10_000)]),

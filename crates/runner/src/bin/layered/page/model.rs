@@ -46,6 +46,8 @@ pub(super) struct Model {
     layers: Vec<Row>,
     /// The bases that the layers name.
     bases: Vec<String>,
+    /// The hosts on which the layers were made.
+    hosts: Vec<String>,
     /// The names of the phases, in the order in which they were found.
     phases: Vec<String>,
     /// The batches of the timeline.
@@ -85,6 +87,9 @@ struct Row {
     parents: Vec<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     command: Option<String>,
+    /// The index of the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<Run>,
 }
@@ -113,25 +118,29 @@ impl Model {
         let mut found = store.scan()?.with_meta().collect::<layer::Result<Vec<_>>>()?;
         found.sort_by(|(one, _), (other, _)| one.name().cmp(other.name()));
         let mut phases = Names::default();
-        let mut bases = Names::default();
+        let [mut bases, mut hosts] = [Names::default(), Names::default()];
         let mut rows = Vec::new();
         for (layer, meta) in &found {
             let mut row = Row { name: quoted(layer.name()).to_string(), ..Row::default() };
             row.held = held.contains(layer.name());
             match meta {
-                Ok(meta) => row.read(layer, meta, sizes, &mut bases, &mut phases),
+                Ok(meta) => {
+                    row.read(layer, meta, sizes, &mut bases, &mut phases);
+                    row.read_record(layer, &mut hosts);
+                }
                 Err(error) => row.error = Some(reason(error)),
             }
             rows.push(row);
         }
         let (layers, metas): (Vec<_>, Vec<_>) = found.into_iter().map(|(layer, meta)| (layer, meta.ok())).unzip();
         stand(&mut rows, &layers, &metas);
-        let batches = place(&mut rows);
+        let batches = place(&mut rows, &hosts.list);
         Ok(Self {
             store: shown(&quoted(store.path()).to_string()),
             written: seconds(now),
             layers: rows,
             bases: bases.list,
+            hosts: hosts.list,
             phases: phases.list,
             batches,
         })
@@ -161,7 +170,6 @@ impl Row {
         self.made = Some(seconds(meta.created_at));
         self.base = bases.index(&meta.base_hash, usize::MAX);
         self.below = meta.parent_hashes.len();
-        self.command = layer.read_sidecar(CommandRecord::SIDECAR).ok().flatten().and_then(|sidecar| command(&sidecar));
         self.run = run(meta, phases);
         let bytes = match sizes {
             Sizes::Recorded => layer.recorded_disk_usage(meta),
@@ -170,6 +178,15 @@ impl Row {
         match bytes.and_then(|bytes| Ok((bytes, layer.last_used()?))) {
             Ok((bytes, used)) => (self.bytes, self.used) = (bytes, used.map(seconds)),
             Err(error) => self.error = Some(reason(&error)),
+        }
+    }
+
+    /// Fills in what the sidecar about the run says, if it is there and can be read.
+    fn read_record(&mut self, layer: &Layer, hosts: &mut Names) {
+        if let Ok(Some(sidecar)) = layer.read_sidecar(CommandRecord::SIDECAR) {
+            self.command = command(&sidecar);
+            let host = sidecar.get("host").and_then(Value::as_str).filter(|host| !host.is_empty());
+            self.host = host.and_then(|host| hosts.index(host, usize::MAX));
         }
     }
 
@@ -189,10 +206,14 @@ fn stand(rows: &mut [Row], layers: &[Layer], metas: &[Option<Meta>]) {
     }
 }
 
-/// Fills in the lanes of the runs.
-fn place(rows: &mut [Row]) -> Vec<Batch> {
+/// Fills in the lanes of the runs. The lanes of one host are adjacent, and hosts are in the order of
+/// their names.
+fn place(rows: &mut [Row], hosts: &[String]) -> Vec<Batch> {
+    let rank = |row: &Row| row.host.map(|host| hosts.iter().filter(|other| **other < hosts[host]).count());
+    let hosts: Vec<_> = rows.iter().filter(|row| row.run.is_some()).map(rank).collect();
     let mut runs: Vec<&mut Run> = rows.iter_mut().filter_map(|row| row.run.as_mut()).collect();
-    let (places, batches) = lanes::pack(&runs.iter().map(|run| run.span).collect::<Vec<_>>());
+    let spans = runs.iter().zip(hosts).map(|(run, host)| (host, run.span));
+    let (places, batches) = lanes::pack(&spans.collect::<Vec<_>>());
     for (run, place) in runs.iter_mut().zip(places) {
         run.lane = place.lane;
         run.span.start = place.start;

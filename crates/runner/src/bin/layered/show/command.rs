@@ -8,7 +8,7 @@ use serde_json::Value;
 /// Returns the rows of a table that describe the command, if `sidecar` is its record.
 pub(super) fn rows(sidecar: Option<&Value>) -> Option<Vec<Vec<String>>> {
     let record: CommandRecord = serde_json::from_value(sidecar?.clone()).ok()?;
-    let CommandRecord { argv, cwd, env, user, runtime, kernel } = record;
+    let CommandRecord { argv, cwd, env, user, runtime, kernel, host } = record;
     let row = |name: &str, value: String| (!value.is_empty()).then(|| vec![name.to_string(), value]);
     let variables = env.iter().map(|(name, value)| match value {
         Some(value) => format!("{name}={}", shell_words::quote(value)),
@@ -27,6 +27,7 @@ pub(super) fn rows(sidecar: Option<&Value>) -> Option<Vec<Vec<String>>> {
     }
     rows.extend(row("runtime", runtime.to_string_lossy().into_owned()));
     rows.extend(row("kernel", kernel));
+    rows.extend(row("host", host));
     Some(rows)
 }
 
@@ -55,6 +56,7 @@ mod tests {
             "user": "opam:staff",
             "runtime": "crun",
             "kernel": "6.1.0",
+            "host": "n1",
             "unknown": 1,
         });
         let shown: Vec<String> = rows(Some(&sidecar)).unwrap().into_iter().map(|row| row.join(" ")).collect();
@@ -65,6 +67,7 @@ mod tests {
             "environment HOME=/root PATH",
             "runtime crun",
             "kernel 6.1.0",
+            "host n1",
         ];
         assert_eq!(shown, expected);
         assert!(!is_whole(&sidecar));

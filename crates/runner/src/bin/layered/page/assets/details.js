@@ -31,6 +31,7 @@ const showDetails = (() => {
     rows.push(["Last used (UTC)", lastUse(layer)]);
     if (layer.bytes !== undefined) rows.push(["Size", bytes(layer.bytes)]);
     if (layer.base !== undefined) rows.push(["Base", text(bases[layer.base])]);
+    if (layer.host !== undefined) rows.push(["Host", text(hosts[layer.host])]);
     if (layer.run) rows.push([`Took ${duration(took(layer))}`, phaseTable(layer.run)]);
     if (!isUnreadable(layer)) {
       const missing = layer.missing ? `, ${count(layer.missing)} of them not in this store` : "";

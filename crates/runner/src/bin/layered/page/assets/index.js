@@ -29,7 +29,7 @@
   const [before, after] = [0, 0].map(() => element("tr", { "aria-hidden": "true", class: "space" }, element("td")));
   body.append(before, after);
 
-  const searched = layers.map(layer => [layer.name, layer.command, layer.failed_by, layer.error].join("\n").toLowerCase());
+  const searched = layers.map(layer => [layer.name, layer.command, layer.failed_by, layer.error, hosts[layer.host]].join("\n").toLowerCase());
   let order = layers.map((_, index) => index);
   let matching = order;
   // The rows in the document, by their position among the matching layers.

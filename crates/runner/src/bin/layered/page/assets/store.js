@@ -1,6 +1,6 @@
 // The data of the page, and what all parts of it use. Texts of layers become text nodes, never markup.
 const store = JSON.parse(document.getElementById("store").textContent);
-const { layers, bases, phases, batches } = store;
+const { layers, bases, hosts, phases, batches } = store;
 
 const count = number => number.toLocaleString("en");
 const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;

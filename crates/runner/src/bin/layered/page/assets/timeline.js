@@ -1,5 +1,5 @@
-// The timeline: a bar for each run, in lanes. The browser scrolls a large empty element, and the canvas that
-// covers the visible part of it is drawn again.
+// The timeline: a bar for each run, in lanes. Each lane has runs of one host. The browser scrolls a large empty
+// element, and the canvas that covers the visible part of it is drawn again.
 const phaseClass = (() => {
   const known = ["runc_run", "merge", "overlay_mount", "overlay_umount", "prep_upper", "config", "plan", "touch", "cleanup"];
   const COLOURS = 12;
@@ -85,6 +85,24 @@ const phaseClass = (() => {
       context.lineWidth = 2;
     }
   };
+  // Names the host above its first lane, if there are several hosts.
+  const drawHosts = (context, wide, colours) => {
+    if (hosts.length < 2) return;
+    const hostOf = lane => layers[lanes[lane]?.[0]]?.host;
+    context.font = "11px system-ui, sans-serif";
+    context.textBaseline = "top";
+    for (let lane = 0; lane < lanes.length; lane++) {
+      const host = hostOf(lane);
+      if (host === undefined || lane && host === hostOf(lane - 1)) continue;
+      const top = AXIS + lane * laneHeight() - scroller.scrollTop;
+      context.fillStyle = colour("--line");
+      context.fillRect(0, top - 1, wide, 1);
+      context.fillStyle = colours.paper;
+      context.fillRect(0, top, context.measureText(hosts[host]).width + 8, 13);
+      context.fillStyle = colour("--ink");
+      context.fillText(hosts[host], 4, top + 1);
+    }
+  };
   const draw = (context, wide, high) => {
     drawAxis(context, wide, high);
     context.beginPath();
@@ -95,6 +113,7 @@ const phaseClass = (() => {
       phases: phases.map((_, phase) => colour(`--${phaseClass(phase)}`)),
     };
     for (const index of bars) drawBar(context, index, colours);
+    drawHosts(context, wide, colours);
   };
 
   const nearest = (lane, time) => {
@@ -107,6 +126,7 @@ const phaseClass = (() => {
     const layer = layers[index];
     const parts = layer.run.phases.map(([phase, micros]) => `${phases[phase]} ${duration(micros / 1000)}`);
     const lines = [`${mark(layer)}${layer.name}: ${status(layer)}`, `took ${duration(took(layer))}, until ${stamp(layer.made)} UTC`];
+    if (layer.host !== undefined) lines.push(`on ${hosts[layer.host]}`);
     return { layer: index, lines: [...lines, ...parts.slice(0, 12)] };
   };
   const show = index => {
