@@ -326,7 +326,9 @@ mod tests {
             fs::write(dir.path().join("stays"), "").unwrap();
             let parent = openat(CWD, dir.path(), READ, Mode::empty()).unwrap();
             let removed = AtomicUsize::new(0);
-            let count = || drop(removed.fetch_add(1, Ordering::Relaxed));
+            let count = || {
+                removed.fetch_add(1, Ordering::Relaxed);
+            };
             let threads = NonZeroUsize::new(threads).unwrap();
             let names = names.iter().map(|name| &**name);
             let failed = remove_all(parent.as_fd(), dir.path(), names, threads, &count);
