@@ -103,9 +103,22 @@ pub(crate) struct Supervised<'a> {
     unsent: Vec<i32>,
     /// `None` after the call.
     on_start: Option<OnStart<'a>>,
-    /// When to release the pages of the program. `None` after that.
-    release_pages: Option<Instant>,
+    release_pages: Release,
     _masked: Masked,
+}
+
+/// When to release the pages of the program.
+struct Release {
+    delay: Option<Duration>,
+    /// `None` after the release.
+    when: Option<Instant>,
+}
+
+impl Release {
+    /// Begins the delay, at the start of the runtime and again at that of the command.
+    fn begin(&mut self) {
+        self.when = self.delay.and_then(|delay| Instant::now().checked_add(delay));
+    }
 }
 
 /// Why a command ended.
@@ -173,7 +186,8 @@ impl<'a> Supervised<'a> {
         // Returning drops the container's ends of the pipes. While this process holds them, the
         // readers do not see the end of the streams.
         let (unsent, on_start) = (Vec::new(), task.on_start);
-        let release_pages = task.release_pages.and_then(|delay| Instant::now().checked_add(delay));
+        let mut release_pages = Release { delay: task.release_pages, when: None };
+        release_pages.begin();
         Ok(Self { keeper, streams, report, console, unsent, on_start, release_pages, _masked: masked })
     }
 
@@ -317,10 +331,10 @@ impl<'a> Supervised<'a> {
         signals: Option<&Signals>,
     ) -> io::Result<Event> {
         let looks = self.streams.waits_for_foreground();
-        if self.release_pages.take_if(|when| Instant::now() >= *when).is_some() {
+        if self.release_pages.when.take_if(|when| Instant::now() >= *when).is_some() {
             pages::release();
         }
-        let next = until.into_iter().chain(self.release_pages).min();
+        let next = until.into_iter().chain(self.release_pages.when).min();
         let remaining = next.map(|next| next.saturating_duration_since(Instant::now()));
         let timeout = match (remaining, looks) {
             (Some(left), true) => Some(left.min(LOOK)),
@@ -358,6 +372,7 @@ impl<'a> Supervised<'a> {
             // terminal may have been resized since.
             if self.report.facts().is_ready && !was_ready {
                 self.console.iter().for_each(Console::resize);
+                self.release_pages.begin();
             }
             self.report_start();
         }

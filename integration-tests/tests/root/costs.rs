@@ -2,7 +2,11 @@
 //! instructions.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use integration_tests::strace::{Program, count};
 use integration_tests::{Fixture, find};
@@ -14,6 +18,36 @@ fn allowed(name: &str) -> usize {
     let text = fs::read_to_string(path).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
     line.unwrap_or_else(|| panic!("no {name:?} in the budget")).parse().unwrap()
+}
+
+/// The most kilobytes of its program that `layered` may need to wait, without optimization.
+const WAITING_KILOBYTES: usize = 3000;
+
+#[test]
+fn a_process_that_waits_releases_the_pages_of_its_program() {
+    let fixture = Fixture::new();
+    let mut command = fixture.layered_script(&[], "echo; read line; true");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let status = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+        };
+        (number("RssFile:"), number("VmHWM:"))
+    };
+    // The kernel reports no event for it.
+    let end = Instant::now() + Duration::from_secs(60);
+    let (mut resident, mut peak) = status();
+    while resident > WAITING_KILOBYTES && Instant::now() < end {
+        thread::sleep(Duration::from_millis(20));
+        (resident, peak) = status();
+    }
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    assert!(peak > 2 * WAITING_KILOBYTES, "the peak is only {peak} kB");
+    assert!(resident <= WAITING_KILOBYTES, "{resident} kB of {peak} kB stay resident");
 }
 
 #[test]

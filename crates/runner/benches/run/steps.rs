@@ -74,7 +74,7 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
                 let runtime = name.split(", ").nth(1).unwrap_or("runc");
                 **other == format!("layered, {runtime}")
             };
-            let ours = subjects.iter().enumerate().find(|(_, subject)| is_peer(&subject)).map(|(index, _)| index);
+            let ours = subjects.iter().enumerate().find(|(_, subject)| is_peer(subject)).map(|(index, _)| index);
             let ratio = ours.and_then(|ours| samples[ours].as_ref()).map(|ours| times.ratio(ours));
             rows.push(vec![
                 name.clone(),
