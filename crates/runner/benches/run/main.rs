@@ -9,16 +9,18 @@
 //! - the number of rounds (30);
 //! - the directory for `results.md` and `phases.svg` (`-` for none);
 //! - the parts to measure (all): `costs memory output others unmount throughput configuration
-//! caller
-//!   steady`. Each is in the module of its name, but `caller` and `steady` are in [`memory`].
+//!   caller steady images`. Each is in the module of its name, but `caller` and `steady` are in
+//!   [`memory`].
 
 // A benchmark prints its results.
 #![allow(clippy::print_stdout)]
 
 mod bare;
 mod chart;
+mod children;
 mod configuration;
 mod costs;
+mod images;
 mod machine;
 mod markdown;
 mod memory;
@@ -42,6 +44,9 @@ const LAYERS: [usize; 4] = [1, 30, 100, 400];
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if children::measure(&arguments)? {
+        return Ok(());
+    }
     let rounds = arguments
         .first()
         .map_or(Ok(30), |rounds| rounds.parse())
@@ -89,6 +94,9 @@ fn main() -> Result<()> {
     }
     if is_wanted("steady") {
         add(memory::steady(&places, runtime)?);
+    }
+    if is_wanted("images") {
+        add(images::measured(&places, rounds, &mut missing)?);
     }
     add(missing.lines());
     if let Some(dir) = destination {
