@@ -9,17 +9,19 @@
 //! - the number of rounds (30);
 //! - the directory for `results.md`, `phases.svg` and `steps.svg` (`-` for none);
 //! - the parts to measure (all): `costs steps memory output others users unmount throughput upkeep
-//!   lookups configuration caller steady stacks farm registry`. Each is in the module of its name,
-//!   but `caller` and `steady` are in [`memory`].
+//!   lookups configuration caller steady stacks farm registry images`. Each is in the module of its
+//!   name, but `caller` and `steady` are in [`memory`].
 
 // A benchmark prints its results.
 #![allow(clippy::print_stdout)]
 
 mod bare;
 mod chart;
+mod children;
 mod configuration;
 mod costs;
 mod farm;
+mod images;
 mod lookups;
 mod machine;
 mod markdown;
@@ -49,6 +51,9 @@ const LAYERS: [usize; 4] = [1, 30, 100, 400];
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if children::measure(&arguments)? {
+        return Ok(());
+    }
     let rounds = arguments
         .first()
         .map_or(Ok(30), |rounds| rounds.parse())
@@ -120,6 +125,9 @@ fn main() -> Result<()> {
     }
     if is_wanted("registry") {
         add(registry::measured(rounds, &mut missing)?);
+    }
+    if is_wanted("images") {
+        add(images::measured(&places, rounds, &mut missing)?);
     }
     add(missing.lines());
     if let Some(dir) = destination {
