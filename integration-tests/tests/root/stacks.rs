@@ -117,7 +117,10 @@ fn siblings_share_what_they_have_in_common() {
     // Each sibling has five layers of its own on top.
     let sibling = |n: usize| [&own[5 * n..5 * n + 5], common].concat();
     for (n, lowers) in [(0, &[26][..]), (1, &[21, 26]), (2, &[21, 26]), (3, &[21, 26])] {
-        let options = fixture.options().stacks(&stacks).prep_upper(|_, lowers| Ok(assert_eq!(lowers.len(), 26)));
+        let options = fixture.options().stacks(&stacks).prep_upper(|_, lowers| {
+            assert_eq!(lowers.len(), 26);
+            Ok(())
+        });
         let report = fixture.run_with(&sibling(n), "cat /top; cat /deps/* | wc -l", options);
         assert_eq!(stdout(&report), format!("{}\n25\n", 5 * n));
         assert_eq!((report.shared, &*stacks.lowers()), (if n == 0 { 25 } else { 20 }, lowers), "{n}");

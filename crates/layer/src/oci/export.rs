@@ -220,10 +220,11 @@ impl<'a> Export<'a> {
         record.config_digest?;
         let layer = Layer::at(base.path());
         // The base is read only if its image is still there.
-        let copied = self.open_original(record, &writer.spool()).and_then(|original| match self.is_as_recorded(&layer)? {
-            true => original.copy(writer).map(Some),
-            false => Ok(None),
-        });
+        let copied =
+            self.open_original(record, &writer.spool()).and_then(|original| match self.is_as_recorded(&layer)? {
+                true => original.copy(writer).map(Some),
+                false => Ok(None),
+            });
         if let Ok(None) = copied {
             let path = crate::display::quoted(layer.path());
             log::warn!("exporting {path} as one layer: it has changed since its import, or has no digest");

@@ -184,11 +184,7 @@ impl Image {
 
     /// Opens the image in a registry that a record is about, by the digest of its manifest.
     #[cfg(feature = "registry")]
-    pub(crate) fn again_in_registry(
-        registry: &Arc<Registry>,
-        image: &RegistryImage,
-        record: &Record,
-    ) -> Result<Self> {
+    pub(crate) fn again_in_registry(registry: &Arc<Registry>, image: &RegistryImage, record: &Record) -> Result<Self> {
         match record.manifest {
             Some(digest) => Self::of_digest(Files::of_registry(registry, image), digest, record),
             None => Self::in_registry(registry, image, Platform::of_config(&record.config).as_ref()),
