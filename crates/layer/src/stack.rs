@@ -126,6 +126,13 @@ impl Stack {
         Ok(Self { view: View::new(trees)?.xattrs(xattrs).remembering() })
     }
 
+    /// Shows nothing of a directory that this process may not list or search, and nothing of its
+    /// name in the layers below: a command in a run over a [`Skeleton`](crate::Skeleton) sees the
+    /// same. Without this, such a directory is an error.
+    pub fn hide_unreadable(self) -> Self {
+        Self { view: self.view.hide_unreadable() }
+    }
+
     /// Returns the entries of the directory at `path`, in the order of their names.
     ///
     /// # Errors

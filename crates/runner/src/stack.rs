@@ -290,8 +290,17 @@ pub(crate) fn merge(
 
 /// Returns the plan of the layers alone, without the skeleton whose tree is `skeleton`.
 pub(crate) fn without(mut plan: Plan, skeleton: Option<&Path>) -> Plan {
-    for trees in [&mut plan.separate, &mut plan.merged] {
-        trees.retain(|tree| Some(tree.as_path()) != skeleton);
+    let mut trees = plan.separate.iter().chain(&plan.merged);
+    let Some(index) = skeleton.and_then(|skeleton| trees.position(|tree| tree == skeleton)) else { return plan };
+    match index.checked_sub(plan.separate.len()) {
+        Some(merged) => plan.merged.remove(merged),
+        None => plan.separate.remove(index),
+    };
+    for estimate in &mut plan.estimates {
+        match index < estimate.separate {
+            true => estimate.separate -= 1,
+            false => estimate.merged -= 1,
+        }
     }
     plan
 }

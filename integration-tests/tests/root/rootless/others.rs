@@ -272,6 +272,50 @@ fn a_directory_of_another_user_is_not_taken_for_a_skeleton() {
 }
 
 #[test]
+fn a_run_over_layers_of_root_is_planned_kept_compared_and_committed() {
+    everywhere(|fixture, runtime| {
+        base_of_root(fixture);
+        let theirs = layer_of_root(fixture, &format!("theirs-{runtime}"), &["opt/file"]);
+        let mut plan = fixture.layered(&["plan", "--base", "base", "--json", "--layer"]);
+        let plan: Value = serde_json::from_str(&quietly(plan.arg(&theirs))).unwrap();
+        assert_eq!(
+            (&plan["separate"], &plan["merged"]),
+            (&serde_json::json!([theirs.join("fs")]), &serde_json::json!([]))
+        );
+        let rungs = plan["rungs"].as_array().unwrap();
+        assert!(rungs.iter().all(|rung| (&rung["separate"], &rung["merged"]) == (&1.into(), &0.into())), "{plan}");
+
+        let script = "rm -r /root; mkdir /root; rm /opt/file; echo made > /etc/made; exit 3";
+        let run = || fixture.run(&["--runtime", runtime, "--keep-failed"], std::slice::from_ref(&theirs), script);
+        let output = run().output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{stderr}");
+        assert!(stderr.contains("a collector may remove ") && stderr.contains("will look unused"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 3, "{stderr}");
+        let left = fixture.of_root().left();
+        let kept = left.iter().find(|path| path.to_str().unwrap().contains("/kept-")).unwrap();
+        // Its skeleton can go in the meantime.
+        quietly(fixture.layered(&["sweep"]).arg(fixture.of_root().scratch()));
+        let mut shell = fixture.layered(&["shell", "--runtime", runtime]);
+        let shell =
+            shell.arg(kept).args(["--", "sh", "-c", "ls -A /root /opt; rm -r /usr/local/share"]).output().unwrap();
+        assert_eq!(shell.stdout, b"/opt:\n\n/root:\n", "{}", String::from_utf8_lossy(&shell.stderr));
+        let diff = quietly(fixture.layered(&["diff"]).arg(kept));
+        let lines: Vec<_> = diff.lines().map(|line| (&line[..1], line.rsplit(' ').next().unwrap())).collect();
+        for expected in [("A", "/etc/made"), ("D", "/opt/file"), ("D", "/usr/local/share/")] {
+            assert!(lines.contains(&expected), "{diff}");
+        }
+        let layer = fixture.store().join(format!("kept-{runtime}"));
+        quietly(fixture.layered(&["commit"]).arg(kept).arg(&layer));
+        let entries = entries(&layer.join("fs"));
+        for entry in ["etc/made 100644 made", "opt/file 20000 ", "root 40755 ", "usr/local/share 20000 "] {
+            assert!(entries.iter().any(|found| found == entry), "{entry}: {entries:?}");
+        }
+        sweep(fixture);
+    });
+}
+
+#[test]
 fn doctor_says_what_layers_of_root_mean() {
     let fixture = UserFixture::new("single");
     base_of_root(&fixture);

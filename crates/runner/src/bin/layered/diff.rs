@@ -103,7 +103,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         match subject.below(&args.base, &args.layers)? {
             Below::Known(trees) => {
-                let stack = Stack::new(&trees, subject.xattrs)?;
+                // Over layers of others, the command was shown nothing of what it could not read.
+                let stack = Stack::new(&trees, subject.xattrs)?.hide_unreadable();
                 list.all(&made, stack.changes(&subject.tree)?)?;
             }
             Below::Unknown(why) => {
