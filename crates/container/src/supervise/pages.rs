@@ -102,9 +102,11 @@ Anonymous:             0 kB
     #[test]
     fn only_unchanged_ranges_of_the_files_with_the_code_are_released() {
         assert_eq!(released(SMAPS, &[0x3000, 0xb123]), [0x1000..0x2000, 0x2000..0x5000, 0xb000..0xc000]);
-        assert!(released(SMAPS, &[0x7000, 0x8000]).is_empty());
-        assert!(released("", &[0x3000]).is_empty());
-        assert!(released("1000-2000\nx-y r-xp\n-\nAnonymous: 3", &[0x1000]).is_empty());
+        for (smaps, code) in
+            [(SMAPS, [0x7000, 0x8000]), ("", [0x3000, 0]), ("1000-2000\nx-y r-xp\n-\nAnonymous: 3", [0x1000, 0])]
+        {
+            assert!(released(smaps, &code).is_empty(), "{smaps}");
+        }
     }
 
     #[test]

@@ -175,6 +175,14 @@ impl Storage<'_> {
     }
 }
 
+impl Drop for Storage<'_> {
+    fn drop(&mut self) {
+        // The library of both mounts this directory on itself. If it has not, there is nothing to
+        // unmount.
+        let _ = nix::mount::umount(&self.dir.join("storage/overlay"));
+    }
+}
+
 fn name(layers: usize) -> String {
     format!("localhost/layers:n{layers}")
 }
