@@ -111,6 +111,8 @@ fn run_on<K: Kernel>(
             let planned = match &skeleton {
                 Some(skeleton) => (stack.plan(&limits, &scratch, Some(&skeleton.tree()))?, None),
                 None => {
+                    // A cancelled run may not hold its layers.
+                    let stacks = stacks.filter(|_| !is_cancelled());
                     let part = stacks.and_then(|stacks| stacks.part_of(&stack, xattrs, limits.max_lowers, &scratch));
                     stack.plan_over(part, &limits, &scratch)?
                 }

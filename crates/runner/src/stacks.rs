@@ -82,9 +82,9 @@ const KEPT: usize = 16;
 /// - The command does not see xattrs of the layers that begin with `trusted.overlay.overlay.`
 ///   (`user.overlay.overlay.` without root), which only an overlay inside a container creates.
 ///   Those that stand for a whiteout or a redirect take effect.
-/// - A directory with whiteouts that have nothing to hide, and without the mark that a capture
-///   leaves there, may list their names, and then cannot be removed. Overlays have such directories
-///   anyway. With a shared overlay, other directories can be concerned.
+/// - A directory that no capture made may list the names of its whiteouts if no other layer has the
+///   directory. The command then cannot find these names, and cannot remove the directory. In a
+///   shared overlay, only its own layers count as others.
 /// - The first write to a file copies its content, even if the file system could share the blocks
 ///   (Btrfs, XFS).
 ///

@@ -90,7 +90,7 @@ mod tests {
             (recent([stack(0..400), stack(0..400)]), stack(0..400), 101, 500, Some(400)),
             // A stack that grows by one layer per run.
             (recent([stack(0..11), stack(0..12)]), stack(0..13), 10, 500, None),
-            (recent([stack(0..20), stack(0..21), stack(0..22)]), stack(0..23), 15, 500, Some(21)),
+            (recent([stack(0..20), stack(0..21), stack(0..22)]), stack(0..23), 15, 500, Some(20)),
             // What two runs share saves more than what one shares.
             (recent([stack(0..100), stack(0..90), stack(0..90)]), stack(0..100), 0, 500, Some(90)),
             // Nothing repeats: the run gets its own, unless it has one of a part.
