@@ -14,6 +14,7 @@ use crate::Result;
 use crate::configure::Prepared;
 use crate::error::io_error;
 use crate::paths::Paths;
+use crate::stacks::Part;
 
 /// The operations that a run asks of the kernel.
 pub(crate) trait Kernel: Sync {
@@ -32,7 +33,9 @@ pub(crate) trait Kernel: Sync {
     ///
     /// The bundle and the mount point are in memory, so they cost no I/O. They are in the run's own
     /// mount namespace, so a killed run leaves neither of them.
-    fn mount(&self, overlay: &Overlay, paths: &Paths) -> Result<Self::Mounted>;
+    ///
+    /// With `shared`, the overlay has that part as its lowest lower.
+    fn mount(&self, overlay: &Overlay, shared: Option<&Part>, paths: &Paths) -> Result<Self::Mounted>;
 
     /// Runs the command and waits for it to end.
     fn execute(
@@ -61,11 +64,14 @@ impl Kernel for Linux {
         Ok(in_private_mount_namespace(work)?)
     }
 
-    fn mount(&self, overlay: &Overlay, paths: &Paths) -> Result<Mounted> {
+    fn mount(&self, overlay: &Overlay, shared: Option<&Part>, paths: &Paths) -> Result<Mounted> {
         mount_private_tmpfs(&paths.bundle())?;
         let merged = paths.merged();
         DirBuilder::new().mode(0o700).create(&merged).map_err(io_error("make the directory", &merged))?;
-        Ok(overlay.mount(merged)?)
+        match shared {
+            Some(part) => part.mount_over(overlay, &paths.shared(), &merged),
+            None => Ok(overlay.mount(merged)?),
+        }
     }
 
     fn execute(

@@ -20,7 +20,8 @@
 //!
 //! `run` does not know what the layers are for: it reads no names, no metadata and no cache policy.
 //! Any number of threads can run at the same time. [`Options`] sets the scratch directory, the
-//! runtime, and the command's streams and limits. [`Options::watch`] reports [`Event`]s while the
+//! runtime, and the command's streams and limits. Runs with the same [`Stacks`] share the overlay of
+//! the layers that all of them have at the bottom. [`Options::watch`] reports [`Event`]s while the
 //! run is in progress. [`probe`] finds out what a scratch directory and the kernel support.
 //!
 //! The crate [`layer`] manages the layers on disk. The crate [`container`] mounts overlays and
@@ -70,6 +71,7 @@ mod run;
 mod rundir;
 mod scratch;
 mod stack;
+mod stacks;
 mod sweep;
 mod timings;
 mod upper;
@@ -86,6 +88,7 @@ pub use removal::Removal;
 pub use report::Report;
 pub use run::run;
 pub use stack::{check_upper_destination, plan};
+pub use stacks::Stacks;
 pub use sweep::{Swept, sweep};
 pub use timings::{Phase, Timings};
 pub use upper::{CaptureError, PersistError, RunLock, Upper};
@@ -97,7 +100,7 @@ const _: fn() = || {
     fn send<T: Send>() {}
     fn shared<T: Send + Sync>() {}
     send::<Options<'_>>();
-    shared::<(Report, Upper, Removal, RunLock, Error, container::Cancel, container::Signals)>();
+    shared::<(Report, Upper, Removal, RunLock, Stacks, Error, container::Cancel, container::Signals)>();
 };
 
 /// The examples in the READMEs, which must compile.

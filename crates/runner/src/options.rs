@@ -10,7 +10,7 @@ use container::{Cancel, DeviceNodes, Init, Input, Output, OverlayXattrs, Runtime
 use layer::Rung;
 
 use crate::events::{Event, Watch};
-use crate::{BoxError, RecordEnv, Upper};
+use crate::{BoxError, RecordEnv, Stacks, Upper};
 
 /// The options of a run. Each has a default.
 ///
@@ -36,6 +36,7 @@ pub struct Options<'a> {
     pub(crate) etc: EtcFiles,
     pub(crate) over: Option<Upper>,
     pub(crate) cleanup: Cleanup,
+    pub(crate) stacks: Option<&'a Stacks>,
     pub(crate) record_env: RecordEnv,
     pub(crate) watch: Option<Watch<'a>>,
     pub(crate) supervision: Supervision<'a>,
@@ -103,6 +104,7 @@ impl<'a> Options<'a> {
             etc: EtcFiles::default(),
             over: None,
             cleanup: Cleanup::default(),
+            stacks: None,
             record_env: RecordEnv::default(),
             watch: None,
             supervision: Supervision::new(),
@@ -197,6 +199,13 @@ impl<'a> Options<'a> {
     /// Sets when the run removes its leftovers.
     pub fn cleanup(mut self, cleanup: Cleanup) -> Self {
         self.cleanup = cleanup;
+        self
+    }
+
+    /// Shares the lowest layers of the stack with other runs that have the same `stacks`: see
+    /// [`Stacks`].
+    pub fn stacks(mut self, stacks: impl Into<Option<&'a Stacks>>) -> Self {
+        self.stacks = stacks.into();
         self
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 /// <scratch>/<id>/lower          the merged layers, if any had to be merged
 /// <scratch>/<id>/bundle         a tmpfs in the run's mount namespace:
 ///                bundle/merged       the mount point of the overlay
+///                bundle/shared       for a moment, an overlay that runs share
 ///                bundle/config.json  and beside it the runtime's runtime.log and state/
 /// ```
 #[derive(Debug)]
@@ -41,6 +42,10 @@ impl Paths {
 
     pub(crate) fn merged(&self) -> PathBuf {
         self.0.join("bundle/merged")
+    }
+
+    pub(crate) fn shared(&self) -> PathBuf {
+        self.0.join("bundle/shared")
     }
 
     pub(crate) fn lower(&self) -> PathBuf {

@@ -69,7 +69,7 @@ fn mounted(scratch: &Scratch, rung: Rung) -> Result<bool> {
     let overlay = stack::overlay(rung, lowers.into(), scratch);
     in_phase(Phase::OverlayMount, || {
         Linux.privately(|| {
-            let mounted = in_phase(Phase::OverlayMount, || Linux.mount(&overlay, scratch))?;
+            let mounted = in_phase(Phase::OverlayMount, || Linux.mount(&overlay, None, scratch))?;
             let seen = in_phase(Phase::OverlayMount, || written(mounted.path()));
             let unmounted = in_phase(Phase::OverlayUmount, || Linux.unmount(mounted));
             with_undone(seen, unmounted, scratch.dir())

@@ -24,8 +24,12 @@ pub struct Report {
     pub upper: Upper,
     /// How long each phase took, in order.
     pub timings: Timings,
-    /// Which layers were stacked, which were merged, and how the overlay was mounted.
+    /// Which layers were stacked, which were merged, and how the overlay was mounted. The estimates
+    /// of the rungs do not count the [shared](Self::shared) layers.
     pub plan: Plan,
+    /// How many of the lowest layers of the plan were in an overlay that other runs
+    /// [share](crate::Stacks). 0 if the run stacked all layers itself.
+    pub shared: usize,
     /// The result of the merge, if there was one.
     pub merged: Option<Merged>,
     /// The removal of everything but the upper, if it [continues](crate::Cleanup::Behind) after the

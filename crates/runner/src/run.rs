@@ -74,6 +74,7 @@ fn run_on<K: Kernel>(
         xattrs,
         etc,
         cleanup,
+        stacks,
         record_env,
         supervision,
         ..
@@ -99,19 +100,26 @@ fn run_on<K: Kernel>(
     let scratch = clock.step(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
     let work = || {
         clock.time(Phase::Touch, || stack.touch());
-        let plan = clock.step(Phase::Plan, || stack.plan(&limits, &scratch))?;
+        let (plan, shared) = clock.step(Phase::Plan, || {
+            // A cancelled run may not hold its layers.
+            let stacks = stacks.filter(|_| !is_cancelled());
+            let part = stacks.and_then(|stacks| stacks.part_of(&stack, xattrs, limits.max_lowers, &scratch));
+            stack.plan_over(part, &limits, &scratch)
+        })?;
         let merged = clock.step(Phase::Merge, || stack::merge(&plan, &scratch.lower(), namespace, &is_cancelled))?;
         if is_cancelled() {
             scratch.never_mounted(&plan);
             let finished = unstarted(Status::Cancelled);
-            return Ok(Ran { plan, merged, finished, made: Vec::new(), user: template.user() });
+            return Ok(Ran { plan, shared: 0, merged, finished, made: Vec::new(), user: template.user() });
         }
         let lowers = plan.lowers(&scratch.lower());
         clock.step(Phase::PrepUpper, || scratch.prepare_upper(&lowers, prep_upper))?;
-        let overlay = stack::overlay(plan.rung, lowers, &scratch).devices(devices).xattrs(xattrs);
+        let own = lowers.len() - shared.as_ref().map_or(0, |part| part.lowers());
+        let overlay = stack::overlay(plan.rung, lowers[..own].to_vec(), &scratch).devices(devices).xattrs(xattrs);
         let (finished, made, user) = in_phase(Phase::OverlayMount, || {
             kernel.privately(|| {
-                let mounted = clock.step(Phase::OverlayMount, || kernel.mount(&overlay, &scratch))?;
+                let mounted =
+                    clock.step(Phase::OverlayMount, || kernel.mount(&overlay, shared.as_deref(), &scratch))?;
                 let ended = clock
                     .step(Phase::Config, || configure(&scratch, mounted.as_ref(), template, etc, namespace))
                     .and_then(|prepared| {
@@ -125,12 +133,14 @@ fn run_on<K: Kernel>(
                 with_undone(ended, unmounted, scratch.dir())
             })?
         })?;
-        Ok(Ran { plan, merged, finished, made, user })
+        // The base is not a layer.
+        let shared = shared.map_or(0, |part| part.lowers() - 1);
+        Ok(Ran { plan, shared, merged, finished, made, user })
     };
     let ran = work();
     let (ran, upper, removal) = clock.time(Phase::Cleanup, || scratch.settle(ran, cleanup))?;
     let origin = Origin::new(base, &ran.plan, ran.user, namespace);
-    let Ran { plan, merged, finished, made, .. } = ran;
+    let Ran { plan, shared, merged, finished, made, .. } = ran;
     let Finished { status, stdout, stderr, output_error, usage, .. } = finished;
     let command = CommandRecord::new(template, &runtime, record_env);
     let timings = clock.stop();
@@ -139,6 +149,7 @@ fn run_on<K: Kernel>(
         upper,
         timings,
         plan,
+        shared,
         merged,
         removal,
         made,
@@ -154,6 +165,8 @@ fn run_on<K: Kernel>(
 /// The results of the steps up to the unmount.
 struct Ran {
     plan: Plan,
+    /// The number of layers that were in a shared overlay.
+    shared: usize,
     /// `None` if nothing had to be merged.
     merged: Option<Merged>,
     finished: Finished,

@@ -3,9 +3,10 @@
 //!
 //! `layer::Plan` applies the limits. `inside` finds out whether a directory lies in a tree.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use container::advanced::{fixed_option_bytes, lower_option_bytes};
 use container::{ContainerId, LowerNames, MountApi, Overlay};
@@ -17,10 +18,11 @@ use crate::inside::{Identity, tree_around};
 use crate::options::Limits;
 use crate::paths::Paths;
 use crate::rundir::{self, PREFIX, scratch_dir};
+use crate::stacks::Part;
 use crate::{Error, Options, Phase, Result};
 
-/// Returns the plan that [`run`](crate::run) would make. Creates nothing and marks no layer as
-/// used.
+/// Returns the plan that [`run`](crate::run) would make without [`Stacks`](crate::Stacks). Creates
+/// nothing and marks no layer as used.
 ///
 /// # Errors
 /// [`Error`] in [`Phase::Inputs`] without root or if the base or a layer cannot be used. [`Error`]
@@ -67,6 +69,8 @@ pub(crate) struct Stack<'a> {
     layers: Vec<&'a Layer>,
     trees: Vec<PathBuf>,
     base: PathBuf,
+    /// The directory of the base.
+    base_dir: PathBuf,
     /// The index of each tree in `trees`; `None` for the base.
     identities: HashMap<Identity, Option<usize>>,
 }
@@ -81,7 +85,7 @@ impl<'a> Stack<'a> {
         let mut identities = HashMap::with_capacity(layers.len() + 1);
         identities.insert(found, None);
         let (kept, trees) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
-        let mut stack = Self { layers: kept, trees, base: tree, identities };
+        let mut stack = Self { layers: kept, trees, base: tree, base_dir: base.path().into(), identities };
         for layer in layers {
             let tree = absolute(layer.fs())?;
             let found = identity(&tree).map_err(|error| Layer::open(layer.path()).err().map_or(error, Error::from))?;
@@ -94,6 +98,27 @@ impl<'a> Stack<'a> {
             }
         }
         Ok(stack)
+    }
+
+    /// Returns the device and inode numbers of the trees, the base first.
+    pub(crate) fn identities(&self) -> Vec<Identity> {
+        let mut numbered: Vec<_> = self.identities.iter().collect();
+        // The base has no number. The layers are numbered from the top.
+        numbered.sort_unstable_by_key(|(_, number)| number.map_or(0, |number| self.trees.len() - number));
+        numbered.into_iter().map(|(identity, _)| *identity).collect()
+    }
+
+    /// Returns the `count` lowest trees, the base last.
+    pub(crate) fn lowest_trees(&self, count: usize) -> Vec<PathBuf> {
+        let layers = &self.trees[self.trees.len() + 1 - count..];
+        layers.iter().chain([&self.base]).cloned().collect()
+    }
+
+    /// Returns the real paths of the directories of the `count` lowest layers, including the base.
+    pub(crate) fn lowest_directories(&self, count: usize) -> Result<HashSet<PathBuf>> {
+        let layers = self.layers[self.layers.len() + 1 - count..].iter().map(|layer| layer.path());
+        let real = |path: &Path| std::fs::canonicalize(path).map_err(io_error("find", path));
+        layers.chain([&*self.base_dir]).map(real).collect()
     }
 
     /// Fails if `dir`, the parent of the run's own directory, is or lies in one of the trees. `dir`
@@ -130,13 +155,38 @@ impl<'a> Stack<'a> {
 
     /// Decides which layers are stacked and which are merged.
     pub(crate) fn plan(&self, limits: &Limits, scratch: &Paths) -> Result<Plan> {
+        self.plan_layers(&self.trees, &self.base, limits, scratch)
+    }
+
+    /// Plans the stack over `part`, the overlay of its lowest trees. The plan has the layers of the
+    /// part among the separate ones. If the layers above the part do not fit, returns the plan
+    /// without it.
+    pub(crate) fn plan_over(
+        &self,
+        part: Option<Arc<Part>>,
+        limits: &Limits,
+        scratch: &Paths,
+    ) -> Result<(Plan, Option<Arc<Part>>)> {
+        if let Some(part) = part {
+            let (above, lowest) = self.trees.split_at(self.trees.len() + 1 - part.lowers());
+            let mut plan = self.plan_layers(above, &scratch.shared(), limits, scratch)?;
+            if plan.merged.is_empty() {
+                plan.separate.extend_from_slice(lowest);
+                plan.base.clone_from(&self.base);
+                return Ok((plan, Some(part)));
+            }
+        }
+        Ok((self.plan(limits, scratch)?, None))
+    }
+
+    fn plan_layers(&self, layers: &[PathBuf], base: &Path, limits: &Limits, scratch: &Paths) -> Result<Plan> {
         let available = match limits.rung {
             Some(rung) => vec![rung],
             None => available_rungs(MountApi::detect()?).collect(),
         };
         let [upper, work] = [scratch.upper(), scratch.work()];
         let limits: Vec<_> = available.into_iter().map(|rung| limit(rung, limits, &upper, &work)).collect();
-        let plan = Plan::new(&self.trees, &self.base, &scratch.lower(), &limits);
+        let plan = Plan::new(layers, base, &scratch.lower(), &limits);
         let plan = plan.expect("there is a rung on every kernel");
         log::debug!("{}: {} separate, {} to merge", plan.rung, plan.separate.len(), plan.merged.len());
         Ok(plan)

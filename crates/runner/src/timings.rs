@@ -24,7 +24,8 @@ pub enum Phase {
     Scratch,
     /// Marks every layer as used.
     Touch,
-    /// Decides which layers are stacked and which are merged.
+    /// Decides which layers are stacked and which are merged. With [`Stacks`](crate::Stacks), also
+    /// mounts the shared overlay if it does not exist yet.
     Plan,
     /// Merges the layers that do not fit.
     Merge,

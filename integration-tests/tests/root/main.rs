@@ -5,6 +5,7 @@
 //!
 //! - `fixture`: the fixture finds what its own runs leave behind, and nothing else
 //! - `stacking`: what a command sees of its layers, on every rung, with any number of layers
+//! - `stacks`: overlays that runs share, compared with flat stacks, beside collectors, and killed
 //! - `steps`: the steps of one run, each looked at from outside
 //! - `results`: how a command ends, what a report contains, where the output goes
 //! - `init`: process 1 of a container, and commands and runtimes that do not start
@@ -77,6 +78,7 @@ mod rootless;
 mod signals;
 mod space;
 mod stacking;
+mod stacks;
 mod steps;
 mod store;
 mod streams;

@@ -14,6 +14,7 @@ use super::*;
 use crate::configure::Prepared;
 use crate::error::io_error;
 use crate::paths::Paths;
+use crate::stacks::Part;
 use crate::{Cleanup, Error, EtcFiles};
 
 /// A fake kernel. Its overlay is the upper alone, and its tmpfs is a directory that takes the place
@@ -58,7 +59,7 @@ impl Kernel for Played {
         Ok(result)
     }
 
-    fn mount(&self, _: &Overlay, paths: &Paths) -> Result<PathBuf> {
+    fn mount(&self, _: &Overlay, _: Option<&Part>, paths: &Paths) -> Result<PathBuf> {
         self.call("mount")?;
         let covered = [paths.bundle(), paths.dir().join("covered")];
         fs::rename(&covered[0], &covered[1]).unwrap();
