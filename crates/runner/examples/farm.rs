@@ -20,7 +20,7 @@ use std::{fs, iter, thread};
 use anyhow::bail;
 use container::{Cancel, CaptureLimit, Output, Status, Template};
 use layer::{Base, Layer, Meta, Store};
-use runner::{Event, Options, Report};
+use runner::{Event, Options, Report, Stacks};
 use signal_hook::{consts::SIGINT, iterator::Signals};
 
 const PACKAGES: usize = 60;
@@ -67,6 +67,8 @@ struct Farm {
     store: Store,
     broken: Option<usize>,
     cancel: Cancel,
+    /// Most packages have many layers in common with others.
+    stacks: Stacks,
     queue: Mutex<Range<usize>>,
     outcomes: Mutex<BTreeMap<usize, Outcome>>,
     ended: Condvar,
@@ -89,7 +91,8 @@ fn main() -> anyhow::Result<ExitCode> {
         signals.forever().for_each(|_| if handler.is_cancelled() { handler.kill() } else { handler.cancel() })
     });
     let (queue, outcomes, ended, live) = (Mutex::new(0..PACKAGES), Mutex::default(), Condvar::new(), Mutex::default());
-    let farm = &Farm { base, store, broken, cancel, queue, outcomes, ended, live };
+    let stacks = Stacks::new();
+    let farm = &Farm { base, store, broken, cancel, stacks, queue, outcomes, ended, live };
     thread::scope(|scope| (0..WORKERS).for_each(|worker| drop(scope.spawn(move || farm.work(worker)))));
 
     let mut counts = BTreeMap::<Outcome, usize>::new();
@@ -143,6 +146,7 @@ impl Farm {
         let options = Options::new()
             .scratch(self.store.path().join("scratch"))
             .cancel(self.cancel.clone())
+            .stacks(&self.stacks)
             .stdout(Output::Capture(CaptureLimit::default()))
             .watch(watch)
             .prep_upper(|upper, lowers| {

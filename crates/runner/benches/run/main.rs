@@ -8,9 +8,9 @@
 //! Arguments, all optional:
 //! - the number of rounds (30);
 //! - the directory for `results.md` and `phases.svg` (`-` for none);
-//! - the parts to measure (all): `costs memory output others unmount throughput configuration
-//! caller
-//!   steady`. Each is in the module of its name, but `caller` and `steady` are in [`memory`].
+//! - the parts to measure (all): `costs memory output others unmount throughput configuration caller
+//!   steady stacks farm`. Each is in the module of its name, but `caller` and `steady` are in
+//!   [`memory`].
 
 // A benchmark prints its results.
 #![allow(clippy::print_stdout)]
@@ -19,6 +19,7 @@ mod bare;
 mod chart;
 mod configuration;
 mod costs;
+mod farm;
 mod machine;
 mod markdown;
 mod memory;
@@ -26,6 +27,7 @@ mod others;
 mod output;
 mod places;
 mod sample;
+mod stacks;
 mod subjects;
 mod throughput;
 mod unmount;
@@ -89,6 +91,12 @@ fn main() -> Result<()> {
     }
     if is_wanted("steady") {
         add(memory::steady(&places, runtime)?);
+    }
+    if is_wanted("stacks") {
+        add(stacks::measured(&places, runtime, rounds)?);
+    }
+    if is_wanted("farm") {
+        add(farm::measured(&places, runtime, rounds)?);
     }
     add(missing.lines());
     if let Some(dir) = destination {
