@@ -41,6 +41,7 @@
 //! - `doctor`: `layered doctor` on this machine and on broken ones
 //! - `costs`: the number of system calls of a run
 //! - `debian`: layers of Debian packages
+//! - `network`: private networks, of root and of users
 //! - `oci`: images in and out, and damage to layers
 
 mod breakout;
@@ -66,6 +67,7 @@ mod load;
 mod lookup;
 mod merge;
 mod mounts;
+mod network;
 mod oci;
 mod page;
 mod places;

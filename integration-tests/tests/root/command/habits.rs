@@ -298,7 +298,8 @@ fn a_habit_that_cannot_be_served_is_told_what_to_use() {
 fn a_name_that_cannot_be_resolved_is_a_hint_at_the_network() {
     let fixture = Fixture::new();
     let output = fixture.path().join("output");
-    let hint = "layered: the command has no network, and could not resolve a name; pass --network host\n";
+    let hint =
+        "layered: the command has no network, and could not resolve a name; pass --network private or --network host\n";
     let failing = "echo 'ping: example.org: Temporary failure in name resolution' >&2; exit 2";
     let to_file = ["--output", output.to_str().unwrap()];
     assert_eq!(script(&fixture, &to_file, failing), (2, String::new(), hint.into()));
