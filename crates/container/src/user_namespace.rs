@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Uid, User};
 use rustix::process::{getegid, geteuid, getpid};
@@ -193,6 +195,21 @@ fn enter(ids: Ids) -> Result<(), UserNamespaceError> {
     match ranges {
         Some(ranges) => with_ranges(uid, gid, &ranges),
         None => with_single(uid, gid),
+    }?;
+    try_to_mount()
+}
+
+/// Tries the privilege over mounts. On some systems, a security policy lets a user create a namespace
+/// and then denies what root may do in it: the first mount fails, and nothing says why.
+fn try_to_mount() -> Result<(), UserNamespaceError> {
+    // The mounts of the namespace are slaves already, so this changes nothing.
+    let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+    match mount(None::<&str>, "/", None::<&str>, flags, None::<&str>) {
+        Err(errno @ (Errno::EPERM | Errno::EACCES)) => {
+            Err(UserNamespaceError::Powerless { refusal: Refusal::find(), source: errno.into() })
+        }
+        // Others are no matter of privilege: see `mount_namespace`.
+        _ => Ok(()),
     }
 }
 

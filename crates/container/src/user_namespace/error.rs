@@ -29,6 +29,14 @@ pub enum UserNamespaceError {
         /// The kernel's error.
         source: io::Error,
     },
+    /// The process is in a new user namespace, and a security policy does not let it mount there.
+    #[error("the user namespace was created, but mounts in it are forbidden: {}", refusal.advice_for_mounts())]
+    Powerless {
+        /// Who forbids them.
+        refusal: Refusal,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// The user has reached the limit of user namespaces.
     #[error("no further user namespace is allowed: raise the sysctl user.max_user_namespaces, or end other containers")]
     Exhausted {
@@ -204,6 +212,19 @@ impl Refusal {
             }
         }
     }
+
+    fn advice_for_mounts(self) -> &'static str {
+        match self {
+            Refusal::AppArmor => {
+                "AppArmor takes the capabilities of programs without a profile: give the program a profile with \
+                 `userns,`, or run `sysctl kernel.apparmor_restrict_unprivileged_userns=0` as root"
+            }
+            Refusal::Sysctl | Refusal::Unknown => {
+                "a security module such as SELinux or AppArmor, or the seccomp filter of a container, denies them: allow \
+                 them for this program, or run as root"
+            }
+        }
+    }
 }
 
 impl UserNamespaceError {
@@ -267,6 +288,10 @@ mod tests {
             let message = UserNamespaceError::of_kernel(errno.into()).to_string();
             assert!(message.contains(part), "{message}");
         }
+        let powerless = |refusal| UserNamespaceError::Powerless { refusal, source: Errno::ACCESS.into() }.to_string();
+        assert!(powerless(Refusal::AppArmor).contains("mounts in it are forbidden: AppArmor takes the capabilities"));
+        assert!(powerless(Refusal::AppArmor).contains("apparmor_restrict_unprivileged_userns=0"));
+        assert!(powerless(Refusal::Unknown).contains("the seccomp filter of a container"));
         let refusals = [Refusal::Sysctl, Refusal::AppArmor, Refusal::Unknown];
         let parts = ["unprivileged_userns_clone=1", "`userns,`", "seccomp"];
         for (refusal, part) in refusals.into_iter().zip(parts) {

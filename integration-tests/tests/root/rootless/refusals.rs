@@ -126,6 +126,28 @@ fn exhausted_namespaces_are_named() {
 }
 
 #[test]
+fn a_namespace_in_which_nothing_can_be_mounted_is_named() {
+    let fixture = UserFixture::new("single");
+    // Some security policies let a user create the namespace, and refuse the first mount.
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13}]}"#;
+    fs::write(fixture.path().join("profile.json"), profile).unwrap();
+    for (runtime, command) in RUNTIMES.into_iter().flat_map(|runtime| ["run", "unshare"].map(|it| (runtime, it))) {
+        let mut around = super::of_root(&fixture, &["run", "--runtime", runtime, "--seccomp", "profile.json"]);
+        around.args(["-v", "/usr:/usr:ro", "-v", "/lib:/lib:ro", "-v", "layered:/layered:ro", "-v", "base:/base:ro"]);
+        if fs::symlink_metadata("/lib64").is_ok() {
+            around.args(["-v", "/lib64:/lib64:ro"]);
+        }
+        let (uid, gid) = fixture.owner();
+        around.arg("--user").arg(format!("{uid}:{gid}")).args(["base", "/layered", "--ids", "single", command]);
+        around.args(if command == "run" { &["--base", "/base", "--", "true"][..] } else { &["--", "true"] });
+        let error = failure(125, &mut around);
+        let parts =
+            ["cannot enter a user namespace", "mounts in it are forbidden", "the seccomp filter of a container"];
+        assert!(parts.iter().all(|part| error.contains(part)) && error.lines().count() == 1, "{runtime}: {error}");
+    }
+}
+
+#[test]
 fn a_masked_proc_is_named() {
     let fixture = UserFixture::new("single");
     for runtime in RUNTIMES {
