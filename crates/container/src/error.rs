@@ -243,6 +243,18 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
+    /// A limit needs a controller that the machine has, but does not pass on to the user's group.
+    #[error(
+        "a limit needs the cgroup controller {controller:?}, which {} does not have: as root, write [Service] and \
+         Delegate=cpu cpuset io memory pids with `systemctl edit user@.service`, and log in again; or run without that limit",
+        group.maybe_quote()
+    )]
+    NotPassedOn {
+        /// The name of the controller in cgroups(7).
+        controller: String,
+        /// The group that the system has delegated to the user.
+        group: PathBuf,
+    },
     /// A file or a control group could not be removed after a run.
     #[error("cannot remove {}: remove it by hand", path.maybe_quote())]
     Leftover {

@@ -26,7 +26,8 @@ pub(crate) fn is_delegated() -> bool {
 /// into a leaf first, with all its threads.
 ///
 /// # Errors
-/// [`Error::NotDelegated`] for the first controller that cannot be passed on.
+/// [`Error::NotPassedOn`] for the first controller that the group of this process lacks, and
+/// [`Error::NotDelegated`] for the first one that cannot be passed on.
 pub(super) fn require(controllers: &[String]) -> Result<()> {
     let Some(first) = controllers.first() else { return Ok(()) };
     let refused = |controller: &str, source: io::Error| Error::NotDelegated { controller: controller.into(), source };
@@ -40,8 +41,18 @@ pub(super) fn require(controllers: &[String]) -> Result<()> {
     };
     let parent = parent_of_runs().filter(|_| is_alone).ok_or_else(|| refused(first, v1()))?;
     access(parent.path(), Access::WRITE_OK).map_err(|errno| refused(first, errno.into()))?;
+    if let Some(controller) = lacking(&parent.path(), controllers) {
+        return Err(Error::NotPassedOn { controller, group: parent.path() });
+    }
     pass_on(&parent.path(), controllers, &std::process::id().to_string())
         .map_err(|(controller, source)| refused(&controller, source))
+}
+
+/// Returns the first of `controllers` that `group` does not have.
+fn lacking(group: &Path, controllers: &[String]) -> Option<String> {
+    let available = fs::read_to_string(group.join("cgroup.controllers")).unwrap_or_default();
+    let has = |controller: &&String| available.split_whitespace().any(|name| name == **controller);
+    controllers.iter().find(|controller| !has(controller)).cloned()
 }
 
 /// Lets the groups below `parent` have `controllers`, after moving the process `pid` out of it. On
@@ -60,14 +71,9 @@ fn pass_on(parent: &Path, controllers: &[String], pid: &str) -> Result<(), (Stri
 }
 
 fn try_to_pass_on(parent: &Path, controllers: &[String], pid: &str) -> Result<(), (String, io::Error)> {
-    let list = |file: &str| fs::read_to_string(parent.join(file)).unwrap_or_default();
-    let (available, passed_on) = (list("cgroup.controllers"), list("cgroup.subtree_control"));
-    let has = |list: &str, controller: &str| list.split_whitespace().any(|name| name == controller);
-    for controller in controllers.iter().filter(|controller| !has(&passed_on, controller)) {
-        if !has(&available, controller) {
-            let why = format!("{} does not have it", parent.join("cgroup.controllers").display());
-            return Err((controller.clone(), io::Error::new(io::ErrorKind::NotFound, why)));
-        }
+    let passed_on = fs::read_to_string(parent.join("cgroup.subtree_control")).unwrap_or_default();
+    let is_passed_on = |controller: &String| passed_on.split_whitespace().any(|name| name == controller);
+    for controller in controllers.iter().filter(|controller| !is_passed_on(controller)) {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::ResourceBusy => {
                 let why = format!("other processes are in {}", parent.display());
@@ -158,9 +164,8 @@ mod tests {
         pass_on(group, &controllers(&["pids"]), "7").unwrap();
         assert!(!group.join(LEAF).exists());
 
-        let (controller, error) = pass_on(group, &controllers(&["pids", "cpuset"]), "7").unwrap_err();
-        assert_eq!((&*controller, error.kind()), ("cpuset", io::ErrorKind::NotFound));
-        assert!(!group.join(LEAF).exists());
+        assert_eq!(lacking(group, &controllers(&["pids", "cpuset"])).as_deref(), Some("cpuset"));
+        assert_eq!(lacking(group, &controllers(&["pids", "cpu"])), None);
 
         pass_on(group, &controllers(&["memory"]), "7").unwrap();
         assert_eq!((get("layered.self/cgroup.procs"), get("cgroup.subtree_control")), ("7".into(), "+memory".into()));

@@ -105,6 +105,16 @@ fn a_delegated_group_has_limits_and_nothing_is_left_in_it() {
         beside.args(["-c", "\"$@\"; exit $?", "sh"]);
         let error = failure(125, &mut delegated.command(&delegated.group, &around(beside, &run)));
         assert!(error.contains("other processes are in ") && error.contains("Delegate=yes"), "{error}");
+        // A group to which the one above passes nothing on, as systemd passes on only some controllers.
+        let inner = delegated.group.join("inner");
+        fs::create_dir(&inner).unwrap();
+        for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
+            std::os::unix::fs::chown(inner.join(file), Some(fixture.owner().0), Some(fixture.owner().1)).unwrap();
+        }
+        let error = failure(125, &mut delegated.command(&inner, &run));
+        let parts = ["inputs: ", CONTROLLER, "/inner does not have", "Delegate=cpu cpuset io memory pids"];
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        fs::remove_dir(&inner).unwrap();
         // A group of somebody else is refused, whatever it passes on.
         let error = failure(125, &mut delegated.command(delegated.mount.path(), &run));
         assert!(error.contains(CONTROLLER) && error.contains("Permission denied"), "{error}");

@@ -1,7 +1,7 @@
 //! Checks the cgroup hierarchies and the controllers that options of `layered run` need.
 //! [`limits`](super::limits) checks the limits of the system.
 
-use container::{Cgroup, CgroupLayout, UserNamespace};
+use container::{Cgroup, CgroupLayout, Error, UserNamespace};
 
 use super::check::Check;
 
@@ -14,16 +14,32 @@ pub(super) fn checks() -> Vec<Check> {
         Ok(layout) => layout,
         Err(error) => return vec![Check::failed("cgroups", format!("{:#}", anyhow::Error::from(error)))],
     };
-    let missing = |(controller, _): &(&str, &str)| Cgroup::require([*controller]).is_err();
-    let missing: Vec<_> = LIMITS.into_iter().filter(missing).collect();
+    let refusal = |limit: (&'static str, &'static str)| Some((limit, Cgroup::require([limit.0]).err()?));
+    let (missing, refusals): (Vec<_>, Vec<_>) = LIMITS.into_iter().filter_map(refusal).unzip();
     match UserNamespace::is_here() {
-        true => vec![delegation(layout, &missing)],
+        true => vec![delegation(layout, &missing, remedy(&refusals))],
         false => vec![hierarchies(layout), controllers(&missing)],
     }
 }
 
+/// Returns what an ordinary user can do about the first of these refusals.
+fn remedy(refusals: &[Error]) -> &'static str {
+    match refusals.first() {
+        Some(Error::NoController { .. }) => {
+            "mount or enable them as root (memory may need cgroup_enable=memory on the kernel command line), or omit these options"
+        }
+        Some(Error::NotPassedOn { .. }) => {
+            "as root, write [Service] and Delegate=cpu cpuset io memory pids with systemctl edit user@.service, and log in \
+             again; or omit these options"
+        }
+        _ => {
+            "on a machine with cgroup v2 alone, run systemd-run --user --scope -p Delegate=yes -- layered …, or omit these options"
+        }
+    }
+}
+
 /// Checks which limits an ordinary user can set.
-fn delegation(layout: CgroupLayout, missing: &[(&str, &str)]) -> Check {
+fn delegation(layout: CgroupLayout, missing: &[(&str, &str)], remedy: &str) -> Check {
     let list = |of: &mut dyn Iterator<Item = &str>| of.collect::<Vec<_>>().join(", ");
     let found = |controllers: &str| format!("{layout}; {controllers}");
     match missing {
@@ -33,7 +49,7 @@ fn delegation(layout: CgroupLayout, missing: &[(&str, &str)]) -> Check {
             let options = list(&mut missing.iter().map(|(_, option)| *option));
             Check::warning("delegation", found(&format!("you may not use {controllers}")))
                 .means(format!("layered refuses runs with {options}"))
-                .advice("on a machine with cgroup v2 alone, run systemd-run --user --scope -p Delegate=yes -- layered …, or omit these options")
+                .advice(remedy)
         }
     }
 }
@@ -85,10 +101,20 @@ mod tests {
 
     #[test]
     fn limits_that_a_user_may_not_set_are_a_warning_with_the_remedy() {
-        assert_eq!(delegation(CgroupLayout::Unified, &[]).verdict, Verdict::Ok);
-        let json = serde_json::to_string(&delegation(CgroupLayout::Hybrid, &LIMITS[..2])).unwrap();
-        for part in ["you may not use memory, pids", "with --memory, --pids", "Delegate=yes"] {
-            assert!(json.contains(part), "{json}");
+        assert_eq!(delegation(CgroupLayout::Unified, &[], "").verdict, Verdict::Ok);
+        let (controller, source) =
+            (|| String::from("memory"), std::io::Error::from(std::io::ErrorKind::PermissionDenied));
+        let table = [
+            (Error::NotDelegated { controller: controller(), source }, "systemd-run --user --scope -p Delegate=yes"),
+            (Error::NotPassedOn { controller: controller(), group: "/x".into() }, "Delegate=cpu cpuset io memory pids"),
+            (Error::NoController { controller: controller() }, "mount or enable them as root"),
+        ];
+        for (refusal, remedy) in table {
+            let check = delegation(CgroupLayout::Hybrid, &LIMITS[..2], super::remedy(&[refusal]));
+            let json = serde_json::to_string(&check).unwrap();
+            for part in ["you may not use memory, pids", "with --memory, --pids", remedy] {
+                assert!(json.contains(part), "{json}");
+            }
         }
     }
 
