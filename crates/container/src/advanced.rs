@@ -3,6 +3,7 @@
 //! [`Overlay`](crate::Overlay) and [`Runtime::run`](crate::Runtime::run) are enough for most
 //! programs.
 
+use crate::error::Result;
 use crate::id::ContainerId;
 use crate::network;
 use crate::runtime::{Finished, Runtime, Status};
@@ -19,6 +20,15 @@ pub use crate::mount_namespace::mount_private_tmpfs;
 
 /// For a command line with sizes in the notation of a [`Mount`](crate::Mount).
 pub use crate::template::parse_size;
+
+/// Checks whether the machine has what a [private](crate::Network::Private) network needs. Does not
+/// try to connect one.
+///
+/// # Errors
+/// [`Error::NoPasta`](crate::Error::NoPasta) or [`Error::NoTun`](crate::Error::NoTun).
+pub fn require_private_network() -> Result<()> {
+    network::require()
+}
 
 /// Returns the `/etc/resolv.conf` of a container in a [private](crate::Network::Private) network,
 /// from that of the host. For a program that puts this file into root file systems.

@@ -13,6 +13,7 @@ mod access;
 mod cgroups;
 mod check;
 mod limits;
+mod network;
 mod overlay;
 mod privilege;
 mod runtime;
@@ -26,8 +27,8 @@ use crate::table;
 
 /// Check whether runs work on this machine.
 ///
-/// doctor checks the privilege, the scratch directory, overlayfs, cgroups, the runtime and the
-/// limits of the system, and names a remedy for each problem. It mounts overlays, deletes files
+/// doctor checks the privilege, the scratch directory, overlayfs, cgroups, the runtime, the limits of
+/// the system and the private network, and names a remedy for each problem. It mounts overlays, deletes files
 /// through them and runs a container, all in the scratch directory. It removes everything
 /// afterwards.
 #[derive(Debug, clap::Args)]
@@ -112,6 +113,7 @@ fn checks(
     let (found, starts) = runtime::checks(runtime);
     checks.extend(found);
     checks.extend(limits::checks());
+    checks.push(network::check());
     checks.extend(trial::checks(scratch.as_deref().filter(|_| may_mount && rungs && starts), runtime));
     checks
 }
