@@ -1,8 +1,10 @@
 //! Runs of an ordinary user, in both maps of IDs and with both runtimes. The tests start the real
 //! command as that user. `refusals` has what such a user cannot do, and what layered says then;
-//! `stores` has stores that root and a user share; `delegation` has limits.
+//! `stores` has stores that root and a user share; `delegation` has limits, and
+//! `owners` faked owners.
 
 mod delegation;
+mod owners;
 mod refusals;
 mod stores;
 

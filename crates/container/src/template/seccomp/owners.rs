@@ -81,6 +81,13 @@ mod tests {
     }
 
     #[test]
+    fn the_profile_of_crun_is_still_compiled() {
+        let mut profile = super::super::profile::default("x86_64", crate::template::Capability::DEFAULT);
+        fake_owners(&mut profile);
+        assert_eq!(super::super::compiled(&profile).is_some(), cfg!(target_arch = "x86_64"));
+    }
+
+    #[test]
     fn a_profile_that_refuses_other_users_fakes_none() {
         let rule =
             |errno: Value| json!({"syscalls": [{"names": ["setuid"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno}]});
