@@ -8,9 +8,8 @@
 //! Arguments, all optional:
 //! - the number of rounds (30);
 //! - the directory for `results.md` and `phases.svg` (`-` for none);
-//! - the parts to measure (all): `costs memory output others unmount throughput configuration
-//! caller
-//!   steady`. Each is in the module of its name, but `caller` and `steady` are in [`memory`].
+//! - the parts to measure (all): `costs memory output others users unmount throughput
+//!   configuration caller steady`. Each is in the module of its name, but `caller` and `steady` are in [`memory`].
 
 // A benchmark prints its results.
 #![allow(clippy::print_stdout)]
@@ -29,6 +28,7 @@ mod sample;
 mod subjects;
 mod throughput;
 mod unmount;
+mod users;
 
 use std::fs;
 use std::path::PathBuf;
@@ -72,6 +72,9 @@ fn main() -> Result<()> {
     }
     if is_wanted("others") {
         add(others::measured(&places, rounds, &mut missing)?);
+    }
+    if is_wanted("users") {
+        add(users::measured(rounds, &mut missing)?);
     }
     if is_wanted("unmount") {
         add(unmount::measured(&places, rounds)?);
