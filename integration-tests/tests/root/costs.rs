@@ -1,15 +1,15 @@
-//! Holds the system calls of a run to docs/bench/budget.txt. scripts/check-instructions holds the
-//! instructions.
+//! Holds the system calls of a run and of an import to docs/bench/budget.txt.
+//! scripts/check-instructions holds the instructions.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use integration_tests::strace::{Program, count};
-use integration_tests::{Fixture, find};
+use integration_tests::{Fixture, find, layered};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 /// Returns the number after `name: ` in the budget.
@@ -63,12 +63,53 @@ fn the_system_calls_of_a_run_stay_within_the_budget() {
     // so the smallest of five counts is used.
     log();
     let log = std::iter::repeat_with(log).take(5).min_by_key(|log| count(log)).unwrap();
-    let (whole, budget) = (count(&log), allowed("system calls over 30 layers"));
-    eprintln!("{whole} system calls over 30 layers, {budget} allowed and a twentieth");
-    assert!(whole <= budget + budget / 20, "{whole} system calls are more than docs/bench/budget.txt allows");
+    compare("system calls over 30 layers", count(&log));
     // The runtime's start must not copy the caller's memory, however much there is.
     let start = log.lines().find(|line| line.contains("CLONE_NEWPID")).expect("the runtime is started");
     assert!(start.contains("CLONE_VM|") && start.contains("CLONE_VFORK"), "{start}");
+}
+
+/// Compares a count with the budget.
+fn compare(name: &str, count: usize) {
+    let budget = allowed(name);
+    eprintln!("{name}: {count}; {budget} allowed and a twentieth");
+    assert!(count <= budget + budget / 20, "{name}: {count} are more than docs/bench/budget.txt allows");
     // A budget that is too wide must be tightened.
-    assert!(whole >= budget - budget / 10, "{whole} system calls are fewer: write it down in docs/bench/budget.txt");
+    assert!(count >= budget - budget / 10, "{name}: {count} are fewer: write it down in docs/bench/budget.txt");
+}
+
+#[test]
+fn the_system_calls_of_an_import_stay_within_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = |name: &str, directories: usize| {
+        let (tree, archive) = (dir.path().join(name), dir.path().join(format!("{name}.tar")));
+        for number in 0..directories {
+            let directory = tree.join(number.to_string());
+            fs::create_dir_all(&directory).unwrap();
+            for file in 0..10 {
+                fs::write(directory.join(file.to_string()), "a small file\n").unwrap();
+            }
+        }
+        let mut tar = Command::new(find("tar"));
+        let status = tar.arg("--create").arg("--file").arg(&archive).arg("--directory").arg(&tree).arg(".").status();
+        assert!(status.unwrap().success());
+        archive
+    };
+    let calls = |archive: &Path, option: Option<&str>| {
+        let (log, base) = (dir.path().join("log"), dir.path().join("base"));
+        let mut strace = Command::new(find("strace"));
+        strace.args(["--follow-forks", "--output"]).arg(&log).arg("--").arg(layered().get_program());
+        strace.arg("import").args(option).arg(format!("tar:{}", archive.display())).arg(&base);
+        let output = strace.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(fs::read_dir(base.join("fs/0")).unwrap().count(), 10);
+        fs::remove_dir_all(base).unwrap();
+        count(&String::from_utf8_lossy(&fs::read(log).unwrap()))
+    };
+    let (few, many) = (archive("few", 10), archive("many", 110));
+    // The difference excludes the start and the end of an import.
+    let of_many = |option| calls(&many, option) - calls(&few, option);
+    let import = of_many(Some("--no-digest"));
+    compare("system calls of an import of 1000 files in 100 directories", import);
+    compare("system calls of its digest", of_many(None) - import);
 }
