@@ -172,7 +172,12 @@ impl Registry {
         );
         fs::write(&config, text)?;
         let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(File::create("/dev/null")?).stderr(Stdio::piped());
+        command
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(File::create("/dev/null")?)
+            .stderr(Stdio::piped());
         let mut server = command.spawn().context("docker-registry is not installed")?;
         let mut log = BufReader::new(server.stderr.take().context("it has no log")?);
         let mut line = String::new();
