@@ -431,7 +431,7 @@ impl<'a> Pull<'a> {
         }
         layer.touch()?;
         write("layer", &remote.files.meta)?;
-        Ok(barrier::sync(dir.as_fd()).map_err(Error::io("sync the file system of", layer.path()))?)
+        barrier::sync(dir.as_fd()).map_err(Error::io("sync the file system of", layer.path()))
     }
 }
 
