@@ -102,6 +102,22 @@ impl DockerRegistry {
         self.dir.path()
     }
 
+    /// Returns the content that the registry has at a path, such as `/v2/NAME/manifests/TAG`.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn get(&self, path: &str) -> Vec<u8> {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        let accept = "application/vnd.oci.image.manifest.v1+json";
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: registry\r\nAccept: {accept}\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("an answer has a head");
+        let status = String::from_utf8_lossy(&answer[..head]).into_owned();
+        assert!(status.contains(" 200 "), "{path}: {status}");
+        answer.split_off(head + 4)
+    }
+
     /// Ends the registry, and returns the requests that it has answered: lines of an access log,
     /// each with `"METHOD PATH HTTP/1.1" STATUS`.
     ///
