@@ -9,6 +9,7 @@ pub mod filter;
 mod fixture;
 mod known_run;
 pub mod processes;
+pub mod registry;
 mod run_names;
 pub mod stack;
 pub mod strace;

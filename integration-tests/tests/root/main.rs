@@ -43,6 +43,7 @@
 //! - `debian`: layers of Debian packages
 //! - `oci`: images in and out, and damage to layers
 //! - `cluster`: a farm of three nodes with Slurm and a registry, and their failures
+//! - `registry`: layers and images in registries that work, lie and die
 
 mod breakout;
 mod capture;
@@ -73,6 +74,7 @@ mod page;
 mod places;
 mod publish;
 mod readme;
+mod registry;
 mod remove;
 mod results;
 mod rootless;

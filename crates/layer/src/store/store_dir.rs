@@ -40,6 +40,7 @@ pub(crate) const STORE_DIR: &str = ".layered";
 /// <store>/.layered/holds/<random>       the names of the layers that are held, each ended by a NUL
 /// <store>/.layered/new/<random>/layer   a draft: a layer that is being made
 /// <store>/.layered/trash-<random>       a layer that a collector renamed: garbage
+/// <store>/.layered/pulling              one byte is locked for each name that is being pulled
 /// <store>/.layered/layer.json           if a layer became this directory: all but its parts is garbage
 /// ```
 ///

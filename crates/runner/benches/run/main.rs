@@ -10,7 +10,7 @@
 //! - the directory for `results.md` and `phases.svg` (`-` for none);
 //! - the parts to measure (all): `costs memory output others unmount throughput configuration
 //! caller
-//!   steady`. Each is in the module of its name, but `caller` and `steady` are in [`memory`].
+//!   steady registry`. Each is in the module of its name, but `caller` and `steady` are in [`memory`].
 
 // A benchmark prints its results.
 #![allow(clippy::print_stdout)]
@@ -25,6 +25,7 @@ mod memory;
 mod others;
 mod output;
 mod places;
+mod registry;
 mod sample;
 mod subjects;
 mod throughput;
@@ -89,6 +90,9 @@ fn main() -> Result<()> {
     }
     if is_wanted("steady") {
         add(memory::steady(&places, runtime)?);
+    }
+    if is_wanted("registry") {
+        add(registry::measured(rounds, &mut missing)?);
     }
     add(missing.lines());
     if let Some(dir) = destination {

@@ -201,6 +201,10 @@ impl BlobReader {
         if is_part && !begins.is_some_and(|range| range.starts_with(&begin)) {
             return Err(RegistryProblem::Answer("it is another part of the blob".into()));
         }
+        let (length, left) = (response.body().content_length(), self.size - if is_part { self.offset } else { 0 });
+        if let Some(length) = length.filter(|length| *length != left) {
+            return Err(RegistryProblem::Answer(format!("the blob has {length} bytes instead of {left}")));
+        }
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
         if !is_part && self.offset > 0 {
             // The server has no parts and begins at the start.

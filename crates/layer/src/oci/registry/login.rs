@@ -20,6 +20,9 @@ use crate::oci::reference::Repository;
 /// The key of Docker Hub in the files of logins.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 
+/// The directory in which Podman keeps the logins of users without a directory of their own.
+const SHARED: &str = "/run/containers";
+
 /// A login. Its text never has the secret.
 #[derive(Clone)]
 pub(super) enum Login {
@@ -62,6 +65,8 @@ impl Login {
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                     continue;
                 }
+                // Another user may not enter it, and so has no login there.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && path.starts_with(SHARED) => continue,
                 Err(error) => return Err(failed(&path, error.into())),
             };
             let key = key_in(&bytes, repository).map_err(|error| failed(&path, error.into()))?;
@@ -127,7 +132,7 @@ fn files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let home = variable("HOME");
     let run_time = variable("XDG_RUNTIME_DIR")
         .map(|dir| dir.join("containers"))
-        .unwrap_or_else(|| format!("/run/containers/{}", rustix::process::geteuid().as_raw()).into());
+        .unwrap_or_else(|| format!("{SHARED}/{}", rustix::process::geteuid().as_raw()).into());
     let config = variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
     let docker = variable("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
     let mut files = vec![run_time.join("auth.json")];
@@ -234,7 +239,7 @@ mod tests {
         let expected = ["/r/containers/auth.json", "/x/containers/auth.json", "/d/config.json"];
         assert_eq!(files(moved), expected.map(PathBuf::from));
         assert_eq!(files(variables(&[("REGISTRY_AUTH_FILE", "/f"), ("HOME", "/h")])), [Path::new("/f")]);
-        assert!(files(variables(&[]))[0].starts_with("/run/containers"));
+        assert!(files(variables(&[]))[0].starts_with(SHARED));
     }
 
     #[test]
