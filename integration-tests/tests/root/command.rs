@@ -76,7 +76,7 @@ fn json_is_one_line_per_command() {
     let dead = fixture.scratch().join("layered-0123456789abcdef");
     fs::create_dir(&dead).unwrap();
     let swept = json(layered().arg("sweep").arg(fixture.scratch()));
-    assert_eq!(swept, json!({"removed": [dead], "live": 0, "failed": []}));
+    assert_eq!(swept, json!({"removed": [dead], "skeletons": [], "live": 0, "failed": []}));
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn the_report_is_written_as_json() {
     let report: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
     assert_eq!(report["status"], json!({"exited": 3}));
     assert_eq!(report["upper"], upper.to_str().unwrap());
-    assert_eq!(report["plan"], json!({"rung": "lowerdir+", "separate": 3, "merged": 0}));
+    assert_eq!(report["plan"], json!({"rung": "lowerdir+", "separate": 3, "merged": 0, "skeleton": null}));
     assert_eq!(report["made"], json!(["/etc/hosts", "/proc", "/dev", "/sys"]));
     let names: Vec<_> = report["timings"].as_object().unwrap().keys().map(String::as_str).collect();
     let expected = "touch plan merge prep_upper overlay_mount config runc_run overlay_umount cleanup total";
