@@ -359,7 +359,7 @@ fn an_image_that_cannot_be_used_is_one_line_of_advice() {
     let fixture = Fixture::new();
     let missing = format!("oci:{}/missing", fixture.path().display());
     for (arguments, part) in [
-        (&["import", "docker://debian:12", "new"][..], "skopeo copy docker://debian:12 oci:DIR:TAG"),
+        (&["import", "docker://Debian:12", "new"][..], "its repository is not valid"),
         (&["import", "debian", "new"], "oci-archive:FILE"),
         (&["import", &missing, "new"], "cannot open"),
         (&["export", "oci:dir", "--base", "x"], "has no tag"),

@@ -21,20 +21,21 @@ const COMMANDS: [(&[&str], &str); 18] = [
     (&["create", "start"], "`layered run` starts a command and waits for its end"),
     (&["stop", "kill"], "a signal to the process `layered run` reaches the command; --timeout ends it"),
     (&["pause", "wait"], "a run ends with its process; wait for that"),
-    (
-        &["pull", "load"],
-        "`layered import oci:DIR:TAG base` makes a base of an image; `skopeo copy docker://NAME oci:DIR:TAG` fetches one",
-    ),
-    (
-        &["push", "save"],
-        "`layered export oci:DIR:TAG …` writes an image; `skopeo copy oci:DIR:TAG docker://NAME` uploads it",
-    ),
+    (&["load"], FROM_IMAGE),
+    (&["save"], TO_IMAGE),
     (&["cp", "mount"], "a layer is a directory; its files are in `fs/`"),
     (&["tag", "rename"], "the name of a layer is that of its directory"),
     (&["info"], "`layered doctor` checks this machine"),
-    (&["search", "login"], "layered uses no registry"),
+    (&["search", "login"], "layered uses the logins of `podman login` and `docker login`"),
     (&["volume", "network"], "`layered run` has --volume and --network none, private or host"),
 ];
+
+/// Advice for the subcommands that move layers here, and images in the other tools.
+const IMAGES: [(&[&str], &str); 2] = [(&["pull"], FROM_IMAGE), (&["push"], TO_IMAGE)];
+
+const FROM_IMAGE: &str = "`layered import docker://NAME base` makes a base of an image; `layered import docker-archive:FILE base` that of a file";
+const TO_IMAGE: &str =
+    "`layered export docker://NAME …` writes an image; `layered export oci-archive:FILE:TAG …` writes it to a file";
 
 /// Options with which Docker, Podman, bubblewrap and systemd-nspawn run a command.
 const OPTIONS: [(&[&str], &str); 25] = [
@@ -81,11 +82,16 @@ pub(crate) fn advise(error: &mut clap::Error) {
         let word = word.split('=').next().unwrap_or_default();
         table.iter().find(|(words, _)| words.contains(&word)).map(|(_, advice)| *advice)
     };
-    let is_run = matches!(error.get(ContextKind::Usage), Some(ContextValue::StyledStr(usage)) if usage.to_string().contains("layered run "));
+    let usage = match error.get(ContextKind::Usage) {
+        Some(ContextValue::StyledStr(usage)) => usage.to_string(),
+        _ => String::new(),
+    };
+    let is_run = usage.contains("layered run ");
+    let image = ["pull", "push"].into_iter().find(|command| usage.contains(&format!("layered {command} ")));
     let advice = match (text(ContextKind::InvalidSubcommand), text(ContextKind::InvalidArg)) {
         (Some(word), _) => find(&COMMANDS, &word),
         (None, Some(word)) if is_run => find(&OPTIONS, &word),
-        _ => None,
+        _ => image.and_then(|command| find(&IMAGES, command)),
     };
     let tips = match (advice, error.remove(ContextKind::Suggested)) {
         (Some(advice), _) => {
