@@ -1,5 +1,6 @@
 //! Makes layers of a store from a registry. `push.rs` is the way there.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -223,21 +225,95 @@ impl<'a> Pull<'a> {
     /// - The other errors name the part of the layer or of the store.
     pub fn run(&self, store: &Store, wanted: &[Wanted]) -> Vec<Result<Pulled>> {
         let done = AtomicU64::new(0);
-        jobs::run(self.jobs, wanted, |wanted| self.pull(store, wanted, &done))
+        let numbered: Vec<_> = wanted.iter().enumerate().collect();
+        let (sender, receiver) = channel();
+        std::thread::scope(|scope| {
+            let publisher = scope.spawn(|| self.publish_all(store, wanted, receiver));
+            let pulled =
+                jobs::run(self.jobs, &numbered, |&(number, wanted)| match self.pull(store, wanted, &done)? {
+                    Step::There(pulled) => Ok(Some(pulled)),
+                    Step::Ready(ready) => {
+                        // The publisher ends after the last sender.
+                        let _ = sender.send((number, ready));
+                        Ok(None)
+                    }
+                });
+            drop(sender);
+            let mut published = publisher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let result = |(number, pulled): (usize, Result<Option<Pulled>>)| match pulled? {
+                Some(pulled) => Ok(pulled),
+                None => published.remove(&number).unwrap_or(Err(Error::NotBegun)),
+            };
+            pulled.into_iter().enumerate().map(result).collect()
+        })
     }
 
-    fn pull(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Pulled> {
+    /// Gives layers their names. All that are ready share one sync, and the others are pulled
+    /// concurrently: a sync can take longer than a layer.
+    fn publish_all(
+        &self,
+        store: &Store,
+        wanted: &[Wanted],
+        ready: Receiver<(usize, Box<Ready>)>,
+    ) -> HashMap<usize, Result<Pulled>> {
+        let mut published = HashMap::new();
+        while let Ok(first) = ready.recv() {
+            let batch: Vec<_> = std::iter::once(first).chain(ready.try_iter()).collect();
+            let failed = |source| Error::Io { operation: "sync the file system of", path: store.path().into(), source };
+            let synced = File::open(store.path()).and_then(|dir| Ok(barrier::sync(dir.as_fd())?));
+            for (number, ready) in batch {
+                let result = match &synced {
+                    Ok(()) => self.publish(store, &wanted[number], *ready),
+                    // An error of the kernel has a number, so that nothing of it is lost.
+                    Err(error) => Err(failed(
+                        error
+                            .raw_os_error()
+                            .map_or_else(|| std::io::Error::from(error.kind()), std::io::Error::from_raw_os_error),
+                    )),
+                };
+                published.insert(number, result);
+            }
+        }
+        published
+    }
+
+    fn publish(&self, store: &Store, wanted: &Wanted, ready: Ready) -> Result<Pulled> {
+        let Ready { draft, lock, remote, left_out } = ready;
+        self.registry.check_cancelled()?;
+        let layer = match draft.publish(&wanted.name) {
+            // A program without the lock was faster.
+            Err(crate::Error::LayerExists { path }) => {
+                return self.there(store, wanted)?.ok_or_else(|| crate::Error::LayerExists { path }.into());
+            }
+            published => published?,
+        };
+        drop(lock);
+        Ok(Pulled {
+            name: wanted.name.clone(),
+            layer,
+            manifest: Some(remote.manifest.digest),
+            diff_id: Some(remote.diff_id),
+            pulled: true,
+            bytes_received: remote.blob.size,
+            bytes_spared: 0,
+            left_out,
+        })
+    }
+
+    fn pull(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Step> {
         if let Some(there) = self.there(store, wanted)? {
-            return Ok(there);
+            return Ok(Step::There(there));
         }
         let lock = NameLock::wait(store, &wanted.name, &self.registry.cancel)?.ok_or(Error::Cancelled)?;
         // Another process may have pulled it while this one waited.
-        let pulled = match self.there(store, wanted)? {
-            Some(there) => Ok(there),
-            None => self.fetch(store, wanted, done),
-        };
-        drop(lock);
-        pulled
+        if let Some(there) = self.there(store, wanted)? {
+            return Ok(Step::There(there));
+        }
+        let remote = self.read(wanted)?;
+        let draft = store.draft()?;
+        let left_out = self.unpack(&remote, &draft, done)?;
+        self.complete(wanted, &remote, &draft)?;
+        Ok(Step::Ready(Box::new(Ready { draft, lock, remote, left_out })))
     }
 
     /// Returns the layer if the store has it, and touches it.
@@ -342,32 +418,6 @@ impl<'a> Pull<'a> {
         Files::parse(parts).map_err(unusable)
     }
 
-    fn fetch(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Pulled> {
-        let remote = self.read(wanted)?;
-        let draft = store.draft()?;
-        let left_out = self.unpack(&remote, &draft, done)?;
-        self.complete(wanted, &remote, &draft)?;
-        self.registry.check_cancelled()?;
-        let layer = match draft.publish(&wanted.name) {
-            // A program without the lock was faster.
-            Err(crate::Error::LayerExists { .. }) => match self.there(store, wanted)? {
-                Some(there) => return Ok(there),
-                None => return Err(crate::Error::LayerExists { path: store.path().join(&wanted.name) }.into()),
-            },
-            published => published?,
-        };
-        Ok(Pulled {
-            name: wanted.name.clone(),
-            layer,
-            manifest: Some(remote.manifest.digest),
-            diff_id: Some(remote.diff_id),
-            pulled: true,
-            bytes_received: remote.blob.size,
-            bytes_spared: 0,
-            left_out,
-        })
-    }
-
     /// Unpacks the blob into the draft.
     fn unpack(&self, remote: &Remote, draft: &Draft, done: &AtomicU64) -> Result<LeftOut> {
         let blob = remote.blob();
@@ -400,8 +450,8 @@ impl<'a> Pull<'a> {
         Ok(unpacker.finish().map_err(failed)?.left_out)
     }
 
-    /// Writes what the layer has beside its tree, and makes everything durable. The draft is no
-    /// layer yet, so one sync is enough for all files.
+    /// Writes what the layer has beside its tree. The draft is no layer yet, so one sync is enough
+    /// for all files.
     fn complete(&self, wanted: &Wanted, remote: &Remote, draft: &Draft) -> Result<()> {
         let layer = draft.layer();
         let dir = File::open(layer.path()).map_err(Error::io("open", layer.path()))?;
@@ -430,9 +480,23 @@ impl<'a> Pull<'a> {
             write("digest", &to_value(layer.path(), serde_json::to_value(&recorded))?)?;
         }
         layer.touch()?;
-        write("layer", &remote.files.meta)?;
-        Ok(barrier::sync(dir.as_fd()).map_err(Error::io("sync the file system of", layer.path()))?)
+        Ok(write("layer", &remote.files.meta)?)
     }
+}
+
+/// How far a layer is.
+enum Step {
+    /// The store has it.
+    There(Pulled),
+    Ready(Box<Ready>),
+}
+
+/// A layer that is complete in its draft and on its way to the disk.
+struct Ready {
+    draft: Draft,
+    lock: NameLock,
+    remote: Remote,
+    left_out: LeftOut,
 }
 
 /// A layer in the registry.
