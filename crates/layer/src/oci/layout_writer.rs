@@ -44,18 +44,20 @@ pub(crate) struct Written {
 }
 
 impl LayoutWriter {
-    /// Opens the layout `dir`, and makes it if it does not exist.
+    /// Opens the layout `dir`, and makes it if it does not exist. Goes on with one whose maker was
+    /// killed. Several processes can make it at the same time.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
-        let blobs = dir.join("blobs/sha256");
-        let is_new = dir.symlink_metadata().is_err();
+        fs::create_dir_all(dir).map_err(Error::io("make the directory", dir))?;
         let version = dir.join("oci-layout");
-        if !is_new && !version.is_file() && fs::read_dir(dir).map_err(Error::io("read", dir))?.next().is_some() {
-            return Err(Error::malformed(dir, "an OCI layout, and it is not empty; choose another directory"));
-        }
-        fs::create_dir_all(&blobs).map_err(Error::io("make the directory", &blobs))?;
         if !version.is_file() {
+            // Another export can have written the version since. It does so before anything else.
+            if has_other_files(dir)? && !version.is_file() {
+                return Err(Error::malformed(dir, "an OCI layout, and it is not empty; choose another directory"));
+            }
             json::write(&version, &json!({"imageLayoutVersion": VERSION}))?;
         }
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs).map_err(Error::io("make the directory", &blobs))?;
         Ok(Self::Directory(dir.into()))
     }
 
@@ -153,6 +155,18 @@ impl LayoutWriter {
     }
 }
 
+/// Returns whether a directory has files that an unfinished layout has not.
+fn has_other_files(dir: &Path) -> Result<bool> {
+    let failed = || Error::io("read", dir);
+    for entry in fs::read_dir(dir).map_err(failed())? {
+        let name = entry.map_err(failed())?.file_name();
+        if name != "blobs" && !json::is_temporary(&name) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn empty_index() -> Value {
     json!({"schemaVersion": 2, "manifests": []})
 }
@@ -208,22 +222,58 @@ mod tests {
 
     #[test]
     fn tags_of_parallel_exports_are_all_kept() {
-        let dir = tempfile::tempdir().unwrap();
         let writers = 8;
-        let barrier = std::sync::Barrier::new(writers);
-        std::thread::scope(|scope| {
-            for number in 0..writers {
-                let (writer, barrier) = (LayoutWriter::open(dir.path()).unwrap(), &barrier);
-                scope.spawn(move || {
-                    barrier.wait();
-                    for round in 0..20 {
-                        writer.tag(&format!("{number}-{round}"), json!({})).unwrap();
-                    }
-                });
+        // Each round makes a new layout.
+        for _ in 0..10 {
+            let dir = tempfile::tempdir().unwrap();
+            let layout = &dir.path().join("new/layout");
+            let barrier = &std::sync::Barrier::new(writers);
+            std::thread::scope(|scope| {
+                for number in 0..writers {
+                    scope.spawn(move || {
+                        barrier.wait();
+                        let writer = LayoutWriter::open(layout).unwrap();
+                        for round in 0..3 {
+                            writer.tag(&format!("{number}-{round}"), json!({})).unwrap();
+                        }
+                    });
+                }
+            });
+            let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+            assert_eq!(index["manifests"].as_array().unwrap().len(), writers * 3);
+        }
+    }
+
+    #[test]
+    fn a_layout_whose_maker_was_killed_is_finished_and_other_files_are_refused() {
+        for (left, is_ours) in [
+            (&[][..], true),
+            (&["blobs/sha256/"], true),
+            (&[".json.a1b2c3"], true),
+            (&["blobs/", ".json.a1b2c3"], true),
+            (&["notes"], false),
+            (&["blobs/", "index.json"], false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            for name in left {
+                let path = dir.path().join(name);
+                match name.ends_with('/') {
+                    true => fs::create_dir_all(path).unwrap(),
+                    false => fs::write(path, "").unwrap(),
+                }
             }
-        });
-        let index: Value = serde_json::from_slice(&fs::read(dir.path().join("index.json")).unwrap()).unwrap();
-        assert_eq!(index["manifests"].as_array().unwrap().len(), writers * 20);
+            match LayoutWriter::open(dir.path()) {
+                Ok(writer) => {
+                    assert!(is_ours, "{left:?}");
+                    writer.bytes(b"blob").unwrap();
+                    assert!(dir.path().join("oci-layout").is_file(), "{left:?}");
+                }
+                Err(error) => {
+                    assert!(!is_ours && error.to_string().contains("choose another directory"), "{left:?}: {error}");
+                    assert!(!dir.path().join("oci-layout").exists(), "{left:?}");
+                }
+            }
+        }
     }
 
     #[test]
