@@ -110,6 +110,8 @@ pub(crate) struct Unpacker {
     left_out: LeftOut,
     /// The devices that were left out, by their directories and names. A hard link can lead to one.
     absent: HashSet<(Identity, CString)>,
+    /// The number in the temporary name of the next hard link that replaces a file.
+    next_link: u64,
     budget: Budget,
     needs: Needs,
 }
@@ -180,6 +182,7 @@ impl Unpacker {
             parent: None,
             left_out: LeftOut::default(),
             absent: HashSet::new(),
+            next_link: 0,
             budget,
             needs: Needs::Nothing,
         })
