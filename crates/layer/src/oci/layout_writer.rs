@@ -3,7 +3,7 @@
 //! name. An archive is made of files without names, so nothing is left of one that is not complete.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -135,17 +135,21 @@ impl LayoutWriter {
     /// Writes the whole archive to `output`, whose path is `file`.
     pub(crate) fn finish(self, output: OutputFile, file: &Path) -> Result<()> {
         let Self::Archive { blobs, index, .. } = self else { return Ok(()) };
+        let (mut blobs, index) = (blobs.into_inner(), index.into_inner());
+        // Not what an attempt to copy the base's image has left.
+        let named = named(&index, &blobs).map_err(Error::io("read a blob of", file))?;
+        blobs.retain(|digest, _| named.contains(digest));
         let mut out = BufWriter::with_capacity(128 * 1024, output);
         let write = |out: &mut BufWriter<OutputFile>| -> io::Result<()> {
-            let [version, index] = [json!({"imageLayoutVersion": VERSION}), index.into_inner()].map(|json| {
+            let [version, index] = [json!({"imageLayoutVersion": VERSION}), index].map(|json| {
                 let text = json.to_string().into_bytes();
                 (text.len() as u64, text)
             });
             for (name, (size, text)) in [("oci-layout", version), ("index.json", index)] {
                 write_member(out, name, size, &mut &*text)?;
             }
-            for (digest, (blob, size)) in blobs.into_inner() {
-                write_member(out, &blob_name(digest), size, &mut FromStart { file: blob, position: 0 })?;
+            for (digest, (blob, size)) in blobs {
+                write_member(out, &blob_name(digest), size, &mut FromStart { file: &blob, position: 0 })?;
             }
             end(out)
         };
@@ -180,6 +184,20 @@ fn add(index: &mut Value, tag: &str, mut manifest: Value) -> bool {
     true
 }
 
+/// Returns the digests of the manifests of an index and of all blobs that these name.
+fn named(index: &Value, blobs: &BTreeMap<Digest, (File, u64)>) -> io::Result<BTreeSet<Digest>> {
+    let digest = |descriptor: &Value| descriptor["digest"].as_str().and_then(|digest| digest.parse().ok());
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut named = BTreeSet::new();
+    for manifest in list(&index["manifests"]).iter().filter_map(digest) {
+        named.insert(manifest);
+        let Some((file, _)) = blobs.get(&manifest) else { continue };
+        let manifest: Value = serde_json::from_reader(FromStart { file, position: 0 })?;
+        named.extend(list(&manifest["layers"]).iter().chain([&manifest["config"]]).filter_map(digest));
+    }
+    Ok(named)
+}
+
 /// Writes a blob into `file`, which is in `dir`.
 fn written<W: Write, T>(
     file: W,
@@ -203,12 +221,12 @@ fn write_member(out: &mut impl Write, name: &str, size: u64, content: &mut impl 
 }
 
 /// Reads a file from its start, wherever its position is.
-struct FromStart {
-    file: File,
+struct FromStart<'a> {
+    file: &'a File,
     position: u64,
 }
 
-impl Read for FromStart {
+impl Read for FromStart<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read_at(buffer, self.position)?;
         self.position += read as u64;
