@@ -97,7 +97,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if base.is_none() && layers.is_empty() {
         bail!("there is nothing to export; pass --base, --layer or --layers-from");
     }
-    let hold = Hold::of(layers.iter().map(Layer::path))?;
+    // A tree, or a directory without a layer.json, is no layer that a collector could take.
+    let held_base = base.as_ref().filter(|base| !base.is_tree()).map(|base| Layer::at(base.path()));
+    let held_base = held_base.filter(|base| base.meta_path().symlink_metadata().is_ok());
+    let hold = Hold::of(layers.iter().chain(&held_base).map(Layer::path))?;
     let compression = match args.zip {
         Zip::Gzip => Compression::Gzip,
         Zip::Zstd => Compression::Zstd,
