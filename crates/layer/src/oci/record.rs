@@ -85,6 +85,12 @@ impl Record {
         }
     }
 
+    /// Returns whether the tree is an import of an image with a configuration. It is not if it is a
+    /// layer that was pulled: what that has as a configuration need not describe a stack.
+    pub(crate) fn is_of_import(&self) -> bool {
+        self.config_digest.is_some() && !self.registries.iter().any(|place| place.image == self.source)
+    }
+
     /// Writes the record of a layer.
     pub(crate) fn write(&self, layer: &Layer) -> Result<()> {
         Ok(layer.write_sidecar(NAME, self)?)
