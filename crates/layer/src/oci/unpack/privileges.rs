@@ -17,7 +17,8 @@ pub enum Privileges {
 }
 
 /// The numbers of things that an import had to leave out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct LeftOut {
     /// Files whose user or group could not be set.
@@ -35,6 +36,14 @@ impl LeftOut {
     /// Returns whether nothing was left out.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Returns whether a process with all privileges leaves out the same.
+    pub(crate) fn is_same_with(self, privileges: Privileges) -> bool {
+        match privileges {
+            Privileges::Required => Self { acl_texts: 0, ..self }.is_empty(),
+            Privileges::AsAvailable => true,
+        }
     }
 }
 
