@@ -345,6 +345,12 @@ pub enum Problem {
         /// The limit in bytes.
         max_bytes: usize,
     },
+    /// The file system has room, but not for so large extended attributes.
+    #[error("this file system cannot hold extended attributes of {bytes} bytes in one file; choose another one")]
+    XattrsDoNotFit {
+        /// The names and values of the attributes, in bytes.
+        bytes: usize,
+    },
     /// The names of files with several names take too much memory.
     #[error(
         "too many files before it have several names ({max_bytes} bytes of names); copy the layer with cp -a first"
