@@ -73,6 +73,13 @@ const MODE: Mode = Mode::from_raw_mode(0o644);
 /// The prefix of the names of files that are still being written.
 const PREFIX: &str = ".json.";
 
+/// Returns whether a file of this name is one that is still being written, or whose writer was
+/// killed.
+#[cfg(feature = "oci")]
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
+}
+
 /// Makes a new temporary file, which is locked while it is being written.
 fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();

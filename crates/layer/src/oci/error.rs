@@ -226,6 +226,15 @@ pub enum Error {
         /// The diff ID of the layer to import.
         diff_id: Digest,
     },
+    /// The store has the layer from an import without the privilege for all of it.
+    #[error(
+        "{} was imported without root and lacks owners, attributes or devices; remove it with `layered rm`, or import into another store",
+        quoted(layer)
+    )]
+    NotWhole {
+        /// The layer that exists.
+        layer: PathBuf,
+    },
     /// An operation on a layer or a store failed.
     #[error(transparent)]
     Layer(crate::Error),
@@ -335,6 +344,12 @@ pub enum Problem {
     AttributesTooLarge {
         /// The limit in bytes.
         max_bytes: usize,
+    },
+    /// The file system has room, but not for so large extended attributes.
+    #[error("this file system cannot hold extended attributes of {bytes} bytes in one file; choose another one")]
+    XattrsDoNotFit {
+        /// The names and values of the attributes, in bytes.
+        bytes: usize,
     },
     /// The names of files with several names take too much memory.
     #[error(

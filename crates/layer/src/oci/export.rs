@@ -127,7 +127,8 @@ impl<'a> Export<'a> {
 
     /// Sets keys of the image's configuration, such as `architecture` or `author`. The keys of its
     /// object `config`, such as `Entrypoint` and `Env`, are set one by one. All others are those of
-    /// the image that the base came from. An `Entrypoint` also removes the base's `Cmd`.
+    /// the [image](Self::image_config) that the stack comes from. An `Entrypoint` also removes its
+    /// `Cmd`.
     ///
     /// The keys `rootfs` and `history` describe the layers and are ignored.
     pub fn config(mut self, config: Map<String, Value>) -> Self {
@@ -139,6 +140,26 @@ impl<'a> Export<'a> {
     pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
         self.progress = Callback(Some(progress));
         self
+    }
+
+    /// Returns the configuration of the image that the stack comes from: that of the topmost layer
+    /// that was imported from an image, and without one that of the base. It is empty if neither
+    /// comes from an image.
+    ///
+    /// Images share layers. So the record of the base can be that of another image, which has the
+    /// same lowest layer.
+    ///
+    /// # Errors
+    /// Those of [`Record::of`].
+    pub fn image_config(&self) -> Result<Map<String, Value>> {
+        for layer in self.layers {
+            if let Some(record) = Record::of(layer)?.filter(Record::is_of_import) {
+                return Ok(record.config);
+            }
+        }
+        let base = self.base.filter(|base| !base.is_tree());
+        let record = base.map(|base| Record::of(&Layer::at(base.path()))).transpose()?.flatten();
+        Ok(record.map_or_else(Map::new, |record| record.config))
     }
 
     /// Writes the image. Records the digest of each layer beside it, in the sidecar `digest.json`,
@@ -174,7 +195,7 @@ impl<'a> Export<'a> {
 
     fn write(&self, writer: &ImageWriter, tag: &str) -> Result<Exported> {
         let done = AtomicU64::new(0);
-        let mut config = Map::new();
+        let config = self.image_config()?;
         let mut blobs = Vec::new();
         let mut differences = Differences::default();
         let mut original = 0;
@@ -185,7 +206,6 @@ impl<'a> Export<'a> {
                     original = copied.len();
                     blobs = copied;
                 }
-                config = record.config;
             }
             if original == 0 {
                 let (blob, found) = self.write_tree(writer, base.fs(), &done)?;

@@ -203,7 +203,7 @@ impl<'a> Import<'a> {
             read.add(layer, finished);
         }
         let unpacked = unpacker.finish().map_err(|problem| root_error(draft.layer(), problem))?;
-        let record = work.record(&read);
+        let record = Record { left_out: unpacked.left_out, ..work.record(&read) };
         let hash = record.chain_id.hex();
         let (diff_id, chain_id) = (record.diff_id, record.chain_id);
         work.complete(&draft, &record, Meta::new(hash, SystemTime::now()), begun)?;
@@ -225,12 +225,14 @@ impl<'a> Import<'a> {
     /// The name of a layer is the beginning of its diff ID. If its tree depends on the layers
     /// below ([`Needs`]), it is the beginning of its chain ID. So it is if the image has the layer
     /// twice. A layer that the store has under that name, and that looks the same over the layers
-    /// of this image, is reused without being read.
+    /// of this image, is reused without being read. What its import had to leave out counts as left
+    /// out.
     ///
     /// # Errors
     /// The errors of [`into_base`](Self::into_base), without [`Error::Exists`]. Layers that were
     /// complete before the error stay in the store. [`Error::OtherLayer`] if a name belongs to
-    /// something else.
+    /// something else. [`Error::NotWhole`] with [`Privileges::Required`] if the store has the layer
+    /// from an import that had to leave something out.
     pub fn into_layers(&self, store: &Store) -> Result<Imported> {
         let work = self.open(store.path())?;
         let mut read = Read::default();
@@ -243,7 +245,9 @@ impl<'a> Import<'a> {
             let found = wanted.transpose()?.map(|wanted| wanted.find(store)).transpose()?.flatten();
             let imported = match found {
                 Some((found, record, hold)) => {
+                    work.check_whole(&found, &record)?;
                     found.touch()?;
+                    left_out += record.left_out;
                     holds.push(hold);
                     read.reuse(&record);
                     let (diff_id, chain_id) = (record.diff_id, read.chain_id.unwrap_or(record.chain_id));
@@ -375,6 +379,7 @@ impl Work<'_> {
         let mut record = self.record(read);
         record.blobs.drain(..record.blobs.len() - 1);
         record.needs = unpacked.needs;
+        record.left_out = unpacked.left_out;
         let (diff_id, chain_id) = (record.diff_id, record.chain_id);
         let hash = |layer: &ImportedLayer| match layer.layer.has_hash(&layer.chain_id.hex()) {
             true => layer.chain_id.hex(),
@@ -391,7 +396,10 @@ impl Work<'_> {
             Err(error) if exists(&error) => {
                 let there = store.layer(name.layer_name())?;
                 match Record::of(&there)? {
-                    Some(other) if wanted.is(&other) => there,
+                    Some(other) if wanted.is(&other) => {
+                        self.check_whole(&there, &other)?;
+                        there
+                    }
                     _ => return Err(Error::OtherLayer { layer: there.path().into(), diff_id }),
                 }
             }
@@ -414,6 +422,14 @@ impl Work<'_> {
         Ok(layer.write_meta(&meta)?)
     }
 
+    /// Checks that a layer of an earlier import has all that this one requires.
+    fn check_whole(&self, layer: &Layer, record: &Record) -> Result<()> {
+        match record.left_out.is_same_with(self.options.privileges) {
+            true => Ok(()),
+            false => Err(Error::NotWhole { layer: layer.path().into() }),
+        }
+    }
+
     fn record(&self, read: &Read) -> Record {
         let none = Digest::of(b"");
         Record {
@@ -424,6 +440,7 @@ impl Work<'_> {
             chain_id: read.chain_id.unwrap_or(none),
             blobs: read.blobs.clone(),
             needs: Needs::Nothing,
+            left_out: LeftOut::default(),
             config: self.image.config.clone(),
             registries: Vec::new(),
         }

@@ -3,7 +3,7 @@
 //! name. An archive is made of files without names, so nothing is left of one that is not complete.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -44,18 +44,20 @@ pub(crate) struct Written {
 }
 
 impl LayoutWriter {
-    /// Opens the layout `dir`, and makes it if it does not exist.
+    /// Opens the layout `dir`, and makes it if it does not exist. Goes on with one whose maker was
+    /// killed. Several processes can make it at the same time.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
-        let blobs = dir.join("blobs/sha256");
-        let is_new = dir.symlink_metadata().is_err();
+        fs::create_dir_all(dir).map_err(Error::io("make the directory", dir))?;
         let version = dir.join("oci-layout");
-        if !is_new && !version.is_file() && fs::read_dir(dir).map_err(Error::io("read", dir))?.next().is_some() {
-            return Err(Error::malformed(dir, "an OCI layout, and it is not empty; choose another directory"));
-        }
-        fs::create_dir_all(&blobs).map_err(Error::io("make the directory", &blobs))?;
         if !version.is_file() {
+            // Another export can have written the version since. It does so before anything else.
+            if has_other_files(dir)? && !version.is_file() {
+                return Err(Error::malformed(dir, "an OCI layout, and it is not empty; choose another directory"));
+            }
             json::write(&version, &json!({"imageLayoutVersion": VERSION}))?;
         }
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs).map_err(Error::io("make the directory", &blobs))?;
         Ok(Self::Directory(dir.into()))
     }
 
@@ -133,17 +135,21 @@ impl LayoutWriter {
     /// Writes the whole archive to `output`, whose path is `file`.
     pub(crate) fn finish(self, output: OutputFile, file: &Path) -> Result<()> {
         let Self::Archive { blobs, index, .. } = self else { return Ok(()) };
+        let (mut blobs, index) = (blobs.into_inner(), index.into_inner());
+        // Not what an attempt to copy the base's image has left.
+        let named = named(&index, &blobs).map_err(Error::io("read a blob of", file))?;
+        blobs.retain(|digest, _| named.contains(digest));
         let mut out = BufWriter::with_capacity(128 * 1024, output);
         let write = |out: &mut BufWriter<OutputFile>| -> io::Result<()> {
-            let [version, index] = [json!({"imageLayoutVersion": VERSION}), index.into_inner()].map(|json| {
+            let [version, index] = [json!({"imageLayoutVersion": VERSION}), index].map(|json| {
                 let text = json.to_string().into_bytes();
                 (text.len() as u64, text)
             });
             for (name, (size, text)) in [("oci-layout", version), ("index.json", index)] {
                 write_member(out, name, size, &mut &*text)?;
             }
-            for (digest, (blob, size)) in blobs.into_inner() {
-                write_member(out, &blob_name(digest), size, &mut FromStart { file: blob, position: 0 })?;
+            for (digest, (blob, size)) in blobs {
+                write_member(out, &blob_name(digest), size, &mut FromStart { file: &blob, position: 0 })?;
             }
             end(out)
         };
@@ -151,6 +157,18 @@ impl LayoutWriter {
         let output = out.into_inner().map_err(|error| Error::io("write", file)(error.into_error()))?;
         output.finish().map_err(Error::io("write", file))
     }
+}
+
+/// Returns whether a directory has files that an unfinished layout has not.
+fn has_other_files(dir: &Path) -> Result<bool> {
+    let failed = || Error::io("read", dir);
+    for entry in fs::read_dir(dir).map_err(failed())? {
+        let name = entry.map_err(failed())?.file_name();
+        if name != "blobs" && !json::is_temporary(&name) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn empty_index() -> Value {
@@ -164,6 +182,20 @@ fn add(index: &mut Value, tag: &str, mut manifest: Value) -> bool {
     manifests.retain(|other| other["annotations"][REF_NAME] != tag);
     manifests.push(manifest);
     true
+}
+
+/// Returns the digests of the manifests of an index and of all blobs that these name.
+fn named(index: &Value, blobs: &BTreeMap<Digest, (File, u64)>) -> io::Result<BTreeSet<Digest>> {
+    let digest = |descriptor: &Value| descriptor["digest"].as_str().and_then(|digest| digest.parse().ok());
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut named = BTreeSet::new();
+    for manifest in list(&index["manifests"]).iter().filter_map(digest) {
+        named.insert(manifest);
+        let Some((file, _)) = blobs.get(&manifest) else { continue };
+        let manifest: Value = serde_json::from_reader(FromStart { file, position: 0 })?;
+        named.extend(list(&manifest["layers"]).iter().chain([&manifest["config"]]).filter_map(digest));
+    }
+    Ok(named)
 }
 
 /// Writes a blob into `file`, which is in `dir`.
@@ -189,12 +221,12 @@ fn write_member(out: &mut impl Write, name: &str, size: u64, content: &mut impl 
 }
 
 /// Reads a file from its start, wherever its position is.
-struct FromStart {
-    file: File,
+struct FromStart<'a> {
+    file: &'a File,
     position: u64,
 }
 
-impl Read for FromStart {
+impl Read for FromStart<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read_at(buffer, self.position)?;
         self.position += read as u64;
@@ -208,22 +240,58 @@ mod tests {
 
     #[test]
     fn tags_of_parallel_exports_are_all_kept() {
-        let dir = tempfile::tempdir().unwrap();
         let writers = 8;
-        let barrier = std::sync::Barrier::new(writers);
-        std::thread::scope(|scope| {
-            for number in 0..writers {
-                let (writer, barrier) = (LayoutWriter::open(dir.path()).unwrap(), &barrier);
-                scope.spawn(move || {
-                    barrier.wait();
-                    for round in 0..20 {
-                        writer.tag(&format!("{number}-{round}"), json!({})).unwrap();
-                    }
-                });
+        // Each round makes a new layout.
+        for _ in 0..10 {
+            let dir = tempfile::tempdir().unwrap();
+            let layout = &dir.path().join("new/layout");
+            let barrier = &std::sync::Barrier::new(writers);
+            std::thread::scope(|scope| {
+                for number in 0..writers {
+                    scope.spawn(move || {
+                        barrier.wait();
+                        let writer = LayoutWriter::open(layout).unwrap();
+                        for round in 0..3 {
+                            writer.tag(&format!("{number}-{round}"), json!({})).unwrap();
+                        }
+                    });
+                }
+            });
+            let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+            assert_eq!(index["manifests"].as_array().unwrap().len(), writers * 3);
+        }
+    }
+
+    #[test]
+    fn a_layout_whose_maker_was_killed_is_finished_and_other_files_are_refused() {
+        for (left, is_ours) in [
+            (&[][..], true),
+            (&["blobs/sha256/"], true),
+            (&[".json.a1b2c3"], true),
+            (&["blobs/", ".json.a1b2c3"], true),
+            (&["notes"], false),
+            (&["blobs/", "index.json"], false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            for name in left {
+                let path = dir.path().join(name);
+                match name.ends_with('/') {
+                    true => fs::create_dir_all(path).unwrap(),
+                    false => fs::write(path, "").unwrap(),
+                }
             }
-        });
-        let index: Value = serde_json::from_slice(&fs::read(dir.path().join("index.json")).unwrap()).unwrap();
-        assert_eq!(index["manifests"].as_array().unwrap().len(), writers * 20);
+            match LayoutWriter::open(dir.path()) {
+                Ok(writer) => {
+                    assert!(is_ours, "{left:?}");
+                    writer.bytes(b"blob").unwrap();
+                    assert!(dir.path().join("oci-layout").is_file(), "{left:?}");
+                }
+                Err(error) => {
+                    assert!(!is_ours && error.to_string().contains("choose another directory"), "{left:?}: {error}");
+                    assert!(!dir.path().join("oci-layout").exists(), "{left:?}");
+                }
+            }
+        }
     }
 
     #[test]

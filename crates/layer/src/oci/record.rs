@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::digest::Digest;
 use super::error::Result;
 use super::image::Blob;
-use super::unpack::Needs;
+use super::unpack::{LeftOut, Needs};
 use crate::layer::Layer;
 
 /// The name of the sidecar.
@@ -38,6 +38,9 @@ pub struct Record {
     /// with.
     #[serde(default, skip_serializing_if = "Needs::is_nothing")]
     pub needs: Needs,
+    /// The numbers of things that the import had no privilege for.
+    #[serde(default, skip_serializing_if = "LeftOut::is_empty")]
+    pub left_out: LeftOut,
     /// The configuration of the image: an object with the keys of the image specification. Empty if
     /// the source has none.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
@@ -79,10 +82,17 @@ impl Record {
             diff_id,
             chain_id: diff_id,
             needs: Needs::Nothing,
+            left_out: LeftOut::default(),
             blobs: vec![place.blob.clone()],
             config: Map::new(),
             registries: Vec::new(),
         }
+    }
+
+    /// Returns whether the tree is an import of an image with a configuration. It is not if it is a
+    /// layer that was pulled: what that has as a configuration need not describe a stack.
+    pub(crate) fn is_of_import(&self) -> bool {
+        self.config_digest.is_some() && !self.registries.iter().any(|place| place.image == self.source)
     }
 
     /// Writes the record of a layer.

@@ -28,8 +28,8 @@ pub(crate) use self::budget::Budget;
 use self::directories::Directories;
 pub(crate) use self::directories::has_usual_root;
 use self::parents::Parent;
-use self::privileges::apply;
 pub use self::privileges::{LeftOut, Privileges};
+use self::privileges::{apply, attributes_failed};
 use self::whiteouts::Brought;
 use super::archive::{Archive, Input};
 use super::entry::{Entry, Kind};
@@ -110,6 +110,8 @@ pub(crate) struct Unpacker {
     left_out: LeftOut,
     /// The devices that were left out, by their directories and names. A hard link can lead to one.
     absent: HashSet<(Identity, CString)>,
+    /// The number in the temporary name of the next hard link that replaces a file.
+    next_link: u64,
     budget: Budget,
     needs: Needs,
 }
@@ -180,6 +182,7 @@ impl Unpacker {
             parent: None,
             left_out: LeftOut::default(),
             absent: HashSet::new(),
+            next_link: 0,
             budget,
             needs: Needs::Nothing,
         })
@@ -223,10 +226,13 @@ impl Unpacker {
         }
         let directories = std::mem::take(&mut self.directories);
         directories.apply(self.root.as_fd(), |attributes, dir| {
-            let stat = fstat(dir)?;
+            let operation = "set the attributes of the directories of";
+            let stat = fstat(dir).map_err(Problem::io(operation))?;
+            let failed = attributes_failed(operation, &attributes, self.root.as_fd());
             apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| {
                 attributes.apply_over(dir, &stat)
             })
+            .map_err(failed)
         })?;
         Ok(Unpacked { left_out: self.left_out, budget: self.budget, needs: self.needs })
     }
@@ -324,10 +330,11 @@ impl Unpacker {
         let stat = fstat(&file).map_err(Problem::io("look at"))?;
         self.note(identity(&stat));
         let attributes = attributes(FileType::RegularFile, entry);
+        let failed = attributes_failed("set the attributes of", &attributes, self.root.as_fd());
         apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| {
             attributes.apply_over(file.as_fd(), &stat)
         })
-        .map_err(Problem::io("set the attributes of"))
+        .map_err(failed)
     }
 
     fn special(&mut self, dir: &Dir, name: &CStr, kind: FileType, device: u64, entry: Entry) -> Result<(), Problem> {
@@ -356,10 +363,11 @@ impl Unpacker {
         let stat = self.look_at(dir, name)?;
         self.note(identity(&stat));
         let attributes = attributes(kind, entry);
+        let failed = attributes_failed("set the attributes of", &attributes, self.root.as_fd());
         apply(&mut self.left_out, self.options.privileges, attributes, &stat, |attributes| {
             attributes.apply_to_name(dir.as_fd(), name)
         })
-        .map_err(Problem::io("set the attributes of"))
+        .map_err(failed)
     }
 
     /// Makes the file `name` in `dir` by the system call `make`, in place of what is there.

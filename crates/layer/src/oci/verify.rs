@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use super::digest::Digest;
-use super::error::{Error, Result};
+use super::error::{Error, Problem, Result};
 use super::record::Record;
 use super::tree_digest::{self, Recorded};
 use crate::error::Chain;
@@ -23,6 +23,8 @@ pub enum Verified {
     /// The digest was recorded with other users and groups than this process has, so the owners of
     /// the files have other numbers here. Whether the tree is damaged is not known.
     OtherIds(OtherIds),
+    /// The tree cannot be compared, although nothing is wrong with it. The error says why.
+    NotComparable(Error),
     /// The layer is damaged.
     Damaged(Damage),
 }
@@ -110,11 +112,19 @@ fn look(layer: &Layer, xattrs: XattrNamespace) -> Result<Verified, Damage> {
     let here = IdMaps::of_process();
     match tree_digest::compute(layer, xattrs) {
         Ok(found) => compare(recorded, found, here),
+        Err(error) => without_digest(error, recorded, here),
+    }
+}
+
+/// Judges a layer whose digest cannot be computed in a process with the IDs `here`.
+fn without_digest(error: Error, recorded: Recorded, here: IdMaps) -> Result<Verified, Damage> {
+    match error {
+        Error::Entry { problem: Problem::TooManyLinks { .. }, .. } => Ok(Verified::NotComparable(error)),
         // The owner, whom this process does not have, lets nobody else read the file.
-        Err(error) if recorded.ids != here && is_denied(&error) => {
+        error if recorded.ids != here && is_denied(&error) => {
             Ok(Verified::OtherIds(OtherIds { recorded: recorded.ids, here }))
         }
-        Err(error) => Err(Damage::Entry(error)),
+        error => Err(Damage::Entry(error)),
     }
 }
 
@@ -137,6 +147,20 @@ fn compare(recorded: Recorded, found: Digest, here: IdMaps) -> Result<Verified, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tree_with_too_many_links_is_not_called_damaged() {
+        let tree = Digest::of(b"tree");
+        for (problem, is_damage) in [(Problem::TooManyLinks { max_bytes: 1 }, false), (Problem::Changed, true)] {
+            let error = Error::Entry { operation: "pack", archive: "fs".into(), entry: "a".into(), problem };
+            let recorded = serde_json::from_str(&format!(r#"{{"tree":"{tree}"}}"#)).unwrap();
+            match without_digest(error, recorded, IdMaps::default()) {
+                Ok(Verified::NotComparable(error)) => assert!(!is_damage, "{error}"),
+                Err(Damage::Entry(error)) => assert!(is_damage, "{error}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn only_a_tree_that_was_read_with_the_same_ids_is_called_damaged() {

@@ -101,3 +101,65 @@ fn an_archive_has_the_blobs_of_a_layout() {
     names.sort();
     assert_eq!(names, [".layered", "again", "base", "image", "out", "out.tar"]);
 }
+
+#[test]
+fn the_configuration_is_that_of_the_topmost_imported_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = |name: &str| Tar::new().add(spec(b'5', "./")).add(spec(b'0', name)).end();
+    let store = dir.path().join("store");
+    fs::create_dir(&store).unwrap();
+    let store = crate::Store::open(store).unwrap();
+    // Two images share their lowest layer. The store has it from the first one.
+    let [first, second] = ["first", "second"].map(|name| {
+        let image = dir.path().join(name);
+        let mut layout = Layout::new(&image, &[archive("shared"), archive(name)]);
+        layout.config["config"] = json!({"Entrypoint": [name]});
+        layout.write(&image);
+        let source: Source = format!("oci:{}", image.display()).parse().unwrap();
+        let import = Import::new(&source).privileges(Privileges::AsAvailable).xattrs(XattrNamespace::User);
+        import.into_layers(&store).unwrap().layers.into_iter().map(|layer| layer.layer).collect::<Vec<_>>()
+    });
+    assert_eq!(first[1], second[1]);
+    let base = Base::open(second[1].path()).unwrap();
+    let entrypoint = |layers: &[Layer]| {
+        let export = Export::new(layers).base(&base).xattrs(XattrNamespace::User);
+        let config = export.image_config().unwrap();
+        let destination = format!("oci:{}:t", dir.path().join("out").display()).parse().unwrap();
+        let manifest = export.run(&destination).unwrap().manifest;
+        let read = |digest: &Value| {
+            let blob = crate::oci::image::blob_name(serde_json::from_value(digest.clone()).unwrap());
+            serde_json::from_slice::<Value>(&fs::read(dir.path().join("out").join(blob)).unwrap()).unwrap()
+        };
+        let written = read(&read(&json!(manifest))["config"]["digest"]);
+        assert_eq!(written["config"], config["config"]);
+        config["config"]["Entrypoint"][0].as_str().unwrap().to_string()
+    };
+    assert_eq!(entrypoint(&second[..1]), "second");
+    assert_eq!(entrypoint(&first[..1]), "first");
+    // Without an imported layer, it is that of the base.
+    assert_eq!(entrypoint(&[]), "first");
+    // A layer that was pulled has a configuration of its own.
+    let mut pulled = Record::of(&second[0]).unwrap().unwrap();
+    pulled.source = "docker://localhost/r:l".into();
+    let (manifest, blob) = (pulled.diff_id, pulled.blobs[0].clone());
+    pulled.registries = vec![crate::oci::InRegistry { image: pulled.source.clone(), manifest, blob }];
+    pulled.write(&second[0]).unwrap();
+    assert_eq!(entrypoint(&second[..1]), "first");
+}
+
+#[test]
+fn an_archive_has_no_blob_of_a_copy_that_failed() {
+    let (dir, base) = docker_base();
+    let record = Record::of(&Layer::at(base.path())).unwrap().unwrap();
+    let blob = dir.path().join("image").join(crate::oci::image::blob_name(record.blobs[0].digest));
+    let mut damaged = fs::read(&blob).unwrap();
+    damaged[512] = b'!';
+    fs::write(&blob, damaged).unwrap();
+    let file = dir.path().join("out.tar");
+    let destination = format!("oci-archive:{}:t", file.display()).parse().unwrap();
+    let exported = Export::new(&[]).base(&base).xattrs(XattrNamespace::User).run(&destination).unwrap();
+    assert_eq!(exported.original, 0);
+    let archive = fs::read(file).unwrap();
+    // The manifest, the configuration and the layer.
+    assert_eq!(archive.windows(13).filter(|bytes| bytes == b"blobs/sha256/").count(), 3);
+}

@@ -217,3 +217,30 @@ fn the_record_has_the_image_and_the_progress_its_bytes() {
     assert_eq!(seen.lock().unwrap().last(), Some(&Progress { done_bytes: bytes, total_bytes: Some(bytes) }));
     assert_eq!(imported.bytes, bytes);
 }
+
+#[test]
+fn a_reused_layer_still_lacks_what_its_import_left_out() {
+    let device = Spec { device: (1, 3), ..spec(b'3', "x") };
+    let dir = place();
+    let source = source_of(dir.path(), &[Tar::new().add(spec(b'5', "./")).add(device).end()]);
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let [first, again] = without_privilege(|| [(); 2].map(|()| import(&source).into_layers(&store).unwrap()));
+    assert_eq!((first.layers[0].reused, again.layers[0].reused), (false, true));
+    assert_eq!((first.left_out.devices, again.left_out), (1, first.left_out));
+    // Root could make the device.
+    let error = import(&source).privileges(Privileges::Required).into_layers(&store).unwrap_err();
+    assert!(matches!(&error, Error::NotWhole { layer } if layer == first.layers[0].layer.path()), "{error}");
+    assert!(error.to_string().contains("layered rm"), "{error}");
+}
+
+#[test]
+fn a_text_of_an_acl_is_left_out_by_root_too() {
+    for (left_out, is_same) in [
+        (LeftOut::default(), true),
+        (LeftOut { acl_texts: 1, ..LeftOut::default() }, true),
+        (LeftOut { owners: 1, ..LeftOut::default() }, false),
+    ] {
+        let expected = [is_same, true];
+        assert_eq!([Privileges::Required, Privileges::AsAvailable].map(|all| left_out.is_same_with(all)), expected);
+    }
+}

@@ -312,7 +312,7 @@ impl<'a> Pull<'a> {
         let remote = self.read(wanted)?;
         let draft = store.draft()?;
         let left_out = self.unpack(&remote, &draft, done)?;
-        self.complete(wanted, &remote, &draft)?;
+        self.complete(wanted, &remote, &draft, left_out)?;
         Ok(Step::Ready(Box::new(Ready { draft, lock, remote, left_out })))
     }
 
@@ -350,7 +350,7 @@ impl<'a> Pull<'a> {
             pulled: false,
             bytes_received: 0,
             bytes_spared: place.map_or(0, |place| place.blob.size),
-            left_out: LeftOut::default(),
+            left_out: record.as_ref().map_or_else(LeftOut::default, |record| record.left_out),
             layer,
         }))
     }
@@ -379,7 +379,7 @@ impl<'a> Pull<'a> {
             pulled: false,
             bytes_received: 0,
             bytes_spared: remote.blob.size,
-            left_out: LeftOut::default(),
+            left_out: record.left_out,
             layer,
         })
     }
@@ -452,7 +452,7 @@ impl<'a> Pull<'a> {
 
     /// Writes what the layer has beside its tree. The draft is no layer yet, so one sync is enough
     /// for all files.
-    fn complete(&self, wanted: &Wanted, remote: &Remote, draft: &Draft) -> Result<()> {
+    fn complete(&self, wanted: &Wanted, remote: &Remote, draft: &Draft, left_out: LeftOut) -> Result<()> {
         let layer = draft.layer();
         let dir = File::open(layer.path()).map_err(Error::io("open", layer.path()))?;
         let write = |stem: &str, value: &Value| {
@@ -467,6 +467,7 @@ impl<'a> Pull<'a> {
         let place = remote.place(self.registry.repository().image(&wanted.name).to_string());
         let record = Record {
             config_digest: Some(remote.config_digest),
+            left_out,
             config: remote.config.clone(),
             registries: vec![place.clone()],
             ..Record::of_registry(&place, remote.diff_id)

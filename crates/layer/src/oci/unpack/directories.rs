@@ -100,7 +100,7 @@ impl Directories {
     pub(super) fn apply(
         mut self,
         root: BorrowedFd<'_>,
-        mut set: impl FnMut(Attributes, BorrowedFd<'_>) -> rustix::io::Result<()>,
+        mut set: impl FnMut(Attributes, BorrowedFd<'_>) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
         let failed = || Problem::io("set the attributes of the directories of");
         let mut dir = openat(root, c".", READ, Mode::empty()).map_err(failed())?;
@@ -119,7 +119,7 @@ impl Directories {
             let above = way.last().map(|above| open_above(dir.as_fd(), above.identity));
             let above = above.transpose().map_err(failed())?;
             if let Some(attributes) = self.attributes.remove(&identity) {
-                set(attributes, dir.as_fd()).map_err(failed())?;
+                set(attributes, dir.as_fd())?;
             }
             if let Some(above) = above {
                 dir = above;

@@ -76,11 +76,11 @@ impl Unpacker {
         parent: BorrowedFd<'_>,
         target: &CStr,
     ) -> Result<(), Problem> {
-        let mut number = 0;
         let free = loop {
-            let free = CString::new(format!(".link.{number}")).map_err(|_| Problem::NulInName)?;
+            let free = CString::new(format!(".link.{}", self.next_link)).map_err(|_| Problem::NulInName)?;
             match linkat(parent, target, dir.as_fd(), &free, AtFlags::empty()) {
-                Err(Errno::EXIST) => number += 1,
+                // The archive has a file of this name. The number is not tried again.
+                Err(Errno::EXIST) => self.next_link += 1,
                 linked => break linked.map(|()| free).map_err(Problem::io("make"))?,
             }
         };

@@ -1,8 +1,11 @@
 //! Decides what is left out without the privilege to set owners, extended attributes and devices.
 
-use rustix::fs::Stat;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{Stat, StatVfs, fstatvfs};
 use rustix::io::Errno;
 
+use crate::oci::error::Problem;
 use crate::tree::attributes::Attributes;
 
 /// The treatment of owners, devices and attributes that this process cannot set or make.
@@ -17,7 +20,8 @@ pub enum Privileges {
 }
 
 /// The numbers of things that an import had to leave out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct LeftOut {
     /// Files whose user or group could not be set.
@@ -35,6 +39,14 @@ impl LeftOut {
     /// Returns whether nothing was left out.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Returns whether a process with all privileges leaves out the same.
+    pub(crate) fn is_same_with(self, privileges: Privileges) -> bool {
+        match privileges {
+            Privileges::Required => Self { acl_texts: 0, ..self }.is_empty(),
+            Privileges::AsAvailable => true,
+        }
     }
 }
 
@@ -87,6 +99,30 @@ pub(super) fn apply(
     if is_whole { Ok(()) } else { set(&attributes) }
 }
 
+/// Returns the conversion of an error of [`apply`] into its reason. `place` is a directory of the
+/// file system.
+pub(super) fn attributes_failed<'a>(
+    operation: &'static str,
+    attributes: &Attributes,
+    place: BorrowedFd<'a>,
+) -> impl FnOnce(Errno) -> Problem + use<'a> {
+    let bytes = attributes.xattrs().iter().map(|(name, value)| name.count_bytes() + value.len()).sum();
+    move |errno| match errno {
+        Errno::NOSPC if bytes > 0 && fstatvfs(place).is_ok_and(|place| has_room(&place)) => {
+            Problem::XattrsDoNotFit { bytes }
+        }
+        errno => Problem::io(operation)(errno),
+    }
+}
+
+/// Returns whether a file system has room for any extended attributes, so that only a limit of its
+/// own can be in their way.
+fn has_room(place: &StatVfs) -> bool {
+    // Some file systems have no fixed number of inodes. In a tmpfs, attributes take some.
+    let has_inodes = place.f_files == 0 || place.f_favail >= 1024;
+    has_inodes && place.f_bavail.saturating_mul(place.f_frsize) >= 1 << 20
+}
+
 /// Returns whether the kernel refuses what another process may do, or what another file system has.
 fn is_refusal(errno: Errno) -> bool {
     // INVAL: an owner without a number in this user namespace.
@@ -97,12 +133,43 @@ fn is_refusal(errno: Errno) -> bool {
 mod tests {
     use std::cell::RefCell;
 
+    use std::os::fd::AsFd;
+
     use rustix::fs::{FileType, Timespec, stat};
 
     use super::*;
+    use crate::oci::error::Error;
 
     /// The user, the group and the names of the extended attributes of a file.
     type Parts = (u32, u32, Vec<&'static str>);
+
+    #[test]
+    fn attributes_that_do_not_fit_are_not_a_full_disk() {
+        // The kernel's own file systems report no free blocks, as a full one does.
+        let [full, free] = ["/proc", "/tmp"].map(|path| std::fs::File::open(path).unwrap());
+        let of = |xattrs| {
+            let time = Timespec { tv_sec: 0, tv_nsec: 0 };
+            Attributes::new(FileType::RegularFile, 0o644, (0, 0), time, xattrs)
+        };
+        let (with, without) = (of(vec![(c"user.a".to_owned(), vec![0; 9000])]), of(Vec::new()));
+        for (attributes, place, errno, expected) in [
+            (&with, &free, Errno::NOSPC, "a limit"),
+            (&with, &full, Errno::NOSPC, "full"),
+            (&with, &free, Errno::DQUOT, "full"),
+            (&without, &free, Errno::NOSPC, "full"),
+            (&with, &free, Errno::IO, "other"),
+        ] {
+            let problem = attributes_failed("set the attributes of", attributes, place.as_fd())(errno);
+            let found = match problem {
+                Problem::XattrsDoNotFit { bytes: 9006 } => "a limit",
+                Problem::NoSpace { .. } => "full",
+                _ => "other",
+            };
+            assert_eq!(found, expected, "{errno}");
+            let error = Error::Entry { operation: "unpack", archive: "a".into(), entry: "e".into(), problem };
+            assert_eq!(error.is_temporary(), expected == "full");
+        }
+    }
 
     #[test]
     fn every_part_that_is_allowed_is_set() {

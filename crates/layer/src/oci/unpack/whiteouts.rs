@@ -25,7 +25,7 @@ pub(super) struct Brought {
     /// The names that the layer has given to files of the layers below. Other names of these files
     /// are not the layer's.
     links: HashSet<(Identity, CString)>,
-    /// Directories from which everything of the layers below was removed.
+    /// Directories in which everything of the layers below was hidden.
     cleared: HashSet<Identity>,
 }
 
@@ -108,10 +108,14 @@ impl Unpacker {
         }
         let Some(dir) = self.existing(path)? else { return Ok(()) };
         self.parent = None;
-        match &self.target {
+        match &mut self.target {
             // Overlayfs does not look for the mark of the root of a layer.
-            Target::Layer { stack, .. } if dir.identity == self.directories.root() => {
+            Target::Layer { stack, brought } if dir.identity == self.directories.root() => {
                 self.needs = Needs::Layers;
+                // What came later is this layer's.
+                if !brought.cleared.insert(dir.identity) {
+                    return Ok(());
+                }
                 let Some(stack) = stack else { return Ok(()) };
                 let names = stack.names(&stack.root()).map_err(|error| Problem::Below(Box::new(error)))?;
                 for name in names.into_keys() {
@@ -182,7 +186,9 @@ fn list(dir: BorrowedFd<'_>) -> Result<Vec<(CString, Stat)>, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Budget, Options, Privileges};
     use super::*;
+    use crate::stack::overlayfs::XattrNamespace;
 
     #[test]
     fn a_name_is_brought_with_its_file_or_by_itself() {
@@ -198,5 +204,20 @@ mod tests {
         brought.cleared.insert(new);
         brought.forget(new);
         assert!(!brought.has(dir, c"any", new) && brought.cleared.is_empty());
+    }
+
+    #[test]
+    fn an_opaque_root_lists_the_layers_below_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let [tree, below] = ["tree", "below"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&below).unwrap();
+        std::fs::write(below.join("before"), "").unwrap();
+        let options = Options { privileges: Privileges::AsAvailable, xattrs: XattrNamespace::User };
+        let mut unpacker = Unpacker::layer(tree.clone(), std::slice::from_ref(&below), options, Budget::new(1 << 20)).unwrap();
+        unpacker.opaque(&Path::default()).unwrap();
+        // A second listing would find this file.
+        std::fs::write(below.join("after"), "").unwrap();
+        unpacker.opaque(&Path::default()).unwrap();
+        assert_eq!(["before", "after"].map(|name| tree.join(name).symlink_metadata().is_ok()), [true, false]);
     }
 }

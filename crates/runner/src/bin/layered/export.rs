@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::ValueEnum;
 use layer::display::quoted;
-use layer::oci::{Compression, Destination, Export, Record};
-use layer::{Base, Hold, Layer};
+use layer::oci::{Compression, Destination, Export};
+use layer::{Hold, Layer};
 use runner::CommandRecord;
 use serde_json::{Map, Value};
 
@@ -29,7 +29,8 @@ use crate::table;
 ///
 /// The image starts the command that made the topmost layer, as its run.json records it: program and
 /// arguments become the Entrypoint, and the working directory, the user and recorded values of the
-/// environment are set, too.
+/// environment are set, too. The rest of the configuration is that of the image that the topmost
+/// imported layer came from, and without such a layer that of the base's image.
 ///
 /// The same stack gives the same bytes. Sockets are left out, because no image can have them.
 /// Without root, files of owners that your user namespace lacks become root's.
@@ -55,13 +56,13 @@ pub(crate) struct Args {
     ///
     /// Its keys are those of the image specification: `architecture`, `author`, and `config` with
     /// `Entrypoint`, `Cmd`, `Env`, `WorkingDir`, `User`. They replace those of the recorded run and
-    /// of the image that the base came from. An `Entrypoint` also removes the `Cmd` of that image,
+    /// of the image that the stack comes from. An `Entrypoint` also removes the `Cmd` of that image,
     /// and a `Cmd` the recorded command. FILE can be a pipe.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Do not start the command that made the topmost layer.
     ///
-    /// The configuration is then that of the image that the base came from.
+    /// The configuration is then that of the image that the stack comes from.
     #[arg(long)]
     no_run_config: bool,
     #[cfg(feature = "registry")]
@@ -97,7 +98,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if base.is_none() && layers.is_empty() {
         bail!("there is nothing to export; pass --base, --layer or --layers-from");
     }
-    let hold = Hold::of(layers.iter().map(Layer::path))?;
+    // A tree, or a directory without a layer.json, is no layer that a collector could take.
+    let held_base = base.as_ref().filter(|base| !base.is_tree()).map(|base| Layer::at(base.path()));
+    let held_base = held_base.filter(|base| base.meta_path().symlink_metadata().is_ok());
+    let hold = Hold::of(layers.iter().chain(&held_base).map(Layer::path))?;
     let compression = match args.zip {
         Zip::Gzip => Compression::Gzip,
         Zip::Zstd => Compression::Zstd,
@@ -106,7 +110,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut export = Export::new(&layers).base(base.as_ref()).compression(compression);
     export = export.xattrs(runner::xattrs_of_process());
     let mut config = match layers.first() {
-        Some(topmost) if !args.no_run_config => recorded_config(topmost, base.as_ref()),
+        Some(topmost) if !args.no_run_config => recorded_config(topmost, &export),
         _ => Map::new(),
     };
     if let Some(path) = &args.config {
@@ -154,7 +158,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Returns the configuration of an image that starts the command that made a layer. It is empty if
 /// no command is recorded.
-fn recorded_config(layer: &Layer, base: Option<&Base>) -> Map<String, Value> {
+fn recorded_config(layer: &Layer, export: &Export<'_>) -> Map<String, Value> {
     let record = match layer.read_sidecar::<CommandRecord>(CommandRecord::SIDECAR) {
         Ok(Some(record)) => record,
         Ok(None) => return Map::new(),
@@ -164,12 +168,10 @@ fn recorded_config(layer: &Layer, base: Option<&Base>) -> Map<String, Value> {
         }
     };
     // The export itself reports a record that cannot be read.
-    let of_base =
-        base.filter(|base| !base.is_tree()).and_then(|base| Record::of(&Layer::at(base.path())).ok().flatten());
-    let mut of_base = of_base.map_or_else(Map::new, |record| record.config);
-    let of_base = match of_base.remove("config") {
+    let mut of_image = export.image_config().unwrap_or_default();
+    let of_image = match of_image.remove("config") {
         Some(Value::Object(config)) => config,
         _ => Map::new(),
     };
-    Map::from_iter([("config".to_string(), run_config::of_record(&record, &of_base).into())])
+    Map::from_iter([("config".to_string(), run_config::of_record(&record, &of_image).into())])
 }

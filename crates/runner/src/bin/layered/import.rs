@@ -46,7 +46,8 @@ pub(crate) struct Args {
     /// Make one layer of the directory STORE per layer of the image.
     ///
     /// Prints a file for --layers-from, topmost first. Its first line is a comment with the base,
-    /// which is the lowest layer of the image.
+    /// which is the lowest layer of the image. A layer that STORE has from another image is reused.
+    /// As root, that is an error if it lacks what only root can make: remove it with `layered rm`.
     #[arg(long, value_name = "STORE")]
     layers: Option<PathBuf>,
     /// Choose the image for PLATFORM, e.g. linux/arm64 [default: this machine].

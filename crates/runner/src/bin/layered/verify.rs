@@ -83,6 +83,7 @@ fn describe(verified: &Verified) -> String {
         Verified::Intact(tree) => format!("intact, {tree}"),
         Verified::Damaged(damage) => format!("damaged: {damage}"),
         Verified::OtherIds(ids) => format!("not comparable here: {ids}"),
+        Verified::NotComparable(error) => format!("not comparable: {error:?}"),
         _ => "no digest was recorded".into(),
     }
 }
@@ -103,6 +104,7 @@ impl<'a> Line<'a> {
             Verified::Intact(tree) => ("intact", Some(tree), None),
             Verified::Damaged(damage) => ("damaged", None, Some(damage.to_string())),
             Verified::OtherIds(ids) => ("not comparable", None, Some(ids.to_string())),
+            Verified::NotComparable(error) => ("not comparable", None, Some(format!("{error:?}"))),
             _ => ("not recorded", None, None),
         };
         Self { layer: layer.path(), state, tree, damage }
