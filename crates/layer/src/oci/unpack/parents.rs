@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2, statat};
 use rustix::io::Errno;
 
 use super::{Dir, Needs, Target, Unpacker};
@@ -83,15 +83,25 @@ impl Unpacker {
             self.needs = Needs::Layers;
         }
         let (mut dir, known) = match &self.target {
-            Target::Layer { stack: Some(stack), .. } => {
-                let below = |error| Problem::Below(Box::new(error));
-                match (known_directories(stack, &path.to_path_buf()).map_err(below)?, missing) {
-                    (Known::NotADirectory, Missing::Made) => return Err(Problem::NotADirectory),
-                    (Known::Directories { way, missing: 0 }, _) => (self.make_as_below(&way)?, names.len()),
-                    (_, Missing::LeftOut) => return Ok(None),
-                    (Known::Directories { way, missing }, _) => (self.make_as_below(&way)?, names.len() - missing),
+            Target::Layer { stack: Some(stack), .. } => match (self.existing_alone(&names)?, missing) {
+                (Some(_), Missing::LeftOut) => return Ok(None),
+                (Some(found), Missing::Made) => found,
+                (None, _) => {
+                    let below = |error| Problem::Below(Box::new(error));
+                    match (known_directories(stack, &path.to_path_buf()).map_err(below)?, missing) {
+                        (Known::NotADirectory, Missing::Made) => return Err(Problem::NotADirectory),
+                        (Known::Directories { way, missing: 0 }, _) => (self.make_as_below(&way)?, names.len()),
+                        (_, Missing::LeftOut) => return Ok(None),
+                        (Known::Directories { way, missing }, _) => {
+                            let dir = self.make_as_below(&way)?;
+                            if way.last().is_some_and(|last| last.trees() == [0]) {
+                                self.alone.insert(dir.identity);
+                            }
+                            (dir, names.len() - missing)
+                        }
+                    }
                 }
-            }
+            },
             _ if missing == Missing::LeftOut => return Ok(None),
             _ => self.longest_existing(&names)?,
         };
@@ -103,8 +113,33 @@ impl Unpacker {
                 _ => {}
             }
             dir = self.make_directory(&dir, &name)?;
+            if let Target::Layer { .. } = self.target {
+                self.alone.insert(dir.identity);
+            }
         }
         Ok(Some(dir))
+    }
+
+    /// Opens the directories of the tree at the beginning of a path, as
+    /// [`longest_existing`](Self::longest_existing) does, if the layers below have nothing in the
+    /// last of them and the next name is free. Without it, each directory that is missing would cost
+    /// a way through the stack from its root.
+    fn existing_alone(&self, names: &[&[u8]]) -> Result<Option<(Rc<Dir>, usize)>, Problem> {
+        let (dir, known) = match self.longest_existing(names) {
+            Ok(found) => found,
+            // The stack decides.
+            Err(Problem::NotADirectory) => return Ok(None),
+            Err(problem) => return Err(problem),
+        };
+        let Some(next) = names.get(known).filter(|_| self.alone.contains(&dir.identity)) else { return Ok(None) };
+        let next = std::ffi::CString::new(*next).map_err(|_| Problem::NulInName)?;
+        match statat(dir.as_fd(), &next, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(Some((dir, known))),
+            Ok(stat) if is_whiteout(&stat) => Ok(Some((dir, known))),
+            // A link can lead to what is below.
+            Ok(_) => Ok(None),
+            Err(errno) => Err(Problem::io("look at")(errno)),
+        }
     }
 
     /// Opens the directories that exist at the beginning of a path. Returns the last, and how many
