@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, statat};
 use rustix::io::Errno;
 
 use super::{Dir, Needs, Target, Unpacker};
@@ -13,7 +13,7 @@ use crate::oci::entry_name::Path;
 use crate::oci::error::Problem;
 use crate::stack::resolve::{Known, known_directories};
 use crate::stack::view::Directory;
-use crate::tree::walk::{READ, as_c_string};
+use crate::tree::walk::{READ, as_c_string, identity};
 
 /// Resolves a path as in a chroot(2), through no mount and no link of /proc (openat2(2)).
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
@@ -39,10 +39,13 @@ impl Unpacker {
         if let Some(parent) = self.parent.as_ref().filter(|parent| parent.path == *path) {
             return Ok(Some(Rc::clone(&parent.dir)));
         }
-        let dir = match self.open(path) {
-            Ok(dir) => Rc::new(Dir::new(dir)?),
+        let (dir, is_in_tree) = match self.open(path) {
+            Ok(dir) => (Rc::new(Dir::new(dir)?), true),
             Err(errno) if self.is_free(errno) => match self.make_missing(path, missing)? {
-                Some(dir) => dir,
+                Some(dir) => {
+                    let is_in_tree = self.open(path).is_ok_and(|opened| is_same(&opened, &dir));
+                    (dir, is_in_tree)
+                }
                 None => return Ok(None),
             },
             // A whiteout there has nothing to hide.
@@ -53,7 +56,9 @@ impl Unpacker {
         // A whiteout brings nothing into the directory.
         if missing == Missing::Made {
             self.note_ancestors(&dir)?;
-            self.parent = Some(Parent { path: path.clone(), dir: Rc::clone(&dir) });
+            // A new file can take the place of a link of the layers below, which the path leads
+            // through. In the tree itself, a file must be removed first.
+            self.parent = is_in_tree.then(|| Parent { path: path.clone(), dir: Rc::clone(&dir) });
         }
         Ok(Some(dir))
     }
@@ -205,6 +210,10 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+fn is_same(opened: &OwnedFd, dir: &Dir) -> bool {
+    fstat(opened).is_ok_and(|stat| identity(&stat) == dir.identity)
 }
 
 /// The treatment of a directory that neither the tree nor the layers below have.
