@@ -137,6 +137,15 @@ fn a_layer_keeps_what_it_brings_beside_its_whiteouts() {
     }
 }
 
+#[test]
+fn a_file_in_place_of_a_link_below_ends_the_way_through_it() {
+    let below = Tar::new().add(spec(b'2', "a").target("/")).add(spec(b'5', "b")).end();
+    let upper = Tar::new().add(spec(b'0', "a/a")).add(spec(b'0', "a/.wh.b")).end();
+    let [flat, layered] = Place::new().import(&[below, upper]).map(Result::unwrap);
+    assert_eq!(flat, layered);
+    assert_eq!(flat.into_keys().collect::<Vec<_>>(), ["", "a", "b"].map(PathBuf::from));
+}
+
 /// An entry of a random archive.
 #[derive(Debug, Clone)]
 enum Item {

@@ -110,6 +110,9 @@ pub(crate) struct Unpacker {
     left_out: LeftOut,
     /// The devices that were left out, by their directories and names. A hard link can lead to one.
     absent: HashSet<(Identity, CString)>,
+    /// Directories of a layer in which the layers below have nothing that shows. That stays so as
+    /// long as they exist.
+    alone: HashSet<Identity>,
     /// The number in the temporary name of the next hard link that replaces a file.
     next_link: u64,
     budget: Budget,
@@ -182,6 +185,7 @@ impl Unpacker {
             parent: None,
             left_out: LeftOut::default(),
             absent: HashSet::new(),
+            alone: HashSet::new(),
             next_link: 0,
             budget,
             needs: Needs::Nothing,
@@ -289,6 +293,8 @@ impl Unpacker {
             overlayfs::set_opaque(made.as_fd(), self.options.xattrs).map_err(Problem::io("mark"))?;
         }
         let made = Rc::new(Dir::new(made)?);
+        // It can have the number of one that was removed.
+        self.alone.remove(&made.identity);
         if let Some(brought) = self.target.brought() {
             brought.forget(made.identity);
         }

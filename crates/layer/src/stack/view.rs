@@ -64,6 +64,12 @@ impl Directory {
     pub(crate) fn topmost(&self) -> Option<usize> {
         self.trees.first().copied()
     }
+
+    /// Returns the trees whose directories are merged, topmost first.
+    #[cfg(feature = "oci")]
+    pub(crate) fn trees(&self) -> &[usize] {
+        &self.trees
+    }
 }
 
 impl View {

@@ -104,6 +104,47 @@ fn a_long_path_is_made_in_few_steps() {
 }
 
 #[test]
+fn many_missing_directories_at_the_end_of_a_long_path_are_made_in_few_steps() {
+    // With a way through the stack for each of them, this took minutes.
+    let deep = "d/".repeat(1000);
+    let paths: Vec<_> = (0..1000).map(|number| format!("a/{deep}{number}/f")).collect();
+    let upper = paths.iter().fold(Tar::new(), |tar, path| tar.add(spec(b'0', path)));
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    fs::create_dir(dir.path().join("store")).unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let source = source_of(dir.path(), &[file("b"), upper.end()]);
+    let imported = import(&source).into_layers(&store).unwrap();
+    for path in &paths {
+        assert!(imported.layers[0].layer.fs().join(path).is_file());
+    }
+    crate::remove_tree(store.path()).unwrap();
+}
+
+#[test]
+fn a_directory_of_the_layer_alone_stays_over_what_is_below() {
+    // The lower layer has directories that the upper one hides, links to, and names again.
+    let below = ["d/old/f", "e/f", "real/f"].iter().fold(Tar::new(), |tar, path| tar.add(spec(b'0', path)));
+    let upper = Tar::new()
+        .add(spec(b'0', "new/x/f"))
+        .add(spec(b'2', "new/l").target("/real"))
+        .add(spec(b'0', "new/l/y/f"))
+        .add(spec(b'0', ".wh.e"))
+        .add(spec(b'0', "e/z/f"))
+        .add(spec(b'0', "new/.wh.w"))
+        .add(spec(b'0', "new/w/v/f"))
+        .add(spec(b'0', "d/old/g/f"));
+    let dir = place();
+    let source = source_of(dir.path(), &[below.end(), upper.end()]);
+    let imported = import(&source).into_layers(&Store::open(dir.path().join("store")).unwrap()).unwrap();
+    let trees: Vec<_> = imported.layers.iter().map(|layer| layer.layer.fs()).collect();
+    let stack = View::new(&trees).unwrap().xattrs(XattrNamespace::User);
+    let shown = |path: &&&str| stack.find(path).unwrap().is_some();
+    let expected = ["d/old/f", "d/old/g/f", "e/z/f", "new/w/v/f", "new/x/f", "real/f", "real/y/f"];
+    let all: Vec<_> = expected.iter().chain(&["e/f"]).filter(shown).copied().collect();
+    assert_eq!(all, expected);
+}
+
+#[test]
 fn an_implied_directory_looks_as_it_does_below() {
     let below = Tar::new().add(spec(b'5', "real")).add(spec(b'2', "link").target("real")).end();
     let dir = place();

@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2, statat};
 use rustix::io::Errno;
 
 use super::{Dir, Needs, Target, Unpacker};
@@ -13,7 +13,7 @@ use crate::oci::entry_name::Path;
 use crate::oci::error::Problem;
 use crate::stack::resolve::{Known, known_directories};
 use crate::stack::view::Directory;
-use crate::tree::walk::{READ, as_c_string};
+use crate::tree::walk::{READ, as_c_string, identity};
 
 /// Resolves a path as in a chroot(2), through no mount and no link of /proc (openat2(2)).
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
@@ -39,10 +39,13 @@ impl Unpacker {
         if let Some(parent) = self.parent.as_ref().filter(|parent| parent.path == *path) {
             return Ok(Some(Rc::clone(&parent.dir)));
         }
-        let dir = match self.open(path) {
-            Ok(dir) => Rc::new(Dir::new(dir)?),
+        let (dir, is_in_tree) = match self.open(path) {
+            Ok(dir) => (Rc::new(Dir::new(dir)?), true),
             Err(errno) if self.is_free(errno) => match self.make_missing(path, missing)? {
-                Some(dir) => dir,
+                Some(dir) => {
+                    let is_in_tree = self.open(path).is_ok_and(|opened| is_same(&opened, &dir));
+                    (dir, is_in_tree)
+                }
                 None => return Ok(None),
             },
             // A whiteout there has nothing to hide.
@@ -53,7 +56,9 @@ impl Unpacker {
         // A whiteout brings nothing into the directory.
         if missing == Missing::Made {
             self.note_ancestors(&dir)?;
-            self.parent = Some(Parent { path: path.clone(), dir: Rc::clone(&dir) });
+            // A new file can take the place of a link of the layers below, which the path leads
+            // through. In the tree itself, a file must be removed first.
+            self.parent = is_in_tree.then(|| Parent { path: path.clone(), dir: Rc::clone(&dir) });
         }
         Ok(Some(dir))
     }
@@ -83,15 +88,25 @@ impl Unpacker {
             self.needs = Needs::Layers;
         }
         let (mut dir, known) = match &self.target {
-            Target::Layer { stack: Some(stack), .. } => {
-                let below = |error| Problem::Below(Box::new(error));
-                match (known_directories(stack, &path.to_path_buf()).map_err(below)?, missing) {
-                    (Known::NotADirectory, Missing::Made) => return Err(Problem::NotADirectory),
-                    (Known::Directories { way, missing: 0 }, _) => (self.make_as_below(&way)?, names.len()),
-                    (_, Missing::LeftOut) => return Ok(None),
-                    (Known::Directories { way, missing }, _) => (self.make_as_below(&way)?, names.len() - missing),
+            Target::Layer { stack: Some(stack), .. } => match (self.existing_alone(&names)?, missing) {
+                (Some(_), Missing::LeftOut) => return Ok(None),
+                (Some(found), Missing::Made) => found,
+                (None, _) => {
+                    let below = |error| Problem::Below(Box::new(error));
+                    match (known_directories(stack, &path.to_path_buf()).map_err(below)?, missing) {
+                        (Known::NotADirectory, Missing::Made) => return Err(Problem::NotADirectory),
+                        (Known::Directories { way, missing: 0 }, _) => (self.make_as_below(&way)?, names.len()),
+                        (_, Missing::LeftOut) => return Ok(None),
+                        (Known::Directories { way, missing }, _) => {
+                            let dir = self.make_as_below(&way)?;
+                            if way.last().is_some_and(|last| last.trees() == [0]) {
+                                self.alone.insert(dir.identity);
+                            }
+                            (dir, names.len() - missing)
+                        }
+                    }
                 }
-            }
+            },
             _ if missing == Missing::LeftOut => return Ok(None),
             _ => self.longest_existing(&names)?,
         };
@@ -103,8 +118,33 @@ impl Unpacker {
                 _ => {}
             }
             dir = self.make_directory(&dir, &name)?;
+            if let Target::Layer { .. } = self.target {
+                self.alone.insert(dir.identity);
+            }
         }
         Ok(Some(dir))
+    }
+
+    /// Opens the directories of the tree at the beginning of a path, as
+    /// [`longest_existing`](Self::longest_existing) does, if the layers below have nothing in the
+    /// last of them and the next name is free. Without it, each directory that is missing would cost
+    /// a way through the stack from its root.
+    fn existing_alone(&self, names: &[&[u8]]) -> Result<Option<(Rc<Dir>, usize)>, Problem> {
+        let (dir, known) = match self.longest_existing(names) {
+            Ok(found) => found,
+            // The stack decides.
+            Err(Problem::NotADirectory) => return Ok(None),
+            Err(problem) => return Err(problem),
+        };
+        let Some(next) = names.get(known).filter(|_| self.alone.contains(&dir.identity)) else { return Ok(None) };
+        let next = std::ffi::CString::new(*next).map_err(|_| Problem::NulInName)?;
+        match statat(dir.as_fd(), &next, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(Some((dir, known))),
+            Ok(stat) if is_whiteout(&stat) => Ok(Some((dir, known))),
+            // A link can lead to what is below.
+            Ok(_) => Ok(None),
+            Err(errno) => Err(Problem::io("look at")(errno)),
+        }
     }
 
     /// Opens the directories that exist at the beginning of a path. Returns the last, and how many
@@ -170,6 +210,10 @@ impl Unpacker {
         }
         Ok(())
     }
+}
+
+fn is_same(opened: &OwnedFd, dir: &Dir) -> bool {
+    fstat(opened).is_ok_and(|stat| identity(&stat) == dir.identity)
 }
 
 /// The treatment of a directory that neither the tree nor the layers below have.

@@ -213,7 +213,8 @@ mod tests {
         std::fs::create_dir(&below).unwrap();
         std::fs::write(below.join("before"), "").unwrap();
         let options = Options { privileges: Privileges::AsAvailable, xattrs: XattrNamespace::User };
-        let mut unpacker = Unpacker::layer(tree.clone(), std::slice::from_ref(&below), options, Budget::new(1 << 20)).unwrap();
+        let mut unpacker =
+            Unpacker::layer(tree.clone(), std::slice::from_ref(&below), options, Budget::new(1 << 20)).unwrap();
         unpacker.opaque(&Path::default()).unwrap();
         // A second listing would find this file.
         std::fs::write(below.join("after"), "").unwrap();
