@@ -6,7 +6,7 @@
 mod choice;
 mod watch;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ use crate::{Error, Result};
 
 /// The number of overlays that [`Stacks::new`] keeps.
 const KEPT: usize = 16;
+
+/// The number of runs after which a part that failed is tried again.
+const PAUSE: u64 = 64;
 
 /// Overlays that runs share, for a process that runs many commands over similar stacks.
 ///
@@ -110,8 +113,13 @@ struct State {
     /// The most recently used first.
     parts: Vec<Arc<Part>>,
     recent: Recent,
-    /// The devices of the bases over which the kernel has refused to nest overlays.
-    flat: HashSet<u64>,
+    /// The file systems over which the kernel has refused to nest overlays: all devices of a part.
+    flat: HashSet<BTreeSet<u64>>,
+    /// The trees of parts that failed for another reason, each with the number of the run from
+    /// which on they may be tried again.
+    failed: Vec<(Vec<Identity>, u64)>,
+    /// The number of runs that asked for a part.
+    runs: u64,
 }
 
 /// The lowest trees of a stack, which have an overlay.
@@ -149,7 +157,14 @@ impl fmt::Debug for Stacks {
 impl Stacks {
     /// Returns an empty value that keeps at most 16 overlays.
     pub fn new() -> Self {
-        let state = State { keep: KEPT, parts: Vec::new(), recent: Recent::default(), flat: HashSet::new() };
+        let state = State {
+            keep: KEPT,
+            parts: Vec::new(),
+            recent: Recent::default(),
+            flat: HashSet::new(),
+            failed: Vec::new(),
+            runs: 0,
+        };
         Self { nesting: None, shared: Arc::new(Shared { state: Mutex::new(state) }), watch: Mutex::default() }
     }
 
@@ -166,8 +181,10 @@ impl Stacks {
         self
     }
 
-    /// Unmounts all overlays. Those that a run uses are unmounted when the run ends.
+    /// Unmounts all overlays. Those that a run uses are unmounted when the run ends. Forgets which
+    /// layers could not be shared, so that later runs try it again.
     pub fn clear(&self) {
+        self.shared.state().forget_failures();
         self.shared.remove(|_| true);
     }
 
@@ -194,9 +211,7 @@ impl Stacks {
             Ok(mounted) => Some(mounted),
             Err(error) => {
                 log::warn!("layers are not shared between runs: {}", chain(&error));
-                if !is_passing(&error) {
-                    self.shared.state().flat.insert(part.device());
-                }
+                self.shared.state().has_failed(&part, &error);
                 None
             }
         });
@@ -262,17 +277,47 @@ fn try_to_nest(overlay: &DetachedOverlay, nesting: Nesting, xattrs: OverlayXattr
     Ok(())
 }
 
-/// Returns whether another attempt may succeed.
-fn is_passing(error: &Error) -> bool {
+/// Returns whether the kernel does not nest overlays over these file systems. Any other error may be
+/// that of one tree, or pass.
+fn is_refusal(error: &Error) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<io::Error>() {
-            let errno = Errno::from_io_error(error);
-            return matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOSPC | Errno::AGAIN));
+            return matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS));
         }
         source = error.source();
     }
     false
+}
+
+impl State {
+    /// Records that `part` cannot be mounted.
+    fn has_failed(&mut self, part: &Part, error: &Error) {
+        if is_refusal(error) {
+            self.flat.insert(devices(&part.trees));
+        } else {
+            self.rest(&part.trees);
+        }
+    }
+
+    /// Makes no part of these trees in the next runs.
+    fn rest(&mut self, trees: &[Identity]) {
+        self.failed.push((trees.to_vec(), self.runs + PAUSE));
+    }
+
+    /// Returns whether a part of these trees may be mounted.
+    fn may_mount(&self, trees: &[Identity]) -> bool {
+        !self.failed.iter().any(|(failed, _)| failed == trees) && !self.flat.contains(&devices(trees))
+    }
+
+    fn forget_failures(&mut self) {
+        self.flat.clear();
+        self.failed.clear();
+    }
+}
+
+fn devices(trees: &[Identity]) -> BTreeSet<u64> {
+    trees.iter().map(|(device, _)| *device).collect()
 }
 
 impl Shared {
@@ -283,16 +328,23 @@ impl Shared {
     /// Returns the part that a run over these trees should have. The part may not be mounted yet.
     fn choose(&self, trees: Vec<Identity>, xattrs: OverlayXattrs, most: usize) -> Option<Arc<Part>> {
         let mut state = self.state();
-        if state.keep == 0 || trees.first().is_none_or(|(device, _)| state.flat.contains(device)) {
+        if state.keep == 0 {
             return None;
         }
-        state.parts.retain(|part| !part.has_failed.load(Ordering::Relaxed));
+        state.runs += 1;
+        let run = state.runs;
+        state.failed.retain(|(_, until)| run < *until);
+        let is_failed = |part: &Arc<Part>| part.has_failed.load(Ordering::Relaxed);
+        let (failed, parts): (Vec<_>, _) = std::mem::take(&mut state.parts).into_iter().partition(is_failed);
+        state.parts = parts;
+        failed.iter().for_each(|part| state.rest(&part.trees));
         // An overlay keeps the inodes of its trees alive. So no other directory has the same number
         // as long as the part exists.
         let fits = |part: &&Arc<Part>| part.xattrs == xattrs && part.lowers() <= most && trees.starts_with(&part.trees);
         let found = state.parts.iter().filter(fits).max_by_key(|part| part.lowers()).cloned();
         let lowers = found.as_ref().map_or(0, |part| part.lowers());
-        let part = match state.recent.worthwhile(&trees, lowers, most) {
+        let worthwhile = state.recent.worthwhile(&trees, lowers, most);
+        let part = match worthwhile.filter(|lowers| state.may_mount(&trees[..*lowers])) {
             Some(lowers) => {
                 let trees = trees[..lowers].to_vec();
                 let (mounted, has_failed) = (OnceLock::new(), AtomicBool::new(false));
@@ -330,10 +382,6 @@ impl Part {
         self.trees.len()
     }
 
-    fn device(&self) -> u64 {
-        self.trees[0].0
-    }
-
     fn has(&self, directory: &Path) -> bool {
         // A run that is just mounting the part holds its layers.
         self.mounted.get().and_then(Option::as_ref).is_some_and(|mounted| mounted.directories.contains(directory))
@@ -351,5 +399,62 @@ impl Part {
         let mounted = shared.as_lower(*nesting, directory, |lower| overlay.clone().over(lower).mount(target));
         // Whatever the reason is: the next run should not fail, too.
         Ok(mounted.inspect_err(|_| self.has_failed.store(true, Ordering::Relaxed))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(errno: Errno) -> Error {
+        io_error("mount", "/it")(errno)
+    }
+
+    #[test]
+    fn only_a_refusal_to_nest_applies_to_other_trees_of_the_same_file_systems() {
+        let stack = |device: u64, first: u64| -> Vec<Identity> {
+            [(1, 1)].into_iter().chain((first..first + 9).map(|inode| (device, inode))).collect()
+        };
+        let stacks = Stacks::new();
+        let choose = |trees: Vec<Identity>| stacks.shared.choose(trees, OverlayXattrs::User, 500);
+        let fail = |trees: Vec<Identity>, errno: Errno| {
+            let part = choose(trees).unwrap();
+            stacks.shared.state().has_failed(&part, &failed(errno));
+            stacks.shared.remove(|other| Arc::ptr_eq(other, &part));
+        };
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::MFILE, Errno::LOOP] {
+            fail(stack(2, 100), errno);
+            assert!(choose(stack(2, 100)).is_none(), "{errno}");
+            // Other trees of the same file systems have an overlay.
+            let other = choose(stack(2, 200)).unwrap();
+            assert_eq!(other.lowers(), 10);
+            stacks.clear();
+            assert!(choose(stack(2, 100)).is_some(), "{errno}");
+            stacks.clear();
+        }
+        for errno in [Errno::INVAL, Errno::OPNOTSUPP] {
+            fail(stack(2, 100), errno);
+            assert!(choose(stack(2, 200)).is_none(), "{errno}");
+            // The base is on the same file system, the layers are not.
+            assert!(choose(stack(3, 300)).is_some(), "{errno}");
+            stacks.clear();
+            assert!(choose(stack(2, 200)).is_some(), "{errno}");
+            stacks.clear();
+        }
+    }
+
+    #[test]
+    fn a_part_that_failed_is_tried_again_after_a_while() {
+        let stacks = Stacks::new();
+        let trees: Vec<Identity> = (0..9).map(|inode| (1, inode)).collect();
+        let choose = || stacks.shared.choose(trees.clone(), OverlayXattrs::User, 500);
+        let part = choose().unwrap();
+        part.has_failed.store(true, Ordering::Relaxed);
+        for run in 1..PAUSE {
+            assert!(choose().is_none(), "{run}");
+        }
+        assert!(choose().is_none());
+        assert!(!Arc::ptr_eq(&choose().unwrap(), &part));
+        assert!(stacks.shared.state().failed.is_empty());
     }
 }
