@@ -397,7 +397,7 @@ impl Part {
         }
         log::debug!("{} has a shared lower of {} lowers", quoted(target), self.lowers());
         let mounted = shared.as_lower(*nesting, directory, |lower| overlay.clone().over(lower).mount(target));
-        // Whatever the reason is: the next run should not fail, too.
+        // The run stacks its layers one by one instead. The next runs should not try this again.
         Ok(mounted.inspect_err(|_| self.has_failed.store(true, Ordering::Relaxed))?)
     }
 }
