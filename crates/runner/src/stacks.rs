@@ -9,12 +9,13 @@ mod watch;
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use container::advanced::{DetachedOverlay, Nesting};
-use container::{MAX_LOWERS, Overlay, OverlayXattrs, in_private_mount_namespace};
+use container::{in_private_mount_namespace, Overlay, OverlayXattrs, MAX_LOWERS};
 use layer::display::quoted;
 use rustix::io::Errno;
 
@@ -229,6 +230,8 @@ impl Stacks {
             self.watch(store).map_err(io_error("watch", store))?;
         }
         let overlay = Overlay::new(stack.lowest_trees(part.lowers())).xattrs(part.xattrs).mount_detached()?;
+        // From here on, the overlay keeps the inodes alive. Before, a tree may have been replaced.
+        refuse_replaced(stack.lowest_trees(part.lowers()).iter().rev().map(PathBuf::as_path), &part.trees)?;
         let ways = match self.nesting {
             Some(nesting) => vec![nesting],
             None => Nesting::ALL.to_vec(),
@@ -260,6 +263,18 @@ impl Stacks {
         }
         watch.as_ref().map_or(Ok(()), |watch| watch.add(store))
     }
+}
+
+/// Fails if one of the paths `trees` has another directory than the one with the identity that a
+/// part's key contains.
+fn refuse_replaced<'t>(trees: impl Iterator<Item = &'t Path>, identities: &[Identity]) -> Result<()> {
+    for (tree, identity) in trees.zip(identities) {
+        let metadata = tree.symlink_metadata().map_err(io_error("look at", tree))?;
+        if (metadata.dev(), metadata.ino()) != *identity {
+            return Err(io_error("share", tree)(io::Error::other("it was replaced after the run had looked at it")));
+        }
+    }
+    Ok(())
 }
 
 /// Mounts an overlay that has `overlay` as a lower, and unmounts it. A refusal in a run would leave
@@ -441,6 +456,24 @@ mod tests {
             assert!(choose(stack(2, 200)).is_some(), "{errno}");
             stacks.clear();
         }
+    }
+
+    #[test]
+    fn a_tree_that_was_replaced_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let trees = ["base", "layer"].map(|name| dir.path().join(name));
+        trees.iter().for_each(|tree| std::fs::create_dir(tree).unwrap());
+        let identities = trees.clone().map(|tree| {
+            let metadata = tree.symlink_metadata().unwrap();
+            (metadata.dev(), metadata.ino())
+        });
+        let refused = || refuse_replaced(trees.iter().map(PathBuf::as_path), &identities);
+        refused().unwrap();
+        std::fs::rename(&trees[1], dir.path().join("renamed")).unwrap();
+        refused().unwrap_err();
+        std::fs::create_dir(&trees[1]).unwrap();
+        let error = refused().unwrap_err();
+        assert!(chain(&error).contains("layer: it was replaced"), "{error:?}");
     }
 
     #[test]
