@@ -70,8 +70,10 @@ const PAUSE: u64 = 64;
 /// garbage itself should call [`clear`](Self::clear) before.
 ///
 /// **Fallback.** The runs stack their layers one by one, as without `Stacks`, before Linux 6.7,
-/// for layers that are on an overlay themselves (the kernel nests overlays only once), and if the
-/// stack has fewer than eight lowers. [`Report::shared`](crate::Report::shared) returns whether a
+/// for layers that are on an overlay themselves (the kernel nests overlays only once), if the stack
+/// has fewer than eight lowers, and if layers of other users make the run put a
+/// [skeleton](layer::Skeleton) on top of them. A run also does so if a shared overlay cannot be
+/// mounted, or nothing can be mounted over it. It logs the reason. [`Report::shared`](crate::Report::shared) returns whether a
 /// run used a shared overlay.
 ///
 /// # Differences
