@@ -100,6 +100,8 @@ const PAUSE: u64 = 64;
 #[must_use = "the overlays are unmounted when this value is dropped"]
 pub struct Stacks {
     nesting: Option<Nesting>,
+    /// The best way of nesting that the kernel has, once it is known.
+    way: OnceLock<Nesting>,
     shared: Arc<Shared>,
     /// `None` until there is an overlay.
     watch: Mutex<Option<Watch>>,
@@ -168,7 +170,8 @@ impl Stacks {
             failed: Vec::new(),
             runs: 0,
         };
-        Self { nesting: None, shared: Arc::new(Shared { state: Mutex::new(state) }), watch: Mutex::default() }
+        let shared = Arc::new(Shared { state: Mutex::new(state) });
+        Self { nesting: None, way: OnceLock::new(), shared, watch: Mutex::default() }
     }
 
     /// Keeps at most `overlays` overlays. An overlay needs a descriptor, and memory for the names
@@ -234,15 +237,25 @@ impl Stacks {
         let overlay = Overlay::new(stack.lowest_trees(part.lowers())).xattrs(part.xattrs).mount_detached()?;
         // From here on, the overlay keeps the inodes alive. Before, a tree may have been replaced.
         refuse_replaced(stack.lowest_trees(part.lowers()).iter().rev().map(PathBuf::as_path), &part.trees)?;
-        let ways = match self.nesting {
+        let ways = match self.nesting.or_else(|| self.way.get().copied()) {
             Some(nesting) => vec![nesting],
             None => Nesting::ALL.to_vec(),
         };
+        let mut is_lacking = true;
         let mut refused = None;
         for nesting in ways {
             match try_to_nest(&overlay, nesting, part.xattrs, scratch) {
-                Ok(()) => return Ok(Mounted { overlay, nesting, directories }),
-                Err(error) => refused = Some(error),
+                Ok(()) => {
+                    // Of a way that has failed for the moment, this says nothing.
+                    if is_lacking {
+                        self.way.get_or_init(|| nesting);
+                    }
+                    return Ok(Mounted { overlay, nesting, directories });
+                }
+                Err(error) => {
+                    is_lacking &= is_refusal(&error);
+                    refused = Some(error);
+                }
             }
         }
         Err(refused.expect("there is a way"))
