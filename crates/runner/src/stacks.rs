@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use container::advanced::{DetachedOverlay, Nesting};
-use container::{in_private_mount_namespace, Overlay, OverlayXattrs, MAX_LOWERS};
+use container::{MAX_LOWERS, Overlay, OverlayXattrs, in_private_mount_namespace};
 use layer::display::quoted;
 use rustix::io::Errno;
 
@@ -125,6 +125,10 @@ struct State {
     failed: Vec<(Vec<Identity>, u64)>,
     /// The number of runs that asked for a part.
     runs: u64,
+    /// The number of the run from which on parts are mounted again after a failed watch.
+    paused_until: u64,
+    /// The errors of failed watches, which were logged.
+    unwatched: HashSet<Option<i32>>,
 }
 
 /// The lowest trees of a stack, which have an overlay.
@@ -169,6 +173,8 @@ impl Stacks {
             flat: HashSet::new(),
             failed: Vec::new(),
             runs: 0,
+            paused_until: 0,
+            unwatched: HashSet::new(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state) });
         Self { nesting: None, way: OnceLock::new(), shared, watch: Mutex::default() }
@@ -216,8 +222,12 @@ impl Stacks {
         let mounted = part.mounted.get_or_init(|| match self.mount(stack, &part, scratch) {
             Ok(mounted) => Some(mounted),
             Err(error) => {
-                log::warn!("layers are not shared between runs: {}", chain(&error));
-                self.shared.state().has_failed(&part, &error);
+                let mut state = self.shared.state();
+                // A watch that failed is logged once per cause.
+                if !state.is_paused() {
+                    log::warn!("layers are not shared between runs: {}", chain(&error));
+                }
+                state.has_failed(&part, &error);
                 None
             }
         });
@@ -232,7 +242,10 @@ impl Stacks {
         let directories = stack.lowest_directories(part.lowers())?;
         let stores: HashSet<&Path> = directories.iter().filter_map(|directory| directory.parent()).collect();
         for store in stores {
-            self.watch(store).map_err(io_error("watch", store))?;
+            if let Err(error) = self.watch(store) {
+                self.shared.state().unwatched(store, &error);
+                return Err(io_error("watch", store)(error));
+            }
         }
         let overlay = Overlay::new(stack.lowest_trees(part.lowers())).xattrs(part.xattrs).mount_detached()?;
         // From here on, the overlay keeps the inodes alive. Before, a tree may have been replaced.
@@ -323,7 +336,9 @@ fn is_refusal(error: &Error) -> bool {
 impl State {
     /// Records that `part` cannot be mounted.
     fn has_failed(&mut self, part: &Part, error: &Error) {
-        if is_refusal(error) {
+        if self.is_paused() {
+            // The trees are not at fault.
+        } else if is_refusal(error) {
             self.flat.insert(devices(&part.trees));
         } else {
             self.rest(&part.trees);
@@ -337,10 +352,25 @@ impl State {
 
     /// Returns whether a part of these trees may be mounted.
     fn may_mount(&self, trees: &[Identity]) -> bool {
-        !self.failed.iter().any(|(failed, _)| failed == trees) && !self.flat.contains(&devices(trees))
+        !self.is_paused()
+            && !self.failed.iter().any(|(failed, _)| failed == trees)
+            && !self.flat.contains(&devices(trees))
+    }
+
+    /// Mounts no part in the next runs, because removed layers would not be noticed in `store`.
+    fn unwatched(&mut self, store: &Path, error: &io::Error) {
+        self.paused_until = self.runs + PAUSE;
+        if self.unwatched.insert(error.raw_os_error()) {
+            log::warn!("layers are not shared between runs for a while: cannot watch {}: {error}", quoted(store));
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.runs < self.paused_until
     }
 
     fn forget_failures(&mut self) {
+        self.paused_until = 0;
         self.flat.clear();
         self.failed.clear();
     }
@@ -489,6 +519,25 @@ mod tests {
         std::fs::create_dir(&trees[1]).unwrap();
         let error = refused().unwrap_err();
         assert!(chain(&error).contains("layer: it was replaced"), "{error:?}");
+    }
+
+    #[test]
+    fn a_failed_watch_pauses_all_parts() {
+        let stacks = Stacks::new();
+        let choose = |first| {
+            stacks.shared.choose((first..first + 9).map(|inode| (1, inode)).collect(), OverlayXattrs::User, 500)
+        };
+        choose(0).unwrap();
+        for _ in 0..2 {
+            stacks.shared.state().unwatched(Path::new("/store"), &Errno::NOSPC.into());
+        }
+        assert_eq!(stacks.shared.state().unwatched.len(), 1);
+        // An overlay that exists is still used.
+        assert!(choose(0).is_some());
+        for run in 2..PAUSE {
+            assert!(choose(100).is_none(), "{run}");
+        }
+        assert!(choose(100).is_some());
     }
 
     #[test]
