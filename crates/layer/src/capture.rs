@@ -82,8 +82,9 @@ use crate::tree::walk::work_queue;
 /// - **Everything else** stays as it is: the tree is moved, not copied.
 ///
 /// # After a power cut or a kill
-/// The layer is either complete or absent. One sync of the file system (syncfs(2)) makes the tree
-/// and the future `layer.json` durable; concurrent captures of one process share the sync. Only
+/// The layer is either complete or absent. A sync of the file system (syncfs(2)) makes the tree and
+/// the future `layer.json` durable; concurrent captures of one process share the sync. A capture of
+/// a large upper starts another one early, so that this one finds less to write. Only
 /// then does the capture move the tree. When the move is durable, too, `layer.json` gets its name.
 ///
 /// A capture that was killed at any moment can be repeated with the same arguments. Either it finds
@@ -132,11 +133,13 @@ pub struct Captured {
 pub enum Step {
     /// The capture removes the files that the run made from the upper.
     TakeOut,
-    /// The capture walks the upper, and changes overlay xattrs, opaque directories and times.
+    /// The capture walks the upper, and changes overlay xattrs, opaque directories and times. In a
+    /// large upper, a first sync of the file system begins at the same time, and this step waits for
+    /// it.
     Settle,
     /// The capture writes `layer.json` under a temporary name.
     Stage,
-    /// The capture makes the tree and this file durable.
+    /// The capture makes the tree and this file durable, by one sync of the file system.
     Sync,
     /// The capture moves the tree to `fs`, and makes the move durable.
     Move,

@@ -12,7 +12,7 @@ use container::{Cancel, Cgroup, Finished, Status, Template};
 use layer::{Base, Layer, Made, Merged, Plan};
 
 use crate::configure::configure;
-use crate::error::{in_phase, with_undone};
+use crate::error::{chain, in_phase, with_undone};
 use crate::events::Event;
 use crate::kernel::{Kernel, Linux};
 use crate::report::Origin;
@@ -134,10 +134,24 @@ fn run_on<K: Kernel>(
         clock.step(Phase::PrepUpper, || scratch.prepare_upper(&lowers, prep_upper))?;
         let own = lowers.len() - shared.as_ref().map_or(0, |part| part.lowers());
         let overlay = stack::overlay(rung, lowers[..own].to_vec(), &scratch).devices(devices).xattrs(xattrs);
-        let (finished, made, user) = in_phase(Phase::OverlayMount, || {
+        let mount = || match kernel.mount(&overlay, shared.as_deref(), &scratch) {
+            Err(error) if shared.is_some() && !is_cancelled() => {
+                log::warn!("the layers are stacked one by one, without a shared overlay: {}", chain(&error));
+                let planned = stack.plan(&limits, &scratch, None)?;
+                let merged = stack::merge(&planned, &scratch.lower(), None, namespace, &is_cancelled)?;
+                if !planned.merged.is_empty() && merged.is_none() {
+                    // The run was cancelled.
+                    return Err(error);
+                }
+                let overlay = stack::overlay(planned.rung, planned.lowers(&scratch.lower()), &scratch);
+                let mounted = kernel.mount(&overlay.devices(devices).xattrs(xattrs), None, &scratch)?;
+                Ok((mounted, Some((planned, merged))))
+            }
+            mounted => Ok((mounted?, None)),
+        };
+        let (finished, made, user, flat) = in_phase(Phase::OverlayMount, || {
             kernel.privately(|| {
-                let mounted =
-                    clock.step(Phase::OverlayMount, || kernel.mount(&overlay, shared.as_deref(), &scratch))?;
+                let (mounted, flat) = clock.step(Phase::OverlayMount, mount)?;
                 let ended = clock
                     .step(Phase::Config, || configure(&scratch, mounted.as_ref(), template, etc, namespace))
                     .and_then(|prepared| {
@@ -148,11 +162,13 @@ fn run_on<K: Kernel>(
                 let unmounted = clock.step(Phase::OverlayUmount, unmount);
                 // If the overlay is still mounted, the error names the directory and nothing is
                 // removed.
-                with_undone(ended, unmounted, scratch.dir())
+                let (finished, made, user) = with_undone(ended, unmounted, scratch.dir())?;
+                Ok((finished, made, user, flat))
             })?
         })?;
         // The base is not a layer.
-        let shared = shared.map_or(0, |part| part.lowers() - 1);
+        let shared = shared.filter(|_| flat.is_none()).map_or(0, |part| part.lowers() - 1);
+        let (plan, merged) = flat.unwrap_or((plan, merged));
         Ok(Ran { plan, skeleton: tree, shared, merged, finished, made, user })
     });
     let (ran, upper, removal) = clock.time(Phase::Cleanup, || scratch.settle(ran, cleanup))?;

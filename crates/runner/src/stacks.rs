@@ -6,9 +6,10 @@
 mod choice;
 mod watch;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -28,6 +29,9 @@ use crate::{Error, Result};
 
 /// The number of overlays that [`Stacks::new`] keeps.
 const KEPT: usize = 16;
+
+/// The number of runs after which a part that failed is tried again.
+const PAUSE: u64 = 64;
 
 /// Overlays that runs share, for a process that runs many commands over similar stacks.
 ///
@@ -66,8 +70,10 @@ const KEPT: usize = 16;
 /// garbage itself should call [`clear`](Self::clear) before.
 ///
 /// **Fallback.** The runs stack their layers one by one, as without `Stacks`, before Linux 6.7,
-/// for layers that are on an overlay themselves (the kernel nests overlays only once), and if the
-/// stack has fewer than eight lowers. [`Report::shared`](crate::Report::shared) returns whether a
+/// for layers that are on an overlay themselves (the kernel nests overlays only once), if the stack
+/// has fewer than eight lowers, and if layers of other users make the run put a
+/// [skeleton](layer::Skeleton) on top of them. A run also does so if a shared overlay cannot be
+/// mounted, or nothing can be mounted over it. It logs the reason. [`Report::shared`](crate::Report::shared) returns whether a
 /// run used a shared overlay.
 ///
 /// # Differences
@@ -94,6 +100,8 @@ const KEPT: usize = 16;
 #[must_use = "the overlays are unmounted when this value is dropped"]
 pub struct Stacks {
     nesting: Option<Nesting>,
+    /// The best way of nesting that the kernel has, once it is known.
+    way: OnceLock<Nesting>,
     shared: Arc<Shared>,
     /// `None` until there is an overlay.
     watch: Mutex<Option<Watch>>,
@@ -110,8 +118,17 @@ struct State {
     /// The most recently used first.
     parts: Vec<Arc<Part>>,
     recent: Recent,
-    /// The devices of the bases over which the kernel has refused to nest overlays.
-    flat: HashSet<u64>,
+    /// The file systems over which the kernel has refused to nest overlays: all devices of a part.
+    flat: HashSet<BTreeSet<u64>>,
+    /// The trees of parts that failed for another reason, each with the number of the run from
+    /// which on they may be tried again.
+    failed: Vec<(Vec<Identity>, u64)>,
+    /// The number of runs that asked for a part.
+    runs: u64,
+    /// The number of the run from which on parts are mounted again after a failed watch.
+    paused_until: u64,
+    /// The errors of failed watches, which were logged.
+    unwatched: HashSet<Option<i32>>,
 }
 
 /// The lowest trees of a stack, which have an overlay.
@@ -149,8 +166,18 @@ impl fmt::Debug for Stacks {
 impl Stacks {
     /// Returns an empty value that keeps at most 16 overlays.
     pub fn new() -> Self {
-        let state = State { keep: KEPT, parts: Vec::new(), recent: Recent::default(), flat: HashSet::new() };
-        Self { nesting: None, shared: Arc::new(Shared { state: Mutex::new(state) }), watch: Mutex::default() }
+        let state = State {
+            keep: KEPT,
+            parts: Vec::new(),
+            recent: Recent::default(),
+            flat: HashSet::new(),
+            failed: Vec::new(),
+            runs: 0,
+            paused_until: 0,
+            unwatched: HashSet::new(),
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state) });
+        Self { nesting: None, way: OnceLock::new(), shared, watch: Mutex::default() }
     }
 
     /// Keeps at most `overlays` overlays. An overlay needs a descriptor, and memory for the names
@@ -166,8 +193,10 @@ impl Stacks {
         self
     }
 
-    /// Unmounts all overlays. Those that a run uses are unmounted when the run ends.
+    /// Unmounts all overlays. Those that a run uses are unmounted when the run ends. Forgets which
+    /// layers could not be shared, so that later runs try it again.
     pub fn clear(&self) {
+        self.shared.state().forget_failures();
         self.shared.remove(|_| true);
     }
 
@@ -193,10 +222,12 @@ impl Stacks {
         let mounted = part.mounted.get_or_init(|| match self.mount(stack, &part, scratch) {
             Ok(mounted) => Some(mounted),
             Err(error) => {
-                log::warn!("layers are not shared between runs: {}", chain(&error));
-                if !is_passing(&error) {
-                    self.shared.state().flat.insert(part.device());
+                let mut state = self.shared.state();
+                // A watch that failed is logged once per cause.
+                if !state.is_paused() {
+                    log::warn!("layers are not shared between runs: {}", chain(&error));
                 }
+                state.has_failed(&part, &error);
                 None
             }
         });
@@ -211,18 +242,33 @@ impl Stacks {
         let directories = stack.lowest_directories(part.lowers())?;
         let stores: HashSet<&Path> = directories.iter().filter_map(|directory| directory.parent()).collect();
         for store in stores {
-            self.watch(store).map_err(io_error("watch", store))?;
+            if let Err(error) = self.watch(store) {
+                self.shared.state().unwatched(store, &error);
+                return Err(io_error("watch", store)(error));
+            }
         }
         let overlay = Overlay::new(stack.lowest_trees(part.lowers())).xattrs(part.xattrs).mount_detached()?;
-        let ways = match self.nesting {
+        // From here on, the overlay keeps the inodes alive. Before, a tree may have been replaced.
+        refuse_replaced(stack.lowest_trees(part.lowers()).iter().rev().map(PathBuf::as_path), &part.trees)?;
+        let ways = match self.nesting.or_else(|| self.way.get().copied()) {
             Some(nesting) => vec![nesting],
             None => Nesting::ALL.to_vec(),
         };
+        let mut is_lacking = true;
         let mut refused = None;
         for nesting in ways {
             match try_to_nest(&overlay, nesting, part.xattrs, scratch) {
-                Ok(()) => return Ok(Mounted { overlay, nesting, directories }),
-                Err(error) => refused = Some(error),
+                Ok(()) => {
+                    // Of a way that has failed for the moment, this says nothing.
+                    if is_lacking {
+                        self.way.get_or_init(|| nesting);
+                    }
+                    return Ok(Mounted { overlay, nesting, directories });
+                }
+                Err(error) => {
+                    is_lacking &= is_refusal(&error);
+                    refused = Some(error);
+                }
             }
         }
         Err(refused.expect("there is a way"))
@@ -247,6 +293,18 @@ impl Stacks {
     }
 }
 
+/// Fails if one of the paths `trees` has another directory than the one with the identity that a
+/// part's key contains.
+fn refuse_replaced<'t>(trees: impl Iterator<Item = &'t Path>, identities: &[Identity]) -> Result<()> {
+    for (tree, identity) in trees.zip(identities) {
+        let metadata = tree.symlink_metadata().map_err(io_error("look at", tree))?;
+        if (metadata.dev(), metadata.ino()) != *identity {
+            return Err(io_error("share", tree)(io::Error::other("it was replaced after the run had looked at it")));
+        }
+    }
+    Ok(())
+}
+
 /// Mounts an overlay that has `overlay` as a lower, and unmounts it. A refusal in a run would leave
 /// traces in its work directory.
 fn try_to_nest(overlay: &DetachedOverlay, nesting: Nesting, xattrs: OverlayXattrs, scratch: &Paths) -> Result<()> {
@@ -262,17 +320,64 @@ fn try_to_nest(overlay: &DetachedOverlay, nesting: Nesting, xattrs: OverlayXattr
     Ok(())
 }
 
-/// Returns whether another attempt may succeed.
-fn is_passing(error: &Error) -> bool {
+/// Returns whether the kernel does not nest overlays over these file systems. Any other error may be
+/// that of one tree, or pass.
+fn is_refusal(error: &Error) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<io::Error>() {
-            let errno = Errno::from_io_error(error);
-            return matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOSPC | Errno::AGAIN));
+            return matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS));
         }
         source = error.source();
     }
     false
+}
+
+impl State {
+    /// Records that `part` cannot be mounted.
+    fn has_failed(&mut self, part: &Part, error: &Error) {
+        if self.is_paused() {
+            // The trees are not at fault.
+        } else if is_refusal(error) {
+            self.flat.insert(devices(&part.trees));
+        } else {
+            self.rest(&part.trees);
+        }
+    }
+
+    /// Makes no part of these trees in the next runs.
+    fn rest(&mut self, trees: &[Identity]) {
+        self.failed.push((trees.to_vec(), self.runs + PAUSE));
+    }
+
+    /// Returns whether a part of these trees may be mounted.
+    fn may_mount(&self, trees: &[Identity]) -> bool {
+        !self.is_paused()
+            && !self.failed.iter().any(|(failed, _)| failed == trees)
+            && !self.flat.contains(&devices(trees))
+    }
+
+    /// Mounts no part in the next runs, because removed layers would not be noticed in `store`.
+    fn unwatched(&mut self, store: &Path, error: &io::Error) {
+        self.paused_until = self.runs + PAUSE;
+        if self.unwatched.insert(error.raw_os_error()) {
+            log::warn!("layers are not shared between runs for a while: cannot watch {}: {error}", quoted(store));
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.runs < self.paused_until
+    }
+
+    fn forget_failures(&mut self) {
+        self.paused_until = 0;
+        self.flat.clear();
+        self.failed.clear();
+    }
+}
+
+fn devices(trees: &[Identity]) -> BTreeSet<u64> {
+    trees.iter().map(|(device, _)| *device).collect()
 }
 
 impl Shared {
@@ -283,16 +388,23 @@ impl Shared {
     /// Returns the part that a run over these trees should have. The part may not be mounted yet.
     fn choose(&self, trees: Vec<Identity>, xattrs: OverlayXattrs, most: usize) -> Option<Arc<Part>> {
         let mut state = self.state();
-        if state.keep == 0 || trees.first().is_none_or(|(device, _)| state.flat.contains(device)) {
+        if state.keep == 0 {
             return None;
         }
-        state.parts.retain(|part| !part.has_failed.load(Ordering::Relaxed));
+        state.runs += 1;
+        let run = state.runs;
+        state.failed.retain(|(_, until)| run < *until);
+        let is_failed = |part: &Arc<Part>| part.has_failed.load(Ordering::Relaxed);
+        let (failed, parts): (Vec<_>, _) = std::mem::take(&mut state.parts).into_iter().partition(is_failed);
+        state.parts = parts;
+        failed.iter().for_each(|part| state.rest(&part.trees));
         // An overlay keeps the inodes of its trees alive. So no other directory has the same number
         // as long as the part exists.
         let fits = |part: &&Arc<Part>| part.xattrs == xattrs && part.lowers() <= most && trees.starts_with(&part.trees);
         let found = state.parts.iter().filter(fits).max_by_key(|part| part.lowers()).cloned();
         let lowers = found.as_ref().map_or(0, |part| part.lowers());
-        let part = match state.recent.worthwhile(&trees, lowers, most) {
+        let worthwhile = state.recent.worthwhile(&trees, lowers, most);
+        let part = match worthwhile.filter(|lowers| state.may_mount(&trees[..*lowers])) {
             Some(lowers) => {
                 let trees = trees[..lowers].to_vec();
                 let (mounted, has_failed) = (OnceLock::new(), AtomicBool::new(false));
@@ -330,10 +442,6 @@ impl Part {
         self.trees.len()
     }
 
-    fn device(&self) -> u64 {
-        self.trees[0].0
-    }
-
     fn has(&self, directory: &Path) -> bool {
         // A run that is just mounting the part holds its layers.
         self.mounted.get().and_then(Option::as_ref).is_some_and(|mounted| mounted.directories.contains(directory))
@@ -349,7 +457,101 @@ impl Part {
         }
         log::debug!("{} has a shared lower of {} lowers", quoted(target), self.lowers());
         let mounted = shared.as_lower(*nesting, directory, |lower| overlay.clone().over(lower).mount(target));
-        // Whatever the reason is: the next run should not fail, too.
+        // The run stacks its layers one by one instead. The next runs should not try this again.
         Ok(mounted.inspect_err(|_| self.has_failed.store(true, Ordering::Relaxed))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(errno: Errno) -> Error {
+        io_error("mount", "/it")(errno)
+    }
+
+    #[test]
+    fn only_a_refusal_to_nest_applies_to_other_trees_of_the_same_file_systems() {
+        let stack = |device: u64, first: u64| -> Vec<Identity> {
+            [(1, 1)].into_iter().chain((first..first + 9).map(|inode| (device, inode))).collect()
+        };
+        let stacks = Stacks::new();
+        let choose = |trees: Vec<Identity>| stacks.shared.choose(trees, OverlayXattrs::User, 500);
+        let fail = |trees: Vec<Identity>, errno: Errno| {
+            let part = choose(trees).unwrap();
+            stacks.shared.state().has_failed(&part, &failed(errno));
+            stacks.shared.remove(|other| Arc::ptr_eq(other, &part));
+        };
+        for errno in [Errno::NOENT, Errno::ACCESS, Errno::MFILE, Errno::LOOP] {
+            fail(stack(2, 100), errno);
+            assert!(choose(stack(2, 100)).is_none(), "{errno}");
+            // Other trees of the same file systems have an overlay.
+            let other = choose(stack(2, 200)).unwrap();
+            assert_eq!(other.lowers(), 10);
+            stacks.clear();
+            assert!(choose(stack(2, 100)).is_some(), "{errno}");
+            stacks.clear();
+        }
+        for errno in [Errno::INVAL, Errno::OPNOTSUPP] {
+            fail(stack(2, 100), errno);
+            assert!(choose(stack(2, 200)).is_none(), "{errno}");
+            // The base is on the same file system, the layers are not.
+            assert!(choose(stack(3, 300)).is_some(), "{errno}");
+            stacks.clear();
+            assert!(choose(stack(2, 200)).is_some(), "{errno}");
+            stacks.clear();
+        }
+    }
+
+    #[test]
+    fn a_tree_that_was_replaced_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let trees = ["base", "layer"].map(|name| dir.path().join(name));
+        trees.iter().for_each(|tree| std::fs::create_dir(tree).unwrap());
+        let identities = trees.clone().map(|tree| {
+            let metadata = tree.symlink_metadata().unwrap();
+            (metadata.dev(), metadata.ino())
+        });
+        let refused = || refuse_replaced(trees.iter().map(PathBuf::as_path), &identities);
+        refused().unwrap();
+        std::fs::rename(&trees[1], dir.path().join("renamed")).unwrap();
+        refused().unwrap_err();
+        std::fs::create_dir(&trees[1]).unwrap();
+        let error = refused().unwrap_err();
+        assert!(chain(&error).contains("layer: it was replaced"), "{error:?}");
+    }
+
+    #[test]
+    fn a_failed_watch_pauses_all_parts() {
+        let stacks = Stacks::new();
+        let choose = |first| {
+            stacks.shared.choose((first..first + 9).map(|inode| (1, inode)).collect(), OverlayXattrs::User, 500)
+        };
+        choose(0).unwrap();
+        for _ in 0..2 {
+            stacks.shared.state().unwatched(Path::new("/store"), &Errno::NOSPC.into());
+        }
+        assert_eq!(stacks.shared.state().unwatched.len(), 1);
+        // An overlay that exists is still used.
+        assert!(choose(0).is_some());
+        for run in 2..PAUSE {
+            assert!(choose(100).is_none(), "{run}");
+        }
+        assert!(choose(100).is_some());
+    }
+
+    #[test]
+    fn a_part_that_failed_is_tried_again_after_a_while() {
+        let stacks = Stacks::new();
+        let trees: Vec<Identity> = (0..9).map(|inode| (1, inode)).collect();
+        let choose = || stacks.shared.choose(trees.clone(), OverlayXattrs::User, 500);
+        let part = choose().unwrap();
+        part.has_failed.store(true, Ordering::Relaxed);
+        for run in 1..PAUSE {
+            assert!(choose().is_none(), "{run}");
+        }
+        assert!(choose().is_none());
+        assert!(!Arc::ptr_eq(&choose().unwrap(), &part));
+        assert!(stacks.shared.state().failed.is_empty());
     }
 }

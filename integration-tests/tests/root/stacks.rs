@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Instant, SystemTime};
 
-use container::advanced::Nesting;
-use container::{Overlay, OverlayXattrs};
+use container::advanced::{Nesting, mount_private_tmpfs};
+use container::{Overlay, OverlayXattrs, in_private_mount_namespace};
 use integration_tests::disk::Disk;
 use integration_tests::stack::private_mounts;
 use integration_tests::tree::Snapshot;
@@ -21,9 +21,21 @@ use layer::{Collector, Layer, Meta, Rung, Store};
 use runner::{Event, Options, Phase, Report, Stacks};
 use rustix::fs::statvfs;
 
-/// The ways of nesting that this kernel has. `Attached` works on every kernel that has `lowerdir+`.
+/// The ways of nesting that this kernel has, which are tried out. `Attached` works on every kernel
+/// that has `lowerdir+`.
 fn ways() -> impl Iterator<Item = Nesting> {
-    Nesting::ALL.into_iter()
+    let dir = tempfile::tempdir().unwrap();
+    let [one, other, attached] = ["one", "other", "attached"].map(|name| dir.path().join(name));
+    [&one, &other, &attached].into_iter().for_each(|path| fs::create_dir(path).unwrap());
+    let overlay = Overlay::new([&one, &other]).mount_detached().unwrap();
+    let nest = |lower: &Path| Overlay::new([&one]).over(lower).mount_detached().map(drop);
+    let has = |way: &Nesting| {
+        let nested = in_private_mount_namespace(|| overlay.as_lower(*way, &attached, nest)).unwrap();
+        assert!(nested.is_ok() || *way == Nesting::Descriptor, "{nested:?}");
+        nested.is_ok()
+    };
+    let ways: Vec<_> = Nesting::ALL.into_iter().filter(has).collect();
+    ways.into_iter()
 }
 
 /// Runs a script that reads the file of every layer and the file that all layers have.
@@ -105,6 +117,38 @@ fn runs_share_the_part_that_repeats() {
         assert_eq!(stacks.lowers(), [0; 0]);
         // Most of these runs had the lowest 29 layers in common.
         assert_eq!(fixture.run_with(&layers, "true", fixture.options().stacks(&stacks)).shared, 29);
+    }
+}
+
+#[test]
+fn a_run_stacks_its_layers_itself_if_the_shared_overlay_fails() {
+    let fixture = Fixture::new();
+    let layers = fixture.numbered_layers(20);
+    let stacks = Stacks::new().nesting(ways().next());
+    // `Attached` needs nothing that a run without a shared overlay does not need, too.
+    let can_fail = ways().next() == Some(Nesting::Descriptor);
+    for (max_lowers, merged) in [(500, 0), (15, 7)] {
+        stacks.clear();
+        let shared = max_lowers.min(20 + 1) - 1;
+        // A limit of the run that the overlay keeps to, but not the whole stack.
+        let options = || fixture.options().stacks(&stacks).max_lowers(max_lowers);
+        assert_eq!(read_all(&fixture, &layers, options()).shared, shared.min(20));
+        // In the run's own mount namespace. The shared overlay is found by its descriptor.
+        let without_proc = |event: &Event| match event {
+            Event::Began(Phase::OverlayMount) if can_fail => mount_private_tmpfs(Path::new("/proc")).unwrap(),
+            Event::Ended(Phase::OverlayMount, _) if can_fail => {
+                rustix::mount::unmount("/proc", rustix::mount::UnmountFlags::DETACH).unwrap();
+            }
+            _ => {}
+        };
+        let report = read_all(&fixture, &layers, options().watch(without_proc));
+        assert_eq!(stdout(&report), expected(0, 20));
+        if can_fail {
+            assert_eq!((report.shared, report.plan.merged.len()), (0, merged));
+            assert_eq!(report.merged.is_some(), merged > 0);
+            // The next run does not try it again at once.
+            assert_eq!(read_all(&fixture, &layers, options()).shared, 0);
+        }
     }
 }
 

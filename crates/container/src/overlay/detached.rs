@@ -2,6 +2,7 @@
 //!
 //! `fsconfig` makes it. `mounted` is the guard of an overlay with a mount point.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -75,8 +76,9 @@ impl DetachedOverlay {
     /// overlay is attached there. It is detached before this function returns.
     ///
     /// # Errors
-    /// The error of `mount`. [`Error::Io`] if the overlay cannot be attached or detached. If the
-    /// latter fails, the overlay is lost, and all later calls fail.
+    /// The error of `mount`. [`Error::Io`] if the overlay cannot be attached, which leaves it as it
+    /// was, or if the kernel does not copy it once it is attached. Then the overlay is lost, and all
+    /// later calls fail, too. A failure to detach it is logged.
     pub fn as_lower<T>(&self, nesting: Nesting, directory: &Path, mount: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         match nesting {
             Nesting::Descriptor => {
@@ -95,19 +97,27 @@ impl DetachedOverlay {
     fn attach<'a>(&self, directory: &'a Path) -> Result<Attached<'a>> {
         let mut own = self.mount.write().unwrap_or_else(PoisonError::into_inner);
         let mount = own.as_ref().ok_or_else(|| lost(directory))?;
+        // Without a free descriptor for the copy, the overlay must stay as it is.
+        let reserve = mount.try_clone().map_err(Error::io("reserve a descriptor for the overlay on", directory))?;
         move_mount(mount, "", CWD, directory, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(Error::io("attach an overlay to", directory))?;
         let attached = Attached(directory);
         // The kernel copies only mounts of this mount namespace. So it first has to be attached.
-        *own = None;
+        drop(reserve);
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        *own = Some(open_tree(CWD, directory, flags).map_err(Error::io("copy the overlay on", directory))?);
+        let copied = open_tree(CWD, directory, flags).or_else(|_| {
+            // Another thread may have taken the descriptor. That of the former mount is of no use.
+            *own = None;
+            open_tree(CWD, directory, flags)
+        });
+        *own = Some(copied.map_err(Error::io("copy the overlay on", directory))?);
         Ok(attached)
     }
 }
 
 fn lost(directory: &Path) -> Error {
-    Error::io("attach an overlay to", directory)(Errno::NOENT)
+    let why = "an earlier call has lost it, because the kernel did not copy it; mount it again";
+    Error::io("attach the shared overlay to", directory)(io::Error::other(why))
 }
 
 /// An overlay on a directory. Dropping it detaches the overlay, which another overlay may use.

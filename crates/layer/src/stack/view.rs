@@ -29,13 +29,34 @@ use crate::tree::xattr::XattrList;
 pub(crate) struct View {
     trees: Sources,
     xattrs: XattrNamespace,
-    /// The directories that were found, by their paths. `None` if the view does not remember them.
-    directories: Option<Mutex<HashMap<PathBuf, Directory>>>,
+    /// `None` if the view does not remember the directories that were found.
+    directories: Option<Mutex<Found>>,
     unreadable: Unreadable,
 }
 
-/// The most directories that a view remembers. With more, it begins again.
-const MOST_DIRECTORIES: usize = 10_000;
+/// The directories that a view has found, by their paths. With too many, it begins again.
+#[derive(Debug, Default)]
+struct Found {
+    directories: HashMap<PathBuf, Directory>,
+    /// The sum of the trees of all directories.
+    trees: usize,
+}
+
+impl Found {
+    const MOST_DIRECTORIES: usize = 10_000;
+    /// 8 MB.
+    const MOST_TREES: usize = 1_000_000;
+
+    fn insert(&mut self, found: &Directory) {
+        if self.directories.len() >= Self::MOST_DIRECTORIES || self.trees + found.trees.len() > Self::MOST_TREES {
+            *self = Self::default();
+        }
+        self.trees += found.trees.len();
+        let former = self.directories.insert(found.path.clone(), found.clone());
+        // Another thread may have found the same directory.
+        self.trees -= former.map_or(0, |former| former.trees.len());
+    }
+}
 
 /// The entry that a stack shows at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +168,7 @@ impl View {
     /// layers below (`redirect`), or a file of which this is true (`metacopy`).
     pub(crate) fn child(&self, directory: &Directory, name: &OsStr) -> Result<Option<Shown>> {
         let path = directory.path.join(name);
-        if let Some(found) = self.remembered().and_then(|known| known.get(&path).cloned()) {
+        if let Some(found) = self.remembered().and_then(|known| known.directories.get(&path).cloned()) {
             return Ok(Some(Shown::Directory(found)));
         }
         let name = as_c_string(name).map_err(Error::io("look up", path.clone()))?;
@@ -176,17 +197,15 @@ impl View {
         if trees.is_empty() {
             return Ok(None);
         }
-        let found = Directory { path, trees };
+        let mut found = Directory { path, trees };
         if let Some(mut known) = self.remembered() {
-            if known.len() >= MOST_DIRECTORIES {
-                known.clear();
-            }
-            known.insert(found.path.clone(), found.clone());
+            found.trees.shrink_to_fit();
+            known.insert(&found);
         }
         Ok(Some(Shown::Directory(found)))
     }
 
-    fn remembered(&self) -> Option<MutexGuard<'_, HashMap<PathBuf, Directory>>> {
+    fn remembered(&self) -> Option<MutexGuard<'_, Found>> {
         self.directories.as_ref().map(|known| known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -437,6 +456,29 @@ mod tests {
         assert_eq!(names("/opaque"), expected(&[("new", 0, F), ("deep", 0, D)]));
         let root = [("union", 0, D), ("opaque", 0, D), ("cut", 0, D), ("file", 0, F), ("link", 0, L)];
         assert_eq!(names("/"), expected(&root));
+    }
+
+    #[test]
+    fn the_remembered_directories_are_bounded() {
+        let mut found = Found::default();
+        let directory = |number: usize, trees: usize| Directory {
+            path: PathBuf::from(number.to_string()),
+            trees: (0..trees).collect(),
+        };
+        for _ in 0..2 {
+            found.insert(&directory(0, 400));
+        }
+        assert_eq!((found.directories.len(), found.trees), (1, 400));
+        for number in 1..2500 {
+            found.insert(&directory(number, 400));
+        }
+        assert_eq!((found.directories.len(), found.trees), (2500, Found::MOST_TREES));
+        found.insert(&directory(2500, 1));
+        assert_eq!((found.directories.len(), found.trees), (1, 1));
+        for number in 0..=Found::MOST_DIRECTORIES {
+            found.insert(&directory(number, 1));
+        }
+        assert_eq!((found.directories.len(), found.trees), (1, 1));
     }
 
     #[test]

@@ -233,7 +233,9 @@ impl<'a> Collector<'a> {
         self
     }
 
-    /// Calls `progress` after each layer that the collector looks at or removes.
+    /// Calls `progress` after each layer that the collector looks at or removes. The numbers never
+    /// fall, and that of [`Progress::Removed`] grows by one from call to call. The calls come one at a
+    /// time, but while layers are removed, from worker threads.
     pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
         self.progress = Callback(Some(progress));
         self
@@ -281,15 +283,19 @@ impl<'a> Collector<'a> {
         let mut need = self.need(store, &inventory)?;
         let of = self.plan(&inventory, &held(store)?, need).layers.len();
         let mut layers: VecDeque<&Stored> = inventory.layers.iter().collect();
+        // The lock keeps the numbers in order.
+        let removed = Mutex::new(0);
+        let count_removed = || {
+            let mut layers = removed.lock().unwrap_or_else(PoisonError::into_inner);
+            *layers += 1;
+            self.report_progress(Progress::Removed { layers: *layers, of });
+        };
         while layers.front().is_some_and(|stored| need.wants(stored.used)) {
+            let before = collected.layers.len();
             let trash = self.take_away(store, &mut layers, &mut need, &mut collected)?;
-            // The lock keeps the numbers in order.
-            let removed = Mutex::new(collected.layers.len() - trash.len());
-            collected.failed.extend(Trash::remove_all(&trash, &|| {
-                let mut layers = removed.lock().unwrap_or_else(PoisonError::into_inner);
-                *layers += 1;
-                self.report_progress(Progress::Removed { layers: *layers, of });
-            }));
+            // The layer that has become the store's directory is removed already.
+            (before + trash.len()..collected.layers.len()).for_each(|_| count_removed());
+            collected.failed.extend(Trash::remove_all(&trash, &count_removed));
             need.free_bytes = self.still_lacking(store, need.free_bytes)?;
         }
         collected.within_budget = !need.is_over();

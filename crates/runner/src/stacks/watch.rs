@@ -2,7 +2,7 @@
 //!
 //! `stacks` then drops the overlays that have them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
 use rustix::fd::OwnedFd;
-use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
+use rustix::fs::inotify::{add_watch, init, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
 /// The entry of a watched directory that was removed or renamed.
@@ -37,7 +37,9 @@ struct Watched {
     inotify: OwnedFd,
     /// Becomes readable when the thread must end.
     end: OwnedFd,
-    directories: Mutex<HashMap<i32, PathBuf>>,
+    /// The paths by which each directory was added. Several paths of one directory, for example by
+    /// bind mounts, have one watch.
+    directories: Mutex<HashMap<i32, BTreeSet<PathBuf>>>,
 }
 
 impl Watch {
@@ -68,7 +70,7 @@ impl Watch {
         // The lock makes the thread wait until it can find the path.
         let mut directories = self.watched.directories();
         let watch = add_watch(&self.watched.inotify, directory, of_entries | of_itself)?;
-        directories.insert(watch, directory.into());
+        directories.entry(watch).or_default().insert(directory.into());
         Ok(())
     }
 }
@@ -86,7 +88,7 @@ impl Drop for Watch {
 }
 
 impl Watched {
-    fn directories(&self) -> std::sync::MutexGuard<'_, HashMap<i32, PathBuf>> {
+    fn directories(&self) -> std::sync::MutexGuard<'_, HashMap<i32, BTreeSet<PathBuf>>> {
         self.directories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -109,17 +111,18 @@ impl Watched {
                     Err(Errno::INTR) => continue,
                     event => event?,
                 };
-                let directory = self.directories().get(&event.wd()).cloned();
-                match (directory, event.file_name()) {
-                    (Some(directory), Some(name)) => {
-                        gone(Gone::Entry(&directory.join(OsStr::from_bytes(name.to_bytes()))));
+                let directories = self.directories().get(&event.wd()).cloned();
+                match (directories, event.file_name()) {
+                    (Some(directories), Some(name)) => {
+                        let name = OsStr::from_bytes(name.to_bytes());
+                        directories.iter().for_each(|directory| gone(Gone::Entry(&directory.join(name))));
                     }
                     // The kernel has lost events, or the directory itself has moved or is gone.
-                    (directory, _) => {
+                    (directories, _) => {
                         if event.events().contains(ReadFlags::IGNORED) {
                             self.directories().remove(&event.wd());
                         }
-                        if directory.is_some() || event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                        if directories.is_some() || event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                             gone(Gone::Any);
                         }
                     }
@@ -160,6 +163,13 @@ mod tests {
         assert_eq!(reported.recv().unwrap(), Some(store.join("a")));
         fs::remove_dir(store.join("b")).unwrap();
         assert_eq!(reported.recv().unwrap(), Some(store.join("b")));
+        // Another path of the same directory.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&store, &link).unwrap();
+        watch.add(&link).unwrap();
+        fs::create_dir(store.join("d")).unwrap();
+        fs::remove_dir(store.join("d")).unwrap();
+        assert_eq!([(); 2].map(|()| reported.recv().unwrap()), [Some(link.join("d")), Some(store.join("d"))]);
         // A change in a layer is not an end of it.
         fs::write(store.join("c/last_used"), "").unwrap();
         fs::rename(&store, dir.path().join("moved")).unwrap();
