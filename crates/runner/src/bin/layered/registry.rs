@@ -60,7 +60,12 @@ impl RegistryArgs {
     pub(crate) fn options(&self) -> anyhow::Result<(Options, FirstSignal)> {
         let cancel = Cancel::default();
         let first = signals::cancel(&cancel)?;
-        let mut options = Options::default().cancel(&cancel).plain_http(match self.plain_http {
+        Ok((self.without_signals().cancel(&cancel), first))
+    }
+
+    /// Returns the options for what reads from a registry only in passing. Signals end the process.
+    pub(crate) fn without_signals(&self) -> Options {
+        let mut options = Options::default().plain_http(match self.plain_http {
             Some(Plain::Always) => PlainHttp::Always,
             Some(Plain::Never) => PlainHttp::Never,
             Some(Plain::Loopback) | None => PlainHttp::Loopback,
@@ -71,7 +76,7 @@ impl RegistryArgs {
         if let Some(timeout) = self.timeout {
             options = options.timeout(timeout);
         }
-        Ok((options, first))
+        options
     }
 }
 
