@@ -311,6 +311,12 @@ fn large_sidecars_are_beside_the_layer() {
     ends(&mut pull(&here, &repository, &["gcc.meta"]), 125);
     let refused = make(&there, "a.meta", &Dir::new());
     assert!(ends(&mut push(&[&refused], &repository), 1).1.contains("cannot be the name"));
+    // All files together have one limit.
+    let large = make(&there, "large", &Dir::new());
+    for name in ["a", "b"] {
+        large.write_sidecar(name, &"x".repeat(9 << 20)).unwrap();
+    }
+    assert!(ends(&mut push(&[&large], &repository), 1).1.contains("bytes together"));
 }
 
 #[test]

@@ -426,7 +426,7 @@ impl<'a> Pull<'a> {
             manifest.ok_or_else(|| unusable(format!("it is not there, but the layer names it ({digest})")))?;
         let mut parts = Vec::new();
         for (name, Descriptor { digest, size, .. }) in form::parse_artifact(&manifest.bytes).map_err(unusable)? {
-            parts.push((name, registry.small_blob(digest, size, form::MAX_FILE_BYTES)?));
+            parts.push((name, registry.small_blob(digest, size, form::MAX_FILES_BYTES)?));
         }
         Files::parse(parts).map_err(unusable)
     }
@@ -470,9 +470,15 @@ impl<'a> Pull<'a> {
         let dir = File::open(layer.path()).map_err(Error::io("open", layer.path()))?;
         let write = |stem: &str, value: &Value| {
             let path = layer.path().join(format!("{stem}.json"));
+            // A number can be longer here than it was in the registry. With a newline, the file must
+            // not be larger than what is read.
+            if value.to_string().len() as u64 >= form::MAX_FILES_BYTES {
+                let reason = format!("its {stem}.json would have more than {} bytes", form::MAX_FILES_BYTES);
+                return Err(self.registry.unusable(&wanted.name, reason));
+            }
             // A name with a NUL was refused.
             let name = CString::new(format!("{stem}.json")).unwrap_or_default();
-            json::write_new(dir.as_fd(), &name, &path, value)
+            Ok(json::write_new(dir.as_fd(), &name, &path, value)?)
         };
         for (name, value) in &remote.files.sidecars {
             write(name, value)?;
@@ -493,7 +499,7 @@ impl<'a> Pull<'a> {
             write("digest", &to_value(layer.path(), serde_json::to_value(&recorded))?)?;
         }
         layer.touch()?;
-        Ok(write("layer", &remote.files.meta)?)
+        write("layer", &remote.files.meta)
     }
 }
 
