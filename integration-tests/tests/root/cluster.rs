@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::SystemTime;
 
 use integration_tests::cluster::{Cluster, Fifo, Job};
 use integration_tests::disk::Disk;
+use integration_tests::registry::DockerRegistry;
 use integration_tests::stack::private_mounts;
 use integration_tests::{Fixture, layered};
 use layer::{Layer, Meta};
@@ -55,6 +57,57 @@ fn names(dir: &Path) -> BTreeSet<String> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
+/// Runs a step without Slurm.
+fn step(store: &Path, pins: &Path, registry: &str, arguments: &[&str]) -> Option<i32> {
+    let programs = Path::new(layered().get_program()).parent().unwrap().to_path_buf();
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cluster/step"));
+    command.args(arguments).env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").unwrap()));
+    command.env("LAYERED_STORE", store).env("FARM_PINS", pins).env("FARM_REGISTRY", registry);
+    command.env("FARM_BASE", "base").env("FARM_MIN_FREE", "1").env_remove("SLURM_RESTART_COUNT");
+    command.status().unwrap().code()
+}
+
+#[test]
+fn a_step_uses_the_pinned_layers_only() {
+    let (fixture, registry) = (Fixture::new(), DockerRegistry::start());
+    let [store, new, pins, made] = ["store", "store.new", "pins", "made"].map(|name| fixture.path().join(name));
+    [&store, &new, &pins, &made].iter().for_each(|dir| fs::create_dir(dir).unwrap());
+    fixture.watch(&new);
+    let make = |dir: &Path, text: &str| {
+        let layer = Layer::at(dir.join("a"));
+        fs::create_dir_all(layer.fs()).unwrap();
+        fs::write(layer.fs().join("text"), text).unwrap();
+        layer.write_meta(&Meta::new("a", SystemTime::UNIX_EPOCH)).unwrap();
+        layer
+    };
+    // The node has a layer that was made again elsewhere.
+    make(&store, "old");
+    let base = Layer::at(fixture.base().path());
+    base.write_meta(&Meta::new("base", SystemTime::UNIX_EPOCH)).unwrap();
+    let repository = registry.repository("farm");
+    let remade = make(&made, "new");
+    let layers = [&base, &remade].map(Layer::path);
+    let pushed = layered().arg("push").args(layers).args([&repository, "--json"]).output().unwrap();
+    assert!(pushed.status.success(), "{pushed:?}");
+    let pushed: serde_json::Value = serde_json::from_slice(&pushed.stdout).unwrap();
+    fs::write(pins.join("a"), pushed["layers"][1]["manifest"].as_str().unwrap()).unwrap();
+    let command = ["b", "a", "--", "--network=none", "--", "sh", "-c", "cat /text >/seen"];
+
+    // The directory of the pins is not mounted.
+    assert_eq!(step(&store, &pins, &repository, &command), Some(75));
+    fs::write(pins.join(".farm"), "").unwrap();
+    assert_eq!(step(&store, &pins, &repository, &command), Some(0));
+    assert_eq!(fs::read_to_string(store.join("b/fs/seen")).unwrap(), "new");
+    assert_eq!(fs::read_to_string(store.join("a/fs/text")).unwrap(), "new");
+    assert_eq!(names(&pins), [".farm", "a", "b"].map(String::from).into());
+
+    // A layer that was pushed, and is not there any more, is not made as if it were new.
+    fs::write(pins.join("c"), format!("sha256:{}", "0".repeat(64))).unwrap();
+    let command = ["c", "--", "--network=none", "--", "sh", "-c", "echo >/c"];
+    assert_eq!(step(&store, &pins, &repository, &command), Some(1));
+    assert!(!new.join("c").exists() && !store.join("c").exists());
+}
+
 /// Takes about a minute, half of which Slurm needs to notice that a node is dead.
 #[test]
 fn a_farm_outlives_a_node_the_registry_and_a_full_disk() {
@@ -85,6 +138,7 @@ fn farm(fixture: &Fixture) {
     disk.fill();
 
     let mut cluster = Cluster::start(&dir, 3);
+    no_other_machine_reaches_slurm(&dir);
     cluster.set("FARM_BASE", "base");
     cluster.set("FARM_MIN_FREE", 8 << 20);
     cluster.set("FARM_TRIES", 1000);
@@ -148,6 +202,28 @@ fn farm(fixture: &Fixture) {
     drop(cluster);
     fixture.assert_nothing_lives();
     drop(disk);
+}
+
+/// Slurm's programs run commands as root, so they listen on the loopback interface only.
+fn no_other_machine_reaches_slurm(dir: &Path) {
+    let conf = fs::read_to_string(dir.join("slurm.conf")).unwrap();
+    let port = |word: &str| Some(word.strip_prefix("SlurmctldPort=").or(word.strip_prefix("Port="))?.parse().unwrap());
+    let ports: BTreeSet<u16> = conf.split_whitespace().filter_map(port).collect();
+    assert_eq!(ports.len(), 1 + NODES.len(), "{conf}");
+    let mut found = BTreeSet::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in fs::read_to_string(table).unwrap().lines().skip(1) {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let (address, port) = words[1].split_once(':').unwrap();
+            let port = u16::from_str_radix(port, 16).unwrap();
+            // 0A is the state LISTEN.
+            if words[3] == "0A" && ports.contains(&port) {
+                assert_eq!(address, "0100007F", "port {port} in {table}");
+                found.insert(port);
+            }
+        }
+    }
+    assert_eq!(found, ports);
 }
 
 /// Two nodes make a layer at the same time, because no `singleton` keeps them apart. The first push

@@ -278,8 +278,9 @@ fn a_pinned_layer_is_the_pinned_one() {
     let pinned = format!("gcc@{gcc}");
     assert_eq!(json_of(&mut pull(&here, &repository, &[&pinned, &pinned]))["layers"].as_array().unwrap().len(), 1);
     json_of(pull(&here, &repository, &["gcc", "make"]).args(["--digest", &gcc, "--digest", &make_digest]));
-    let (_, error) = ends(pull(&here, &repository, &["gcc"]).args(["--digest", &make_digest]), 1);
+    let (output, error) = ends(pull(&here, &repository, &["gcc"]).args(["--json", "--digest", &make_digest]), 1);
     assert!(error.contains("is not the layer with the manifest"), "{error}");
+    assert_eq!(serde_json::from_str::<Value>(&output).unwrap()["failed"][0]["kind"], "not_pinned");
     // A layer of the same tree that was made here is the pinned one, too.
     let made = new_store(&fixture, "made");
     let copy = make(&made, "gcc", &Dir::new());
@@ -310,6 +311,12 @@ fn large_sidecars_are_beside_the_layer() {
     ends(&mut pull(&here, &repository, &["gcc.meta"]), 125);
     let refused = make(&there, "a.meta", &Dir::new());
     assert!(ends(&mut push(&[&refused], &repository), 1).1.contains("cannot be the name"));
+    // All files together have one limit.
+    let large = make(&there, "large", &Dir::new());
+    for name in ["a", "b"] {
+        large.write_sidecar(name, &"x".repeat(9 << 20)).unwrap();
+    }
+    assert!(ends(&mut push(&[&large], &repository), 1).1.contains("bytes together"));
 }
 
 #[test]
@@ -318,8 +325,9 @@ fn what_is_missing_is_named_and_the_rest_is_pulled() {
     let (there, here) = (new_store(&fixture, "there"), new_store(&fixture, "here"));
     let layer = make(&there, "gcc", &Dir::new());
     let repository = registry.repository("farm");
-    let (_, error) = ends(&mut pull(&here, &repository, &["gcc"]), 1);
+    let (output, error) = ends(pull(&here, &repository, &["gcc"]).arg("--json"), 1);
     assert!(error.contains(&format!("gcc is not in {repository}")), "{error}");
+    assert_eq!(serde_json::from_str::<Value>(&output).unwrap()["failed"][0]["kind"], "absent");
     let half = there.join("half");
     fs::create_dir_all(half.join("fs")).unwrap();
     let layers = [&layer, &Layer::at(&half), &Layer::at(there.join("missing"))];

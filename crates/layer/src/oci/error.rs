@@ -68,6 +68,17 @@ pub enum Error {
         /// The digest that the caller wants.
         digest: Digest,
     },
+    /// The files beside the tree of a layer are too large for a registry.
+    #[error(
+        "layer.json and the sidecars of {} have more than {max_bytes} bytes together, which no pull accepts; make them smaller",
+        quoted(layer)
+    )]
+    SidecarsTooLarge {
+        /// The layer.
+        layer: PathBuf,
+        /// The limit of all files together, in bytes.
+        max_bytes: u64,
+    },
     /// The operation was not begun, because another one of the same call failed.
     #[error("it was not begun, because of the error of another layer")]
     NotBegun,

@@ -223,6 +223,25 @@ fn a_blob_is_continued_where_it_broke_off() {
     assert_eq!(requests.iter().filter(|request| is_blob(request, &good)).count(), 3);
 }
 
+/// A connection that breaks after the last byte, before the end of the answer.
+#[test]
+fn a_blob_whose_bytes_are_all_there_is_not_asked_for_again() {
+    let fixture = Fixture::new();
+    let good = Parts::of_a_layer(&fixture);
+    let parts = good.clone();
+    let server = Server::start(move |request, _| match is_blob(request, &parts) {
+        true => {
+            let head = format!("HTTP/1.1 200 x\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n", parts.blob.len());
+            Answer::Raw([head.as_bytes(), &parts.blob, b"\r\n"].concat())
+        }
+        false => parts.answer(request),
+    });
+    let store = new_store(&fixture, "here");
+    json_of(&mut pull(&store, &server.repository("farm"), &["gcc"]));
+    assert!(is_intact(&store.join("gcc")));
+    assert_eq!(server.requests().iter().filter(|request| is_blob(request, &good)).count(), 1);
+}
+
 #[test]
 fn a_busy_registry_is_asked_again_when_it_says() {
     let fixture = Fixture::new();

@@ -176,10 +176,18 @@ impl BlobReader {
 
     fn try_read(&mut self, buffer: &mut [u8]) -> Result<usize, RegistryProblem> {
         if self.body.is_none() {
+            // All bytes are here: there is nothing to ask for.
+            if self.offset >= self.size {
+                return Ok(0);
+            }
             self.body = Some(self.open()?);
         }
         let Some(body) = &mut self.body else { return Ok(0) };
-        let read = body.read(buffer).map_err(of_io)?;
+        let read = match body.read(buffer) {
+            // The digest decides whether these are the right bytes.
+            Err(_) if self.offset >= self.size => 0,
+            read => read.map_err(of_io)?,
+        };
         if read == 0 && self.offset < self.size && !buffer.is_empty() {
             return Err(RegistryProblem::Connection(io::ErrorKind::UnexpectedEof.into()));
         }

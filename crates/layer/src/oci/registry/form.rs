@@ -28,8 +28,8 @@ const TITLE: &str = "org.opencontainers.image.title";
 /// The most bytes of annotations. Registries accept manifests of 4 MiB, and podman of fewer.
 const MAX_ANNOTATIONS: usize = 1 << 20;
 
-/// The largest file of an artifact, in bytes: the limit of a sidecar on disk.
-pub(super) const MAX_FILE_BYTES: u64 = 16 << 20;
+/// The most bytes of all files of an artifact together. It is also the limit of a sidecar on disk.
+pub(super) const MAX_FILES_BYTES: u64 = 16 << 20;
 
 /// The most files of an artifact.
 const MAX_FILES: usize = 1000;
@@ -238,6 +238,10 @@ pub(super) fn parse_artifact(bytes: &[u8]) -> Result<Vec<(String, Descriptor)>, 
     if raw.layers.len() > MAX_FILES {
         return Err(format!("it has more than {MAX_FILES} files"));
     }
+    let bytes = raw.layers.iter().try_fold(0u64, |sum, blob| sum.checked_add(blob.size));
+    if bytes.is_none_or(|bytes| bytes > MAX_FILES_BYTES) {
+        return Err(format!("its files have more than {MAX_FILES_BYTES} bytes together"));
+    }
     let named = |blob: Descriptor| match blob.annotations.get(TITLE).and_then(Value::as_str) {
         Some(title) => Ok((title.to_string(), blob)),
         None => Err("it has a file without a name".to_string()),
@@ -330,6 +334,20 @@ mod tests {
         ] {
             let error = changed(change);
             assert!(error.contains(part), "{error:?} has no {part:?}");
+        }
+    }
+
+    #[test]
+    fn the_files_of_an_artifact_have_one_limit() {
+        let artifact = |sizes: &[u64]| {
+            let describe = |size: &u64| json!({"mediaType": JSON, "digest": Digest::of(b""), "size": size, "annotations": {TITLE: "a.json"}});
+            let layers: Vec<_> = sizes.iter().map(describe).collect();
+            let config = json!({"mediaType": EMPTY, "digest": Digest::of(EMPTY_CONFIG), "size": 2});
+            parse_artifact(&to_bytes(&json!({"schemaVersion": 2, "config": config, "layers": layers})))
+        };
+        assert_eq!(artifact(&[MAX_FILES_BYTES - 1, 1]).unwrap().len(), 2);
+        for sizes in [&[MAX_FILES_BYTES, 1][..], &[u64::MAX, 1], &[MAX_FILES_BYTES / 2 + 1; 2]] {
+            assert!(artifact(sizes).unwrap_err().contains("bytes together"), "{sizes:?}");
         }
     }
 

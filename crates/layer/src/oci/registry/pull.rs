@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -38,6 +38,9 @@ use crate::store::hold::Hold;
 
 /// The default of [`Pull::max_bytes`]: 64 GiB.
 const MAX_BYTES: u64 = 64 << 30;
+
+/// The most layers that wait for a sync. When the disk is slow, pulls wait for it, too.
+const MAX_READY: usize = 64;
 
 /// A layer to pull: its name, and the digest of its manifest if it is pinned.
 ///
@@ -226,18 +229,24 @@ impl<'a> Pull<'a> {
     pub fn run(&self, store: &Store, wanted: &[Wanted]) -> Vec<Result<Pulled>> {
         let done = AtomicU64::new(0);
         let numbered: Vec<_> = wanted.iter().enumerate().collect();
-        let (sender, receiver) = channel();
+        let (sender, receiver) = sync_channel(MAX_READY);
+        // A layer that cannot be published now stops the others, as one that cannot be pulled does.
+        let stopped = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let publisher = scope.spawn(|| self.publish_all(store, wanted, receiver));
-            let pulled =
-                jobs::run(self.jobs, &numbered, |&(number, wanted)| match self.pull(store, wanted, &done)? {
+            let publisher = scope.spawn(|| self.publish_all(store, wanted, receiver, &stopped));
+            let pulled = jobs::run(self.jobs, &numbered, |&(number, wanted)| {
+                if stopped.load(Ordering::Acquire) {
+                    return Err(Error::NotBegun);
+                }
+                match self.pull(store, wanted, &done)? {
                     Step::There(pulled) => Ok(Some(pulled)),
                     Step::Ready(ready) => {
                         // The publisher ends after the last sender.
                         let _ = sender.send((number, ready));
                         Ok(None)
                     }
-                });
+                }
+            });
             drop(sender);
             let mut published = publisher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let result = |(number, pulled): (usize, Result<Option<Pulled>>)| match pulled? {
@@ -255,10 +264,11 @@ impl<'a> Pull<'a> {
         store: &Store,
         wanted: &[Wanted],
         ready: Receiver<(usize, Box<Ready>)>,
+        stopped: &AtomicBool,
     ) -> HashMap<usize, Result<Pulled>> {
         let mut published = HashMap::new();
         while let Ok(first) = ready.recv() {
-            let batch: Vec<_> = std::iter::once(first).chain(ready.try_iter()).collect();
+            let batch: Vec<_> = std::iter::once(first).chain(ready.try_iter().take(MAX_READY)).collect();
             let failed = |source| Error::Io { operation: "sync the file system of", path: store.path().into(), source };
             let synced = File::open(store.path()).and_then(|dir| Ok(barrier::sync(dir.as_fd())?));
             for (number, ready) in batch {
@@ -271,6 +281,9 @@ impl<'a> Pull<'a> {
                             .map_or_else(|| std::io::Error::from(error.kind()), std::io::Error::from_raw_os_error),
                     )),
                 };
+                if matches!(&result, Err(error) if error.is_temporary()) {
+                    stopped.store(true, Ordering::Release);
+                }
                 published.insert(number, result);
             }
         }
@@ -413,7 +426,7 @@ impl<'a> Pull<'a> {
             manifest.ok_or_else(|| unusable(format!("it is not there, but the layer names it ({digest})")))?;
         let mut parts = Vec::new();
         for (name, Descriptor { digest, size, .. }) in form::parse_artifact(&manifest.bytes).map_err(unusable)? {
-            parts.push((name, registry.small_blob(digest, size, form::MAX_FILE_BYTES)?));
+            parts.push((name, registry.small_blob(digest, size, form::MAX_FILES_BYTES)?));
         }
         Files::parse(parts).map_err(unusable)
     }
@@ -457,9 +470,15 @@ impl<'a> Pull<'a> {
         let dir = File::open(layer.path()).map_err(Error::io("open", layer.path()))?;
         let write = |stem: &str, value: &Value| {
             let path = layer.path().join(format!("{stem}.json"));
+            // A number can be longer here than it was in the registry. With a newline, the file must
+            // not be larger than what is read.
+            if value.to_string().len() as u64 >= form::MAX_FILES_BYTES {
+                let reason = format!("its {stem}.json would have more than {} bytes", form::MAX_FILES_BYTES);
+                return Err(self.registry.unusable(&wanted.name, reason));
+            }
             // A name with a NUL was refused.
             let name = CString::new(format!("{stem}.json")).unwrap_or_default();
-            json::write_new(dir.as_fd(), &name, &path, value)
+            Ok(json::write_new(dir.as_fd(), &name, &path, value)?)
         };
         for (name, value) in &remote.files.sidecars {
             write(name, value)?;
@@ -481,7 +500,7 @@ impl<'a> Pull<'a> {
             write("digest", &to_value(layer.path(), serde_json::to_value(&recorded))?)?;
         }
         layer.touch()?;
-        Ok(write("layer", &remote.files.meta)?)
+        write("layer", &remote.files.meta)
     }
 }
 

@@ -2,7 +2,7 @@
 //! way back.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -197,15 +197,21 @@ impl<'a> Work<'a> {
         };
         let config = form::config(diff_id, self.record.as_ref());
         self.send_bytes(&config, &mut sent)?;
-        let place = match self.files.annotations() {
-            Some(annotations) => Place::Annotations(annotations),
-            None => Place::Artifact(self.send_files(&mut sent)?),
+        let (place, artifact) = match self.files.annotations() {
+            Some(annotations) => (Place::Annotations(annotations), None),
+            None => {
+                let artifact = self.artifact()?;
+                (Place::Artifact(Digest::of(&artifact.manifest)), Some(artifact))
+            }
         };
         let bytes = form::manifest(&config, &blob, place);
         let manifest = Digest::of(&bytes);
-        // Packing can take long.
+        // Packing can take long. The tag of an artifact, too, belongs to the first push.
         if let Some(there) = self.registry.manifest_digest(self.name)?.filter(|there| *there != manifest) {
             return self.found(there);
+        }
+        if let Some(artifact) = artifact {
+            self.send_artifact(&artifact, &mut sent)?;
         }
         self.registry.put_manifest(self.name, form::MANIFEST, &bytes)?;
         if let Some(there) = self.registry.manifest_digest(self.name)?.filter(|there| *there != manifest) {
@@ -291,8 +297,7 @@ impl<'a> Work<'a> {
     /// Packs the tree into a file without a name, and sends it.
     fn send_tree(&self, done: &AtomicU64, sent: &mut Sent) -> Result<(Blob, Digest, Differences)> {
         self.registry.check_cancelled()?;
-        let dir = self.layer.path().parent().unwrap_or(Path::new("."));
-        let file = tempfile::tempfile_in(dir).map_err(Error::io("make a temporary file in", dir))?;
+        let file = self.temporary()?;
         let (blob, diff_id, differences) = self.pack(&file)?;
         let report = |bytes| {
             let done_bytes = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -304,6 +309,22 @@ impl<'a> Work<'a> {
         let is_sent = self.registry.put_blob(blob.digest, &content)?;
         sent.add(is_sent, blob.size);
         Ok((blob, diff_id, differences))
+    }
+
+    /// Makes a file without a name beside the layer, where there is room for it most likely. The
+    /// store may be read-only.
+    fn temporary(&self) -> Result<File> {
+        let dir = match self.layer.path().parent() {
+            Some(dir) if dir != Path::new("") => dir,
+            _ => Path::new("."),
+        };
+        match tempfile::tempfile_in(dir) {
+            Err(error) if matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) => {
+                let other = std::env::temp_dir();
+                tempfile::tempfile_in(&other).map_err(Error::io("make a temporary file in", &other))
+            }
+            file => file.map_err(Error::io("make a temporary file in", dir)),
+        }
     }
 
     fn pack(&self, file: &File) -> Result<(Blob, Digest, Differences)> {
@@ -330,20 +351,23 @@ impl<'a> Work<'a> {
         Ok(digest)
     }
 
-    /// Sends what the layer has beside its tree as an artifact. Returns the digest of its manifest.
-    fn send_files(&self, sent: &mut Sent) -> Result<Digest> {
-        let blobs = self.files.blobs();
-        for (name, bytes) in &blobs {
-            if bytes.len() as u64 > form::MAX_FILE_BYTES {
-                let path = self.layer.path().join(name);
-                return Err(crate::Error::FileTooLarge { path, max_bytes: form::MAX_FILE_BYTES }.into());
-            }
+    /// Returns what the layer has beside its tree as an artifact.
+    fn artifact(&self) -> Result<Artifact> {
+        let files = self.files.blobs();
+        let bytes: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        if bytes > form::MAX_FILES_BYTES {
+            let (layer, max_bytes) = (self.layer.path().into(), form::MAX_FILES_BYTES);
+            return Err(Error::SidecarsTooLarge { layer, max_bytes });
+        }
+        Ok(Artifact { manifest: form::artifact(&files), files })
+    }
+
+    fn send_artifact(&self, artifact: &Artifact, sent: &mut Sent) -> Result<()> {
+        for (_, bytes) in &artifact.files {
             self.send_bytes(bytes, sent)?;
         }
         self.send_bytes(&form::EMPTY_CONFIG.to_vec(), sent)?;
-        let bytes = form::artifact(&blobs);
-        self.registry.put_manifest(&form::artifact_tag(self.name), form::MANIFEST, &bytes)?;
-        Ok(Digest::of(&bytes))
+        self.registry.put_manifest(&form::artifact_tag(self.name), form::MANIFEST, &artifact.manifest)
     }
 
     /// Records in `oci.json` where the layer is. The store may be read-only.
@@ -360,6 +384,12 @@ impl<'a> Work<'a> {
             log::info!("not recording where the layer is: {}", crate::error::Chain(&error));
         }
     }
+}
+
+/// What a layer has beside its tree, if that is too large for annotations.
+struct Artifact {
+    files: Vec<(String, Vec<u8>)>,
+    manifest: Vec<u8>,
 }
 
 /// The bytes of a push.

@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// DIR can have other images, which stay. FILE is replaced, unless it is a FIFO or a device.
     /// docker:// is an image in a registry, with the login of `podman login` or `docker login`. One
     /// of the same tag is replaced. The exit status is 75 if a later attempt to write it can
-    /// succeed, and 1 if it cannot.
+    /// succeed, and 1 if it cannot. A layer waits in a file in TMPDIR, or in /tmp, until it is sent.
     #[arg(value_name = "IMAGE")]
     image: Destination,
     #[command(flatten)]
@@ -126,7 +126,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             export = export.registry(options);
             Some(first)
         }
-        _ => None,
+        _ => {
+            // The base can be in a registry.
+            export = export.registry(args.registry.without_signals());
+            None
+        }
     };
     let exported = export.progress(&show).run(&args.image);
     drop(progress);

@@ -62,9 +62,10 @@ pub(crate) struct Args {
     /// Print one JSON object instead of a line per layer.
     ///
     /// Its keys are `layers` (each with `name`, `layer`, `manifest`, `diff_id`, `pulled`,
-    /// `bytes_received`, `bytes_spared` and `left_out`), `failed` (each with `name`, `error` and
-    /// `temporary`), `bytes_received` and `bytes_spared`. `pulled` is false if the store had the
-    /// layer.
+    /// `bytes_received`, `bytes_spared` and `left_out`), `failed` (each with `name`, `error`,
+    /// `temporary` and `kind`), `bytes_received` and `bytes_spared`. `pulled` is false if the store
+    /// had the layer. `kind` is `absent` if the registry has no such layer, `not_pinned` if the store
+    /// has another one than the pinned one, `damaged` or `other`.
     #[arg(long)]
     json: bool,
 }

@@ -50,8 +50,8 @@ pub(crate) struct Args {
     ///
     /// Its keys are `layers` (each with `name`, `manifest`, `diff_id`, `blob`, `pushed`, `same`,
     /// `bytes_sent`, `bytes_spared`, `sockets` and `owners_as_root`), `failed` (each with `name`,
-    /// `error` and `temporary`), `bytes_sent` and `bytes_spared`. `pushed` is false if the registry
-    /// had the name, and `same` if it has another tree under it.
+    /// `error`, `temporary` and `kind`), `bytes_sent` and `bytes_spared`. `pushed` is false if the
+    /// registry had the name. `same` is false if the registry has another tree under the name.
     #[arg(long)]
     json: bool,
 }

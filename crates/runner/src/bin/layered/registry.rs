@@ -60,7 +60,12 @@ impl RegistryArgs {
     pub(crate) fn options(&self) -> anyhow::Result<(Options, FirstSignal)> {
         let cancel = Cancel::default();
         let first = signals::cancel(&cancel)?;
-        let mut options = Options::default().cancel(&cancel).plain_http(match self.plain_http {
+        Ok((self.without_signals().cancel(&cancel), first))
+    }
+
+    /// Returns the options for what reads from a registry only in passing. Signals end the process.
+    pub(crate) fn without_signals(&self) -> Options {
+        let mut options = Options::default().plain_http(match self.plain_http {
             Some(Plain::Always) => PlainHttp::Always,
             Some(Plain::Never) => PlainHttp::Never,
             Some(Plain::Loopback) | None => PlainHttp::Loopback,
@@ -71,7 +76,7 @@ impl RegistryArgs {
         if let Some(timeout) = self.timeout {
             options = options.timeout(timeout);
         }
-        Ok((options, first))
+        options
     }
 }
 
@@ -81,11 +86,36 @@ pub(crate) struct Failed {
     pub(crate) name: String,
     pub(crate) error: String,
     pub(crate) temporary: bool,
+    pub(crate) kind: Kind,
+}
+
+/// Why a layer was not moved, for programs.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// The registry has no layer of the name, or no manifest of the digest.
+    Absent,
+    /// The store has another layer of the name than the pinned one.
+    NotPinned,
+    /// A digest or a size is wrong.
+    Damaged,
+    Other,
+}
+
+impl Kind {
+    fn of(error: &Error) -> Self {
+        match error {
+            Error::NotInRegistry { .. } => Self::Absent,
+            Error::NotPinned { .. } => Self::NotPinned,
+            Error::WrongDigest { .. } | Error::WrongSize { .. } | Error::WrongDiffId { .. } => Self::Damaged,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Failed {
     pub(crate) fn of(name: String, error: &Error) -> Self {
-        Self { name, error: format!("{error:?}"), temporary: error.is_temporary() }
+        Self { name, error: format!("{error:?}"), temporary: error.is_temporary(), kind: Kind::of(error) }
     }
 }
 
