@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use container::UserNamespace;
 use layer::display::quoted;
 use layer::{LockedDir, XattrNamespace};
+use rustix::fs::{Mode, fstat};
 use rustix::io::Errno;
 
 use crate::error::{chain, io_error, with_undone};
@@ -85,7 +86,8 @@ impl Skeleton {
         layer::Skeleton::at(self.lock.path()).tree()
     }
 
-    /// Takes the skeleton at `path`, if it is there, is this user's and is right for `trees`.
+    /// Takes the skeleton at `path`, if it is there, is right for `trees`, and only this user can have
+    /// written in it.
     fn take(path: &Path, trees: &[&Path]) -> Result<Option<Self>> {
         // In a shared directory such as /tmp, another user can make a directory with this name.
         match path.symlink_metadata() {
@@ -96,7 +98,7 @@ impl Skeleton {
             Ok(Some(lock)) => lock,
             Ok(None) | Err(_) => return Ok(None),
         };
-        if !rundir::is_own(&lock, path)? || !layer::Skeleton::at(path).is_current(trees)? {
+        if !is_closed(&lock, path)? || !layer::Skeleton::at(path).is_current(trees)? {
             return Ok(None);
         }
         // The oldest ones are removed first.
@@ -123,6 +125,13 @@ impl Drop for Skeleton {
             log::error!("the skeleton of a run is left: {}", chain(&error));
         }
     }
+}
+
+/// Returns whether the open directory `dir`, whose path is `path`, is this user's, and nobody else can
+/// reach the tree in it. Other users may write in some directories of the tree.
+fn is_closed(dir: impl AsFd, path: &Path) -> Result<bool> {
+    let mode = Mode::from_raw_mode(fstat(&dir).map_err(io_error("look at", path))?.st_mode);
+    Ok(!mode.intersects(Mode::RWXG | Mode::RWXO) && rundir::is_own(dir, path)?)
 }
 
 /// Returns the name of the skeleton of `trees` in a scratch directory. The users and groups of this

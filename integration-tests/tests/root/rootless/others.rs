@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -269,6 +270,39 @@ fn a_directory_of_another_user_is_not_taken_for_a_skeleton() {
     assert!(skeleton.join("tree/usr/evil").is_dir());
     fs::remove_dir_all(skeleton).unwrap();
     assert_eq!(skeletons(&fixture), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn no_other_user_can_make_files_in_a_skeleton() {
+    let fixture = UserFixture::new("single");
+    let base = base_of_root(&fixture);
+    fs::create_dir(base.join("fs/var/spool")).unwrap();
+    fs::set_permissions(base.join("fs/var/spool"), Permissions::from_mode(0o1777)).unwrap();
+    // Others reach everything in a directory such as /tmp.
+    for dir in fixture.of_root().scratch().ancestors().take_while(|dir| dir.starts_with(fixture.path())) {
+        let mode = fs::metadata(dir).unwrap().mode() | 0o055;
+        fs::set_permissions(dir, Permissions::from_mode(mode)).unwrap();
+    }
+    let run = || quietly(&mut fixture.run(&[], &[], "ls /var/spool; touch /var/spool/new"));
+    assert_eq!(run(), "");
+    let [skeleton] = &skeletons(&fixture)[..] else { panic!("not one") };
+    let plant = || {
+        let mut touch = Command::new("touch");
+        touch.arg(skeleton.join("tree/var/spool/planted")).uid(4_000_000).gid(4_000_000).stderr(Stdio::null());
+        touch.status().unwrap().success()
+    };
+    assert_eq!(fs::metadata(skeleton).unwrap().mode() & 0o7777, 0o700);
+    assert!(!plant());
+    // One that was open is not used again.
+    for mode in [0o755, 0o710] {
+        fs::set_permissions(skeleton, Permissions::from_mode(0o755)).unwrap();
+        assert!(plant());
+        fs::set_permissions(skeleton, Permissions::from_mode(mode)).unwrap();
+        assert_eq!(run(), "", "{mode:o}");
+        assert_eq!(fs::metadata(skeleton).unwrap().mode() & 0o7777, 0o700);
+        assert!(!skeleton.join("tree/var/spool/planted").exists());
+    }
+    sweep(&fixture);
 }
 
 #[test]
