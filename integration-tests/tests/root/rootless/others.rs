@@ -350,6 +350,35 @@ fn a_run_over_layers_of_root_is_planned_kept_compared_and_committed() {
 }
 
 #[test]
+fn a_commit_that_cannot_read_what_the_command_deleted_fails() {
+    let fixture = UserFixture::new("single");
+    let deleted = fixture.path().join("base/fs/deleted");
+    fs::create_dir(&deleted).unwrap();
+    fs::write(deleted.join("file"), "").unwrap();
+    fs::set_permissions(&deleted, Permissions::from_mode(0o700)).unwrap();
+    let (uid, gid) = fixture.owner();
+    chown(&deleted, Some(uid), Some(gid)).unwrap();
+    let (upper, report) = (fixture.path().join("up"), fixture.path().join("r.json"));
+    let options = ["--upper", upper.to_str().unwrap(), "--json", report.to_str().unwrap()];
+    quietly(&mut fixture.run(&options, &[], "rm -r /deleted && mkdir /deleted"));
+    assert!(json(&report)["plan"]["skeleton"].is_null());
+    chown(&deleted, Some(0), Some(0)).unwrap();
+    let layer = fixture.store().join("made");
+    let commit = || {
+        let mut commit = fixture.layered(&["commit"]);
+        commit.arg(&upper).arg(&layer).arg("--run").arg(&report);
+        commit
+    };
+    let output = commit().output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("base/fs/deleted: "), "{stderr}");
+    assert!(!layer.join("layer.json").exists() && upper.join("deleted").is_dir());
+    chown(&deleted, Some(uid), Some(gid)).unwrap();
+    quietly(&mut commit());
+    assert_eq!(entries(&layer.join("fs")), ["deleted 40755 ", "deleted/file 20000 "]);
+}
+
+#[test]
 fn doctor_says_what_layers_of_root_mean() {
     let fixture = UserFixture::new("single");
     base_of_root(&fixture);
