@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use container::UserNamespace;
 use layer::display::quoted;
 use layer::{LockedDir, XattrNamespace};
-use rustix::fs::{Mode, fstat};
+use rustix::fs::{AtFlags, CWD, Mode, Stat, fstat, statat};
 use rustix::io::Errno;
 
 use crate::error::{chain, io_error, with_undone};
@@ -98,6 +98,12 @@ impl Skeleton {
             Ok(Some(lock)) => lock,
             Ok(None) | Err(_) => return Ok(None),
         };
+        // It may have been replaced before it was locked.
+        let same =
+            |stat: Stat| fstat(&lock).is_ok_and(|locked| (stat.st_dev, stat.st_ino) == (locked.st_dev, locked.st_ino));
+        if !statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(same) {
+            return Ok(None);
+        }
         if !is_closed(&lock, path)? || !layer::Skeleton::at(path).is_current(trees)? {
             return Ok(None);
         }
