@@ -3,9 +3,10 @@
 //!
 //! `layer::Skeleton` makes it. `stack` has the layers.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -185,8 +186,9 @@ fn list(scratch: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(scratch).map_err(read)? {
         let path = entry.map_err(read)?.path();
         let is_skeleton = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_name(PREFIX, name));
-        let is_dir = || path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-        if is_skeleton && is_dir() {
+        // In a shared directory, those of other users do not count.
+        let is_own = |metadata: Metadata| metadata.is_dir() && rundir::may_be_own(metadata.uid());
+        if is_skeleton && path.symlink_metadata().is_ok_and(is_own) {
             found.push(path);
         }
     }
