@@ -39,7 +39,8 @@ use crate::tree::walk::{PATH, READ, identity};
 /// The store of a layer is the directory that really contains it. For a symbolic link, this is the
 /// store of the layer that the link leads to. Two cases are not covered: a single layer that is
 /// bind-mounted elsewhere, and a store that several machines share over a file system that does not
-/// propagate flock(2).
+/// propagate flock(2). NFS propagates no lock on a directory: on it, a hold by locks on layers
+/// protects only against collectors on the same machine.
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
