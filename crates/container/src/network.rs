@@ -117,7 +117,9 @@ fn arguments(servers: &NameServers<'_>, is_in_user_namespace: bool) -> Vec<Strin
     arguments.extend(["--no-map-gw", "-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
     arguments.extend(["--ns-ifname", "eth0", "--address", ADDRESS, "--netmask", PREFIX, "--gateway", GATEWAY]);
     match servers.on_loopback {
-        Some(server) => arguments.extend(["--dns", server, "--dns-forward", GATEWAY]),
+        // pasta forwards to the first name server of the host's resolv.conf(5). With `--dns`, it would
+        // forward to 127.0.0.1 instead.
+        Some(_) => arguments.extend(["--dns-forward", GATEWAY]),
         None => arguments.extend(["--dns", "none"]),
     }
     // Otherwise it would become nobody, who may not enter a namespace of root's.
@@ -202,7 +204,7 @@ mod tests {
         let common = "--quiet --config-net --netns-only --netns ./network --no-map-gw -t none -u none -T none -U none \
                       --ns-ifname eth0 --address 10.0.2.100 --netmask 24 --gateway 10.0.2.2";
         assert_eq!(of("", true), format!("{common} --dns none"));
-        let expected = format!("{common} --dns 127.0.0.53 --dns-forward 10.0.2.2 --runas 0");
+        let expected = format!("{common} --dns-forward 10.0.2.2 --runas 0");
         assert_eq!(of("nameserver 127.0.0.53", false), expected);
     }
 

@@ -42,6 +42,7 @@ use crate::layer::Layer;
 use crate::layer::access::Access;
 use crate::layer::meta::Meta;
 use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::sources::Unreadable;
 use crate::tree::size::{self, Inodes, TreeSize};
 use crate::tree::walk::work_queue;
 
@@ -105,6 +106,7 @@ pub struct Capture<'a> {
     upper: Option<UpperId>,
     access: Option<Access>,
     xattrs: XattrNamespace,
+    unreadable: Unreadable,
     latest: Option<SystemTime>,
     sidecars: Vec<(String, Value)>,
     threads: NonZeroUsize,
@@ -166,6 +168,7 @@ impl<'a> Capture<'a> {
             upper: None,
             access: None,
             xattrs: XattrNamespace::default(),
+            unreadable: Unreadable::default(),
             latest: None,
             sidecars: Vec::new(),
             threads: work_queue::usual_threads(),
@@ -196,6 +199,15 @@ impl<'a> Capture<'a> {
     /// Reads and writes the overlay xattrs in `namespace`.
     pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
+        self
+    }
+
+    /// Hides directories of the lowers that this process may not list or search, for an upper that a
+    /// command wrote over a [`Skeleton`](crate::Skeleton) of them. The command was shown nothing of
+    /// these directories, so it has deleted nothing in them. Without this, an opaque directory in the
+    /// upper over such a directory is an error: its deletions cannot be recorded.
+    pub fn hide_unreadable(mut self) -> Self {
+        self.unreadable = Unreadable::Hidden;
         self
     }
 
@@ -265,7 +277,7 @@ impl<'a> Capture<'a> {
         if self.upper.is_some_and(|id| UpperId::of_open(upper.root.as_fd()) != Ok(id)) {
             return Err(Error::AnotherUpper { upper: upper.path });
         }
-        let below = Lowers::open(&self.lowers, self.xattrs)?;
+        let below = Lowers::open(&self.lowers, self.xattrs, self.unreadable)?;
         refuse::refuse(&upper, below.present(), layer, self.xattrs)?;
         let record = RunRecord::of(upper.root.as_fd(), &upper.path, self.xattrs)?.unwrap_or_default();
         let made = match (&self.made, record.made) {

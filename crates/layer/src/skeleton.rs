@@ -2,10 +2,11 @@
 //! else owns the layers. `merge/directory.rs` makes them.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Stat, fstat, statat};
@@ -80,7 +81,8 @@ impl Skeleton {
     }
 
     /// Makes the skeleton of `sources`, the trees of layers, topmost first, the base last. The
-    /// directory must not exist, and its parent must. Opaque directories have their mark in the
+    /// directory must not exist, and its parent must. It gets mode 0700: directories of the tree
+    /// have the modes of the layers' directories, and other users may write in some of them. Opaque directories have their mark in the
     /// namespace `xattrs`. Stops with [`Error::Stopped`] as soon as `stop` returns true.
     ///
     /// # Errors
@@ -92,7 +94,7 @@ impl Skeleton {
         xattrs: XattrNamespace,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<()> {
-        fs::create_dir(&self.dir).map_err(Error::io("make the directory", &self.dir))?;
+        DirBuilder::new().mode(0o700).create(&self.dir).map_err(Error::io("make the directory", &self.dir))?;
         let merge = Merge::new().xattrs(xattrs).hide_unreadable().stop(stop);
         let read = merge.directories(sources, &self.tree())?;
         let mut record = MARK.to_vec();
@@ -217,6 +219,7 @@ mod tests {
         assert_eq!(names(&tree), ["a", "a/b", "a/c", "cut", "cut/new", "cut/old", "marked", "marked/new"]);
         let metadata = fs::metadata(tree.join("a")).unwrap();
         assert_eq!((metadata.mode() & 0o7777, metadata.modified().unwrap()), (0o1750, long_ago));
+        assert_eq!(fs::metadata(skeleton.path()).unwrap().mode() & 0o7777, 0o700);
         // The layers below decide what is hidden.
         assert!(!crate::is_opaque(tree.join("marked"), XATTRS).unwrap());
     }

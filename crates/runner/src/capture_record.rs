@@ -16,12 +16,13 @@ use crate::{Result, xattrs};
 /// description of a kept run contain it.
 ///
 /// As JSON:
-/// `{"upper":{"inode":N,"born":[S,NS]},"lowers":[PATH…],"made":[…],"xattrs":"trusted","meta":{…}}`.
+/// `{"upper":{"inode":N,"born":[S,NS]},"lowers":[PATH…],"made":[…],"xattrs":"trusted","skeleton":true,"meta":{…}}`.
 /// The keys are:
 /// - `upper`: the identity of the upper.
 /// - `lowers`: the trees below it, topmost first.
 /// - `made`: the entries that the run created in it.
 /// - `xattrs`: the namespace of its overlay xattrs, `trusted` or `user`.
+/// - `skeleton`: whether the run had a [skeleton](crate::Report::skeleton). Absent means false.
 /// - `meta`: a `layer.json`.
 ///
 /// `upper` and `made` may be absent. Without `upper`, the record fits any upper. Without `made`, a
@@ -35,6 +36,8 @@ pub struct CaptureRecord {
     made: Option<Vec<Made>>,
     #[serde(with = "xattrs::InJson")]
     xattrs: XattrNamespace,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    skeleton: bool,
     meta: Meta,
 }
 
@@ -48,7 +51,7 @@ impl CaptureRecord {
         meta: Meta,
     ) -> Self {
         let lowers = lowers.map(JsonPath).collect();
-        Self { upper: UpperId::of(upper).ok(), lowers, made: Some(made), xattrs, meta }
+        Self { upper: UpperId::of(upper).ok(), lowers, made: Some(made), xattrs, skeleton: false, meta }
     }
 
     /// Returns the record for any upper over this stack, with `meta` as its `layer.json`. The
@@ -60,7 +63,14 @@ impl CaptureRecord {
     pub fn of_stack(base: &Base, layers: &[Layer], meta: Meta) -> Result<Self> {
         let trees = layers.iter().map(Layer::fs).chain([base.fs()]);
         let lowers = trees.map(|tree| Ok(JsonPath(absolute(tree)?))).collect::<Result<_>>()?;
-        Ok(Self { upper: None, lowers, made: None, xattrs: xattrs::xattrs_of_process(), meta })
+        Ok(Self { upper: None, lowers, made: None, xattrs: xattrs::xattrs_of_process(), skeleton: false, meta })
+    }
+
+    /// Returns the same record, for an upper that a command wrote over a skeleton. The capture hides
+    /// [directories that it may not read](Capture::hide_unreadable), as the skeleton did.
+    pub(crate) fn over_skeleton(mut self) -> Self {
+        self.skeleton = true;
+        self
     }
 
     /// Returns the same record, for an upper whose overlay xattrs are in this namespace:
@@ -95,6 +105,9 @@ impl CaptureRecord {
         if let Some(made) = self.made {
             capture = capture.made(made);
         }
+        if self.skeleton {
+            capture = capture.hide_unreadable();
+        }
         if let Some(id) = self.upper {
             capture = capture.of_upper(id);
         }
@@ -119,6 +132,7 @@ mod tests {
             "lowers": ["/store/a/fs", [47, 255], "/base/fs"],
             "made": [],
             "xattrs": "user",
+            "skeleton": true,
             "meta": meta,
         })
     }

@@ -171,6 +171,10 @@ impl Report {
     /// Returns the record that a process needs to capture the upper later.
     pub fn capture_record(&self) -> CaptureRecord {
         let (lowers, made) = (self.lowers().map(Path::to_path_buf), self.made.clone());
-        CaptureRecord::of_run(self.upper.path(), lowers, made, self.origin.xattrs, self.meta())
+        let record = CaptureRecord::of_run(self.upper.path(), lowers, made, self.origin.xattrs, self.meta());
+        match self.skeleton {
+            Some(_) => record.over_skeleton(),
+            None => record,
+        }
     }
 }

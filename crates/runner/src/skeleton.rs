@@ -3,15 +3,17 @@
 //!
 //! `layer::Skeleton` makes it. `stack` has the layers.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use container::UserNamespace;
 use layer::display::quoted;
 use layer::{LockedDir, XattrNamespace};
+use rustix::fs::{AtFlags, CWD, Mode, Stat, fstat, statat};
 use rustix::io::Errno;
 
 use crate::error::{chain, io_error, with_undone};
@@ -85,7 +87,8 @@ impl Skeleton {
         layer::Skeleton::at(self.lock.path()).tree()
     }
 
-    /// Takes the skeleton at `path`, if it is there, is this user's and is right for `trees`.
+    /// Takes the skeleton at `path`, if it is there, is right for `trees`, and only this user can have
+    /// written in it.
     fn take(path: &Path, trees: &[&Path]) -> Result<Option<Self>> {
         // In a shared directory such as /tmp, another user can make a directory with this name.
         match path.symlink_metadata() {
@@ -96,7 +99,13 @@ impl Skeleton {
             Ok(Some(lock)) => lock,
             Ok(None) | Err(_) => return Ok(None),
         };
-        if !rundir::is_own(&lock, path)? || !layer::Skeleton::at(path).is_current(trees)? {
+        // It may have been replaced before it was locked.
+        let same =
+            |stat: Stat| fstat(&lock).is_ok_and(|locked| (stat.st_dev, stat.st_ino) == (locked.st_dev, locked.st_ino));
+        if !statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(same) {
+            return Ok(None);
+        }
+        if !is_closed(&lock, path)? || !layer::Skeleton::at(path).is_current(trees)? {
             return Ok(None);
         }
         // The oldest ones are removed first.
@@ -123,6 +132,13 @@ impl Drop for Skeleton {
             log::error!("the skeleton of a run is left: {}", chain(&error));
         }
     }
+}
+
+/// Returns whether the open directory `dir`, whose path is `path`, is this user's, and nobody else can
+/// reach the tree in it. Other users may write in some directories of the tree.
+fn is_closed(dir: impl AsFd, path: &Path) -> Result<bool> {
+    let mode = Mode::from_raw_mode(fstat(&dir).map_err(io_error("look at", path))?.st_mode);
+    Ok(!mode.intersects(Mode::RWXG | Mode::RWXO) && rundir::is_own(dir, path)?)
 }
 
 /// Returns the name of the skeleton of `trees` in a scratch directory. The users and groups of this
@@ -170,8 +186,9 @@ fn list(scratch: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(scratch).map_err(read)? {
         let path = entry.map_err(read)?.path();
         let is_skeleton = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_name(PREFIX, name));
-        let is_dir = || path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-        if is_skeleton && is_dir() {
+        // In a shared directory, those of other users do not count.
+        let is_own = |metadata: Metadata| metadata.is_dir() && rundir::may_be_own(metadata.uid());
+        if is_skeleton && path.symlink_metadata().is_ok_and(is_own) {
             found.push(path);
         }
     }

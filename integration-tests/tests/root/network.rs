@@ -23,7 +23,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 const SERVER: &str = "192.0.2.10:8080";
 /// A server that only the host itself may reach.
 const LOOPBACK: &str = "127.0.0.1:8081";
-const NAME_SERVER: &str = "127.0.0.1:53";
+const NAME_SERVER: &str = "127.0.0.53:53";
 /// The address of every name, as the name server has it.
 const ANSWER: [u8; 4] = [203, 0, 113, 9];
 
@@ -125,7 +125,7 @@ impl Runs {
         // Some machines let only root use their own.
         mknod(&device, SFlag::S_IFCHR, Mode::empty(), makedev(10, 200)).unwrap();
         fs::set_permissions(&device, fs::Permissions::from_mode(0o666)).unwrap();
-        fs::write(fixture.path().join("resolv.conf"), "nameserver 127.0.0.1\nsearch example.org\n").unwrap();
+        fs::write(fixture.path().join("resolv.conf"), "nameserver 127.0.0.53\nsearch example.org\n").unwrap();
         Self { who, fixture, device }
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::stack::overlayfs::XattrNamespace;
+use crate::stack::sources::Unreadable;
 use crate::stack::view::View;
 use crate::store::hold::Hold;
 
@@ -19,7 +20,9 @@ pub(super) struct Lowers {
 }
 
 impl Lowers {
-    pub(super) fn open(lowers: &[PathBuf], xattrs: XattrNamespace) -> Result<Self> {
+    /// Opens the lowers. Hides directories that this process may not list or search if `unreadable`
+    /// says that the command was shown nothing of them.
+    pub(super) fn open(lowers: &[PathBuf], xattrs: XattrNamespace, unreadable: Unreadable) -> Result<Self> {
         // A layer that exists after it was held cannot be half removed.
         let layers = lowers.iter().filter(|tree| tree.ends_with("fs")).filter_map(|tree| tree.parent());
         let hold = Hold::of(layers.filter(|layer| Layer::at(*layer).meta_path().symlink_metadata().is_ok()));
@@ -30,9 +33,11 @@ impl Lowers {
         };
         let (present, missing): (Vec<_>, Vec<_>) = lowers.iter().partition(|lower| lower.symlink_metadata().is_ok());
         let missing = missing.first().map(|lower| lower.to_path_buf());
-        // An ordinary user may be unable to read a directory of others. The command was shown nothing
-        // of it, and has hidden nothing in it.
-        let view = View::new(&present)?.xattrs(xattrs).hide_unreadable();
+        let view = View::new(&present)?.xattrs(xattrs);
+        let view = match unreadable {
+            Unreadable::Refused => view,
+            Unreadable::Hidden => view.hide_unreadable(),
+        };
         Ok(Self { view, missing, _hold: hold })
     }
 

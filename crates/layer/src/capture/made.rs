@@ -239,11 +239,12 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
+    use crate::stack::sources::Unreadable;
 
     fn take_out(upper: &Path, lower: &Path, made: &[Made]) -> u64 {
         let root = openat(CWD, upper, READ, Mode::empty()).unwrap();
         let xattrs = XattrNamespace::User;
-        let below = Lowers::open(&[lower.into()], xattrs).unwrap();
+        let below = Lowers::open(&[lower.into()], xattrs, Unreadable::Refused).unwrap();
         TakingOut { root: root.as_fd(), path: upper, below: &below, xattrs }.run(made).unwrap()
     }
 

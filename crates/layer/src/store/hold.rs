@@ -39,7 +39,8 @@ use crate::tree::walk::{PATH, READ, identity};
 /// The store of a layer is the directory that really contains it. For a symbolic link, this is the
 /// store of the layer that the link leads to. Two cases are not covered: a single layer that is
 /// bind-mounted elsewhere, and a store that several machines share over a file system that does not
-/// propagate flock(2).
+/// propagate flock(2). NFS propagates no lock on a directory: on it, a hold by locks on layers
+/// protects only against collectors on the same machine.
 ///
 /// ```
 /// # let store = tempfile::tempdir()?;
@@ -64,9 +65,9 @@ pub struct Hold {
 /// `SHARE`. The runtime and the mount need others.
 const SHARE: u64 = 2;
 
-/// The number of attempts to lock a directory, a millisecond apart. A collector has it locked for
-/// microseconds.
-const ATTEMPTS: u32 = 200;
+/// The number of repeated attempts to lock the directories of a store's layers, a millisecond apart.
+/// A collector has one locked for microseconds.
+const RETRIES: u32 = 200;
 
 /// The size of the head of a hold's file. The head contains the path for which the layers stay held
 /// without a process, a NUL, the id of the directory there, if any, and NULs as padding. It is
@@ -239,7 +240,10 @@ impl Hold {
             };
             // Another reason, such as a `.layered` of a third person, says more than a permission.
             let is_forbidden = matches!(Errno::from_io_error(source), Some(Errno::ACCESS | Errno::PERM));
-            let left = if is_forbidden { self.lock_dirs(dir.as_fd(), &held)? } else { why };
+            let left = if is_forbidden { self.lock_dirs(dir.as_fd(), &held, stop)? } else { why };
+            if is_forbidden && left.is_some() && stop.is_some_and(|stop| stop()) {
+                return Ok(false);
+            }
             match left {
                 Some(error) if level == log::Level::Warn => {
                     self.unheld.get_or_insert((store.into(), error));
@@ -252,13 +256,30 @@ impl Hold {
     }
 
     /// Locks the directories of `layers`, in the store `store`, so that no collector removes them.
-    /// Returns the reason why the first of those is not locked that cannot be.
-    fn lock_dirs(&mut self, store: BorrowedFd<'_>, layers: &[(&Path, &OsStr)]) -> Result<Option<Error>> {
+    /// Returns the reason why the first of those is not locked that cannot be. Does not wait for
+    /// other processes any more as soon as `stop` returns true.
+    fn lock_dirs(
+        &mut self,
+        store: BorrowedFd<'_>,
+        layers: &[(&Path, &OsStr)],
+        stop: Option<&dyn Fn() -> bool>,
+    ) -> Result<Option<Error>> {
+        let mut retries = RETRIES;
+        let mut wait = || {
+            let waits = retries > 0 && !stop.is_some_and(|stop| stop());
+            if waits {
+                retries -= 1;
+                // The kernel reports no event when such a lock becomes free, and anyone who may read
+                // the directory can keep it locked.
+                thread::sleep(RETRY);
+            }
+            waits
+        };
         let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| (limit / SHARE) as usize);
         let mut failed = None;
         for &(layer, name) in layers {
             let locked = match self.dirs.len() < limit {
-                true => lock_layer(store, layer, name),
+                true => lock_layer(store, layer, name, &mut wait),
                 false => Err(Error::io("open", layer)(Errno::MFILE)),
             };
             match locked {
@@ -273,10 +294,11 @@ impl Hold {
     }
 }
 
-/// Locks the directory of a layer, shared. The layer has this name when it is locked.
-fn lock_layer(store: BorrowedFd<'_>, layer: &Path, name: &OsStr) -> Result<LockedDir> {
+/// Locks the directory of a layer, shared. The layer has this name when it is locked. Tries again
+/// for as long as `wait` returns true.
+fn lock_layer(store: BorrowedFd<'_>, layer: &Path, name: &OsStr, wait: &mut dyn FnMut() -> bool) -> Result<LockedDir> {
     let look = |errno: Errno| missing(layer, errno.into());
-    for _ in 0..ATTEMPTS {
+    loop {
         let dir = openat(store, name, READ, Mode::empty()).map_err(look)?;
         match LockedDir::attempt(dir, layer, FlockOperation::NonBlockingLockShared)? {
             Attempt::Locked(locked) => {
@@ -287,13 +309,12 @@ fn lock_layer(store: BorrowedFd<'_>, layer: &Path, name: &OsStr) -> Result<Locke
                     return Ok(locked);
                 }
             }
-            // The kernel reports no event when such a lock becomes free, and anyone who may read the
-            // directory can keep it locked.
-            Attempt::Busy => thread::sleep(RETRY),
-            Attempt::Gone => {}
+            Attempt::Busy | Attempt::Gone => {}
+        }
+        if !wait() {
+            return Err(Error::io("lock", layer)(Errno::WOULDBLOCK));
         }
     }
-    Err(Error::io("lock", layer)(Errno::WOULDBLOCK))
 }
 
 /// Splits the path of a layer into its store and its name there. Returns `None` if the path does

@@ -8,8 +8,9 @@ const HEAD_BYTES: usize = 4;
 const ENTRY_BYTES: usize = 8;
 
 /// Removes the entries of users and groups that have no number in this process's user namespace. The
-/// kernel shows -1 for them, and refuses a list with it. Removing an entry takes permissions away
-/// from the user or the group, and gives none to others.
+/// kernel shows -1 for them, and refuses a list with it. The user or the group then has the
+/// permissions of the remaining entries that match, or those of others. These can be more than the
+/// removed entry gave.
 pub(super) fn retain_known(list: &mut Vec<u8>) {
     if list.len() < HEAD_BYTES || (list.len() - HEAD_BYTES) % ENTRY_BYTES != 0 {
         return;

@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -272,6 +273,39 @@ fn a_directory_of_another_user_is_not_taken_for_a_skeleton() {
 }
 
 #[test]
+fn no_other_user_can_make_files_in_a_skeleton() {
+    let fixture = UserFixture::new("single");
+    let base = base_of_root(&fixture);
+    fs::create_dir(base.join("fs/var/spool")).unwrap();
+    fs::set_permissions(base.join("fs/var/spool"), Permissions::from_mode(0o1777)).unwrap();
+    // Others reach everything in a directory such as /tmp.
+    for dir in fixture.of_root().scratch().ancestors().take_while(|dir| dir.starts_with(fixture.path())) {
+        let mode = fs::metadata(dir).unwrap().mode() | 0o055;
+        fs::set_permissions(dir, Permissions::from_mode(mode)).unwrap();
+    }
+    let run = || quietly(&mut fixture.run(&[], &[], "ls /var/spool; touch /var/spool/new"));
+    assert_eq!(run(), "");
+    let [skeleton] = &skeletons(&fixture)[..] else { panic!("not one") };
+    let plant = || {
+        let mut touch = Command::new("touch");
+        touch.arg(skeleton.join("tree/var/spool/planted")).uid(4_000_000).gid(4_000_000).stderr(Stdio::null());
+        touch.status().unwrap().success()
+    };
+    assert_eq!(fs::metadata(skeleton).unwrap().mode() & 0o7777, 0o700);
+    assert!(!plant());
+    // One that was open is not used again.
+    for mode in [0o755, 0o710] {
+        fs::set_permissions(skeleton, Permissions::from_mode(0o755)).unwrap();
+        assert!(plant());
+        fs::set_permissions(skeleton, Permissions::from_mode(mode)).unwrap();
+        assert_eq!(run(), "", "{mode:o}");
+        assert_eq!(fs::metadata(skeleton).unwrap().mode() & 0o7777, 0o700);
+        assert!(!skeleton.join("tree/var/spool/planted").exists());
+    }
+    sweep(&fixture);
+}
+
+#[test]
 fn a_run_over_layers_of_root_is_planned_kept_compared_and_committed() {
     everywhere(|fixture, runtime| {
         base_of_root(fixture);
@@ -313,6 +347,35 @@ fn a_run_over_layers_of_root_is_planned_kept_compared_and_committed() {
         }
         sweep(fixture);
     });
+}
+
+#[test]
+fn a_commit_that_cannot_read_what_the_command_deleted_fails() {
+    let fixture = UserFixture::new("single");
+    let deleted = fixture.path().join("base/fs/deleted");
+    fs::create_dir(&deleted).unwrap();
+    fs::write(deleted.join("file"), "").unwrap();
+    fs::set_permissions(&deleted, Permissions::from_mode(0o700)).unwrap();
+    let (uid, gid) = fixture.owner();
+    chown(&deleted, Some(uid), Some(gid)).unwrap();
+    let (upper, report) = (fixture.path().join("up"), fixture.path().join("r.json"));
+    let options = ["--upper", upper.to_str().unwrap(), "--json", report.to_str().unwrap()];
+    quietly(&mut fixture.run(&options, &[], "rm -r /deleted && mkdir /deleted"));
+    assert!(json(&report)["plan"]["skeleton"].is_null());
+    chown(&deleted, Some(0), Some(0)).unwrap();
+    let layer = fixture.store().join("made");
+    let commit = || {
+        let mut commit = fixture.layered(&["commit"]);
+        commit.arg(&upper).arg(&layer).arg("--run").arg(&report);
+        commit
+    };
+    let output = commit().output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("base/fs/deleted: "), "{stderr}");
+    assert!(!layer.join("layer.json").exists() && upper.join("deleted").is_dir());
+    chown(&deleted, Some(uid), Some(gid)).unwrap();
+    quietly(&mut commit());
+    assert_eq!(entries(&layer.join("fs")), ["deleted 40755 ", "deleted/file 20000 "]);
 }
 
 #[test]
