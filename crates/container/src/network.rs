@@ -93,7 +93,8 @@ pub(crate) fn failed(bundle: &Path, ended: std::process::ExitStatus) -> Error {
     Error::Network { ended, message: message(&String::from_utf8_lossy(&log)) }
 }
 
-/// Returns what the program says of its failure. It also complains about a missing system log.
+/// Returns the program's message about its failure, without its complaint about a missing system
+/// log.
 fn message(log: &str) -> String {
     let lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Failed to send "));
     lines.collect::<Vec<_>>().join("; ")

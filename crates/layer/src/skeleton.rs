@@ -1,5 +1,5 @@
-//! The directories of a stack, for an overlay in which its user may make entries although somebody
-//! else owns the layers. `merge/directory.rs` makes them.
+//! The directories of a stack, for an overlay in which a user may create entries although another
+//! user owns the layers. `merge/directory.rs` makes them.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
@@ -140,7 +140,8 @@ impl Skeleton {
     }
 }
 
-/// Returns what changes whenever a directory is replaced, or an entry in it is made or removed.
+/// Returns a stamp. It changes whenever a directory is replaced, or an entry in it is made or
+/// removed.
 fn stamp(stat: &Stat) -> String {
     format!("{}:{}.{}", stat.st_ino, stat.st_ctime, stat.st_ctime_nsec)
 }

@@ -13,7 +13,7 @@ use container::{Cgroup, ContainerId, UserNamespace};
 use layer::LockedDir;
 use layer::display::quoted;
 use rustix::fd::AsFd;
-use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
 use crate::Result;
@@ -214,6 +214,10 @@ pub(crate) fn is_own(dir: impl AsFd, path: &Path) -> Result<bool> {
     Ok(may_be_own(owner) && UserNamespace::has_owner(dir, owner))
 }
 
+pub(crate) fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
 /// Returns whether a file of `owner` may belong to this process's user: [`is_own`] decides.
 pub(crate) fn may_be_own(owner: u32) -> bool {
     owner == rustix::process::geteuid().as_raw()
@@ -251,7 +255,7 @@ mod tests {
             match kind {
                 "file" => fs::write(&path, "").unwrap(),
                 "link" => std::os::unix::fs::symlink(run.path(), &path).unwrap(),
-                _ => rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap(),
+                _ => rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap(),
             }
             let (locked, kept) = (RunDir::lock(&path).unwrap_err(), RunDir::kept(&path).unwrap_err());
             assert!(

@@ -3,17 +3,16 @@
 //!
 //! `layer::Skeleton` makes it. `stack` has the layers.
 
-use std::fs::{self, File, Metadata};
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use container::UserNamespace;
 use layer::display::quoted;
 use layer::{LockedDir, XattrNamespace};
-use rustix::fs::{AtFlags, CWD, Mode, Stat, fstat, statat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 use crate::error::{chain, io_error, with_undone};
@@ -181,15 +180,19 @@ fn remove_oldest(cache: &Path) {
 
 /// Returns the skeletons of this user in `scratch`.
 fn list(scratch: &Path) -> Result<Vec<PathBuf>> {
-    let read = |error| io_error("read", scratch)(error);
+    let read = |errno| io_error("read", scratch)(errno);
     let mut found = Vec::new();
-    for entry in fs::read_dir(scratch).map_err(read)? {
-        let path = entry.map_err(read)?.path();
-        let is_skeleton = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_name(PREFIX, name));
+    // std's `read_dir` panics if the directory cannot be closed.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, scratch, flags, Mode::empty()).map_err(io_error("open", scratch))?;
+    for entry in Dir::read_from(&dir).map_err(read)? {
+        let entry = entry.map_err(read)?;
+        let Some(name) = entry.file_name().to_str().ok().filter(|name| is_name(PREFIX, name)) else { continue };
         // In a shared directory, those of other users do not count.
-        let is_own = |metadata: Metadata| metadata.is_dir() && rundir::may_be_own(metadata.uid());
-        if is_skeleton && path.symlink_metadata().is_ok_and(is_own) {
-            found.push(path);
+        let is_own = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| rundir::is_directory(&found) && rundir::may_be_own(found.st_uid));
+        if is_own {
+            found.push(scratch.join(name));
         }
     }
     Ok(found)
@@ -215,6 +218,8 @@ fn remove(path: &Path) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const XATTRS: XattrNamespace = XattrNamespace::User;

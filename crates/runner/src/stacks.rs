@@ -55,9 +55,10 @@ const PAUSE: u64 = 64;
 /// # }
 /// ```
 ///
-/// **Which layers.** A run takes the overlay with the most layers that the bottom of its stack has,
-/// too. It mounts a new one if the recent runs show that it pays, and if none exists. So put the
-/// layers that most stacks have at the bottom, in the same order, as far as their order is free.
+/// **Which layers.** The layers of several overlays can be at the bottom of a run's stack. The run
+/// uses the overlay with the most layers. If the recent runs show that another overlay pays, and
+/// it does not exist yet, the run mounts it. So put the layers that most stacks share at the
+/// bottom, in the same order in each stack, as far as their order is free.
 /// At most [`keep`](Self::keep) overlays exist; the least recently used is unmounted first.
 ///
 /// **Lifetime.** The overlays have no mount point. No mount table shows them, and the kernel

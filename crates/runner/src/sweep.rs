@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use container::Cgroup;
 use layer::json_path;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat};
 use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use crate::error::{chain, io_error};
-use crate::rundir::{PREFIX, RunDir, is_name, may_be_own, scratch_dir};
+use crate::rundir::{PREFIX, RunDir, is_directory, is_name, may_be_own, scratch_dir};
 use crate::{Error, Result, skeleton};
 
 /// The result of a [`sweep`].
@@ -101,10 +101,6 @@ fn remove(run: &RunDir) -> Result<()> {
     run.remove()
 }
 
-fn is_directory(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-}
-
 /// Returns `name` if it is the name of a run: the prefix, `-` and 16 hexadecimal digits.
 fn run_name(name: &str) -> Option<&str> {
     Some(name).filter(|name| is_name(PREFIX, name))
@@ -131,7 +127,7 @@ mod tests {
         }
         fs::write(scratch.path().join("layered-0123456789abcdef"), "no directory").unwrap();
         let fifo = scratch.path().join("layered-fedcba9876543210");
-        rustix::fs::mknodat(CWD, fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        rustix::fs::mknodat(CWD, fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
 
         let swept = sweep(scratch.path()).unwrap();
         assert_eq!((swept.removed, swept.live, swept.failed.len()), (vec![gone.clone()], 1, 0));

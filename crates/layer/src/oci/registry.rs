@@ -5,14 +5,15 @@
 //! [`Export`](super::Export) writes them.
 //!
 //! # Trust
-//! A registry can be anyone's, and so can a network. Every manifest and blob is read with a limit
-//! and compared with its digest before anything of it gets its name. A login goes to the origin of
+//! Neither the registry nor the network is trusted. Every manifest and blob is read with a limit,
+//! and compared with its digest before any part of it gets its name. A login goes to the origin of
 //! the registry and to the token server that the registry names, and never over a connection
 //! without TLS, unless the registry is on this machine or the caller asks for it.
 //!
 //! # Errors
 //! A request that can succeed later is repeated a few times. After that,
-//! [`Error::is_temporary`](super::Error::is_temporary) tells a scheduler whether to try again.
+//! [`Error::is_temporary`](super::Error::is_temporary) returns whether a scheduler should try
+//! again.
 //!
 //! # Example
 //! ```no_run
@@ -72,12 +73,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Whether connections have no TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum PlainHttp {
-    /// Those to this machine have none, and all others have it.
+    /// Connections to this machine have no TLS. All others have it.
     #[default]
     Loopback,
-    /// None has it.
+    /// No connection has TLS.
     Always,
-    /// All have it.
+    /// All connections have TLS.
     Never,
 }
 
@@ -110,14 +111,14 @@ impl Options {
         self
     }
 
-    /// Sets how often a request is repeated that can succeed later. The default is 4, with pauses
-    /// that double from a quarter of a second. A registry can ask for longer ones.
+    /// Sets how often a failed request is repeated if it can succeed later. The default is 4, with
+    /// pauses that double from a quarter of a second. A registry can ask for longer pauses.
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = retries;
         self
     }
 
-    /// Sets how long the registry may send or take nothing. The default is two minutes.
+    /// Sets how long the registry may neither send nor accept data. The default is two minutes.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -130,7 +131,7 @@ impl Options {
     }
 }
 
-/// What a request does with the repository, for which tokens are made.
+/// The access to the repository that a request needs. A token is made for one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Access {
     Pull,

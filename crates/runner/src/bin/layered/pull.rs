@@ -21,17 +21,17 @@ use crate::table;
 /// Copy layers from a registry into a store.
 ///
 /// REPOSITORY has the layers that `layered push` has written, each under its name. A layer that
-/// STORE has already is only marked as used; that needs no registry, unless the layer is pinned and
-/// came from elsewhere. Nothing appears under its name before all digests are verified. Two pulls
-/// of one layer into one store do the work once.
+/// STORE has already is only marked as used. This needs no registry, unless the layer is pinned and
+/// came from elsewhere. No layer appears under its name before all its digests are verified. Two
+/// pulls of one layer into one store do the work once.
 ///
 /// NAME@DIGEST pins a layer: only the manifest with this digest will do. `layered push` prints it.
 ///
 /// A name that is not in the registry ends the pull of that layer with "... is not in ...", and the
 /// others go on.
 ///
-/// The exit status is 75 if a later attempt can succeed, such as when the registry is away or the
-/// disk is full, and 1 if it cannot.
+/// The exit status is 75 if a later attempt can succeed, such as when the registry is unreachable
+/// or the disk is full, and 1 if it cannot.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -50,7 +50,7 @@ pub(crate) struct Args {
     jobs: usize,
     /// Refuse a layer with more than SIZE bytes, decompressed [default: 64g].
     ///
-    /// The files of the layer have the same limit: each counts with its size, holes included, and
+    /// The files of the layer have the same limit: each counts as its size, holes included, plus
     /// 4096 bytes. SIZE is a number of bytes, or one with a suffix: k, m, g, t (powers of 1024).
     #[arg(long, value_name = "SIZE", value_parser = container::advanced::parse_size)]
     max_bytes: Option<u64>,

@@ -22,17 +22,17 @@ use crate::table;
 ///
 /// Each layer becomes an image in REPOSITORY: its tag is the name of the layer, and layer.json and
 /// the sidecars go with it. `layered pull` makes it a layer again, and every other program can read
-/// it as an image. What is about this machine stays here: last_used, layer.log, oci.json and
-/// digest.json.
+/// it as an image. The files that are about this machine stay here: last_used, layer.log, oci.json
+/// and digest.json.
 ///
-/// A name that the registry has already stays as it is: the first push wins, the second reports
-/// that, and both succeed. The layer's oci.json remembers where it is, so that the next push sends
-/// nothing.
+/// A push does not change a name that the registry already has: the first push wins, the second
+/// reports that, and both succeed. The layer's oci.json records the registry, so that the next push
+/// sends nothing.
 ///
 /// The login is that of `podman login` or `docker login`.
 ///
-/// The exit status is 75 if a later attempt can succeed, such as when the registry is away or the
-/// disk is full, and 1 if it cannot.
+/// The exit status is 75 if a later attempt can succeed, such as when the registry is unreachable
+/// or the disk is full, and 1 if it cannot.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP, override_usage = "layered push [OPTIONS] STORE/NAME... docker://HOST/REPOSITORY")]
 pub(crate) struct Args {
