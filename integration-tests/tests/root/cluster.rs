@@ -70,7 +70,7 @@ fn step(store: &Path, pins: &Path, registry: &str, arguments: &[&str]) -> Option
 #[test]
 fn a_step_uses_the_pinned_layers_only() {
     let (fixture, registry) = (Fixture::new(), DockerRegistry::start());
-    let [store, new, pins, made] = ["store", "store.new", "pins", "made"].map(|name| fixture.path().join(name));
+    let [store, new, pins, made] = ["node", "node.new", "pins", "made"].map(|name| fixture.path().join(name));
     [&store, &new, &pins, &made].iter().for_each(|dir| fs::create_dir(dir).unwrap());
     fixture.watch(&new);
     let make = |dir: &Path, text: &str| {
