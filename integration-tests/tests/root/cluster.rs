@@ -70,7 +70,7 @@ fn step(store: &Path, pins: &Path, registry: &str, arguments: &[&str]) -> Option
 #[test]
 fn a_step_uses_the_pinned_layers_only() {
     let (fixture, registry) = (Fixture::new(), DockerRegistry::start());
-    let [store, new, pins, made] = ["store", "store.new", "pins", "made"].map(|name| fixture.path().join(name));
+    let [store, new, pins, made] = ["node", "node.new", "pins", "made"].map(|name| fixture.path().join(name));
     [&store, &new, &pins, &made].iter().for_each(|dir| fs::create_dir(dir).unwrap());
     fixture.watch(&new);
     let make = |dir: &Path, text: &str| {
@@ -138,7 +138,6 @@ fn farm(fixture: &Fixture) {
     disk.fill();
 
     let mut cluster = Cluster::start(&dir, 3);
-    no_other_machine_reaches_slurm(&dir);
     cluster.set("FARM_BASE", "base");
     cluster.set("FARM_MIN_FREE", 8 << 20);
     cluster.set("FARM_TRIES", 1000);
@@ -202,28 +201,6 @@ fn farm(fixture: &Fixture) {
     drop(cluster);
     fixture.assert_nothing_lives();
     drop(disk);
-}
-
-/// Slurm's programs run commands as root, so they listen on the loopback interface only.
-fn no_other_machine_reaches_slurm(dir: &Path) {
-    let conf = fs::read_to_string(dir.join("slurm.conf")).unwrap();
-    let port = |word: &str| Some(word.strip_prefix("SlurmctldPort=").or(word.strip_prefix("Port="))?.parse().unwrap());
-    let ports: BTreeSet<u16> = conf.split_whitespace().filter_map(port).collect();
-    assert_eq!(ports.len(), 1 + NODES.len(), "{conf}");
-    let mut found = BTreeSet::new();
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        for line in fs::read_to_string(table).unwrap().lines().skip(1) {
-            let words: Vec<_> = line.split_whitespace().collect();
-            let (address, port) = words[1].split_once(':').unwrap();
-            let port = u16::from_str_radix(port, 16).unwrap();
-            // 0A is the state LISTEN.
-            if words[3] == "0A" && ports.contains(&port) {
-                assert_eq!(address, "0100007F", "port {port} in {table}");
-                found.insert(port);
-            }
-        }
-    }
-    assert_eq!(found, ports);
 }
 
 /// Two nodes make a layer at the same time, because no `singleton` keeps them apart. The first push
