@@ -82,6 +82,10 @@ impl Report {
     /// [`publish`](Self::publish) and [`Upper::capture`].
     pub fn capture(&self) -> Capture<'static> {
         let capture = Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs);
+        let capture = match self.skeleton {
+            Some(_) => capture.hide_unreadable(),
+            None => capture,
+        };
         match UpperId::of(self.upper.path()) {
             Ok(id) => capture.of_upper(id),
             // The capture then fails with the reason.
