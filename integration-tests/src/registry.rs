@@ -210,7 +210,7 @@ impl Answer {
     }
 }
 
-/// A server that answers each request by a function of the test. It ends when it is dropped.
+/// A server that answers each request by a function of the test. It ends with the process.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,

@@ -36,7 +36,7 @@ pub(crate) fn run(words: Words) -> ! {
     sys::new_session();
     let Some(pid_file) = words.argument(PID_FILE) else { sys::exit(USAGE) };
     let [last, network] = split(words);
-    // Only programs that open it in `/proc` get it.
+    // No program inherits it: the runtime opens it in `/proc`.
     sys::close_on_exec(NETWORK);
     if network.is_some_and(|network| !connect(words, network)) {
         sys::exit(0);

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::errno::Errno;
@@ -150,9 +151,8 @@ impl UserNamespace {
     /// refuses setgroups, so all groups stay.
     pub(crate) fn has_groups_of_caller() -> bool {
         let may_change = || fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "allow");
-        let overflow = || overflow_id("/proc/sys/kernel/overflowgid");
         let groups = || rustix::process::getgroups().unwrap_or_default();
-        Self::is_here() && may_change() && groups().iter().any(|group| group.as_raw() == overflow())
+        Self::is_here() && may_change() && groups().iter().any(|group| group.as_raw() == overflow_gid())
     }
 
     /// Returns whether the user `uid`, who owns the open `file`, has a number in this process's
@@ -162,7 +162,7 @@ impl UserNamespace {
     /// Returns false for a user with the overflow ID if the process is neither that user nor root of
     /// the namespace.
     pub fn has_owner(file: impl AsFd, uid: u32) -> bool {
-        if !Self::is_here() || uid != overflow_id("/proc/sys/kernel/overflowuid") {
+        if !Self::is_here() || uid != overflow_uid() {
             return true;
         }
         // `inode_owner_or_capable` in fs/inode.c grants this to the owner, and to CAP_FOWNER if the
@@ -182,9 +182,8 @@ impl UserNamespace {
     /// a directory, so nothing can be made or removed in it. Opens the directory only if the numbers
     /// do not say.
     pub fn is_of_others(path: &Path, uid: u32, gid: u32) -> bool {
-        let is_overflow = |id: u32, path: &str| Self::is_here() && id == overflow_id(path);
-        if !is_overflow(uid, "/proc/sys/kernel/overflowuid") {
-            return is_overflow(gid, "/proc/sys/kernel/overflowgid");
+        if !(Self::is_here() && uid == overflow_uid()) {
+            return Self::is_here() && gid == overflow_gid();
         }
         // Nothing shows whether a group has a number: see `owner_of_copy`.
         !fs::File::open(path).is_ok_and(|dir| Self::has_owner(dir, uid))
@@ -195,10 +194,9 @@ impl UserNamespace {
     /// to them. Nothing shows whether a group has a number: the overflow ID is taken for one only
     /// if the owner has the overflow ID and a number.
     pub(crate) fn owner_of_copy(file: impl AsFd, uid: u32, gid: u32) -> (u32, u32) {
-        let is_overflow = |id: u32, path: &str| Self::is_here() && id == overflow_id(path);
         let has_owner = Self::has_owner(file, uid);
-        let is_nobody = has_owner && is_overflow(uid, "/proc/sys/kernel/overflowuid");
-        let has_group = is_nobody || !is_overflow(gid, "/proc/sys/kernel/overflowgid");
+        let is_nobody = has_owner && Self::is_here() && uid == overflow_uid();
+        let has_group = is_nobody || !(Self::is_here() && gid == overflow_gid());
         (if has_owner { uid } else { 0 }, if has_group { gid } else { 0 })
     }
 
@@ -208,7 +206,18 @@ impl UserNamespace {
     }
 }
 
-/// Returns the ID that the kernel shows for owners without a number.
+/// Returns the ID that the kernel shows for users without a number.
+fn overflow_uid() -> u32 {
+    static ID: OnceLock<u32> = OnceLock::new();
+    *ID.get_or_init(|| overflow_id("/proc/sys/kernel/overflowuid"))
+}
+
+/// Returns the ID that the kernel shows for groups without a number.
+fn overflow_gid() -> u32 {
+    static ID: OnceLock<u32> = OnceLock::new();
+    *ID.get_or_init(|| overflow_id("/proc/sys/kernel/overflowgid"))
+}
+
 fn overflow_id(path: &str) -> u32 {
     let read = fs::read_to_string(path).ok();
     read.and_then(|id| id.trim().parse().ok()).unwrap_or(NOBODY)

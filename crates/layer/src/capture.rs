@@ -84,9 +84,9 @@ use crate::tree::walk::work_queue;
 ///
 /// # After a power cut or a kill
 /// The layer is either complete or absent. A sync of the file system (syncfs(2)) makes the tree and
-/// the future `layer.json` durable; concurrent captures of one process share the sync. A capture of
-/// a large upper starts another one early, so that this one finds less to write. Only
-/// then does the capture move the tree. When the move is durable, too, `layer.json` gets its name.
+/// the future `layer.json` durable; concurrent captures of one process share the sync. Only then does
+/// the capture move the tree. When the move is durable, too, `layer.json` gets its name. A capture of
+/// a large upper starts an additional sync early, so that the later one finds less to write.
 ///
 /// A capture that was killed at any moment can be repeated with the same arguments. Either it finds
 /// the upper where it was, or it finds the tree moved and completes the layer. A
@@ -392,7 +392,7 @@ impl<'a> Capture<'a> {
         }
     }
 
-    /// Changes the tree, and starts to write a large one to the disk meanwhile.
+    /// Changes the tree. Concurrently, starts to write a large tree to the disk.
     fn settle(&self, upper: &Upper, below: &Lowers, lock: &CaptureLock<'_>) -> Result<Captured> {
         let early = EarlySync { dir: lock.dir(), outcome: OnceLock::new() };
         let captured = thread::scope(|scope| {

@@ -82,8 +82,9 @@ impl Skeleton {
 
     /// Makes the skeleton of `sources`, the trees of layers, topmost first, the base last. The
     /// directory must not exist, and its parent must. It gets mode 0700: directories of the tree
-    /// have the modes of the layers' directories, and other users may write in some of them. Opaque directories have their mark in the
-    /// namespace `xattrs`. Stops with [`Error::Stopped`] as soon as `stop` returns true.
+    /// have the modes of the layers' directories, and other users may write in some of them. Opaque
+    /// directories have their mark in the namespace `xattrs`. Stops with [`Error::Stopped`] as soon as
+    /// `stop` returns true.
     ///
     /// # Errors
     /// The errors of [`Merge::run`](crate::Merge::run). The directory is left, without a record: it

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use container::{Excerpt, Status, Usage};
 use layer::json_path;
-use layer::{Base, Capture, Layer, Made, Merged, Meta, Plan, Timing, UpperId, XattrNamespace};
+use layer::{Base, Capture, Layer, Made, Merged, Meta, Plan, Timing, XattrNamespace};
 use serde_json::{Value, json};
 
 use crate::error::chain;
@@ -81,16 +81,7 @@ impl Report {
     /// that the run [made](Self::made). `run` itself captures nothing: see
     /// [`publish`](Self::publish) and [`Upper::capture`].
     pub fn capture(&self) -> Capture<'static> {
-        let capture = Capture::new(self.lowers()).made(self.made.iter().cloned()).xattrs(self.origin.xattrs);
-        let capture = match self.skeleton {
-            Some(_) => capture.hide_unreadable(),
-            None => capture,
-        };
-        match UpperId::of(self.upper.path()) {
-            Ok(id) => capture.of_upper(id),
-            // The capture then fails with the reason.
-            Err(_) => capture,
-        }
+        self.capture_record().into_capture().0
     }
 
     /// Returns a `layer.json` for the upper, as far as the run knows it: the names of the layers,

@@ -248,9 +248,10 @@ impl Stacks {
                 return Err(io_error("watch", store)(error));
             }
         }
-        let overlay = Overlay::new(stack.lowest_trees(part.lowers())).xattrs(part.xattrs).mount_detached()?;
+        let trees = stack.lowest_trees(part.lowers());
+        let overlay = Overlay::new(&trees).xattrs(part.xattrs).mount_detached()?;
         // From here on, the overlay keeps the inodes alive. Before, a tree may have been replaced.
-        refuse_replaced(stack.lowest_trees(part.lowers()).iter().rev().map(PathBuf::as_path), &part.trees)?;
+        refuse_replaced(trees.iter().rev().map(PathBuf::as_path), &part.trees)?;
         let ways = match self.nesting.or_else(|| self.way.get().copied()) {
             Some(nesting) => vec![nesting],
             None => Nesting::ALL.to_vec(),
@@ -260,7 +261,7 @@ impl Stacks {
         for nesting in ways {
             match try_to_nest(&overlay, nesting, part.xattrs, scratch) {
                 Ok(()) => {
-                    // Of a way that has failed for the moment, this says nothing.
+                    // If a better way failed only for the moment, later overlays try it again.
                     if is_lacking {
                         self.way.get_or_init(|| nesting);
                     }

@@ -57,13 +57,13 @@ impl Serialize for Swept {
 /// A sweep does not touch:
 /// - live runs, of any process,
 /// - uppers that were [kept](crate::Upper::keep),
-/// - anything that is not a run of this user.
+/// - anything that is not a run or a skeleton of this user.
 ///
 /// Later runs work without a sweep. Sweeps only free disk space.
 ///
 /// # Errors
-/// [`Cause::Io`](crate::Cause::Io) if `scratch` cannot be read. If one run cannot be removed, the
-/// sweep adds it to [`Swept::failed`] and continues.
+/// [`Cause::Io`](crate::Cause::Io) if `scratch` cannot be read. If a run or a skeleton cannot be
+/// removed, the sweep adds it to [`Swept::failed`] and continues.
 pub fn sweep(scratch: impl AsRef<Path>) -> Result<Swept> {
     let scratch = scratch_dir(scratch.as_ref())?;
     let mut swept = Swept::default();

@@ -24,8 +24,9 @@ pub enum Phase {
     Scratch,
     /// Marks every layer as used.
     Touch,
-    /// Decides which layers are stacked and which are merged. With [`Stacks`](crate::Stacks), also
-    /// mounts the shared overlay if it does not exist yet.
+    /// Decides which layers are stacked and which are merged. Over layers of other users, also makes
+    /// the skeleton, unless an earlier run left one. With [`Stacks`](crate::Stacks), also mounts the
+    /// shared overlay if it does not exist yet.
     Plan,
     /// Merges the layers that do not fit.
     Merge,

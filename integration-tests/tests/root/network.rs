@@ -212,9 +212,9 @@ fn pasta_ends_with_the_run_however_that_ends() {
                 let processes = descendants(run.id());
                 // It executes the variant for this processor.
                 let pasta = processes.iter().filter(|pid| name(**pid).starts_with("pas")).count();
-                assert_eq!(
-                    pasta,
-                    1,
+                // A run that ends by itself may have ended before it was looked at.
+                assert!(
+                    pasta == 1 || end == "timeout",
                     "{who} {runtime}: {:?}",
                     processes.iter().map(|pid| name(*pid)).collect::<Vec<_>>()
                 );
@@ -274,8 +274,6 @@ fn what_keeps_a_private_network_from_working_is_named() {
                 let parts = ["inputs: a private network needs /dev/net/tun", "chmod 666 /dev/net/tun"];
                 assert!(parts.iter().all(|part| error.contains(part)), "{who}: {error}");
             }
-            fs::remove_file(&runs.device).unwrap();
-            fs::write(&runs.device, "").unwrap();
             assert!(!runs.fixture.path().join("upper").exists(), "{who}");
         });
     }

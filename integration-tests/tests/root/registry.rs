@@ -198,7 +198,7 @@ fn a_second_push_or_pull_moves_no_blob() {
     assert_eq!(json_of(&mut push(&pulled.iter().collect::<Vec<_>>(), &repository))["bytes_sent"], 0);
     let again = json_of(&mut pull(&here, &repository, &names));
     assert_eq!((&again["bytes_received"], again["layers"].as_array().unwrap().len()), (&json!(0), 30));
-    // Neither is one under another name of the repository.
+    // Another repository of the same registry does not have them.
     let other = registry.repository("other");
     assert_ne!(json_of(&mut push(&layers[..1], &other))["bytes_sent"], 0);
     let requests = registry.requests();
@@ -265,8 +265,7 @@ fn a_pinned_layer_is_the_pinned_one() {
     let digest = |number: usize| pushed["layers"][number]["manifest"].as_str().unwrap().to_string();
     let [gcc, make_digest] = [digest(0), digest(1)];
 
-    // The manifest of the other layer is not there under this digest and this name alone: a pin is
-    // about the content.
+    // No manifest has this digest.
     let missing = format!("gcc@sha256:{}", "0".repeat(64));
     let (_, error) = ends(&mut pull(&here, &repository, &[&missing]), 1);
     assert!(error.contains("is not in"), "{error}");

@@ -441,8 +441,6 @@ impl Error {
         if matches!(self, Self::NotBegun) {
             return true;
         }
-        let is_full =
-            |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         let chain = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
         chain.filter_map(|error| error.downcast_ref()).any(is_full)
     }

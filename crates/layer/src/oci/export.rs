@@ -29,8 +29,8 @@ use crate::layer::{Base, Layer};
 use crate::stack::overlayfs::XattrNamespace;
 use crate::tree::output_file::OutputFile;
 
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// A builder for the export of a stack as an image.
 ///

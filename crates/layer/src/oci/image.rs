@@ -23,7 +23,7 @@ use super::registry::{BlobReader, Manifest, Registry};
 use super::source::{Platform, Source};
 
 /// The largest manifest, index or configuration, in bytes: the limit of registries.
-const MAX_JSON_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_JSON_BYTES: u64 = 4 << 20;
 
 /// The most indexes between `index.json` and a manifest.
 const MAX_INDEXES: usize = 4;
@@ -117,7 +117,8 @@ impl Image {
             return Err(Error::NotInRegistry { name, repository });
         };
         let files = Files::of_registry(registry, image);
-        let top = Chosen { media_type: media_type.as_str().into(), digest, size: bytes.len() as u64 };
+        let top =
+            Chosen { media_type: media_type.as_str().into(), digest, size: bytes.len() as u64, bytes: Some(bytes) };
         Self::of_chosen(files, top, platform)
     }
 
@@ -333,17 +334,22 @@ struct Chosen {
     media_type: MediaType,
     digest: Digest,
     size: u64,
+    /// Its content, if that was read already.
+    bytes: Option<Vec<u8>>,
 }
 
 impl Chosen {
     fn of(files: &Files, descriptor: &Descriptor) -> Result<Self> {
         let (media_type, size) = (descriptor.media_type().clone(), descriptor.size());
-        Ok(Self { media_type, digest: sha256(files, descriptor)?, size })
+        Ok(Self { media_type, digest: sha256(files, descriptor)?, size, bytes: None })
     }
 
     /// Reads it, and checks its size and digest.
-    fn read<T: DeserializeOwned>(&self, files: &Files, expected: &'static str) -> Result<T> {
-        let bytes = files.manifest(self.digest, MAX_JSON_BYTES)?;
+    fn read<T: DeserializeOwned>(&mut self, files: &Files, expected: &'static str) -> Result<T> {
+        let bytes = match self.bytes.take() {
+            Some(bytes) => bytes,
+            None => files.manifest(self.digest, MAX_JSON_BYTES)?,
+        };
         parse_checked(files, &bytes, self.digest, self.size, expected)
     }
 }

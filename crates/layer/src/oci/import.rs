@@ -32,7 +32,7 @@ use crate::store::hold::Hold;
 use crate::tree::walk;
 
 /// The default of [`Import::max_bytes`]: 64 GiB.
-const MAX_BYTES: u64 = 64 << 30;
+pub(crate) const MAX_BYTES: u64 = 64 << 30;
 
 /// The progress of an import or an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

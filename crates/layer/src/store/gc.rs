@@ -249,10 +249,7 @@ impl<'a> Collector<'a> {
         let store = store.as_ref();
         check_may_change(store)?;
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
-        let mut held = held(store)?;
-        held.extend(
-            locked(store, inventory.layers.iter().map(|stored| &*stored.name))?.into_iter().map(OsString::from),
-        );
+        let held = held_now(store, &inventory)?;
         let mut collected = self.plan(&inventory, &held, self.need(store, &inventory)?);
         collected.orphans = inventory.unfinished.len();
         if let Some(store_dir) = StoreDir::open(store)? {
@@ -281,7 +278,7 @@ impl<'a> Collector<'a> {
         let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
         resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
         let mut need = self.need(store, &inventory)?;
-        let of = self.plan(&inventory, &held(store)?, need).layers.len();
+        let of = self.plan(&inventory, &held_now(store, &inventory)?, need).layers.len();
         let mut layers: VecDeque<&Stored> = inventory.layers.iter().collect();
         // The lock keeps the numbers in order.
         let removed = Mutex::new(0);
@@ -526,6 +523,14 @@ fn resolve_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collec
         }
     }
     Ok(())
+}
+
+/// Returns the names of the layers that processes hold or have locked.
+fn held_now(store: &Path, inventory: &Inventory) -> Result<HashSet<OsString>> {
+    let mut held = held(store)?;
+    let names = inventory.layers.iter().map(|stored| &*stored.name);
+    held.extend(locked(store, names)?.into_iter().map(OsString::from));
+    Ok(held)
 }
 
 #[cfg(test)]

@@ -256,8 +256,8 @@ impl Hold {
     }
 
     /// Locks the directories of `layers`, in the store `store`, so that no collector removes them.
-    /// Returns the reason why the first of those is not locked that cannot be. Does not wait for
-    /// other processes any more as soon as `stop` returns true.
+    /// Returns the error of the first layer that cannot be locked. Stops waiting for other processes
+    /// as soon as `stop` returns true.
     fn lock_dirs(
         &mut self,
         store: BorrowedFd<'_>,

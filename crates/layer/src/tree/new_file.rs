@@ -1,7 +1,8 @@
 //! A file that gets its name when it is complete: if its writer is killed, nothing of it is left.
-//! The exceptions are short or rare. A file that replaces another has a temporary name `.new-…` from
-//! its link until its rename, and a kill in between leaves it there. So does a kill at any time on
-//! a file system that has no files without names. `output_file.rs` decides which files are written in this way.
+//! The exceptions are short or rare. A file that replaces another has a temporary name `.new-…`
+//! from its link until its rename, and a kill in between leaves it there. So does a kill at any
+//! time on a file system that has no files without names. `output_file.rs` decides which files are
+//! written in this way.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};

@@ -40,8 +40,8 @@ impl Tool<'_> {
     }
 }
 
-/// The parent of the control groups of Podman's containers. Podman leaves it, and that of a
-/// container's monitor goes only when the monitor has ended.
+/// The parent of the control groups of Podman's containers. Podman does not remove it. The
+/// group of a container's monitor can be removed only after the monitor has ended.
 struct CgroupParent(String);
 
 impl CgroupParent {

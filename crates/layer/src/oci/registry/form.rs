@@ -7,14 +7,13 @@ use serde_json::{Map, Value, json};
 use super::manifest::to_bytes;
 use crate::layer::meta::Meta;
 use crate::oci::digest::Digest;
+use crate::oci::export::{CONFIG, MANIFEST};
 use crate::oci::image::Blob;
 use crate::oci::record::Record;
 use crate::oci::reference::is_tag;
 use crate::oci::source::Platform;
 
 /// The media types.
-pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const FILES: &str = "application/vnd.layered.files.v1";
 const JSON: &str = "application/json";
@@ -38,7 +37,7 @@ const MAX_FILES: usize = 1000;
 const ARTIFACT_TAG: &str = ".meta";
 
 /// The sidecars that are about one machine: where its image is, and with which IDs its digest was
-/// computed. A pull makes them anew.
+/// computed. A pull makes new ones.
 const LOCAL: [&str; 2] = ["oci", "digest"];
 
 /// Returns whether a sidecar is about one machine and stays there.

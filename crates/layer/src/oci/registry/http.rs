@@ -220,7 +220,7 @@ impl Registry {
                 self.agent.run(builder.body(SendBody::from_reader(&mut reader)).map_err(invalid)?)
             }
             // A registry may want the length of nothing, too.
-            None if request.method == Method::POST || request.method == Method::PUT => {
+            None if request.method == Method::POST => {
                 self.agent.run(builder.header(CONTENT_LENGTH, 0).body(SendBody::none()).map_err(invalid)?)
             }
             None => self.agent.run(builder.body(()).map_err(invalid)?),

@@ -10,9 +10,7 @@ use super::problem::RegistryProblem;
 use super::{Access, Registry};
 use crate::oci::digest::Digest;
 use crate::oci::error::{Error, Result};
-
-/// The largest manifest in bytes, which is also that of registries.
-pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+use crate::oci::image::MAX_JSON_BYTES;
 
 /// The media types of manifests and indexes.
 const TYPES: [&str; 4] = [
@@ -69,7 +67,7 @@ impl Registry {
                 return Ok(None);
             }
             let given = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(String::from);
-            Ok(Some((given, read_all(response, MAX_MANIFEST_BYTES)?)))
+            Ok(Some((given, read_all(response, MAX_JSON_BYTES)?)))
         });
         let Some((given, bytes)) = read.map_err(self.failed("read", self.place(reference)))? else { return Ok(None) };
         let digest = Digest::of(&bytes);

@@ -15,7 +15,7 @@ pub enum RegistryProblem {
     /// The host of the registry has no address.
     #[error("its host is not known")]
     UnknownHost(#[source] io::Error),
-    /// The registry does not answer, or has stopped to send.
+    /// The registry does not answer, or has stopped sending.
     #[error("the registry does not answer; try again later")]
     Timeout,
     /// The registry answers with an error.

@@ -17,15 +17,15 @@ use super::Registry;
 use super::blob::{BlobReader, take};
 use super::form::{self, Descriptor, Files, FilesIn};
 use super::jobs::{self, Jobs};
-use super::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use super::manifest::Manifest;
 use super::name_lock::NameLock;
 use crate::callback::Callback;
 use crate::capture::barrier;
 use crate::layer::{Layer, json};
 use crate::oci::digest::Digest;
 use crate::oci::error::{Error, Result};
-use crate::oci::image::Blob;
-use crate::oci::import::{Progress, unpack_all};
+use crate::oci::image::{Blob, MAX_JSON_BYTES};
+use crate::oci::import::{MAX_BYTES, Progress, unpack_all};
 use crate::oci::pipeline::{self, Expected};
 use crate::oci::record::{InRegistry, Record};
 use crate::oci::tree_digest::{self, Recorded, TreeDigest};
@@ -35,9 +35,6 @@ use crate::store::Store;
 use crate::store::draft::Draft;
 use crate::store::existing::Existing;
 use crate::store::hold::Hold;
-
-/// The default of [`Pull::max_bytes`]: 64 GiB.
-const MAX_BYTES: u64 = 64 << 30;
 
 /// The most layers that wait for a sync. When the disk is slow, pulls wait for it, too.
 const MAX_READY: usize = 64;
@@ -216,8 +213,8 @@ impl<'a> Pull<'a> {
     /// Pulls the layers into `store`. Returns the results in the same order. A layer that the store
     /// has is only touched. If it is pinned, it must be known to be the pinned one.
     ///
-    /// After an error that can be temporary, no further layer is begun, and the others have the same
-    /// kind of error.
+    /// After a temporary error or a cancellation, no further layer is begun.
+    /// Each of these layers has the error [`Error::NotBegun`].
     ///
     /// # Errors
     /// - [`Error::NotInRegistry`] if the registry has no layer of this name.
@@ -408,7 +405,7 @@ impl<'a> Pull<'a> {
         let unusable = |reason| registry.unusable(&wanted.name, reason);
         let parsed = form::parse(&manifest.bytes).map_err(unusable)?;
         let Descriptor { digest, size, .. } = parsed.config;
-        let config = registry.small_blob(digest, size, MAX_MANIFEST_BYTES)?;
+        let config = registry.small_blob(digest, size, MAX_JSON_BYTES)?;
         let (diff_id, config) = form::parse_config(&config).map_err(unusable)?;
         let files = match parsed.files {
             FilesIn::Annotations(files) => files,

@@ -20,7 +20,8 @@ use crate::oci::compression::Compression;
 use crate::oci::digest::{Digest, Hashing};
 use crate::oci::encoder::Encoder;
 use crate::oci::error::{Error, Result};
-use crate::oci::image::Blob;
+use crate::oci::export::MANIFEST;
+use crate::oci::image::{Blob, MAX_JSON_BYTES};
 use crate::oci::import::Progress;
 use crate::oci::pack::{Differences, pack};
 use crate::oci::record::{InRegistry, Record};
@@ -115,8 +116,8 @@ impl<'a> Push<'a> {
     }
 
     /// Pushes the layers, each under the name of its directory. Returns the results in the same
-    /// order. After an error that can be temporary, no further layer is begun, and the others have
-    /// the same kind of error.
+    /// order. After a temporary error or a cancellation, no further layer is begun.
+    /// Each of these layers has the error [`Error::NotBegun`].
     ///
     /// # Errors
     /// - [`Error::NotATag`] if a registry cannot have the name.
@@ -213,7 +214,7 @@ impl<'a> Work<'a> {
         if let Some(artifact) = artifact {
             self.send_artifact(&artifact, &mut sent)?;
         }
-        self.registry.put_manifest(self.name, form::MANIFEST, &bytes)?;
+        self.registry.put_manifest(self.name, MANIFEST, &bytes)?;
         if let Some(there) = self.registry.manifest_digest(self.name)?.filter(|there| *there != manifest) {
             return self.found(there);
         }
@@ -272,7 +273,7 @@ impl<'a> Work<'a> {
         let manifest = self.registry.manifest(&reference)?.ok_or_else(|| unusable("its manifest is gone".into()))?;
         let parsed = form::parse(&manifest.bytes).map_err(unusable)?;
         let config = &parsed.config;
-        let config = self.registry.small_blob(config.digest, config.size, super::manifest::MAX_MANIFEST_BYTES)?;
+        let config = self.registry.small_blob(config.digest, config.size, MAX_JSON_BYTES)?;
         let (diff_id, _) = form::parse_config(&config).map_err(unusable)?;
         let form::Descriptor { media_type, digest, size, .. } = parsed.blob;
         Ok((Blob { media_type, digest, size, diff_id: Some(diff_id) }, diff_id))
@@ -345,10 +346,10 @@ impl<'a> Work<'a> {
         Ok((Blob { media_type, digest, size, diff_id: Some(diff_id) }, diff_id, differences))
     }
 
-    fn send_bytes(&self, bytes: &Vec<u8>, sent: &mut Sent) -> Result<Digest> {
+    fn send_bytes(&self, bytes: &Vec<u8>, sent: &mut Sent) -> Result<()> {
         let digest = Digest::of(bytes);
         sent.add(self.registry.put_blob(digest, bytes)?, bytes.len() as u64);
-        Ok(digest)
+        Ok(())
     }
 
     /// Returns what the layer has beside its tree as an artifact.
@@ -367,7 +368,7 @@ impl<'a> Work<'a> {
             self.send_bytes(bytes, sent)?;
         }
         self.send_bytes(&form::EMPTY_CONFIG.to_vec(), sent)?;
-        self.registry.put_manifest(&form::artifact_tag(self.name), form::MANIFEST, &artifact.manifest)
+        self.registry.put_manifest(&form::artifact_tag(self.name), MANIFEST, &artifact.manifest)
     }
 
     /// Records in `oci.json` where the layer is. The store may be read-only.

@@ -91,6 +91,8 @@ pub(crate) fn advise(error: &mut clap::Error) {
     let advice = match (text(ContextKind::InvalidSubcommand), text(ContextKind::InvalidArg)) {
         (Some(word), _) => find(&COMMANDS, &word),
         (None, Some(word)) if is_run => find(&OPTIONS, &word),
+        // A mistyped option is no habit.
+        _ if error.get(ContextKind::SuggestedArg).is_some() => None,
         _ => image.and_then(|command| find(&IMAGES, command)),
     };
     let tips = match (advice, error.remove(ContextKind::Suggested)) {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 
-/// Copy layers to or from a registry, which this build of layered cannot.
+/// Copy layers to or from a registry: not in this build of layered.
 ///
 /// It was built without the feature `registry`: build with `--features registry`.
 #[derive(Debug, clap::Args)]

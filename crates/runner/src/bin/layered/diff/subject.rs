@@ -44,7 +44,7 @@ pub(super) enum Below {
 impl Subject {
     /// Finds the tree that `path` means: that of a kept run, of a layer, or an upper itself.
     ///
-    /// `report` of a run is always about an upper.
+    /// With the `report` of a run, `path` is always an upper or a kept run.
     pub(super) fn find(path: &Path, scratch: Option<&Path>, report: Option<&Path>) -> anyhow::Result<Self> {
         let run = kept::find(path, scratch);
         let is_kept = Upper::is_kept_name(&run);
@@ -169,8 +169,8 @@ fn recorded(layer: &Layer, layers: Option<Vec<PathBuf>>, base: Option<PathBuf>) 
     })
 }
 
-/// Lists what a hash can mean in the stores: layers and bases, which need no `layer.json`. Those of
-/// the first store come last, because of equal names the last one counts.
+/// Lists what a hash can mean in the stores: layers and bases, which need no `layer.json`. The
+/// first store comes last, because [`Meanings`] takes the last of several layers with the same name.
 fn candidates(stores: &[PathBuf]) -> Vec<Layer> {
     let entries = stores.iter().rev().filter_map(|store| fs::read_dir(store).ok()).flatten().flatten();
     entries.map(|entry| Layer::at(entry.path())).filter(|layer| layer.fs().is_dir()).collect()

@@ -16,8 +16,8 @@ use super::check::Check;
 const MEANS: &str = "a command can make, remove and replace files over them, but it cannot write into one of their \
                      files, and cannot change its mode or owner; their last use is not recorded";
 
-/// Checks the layers in `store` and the base that the environment names. Returns `None` if all of
-/// them belong to this user, or to root of the machine that runs this.
+/// Checks the layers in `store` and the base that the environment names. Returns `None` if all
+/// their owners have a number in this process's user namespace.
 pub(super) fn check(store: Option<&Path>, base: Option<&Path>) -> Option<Check> {
     let layers = store.and_then(|store| layers(store).ok()).unwrap_or_default();
     let trees = layers.into_iter().map(|layer| Layer::at(layer.path).fs());
