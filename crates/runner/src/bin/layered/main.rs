@@ -78,9 +78,9 @@ const FAILURE: u8 = 125;
 /// first layer on a command line is the topmost.
 #[derive(Debug, Parser)]
 #[command(name = "layered", version, max_term_width = 100, after_help = EXAMPLES)]
-struct Cli {
+struct Arguments<C: Subcommand> {
     #[command(subcommand)]
-    command: Command,
+    command: C,
     #[command(flatten)]
     ids: IdsArgs,
     /// Use colours.
@@ -140,6 +140,25 @@ enum Command {
     Man(man::Args),
 }
 
+/// The arguments of every subcommand.
+type Cli = Arguments<Command>;
+
+/// `layered run` alone.
+#[derive(Debug, Subcommand)]
+enum OnlyRun {
+    Run(Box<run::Args>),
+}
+
+/// Parses the arguments of this process. It takes half a millisecond to build the arguments of all
+/// subcommands, so a run builds only its own.
+fn parse_arguments() -> Result<Cli, clap::Error> {
+    if std::env::args_os().nth(1).is_some_and(|word| word == "run") {
+        let Arguments { command: OnlyRun::Run(args), ids, color } = Arguments::try_parse()?;
+        return Ok(Cli { command: Command::Run(args), ids, color });
+    }
+    Cli::try_parse()
+}
+
 impl Command {
     /// Returns how much the subcommand needs the rights of root.
     fn need(&self) -> Need {
@@ -162,7 +181,7 @@ fn main() -> ExitCode {
             writeln!(out, "layered: {}: {}", record.level().as_str().to_lowercase(), escaped(record.args()))
         })
         .init();
-    let cli = match Cli::try_parse() {
+    let cli = match parse_arguments() {
         Ok(cli) => cli,
         Err(mut error) => {
             habits::advise(&mut error);
@@ -270,5 +289,22 @@ fn survive_file_size_limit() {
         let unread = Arc::new(AtomicBool::new(false));
         // If this fails, SIGXFSZ still ends the process.
         let _ = signal_hook::flag::register(SIGXFSZ, unread);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn a_run_that_builds_only_its_own_arguments_has_the_same_help_and_errors() {
+        let run = |mut command: clap::Command| {
+            let help = ["--help", "-h"].map(|option| command.try_get_matches_from_mut(["layered", "run", option]));
+            let usage = command.try_get_matches_from_mut(["layered", "run", "--no-such-option"]);
+            help.into_iter().chain([usage]).map(|result| result.unwrap_err().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(run(Arguments::<OnlyRun>::command()), run(Cli::command()));
     }
 }
