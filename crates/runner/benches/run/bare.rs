@@ -16,11 +16,13 @@ use crate::places::Places;
 use crate::subjects::{quiet, run};
 
 /// The configuration of a bare runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Configuration {
     /// The configuration of a run: the same mounts, limits, capabilities, filter, `HOME` and
     /// cgroup. Only the init is missing: the command is process 1.
     Same,
+    /// The same with a change to `config.json`.
+    Changed(fn(&mut Value)),
     /// The configuration that `RUNTIME spec` writes, without a terminal. It has no seccomp profile,
     /// does not name a cgroup, and has a read-only root.
     Spec,
@@ -45,10 +47,13 @@ impl Bare {
         let id = ContainerId::random("layered")?;
         let cgroup = Cgroup::new(id.as_str())?;
         match configuration {
-            Configuration::Same => {
+            Configuration::Same | Configuration::Changed(_) => {
                 let config = template.instantiate(&places.root())?.with_default_cgroups_path(cgroup.container_path());
                 let config = prepare_config(&Runtime::new(runtime), config.resolve_user(dir.path())?);
                 Bundle::create(dir.path(), config.clone())?.write(&config)?;
+                if let Configuration::Changed(change) = configuration {
+                    rewrite(&dir.path().join("config.json"), change)?;
+                }
             }
             Configuration::Spec => write_spec(runtime, dir.path(), &places.root(), template)?,
         }
@@ -100,14 +105,19 @@ pub(crate) fn privately<T: Send>(runtime: &str, work: impl FnOnce() -> Result<T>
 /// Lets the runtime write a `config.json`, and sets its root and its command.
 fn write_spec(runtime: &str, bundle: &Path, root: &Path, template: &Template) -> Result<()> {
     run(quiet(runtime).arg("spec").current_dir(bundle))?;
-    let path = bundle.join("config.json");
-    let mut spec: Value = serde_json::from_slice(&fs::read(&path)?)?;
     let command = serde_json::to_value(template)?;
-    spec["process"]["args"] = command["process"]["args"].clone();
-    spec["process"]["terminal"] = json!(false);
-    spec["root"]["path"] = json!(root);
-    fs::write(&path, serde_json::to_vec(&spec)?)?;
-    Ok(())
+    rewrite(&bundle.join("config.json"), |spec| {
+        spec["process"]["args"] = command["process"]["args"].clone();
+        spec["process"]["terminal"] = json!(false);
+        spec["root"]["path"] = json!(root);
+    })
+}
+
+/// Changes a `config.json`.
+fn rewrite(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let mut config: Value = serde_json::from_slice(&fs::read(path)?)?;
+    change(&mut config);
+    Ok(fs::write(path, serde_json::to_vec(&config)?)?)
 }
 
 /// Hides cgroup version 2 from crun, as `Runtime::run` does. crun does not start if both versions

@@ -42,7 +42,7 @@ mod users;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::places::Places;
 
@@ -62,82 +62,89 @@ fn main() -> Result<()> {
     let parts = arguments.get(2..).unwrap_or_default();
     let places = Places::new(LAYERS[LAYERS.len() - 1])?;
 
-    let mut text = format!("{}\n", machine::description(rounds));
-    let mut add = |part: String| {
-        println!("{part}");
-        text.push_str(&part);
-        text.push('\n');
+    if let Some(dir) = &destination {
+        fs::create_dir_all(dir)?;
+    }
+    let mut results = Results {
+        text: format!("{}\n", machine::description(rounds)),
+        file: destination.as_ref().map(|dir| dir.join("results.md")),
+        wanted: parts.to_vec(),
+        missing: Missing::default(),
+        failed: Vec::new(),
     };
-    let mut missing = Missing::default();
-    let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
-    let mut phases = Vec::new();
-    if is_wanted("costs") {
-        let (costs, bars) = costs::measured(&places, rounds, &mut missing)?;
-        add(costs);
-        phases = bars;
-    }
-    let mut lines = Vec::new();
-    if is_wanted("steps") {
-        let (steps, rates) = steps::measured(&places, rounds, &mut missing)?;
-        add(steps);
-        lines = rates;
-    }
-    if is_wanted("memory") {
-        add(memory::in_flight(&places)?);
-    }
-    if is_wanted("output") {
-        add(output::measured(&places, rounds)?);
-    }
-    if is_wanted("others") {
-        add(others::measured(&places, rounds, &mut missing)?);
-    }
-    if is_wanted("users") {
-        add(users::measured(rounds, &mut missing)?);
-    }
-    if is_wanted("unmount") {
-        add(unmount::measured(&places, rounds)?);
-    }
-    if is_wanted("throughput") {
-        add(throughput::measured(&places, rounds)?);
-    }
-    if is_wanted("upkeep") {
-        add(upkeep::measured(&places, rounds)?);
-    }
-    if is_wanted("lookups") {
-        add(lookups::measured(&places, rounds)?);
-    }
-    if is_wanted("configuration") {
-        add(configuration::measured(&places, rounds)?);
-    }
-    // The fastest installed runtime, because these parts do not measure the runtime.
+    // The fastest installed runtime, for the parts that do not measure the runtime.
     let runtime = if subjects::is_installed("crun") { "crun" } else { "runc" };
-    if is_wanted("caller") {
-        add(memory::large_caller(&places, runtime, rounds)?);
-    }
-    if is_wanted("steady") {
-        add(memory::steady(&places, runtime)?);
-    }
-    if is_wanted("stacks") {
-        add(stacks::measured(&places, runtime, rounds)?);
-    }
-    if is_wanted("farm") {
-        add(farm::measured(&places, runtime, rounds)?);
-    }
-    if is_wanted("registry") {
-        add(registry::measured(rounds, &mut missing)?);
-    }
-    if is_wanted("images") {
-        add(images::measured(&places, rounds, &mut missing)?);
-    }
-    add(missing.lines());
-    if let Some(dir) = destination {
-        fs::create_dir_all(&dir)?;
+    let (mut phases, mut lines) = (Vec::new(), Vec::new());
+    results.part("costs", |missing| {
+        let (costs, bars) = costs::measured(&places, rounds, missing)?;
+        phases = bars;
+        Ok(costs)
+    })?;
+    results.part("steps", |missing| {
+        let (steps, rates) = steps::measured(&places, rounds, missing)?;
+        lines = rates;
+        Ok(steps)
+    })?;
+    results.part("memory", |_| memory::in_flight(&places))?;
+    results.part("output", |_| output::measured(&places, rounds))?;
+    results.part("others", |missing| others::measured(&places, rounds, missing))?;
+    results.part("users", |missing| users::measured(rounds, missing))?;
+    results.part("unmount", |_| unmount::measured(&places, rounds))?;
+    results.part("throughput", |_| throughput::measured(&places, rounds))?;
+    results.part("upkeep", |_| upkeep::measured(&places, rounds))?;
+    results.part("lookups", |_| lookups::measured(&places, rounds))?;
+    results.part("configuration", |_| configuration::measured(&places, rounds))?;
+    results.part("caller", |_| memory::large_caller(&places, runtime, rounds))?;
+    results.part("steady", |_| memory::steady(&places, runtime))?;
+    results.part("stacks", |_| stacks::measured(&places, runtime, rounds))?;
+    results.part("farm", |_| farm::measured(&places, runtime, rounds))?;
+    results.part("registry", |missing| registry::measured(rounds, missing))?;
+    results.part("images", |missing| images::measured(&places, rounds, missing))?;
+    if let Some(dir) = &destination {
         fs::write(dir.join("phases.svg"), chart::stacked_bars(&phases))?;
         fs::write(dir.join("steps.svg"), chart::lines(&lines))?;
-        text.push_str("![The phases of a run](phases.svg)\n\n![Build steps per second](steps.svg)\n");
-        fs::write(dir.join("results.md"), text)?;
     }
+    let missing = results.missing.lines();
+    results.add(&format!("{missing}![The phases of a run](phases.svg)\n\n![Build steps per second](steps.svg)"))?;
+    ensure!(results.failed.is_empty(), "{}", results.failed.join("\n"));
     Ok(())
+}
+
+/// The text of the results.
+struct Results {
+    text: String,
+    file: Option<PathBuf>,
+    /// The names of the parts to measure. Empty: all.
+    wanted: Vec<String>,
+    missing: Missing,
+    /// The parts that failed, with the reasons.
+    failed: Vec<String>,
+}
+
+impl Results {
+    /// Measures a part, if it is wanted. A failure does not prevent the parts after it.
+    fn part(&mut self, name: &str, measure: impl FnOnce(&mut Missing) -> Result<String>) -> Result<()> {
+        if !self.wanted.is_empty() && !self.wanted.iter().any(|wanted| wanted == name) {
+            return Ok(());
+        }
+        match measure(&mut self.missing) {
+            Ok(text) => self.add(&text),
+            Err(error) => {
+                self.missing.add(name, &format!("{error:#}"));
+                self.failed.push(format!("{name}: {error:?}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Prints a text and adds it to the file, so that an interrupted benchmark leaves what it has
+    /// measured.
+    fn add(&mut self, text: &str) -> Result<()> {
+        println!("{text}");
+        self.text.push_str(text);
+        self.text.push('\n');
+        self.file.as_ref().map_or(Ok(()), |file| Ok(fs::write(file, &self.text)?))
+    }
 }
 
 /// The subjects that this machine cannot run, with the reasons.
