@@ -21,7 +21,7 @@ const LAYERS: usize = 300;
 const FILES: usize = 10_000;
 
 const EXPLANATION: &str = "\
-The collector removes 300 layers with 100 files of 1 kB each, in six directories. The capture makes a layer of an upper with 10,000 \
+The collector removes 300 layers with 100 files of 1 kB each, in six directories. `layer.json` has their sizes. The capture makes a layer of an upper with 10,000 \
 files of 1 kB that was written a moment ago. `mv` and `sync -f` move the same upper and make it durable. A capture also walks the upper, \
 writes `layer.json`, and makes the tree durable before the layer appears. The last columns have the processor time of the processes and \
 their threads, without that of the kernel's own.
@@ -113,7 +113,9 @@ fn make_store(store: &Path) -> Result<()> {
         for (sub, files) in [("usr/bin", 20), ("usr/lib/lib", 30), ("usr/share/doc", 30), ("etc", 20)] {
             fill(&layer.fs().join(sub), files)?;
         }
-        fs::write(layer.meta_path(), serde_json::to_vec(&Meta::new("debian", SystemTime::UNIX_EPOCH))?)?;
+        // As a capture records it.
+        let meta = Meta { disk_usage: layer.measure()?.bytes, ..Meta::new("debian", SystemTime::UNIX_EPOCH) };
+        fs::write(layer.meta_path(), serde_json::to_vec(&meta)?)?;
         layer.touch()?;
     }
     Ok(rustix::fs::syncfs(File::open(store)?)?)
