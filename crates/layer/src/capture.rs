@@ -43,6 +43,7 @@ use crate::layer::access::Access;
 use crate::layer::meta::Meta;
 use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::Unreadable;
+use crate::store::hold::Hold;
 use crate::tree::size::{self, Inodes, TreeSize};
 use crate::tree::walk::work_queue;
 
@@ -102,6 +103,7 @@ use crate::tree::walk::work_queue;
 #[must_use = "it captures when `into_layer` is called"]
 pub struct Capture<'a> {
     lowers: Vec<PathBuf>,
+    held: Option<&'a Hold>,
     made: Option<Vec<Made>>,
     upper: Option<UpperId>,
     access: Option<Access>,
@@ -165,6 +167,7 @@ impl<'a> Capture<'a> {
         Self {
             lowers: lowers.into_iter().map(Into::into).collect(),
             made: None,
+            held: None,
             upper: None,
             access: None,
             xattrs: XattrNamespace::default(),
@@ -177,6 +180,13 @@ impl<'a> Capture<'a> {
     }
 
     /// Sets the files that the run, and not the command, put into the upper. The files that the run
+    /// Takes no second hold on the lowers that `hold` holds already, which saves time if there are
+    /// many. The capture holds the others itself.
+    pub fn held(mut self, hold: &'a Hold) -> Self {
+        self.held = Some(hold);
+        self
+    }
+
     /// has [recorded](RunRecord) on the upper itself need not be among them.
     pub fn made(mut self, made: impl IntoIterator<Item = Made>) -> Self {
         self.made = Some(made.into_iter().collect());
@@ -277,7 +287,7 @@ impl<'a> Capture<'a> {
         if self.upper.is_some_and(|id| UpperId::of_open(upper.root.as_fd()) != Ok(id)) {
             return Err(Error::AnotherUpper { upper: upper.path });
         }
-        let below = Lowers::open(&self.lowers, self.xattrs, self.unreadable)?;
+        let below = Lowers::open(&self.lowers, self.held, self.xattrs, self.unreadable)?;
         refuse::refuse(&upper, below.present(), layer, self.xattrs)?;
         let record = RunRecord::of(upper.root.as_fd(), &upper.path, self.xattrs)?.unwrap_or_default();
         let made = match (&self.made, record.made) {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, XattrFlags, fremovexattr, fsetxattr, fstat, mkdirat, openat, unlinkat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, XattrFlags, fremovexattr, fsetxattr, mkdirat, openat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -161,9 +161,8 @@ fn mark(xattrs: XattrNamespace) -> &'static str {
 /// Refuses the target `path` if `dir`, its parent or the target itself, is a source or lies inside
 /// one.
 fn refuse_inside(path: &Path, dir: BorrowedFd<'_>, sources: &Sources) -> Result<()> {
-    let io = || Error::io::<Errno>("look at the parents of", path);
-    for above in walk::upwards(dir).map_err(io())? {
-        let stat = above.and_then(fstat).map_err(io())?;
+    for above in walk::upwards(dir) {
+        let (_, stat) = above.map_err(Error::io("look at the parents of", path))?;
         if let Some(source_tree) = sources.find(walk::identity(&stat)) {
             return Err(Error::TargetInsideSource { target: path.into(), source_tree: source_tree.into() });
         }

@@ -101,9 +101,20 @@ impl View {
     /// [`Error::NotADirectory`] if a tree is not a directory (a symbolic link is not one),
     /// [`Error::Io`] if its root cannot be opened.
     pub(crate) fn new(trees: &[impl AsRef<Path>]) -> Result<Self> {
-        let directories = None;
-        let unreadable = Unreadable::default();
-        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default(), directories, unreadable })
+        Sources::open(trees).map(Self::of)
+    }
+
+    /// Makes a view of those of the trees that exist. Also returns the first that does not.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), for a tree that exists.
+    pub(crate) fn of_existing(trees: &[impl AsRef<Path>]) -> Result<(Self, Option<PathBuf>)> {
+        let (trees, missing) = Sources::open_existing(trees)?;
+        Ok((Self::of(trees), missing))
+    }
+
+    fn of(trees: Sources) -> Self {
+        Self { trees, xattrs: XattrNamespace::default(), directories: None, unreadable: Unreadable::default() }
     }
 
     /// Remembers from now on which trees have a directory, instead of looking into all of them for
@@ -174,8 +185,8 @@ impl View {
         let name = as_c_string(name).map_err(Error::io("look up", path.clone()))?;
         let mut trees = Vec::new();
         for &tree in &directory.trees {
-            let dir = self.open(tree, directory)?;
-            let stat = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            let dir = self.directory(tree, directory)?;
+            let stat = match statat(dir.as_fd(), &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
                 Err(errno) if self.is_hidden(errno) => continue,
@@ -290,7 +301,8 @@ impl View {
     /// [`Error::MountInside`] if the entry is a mount point, [`Error::Io`] if it cannot be opened.
     pub(crate) fn pin(&self, tree: usize, directory: &Directory, name: &OsStr) -> Result<OwnedFd> {
         let name = as_c_string(name).map_err(Error::io("open", directory.path.join(name)))?;
-        let opened = open_in(self.open(tree, directory)?.as_fd(), &name, PATH.difference(OFlags::DIRECTORY));
+        let dir = self.directory(tree, directory)?;
+        let opened = open_in(dir.as_fd(), &name, PATH.difference(OFlags::DIRECTORY));
         opened.map_err(self.error("open", tree, directory, Some(&name)))
     }
 
@@ -298,6 +310,14 @@ impl View {
     pub(crate) fn open(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
         let opened = self.trees.root(tree).and_then(|root| open_beneath(root.as_fd(), &directory.path, PATH));
         opened.map_err(self.error("open", tree, directory, None))
+    }
+
+    /// Opens a directory of a tree as [`open`](Self::open) does. The root of a tree is open already.
+    fn directory(&self, tree: usize, directory: &Directory) -> Result<Root<'_>> {
+        match directory.path.as_os_str().is_empty() {
+            true => self.trees.root(tree).map_err(self.error("open", tree, directory, None)),
+            false => self.open(tree, directory).map(Root::Opened),
+        }
     }
 
     /// Opens a directory of a tree. Returns `None` if it is [hidden](Self::hide_unreadable).

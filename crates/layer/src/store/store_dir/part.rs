@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::{Part, StoreDir, StoreDirLock, entries, make_dir};
@@ -20,7 +20,7 @@ use crate::tree::locked_dir::LockedDir;
 use crate::tree::owner;
 use crate::tree::regular_file;
 use crate::tree::remove::{USUAL_THREADS, remove_at};
-use crate::tree::walk::{READ, as_c_string, as_os_str};
+use crate::tree::walk::{Identity, READ, as_c_string, as_os_str, identity};
 
 /// An open part of a store directory.
 #[derive(Debug)]
@@ -167,6 +167,12 @@ impl PartFile {
     /// Removes the file.
     pub(crate) fn close(mut self) -> Result<()> {
         self.remove()
+    }
+
+    /// Returns the identity of the store that the file is in now.
+    pub(crate) fn store(&self) -> Option<Identity> {
+        let (part, _) = self.entry.as_ref()?;
+        statat(&part.dir, c"../..", AtFlags::empty()).ok().map(|stat| identity(&stat))
     }
 
     fn remove(&mut self) -> Result<()> {
