@@ -45,7 +45,7 @@ use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::Unreadable;
 use crate::store::hold::Hold;
 use crate::tree::size::{self, Inodes, TreeSize};
-use crate::tree::walk::work_queue;
+use crate::tree::walk::work_queue::{self, Threads};
 
 /// Turns the upper directory of an unmounted overlay into a layer.
 ///
@@ -111,7 +111,7 @@ pub struct Capture<'a> {
     unreadable: Unreadable,
     latest: Option<SystemTime>,
     sidecars: Vec<(String, Value)>,
-    threads: NonZeroUsize,
+    threads: Threads,
     progress: Callback<'a, dyn Fn(Step) + Sync + 'a>,
 }
 
@@ -174,7 +174,7 @@ impl<'a> Capture<'a> {
             unreadable: Unreadable::default(),
             latest: None,
             sidecars: Vec::new(),
-            threads: work_queue::usual_threads(),
+            threads: Threads::Usual,
             progress: Callback::default(),
         }
     }
@@ -240,7 +240,7 @@ impl<'a> Capture<'a> {
 
     /// Works with at most `threads` threads.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
-        self.threads = threads;
+        self.threads = threads.into();
         self
     }
 

@@ -2,7 +2,6 @@
 //! `directory.rs` fills it.
 
 use std::ffi::CString;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +17,7 @@ use crate::stack::sources::Sources;
 use crate::tree::attributes::{Attributes, Keep, strip};
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove;
+use crate::tree::walk::work_queue::Threads;
 use crate::tree::walk::{self, PATH, READ};
 use crate::tree::xattr::XattrList;
 
@@ -107,7 +107,7 @@ impl Target {
             Ok(()) => Ok(self),
             Err(errno) => {
                 let failure = Error::io("change the attributes of", self.path())(errno);
-                Err(self.undo(failure, NonZeroUsize::MIN))
+                Err(self.undo(failure, Threads::Usual))
             }
         }
     }
@@ -130,7 +130,7 @@ impl Target {
 
     /// Removes everything that the merge made, and restores the state before it. Returns `failure`.
     /// If the clean-up fails, too, returns an error that contains both failures and names the path.
-    pub(super) fn undo(self, failure: Error, threads: NonZeroUsize) -> Error {
+    pub(super) fn undo(self, failure: Error, threads: Threads) -> Error {
         let Self { root, before } = self;
         let path = root.path().to_path_buf();
         let cleanup = match before {
