@@ -145,7 +145,8 @@ pub enum Step {
     Stage,
     /// The capture makes the tree and this file durable, by one sync of the file system.
     Sync,
-    /// The capture moves the tree to `fs`, and makes the move durable.
+    /// The capture moves the tree to `fs`. It makes the move durable, except in a draft, where the
+    /// last step does that.
     Move,
     /// The capture renames the file to `layer.json`: the layer exists from then on.
     Publish,
@@ -166,8 +167,8 @@ impl<'a> Capture<'a> {
     pub fn new(lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         Self {
             lowers: lowers.into_iter().map(Into::into).collect(),
-            made: None,
             held: None,
+            made: None,
             upper: None,
             access: None,
             xattrs: XattrNamespace::default(),
@@ -179,7 +180,6 @@ impl<'a> Capture<'a> {
         }
     }
 
-    /// Sets the files that the run, and not the command, put into the upper. The files that the run
     /// Takes no second hold on the lowers that `hold` holds already, which saves time if there are
     /// many. The capture holds the others itself.
     pub fn held(mut self, hold: &'a Hold) -> Self {
@@ -187,6 +187,7 @@ impl<'a> Capture<'a> {
         self
     }
 
+    /// Sets the files that the run, and not the command, put into the upper. The files that the run
     /// has [recorded](RunRecord) on the upper itself need not be among them.
     pub fn made(mut self, made: impl IntoIterator<Item = Made>) -> Self {
         self.made = Some(made.into_iter().collect());
@@ -280,8 +281,12 @@ impl<'a> Capture<'a> {
     /// The only exception is a failure of the last step, [`Step::Finish`]: the layer exists, and
     /// may be gone after a power cut.
     pub fn into_layer(&self, upper: impl AsRef<Path>, layer: &Layer, meta: Meta) -> Result<Captured> {
-        let upper = match Upper::open(upper.as_ref()) {
-            Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper.as_ref(), layer, missing),
+        self.capture(upper.as_ref(), layer, meta, Appearance::WithMeta)
+    }
+
+    fn capture(&self, upper: &Path, layer: &Layer, meta: Meta, appearance: Appearance) -> Result<Captured> {
+        let upper = match Upper::open(upper) {
+            Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper, layer, missing),
             upper => upper?,
         };
         if self.upper.is_some_and(|id| UpperId::of_open(upper.root.as_fd()) != Ok(id)) {
@@ -301,8 +306,8 @@ impl<'a> Capture<'a> {
         };
         let lock = CaptureLock::take(layer)?;
         let work = Self::place(&lock, &upper).and_then(|stage| {
-            let filling =
-                Filling { upper: &upper, below: &below, made, root_mode: record.root_mode, lock: &lock, stage };
+            let root_mode = record.root_mode;
+            let filling = Filling { upper: &upper, below: &below, made, root_mode, lock: &lock, stage, appearance };
             self.fill(&filling, meta)
         });
         if work.is_err() && !matches!(work, Err(Error::NotMovedBack { .. })) {
@@ -348,7 +353,7 @@ impl<'a> Capture<'a> {
     }
 
     fn fill(&self, filling: &Filling<'_>, meta: Meta) -> Result<Captured> {
-        let Filling { upper, below, made, root_mode, lock, stage } = filling;
+        let Filling { upper, below, made, root_mode, lock, stage, appearance } = filling;
         let (root, layer) = (upper.root.as_fd(), lock.layer());
         self.reach(Step::TakeOut);
         let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
@@ -366,7 +371,7 @@ impl<'a> Capture<'a> {
         // Set the mode before any user can reach the tree through the layer's directory.
         lock.open_to(self.access)?;
         if *stage == Stage::Sealed {
-            lock.record_upper(&upper.path, self.xattrs);
+            lock.record_upper(upper, self.xattrs);
         }
         self.reach(Step::Sync);
         barrier::sync(lock.dir()).map_err(Error::io("sync the file system of", layer.path()))?;
@@ -381,7 +386,12 @@ impl<'a> Capture<'a> {
             upper.move_to(lock.dir(), layer)?;
         }
         // From here on, the capture moves the upper back if a step fails.
-        let published = lock.sync().and_then(|()| {
+        let moved = match appearance {
+            Appearance::WithMeta => lock.sync(),
+            // The last sync makes the move durable. The layer appears after that.
+            Appearance::WithName => Ok(()),
+        };
+        let published = moved.and_then(|()| {
             self.reach(Step::Publish);
             lock.publish_from(*stage)
         });
@@ -453,6 +463,16 @@ struct Filling<'a> {
     lock: &'a CaptureLock<'a>,
     /// The mark that becomes `layer.json`: [`Stage::Sealed`] if the tree must be moved.
     stage: Stage,
+    appearance: Appearance,
+}
+
+/// The moment from which on other programs see the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Appearance {
+    /// When `layer.json` has its name.
+    WithMeta,
+    /// When the directory of the layer, which is a draft, gets its name in the store.
+    WithName,
 }
 
 impl AddAssign for Captured {

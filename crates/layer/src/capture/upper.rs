@@ -43,6 +43,11 @@ impl Upper {
         }
     }
 
+    /// Returns the absolute path of the upper, without symbolic links.
+    pub(super) fn real_path(&self) -> rustix::io::Result<PathBuf> {
+        Ok(walk::path_of(self.parent.as_fd())?.join(walk::as_os_str(&self.name)))
+    }
+
     /// Checks that the upper can be moved into the layer's directory. The capture calls this before
     /// it changes the upper.
     pub(super) fn require_same_mount(&self, lock: &CaptureLock<'_>) -> Result<()> {

@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -136,7 +136,17 @@ impl WorkDir {
 
     /// Removes the directory with everything in it. It stays locked until it is gone.
     pub(crate) fn remove(self) -> Result<()> {
+        // It is usually empty, and then needs no walk.
+        if unlinkat(&self.part.dir, &self.name, AtFlags::REMOVEDIR).is_ok() {
+            return Ok(());
+        }
         remove_at(self.part.dir.as_fd(), &self.name, self.locked.path(), USUAL_THREADS)
+    }
+}
+
+impl AsFd for WorkDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.locked.as_fd()
     }
 }
 
@@ -159,6 +169,12 @@ impl PartFile {
         &self.file
     }
 
+    /// Returns the identity of the store that the file is in now.
+    pub(crate) fn store(&self) -> Option<Identity> {
+        let (part, _) = self.entry.as_ref()?;
+        statat(&part.dir, c"../..", AtFlags::empty()).ok().map(|stat| identity(&stat))
+    }
+
     /// Leaves the file on the disk.
     pub(crate) fn keep(mut self) {
         self.entry = None;
@@ -167,12 +183,6 @@ impl PartFile {
     /// Removes the file.
     pub(crate) fn close(mut self) -> Result<()> {
         self.remove()
-    }
-
-    /// Returns the identity of the store that the file is in now.
-    pub(crate) fn store(&self) -> Option<Identity> {
-        let (part, _) = self.entry.as_ref()?;
-        statat(&part.dir, c"../..", AtFlags::empty()).ok().map(|stat| identity(&stat))
     }
 
     fn remove(&mut self) -> Result<()> {
