@@ -18,6 +18,9 @@ pub use crate::overlay::{fixed_option_bytes, lower_option_bytes};
 /// For a program that mounts the lowest lowers of many overlays only once.
 pub use crate::overlay::{DetachedOverlay, Nesting};
 
+/// For a program that reads files of procfs.
+pub use crate::kernel_file::read_kernel_file;
+
 /// For a program that creates the directory of a bundle.
 pub use crate::mount_namespace::mount_private_tmpfs;
 

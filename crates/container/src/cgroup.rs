@@ -16,6 +16,7 @@ use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
+use crate::kernel_file::read_kernel_text;
 use crate::template::Config;
 use crate::user_namespace::UserNamespace;
 
@@ -134,7 +135,7 @@ impl Cgroup {
         let mut usage = Usage::default();
         for hierarchy in self.hierarchies {
             let group = hierarchy.group(&self.name);
-            let text = |file: &str| fs::read_to_string(group.join(file)).unwrap_or_default();
+            let text = |file: &str| read_kernel_text(group.join(file)).unwrap_or_default();
             let number = |file: &str| -> Option<u64> { text(file).trim().parse().ok() };
             match &hierarchy.version {
                 Version::V1(controllers) => {
@@ -232,8 +233,8 @@ fn mounted() -> Result<&'static [Hierarchy]> {
         return Ok(hierarchies);
     }
     let path = "/proc/self/mountinfo";
-    let table = fs::read(path).map_err(Error::io("read", path))?;
-    Ok(MOUNTED.get_or_init(|| hierarchies(&String::from_utf8_lossy(&table))))
+    let table = read_kernel_text(path).map_err(Error::io("read", path))?;
+    Ok(MOUNTED.get_or_init(|| hierarchies(&table)))
 }
 
 /// Returns the v1 and v2 hierarchies of a mount table in the format of proc_pid_mountinfo(5). Lists

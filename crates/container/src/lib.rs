@@ -58,6 +58,7 @@ mod error;
 mod id;
 mod init;
 mod input;
+mod kernel_file;
 mod mount_namespace;
 #[cfg(test)]
 #[path = "../../../integration-tests/src/mutated.rs"]

@@ -43,8 +43,9 @@ use crate::layer::access::Access;
 use crate::layer::meta::Meta;
 use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::Unreadable;
+use crate::store::hold::Hold;
 use crate::tree::size::{self, Inodes, TreeSize};
-use crate::tree::walk::work_queue;
+use crate::tree::walk::work_queue::{self, Threads};
 
 /// Turns the upper directory of an unmounted overlay into a layer.
 ///
@@ -102,6 +103,7 @@ use crate::tree::walk::work_queue;
 #[must_use = "it captures when `into_layer` is called"]
 pub struct Capture<'a> {
     lowers: Vec<PathBuf>,
+    held: Option<&'a Hold>,
     made: Option<Vec<Made>>,
     upper: Option<UpperId>,
     access: Option<Access>,
@@ -109,7 +111,7 @@ pub struct Capture<'a> {
     unreadable: Unreadable,
     latest: Option<SystemTime>,
     sidecars: Vec<(String, Value)>,
-    threads: NonZeroUsize,
+    threads: Threads,
     progress: Callback<'a, dyn Fn(Step) + Sync + 'a>,
 }
 
@@ -143,7 +145,8 @@ pub enum Step {
     Stage,
     /// The capture makes the tree and this file durable, by one sync of the file system.
     Sync,
-    /// The capture moves the tree to `fs`, and makes the move durable.
+    /// The capture moves the tree to `fs`. It makes the move durable, except in a draft, where the
+    /// last step does that.
     Move,
     /// The capture renames the file to `layer.json`: the layer exists from then on.
     Publish,
@@ -164,6 +167,7 @@ impl<'a> Capture<'a> {
     pub fn new(lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         Self {
             lowers: lowers.into_iter().map(Into::into).collect(),
+            held: None,
             made: None,
             upper: None,
             access: None,
@@ -171,9 +175,16 @@ impl<'a> Capture<'a> {
             unreadable: Unreadable::default(),
             latest: None,
             sidecars: Vec::new(),
-            threads: work_queue::usual_threads(),
+            threads: Threads::Usual,
             progress: Callback::default(),
         }
+    }
+
+    /// Takes no second hold on the lowers that `hold` holds already, which saves time if there are
+    /// many. The capture holds the others itself.
+    pub fn held(mut self, hold: &'a Hold) -> Self {
+        self.held = Some(hold);
+        self
     }
 
     /// Sets the files that the run, and not the command, put into the upper. The files that the run
@@ -230,7 +241,7 @@ impl<'a> Capture<'a> {
 
     /// Works with at most `threads` threads.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
-        self.threads = threads;
+        self.threads = threads.into();
         self
     }
 
@@ -270,14 +281,18 @@ impl<'a> Capture<'a> {
     /// The only exception is a failure of the last step, [`Step::Finish`]: the layer exists, and
     /// may be gone after a power cut.
     pub fn into_layer(&self, upper: impl AsRef<Path>, layer: &Layer, meta: Meta) -> Result<Captured> {
-        let upper = match Upper::open(upper.as_ref()) {
-            Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper.as_ref(), layer, missing),
+        self.capture(upper.as_ref(), layer, meta, Appearance::WithMeta)
+    }
+
+    fn capture(&self, upper: &Path, layer: &Layer, meta: Meta, appearance: Appearance) -> Result<Captured> {
+        let upper = match Upper::open(upper) {
+            Err(missing @ Error::NotADirectory { .. }) => return self.finish_killed(upper, layer, missing),
             upper => upper?,
         };
         if self.upper.is_some_and(|id| UpperId::of_open(upper.root.as_fd()) != Ok(id)) {
             return Err(Error::AnotherUpper { upper: upper.path });
         }
-        let below = Lowers::open(&self.lowers, self.xattrs, self.unreadable)?;
+        let below = Lowers::open(&self.lowers, self.held, self.xattrs, self.unreadable)?;
         refuse::refuse(&upper, below.present(), layer, self.xattrs)?;
         let record = RunRecord::of(upper.root.as_fd(), &upper.path, self.xattrs)?.unwrap_or_default();
         let made = match (&self.made, record.made) {
@@ -291,8 +306,8 @@ impl<'a> Capture<'a> {
         };
         let lock = CaptureLock::take(layer)?;
         let work = Self::place(&lock, &upper).and_then(|stage| {
-            let filling =
-                Filling { upper: &upper, below: &below, made, root_mode: record.root_mode, lock: &lock, stage };
+            let root_mode = record.root_mode;
+            let filling = Filling { upper: &upper, below: &below, made, root_mode, lock: &lock, stage, appearance };
             self.fill(&filling, meta)
         });
         if work.is_err() && !matches!(work, Err(Error::NotMovedBack { .. })) {
@@ -338,7 +353,7 @@ impl<'a> Capture<'a> {
     }
 
     fn fill(&self, filling: &Filling<'_>, meta: Meta) -> Result<Captured> {
-        let Filling { upper, below, made, root_mode, lock, stage } = filling;
+        let Filling { upper, below, made, root_mode, lock, stage, appearance } = filling;
         let (root, layer) = (upper.root.as_fd(), lock.layer());
         self.reach(Step::TakeOut);
         let taken_out = TakingOut { root, path: &upper.path, below, xattrs: self.xattrs }.run(made)?;
@@ -356,7 +371,7 @@ impl<'a> Capture<'a> {
         // Set the mode before any user can reach the tree through the layer's directory.
         lock.open_to(self.access)?;
         if *stage == Stage::Sealed {
-            lock.record_upper(&upper.path, self.xattrs);
+            lock.record_upper(upper, self.xattrs);
         }
         self.reach(Step::Sync);
         barrier::sync(lock.dir()).map_err(Error::io("sync the file system of", layer.path()))?;
@@ -371,7 +386,12 @@ impl<'a> Capture<'a> {
             upper.move_to(lock.dir(), layer)?;
         }
         // From here on, the capture moves the upper back if a step fails.
-        let published = lock.sync().and_then(|()| {
+        let moved = match appearance {
+            Appearance::WithMeta => lock.sync(),
+            // The last sync makes the move durable. The layer appears after that.
+            Appearance::WithName => Ok(()),
+        };
+        let published = moved.and_then(|()| {
             self.reach(Step::Publish);
             lock.publish_from(*stage)
         });
@@ -443,6 +463,16 @@ struct Filling<'a> {
     lock: &'a CaptureLock<'a>,
     /// The mark that becomes `layer.json`: [`Stage::Sealed`] if the tree must be moved.
     stage: Stage,
+    appearance: Appearance,
+}
+
+/// The moment from which on other programs see the layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Appearance {
+    /// When `layer.json` has its name.
+    WithMeta,
+    /// When the directory of the layer, which is a draft, gets its name in the store.
+    WithName,
 }
 
 impl AddAssign for Captured {

@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::layer::access::Access;
 use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::{Sources, Unreadable};
-use crate::tree::walk::work_queue;
+use crate::tree::walk::work_queue::{self, Threads};
 
 /// Merges layers, topmost first, into one directory with the default options, see [`Merge::run`].
 ///
@@ -89,7 +89,7 @@ pub fn merge(sources: &[impl AsRef<Path>], target: impl AsRef<Path>) -> Result<M
 #[derive(Debug, Clone)]
 #[must_use = "it merges when `run` is called"]
 pub struct Merge<'a> {
-    threads: NonZeroUsize,
+    threads: Threads,
     xattrs: XattrNamespace,
     access: Option<Access>,
     unreadable: Unreadable,
@@ -137,7 +137,7 @@ impl<'a> Merge<'a> {
     /// in [`XattrNamespace::Trusted`].
     pub fn new() -> Self {
         Self {
-            threads: work_queue::usual_threads(),
+            threads: Threads::Usual,
             xattrs: XattrNamespace::default(),
             access: None,
             unreadable: Unreadable::default(),
@@ -148,7 +148,7 @@ impl<'a> Merge<'a> {
 
     /// Works with at most `threads` threads.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
-        self.threads = threads;
+        self.threads = threads.into();
         self
     }
 

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use container::advanced::read_kernel_file;
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, makedev, statx};
 
 /// `STATX_ATTR_MOUNT_ROOT` in `linux/stat.h`, Linux 5.8.
@@ -45,7 +46,7 @@ pub(crate) fn tree_around<'t>(dir: &Path, trees: &HashMap<Identity, &'t Path>) -
 
 /// Returns the tree that contains the directory mounted on `top`, according to the mount table.
 fn in_mounts<'t>(top: &Path, seen: &Statx, trees: &[&'t Path]) -> io::Result<Option<&'t Path>> {
-    let table = MountTable(fs::read("/proc/thread-self/mountinfo")?);
+    let table = MountTable(read_kernel_file("/proc/thread-self/mountinfo")?);
     let Some(place) = table.place(top, seen.stx_mnt_id) else { return Ok(None) };
     if place.in_file_system == Path::new("/") {
         return Ok(None);

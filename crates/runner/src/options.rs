@@ -36,6 +36,7 @@ pub struct Options<'a> {
     pub(crate) xattrs: OverlayXattrs,
     pub(crate) etc: EtcFiles,
     pub(crate) over: Option<Upper>,
+    pub(crate) destination: Option<PathBuf>,
     pub(crate) cleanup: Cleanup,
     pub(crate) stacks: Option<&'a Stacks>,
     pub(crate) record_env: RecordEnv,
@@ -106,6 +107,7 @@ impl<'a> Options<'a> {
             xattrs: OverlayXattrs::of_process(),
             etc: EtcFiles::default(),
             over: None,
+            destination: None,
             cleanup: Cleanup::default(),
             stacks: None,
             record_env: RecordEnv::default(),
@@ -205,6 +207,17 @@ impl<'a> Options<'a> {
     /// does.
     pub fn over(mut self, upper: Upper) -> Self {
         self.over = Some(upper);
+        self
+    }
+
+    /// Refuses the run, before it makes anything, if its upper could not be moved to `path` later
+    /// because of where that is: in a tree of the layers or the base, where the upper would change a
+    /// layer that is in use, or in the directory of a run. The parent of `path` must exist.
+    ///
+    /// The run then fails with [`Cause::UpperInLayer`](crate::Cause::UpperInLayer) or
+    /// [`Cause::InRunDirectory`](crate::Cause::InRunDirectory).
+    pub fn destination(mut self, path: impl Into<PathBuf>) -> Self {
+        self.destination = Some(path.into());
         self
     }
 

@@ -117,7 +117,7 @@ impl Report {
             let layer = store.layer(name)?;
             let draft = store.draft()?;
             let (capture, meta) = (self.capture(), self.meta());
-            draft.layer().write_sidecar(CommandRecord::SIDECAR, self.command_record())?;
+            draft.write_sidecar(CommandRecord::SIDECAR, self.command_record())?;
             let (access, existing) = (None, Existing::default());
             let mut new = NewLayer { layer: draft.layer(), meta, capture, access, existing };
             prepare(&mut new).map_err(Cause::Prepare)?;

@@ -72,6 +72,7 @@ fn run_on<K: Kernel>(
         scratch,
         skeletons,
         over,
+        destination,
         runtime,
         limits,
         prep_upper,
@@ -100,7 +101,9 @@ fn run_on<K: Kernel>(
         kernel.require(template)?;
         // Hold the layers before checking them: no collector can then remove a layer that exists.
         let hold = stack::hold(base, layers, &is_cancelled)?;
-        Ok((hold, Stack::resolve(base, layers)?))
+        let stack = Stack::resolve(base, layers)?;
+        destination.map_or(Ok(()), |destination| stack.refuse_destination(&destination))?;
+        Ok((hold, stack))
     })?;
     let scratch = clock.step(Phase::Scratch, || Scratch::open(over, &scratch, &stack))?.holding(hold, namespace);
     let ran = thread::scope(|scope| {

@@ -187,10 +187,21 @@ impl Scratch {
 
     fn remove_all_but_upper(&self) -> Result<()> {
         self.remove_mount_point()?;
-        for tree in [self.work(), self.lower()] {
-            layer::remove_tree(&tree)?;
+        self.remove_work()?;
+        let lower = self.lower();
+        if lower.symlink_metadata().is_ok() { Ok(layer::remove_tree(lower)?) } else { Ok(()) }
+    }
+
+    /// Removes the work directory. It usually has only what a volatile overlay leaves there, so that
+    /// it can be removed without a walk.
+    fn remove_work(&self) -> Result<()> {
+        let work = self.work();
+        let _gone_or_not = fs::remove_file(work.join("work/incompat/volatile/dirty"));
+        let directories = ["work/incompat/volatile", "work/incompat", "work", ""];
+        match directories.iter().try_for_each(|name| fs::remove_dir(work.join(name))) {
+            Ok(()) => Ok(()),
+            Err(_) => Ok(layer::remove_tree(work)?),
         }
-        Ok(())
     }
 
     /// Removes everything except an upper that was kept before.

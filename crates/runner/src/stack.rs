@@ -47,25 +47,14 @@ pub fn plan(base: &Base, layers: &[Layer], options: &Options<'_>) -> Result<Plan
     })
 }
 
-/// Checks that the upper of a run over these layers may be moved to `destination`. Refuses a
-/// destination in a tree of the layers or the base, because moving the upper there would change a
-/// layer that is in use. Also refuses a destination in the directory of a run. Call this before the
-/// run.
+/// Checks what [`Options::destination`] checks, without a run: that the upper of a run over these
+/// layers may be moved to `destination`.
 ///
 /// # Errors
 /// [`Cause::UpperInLayer`], [`Cause::InRunDirectory`]. [`Cause::Layer`] if the base or a layer
 /// cannot be used. [`Cause::Io`] if the path of `destination`'s parent cannot be resolved.
 pub fn check_upper_destination(base: &Base, layers: &[Layer], destination: impl AsRef<Path>) -> Result<()> {
-    let destination = destination.as_ref();
-    let parent = match destination.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let parent = std::fs::canonicalize(parent).map_err(io_error("look at", parent))?;
-    if let Some(run) = rundir::around(&parent) {
-        return Err(Cause::InRunDirectory { path: destination.into(), run }.into());
-    }
-    Stack::resolve(base, layers)?.refuse_destination(&parent, destination)
+    Stack::resolve(base, layers)?.refuse_destination(destination.as_ref())
 }
 
 /// The number of layers from which on a thread pays off that marks them as used. Starting it takes
@@ -176,10 +165,18 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// Fails if `dir`, the parent of `destination`, is or lies in one of the trees. `dir` is a real
-    /// path.
-    fn refuse_destination(&self, dir: &Path, destination: &Path) -> Result<()> {
-        match self.tree_around(dir)? {
+    /// Fails if an upper may not be moved to `destination`, because that lies in one of the trees or
+    /// in the directory of a run.
+    pub(crate) fn refuse_destination(&self, destination: &Path) -> Result<()> {
+        let parent = match destination.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let parent = std::fs::canonicalize(parent).map_err(io_error("look at", parent))?;
+        if let Some(run) = rundir::around(&parent) {
+            return Err(Cause::InRunDirectory { path: destination.into(), run }.into());
+        }
+        match self.tree_around(&parent)? {
             Some(tree) => Err(Cause::UpperInLayer { destination: destination.into(), tree: tree.into() }.into()),
             None => Ok(()),
         }

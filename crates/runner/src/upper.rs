@@ -352,7 +352,7 @@ impl Upper {
         let captured = match rundir::around(layer.path()) {
             // The directory of a run is removed with everything in it.
             Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.path().into(), tree: run }),
-            None => capture.into_layer(&self.path, layer, meta),
+            None => self.held(capture).into_layer(&self.path, layer, meta),
         };
         self.captured(captured, layer.path())
     }
@@ -373,9 +373,17 @@ impl Upper {
         let published = match rundir::around(&layer) {
             // The directory of a run is removed with everything in it.
             Some(run) => Err(layer::Error::LayerInsideTree { layer: layer.clone(), tree: run }),
-            None => capture.publish(&self.path, draft, name, meta),
+            None => self.held(capture).publish(&self.path, draft, name, meta),
         };
         self.captured(published, &layer)
+    }
+
+    /// Returns the same capture, which relies on the hold on the layers below the upper.
+    fn held<'a>(&'a self, capture: &Capture<'a>) -> Capture<'a> {
+        match &self.hold {
+            Some(hold) => capture.clone().held(hold),
+            None => capture.clone(),
+        }
     }
 
     fn captured(self, captured: layer::Result<Captured>, layer: &Path) -> Result<Captured, Box<CaptureError>> {

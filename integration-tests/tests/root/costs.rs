@@ -48,25 +48,46 @@ fn a_process_that_waits_releases_the_pages_of_its_program() {
 
 #[test]
 fn the_system_calls_of_a_run_stay_within_the_budget() {
-    find("strace");
     let fixture = Fixture::new();
-    let list: String =
-        fixture.numbered_layers(30).iter().map(|layer| format!("{}\n", layer.path().display())).collect();
-    let fifo = fixture.path().join("fifo");
-    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
-    let log = || {
-        let mut command = fixture.layered_run();
-        command.arg("--layers-from").arg(&fifo).args(["--", "true"]);
-        Program { command, fifo: fifo.clone(), text: &list }.log()
-    };
-    // The first run makes the sentinels. A busy machine adds repeated calls and never removes any,
-    // so the smallest of five counts is used.
-    log();
-    let log = std::iter::repeat_with(log).take(5).min_by_key(|log| count(log)).unwrap();
+    let log = log_of_a_run(&fixture, 30, None);
     compare("system calls over 30 layers", count(&log));
     // The runtime's start must not copy the caller's memory, however much there is.
     let start = log.lines().find(|line| line.contains("CLONE_NEWPID")).expect("the runtime is started");
     assert!(start.contains("CLONE_VM|") && start.contains("CLONE_VFORK"), "{start}");
+}
+
+#[test]
+fn the_system_calls_of_a_step_stay_within_the_budget() {
+    let fixture = Fixture::new();
+    let new = fixture.store().join("new");
+    compare("system calls of a step over 100 layers", count(&log_of_a_run(&fixture, 100, Some(&new))));
+}
+
+/// Returns the log of `layered run` over this many layers. With `commit`, the run makes that layer.
+fn log_of_a_run(fixture: &Fixture, layers: usize, commit: Option<&Path>) -> String {
+    find("strace");
+    let list: String =
+        fixture.numbered_layers(layers).iter().map(|layer| format!("{}\n", layer.path().display())).collect();
+    let fifo = fixture.path().join("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let log = || {
+        let mut command = fixture.layered_run();
+        command.arg("--layers-from").arg(&fifo);
+        if let Some(new) = commit {
+            command.arg("--commit").arg(new);
+        }
+        command.args(["--", "true"]);
+        let log = Program { command, fifo: fifo.clone(), text: &list }.log();
+        if let Some(new) = commit {
+            assert!(new.join("layer.json").exists());
+            fs::remove_dir_all(new).unwrap();
+        }
+        log
+    };
+    // The first run makes the sentinels. A busy machine adds repeated calls and never removes any,
+    // so the smallest of five counts is used.
+    log();
+    std::iter::repeat_with(log).take(5).min_by_key(|log| count(log)).unwrap()
 }
 
 /// Compares a count with the budget.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::thread::gettid;
 
 use super::{Cgroup, Hierarchy, Version, mounted};
+use crate::kernel_file::read_kernel_text;
 use crate::user_namespace::UserNamespace;
 
 impl Cgroup {
@@ -67,7 +68,7 @@ impl Drop for PreparedMoves {
 
 /// Moves the calling thread into the group that it is already in.
 fn move_to_own_group() -> io::Result<()> {
-    let groups = fs::read_to_string("/proc/thread-self/cgroup")?;
+    let groups = read_kernel_text("/proc/thread-self/cgroup")?;
     let hierarchies = mounted().map_err(io::Error::other)?;
     // One hierarchy is enough, because all hierarchies share the lock.
     let tasks = hierarchies.iter().find_map(|hierarchy| tasks_file(hierarchy, &groups));

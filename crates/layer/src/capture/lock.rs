@@ -15,6 +15,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde_json::Value;
 
+use super::upper::Upper;
 use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
 use crate::layer::access::Access;
@@ -218,10 +219,10 @@ impl<'a> CaptureLock<'a> {
 
     /// Records the former path of the tree on the layer's directory, so that a repeated capture
     /// finds that the layer is its own.
-    pub(super) fn record_upper(&self, upper: &Path, xattrs: XattrNamespace) {
-        let path = real(upper);
-        if let Err(errno) = fsetxattr(&self.dir, upper_xattr(xattrs), path.as_os_str().as_bytes(), XattrFlags::empty())
-        {
+    pub(super) fn record_upper(&self, upper: &Upper, xattrs: XattrNamespace) {
+        let name = upper_xattr(xattrs);
+        let record = |path: PathBuf| fsetxattr(&self.dir, name, path.as_os_str().as_bytes(), XattrFlags::empty());
+        if let Err(errno) = upper.real_path().and_then(record) {
             // A repeated capture can then recognise the layer only by the identity of its upper.
             log::debug!("cannot record the upper of {}: {errno}", quoted(self.layer.path()));
         }

@@ -20,20 +20,30 @@ pub(super) struct Lowers {
 }
 
 impl Lowers {
-    /// Opens the lowers. Hides directories that this process may not list or search if `unreadable`
-    /// says that the command was shown nothing of them.
-    pub(super) fn open(lowers: &[PathBuf], xattrs: XattrNamespace, unreadable: Unreadable) -> Result<Self> {
+    /// Opens the lowers. Relies on `held` for the layers that it holds. Hides directories that this
+    /// process may not list or search if `unreadable` says that the command was shown nothing of
+    /// them.
+    pub(super) fn open(
+        lowers: &[PathBuf],
+        held: Option<&Hold>,
+        xattrs: XattrNamespace,
+        unreadable: Unreadable,
+    ) -> Result<Self> {
         // A layer that exists after it was held cannot be half removed.
         let layers = lowers.iter().filter(|tree| tree.ends_with("fs")).filter_map(|tree| tree.parent());
-        let hold = Hold::of(layers.filter(|layer| Layer::at(*layer).meta_path().symlink_metadata().is_ok()));
+        let others = match held {
+            Some(held) => held.others(layers),
+            None => layers.collect(),
+        };
+        let is_whole = |layer: &&Path| Layer::at(*layer).meta_path().symlink_metadata().is_ok();
+        let hold = Hold::of(others.into_iter().filter(is_whole));
         let hold = match hold {
             // A layer was removed just now.
             Err(Error::NotADirectory { .. }) => Hold::default(),
             hold => hold?,
         };
-        let (present, missing): (Vec<_>, Vec<_>) = lowers.iter().partition(|lower| lower.symlink_metadata().is_ok());
-        let missing = missing.first().map(|lower| lower.to_path_buf());
-        let view = View::new(&present)?.xattrs(xattrs);
+        let (view, missing) = View::of_existing(lowers)?;
+        let view = view.xattrs(xattrs);
         let view = match unreadable {
             Unreadable::Refused => view,
             Unreadable::Hidden => view.hide_unreadable(),

@@ -244,7 +244,7 @@ mod tests {
     fn take_out(upper: &Path, lower: &Path, made: &[Made]) -> u64 {
         let root = openat(CWD, upper, READ, Mode::empty()).unwrap();
         let xattrs = XattrNamespace::User;
-        let below = Lowers::open(&[lower.into()], xattrs, Unreadable::Refused).unwrap();
+        let below = Lowers::open(&[lower.into()], None, xattrs, Unreadable::Refused).unwrap();
         TakingOut { root: root.as_fd(), path: upper, below: &below, xattrs }.run(made).unwrap()
     }
 

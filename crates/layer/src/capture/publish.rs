@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::fs::CWD;
 
-use super::{Capture, Captured};
+use super::{Appearance, Capture, Captured};
 use crate::display::quoted;
 use crate::error::{Error, Result};
 use crate::layer::meta::Meta;
@@ -42,7 +42,7 @@ impl Capture<'_> {
     ) -> Result<Captured> {
         let (upper, name) = (upper.as_ref(), name.as_ref());
         draft.check(name)?;
-        let captured = self.into_layer(upper, draft.layer(), meta);
+        let captured = self.capture(upper, draft.layer(), meta, Appearance::WithName);
         match captured.and_then(|captured| Ok((captured, draft.try_publish(name)?))) {
             Ok((captured, layer)) => {
                 let store = layer.path().parent().unwrap_or(Path::new("."));

@@ -12,7 +12,7 @@ use super::lock::CaptureLock;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::tree::rename::rename_new;
-use crate::tree::walk::{self, PATH, READ};
+use crate::tree::walk::{self, PATH, Place, READ};
 
 /// The upper directory to capture.
 pub(super) struct Upper {
@@ -43,10 +43,18 @@ impl Upper {
         }
     }
 
+    /// Returns the absolute path of the upper, without symbolic links.
+    pub(super) fn real_path(&self) -> rustix::io::Result<PathBuf> {
+        Ok(walk::path_of(self.parent.as_fd())?.join(walk::as_os_str(&self.name)))
+    }
+
     /// Checks that the upper can be moved into the layer's directory. The capture calls this before
     /// it changes the upper.
     pub(super) fn require_same_mount(&self, lock: &CaptureLock<'_>) -> Result<()> {
-        let place = |file: BorrowedFd<'_>| Ok::<_, Errno>((fstat(file)?.st_dev, walk::mount_of(file)?));
+        let place = |file: BorrowedFd<'_>| {
+            let Place { identity: (device, _), mount } = Place::of(file, c"")?;
+            Ok::<_, Errno>((device, mount))
+        };
         // Check the upper's parent, too: the upper may be a mount point.
         let places = [self.root.as_fd(), self.parent.as_fd(), lock.dir()].map(place);
         match places {

@@ -106,10 +106,9 @@ impl FromStr for Access {
 /// Returns whether users other than the owner and the group can reach the open directory `dir`:
 /// they can search every directory from its parent up to the root.
 pub(crate) fn is_reachable_by_others(dir: impl AsFd) -> rustix::io::Result<bool> {
-    let mut itself = true;
-    for above in walk::upwards(dir.as_fd())? {
-        let stat = fstat(above?)?;
-        if !std::mem::take(&mut itself) && !Mode::from_raw_mode(stat.st_mode).contains(Mode::XOTH) {
+    for above in walk::upwards(dir.as_fd()).skip(1) {
+        let (_, stat) = above?;
+        if !Mode::from_raw_mode(stat.st_mode).contains(Mode::XOTH) {
             return Ok(false);
         }
     }

@@ -1,6 +1,5 @@
 //! Reads JSON files, and replaces them atomically. `meta.rs` and `sidecar.rs` define their content.
 
-use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::mem::MaybeUninit;
@@ -10,6 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir, fchmod, flock, openat, unlinkat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
@@ -51,7 +51,12 @@ pub(crate) fn write<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<()>
 
 /// Makes the new file `name` in `dir`, with one JSON value and a newline. The file is durable once
 /// the file system is synced. Errors name it `path`.
-pub(crate) fn write_new<T: Serialize>(dir: BorrowedFd<'_>, name: &CStr, path: &Path, value: &T) -> Result<()> {
+pub(crate) fn write_new<T: Serialize + ?Sized>(
+    dir: BorrowedFd<'_>,
+    name: impl Arg,
+    path: &Path,
+    value: &T,
+) -> Result<()> {
     let text = to_text(path, value)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(dir, name, flags, MODE).map_err(Error::io("create", path))?;

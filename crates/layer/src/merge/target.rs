@@ -2,12 +2,11 @@
 //! `directory.rs` fills it.
 
 use std::ffi::CString;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Mode, OFlags, XattrFlags, fremovexattr, fsetxattr, fstat, mkdirat, openat, unlinkat,
+    AtFlags, CWD, FlockOperation, Mode, OFlags, XattrFlags, fremovexattr, fsetxattr, mkdirat, openat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -18,6 +17,7 @@ use crate::stack::sources::Sources;
 use crate::tree::attributes::{Attributes, Keep, strip};
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::remove;
+use crate::tree::walk::work_queue::Threads;
 use crate::tree::walk::{self, PATH, READ};
 use crate::tree::xattr::XattrList;
 
@@ -107,7 +107,7 @@ impl Target {
             Ok(()) => Ok(self),
             Err(errno) => {
                 let failure = Error::io("change the attributes of", self.path())(errno);
-                Err(self.undo(failure, NonZeroUsize::MIN))
+                Err(self.undo(failure, Threads::Usual))
             }
         }
     }
@@ -130,7 +130,7 @@ impl Target {
 
     /// Removes everything that the merge made, and restores the state before it. Returns `failure`.
     /// If the clean-up fails, too, returns an error that contains both failures and names the path.
-    pub(super) fn undo(self, failure: Error, threads: NonZeroUsize) -> Error {
+    pub(super) fn undo(self, failure: Error, threads: Threads) -> Error {
         let Self { root, before } = self;
         let path = root.path().to_path_buf();
         let cleanup = match before {
@@ -161,9 +161,8 @@ fn mark(xattrs: XattrNamespace) -> &'static str {
 /// Refuses the target `path` if `dir`, its parent or the target itself, is a source or lies inside
 /// one.
 fn refuse_inside(path: &Path, dir: BorrowedFd<'_>, sources: &Sources) -> Result<()> {
-    let io = || Error::io::<Errno>("look at the parents of", path);
-    for above in walk::upwards(dir).map_err(io())? {
-        let stat = above.and_then(fstat).map_err(io())?;
+    for above in walk::upwards(dir) {
+        let (_, stat) = above.map_err(Error::io("look at the parents of", path))?;
         if let Some(source_tree) = sources.find(walk::identity(&stat)) {
             return Err(Error::TargetInsideSource { target: path.into(), source_tree: source_tree.into() });
         }

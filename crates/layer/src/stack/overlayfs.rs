@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, Stat, XattrFlags, fgetxattr, fsetxattr, lgetxattr, llistxattr, lstat, mknodat,
-    openat, statat,
+    AtFlags, CWD, FileType, Mode, Stat, XattrFlags, fgetxattr, fsetxattr, getxattr, lgetxattr, llistxattr, lstat,
+    mknodat, openat, statat,
 };
 use rustix::io::Errno;
 use serde::Serialize;
@@ -149,9 +149,9 @@ impl EntryKind {
 /// An entry in a directory of a layer, with the attributes that the caller knows already.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry<'a> {
-    /// The directory.
+    /// The directory, or the entry itself.
     pub(crate) dir: BorrowedFd<'a>,
-    /// The name in it.
+    /// The name in it. Empty if `dir` is the entry.
     pub(crate) name: &'a CStr,
     /// The type, which may come from the directory itself.
     pub(crate) kind: FileType,
@@ -186,6 +186,12 @@ impl<'a> Entry<'a> {
     /// Makes the entry `name` of `dir`, whose attributes are `stat`.
     pub(crate) fn new(dir: BorrowedFd<'a>, name: &'a CStr, stat: &'a Stat) -> Self {
         Self { dir, name, kind: FileType::from_raw_mode(stat.st_mode), stat: Some(stat), names: None }
+    }
+
+    /// Makes the entry that is open as `file`, whose attributes are `stat`. `file` may have been opened
+    /// with `O_PATH`.
+    pub(crate) fn of_open(file: BorrowedFd<'a>, stat: &'a Stat) -> Self {
+        Self::new(file, c"", stat)
     }
 
     /// Decides what the entry is to overlayfs, with as few system calls as possible.
@@ -227,7 +233,10 @@ impl<'a> Entry<'a> {
     fn has(&self, xattr: &'static str) -> Result<bool, Unclassified> {
         match self.names {
             Some(names) => Ok(names.has(xattr)),
-            None => exists(lgetxattr(path_through_proc(self.dir, self.name), xattr, &mut [0_u8; 0])),
+            None => {
+                let (path, value) = (path_through_proc(self.dir, self.name), &mut [0_u8; 0]);
+                exists(if self.name.is_empty() { getxattr(path, xattr, value) } else { lgetxattr(path, xattr, value) })
+            }
         }
     }
 }

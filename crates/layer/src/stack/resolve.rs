@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, fstat, readlinkat};
+use rustix::fs::{FileType, readlinkat};
 use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::json_path;
 use crate::stack::overlayfs::EntryKind;
-use crate::stack::view::{Directory, Shown, View};
+use crate::stack::view::{Child, Directory, View};
 use crate::tree::walk::LONGEST_PATH;
 
 /// The maximum number of symbolic links on the way to a path (`MAXSYMLINKS` in the kernel).
@@ -124,7 +124,7 @@ pub(crate) fn resolve(view: &View, path: &Path, last: LastLink) -> Result<Resolv
 ///
 /// # Errors
 /// [`Error::Io`] names `path` if it, or a path to which its links lead, is too long or has too many
-/// links. The other errors are those of [`View::child`] and [`View::pin`].
+/// links. The other errors are those of [`View::open_child`].
 pub(super) fn follow(view: &View, path: &Path, last: LastLink) -> Result<(Vec<StackLink>, End)> {
     walk(view, path, last).map(|walked| (walked.links, walked.end))
 }
@@ -169,30 +169,24 @@ fn walk(view: &View, path: &Path, last: LastLink) -> Result<Walked> {
         }
         let directory = way.last().unwrap_or(&root);
         let path = directory.path().join(&name);
-        let layer = match view.child(directory, &name)? {
+        let (layer, file, stat) = match view.open_child(directory, &name)? {
             None => {
                 let missing = (!of_link).then_some(own + 1);
                 return Ok(Walked { links, way, missing, end: End::Missing(with_rest(path, names), Errno::NOENT) });
             }
             // Links could lead deeper. The limit bounds the memory and the work that a hostile layer
             // can cost.
-            Some(Shown::Directory(directory)) if directory.path().as_os_str().len() > LONGEST_PATH => {
+            Some(Child::Directory(directory)) if directory.path().as_os_str().len() > LONGEST_PATH => {
                 return Err(fail(Errno::NAMETOOLONG));
             }
-            Some(Shown::Directory(directory)) => {
+            Some(Child::Directory(directory)) => {
                 way.push(directory);
                 continue;
             }
-            Some(Shown::File(layer)) => layer,
+            Some(Child::File { tree, file, stat }) => (tree, file, stat),
         };
-        let file = view.pin(layer, directory, &name)?;
         let place = || view.path(layer).join(&path);
-        let stat = fstat(&file).map_err(Error::io("look at", place()))?;
         let kind = EntryKind::of(FileType::from_raw_mode(stat.st_mode));
-        if kind == EntryKind::Directory {
-            // Another process has just replaced the entry.
-            return Err(Error::io("open", place())(Errno::STALE));
-        }
         if kind == EntryKind::Symlink && (last == LastLink::Followed || !names.is_empty()) {
             if links.len() == MOST_LINKS {
                 return Err(fail(Errno::LOOP));

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, Instead, Result};
-use crate::tree::walk::{Identity, PATH};
+use crate::tree::walk::{self, Identity, PATH};
 
 /// The part of the process's descriptors that the roots of trees may use: one in `SHARE`. The other
 /// roots are opened again for each of their directories. So a thousand layers need only a quarter
@@ -60,20 +60,43 @@ impl AsFd for Root<'_> {
 impl Sources {
     /// Opens the trees at `paths`, topmost first.
     pub(crate) fn open(paths: &[impl AsRef<Path>]) -> Result<Self> {
-        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Self::open_and_hold(paths, usize::try_from(limit / SHARE).unwrap_or(usize::MAX))
+        Self::open_and_hold(paths, most_held(), |_, error| Err(error))
     }
 
-    fn open_and_hold(paths: &[impl AsRef<Path>], most_held: usize) -> Result<Self> {
+    /// Opens those of the trees that exist. Also returns the first that does not.
+    pub(crate) fn open_existing(paths: &[impl AsRef<Path>]) -> Result<(Self, Option<PathBuf>)> {
+        let mut missing = None;
+        let opened = Self::open_and_hold(paths, most_held(), |path, error| match path.symlink_metadata() {
+            Ok(_) => Err(error),
+            Err(_) => {
+                missing.get_or_insert(path.into());
+                Ok(())
+            }
+        })?;
+        Ok((opened, missing))
+    }
+
+    /// Opens the trees, and skips one if `skip` returns no error for it.
+    fn open_and_hold(
+        paths: &[impl AsRef<Path>],
+        most_held: usize,
+        mut skip: impl FnMut(&Path, Error) -> Result<()>,
+    ) -> Result<Self> {
         let start = openat(CWD, c".", PATH, Mode::empty()).map_err(Error::io("open", "."))?;
         let mut trees = Vec::with_capacity(paths.len());
-        for path in paths {
+        for given in paths {
             // With `fs/` or `fs/.`, the kernel would follow a symbolic link `fs`.
-            let path: PathBuf = path.as_ref().components().collect();
-            let root = open_root(start.as_fd(), &path, PATH)?;
+            let path: PathBuf = given.as_ref().components().collect();
+            let root = match open_root(start.as_fd(), &path, PATH) {
+                Ok(root) => root,
+                Err(error) => {
+                    skip(given.as_ref(), error)?;
+                    continue;
+                }
+            };
             let stat = fstat(&root).map_err(Error::io("look at", &path))?;
             let held = (trees.len() < most_held).then_some(root);
-            trees.push(Tree { path, identity: (stat.st_dev, stat.st_ino), root: held });
+            trees.push(Tree { path, identity: walk::identity(&stat), root: held });
         }
         Ok(Self { start, trees })
     }
@@ -101,11 +124,17 @@ impl Sources {
         }
         let root = openat(&self.start, path, PATH, Mode::empty())?;
         let stat = fstat(&root)?;
-        if *identity != (stat.st_dev, stat.st_ino) {
+        if *identity != walk::identity(&stat) {
             return Err(Errno::STALE);
         }
         Ok(Root::Opened(root))
     }
+}
+
+/// Returns the number of roots that may stay open.
+fn most_held() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / SHARE).unwrap_or(usize::MAX)
 }
 
 /// Opens the root of the tree at `path`, which is relative to `start`. Does not follow a symbolic
@@ -135,7 +164,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = [dir.path().join("held"), dir.path().join("opened")];
         paths.iter().for_each(|path| fs::create_dir(path).unwrap());
-        let sources = Sources::open_and_hold(&paths, 1).unwrap();
+        let sources = Sources::open_and_hold(&paths, 1, |_, error| Err(error)).unwrap();
         assert!(matches!(sources.root(0), Ok(Root::Held(_))));
         assert!(matches!(sources.root(1), Ok(Root::Opened(_))));
         for (index, path) in paths.iter().enumerate() {

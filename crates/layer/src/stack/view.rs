@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::stack::overlayfs::{self, Entry, EntryKind, XattrNamespace};
 use crate::stack::sources::{Root, Sources, Unreadable};
 use crate::tree::attributes::{Attributes, Keep};
-use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath, open_in};
+use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_c_string, as_os_str, open_beneath};
 use crate::tree::xattr::XattrList;
 
 /// The tree that the kernel would show for a stack of trees, read directory by directory without a
@@ -67,6 +67,20 @@ pub(crate) enum Shown {
     File(usize),
 }
 
+/// The entry that a stack shows under a name of a directory.
+#[derive(Debug)]
+pub(crate) enum Child {
+    Directory(Directory),
+    /// Anything else.
+    File {
+        /// The tree that it is from; the topmost tree is 0.
+        tree: usize,
+        /// Opened with `O_PATH`.
+        file: OwnedFd,
+        stat: Stat,
+    },
+}
+
 /// A directory as a stack shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Directory {
@@ -101,9 +115,20 @@ impl View {
     /// [`Error::NotADirectory`] if a tree is not a directory (a symbolic link is not one),
     /// [`Error::Io`] if its root cannot be opened.
     pub(crate) fn new(trees: &[impl AsRef<Path>]) -> Result<Self> {
-        let directories = None;
-        let unreadable = Unreadable::default();
-        Ok(Self { trees: Sources::open(trees)?, xattrs: XattrNamespace::default(), directories, unreadable })
+        Sources::open(trees).map(Self::of)
+    }
+
+    /// Makes a view of those of the trees that exist. Also returns the first that does not.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), for a tree that exists.
+    pub(crate) fn of_existing(trees: &[impl AsRef<Path>]) -> Result<(Self, Option<PathBuf>)> {
+        let (trees, missing) = Sources::open_existing(trees)?;
+        Ok((Self::of(trees), missing))
+    }
+
+    fn of(trees: Sources) -> Self {
+        Self { trees, xattrs: XattrNamespace::default(), directories: None, unreadable: Unreadable::default() }
     }
 
     /// Remembers from now on which trees have a directory, instead of looking into all of them for
@@ -163,34 +188,51 @@ impl View {
     /// Returns what `directory` shows under `name`.
     ///
     /// # Errors
+    /// As [`open_child`](Self::open_child).
+    pub(crate) fn child(&self, directory: &Directory, name: &OsStr) -> Result<Option<Shown>> {
+        Ok(self.open_child(directory, name)?.map(|child| match child {
+            Child::Directory(directory) => Shown::Directory(directory),
+            Child::File { tree, .. } => Shown::File(tree),
+        }))
+    }
+
+    /// Returns what `directory` shows under `name`. Opens anything but a directory, without access to
+    /// its content, and does not follow it if it is a symbolic link.
+    ///
+    /// # Errors
     /// [`Error::Io`] names an entry that cannot be looked at, and [`Error::MountInside`] a mount
     /// point in a tree. [`Error::Unmergeable`] names a directory whose content is elsewhere in the
     /// layers below (`redirect`), or a file of which this is true (`metacopy`).
-    pub(crate) fn child(&self, directory: &Directory, name: &OsStr) -> Result<Option<Shown>> {
+    pub(crate) fn open_child(&self, directory: &Directory, name: &OsStr) -> Result<Option<Child>> {
         let path = directory.path.join(name);
         if let Some(found) = self.remembered().and_then(|known| known.directories.get(&path).cloned()) {
-            return Ok(Some(Shown::Directory(found)));
+            return Ok(Some(Child::Directory(found)));
         }
         let name = as_c_string(name).map_err(Error::io("look up", path.clone()))?;
         let mut trees = Vec::new();
         for &tree in &directory.trees {
-            let dir = self.open(tree, directory)?;
-            let stat = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
+            let error = |operation| self.error(operation, tree, directory, Some(&name));
+            let root = self.trees.root(tree).map_err(error("open"))?;
+            let file = match open_beneath(root.as_fd(), &path, PATH.difference(OFlags::DIRECTORY)) {
+                Ok(file) => file,
                 Err(Errno::NOENT) => continue,
                 Err(errno) if self.is_hidden(errno) => continue,
-                Err(errno) => return Err(self.error("look at", tree, directory, Some(&name))(errno)),
+                Err(errno) => return Err(error("look at")(errno)),
             };
+            let stat = fstat(&file).map_err(error("look at"))?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                let is_hidden =
-                    !trees.is_empty() || self.kind(tree, directory, dir.as_fd(), &name, &stat)? == EntryKind::Whiteout;
+                let is_hidden = !trees.is_empty() || {
+                    let classified = Entry::of_open(file.as_fd(), &stat).classify(self.xattrs);
+                    let kind = classified.map_err(|why| why.at(self.place(tree, directory, Some(&name))))?;
+                    kind == EntryKind::Whiteout
+                };
                 if !is_hidden {
-                    return Ok(Some(Shown::File(tree)));
+                    return Ok(Some(Child::File { tree, file, stat }));
                 }
                 break;
             }
             trees.push(tree);
-            if self.ends(tree, directory, dir.as_fd(), &name)? {
+            if self.ends(tree, directory, file.as_fd(), &name)? {
                 break;
             }
         }
@@ -202,7 +244,7 @@ impl View {
             found.trees.shrink_to_fit();
             known.insert(&found);
         }
-        Ok(Some(Shown::Directory(found)))
+        Ok(Some(Child::Directory(found)))
     }
 
     fn remembered(&self) -> Option<MutexGuard<'_, Found>> {
@@ -283,17 +325,6 @@ impl View {
         self.trees.root(tree)
     }
 
-    /// Opens the entry `name` that `directory` has in a tree, without access to its content. Does
-    /// not follow it if it is a symbolic link.
-    ///
-    /// # Errors
-    /// [`Error::MountInside`] if the entry is a mount point, [`Error::Io`] if it cannot be opened.
-    pub(crate) fn pin(&self, tree: usize, directory: &Directory, name: &OsStr) -> Result<OwnedFd> {
-        let name = as_c_string(name).map_err(Error::io("open", directory.path.join(name)))?;
-        let opened = open_in(self.open(tree, directory)?.as_fd(), &name, PATH.difference(OFlags::DIRECTORY));
-        opened.map_err(self.error("open", tree, directory, Some(&name)))
-    }
-
     /// Opens a directory of a tree, without access to its content.
     pub(crate) fn open(&self, tree: usize, directory: &Directory) -> Result<OwnedFd> {
         let opened = self.trees.root(tree).and_then(|root| open_beneath(root.as_fd(), &directory.path, PATH));
@@ -343,9 +374,10 @@ impl View {
         classified.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
 
-    /// Returns whether the directory `name` hides the directories of that name in the trees below.
+    /// Returns whether `dir`, the directory `name`, hides the directories of that name in the trees
+    /// below.
     fn ends(&self, tree: usize, directory: &Directory, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
-        let opened = match open_in(dir, name, READ).and_then(|dir| self.searched(dir)) {
+        let opened = match openat(dir, c".", READ, Mode::empty()).and_then(|dir| self.searched(dir)) {
             Ok(opened) => opened,
             Err(errno) if self.is_hidden(errno) => return Ok(true),
             Err(errno) => return Err(self.error("open", tree, directory, Some(name))(errno)),

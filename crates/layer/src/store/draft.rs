@@ -6,13 +6,14 @@ use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags, fstat, renameat_with, statat};
+use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags, fstat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
+use serde::Serialize;
 
 use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
-use crate::layer::Layer;
 use crate::layer::access::Access;
+use crate::layer::{Layer, json};
 use crate::store::existing::{self, Existing, Found};
 use crate::store::hold::Stale;
 use crate::store::name;
@@ -83,6 +84,17 @@ impl Draft {
     /// the store.
     pub fn layer(&self) -> &Layer {
         &self.layer
+    }
+
+    /// Writes a new [sidecar](Layer::write_sidecar) into the draft. Does not sync it: a
+    /// [capture](crate::Capture::publish) makes all files of the draft durable together, before the
+    /// layer appears. Without a capture, the sidecar may be lost in a power cut.
+    ///
+    /// # Errors
+    /// As [`Layer::write_sidecar`]. [`Error::Io`] also if the sidecar exists.
+    pub fn write_sidecar<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<()> {
+        let path = self.layer.sidecar_path(name)?;
+        json::write_new(CWD, &path, &path, value)
     }
 
     /// Returns the directory of the store.
@@ -214,7 +226,12 @@ impl Draft {
     }
 
     fn close(&mut self) -> Result<()> {
-        self.work.take().map_or(Ok(()), WorkDir::remove)
+        let Some(work) = self.work.take() else { return Ok(()) };
+        if let Some(name) = self.layer.path().file_name() {
+            // This succeeds if nothing was made in the draft.
+            let _removed_below = unlinkat(&work, name, AtFlags::REMOVEDIR);
+        }
+        work.remove()
     }
 }
 

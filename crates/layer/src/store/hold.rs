@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, fstat, openat, statat};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, fstat, openat, stat, statat};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
@@ -54,11 +54,19 @@ use crate::tree::walk::{PATH, READ, identity};
 #[derive(Debug, Default)]
 #[must_use = "dropped, it holds nothing any more"]
 pub struct Hold {
-    files: Vec<PartFile>,
+    files: Vec<HoldFile>,
     /// The directories of layers in stores where this user may not make a file.
     dirs: Vec<LockedDir>,
     /// The reason why some layers are not held, and the store of the first of them.
     unheld: Option<(PathBuf, Error)>,
+}
+
+/// The file of a hold in one store.
+#[derive(Debug)]
+struct HoldFile {
+    file: PartFile,
+    /// The names of the layers that the file holds.
+    names: HashSet<OsString>,
 }
 
 /// The part of the process's descriptors that the directories of held layers may use: one in
@@ -164,7 +172,7 @@ impl Hold {
             return Err(Error::io("hold layers for", path)(Errno::INVAL));
         }
         head.resize(HEAD_BYTES, 0);
-        for file in &self.files {
+        for HoldFile { file, .. } in &self.files {
             file.as_file().write_all_at(&head, 0).map_err(Error::io("write", file.path()))?;
         }
         Ok(())
@@ -178,7 +186,7 @@ impl Hold {
         if let Some(dir) = self.dirs.first() {
             log::warn!("a collector may remove {} and other layers of that store", quoted(dir.path()));
         }
-        for file in self.files.drain(..) {
+        for HoldFile { file, .. } in self.files.drain(..) {
             file.keep();
         }
     }
@@ -189,8 +197,26 @@ impl Hold {
     /// [`Error::Io`] if a file cannot be removed. The hold has ended all the same, and a collector
     /// will remove the file.
     pub fn release(mut self) -> Result<()> {
-        let closed = self.files.drain(..).map(PartFile::close);
+        let closed = self.files.drain(..).map(|held| held.file.close());
         closed.collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// Returns those of the layers that no file of this hold names. Some of them may be held all the
+    /// same, for example a layer whose path is a symbolic link.
+    pub(crate) fn others<'l>(&self, layers: impl IntoIterator<Item = &'l Path>) -> Vec<&'l Path> {
+        let mut stores: BTreeMap<&Path, Option<&HoldFile>> = BTreeMap::new();
+        let is_other = |layer: &&'l Path| {
+            let Some((store, name)) = split(layer) else { return true };
+            let file = stores.entry(store).or_insert_with(|| self.file_of(store));
+            !file.is_some_and(|held| held.names.contains(name))
+        };
+        layers.into_iter().filter(is_other).collect()
+    }
+
+    /// Returns the file of this hold in the directory `store`.
+    fn file_of(&self, store: &Path) -> Option<&HoldFile> {
+        let store = identity(&stat(store).ok()?);
+        self.files.iter().find(|held| held.file.store() == Some(store))
     }
 
     /// Holds layers of one store by their names. Adds the symbolic links among them to `links`.
@@ -231,7 +257,9 @@ impl Hold {
         }
         if let Some(lock) = lock.filter(|_| names.len() > HEAD_BYTES) {
             let file = lock.make_file(Part::Holds).and_then(|file| hold(file, &names));
-            self.files.extend(unless_refused(file, &mut why)?);
+            let file = unless_refused(file, &mut why)?;
+            let names = held.iter().map(|(_, name)| (*name).to_owned()).collect();
+            self.files.extend(file.map(|file| HoldFile { file, names }));
         }
         if let Some(Error::Io { source, .. }) = &why {
             let level = match source.kind() {
@@ -644,6 +672,27 @@ mod tests {
         let store_dir = StoreDir::open(store.path()).unwrap().unwrap();
         assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
         assert_eq!(read(&store_dir, Stale::Removed).unwrap(), HashSet::from(["a".into()]));
+    }
+
+    #[test]
+    fn a_hold_knows_the_layers_that_its_files_name() {
+        let held = store(&["a".as_ref(), "b".as_ref()]);
+        let other = store(&["a".as_ref()]);
+        symlink("a", held.path().join("link")).unwrap();
+        let hold = Hold::of([held.path().join("a"), held.path().join("link")]).unwrap();
+        let links = tempfile::tempdir().unwrap();
+        symlink(held.path(), links.path().join("store")).unwrap();
+        let layers = [
+            held.path().join("a"),
+            links.path().join("store/a/"),
+            held.path().join("b"),
+            held.path().join("link"),
+            other.path().join("a"),
+            held.path().join("missing/a"),
+            held.path().join("a/.."),
+        ];
+        let others = hold.others(layers.iter().map(PathBuf::as_path));
+        assert_eq!(others, layers[2..].iter().map(PathBuf::as_path).collect::<Vec<_>>());
     }
 
     #[test]

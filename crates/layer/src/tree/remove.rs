@@ -14,7 +14,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, PATH, READ, as_os_str, open_in, work_queue};
+use crate::tree::walk::work_queue::{self, Threads};
+use crate::tree::walk::{self, Cursor, ENTRIES_SIZE_BYTES, Node, PATH, READ, as_os_str, open_in};
 
 /// The default number of threads of a removal, however few processors there are.
 ///
@@ -88,7 +89,7 @@ impl Remove {
 }
 
 /// Removes `name` in `parent`. `path` is the whole path of `name`.
-pub(crate) fn remove_at(parent: BorrowedFd<'_>, name: &CStr, path: &Path, threads: NonZeroUsize) -> Result<()> {
+pub(crate) fn remove_at(parent: BorrowedFd<'_>, name: &CStr, path: &Path, threads: impl Into<Threads>) -> Result<()> {
     let failed = remove_all(parent, path.parent().unwrap_or(Path::new("")), [name], threads, &|| ());
     failed.into_iter().next().map_or(Ok(()), Err)
 }
@@ -100,7 +101,7 @@ pub(crate) fn remove_all<'a>(
     parent: BorrowedFd<'_>,
     path: &Path,
     names: impl IntoIterator<Item = &'a CStr>,
-    threads: NonZeroUsize,
+    threads: impl Into<Threads>,
     removed: &(dyn Fn() + Sync),
 ) -> Vec<Error> {
     let above = DirNode::root(State::new(0));
@@ -125,7 +126,7 @@ pub(crate) fn remove_all<'a>(
 }
 
 /// Removes everything in `root`. `path` is the whole path of `root`.
-pub(crate) fn empty(root: BorrowedFd<'_>, path: &Path, threads: NonZeroUsize) -> Result<()> {
+pub(crate) fn empty(root: BorrowedFd<'_>, path: &Path, threads: impl Into<Threads>) -> Result<()> {
     let new_worker = || Remover::new(root, path, &|| ());
     work_queue::run(threads, [DirNode::root(State::new(0))], new_worker, Remover::clear).map(drop)
 }

@@ -18,8 +18,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawDir, RawDirEntry, ResolveFlags, Stat, StatxFlags, fstat, openat,
-    openat2, readlinkat, statat, statx,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RawDir, RawDirEntry, ResolveFlags, Stat, StatxFlags, fstat, makedev,
+    openat, openat2, readlinkat, statat, statx,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -97,7 +97,25 @@ fn open_staying<P: Arg + Copy>(dir: BorrowedFd<'_>, path: P, flags: OFlags) -> r
 
 /// Returns the ID of the mount that an open file is on (statx(2), Linux 5.8).
 pub(crate) fn mount_of(file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
-    Ok(statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
+    Ok(Place::of(file, c"")?.mount)
+}
+
+/// A file and the mount through which a process sees it. Two mounts can show one directory, with
+/// different directories above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(crate) identity: Identity,
+    pub(crate) mount: u64,
+}
+
+impl Place {
+    /// Looks at `path`, which starts at the open directory `dir`. The empty path is `dir` itself.
+    pub(crate) fn of(dir: BorrowedFd<'_>, path: &CStr) -> rustix::io::Result<Self> {
+        let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+        let seen = statx(dir, path, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW, wanted)?;
+        let device = makedev(seen.stx_dev_major, seen.stx_dev_minor);
+        Ok(Self { identity: (device, seen.stx_ino), mount: seen.stx_mnt_id })
+    }
 }
 
 /// Returns the identity of the file that `stat` describes.
@@ -112,26 +130,23 @@ pub(crate) fn path_of(file: BorrowedFd<'_>) -> rustix::io::Result<PathBuf> {
 }
 
 /// Returns the open directory `dir` and the directories above it, up to the root of the file system
-/// that this process sees.
-pub(crate) fn upwards(dir: BorrowedFd<'_>) -> rustix::io::Result<impl Iterator<Item = rustix::io::Result<OwnedFd>>> {
-    let mut next = Some(Ok(openat(dir, c".", PATH, Mode::empty())?));
+/// that this process sees, each with its attributes.
+pub(crate) fn upwards(dir: BorrowedFd<'_>) -> impl Iterator<Item = rustix::io::Result<(OwnedFd, Stat)>> {
+    let mut next = Some(openat(dir, c".", PATH, Mode::empty()));
     let mut below = None;
-    Ok(std::iter::from_fn(move || {
-        let this = match next.take()? {
+    std::iter::from_fn(move || {
+        let this = next.take()?.and_then(|this| Ok((fstat(&this)?, this)));
+        let (stat, this) = match this {
             Ok(this) => this,
             Err(errno) => return Some(Err(errno)),
         };
-        let identity = match fstat(&this) {
-            Ok(stat) => (stat.st_dev, stat.st_ino),
-            Err(errno) => return Some(Err(errno)),
-        };
         // The parent of the root is the root.
-        if below.replace(identity) == Some(identity) {
+        if below.replace(identity(&stat)) == Some(identity(&stat)) {
             return None;
         }
         next = Some(openat(&this, c"..", PATH, Mode::empty()));
-        Some(Ok(this))
-    }))
+        Some(Ok((this, stat)))
+    })
 }
 
 /// Returns whether `name` is `.` or `..`, which every directory has.

@@ -58,12 +58,16 @@ impl XattrList {
     }
 }
 
-/// Returns a path through /proc to `name` in `dir`, for calls that take only a path. Before Linux
-/// 6.13, no call of xattr(7) takes a directory and a name in it.
+/// Returns a path through /proc to `name` in `dir`, for calls that take only a path. The empty name
+/// is the open file `dir` itself, to which the path is a link. Before Linux 6.13, no call of xattr(7)
+/// takes a directory and a name in it, or a file that was opened with `O_PATH`.
 pub(crate) fn path_through_proc(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     let mut path = Vec::with_capacity(32 + name.count_bytes());
     // Neither a write to a vector nor a name without NUL can fail.
-    let _ = write!(path, "/proc/self/fd/{}/", dir.as_raw_fd());
-    path.extend_from_slice(name.to_bytes());
+    let _ = write!(path, "/proc/self/fd/{}", dir.as_raw_fd());
+    if !name.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(name.to_bytes());
+    }
     CString::new(path).unwrap_or_default()
 }

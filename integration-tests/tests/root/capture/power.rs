@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use integration_tests::disk::{Disk, run};
 use integration_tests::stack::{private_mounts, require_root};
-use layer::{Capture, Layer, Step};
+use layer::{Capture, Draft, Layer, Step};
 use rustix::fs::{XattrFlags, setxattr};
 
 use super::{meta, names};
@@ -32,14 +32,23 @@ fn content() -> String {
     "0123456789abcdef".repeat(1 << 16)
 }
 
+/// How the layer appears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    InItsDirectory,
+    AsADraft,
+}
+
 #[test]
 fn a_power_cut_at_any_step_leaves_a_whole_layer_or_none() {
     require_root();
-    // The mounts belong to this thread and the programs that it starts.
-    std::thread::spawn(cut_at_every_step).join().unwrap();
+    for way in [Way::InItsDirectory, Way::AsADraft] {
+        // The mounts belong to this thread and the programs that it starts.
+        std::thread::spawn(move || cut_at_every_step(way)).join().unwrap();
+    }
 }
 
-fn cut_at_every_step() {
+fn cut_at_every_step(way: Way) {
     private_mounts().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("disk");
@@ -62,8 +71,16 @@ fn cut_at_every_step() {
         snapshot(&image, &copy);
         cuts.push((step, copy));
     };
-    let layer = Layer::at(disk.path().join("layer"));
-    Capture::new([&lower]).progress(&|step| cut(Some(step))).into_layer(&upper, &layer, meta()).unwrap();
+    let progress = |step| cut(Some(step));
+    let capture = Capture::new([&lower]).progress(&progress);
+    match way {
+        Way::InItsDirectory => capture.into_layer(&upper, &Layer::at(disk.path().join("layer")), meta()).unwrap(),
+        Way::AsADraft => {
+            let draft = Draft::begin(disk.path()).unwrap();
+            draft.write_sidecar("run", "a command").unwrap();
+            capture.publish(&upper, draft, "layer", meta()).unwrap()
+        }
+    };
     cut(None);
     drop(disk);
 
@@ -74,13 +91,17 @@ fn cut_at_every_step() {
         let layer = Layer::at(disk.path().join("layer"));
         match layer.meta().unwrap() {
             Some(meta) => {
-                assert!(step.is_none_or(|step| step > Step::Publish), "{step:?}");
+                let appears = |step| way == Way::InItsDirectory && step > Step::Publish;
+                assert!(step.is_none_or(appears), "{way:?} {step:?}");
+                let sidecar = layer.read_sidecar::<String>("run").unwrap();
+                assert_eq!(sidecar.is_some(), way == Way::AsADraft, "{step:?}");
                 assert_eq!(meta.disk_usage, layer.measure().unwrap().bytes, "{step:?}");
             }
             None => assert!(step.is_some(), "a capture that has returned must be durable"),
         }
         // The content of the layer reaches the disk before the layer gets its name.
-        if step.is_none_or(|step| step >= Step::Publish) {
+        let has_tree = |step| way == Way::InItsDirectory && step >= Step::Publish;
+        if step.is_none_or(has_tree) {
             assert_eq!(names(&layer.fs()), ["dir", "dir/large", "dir/old", "small"], "{step:?}");
             assert!(fs::read_to_string(layer.fs().join("dir/large")).unwrap() == content(), "{step:?}");
             assert_eq!(fs::read_to_string(layer.fs().join("small")).unwrap(), "small", "{step:?}");

@@ -7,11 +7,11 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::{Part, StoreDir, StoreDirLock, entries, make_dir};
@@ -20,7 +20,7 @@ use crate::tree::locked_dir::LockedDir;
 use crate::tree::owner;
 use crate::tree::regular_file;
 use crate::tree::remove::{USUAL_THREADS, remove_at};
-use crate::tree::walk::{READ, as_c_string, as_os_str};
+use crate::tree::walk::{Identity, READ, as_c_string, as_os_str, identity};
 
 /// An open part of a store directory.
 #[derive(Debug)]
@@ -136,7 +136,17 @@ impl WorkDir {
 
     /// Removes the directory with everything in it. It stays locked until it is gone.
     pub(crate) fn remove(self) -> Result<()> {
+        // It is usually empty, and then needs no walk.
+        if unlinkat(&self.part.dir, &self.name, AtFlags::REMOVEDIR).is_ok() {
+            return Ok(());
+        }
         remove_at(self.part.dir.as_fd(), &self.name, self.locked.path(), USUAL_THREADS)
+    }
+}
+
+impl AsFd for WorkDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.locked.as_fd()
     }
 }
 
@@ -157,6 +167,12 @@ impl PartFile {
 
     pub(crate) fn as_file(&self) -> &File {
         &self.file
+    }
+
+    /// Returns the identity of the store that the file is in now.
+    pub(crate) fn store(&self) -> Option<Identity> {
+        let (part, _) = self.entry.as_ref()?;
+        statat(&part.dir, c"../..", AtFlags::empty()).ok().map(|stat| identity(&stat))
     }
 
     /// Leaves the file on the disk.

@@ -6,6 +6,7 @@
 //! lock in the kernel. An idle thread steals the oldest job from the longest queue; that job is
 //! usually a large subtree.
 
+use std::cell::LazyCell;
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,24 +17,44 @@ use crate::error::{Error, Result};
 /// The number of waiting jobs that justifies another thread. Starting a thread takes about 50 µs.
 const BACKLOG: usize = 4;
 
-/// Returns the default number of threads of a merge or a capture: two, or one if there is only one
-/// processor. Both spend their time in the kernel and share the machine with other runs.
-pub(crate) fn usual_threads() -> NonZeroUsize {
-    let processors = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    processors.min(NonZeroUsize::MIN.saturating_add(1))
+/// The number of threads that may share the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Threads {
+    /// Two, or one if there is only one processor. This is the default of a merge and of a capture:
+    /// both spend their time in the kernel and share the machine with other runs.
+    #[default]
+    Usual,
+    AtMost(NonZeroUsize),
+}
+
+impl From<NonZeroUsize> for Threads {
+    fn from(threads: NonZeroUsize) -> Self {
+        Self::AtMost(threads)
+    }
+}
+
+impl Threads {
+    /// Returns the number of threads besides the caller's. Counting the processors takes a dozen
+    /// system calls, so [`run`] calls this only if there is work for a second thread.
+    fn additional(self) -> usize {
+        match self {
+            Threads::Usual => thread::available_parallelism().map_or(0, |processors| (processors.get() - 1).min(1)),
+            Threads::AtMost(threads) => threads.get() - 1,
+        }
+    }
 }
 
 /// Runs the jobs `first`, the last one first, and all jobs that result from them. Returns the
 /// workers with the data that they have gathered.
 ///
-/// The caller's thread is one of the workers. Up to `threads - 1` more threads join, one for every
-/// few jobs that are waiting. Each thread calls `new_worker` for its own state. `step` does one job
-/// and pushes the jobs that it found.
+/// The caller's thread is one of the `threads`. The others join one by one, one for every few jobs
+/// that are waiting. Each thread calls `new_worker` for its own state. `step` does one job and pushes
+/// the jobs that it found.
 ///
 /// # Errors
 /// Returns the first error of a `step`. No job begins after it.
 pub(crate) fn run<J: Send, W: Send>(
-    threads: NonZeroUsize,
+    threads: impl Into<Threads>,
     first: impl IntoIterator<Item = J>,
     new_worker: impl Fn() -> W + Sync,
     step: impl Fn(&mut W, J, &mut Vec<J>) -> Result<()> + Sync,
@@ -52,11 +73,12 @@ pub(crate) fn run<J: Send, W: Send>(
     };
     let workers = thread::scope(|scope| {
         let mut threads_spawned = Vec::new();
-        let mut wanted = threads.get() - 1;
+        let additional = LazyCell::new(|| threads.into().additional());
+        let mut begun = 0;
         let mut worker = new_worker();
         queue.work(0, &mut worker, &step, |backlog| {
-            while wanted > 0 && backlog >= BACKLOG * (threads_spawned.len() + 1) {
-                wanted -= 1;
+            while backlog >= BACKLOG * (threads_spawned.len() + 1) && begun < *additional {
+                begun += 1;
                 let index = queue.add_worker();
                 let (queue, new_worker, step) = (&queue, &new_worker, &step);
                 let spawned = thread::Builder::new().spawn_scoped(scope, move || {
@@ -66,7 +88,7 @@ pub(crate) fn run<J: Send, W: Send>(
                 });
                 match spawned {
                     Ok(spawned) => threads_spawned.push(spawned),
-                    Err(error) => log::warn!("cannot start a thread, working with {} fewer: {error}", wanted + 1),
+                    Err(error) => log::warn!("cannot start thread {} of the work: {error}", begun + 1),
                 }
             }
         });

@@ -263,22 +263,27 @@ fn attempt(args: &Args, json_file: Option<&mut JsonFile<'_>>) -> anyhow::Result<
     if template.terminal() == Terminal::Attached && !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
         bail!("--tty (or process.terminal in --spec) needs a terminal as standard input and standard output");
     }
+    let destination = place.as_ref().map(|place| place.path()).or_else(|| args.upper.clone());
+    // The run checks the destination. If that is also on another mount, its place says more.
+    let of_destination = |error| match &destination {
+        Some(path) => runner::check_upper_destination(&base, &layers, path).err().map_or(error, Into::into),
+        None => error,
+    };
     if let Some(upper) = &args.upper {
         args.stack.check_destination(upper)?;
-        runner::check_upper_destination(&base, &layers, upper)?;
-        args.stack.check_scratch(upper)?;
+        args.stack.check_scratch(upper).map_err(of_destination)?;
     }
     let scratch = match &place {
-        Some(place) => {
-            runner::check_upper_destination(&base, &layers, place.path())?;
-            args.stack.scratch_for(place.store.path(), &place.path())?
-        }
+        Some(place) => args.stack.scratch_for(place.store.path(), &place.path()).map_err(of_destination)?,
         None => args.stack.scratch(args.upper.as_deref().map(parent)),
     };
     let mut options = args.stack.options(scratch).runtime(args.runtime.get()).record_env(match args.record_env {
         RecordEnvArg::Names => RecordEnv::Names,
         RecordEnvArg::Values => RecordEnv::Values,
     });
+    if let Some(destination) = destination {
+        options = options.destination(destination);
+    }
     let (stdout, stderr) = match &args.output {
         None => (Output::Inherit, Output::Inherit),
         Some(path) => {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::Context;
 use container::Cancel;
+use container::advanced::read_kernel_file;
 use runner::Options;
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
@@ -89,8 +90,8 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
 
 /// Returns the mask of the signals that this process ignores.
 fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    ignored_by(&status)
+    let status = read_kernel_file("/proc/self/status").unwrap_or_default();
+    ignored_by(&String::from_utf8_lossy(&status))
 }
 
 /// Returns the mask of ignored signals from the text of a `/proc/PID/status`.

@@ -247,12 +247,13 @@ impl TemplateArgs {
             (Some(Cpus::List(list)), None) => Some(list.as_str()),
             (_, list) => list,
         };
-        // Where the kernel does not say, the runtime does.
-        let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-        if let (Some(list), Some(last)) = (list, last(online.trim())) {
+        if let Some(list) = list {
+            let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
             let online = online.trim();
+            // Where the kernel does not say, the runtime does.
+            let exceeds = last(online).zip(last(list)).is_some_and(|(last, wanted)| wanted > last);
             anyhow::ensure!(
-                self::last(list).is_none_or(|wanted| wanted <= last),
+                !exceeds,
                 "cannot use the processors {list}: this machine has {online}; for an amount of processor time, use --cpus N"
             );
         }
