@@ -47,6 +47,7 @@ mod one_rule;
 mod pack;
 mod pax;
 mod pipeline;
+mod progress;
 #[cfg(test)]
 mod reader_tests;
 mod record;
@@ -66,7 +67,8 @@ pub use self::digest::{Digest, NotADigest};
 pub use self::error::{Error, Problem, Result};
 pub use self::export::{Export, Exported};
 pub use self::image::Blob;
-pub use self::import::{Import, Imported, ImportedLayer, Progress};
+pub use self::import::{Import, Imported, ImportedLayer};
+pub use self::progress::Progress;
 pub use self::record::{InRegistry, Record};
 pub use self::reference::{RegistryImage, Repository};
 pub use self::source::{Platform, Source};

@@ -1,10 +1,10 @@
-//! Holds the system calls of a run and of an import to docs/bench/budget.txt.
-//! scripts/check-instructions holds the instructions.
+//! Holds the system calls of a run and of an import to docs/bench/budget.txt, and limits the memory of
+//! imports and exports. scripts/check-instructions holds the instructions.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,14 +26,7 @@ fn a_process_that_waits_releases_the_pages_of_its_program() {
     let mut command = fixture.layered_script(&[], "echo; read line; true");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-    let status = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-        let number = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
-        };
-        (number("RssFile:"), number("VmHWM:"))
-    };
+    let status = || (kilobytes(&child, "RssFile"), kilobytes(&child, "VmHWM"));
     // The kernel reports no event for it.
     let end = Instant::now() + Duration::from_secs(60);
     let (mut resident, mut peak) = status();
@@ -44,6 +37,72 @@ fn a_process_that_waits_releases_the_pages_of_its_program() {
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
     assert!(resident <= peak / 4, "{resident} kB of {peak} kB stay resident");
+}
+
+/// Returns a number of `/proc/PID/status` in kB.
+fn kilobytes(process: &Child, name: &str) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn the_memory_of_an_image_does_not_grow_with_its_size() {
+    /// The most memory that any large image takes beyond that of a small one without compression,
+    /// which is mostly that of the program. An export with the two threads of zstd takes 9 MB.
+    const MOST_KILOBYTES: usize = 12_000;
+    let dir = tempfile::tempdir().unwrap();
+    // The numbers do not repeat within what a compressor remembers.
+    let tree = |name: &str, numbers: u64| {
+        let tree = dir.path().join(name);
+        fs::create_dir(&tree).unwrap();
+        let content: Vec<u8> =
+            (0..numbers).flat_map(|number| (number.wrapping_mul(number) << 7).to_le_bytes()).collect();
+        fs::write(tree.join("file"), content).unwrap();
+        tree
+    };
+    // Even the small one does not fit into a pipe, so that an import has begun when it is written.
+    let [small, large] = [("small", 200_000), ("large", 5_000_000)].map(|(name, numbers)| tree(name, numbers));
+    let export = |tree: &Path, zip: &str| {
+        let fifo = tree.with_extension(zip);
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let mut command = layered();
+        command.args(["export", "--zip", zip, "--rootfs"]).arg(tree).arg(format!("oci-archive:{}:x", fifo.display()));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        // The first byte of an archive comes when everything is compressed.
+        let mut archive = File::open(&fifo).unwrap();
+        archive.read_exact(&mut [0]).unwrap();
+        let peak = kilobytes(&child, "VmHWM");
+        std::io::copy(&mut archive, &mut std::io::sink()).unwrap();
+        assert!(child.wait().unwrap().success());
+        peak
+    };
+    let import = |tree: &Path, option: &str| {
+        let mut tar = Command::new(find("tar"));
+        let archive = tar.args(["--create", option, "--directory"]).arg(tree).arg(".").output().unwrap().stdout;
+        let (most, end) = archive.split_at(archive.len() - 10);
+        let base = tree.with_extension(format!("base{option}"));
+        let mut command = layered();
+        command.args(["import", "-"]).arg(&base).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(most).unwrap();
+        let peak = kilobytes(&child, "VmHWM");
+        input.write_all(end).unwrap();
+        drop(input);
+        assert!(child.wait().unwrap().success());
+        peak
+    };
+    let compare = |measure: &dyn Fn(&Path, &str) -> usize, options: [&str; 3]| {
+        let least = measure(&small, options[0]);
+        for option in options {
+            let peak = measure(&large, option);
+            eprintln!("{option}: {peak} kB of memory; {least} kB for a small image without compression");
+            assert!(peak <= least + MOST_KILOBYTES, "{option}: {peak} kB are too many for {least} kB");
+        }
+    };
+    compare(&export, ["none", "gzip", "zstd"]);
+    compare(&import, ["--format=gnu", "--gzip", "--zstd"]);
 }
 
 #[test]

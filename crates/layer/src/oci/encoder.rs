@@ -15,8 +15,9 @@ const ZSTD_LEVEL: i32 = 3;
 const ZSTD_THREADS: u32 = 2;
 
 /// The bytes that a thread of zstd compresses at a time. zstd holds about eight times as many, and
-/// would choose 8 MiB. Its output depends on the number.
-const ZSTD_JOB_BYTES: u32 = 3 << 19;
+/// would choose 8 MiB. With 1 MiB, the archive of a Debian system is 0.7 % larger than with 1.5 MiB,
+/// and the two threads hold 12.6 MB instead of 17.2 MB. Its output depends on the number.
+const ZSTD_JOB_BYTES: u32 = 1 << 20;
 
 /// The size of the blocks that a compressor gets. Its output depends on them.
 const BLOCK_BYTES: usize = 128 * 1024;

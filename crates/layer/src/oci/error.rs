@@ -356,6 +356,16 @@ pub enum Problem {
         /// The limit in bytes.
         max_bytes: usize,
     },
+    /// The names of devices that are left out, or of hard links to files of the layers below, take too
+    /// much memory.
+    #[error(
+        "too many devices are left out, or too many names link to the layers below ({max_bytes} bytes of names); \
+         import the image as root, as separate layers"
+    )]
+    NamesTooLarge {
+        /// The limit in bytes.
+        max_bytes: usize,
+    },
     /// The file system has room, but not for so large extended attributes.
     #[error("this file system cannot hold extended attributes of {bytes} bytes in one file; choose another one")]
     XattrsDoNotFit {

@@ -3,7 +3,6 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -16,9 +15,9 @@ use super::error::{Error, Result};
 use super::files::{free_bytes, known};
 use super::image::{Blob, Image, ImageLayer};
 use super::image_writer::ImageWriter;
-use super::import::Progress;
 use super::layout_writer::{LayoutWriter, Written};
 use super::pack::{Differences, pack};
+use super::progress::{Meter, OnProgress, Progress};
 use super::record::Record;
 #[cfg(feature = "registry")]
 use super::registry;
@@ -57,7 +56,7 @@ pub struct Export<'a> {
     config: Map<String, Value>,
     #[cfg(feature = "registry")]
     registry: registry::Options,
-    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+    progress: OnProgress<'a>,
 }
 
 /// The result of an export.
@@ -194,7 +193,7 @@ impl<'a> Export<'a> {
     }
 
     fn write(&self, writer: &ImageWriter, tag: &str) -> Result<Exported> {
-        let done = AtomicU64::new(0);
+        let meter = Meter::new(None, self.progress);
         let config = self.image_config()?;
         let mut blobs = Vec::new();
         let mut differences = Differences::default();
@@ -208,13 +207,13 @@ impl<'a> Export<'a> {
                 }
             }
             if original == 0 {
-                let (blob, found) = self.write_tree(writer, base.fs(), &done)?;
+                let (blob, found) = self.write_tree(writer, base.fs(), &meter)?;
                 differences.add(found);
                 blobs.push(blob);
             }
         }
         for layer in self.layers.iter().rev() {
-            let (blob, found) = self.write_tree(writer, Layer::open(layer.path())?.fs(), &done)?;
+            let (blob, found) = self.write_tree(writer, Layer::open(layer.path())?.fs(), &meter)?;
             differences.add(found);
             remember(layer, &blob);
             blobs.push(blob);
@@ -296,11 +295,11 @@ impl<'a> Export<'a> {
         Ok(tree_digest::compute(layer, self.xattrs)? == recorded.tree)
     }
 
-    fn write_tree(&self, writer: &ImageWriter, tree: PathBuf, done: &AtomicU64) -> Result<(Blob, Differences)> {
+    fn write_tree(&self, writer: &ImageWriter, tree: PathBuf, meter: &Meter<'_>) -> Result<(Blob, Differences)> {
         let (written, (diff_id, mut differences)) = writer.blob(|out| {
             let failed = || Error::io("compress", &tree);
             let mut encoder = Encoder::new(self.compression, out).map_err(failed())?;
-            let reporting = Reporting { out: &mut encoder, done, progress: self.progress };
+            let reporting = Reporting { out: &mut encoder, meter };
             let mut archive = Hashing::new(reporting);
             let differences = pack(&tree, self.xattrs, &mut archive)?;
             let (_, diff_id, _) = archive.finish();
@@ -398,19 +397,15 @@ fn descriptor(media_type: &str, written: Written) -> Value {
 }
 
 /// A writer that reports how much was written.
-struct Reporting<'a, 'b, W> {
+struct Reporting<'a, W> {
     out: &'a mut W,
-    done: &'a AtomicU64,
-    progress: Callback<'b, dyn Fn(Progress) + Sync + 'b>,
+    meter: &'a Meter<'a>,
 }
 
-impl<W: Write> Write for Reporting<'_, '_, W> {
+impl<W: Write> Write for Reporting<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
-        let done_bytes = self.done.fetch_add(written as u64, Ordering::Relaxed) + written as u64;
-        if let Some(progress) = self.progress.0 {
-            progress(Progress { done_bytes, total_bytes: None });
-        }
+        self.meter.add(written as u64);
         Ok(written)
     }
 

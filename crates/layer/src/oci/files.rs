@@ -1,6 +1,7 @@
 //! The files of an image: those of a directory, or of a tar archive that is indexed once.
 //! `image.rs` decides which of them are needed.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -66,25 +67,31 @@ pub(crate) enum Member {
     Link(entry_name::Path),
 }
 
-/// A part of a file. It can be read by several readers at the same time.
+/// A part of a file, wherever the position of the file is. It can be read by several readers at the
+/// same time.
 #[derive(Debug)]
-pub(crate) struct Section {
-    file: Arc<File>,
+pub(crate) struct Section<F> {
+    file: F,
     offset: u64,
     left: u64,
 }
 
-impl Section {
+impl<F> Section<F> {
+    /// Returns the first `bytes` bytes of a file.
+    pub(crate) fn at_start(file: F, bytes: u64) -> Self {
+        Self { file, offset: 0, left: bytes }
+    }
+
     /// Returns the number of bytes that are left.
     pub(crate) fn left(&self) -> u64 {
         self.left
     }
 }
 
-impl Read for Section {
+impl<F: Borrow<File>> Read for Section<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
-        let read = self.file.read_at(&mut buffer[..most], self.offset)?;
+        let read = self.file.borrow().read_at(&mut buffer[..most], self.offset)?;
         self.offset += read as u64;
         self.left -= read as u64;
         Ok(read)
@@ -142,7 +149,7 @@ impl Files {
 
     /// Opens the regular file `name`. Follows no link of a directory, and only those of an archive
     /// that stay in it.
-    pub(crate) fn open(&self, name: &str) -> Result<Section> {
+    pub(crate) fn open(&self, name: &str) -> Result<Section<Arc<File>>> {
         let whole = self.path().join(name);
         match self {
             Self::Directory { dir, .. } => {
@@ -150,7 +157,7 @@ impl Files {
                 let file = regular_file::of_opened(opened, &whole)?.ok_or(Errno::NOENT);
                 let file = file.map_err(Error::io("open", &whole))?;
                 let left = file.metadata().map_err(Error::io("look at", &whole))?.len();
-                Ok(Section { file: Arc::new(file), offset: 0, left })
+                Ok(Section::at_start(Arc::new(file), left))
             }
             Self::Archive { file, members, .. } => {
                 let mut path = entry_name::Path::parse(name.as_bytes()).ok();

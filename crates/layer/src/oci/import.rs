@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
@@ -15,6 +14,8 @@ use super::error::{Error, Problem, Result};
 use super::files::{free_bytes, lossless};
 use super::image::{Blob, Image, ImageLayer};
 use super::pipeline::{self, Expected, Finished, Parts};
+pub(crate) use super::progress::Progress;
+use super::progress::{Meter, OnProgress};
 use super::record::Record;
 #[cfg(feature = "registry")]
 use super::registry;
@@ -34,16 +35,6 @@ use crate::tree::walk;
 /// The default of [`Import::max_bytes`]: 64 GiB.
 pub(crate) const MAX_BYTES: u64 = 64 << 30;
 
-/// The progress of an import or an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// The bytes of the image that were read or written so far.
-    pub done_bytes: u64,
-    /// The bytes in all, if they are known.
-    pub total_bytes: Option<u64>,
-}
-
 /// A builder for the import of an image.
 ///
 /// Nothing appears under its final name before the size and the digest of each blob and the diff ID
@@ -52,6 +43,9 @@ pub struct Progress {
 ///
 /// No part of an image is trusted. Every file is made by descriptor inside of the new directory, as
 /// a process would see it whose root that directory is. A symbolic link cannot lead out of it.
+///
+/// An import takes less than 8 MB of memory, whatever the size of the image is. The window of a layer
+/// that is compressed with zstd comes on top: 2 MB for the usual levels, 128 MB at most.
 ///
 /// ```no_run
 /// use layer::oci::{Import, Source};
@@ -71,7 +65,7 @@ pub struct Import<'a> {
     digest: TreeDigest,
     #[cfg(feature = "registry")]
     registry: registry::Options,
-    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+    progress: OnProgress<'a>,
 }
 
 /// The result of an import.
@@ -283,7 +277,6 @@ impl<'a> Import<'a> {
         let image = image.map_err(|error| name_limit(error, limited_by.as_deref()))?;
         let sizes = image.layers.iter().map(|layer| image.size_of(layer));
         let total_bytes = sizes.sum::<Result<Option<u64>>>()?;
-        let done = AtomicU64::new(0);
         Ok(Work {
             image,
             source: self.source.absolute(),
@@ -291,9 +284,7 @@ impl<'a> Import<'a> {
             limited_by,
             options: self.options,
             digest: self.digest,
-            progress: self.progress,
-            total_bytes,
-            done,
+            meter: Meter::new(total_bytes, self.progress),
         })
     }
 }
@@ -307,9 +298,7 @@ struct Work<'a> {
     limited_by: Option<PathBuf>,
     options: Options,
     digest: TreeDigest,
-    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
-    total_bytes: Option<u64>,
-    done: AtomicU64,
+    meter: Meter<'a>,
 }
 
 /// The layers that were read so far.
@@ -348,12 +337,7 @@ impl Work<'_> {
             left_bytes: self.max_bytes.saturating_sub(read.bytes),
             max_bytes: self.max_bytes,
         };
-        let progress = |bytes| {
-            let done_bytes = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if let Some(progress) = self.progress.0 {
-                progress(Progress { done_bytes, total_bytes: self.total_bytes });
-            }
-        };
+        let progress = |bytes| self.meter.add(bytes);
         let read = pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, unpacker));
         let read = self.image.take_failure().map_or(read, Err);
         read.map_err(|error| name_limit(error, self.limited_by.as_deref()))

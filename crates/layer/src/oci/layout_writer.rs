@@ -6,7 +6,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -14,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::digest::{Digest, Hashing};
 use super::error::{Error, Result};
+use super::files::Section;
 use super::image::{REF_NAME, blob_name};
 use super::pack::{Member, end, header, pad};
 use crate::layer::json;
@@ -146,10 +146,10 @@ impl LayoutWriter {
                 (text.len() as u64, text)
             });
             for (name, (size, text)) in [("oci-layout", version), ("index.json", index)] {
-                write_member(out, name, size, &mut &*text)?;
+                write_member(out, name, size, &*text)?;
             }
             for (digest, (blob, size)) in blobs {
-                write_member(out, &blob_name(digest), size, &mut FromStart { file: &blob, position: 0 })?;
+                write_member(out, &blob_name(digest), size, Section::at_start(&blob, size))?;
             }
             end(out)
         };
@@ -191,8 +191,8 @@ fn named(index: &Value, blobs: &BTreeMap<Digest, (File, u64)>) -> io::Result<BTr
     let mut named = BTreeSet::new();
     for manifest in list(&index["manifests"]).iter().filter_map(digest) {
         named.insert(manifest);
-        let Some((file, _)) = blobs.get(&manifest) else { continue };
-        let manifest: Value = serde_json::from_reader(FromStart { file, position: 0 })?;
+        let Some((file, size)) = blobs.get(&manifest) else { continue };
+        let manifest: Value = serde_json::from_reader(Section::at_start(file, *size))?;
         named.extend(list(&manifest["layers"]).iter().chain([&manifest["config"]]).filter_map(digest));
     }
     Ok(named)
@@ -211,27 +211,13 @@ fn written<W: Write, T>(
     Ok((file, Written { digest, size }, result))
 }
 
-fn write_member(out: &mut impl Write, name: &str, size: u64, content: &mut impl Read) -> io::Result<()> {
+fn write_member(out: &mut impl Write, name: &str, size: u64, content: impl Read) -> io::Result<()> {
     let header = header(&Member::plain(name.as_bytes(), 0o644, size)).map_err(io::Error::other)?;
     out.write_all(&header)?;
     if io::copy(&mut content.take(size), out)? != size {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     pad(out, size)
-}
-
-/// Reads a file from its start, wherever its position is.
-struct FromStart<'a> {
-    file: &'a File,
-    position: u64,
-}
-
-impl Read for FromStart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.position)?;
-        self.position += read as u64;
-        Ok(read)
-    }
 }
 
 #[cfg(test)]

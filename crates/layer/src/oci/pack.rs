@@ -163,8 +163,8 @@ pub(crate) fn end(out: &mut (impl Write + ?Sized)) -> io::Result<()> {
 /// A directory whose entries are being written.
 struct Listed {
     identity: Identity,
-    /// The names that are still to come, the next one last.
-    names: Vec<CString>,
+    /// The entries that are still to come, the next one last.
+    names: Vec<(CString, FileType)>,
     is_opaque: bool,
 }
 
@@ -195,7 +195,7 @@ impl Packer<'_> {
         // the limit of open files.
         let mut way = vec![self.directory(&dir, current)?];
         while let Some(here) = way.last_mut() {
-            let Some(name) = here.names.pop() else {
+            let Some((name, listed)) = here.names.pop() else {
                 way.pop();
                 if let Some(above) = way.last() {
                     dir = open_above(dir.as_fd(), above.identity).map_err(Problem::io("leave"))?;
@@ -204,15 +204,18 @@ impl Packer<'_> {
                 continue;
             };
             current.push(as_os_str(&name));
-            let stat = statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(Problem::io("look at"))?;
             if name.to_bytes().starts_with(WHITEOUT) {
                 return Err(Problem::WhiteoutName);
             }
-            if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            if listed.is_dir() {
                 dir = open_in(dir.as_fd(), &name, READ).map_err(Problem::io("open"))?;
                 way.push(self.directory(&dir, current)?);
             } else {
                 let is_opaque = here.is_opaque;
+                let stat = statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW).map_err(Problem::io("look at"))?;
+                if FileType::from_raw_mode(stat.st_mode) != listed {
+                    return Err(Problem::Changed);
+                }
                 // In an opaque directory, a whiteout has nothing to hide.
                 if self.file(dir.as_fd(), &name, current, &stat)? == Shows::Nothing && !is_opaque {
                     self.whiteout(current)?;
@@ -228,7 +231,7 @@ impl Packer<'_> {
         let is_root = path.as_os_str().is_empty();
         let listed = XattrList::of(dir.as_fd()).map_err(Problem::io("list the extended attributes of"))?;
         let stat = fstat(dir).map_err(Problem::io("look at"))?;
-        let attributes = Attributes::of(dir.as_fd(), &listed, Keep::Visible(self.xattrs));
+        let attributes = Attributes::of_known(dir.as_fd(), &stat, &listed, Keep::Visible(self.xattrs));
         let attributes = attributes.map_err(Problem::io("read the attributes of"))?;
         let name = if is_root { b"./".to_vec() } else { [path.as_os_str().as_bytes(), b"/"].concat() };
         self.member(EntryType::Directory, &name, b"", &stat, 0, &attributes)?;
@@ -240,21 +243,23 @@ impl Packer<'_> {
             self.write(&header(&Member::plain(&mark, 0o644, 0))?)?;
         }
         let again = openat(dir, c".", READ, Mode::empty()).map_err(Problem::io("read"))?;
-        let names = Entries::new(again).map_err(Problem::io("read"))?;
-        let mut names: Vec<_> =
-            names.map(|entry| Ok(entry?.0)).collect::<rustix::io::Result<_>>().map_err(Problem::io("read"))?;
-        names.sort_by(|one, other| other.cmp(one));
+        let names = Entries::new(again).and_then(Iterator::collect);
+        let mut names: Vec<(CString, FileType)> = names.map_err(Problem::io("read"))?;
+        names.sort_unstable_by(|(one, _), (other, _)| other.cmp(one));
         Ok(Listed { identity: identity(&stat), names, is_opaque })
     }
 
     /// Writes anything but a directory.
     fn file(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &Path, stat: &Stat) -> Result<Shows, Problem> {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        // A file with content is not a whiteout. `regular_file` looks for other marks of overlayfs,
+        // when the file is open and one call lists all attributes.
+        let may_be_whiteout = kind != FileType::RegularFile || stat.st_size == 0;
         let entry = overlayfs::Entry::new(dir, name, stat);
-        if entry.classify(self.xattrs).map_err(below(path))? == EntryKind::Whiteout {
+        if may_be_whiteout && entry.classify(self.xattrs).map_err(below(path))? == EntryKind::Whiteout {
             return Ok(Shows::Nothing);
         }
         let bytes = path.as_os_str().as_bytes();
-        let kind = FileType::from_raw_mode(stat.st_mode);
         if stat.st_nlink > 1 && kind != FileType::Socket {
             if let Some(first) = self.names.find(stat) {
                 let link =
@@ -269,7 +274,7 @@ impl Packer<'_> {
         }
         let (kind, target) = match kind {
             FileType::RegularFile => {
-                self.regular_file(dir, name, bytes, stat)?;
+                self.regular_file(dir, name, path, stat)?;
                 return Ok(Shows::Entry);
             }
             FileType::Symlink => {
@@ -299,16 +304,21 @@ impl Packer<'_> {
         self.write(&header(&Member::plain(&path, 0o644, 0))?)
     }
 
-    fn regular_file(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &[u8], stat: &Stat) -> Result<(), Problem> {
+    fn regular_file(&mut self, dir: BorrowedFd<'_>, name: &CStr, path: &Path, stat: &Stat) -> Result<(), Problem> {
         let file = open_in(dir, name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC);
         let mut file = File::from(file.map_err(Problem::io("open"))?);
-        let listed = XattrList::of(file.as_fd()).map_err(Problem::io("list the extended attributes of"))?;
-        let attributes = Attributes::of(file.as_fd(), &listed, Keep::Visible(self.xattrs));
-        let attributes = attributes.map_err(Problem::io("read the attributes of"))?;
         let opened = fstat(&file).map_err(Problem::io("look at"))?;
         if identity(&opened) != identity(stat) {
             return Err(Problem::Changed);
         }
+        let listed = XattrList::of(file.as_fd()).map_err(Problem::io("list the extended attributes of"))?;
+        let entry = overlayfs::Entry { names: Some(&listed), ..overlayfs::Entry::new(dir, name, &opened) };
+        if entry.classify(self.xattrs).map_err(below(path))? == EntryKind::Whiteout {
+            return Err(Problem::Changed);
+        }
+        let attributes = Attributes::of_known(file.as_fd(), &opened, &listed, Keep::Visible(self.xattrs));
+        let attributes = attributes.map_err(Problem::io("read the attributes of"))?;
+        let path = path.as_os_str().as_bytes();
         let size = u64::try_from(opened.st_size).unwrap_or(0);
         self.member(EntryType::Regular, path, b"", &opened, size, &attributes)?;
         let mut position = 0;

@@ -6,12 +6,13 @@ mod budget;
 mod directories;
 mod hard_links;
 mod holes;
+mod names;
 mod parents;
 mod privileges;
 mod whiteouts;
 
 use std::collections::HashSet;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -27,6 +28,7 @@ use rustix::io::Errno;
 pub(crate) use self::budget::Budget;
 use self::directories::Directories;
 pub(crate) use self::directories::has_usual_root;
+use self::names::Names;
 use self::parents::Parent;
 pub use self::privileges::{LeftOut, Privileges};
 use self::privileges::{apply, attributes_failed};
@@ -109,7 +111,7 @@ pub(crate) struct Unpacker {
     parent: Option<Parent>,
     left_out: LeftOut,
     /// The devices that were left out, by their directories and names. A hard link can lead to one.
-    absent: HashSet<(Identity, CString)>,
+    absent: Names,
     /// Directories of a layer in which the layers below have nothing that shows. That stays so as
     /// long as they exist.
     alone: HashSet<Identity>,
@@ -184,7 +186,7 @@ impl Unpacker {
             options,
             parent: None,
             left_out: LeftOut::default(),
-            absent: HashSet::new(),
+            absent: Names::default(),
             alone: HashSet::new(),
             next_link: 0,
             budget,
@@ -360,7 +362,7 @@ impl Unpacker {
     /// as the device would.
     fn leave_out(&mut self, dir: &Dir, name: &CStr) -> Result<(), Problem> {
         self.left_out.devices += 1;
-        self.absent.insert((dir.identity, name.to_owned()));
+        self.absent.add(dir.identity, name)?;
         self.clear(dir, name)?;
         self.make_whiteout(dir, name)
     }

@@ -81,13 +81,21 @@ impl Attributes {
     }
 
     /// Reads the attributes of an open file. An [owner without a number](owner::of_copy) is read as
-    /// root. `names` is the [list](XattrList::of) of its extended
-    /// attributes.
+    /// root. `names` is the [list](XattrList::of) of its extended attributes.
     pub(crate) fn of(file: BorrowedFd<'_>, names: &XattrList, keep: Keep) -> rustix::io::Result<Self> {
-        let stat = fstat(file)?;
-        let is_known = owner::known_uid_of(file, &stat).is_some();
-        let attributes = Self::read(&stat, is_known, names, keep, |name, buffer| fgetxattr(file, name, buffer))?;
-        let (uid, gid) = owner::of_copy_of(file, &stat);
+        Self::of_known(file, &fstat(file)?, names, keep)
+    }
+
+    /// As [`of`](Self::of), if the file has been looked at already: `stat` is the result.
+    pub(crate) fn of_known(
+        file: BorrowedFd<'_>,
+        stat: &Stat,
+        names: &XattrList,
+        keep: Keep,
+    ) -> rustix::io::Result<Self> {
+        let is_known = owner::known_uid_of(file, stat).is_some();
+        let attributes = Self::read(stat, is_known, names, keep, |name, buffer| fgetxattr(file, name, buffer))?;
+        let (uid, gid) = owner::of_copy_of(file, stat);
         Ok(Self { uid, gid, ..attributes })
     }
 

@@ -58,13 +58,13 @@ const WORKS: [Work; 5] = [
     },
     Work {
         name: "export of the tree, gzip",
-        ours: "LAYERED export --base IN/root --zip gzip oci:OUT/image:output",
+        ours: "LAYERED export --rootfs IN/root --zip gzip oci:OUT/image:output",
         without_digest: None,
         others: &[("`tar -c \\| gzip`", "CREATE | gzip >OUT/layer")],
     },
     Work {
         name: "export of the tree, zstd",
-        ours: "LAYERED export --base IN/root --zip zstd oci:OUT/image:output",
+        ours: "LAYERED export --rootfs IN/root --zip zstd oci:OUT/image:output",
         without_digest: None,
         others: &[("`tar -c \\| zstd`", "CREATE | zstd --quiet >OUT/layer")],
     },

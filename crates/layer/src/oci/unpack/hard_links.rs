@@ -25,7 +25,7 @@ impl Unpacker {
             Ok(parent) => {
                 let parent = Dir::new(parent)?;
                 let found = statat(parent.as_fd(), &target_name, AtFlags::SYMLINK_NOFOLLOW);
-                if found.as_ref().map_or(true, is_whiteout) && self.is_absent(&parent, &target_name) {
+                if found.as_ref().map_or(true, is_whiteout) && self.absent.has(parent.identity, &target_name) {
                     return self.leave_out(dir, name);
                 }
                 match found {
@@ -63,7 +63,7 @@ impl Unpacker {
             }
         }
         if let Target::Whole { brought: Some(brought) } = &mut self.target {
-            brought.add_link(dir.identity, name, identity(&stat));
+            brought.add_link(dir.identity, name, identity(&stat))?;
         }
         Ok(())
     }
@@ -86,10 +86,6 @@ impl Unpacker {
         };
         self.clear(dir, name)?;
         renameat(dir.as_fd(), &free, dir.as_fd(), name).map_err(Problem::io("make"))
-    }
-
-    fn is_absent(&self, dir: &Dir, name: &CStr) -> bool {
-        !self.absent.is_empty() && self.absent.contains(&(dir.identity, name.to_owned()))
     }
 
     /// Finds the target of a hard link in the layers below.

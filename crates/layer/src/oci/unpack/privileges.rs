@@ -86,17 +86,22 @@ pub(super) fn apply(
     allowed?;
     left_out.owners += u64::from(attributes.owner() != (uid, gid));
     let all = xattrs.len();
+    let mut kept = Vec::with_capacity(all);
+    // Each alone: a hostile file can have ten thousands.
     for xattr in xattrs {
         attributes.xattrs_mut().push(xattr);
         match set(&attributes) {
-            Err(errno) if is_refusal(errno) => drop(attributes.xattrs_mut().pop()),
-            set => set?,
+            Err(errno) if is_refusal(errno) => attributes.xattrs_mut().clear(),
+            set => {
+                set?;
+                kept.append(attributes.xattrs_mut());
+            }
         }
     }
-    let is_whole = attributes.xattrs().len() == all;
-    left_out.xattrs += u64::from(!is_whole);
-    // The refused attribute came after a change of the owner, which clears others.
-    if is_whole { Ok(()) } else { set(&attributes) }
+    left_out.xattrs += u64::from(kept.len() < all);
+    // Each attempt came with a change of the owner, which clears the attributes before it.
+    attributes.xattrs_mut().append(&mut kept);
+    set(&attributes)
 }
 
 /// Returns the conversion of an error of [`apply`] into its reason. `place` is a directory of the
@@ -217,5 +222,26 @@ mod tests {
             let result = apply(&mut LeftOut::default(), privileges, attributes(), &is, |_| Err(errno));
             assert_eq!(result, Err(errno));
         }
+    }
+
+    #[test]
+    fn the_cost_of_attributes_grows_with_their_number_and_not_its_square() {
+        let is = stat(std::env::temp_dir()).unwrap();
+        let xattrs = (0..1000).map(|number| (std::ffi::CString::new(format!("user.{number}")).unwrap(), Vec::new()));
+        let time = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let owner = (is.st_uid, is.st_gid);
+        let attributes = Attributes::new(FileType::RegularFile, 0o644, owner, time, xattrs.collect());
+        let set_xattrs = std::cell::Cell::new(0);
+        let set = |attributes: &Attributes| {
+            set_xattrs.set(set_xattrs.get() + attributes.xattrs().len());
+            match attributes.xattrs().iter().any(|(name, _)| name.as_c_str() == c"user.999") {
+                true => Err(Errno::PERM),
+                false => Ok(()),
+            }
+        };
+        let mut left_out = LeftOut::default();
+        apply(&mut left_out, Privileges::AsAvailable, attributes, &is, set).unwrap();
+        // All at first, then each alone, and those that are kept.
+        assert_eq!((left_out.xattrs, set_xattrs.get()), (1, 1000 + 1000 + 999));
     }
 }

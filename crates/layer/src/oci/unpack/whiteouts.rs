@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, Mode, Stat, openat, statat};
 use rustix::io::Errno;
 
+use super::names::Names;
 use super::parents::is_whiteout;
 use super::{Dir, Needs, Target, Unpacker};
 use crate::oci::entry_name::Path;
@@ -24,7 +25,7 @@ pub(super) struct Brought {
     made: HashSet<Identity>,
     /// The names that the layer has given to files of the layers below. Other names of these files
     /// are not the layer's.
-    links: HashSet<(Identity, CString)>,
+    links: Names,
     /// Directories in which everything of the layers below was hidden.
     cleared: HashSet<Identity>,
 }
@@ -42,14 +43,12 @@ impl Brought {
     }
 
     /// Adds the name of a file that can be one of the layers below.
-    pub(super) fn add_link(&mut self, dir: Identity, name: &CStr, file: Identity) {
-        if !self.made.contains(&file) {
-            self.links.insert((dir, name.to_owned()));
-        }
+    pub(super) fn add_link(&mut self, dir: Identity, name: &CStr, file: Identity) -> Result<(), Problem> {
+        if self.made.contains(&file) { Ok(()) } else { self.links.add(dir, name) }
     }
 
     fn has(&self, dir: Identity, name: &CStr, file: Identity) -> bool {
-        self.made.contains(&file) || !self.links.is_empty() && self.links.contains(&(dir, name.to_owned()))
+        self.made.contains(&file) || self.links.has(dir, name)
     }
 }
 
@@ -195,8 +194,8 @@ mod tests {
         let mut brought = Brought::default();
         let (dir, new, below) = ((0, 1), (0, 2), (0, 3));
         assert!(brought.add(new) && !brought.add(new));
-        brought.add_link(dir, c"link", below);
-        brought.add_link(dir, c"other", new);
+        brought.add_link(dir, c"link", below).unwrap();
+        brought.add_link(dir, c"other", new).unwrap();
         let has = |name, file| brought.has(dir, name, file);
         assert_eq!([has(c"any", new), has(c"link", below), has(c"original", below)], [true, true, false]);
         assert!(!brought.has((0, 4), c"link", below));
