@@ -11,13 +11,9 @@ use layer::oci::Error;
 use layer::oci::registry::{Cancel, Options, PlainHttp};
 use serde::Serialize;
 
-use crate::complain;
 use crate::signals::{self, FirstSignal};
 use crate::values::duration;
-
-/// The exit status if a later attempt can succeed: EX_TEMPFAIL of sysexits.h, which schedulers can
-/// be told to repeat.
-const TEMPORARY: u8 = 75;
+use crate::{TEMPORARY, complain};
 
 /// The exit status if it cannot.
 const PERMANENT: u8 = 1;
