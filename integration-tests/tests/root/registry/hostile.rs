@@ -98,7 +98,12 @@ fn every_failure_has_its_exit_status_and_leaves_nothing() {
     }
     let server = Server::start(|request, _| Answer::new(302, "").header("Location", &request.path));
     refused(&fixture, &server, "a loop", 1, "too many other redirects");
-    for (location, part) in [("file:///etc/passwd", "which is not an address"), ("http://u@127.0.0.1/", "has a user")] {
+    for (location, part) in [
+        ("file:///etc/passwd", "which is not an address"),
+        ("http://u@127.0.0.1/", "has a user"),
+        // Nobody asked for connections to other machines without TLS.
+        ("http://192.0.2.1/", "which has no TLS"),
+    ] {
         let server = Server::start(move |_, _| Answer::new(302, "").header("Location", location));
         refused(&fixture, &server, location, 1, part);
     }
