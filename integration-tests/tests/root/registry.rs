@@ -4,6 +4,7 @@
 mod ends;
 mod hostile;
 mod logins;
+mod pins;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};

@@ -129,6 +129,7 @@ pub struct Pull<'a> {
     max_bytes: u64,
     unpacking: Unpacking,
     digest: TreeDigest,
+    existing: Existing,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
@@ -168,6 +169,7 @@ impl<'a> Pull<'a> {
             max_bytes: MAX_BYTES,
             unpacking: Unpacking { privileges: Privileges::Required, xattrs: XattrNamespace::default() },
             digest: TreeDigest::default(),
+            existing: Existing::default(),
             progress: Callback::default(),
         }
     }
@@ -204,6 +206,13 @@ impl<'a> Pull<'a> {
         self
     }
 
+    /// Decides what happens to a layer of the store that is not the pinned one. By default, it stays,
+    /// and the result is [`Error::NotPinned`].
+    pub fn existing(mut self, existing: Existing) -> Self {
+        self.existing = existing;
+        self
+    }
+
     /// Calls `progress` whenever a part of a blob was received. The total is not known.
     pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
         self.progress = Callback(Some(progress));
@@ -218,7 +227,8 @@ impl<'a> Pull<'a> {
     ///
     /// # Errors
     /// - [`Error::NotInRegistry`] if the registry has no layer of this name.
-    /// - [`Error::NotPinned`] or [`Error::OtherLayer`] if the store has another layer of the name.
+    /// - [`Error::NotPinned`] if the store has another layer of the name, and [`Error::Layer`] if it
+    ///   should be [replaced](Self::existing) and is in use.
     /// - [`Error::WrongDigest`], [`Error::WrongSize`] and [`Error::WrongDiffId`] for damage.
     /// - [`Error::Registry`] if a request failed, or its answer is not a layer.
     /// - [`Error::Cancelled`].
@@ -311,19 +321,27 @@ impl<'a> Pull<'a> {
     }
 
     fn pull(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Step> {
-        if let Some(there) = self.there(store, wanted)? {
+        if let Some(there) = self.usable(store, wanted)? {
             return Ok(Step::There(there));
         }
         let lock = NameLock::wait(store, &wanted.name, &self.registry.cancel)?.ok_or(Error::Cancelled)?;
         // Another process may have pulled it while this one waited.
-        if let Some(there) = self.there(store, wanted)? {
+        if let Some(there) = self.usable(store, wanted)? {
             return Ok(Step::There(there));
         }
         let remote = self.read(wanted)?;
-        let draft = store.draft()?;
+        let draft = store.draft()?.existing(self.existing);
         let left_out = self.unpack(&remote, &draft, done)?;
         self.complete(wanted, &remote, &draft, left_out)?;
         Ok(Step::Ready(Box::new(Ready { draft, lock, remote, left_out })))
+    }
+
+    /// Returns the layer if the store has it, unless it is another one that may be replaced.
+    fn usable(&self, store: &Store, wanted: &Wanted) -> Result<Option<Pulled>> {
+        match self.there(store, wanted) {
+            Err(Error::NotPinned { .. }) if self.existing != Existing::Refused => Ok(None),
+            there => there,
+        }
     }
 
     /// Returns the layer if the store has it, and touches it.

@@ -109,6 +109,18 @@ impl Kind {
     }
 }
 
+/// Returns what succeeded and what failed, each with its item.
+pub(crate) fn split<I, T>(items: &[I], results: Vec<Result<T, Error>>) -> (Vec<(&I, T)>, Vec<(&I, Error)>) {
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for (item, result) in items.iter().zip(results) {
+        match result {
+            Ok(one) => done.push((item, one)),
+            Err(error) => failed.push((item, error)),
+        }
+    }
+    (done, failed)
+}
+
 impl Failed {
     pub(crate) fn of(name: String, error: &Error) -> Self {
         Self { name, error: format!("{error:?}"), temporary: error.is_temporary(), kind: Kind::of(error) }
