@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -24,7 +25,7 @@ use crate::capture::barrier;
 use crate::layer::{Layer, json};
 use crate::oci::digest::Digest;
 use crate::oci::error::{Error, Result};
-use crate::oci::image::{Blob, MAX_JSON_BYTES};
+use crate::oci::image::Blob;
 use crate::oci::import::{MAX_BYTES, Progress, unpack_all};
 use crate::oci::pipeline::{self, Expected};
 use crate::oci::record::{InRegistry, Record};
@@ -38,6 +39,10 @@ use crate::store::hold::Hold;
 
 /// The most layers that wait for a sync. When the disk is slow, pulls wait for it, too.
 const MAX_READY: usize = 64;
+
+/// How long a complete layer waits for others to share its sync. A sync makes the processes that
+/// unpack files wait, so many of them would make a pull slow.
+const GATHER: Duration = Duration::from_millis(500);
 
 /// A layer to pull: its name, and the digest of its manifest if it is pinned.
 ///
@@ -275,7 +280,10 @@ impl<'a> Pull<'a> {
     ) -> HashMap<usize, Result<Pulled>> {
         let mut published = HashMap::new();
         while let Ok(first) = ready.recv() {
-            let batch: Vec<_> = std::iter::once(first).chain(ready.try_iter().take(MAX_READY)).collect();
+            let end = Instant::now() + GATHER;
+            // After the last layer, nothing is left to wait for.
+            let next = || ready.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
+            let batch: Vec<_> = std::iter::once(first).chain(std::iter::from_fn(next).take(MAX_READY)).collect();
             let failed = |source| Error::Io { operation: "sync the file system of", path: store.path().into(), source };
             let synced = File::open(store.path()).and_then(|dir| Ok(barrier::sync(dir.as_fd())?));
             for (number, ready) in batch {
@@ -422,14 +430,14 @@ impl<'a> Pull<'a> {
         })?;
         let unusable = |reason| registry.unusable(&wanted.name, reason);
         let parsed = form::parse(&manifest.bytes).map_err(unusable)?;
-        let Descriptor { digest, size, .. } = parsed.config;
-        let config = registry.small_blob(digest, size, MAX_JSON_BYTES)?;
+        let config_digest = parsed.config.digest;
+        let config = registry.config(&wanted.name, &parsed.config)?;
         let (diff_id, config) = form::parse_config(&config).map_err(unusable)?;
         let files = match parsed.files {
             FilesIn::Annotations(files) => files,
             FilesIn::Artifact(digest) => self.read_files(wanted, digest)?,
         };
-        Ok(Remote { manifest, config_digest: digest, config, diff_id, blob: parsed.blob, files })
+        Ok(Remote { manifest, config_digest, config, diff_id, blob: parsed.blob, files })
     }
 
     /// Reads the artifact with what a layer has beside its tree.

@@ -23,7 +23,7 @@ use crate::oci::digest::{Digest, Hashing};
 use crate::oci::encoder::Encoder;
 use crate::oci::error::{Error, Result};
 use crate::oci::export::MANIFEST;
-use crate::oci::image::{Blob, MAX_JSON_BYTES};
+use crate::oci::image::Blob;
 use crate::oci::import::Progress;
 use crate::oci::pack::{Differences, pack};
 use crate::oci::record::{InRegistry, Record};
@@ -332,8 +332,7 @@ impl<'a> Work<'a> {
         let unusable = |reason| self.registry.unusable(self.name, reason);
         let manifest = self.registry.manifest(&reference)?.ok_or_else(|| unusable("its manifest is gone".into()))?;
         let parsed = form::parse(&manifest.bytes).map_err(unusable)?;
-        let config = &parsed.config;
-        let config = self.registry.small_blob(config.digest, config.size, MAX_JSON_BYTES)?;
+        let config = self.registry.config(self.name, &parsed.config)?;
         let (diff_id, _) = form::parse_config(&config).map_err(unusable)?;
         let form::Descriptor { media_type, digest, size, .. } = parsed.blob;
         Ok((Blob { media_type, digest, size, diff_id: Some(diff_id) }, diff_id))
