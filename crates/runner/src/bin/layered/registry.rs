@@ -109,8 +109,11 @@ impl Kind {
     }
 }
 
-/// Returns what succeeded and what failed, each with its item.
-pub(crate) fn split<I, T>(items: &[I], results: Vec<Result<T, Error>>) -> (Vec<(&I, T)>, Vec<(&I, Error)>) {
+/// Outcomes, each with the item that it is about.
+type Each<'a, I, T> = Vec<(&'a I, T)>;
+
+/// Returns what succeeded and what failed.
+pub(crate) fn split<I, T>(items: &[I], results: Vec<Result<T, Error>>) -> (Each<'_, I, T>, Each<'_, I, Error>) {
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     for (item, result) in items.iter().zip(results) {
         match result {
