@@ -343,7 +343,7 @@ impl<'a> Collector<'a> {
         })
     }
 
-    /// Returns what the file system lacks in free space.
+    /// Returns the free bytes and inodes that the file system lacks.
     fn lacking(&self, store: &Path) -> Result<Size> {
         if self.min_free.is_zero() {
             return Ok(Size::default());
@@ -353,8 +353,8 @@ impl<'a> Collector<'a> {
         Ok(self.min_free.saturating_sub(Size { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), entries }))
     }
 
-    /// Returns what the file system still lacks after layers were removed. By the sizes of those
-    /// layers, it still lacks `expected`.
+    /// Returns the free bytes and inodes that the file system still lacks after layers were removed.
+    /// By the sizes of those layers, it still lacks `expected`.
     fn still_lacking(&self, store: &Path, expected: Size) -> Result<Size> {
         let lacking = self.lacking(store)?;
         if lacking.is_zero() || !expected.is_zero() {

@@ -1,4 +1,5 @@
-//! Pins: which manifest a name means for everyone. `push.rs` sets them, `pull.rs` obeys them.
+//! Pins: which manifest a name means for everyone. `push.rs` writes them. The caller of `pull.rs` reads
+//! them.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -10,7 +11,7 @@ use crate::oci::digest::Digest;
 use crate::oci::error::{Error, Result};
 
 /// A directory of pins. The file `NAME` has the digest of the manifest of the layer `NAME`, in one
-/// line. Whoever can write to the directory decides what the names mean.
+/// line. A user who can write to the directory decides what the names mean.
 ///
 /// Several machines can share the directory, also over NFS.
 ///
@@ -81,7 +82,7 @@ impl Pins {
             fs::hard_link(new.path(), &path)
         };
         let written = write();
-        // Somebody else has pinned the layer, or NFS lost the answer to a link that it made.
+        // Another process has pinned the layer, or NFS lost the answer to the link that it made.
         match self.get(name)? {
             Some(pin) => Ok(pin),
             None => Err(failed("write", &path)(written.err().unwrap_or_else(|| ErrorKind::NotFound.into()))),

@@ -28,9 +28,9 @@ impl Size {
 /// least recently used first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Need {
-    /// What the layers have too much.
+    /// The bytes and inodes that the layers have beyond the budgets.
     pub(super) over: Size,
-    /// What the file system lacks in free space.
+    /// The free bytes and inodes that the file system lacks.
     pub(super) lacking: Size,
     /// Layers that were last used before this time are too old.
     pub(super) oldest: Option<SystemTime>,

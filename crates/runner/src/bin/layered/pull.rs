@@ -46,7 +46,7 @@ pub(crate) struct Args {
     /// Pin the layers to the manifests with these digests, in the order of the names.
     #[arg(long, value_name = "DIGEST")]
     digest: Vec<Digest>,
-    /// Pull the layers that DIR pins: the file DIR/NAME has the digest of the manifest.
+    /// Pull each layer by its pin: the file DIR/NAME has the digest of its manifest.
     ///
     /// A layer without a pin is pulled by its name. A layer of STORE that is not the pinned one is
     /// replaced, unless it is in use or the base of others. `layered push --pins DIR` writes the
