@@ -53,7 +53,7 @@ impl Cluster {
     /// # Panics
     /// If Slurm or the registry is missing or does not start: a test that cannot run fails.
     pub fn start(dir: &Path, nodes: u32) -> Self {
-        for program in ["slurmctld", "slurmd", "sbatch", "munged", "docker-registry", "jq"] {
+        for program in ["slurmctld", "slurmd", "sbatch", "munged", "docker-registry"] {
             find(program);
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/cluster");

@@ -118,6 +118,18 @@ pub enum Error {
         /// The layer.
         layer: PathBuf,
     },
+    /// A layer cannot be moved from one store to the other with a rename.
+    #[error(
+        "cannot move layers from {} to {}: they are on different mounts; use stores below one mount point",
+        quoted(from),
+        quoted(to)
+    )]
+    StoresApart {
+        /// The store that has the layer.
+        from: PathBuf,
+        /// The store that should get it.
+        to: PathBuf,
+    },
     /// The layer that should be removed or replaced is the base of another layer. It is left as it
     /// is.
     #[error("cannot remove or replace {}: it is the base of {}; remove that layer first", quoted(layer), quoted(other))]
@@ -442,7 +454,7 @@ impl Error {
             | Error::AnotherUpper { upper }
             | Error::OtherNamespace { upper, .. }
             | Error::MadeUnknown { upper } => Some(upper),
-            Error::OthersStore { store, .. } => Some(store),
+            Error::OthersStore { store, .. } | Error::StoresApart { from: store, .. } => Some(store),
             Error::TargetInsideSource { target, .. } | Error::Stopped { target } => Some(target),
             Error::Leftover { left, .. } | Error::NotMovedBack { left, .. } => Some(left),
             Error::SidecarName { .. }

@@ -6,6 +6,7 @@ pub(crate) mod existing;
 pub(crate) mod gc;
 pub(crate) mod hold;
 mod name;
+mod relocate;
 mod remove;
 pub(crate) mod scan;
 pub(crate) mod store_dir;
@@ -170,6 +171,28 @@ impl Store {
         let layer = self.layer(name)?;
         remove::check_exists(&layer)?;
         remove::remove(self, &layer)
+    }
+
+    /// Moves the layer `name` to the store `to`, which must be on the same file system. The layer is
+    /// in one of the stores at every moment. Returns it in the other one.
+    ///
+    /// # Errors
+    /// The layer is left as it is after all of them:
+    /// - The errors of [`remove`](Self::remove).
+    /// - [`Error::LayerExists`] if `to` has the name.
+    /// - [`Error::StoresApart`] if the stores are on two file systems, or on two mounts.
+    pub fn move_to(&self, name: impl AsRef<OsStr>, to: &Self) -> Result<Layer> {
+        let (layer, new) = (self.layer(name.as_ref())?, to.layer(name)?);
+        remove::check_exists(&layer)?;
+        remove::check_no_base(self, &layer)?;
+        relocate::relocate(self, &layer, to, &new)?;
+        Ok(new)
+    }
+
+    /// Checks that [`move_to`](Self::move_to) can find both stores on one file system.
+    #[cfg_attr(not(feature = "registry"), allow(dead_code, reason = "a push checks this before it begins"))]
+    pub(crate) fn check_file_system(&self, to: &Self) -> Result<()> {
+        relocate::check_file_system(self, to)
     }
 }
 

@@ -73,7 +73,11 @@ fn gc(store: &Path, options: &[&str]) -> Output {
 }
 
 fn report(output: &Output) -> Value {
-    assert!(output.status.success(), "{output:?}");
+    ends_with(0, output)
+}
+
+fn ends_with(status: i32, output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -191,7 +195,7 @@ fn an_understated_size_removes_no_additional_layers() {
         assert_eq!((names(&done), &done["within_budget"]), (vec!["a"], &true.into()));
         // A held layer makes no room.
         let hold = Hold::of([store.join("b")]).unwrap();
-        let done = report(&gc(&store, &["--min-free", &disk_bytes(&disk).to_string()]));
+        let done = ends_with(75, &gc(&store, &["--min-free", &disk_bytes(&disk).to_string()]));
         assert_eq!((names(&done), &done["held"], &done["within_budget"]), (vec!["c"], &json!(["b"]), &false.into()));
         hold.release().unwrap();
     });
@@ -201,6 +205,28 @@ fn an_understated_size_removes_no_additional_layers() {
 fn disk_bytes(disk: &Disk) -> u64 {
     let stat = statvfs(disk.path()).unwrap();
     stat.f_blocks * stat.f_frsize
+}
+
+#[test]
+fn inodes_are_freed_until_enough_are_there() {
+    with_mounts(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, store) = full_store(dir.path(), "all", Disk::fill_inodes);
+        let free = || statvfs(disk.path()).unwrap().f_favail;
+        // Each layer has seven inodes, and another budget is kept already.
+        for (wanted, gone) in [(1, "a"), (7, ""), (8, "b")] {
+            let done = report(&gc(&store, &["--min-free-inodes", &wanted.to_string(), "--min-free", "1"]));
+            assert_eq!(names(&done).concat(), gone, "{wanted}");
+            assert!(free() >= wanted, "{wanted}");
+        }
+        let hold = Hold::of([store.join("c")]).unwrap();
+        let done = ends_with(75, &gc(&store, &["--min-free-inodes", "1000"]));
+        assert_eq!((&done["held"], &done["within_budget"]), (&json!(["c"]), &false.into()));
+        // What is not a promise of free space does not fail.
+        report(&gc(&store, &["--max-bytes", "0"]));
+        report(&gc(&store, &["--min-free-inodes", "1000", "--dry-run"]));
+        hold.release().unwrap();
+    });
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod ends;
 mod hostile;
 mod logins;
+mod pins;
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -206,6 +207,26 @@ fn a_second_push_or_pull_moves_no_blob() {
     let is_head = |line: &&&String| line.contains("HEAD /v2/farm/manifests/");
     assert_eq!((requests.len(), requests.iter().filter(is_head).count()), (60, 60), "{requests:#?}");
     assert!(!to_other.is_empty());
+}
+
+#[test]
+fn a_pull_asks_for_the_manifest_and_the_tree_of_a_layer_only() {
+    let (fixture, mut registry) = (Fixture::new(), DockerRegistry::start());
+    let there = new_store(&fixture, "there");
+    let layers = ["gcc", "make"].map(|name| make(&there, name, &unusual().file("name", name)));
+    let repository = registry.repository("farm");
+    let pushed = json_of(&mut push(&[&layers[0], &layers[1]], &repository));
+    registry.restart();
+    json_of(&mut pull(&new_store(&fixture, "here"), &repository, &["gcc", "make"]));
+    let requests = registry.requests();
+    for layer in pushed["layers"].as_array().unwrap() {
+        let [name, blob] = ["name", "blob"].map(|key| layer[key].as_str().unwrap());
+        for path in [format!("/v2/farm/manifests/{name}"), format!("/v2/farm/blobs/{blob}")] {
+            let get = format!("GET {path} ");
+            assert_eq!(requests.iter().filter(|line| line.contains(&get)).count(), 1, "{get}: {requests:#?}");
+        }
+    }
+    assert_eq!(requests.len(), 4, "{requests:#?}");
 }
 
 #[test]

@@ -379,7 +379,14 @@ fn gc_prints_tables_and_json() {
     assert_eq!((&report["layers"][0]["name"], &report["layers"][0]["inodes"]), (&"b".into(), &8.into()));
     assert_eq!(gc(&fixture, &["--max-inodes", "16"])["layers"], Value::Array(Vec::new()));
     assert_eq!(gc(&fixture, &["--min-free", "1"])["layers"], Value::Array(Vec::new()));
-    let (_, all, _) = text(&["--min-free", "16000000t"]);
+    let check = |options: &[&str]| text(&[options, &["--check"]].concat());
+    assert_eq!(check(&["--max-inodes", "16", "--min-free", "1", "--min-free-inodes", "1"]), (0, "".into(), "".into()));
+    for budget in [["--max-inodes", "15"], ["--min-free", "16000000t"]] {
+        assert_eq!(check(&budget), (75, "".into(), "".into()), "{budget:?}");
+    }
+    assert_eq!(names(&store).len(), 2);
+    let (status, all, _) = text(&["--min-free", "16000000t"]);
+    assert_eq!(status, 75);
     assert!(all.contains("2 layers removed, 2.0 KiB\n") && all.ends_with("store is still over the budget\n"), "{all}");
 
     let (status, _, stderr) = text(&[]);

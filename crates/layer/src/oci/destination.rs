@@ -41,10 +41,8 @@ pub enum Destination {
     /// `docker://HOST/REPOSITORY:TAG`: an image in a registry. One of the same tag is replaced. To
     /// write it needs the feature `registry`.
     Registry {
-        /// The image.
+        /// The image, with a tag.
         image: RegistryImage,
-        /// The tag.
-        tag: String,
     },
 }
 
@@ -61,7 +59,8 @@ impl Destination {
     /// Returns the tag.
     pub fn tag(&self) -> &str {
         match self {
-            Self::Layout { tag, .. } | Self::OciArchive { tag, .. } | Self::Registry { tag, .. } => tag,
+            Self::Layout { tag, .. } | Self::OciArchive { tag, .. } => tag,
+            Self::Registry { image } => image.tag().unwrap_or("latest"),
         }
     }
 }
@@ -79,10 +78,7 @@ impl FromStr for Destination {
             Ok(Source::Registry { image }) if image.digest().is_some() => {
                 Err(refuse("its digest is not known before it is written; leave out what follows the @"))
             }
-            Ok(Source::Registry { image }) if image.tag().is_some() => {
-                let tag = image.tag().unwrap_or_default().to_string();
-                Ok(Self::Registry { image, tag })
-            }
+            Ok(Source::Registry { image }) if image.tag().is_some() => Ok(Self::Registry { image }),
             Ok(Source::Layout { .. } | Source::OciArchive { .. } | Source::Registry { .. }) => {
                 Err(refuse("it has no tag; add one, as in :latest"))
             }
@@ -110,7 +106,7 @@ impl fmt::Display for Destination {
         let transport = match self {
             Self::Layout { .. } => "oci",
             Self::OciArchive { .. } => "oci-archive",
-            Self::Registry { image, .. } => return image.fmt(formatter),
+            Self::Registry { image } => return image.fmt(formatter),
         };
         write!(formatter, "{transport}:{}:{}", self.path().display(), self.tag())
     }

@@ -68,6 +68,16 @@ pub enum Error {
         /// The digest that the caller wants.
         digest: Digest,
     },
+    /// A pin, or the directory of the pins, cannot be read or written.
+    #[error("cannot {operation} {} (mount the directory of the pins, or correct its permissions)", quoted(path))]
+    Pins {
+        /// The operation that failed.
+        operation: &'static str,
+        /// The pin or the directory.
+        path: PathBuf,
+        /// The kernel's error.
+        source: io::Error,
+    },
     /// The files beside the tree of a layer are too large for a registry.
     #[error(
         "layer.json and the sidecars of {} have more than {max_bytes} bytes together, which no pull accepts; make them smaller",
@@ -441,15 +451,20 @@ impl Error {
         }
     }
 
-    /// Returns whether the same operation can succeed later: the registry is away or busy, or the
-    /// disk is full. A scheduler can try again then.
+    /// Returns whether the same operation can succeed later: the registry is away or busy, the disk
+    /// is full, the pins are not mounted, or a layer that must be replaced is in use. A scheduler
+    /// can try again then.
     pub fn is_temporary(&self) -> bool {
         #[cfg(feature = "registry")]
         if let Self::Registry { problem, .. } = self {
             return problem.is_temporary();
         }
-        if matches!(self, Self::NotBegun) {
-            return true;
+        let in_use =
+            |error: &crate::Error| matches!(error, crate::Error::LayerHeld { .. } | crate::Error::BaseOfOthers { .. });
+        match self {
+            Self::NotBegun | Self::Pins { .. } => return true,
+            Self::Layer(error) if in_use(error) => return true,
+            _ => {}
         }
         let chain = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
         chain.filter_map(|error| error.downcast_ref()).any(is_full)

@@ -174,12 +174,12 @@ impl<'a> Export<'a> {
         match destination {
             Destination::Layout { dir, tag } => self.write(&ImageWriter::Layout(LayoutWriter::open(dir)?), tag),
             #[cfg(feature = "registry")]
-            Destination::Registry { image, tag } => {
+            Destination::Registry { image } => {
                 let registry = registry::Registry::open(image.repository(), &self.registry);
-                self.write(&ImageWriter::Registry(registry), tag)
+                self.write(&ImageWriter::Registry(registry), destination.tag())
             }
             #[cfg(not(feature = "registry"))]
-            Destination::Registry { image, .. } => Err(Error::InRegistry { image: image.to_string() }),
+            Destination::Registry { image } => Err(Error::InRegistry { image: image.to_string() }),
             Destination::OciArchive { file, tag } => {
                 let output = OutputFile::create(file).map_err(Error::io("write", file))?;
                 // Blobs must not be written beside a device file, such as in /dev.

@@ -178,7 +178,8 @@ impl Files {
         }
     }
 
-    /// Reads the manifest or index with this digest, of at most `max_bytes` bytes.
+    /// Reads the manifest or index with this digest, of at most `max_bytes` bytes, and checks the
+    /// digest.
     pub(crate) fn manifest(&self, digest: Digest, max_bytes: u64) -> Result<Vec<u8>> {
         #[cfg(feature = "registry")]
         if let Self::Registry { registry, .. } = self {
@@ -186,17 +187,36 @@ impl Files {
             let missing = || Error::io("open", self.path().join(blob_name(digest)))(Errno::NOENT);
             return manifest.map(|manifest| manifest.bytes).ok_or_else(missing);
         }
-        self.read(&blob_name(digest), max_bytes)
+        self.checked(digest, None, max_bytes)
     }
 
-    /// Reads the blob with this digest and size, of at most `max_bytes` bytes.
+    /// Reads the blob with this digest and size, of at most `max_bytes` bytes, and checks both.
     pub(crate) fn blob(&self, digest: Digest, size: u64, max_bytes: u64) -> Result<Vec<u8>> {
         #[cfg(feature = "registry")]
         if let Self::Registry { registry, .. } = self {
             return registry.small_blob(digest, size, max_bytes);
         }
-        let _ = size;
-        self.read(&blob_name(digest), max_bytes)
+        self.checked(digest, Some(size), max_bytes)
+    }
+
+    /// Checks the size of the blob with this digest.
+    pub(crate) fn check_size(&self, bytes: &[u8], digest: Digest, expected: u64) -> Result<()> {
+        match bytes.len() as u64 {
+            found if found == expected => Ok(()),
+            found => Err(Error::WrongSize { path: self.path().into(), digest, expected, found }),
+        }
+    }
+
+    fn checked(&self, digest: Digest, size: Option<u64>, max_bytes: u64) -> Result<Vec<u8>> {
+        let bytes = self.read(&blob_name(digest), max_bytes)?;
+        if let Some(size) = size {
+            self.check_size(&bytes, digest, size)?;
+        }
+        let found = Digest::of(&bytes);
+        match found == digest {
+            true => Ok(bytes),
+            false => Err(Error::WrongDigest { path: self.path().into(), expected: digest, found }),
+        }
     }
 
     /// Reads the file `name`, of at most `max_bytes` bytes.

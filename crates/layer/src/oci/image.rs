@@ -194,11 +194,7 @@ impl Image {
 
     fn of_digest(files: Files, digest: Digest, record: &Record) -> Result<Self> {
         let bytes = files.manifest(digest, MAX_JSON_BYTES)?;
-        let found = Digest::of(&bytes);
-        if found != digest {
-            return Err(Error::WrongDigest { path: files.path().into(), expected: digest, found });
-        }
-        let manifest = parse_bytes(&bytes, &files.path().join(blob_name(digest)), "an image manifest")?;
+        let manifest = parse_blob(&files, &bytes, digest, "an image manifest")?;
         Self::of_manifest(files, digest, &manifest, Platform::of_config(&record.config).as_ref())
     }
 
@@ -326,7 +322,7 @@ fn sha256(files: &Files, descriptor: &Descriptor) -> Result<Digest> {
 /// Reads a blob that is JSON, and checks its size and digest.
 fn read_blob<T: DeserializeOwned>(files: &Files, descriptor: &Descriptor, expected: &'static str) -> Result<T> {
     let (digest, size) = (sha256(files, descriptor)?, descriptor.size());
-    parse_checked(files, &files.blob(digest, size, MAX_JSON_BYTES)?, digest, size, expected)
+    parse_blob(files, &files.blob(digest, size, MAX_JSON_BYTES)?, digest, expected)
 }
 
 /// A manifest or an index that was chosen.
@@ -350,7 +346,8 @@ impl Chosen {
             Some(bytes) => bytes,
             None => files.manifest(self.digest, MAX_JSON_BYTES)?,
         };
-        parse_checked(files, &bytes, self.digest, self.size, expected)
+        files.check_size(&bytes, self.digest, self.size)?;
+        parse_blob(files, &bytes, self.digest, expected)
     }
 }
 
@@ -359,22 +356,7 @@ fn parse<T: DeserializeOwned>(files: &Files, name: &str, expected: &'static str)
     parse_bytes(&bytes, &files.path().join(name), expected)
 }
 
-/// Parses a blob after a check of its size and digest.
-fn parse_checked<T: DeserializeOwned>(
-    files: &Files,
-    bytes: &[u8],
-    digest: Digest,
-    size: u64,
-    expected: &'static str,
-) -> Result<T> {
-    let (path, found) = (files.path().to_path_buf(), bytes.len() as u64);
-    if found != size {
-        return Err(Error::WrongSize { path, digest, expected: size, found });
-    }
-    let found = Digest::of(bytes);
-    if found != digest {
-        return Err(Error::WrongDigest { path, expected: digest, found });
-    }
+fn parse_blob<T: DeserializeOwned>(files: &Files, bytes: &[u8], digest: Digest, expected: &'static str) -> Result<T> {
     parse_bytes(bytes, &files.path().join(blob_name(digest)), expected)
 }
 

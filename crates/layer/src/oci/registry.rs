@@ -38,9 +38,11 @@ mod challenge;
 mod form;
 mod http;
 mod jobs;
+mod local;
 mod login;
 mod manifest;
 mod name_lock;
+mod pins;
 mod problem;
 mod pull;
 mod push;
@@ -52,6 +54,8 @@ use std::time::Duration;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 pub use self::cancel::Cancel;
+pub use self::local::Local;
+pub use self::pins::Pins;
 pub use self::problem::RegistryProblem;
 pub use self::pull::{Pull, Pulled, Wanted};
 pub use self::push::{Push, Pushed};
@@ -145,7 +149,7 @@ pub struct Registry {
     agent: ureq::Agent,
     /// The address of the registry's host, without a path.
     origin: String,
-    is_plain: bool,
+    plain_http: PlainHttp,
     retries: u32,
     cancel: Cancel,
     /// The header that the registry accepted last, by access.
@@ -158,11 +162,7 @@ impl Registry {
     /// Proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY`), but for a registry on this
     /// machine. The certificates are those of the system (or `SSL_CERT_FILE`).
     pub fn open(repository: &Repository, options: &Options) -> Arc<Self> {
-        let is_plain = match options.plain_http {
-            PlainHttp::Loopback => repository.is_loopback(),
-            PlainHttp::Always => true,
-            PlainHttp::Never => false,
-        };
+        let is_plain = address::may_be_plain(repository.registry(), options.plain_http);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
@@ -193,7 +193,7 @@ impl Registry {
             origin: format!("{scheme}://{}", repository.host()),
             repository: repository.clone(),
             agent,
-            is_plain,
+            plain_http: options.plain_http,
             retries: options.retries,
             cancel: options.cancel.clone(),
             authorizations: Mutex::default(),

@@ -27,6 +27,9 @@ pub enum Existing {
     ///
     /// [failed]: crate::Meta::is_failed
     ReplacedIfFailed,
+    /// As [`ReplacedIfFailed`](Self::ReplacedIfFailed), but whatever the end of the existing layer's
+    /// command was.
+    Replaced,
 }
 
 /// The entry at the path of a new layer.
@@ -59,7 +62,7 @@ pub(super) fn check(layer: &Layer, existing: Existing, stale: Stale) -> Result<F
     }
     check_exists(layer)?;
     match layer.meta()? {
-        Some(meta) if meta.is_failed() => {}
+        Some(meta) if meta.is_failed() || existing == Existing::Replaced => {}
         Some(_) => return Err(Error::NotFailed { layer: layer.path().into() }),
         None => return Err(Error::Incomplete { layer: layer.path().into() }),
     }
@@ -163,6 +166,9 @@ mod tests {
         let error = publish(&store, "failed", Existing::ReplacedIfFailed).unwrap_err();
         assert!(error.to_string().contains(&format!("{}, needs it", store.path().display())), "{error}");
         assert!(failed.fs().join("failed").exists());
+
+        assert!(matches!(publish(&store, "half", Existing::Replaced), Err(Error::Incomplete { .. })));
+        assert!(publish(&store, "good", Existing::Replaced).unwrap().fs().join("new").exists());
 
         fs::remove_dir_all(store.path().join(".layered/holds")).unwrap();
         for name in ["failed", "free"] {

@@ -20,7 +20,7 @@ use serde::{Serialize, Serializer};
 use self::abandoned::Resolved;
 use self::inventory::Inventory;
 pub(crate) use self::inventory::base_hash;
-use self::need::Need;
+use self::need::{Need, Size};
 use self::sizes::Stored;
 use crate::callback::Callback;
 use crate::display::quoted;
@@ -80,7 +80,7 @@ const BATCH: usize = 64;
 pub struct Collector<'a> {
     max_bytes: Option<u64>,
     max_entries: Option<u64>,
-    min_free_bytes: Option<u64>,
+    min_free: Size,
     max_age: Option<Duration>,
     sizes: Sizes,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
@@ -217,7 +217,15 @@ impl<'a> Collector<'a> {
     /// Removes layers until the file system of the store has `bytes` bytes that an ordinary user
     /// can write, as statvfs(3) counts them.
     pub fn min_free_bytes(mut self, bytes: u64) -> Self {
-        self.min_free_bytes = Some(bytes);
+        self.min_free.bytes = bytes;
+        self
+    }
+
+    /// Removes layers until the file system of the store has `entries` free inodes, as statvfs(3)
+    /// counts them. A file system without a fixed number of inodes, such as Btrfs, never lacks any.
+    /// The collector measures every layer if inodes are lacking.
+    pub fn min_free_entries(mut self, entries: u64) -> Self {
+        self.min_free.entries = entries;
         self
     }
 
@@ -248,7 +256,7 @@ impl<'a> Collector<'a> {
     pub fn dry_run(&self, store: impl AsRef<Path>) -> Result<Collected> {
         let store = store.as_ref();
         check_may_change(store)?;
-        let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
+        let inventory = self.inventory(store)?;
         let held = held_now(store, &inventory)?;
         let mut collected = self.plan(&inventory, &held, self.need(store, &inventory)?);
         collected.orphans = inventory.unfinished.len();
@@ -275,7 +283,7 @@ impl<'a> Collector<'a> {
         if let Some(store_dir) = StoreDir::open(store)? {
             remove_orphans(&store_dir.changeable()?, &mut collected)?;
         }
-        let inventory = Inventory::take(store, self.sizes, self.max_bytes, &|progress| self.report_progress(progress))?;
+        let inventory = self.inventory(store)?;
         resolve_unfinished(store, &inventory.unfinished, &mut collected)?;
         let mut need = self.need(store, &inventory)?;
         let of = self.plan(&inventory, &held_now(store, &inventory)?, need).layers.len();
@@ -293,12 +301,28 @@ impl<'a> Collector<'a> {
             // The layer that has become the store's directory is removed already.
             (before + trash.len()..collected.layers.len()).for_each(|_| count_removed());
             collected.failed.extend(Trash::remove_all(&trash, &count_removed));
-            need.free_bytes = self.still_lacking(store, need.free_bytes)?;
+            need.lacking = self.still_lacking(store, need.lacking)?;
         }
         collected.within_budget = !need.is_over();
         collected.failed.extend(inventory.failed);
         collected.closed = inventory.closed;
         Ok(collected)
+    }
+
+    /// Returns whether the store keeps to its budgets of bytes, entries and free space now. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// As `collect`.
+    pub fn is_within_budget(&self, store: impl AsRef<Path>) -> Result<bool> {
+        let store = store.as_ref();
+        Ok(!self.need(store, &self.inventory(store)?)?.is_over())
+    }
+
+    fn inventory(&self, store: &Path) -> Result<Inventory> {
+        // `layer.json` does not record how many inodes a layer would free.
+        let sizes = if self.lacking(store)?.entries > 0 { Sizes::Measured } else { self.sizes };
+        Inventory::take(store, sizes, self.max_bytes, &|progress| self.report_progress(progress))
     }
 
     fn report_progress(&self, progress: Progress) {
@@ -312,26 +336,28 @@ impl<'a> Collector<'a> {
         let total = inventory.total();
         let over = |there: u64, most: Option<u64>| most.map_or(0, |most| there.saturating_sub(most));
         Ok(Need {
-            bytes: over(total.bytes, self.max_bytes),
-            entries: over(total.entries, self.max_entries),
-            free_bytes: self.lacking(store)?,
+            over: Size { bytes: over(total.bytes, self.max_bytes), entries: over(total.entries, self.max_entries) },
+            lacking: self.lacking(store)?,
             // `None` if the time is out of range: no layer is that old.
             oldest: self.max_age.and_then(|age| SystemTime::now().checked_sub(age)),
         })
     }
 
-    /// Returns the number of free bytes that the file system lacks.
-    fn lacking(&self, store: &Path) -> Result<u64> {
-        let Some(least) = self.min_free_bytes else { return Ok(0) };
+    /// Returns the free bytes and inodes that the file system lacks.
+    fn lacking(&self, store: &Path) -> Result<Size> {
+        if self.min_free.is_zero() {
+            return Ok(Size::default());
+        }
         let stat = statvfs(store).map_err(Error::io("ask for the free space of", store))?;
-        Ok(least.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize)))
+        let entries = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+        Ok(self.min_free.saturating_sub(Size { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), entries }))
     }
 
-    /// Returns the number of free bytes that the file system still lacks after layers were removed.
-    /// By the sizes of those layers, it still lacks `expected` bytes.
-    fn still_lacking(&self, store: &Path, expected: u64) -> Result<u64> {
+    /// Returns the free bytes and inodes that the file system still lacks after layers were removed.
+    /// By the sizes of those layers, it still lacks `expected`.
+    fn still_lacking(&self, store: &Path, expected: Size) -> Result<Size> {
         let lacking = self.lacking(store)?;
-        if lacking == 0 || expected > 0 {
+        if lacking.is_zero() || !expected.is_zero() {
             return Ok(lacking.min(expected));
         }
         // Some file systems, for example Btrfs, free the blocks of removed files only in a sync.

@@ -1,5 +1,6 @@
 //! Measures pulls and pushes of a hundred layers against skopeo, at a registry of this machine.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use layer::{Layer, Meta};
 
 use crate::Missing;
+use crate::children::{Usage, usage};
 use crate::markdown::{cells, explained_table};
 use crate::sample::Sample;
 
@@ -77,7 +79,12 @@ pub(crate) fn measured(rounds: usize, missing: &mut Missing) -> Result<String> {
         samples.push_again.time(push)?;
         fs::remove_dir_all(&here)?;
     }
-    let peak = peak_of_pull(&dir.path().join("peak"), &farm, &names)?;
+    let store = dir.path().join("peak");
+    fs::create_dir(&store)?;
+    let mut argv = vec![env!("CARGO_BIN_EXE_layered").as_ref(), "pull".as_ref(), store.as_os_str(), farm.as_ref()];
+    argv.extend(names.iter().map(OsStr::new));
+    let pulled = usage(&argv)?;
+    let copied = usage(&skopeo_copy(&image, &format!("oci:{}:1", dir.path().join("copy").display())))?;
     let Samples { pull, copies, copy, again, push, push_again } = &samples;
     let per_layer = |sample: &Sample| {
         format!("{:.2} ms ({:.2})", sample.median() * 1e3 / LAYERS as f64, sample.minimum() * 1e3 / LAYERS as f64)
@@ -98,7 +105,17 @@ pub(crate) fn measured(rounds: usize, missing: &mut Missing) -> Result<String> {
         row("the second one", push_again, none()),
     ];
     let text = explained_table("Layers in a registry", EXPLANATION, &rows);
-    Ok(format!("{text}\nPeak resident memory of the process `layered pull`: {peak} kB\n"))
+    let used = |used: Usage| {
+        format!(
+            "{:.0} ms of processor time and {} kB of memory",
+            used.processor.as_secs_f64() * 1e3,
+            used.peak_kilobytes
+        )
+    };
+    let (pulled, copied) = (used(pulled), used(copied));
+    Ok(format!(
+        "{text}\nWithout the registry's own part, `layered pull` uses {pulled}, and one `skopeo copy` of one image {copied}.\n"
+    ))
 }
 
 fn layered() -> Command {
@@ -112,7 +129,12 @@ fn run(command: &mut Command) -> Result<()> {
 }
 
 fn copy(from: &str, to: &str) -> Result<()> {
-    run(Command::new("skopeo").args(["copy", "--quiet", "--src-tls-verify=false", "--preserve-digests", from, to]))
+    let [program, arguments @ ..] = skopeo_copy(from, to);
+    run(Command::new(program).args(arguments))
+}
+
+fn skopeo_copy<'a>(from: &'a str, to: &'a str) -> [&'a str; 7] {
+    ["skopeo", "copy", "--quiet", "--src-tls-verify=false", "--preserve-digests", from, to]
 }
 
 /// Makes the layers from the bytes of programs, which a compressor makes smaller as it does most
@@ -138,20 +160,6 @@ fn make_layers(store: &Path) -> Result<Vec<Layer>> {
             Ok(layer)
         })
         .collect()
-}
-
-/// Returns the most memory that a pull has at a time, in kB.
-fn peak_of_pull(store: &Path, repository: &str, names: &[String]) -> Result<u64> {
-    fs::create_dir(store)?;
-    // GNU time is not installed everywhere; the shell's `ulimit` cannot tell.
-    let script = "import resource, subprocess, sys\n\
-                  subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n\
-                  print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
-    let mut command = Command::new("python3");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_layered"), "pull"]).arg(store).arg(repository).args(names);
-    let output = command.output().context("cannot start python3")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
 }
 
 /// A registry without TLS, which ends when it is dropped.

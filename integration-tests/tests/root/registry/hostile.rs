@@ -98,7 +98,12 @@ fn every_failure_has_its_exit_status_and_leaves_nothing() {
     }
     let server = Server::start(|request, _| Answer::new(302, "").header("Location", &request.path));
     refused(&fixture, &server, "a loop", 1, "too many other redirects");
-    for (location, part) in [("file:///etc/passwd", "which is not an address"), ("http://u@127.0.0.1/", "has a user")] {
+    for (location, part) in [
+        ("file:///etc/passwd", "which is not an address"),
+        ("http://u@127.0.0.1/", "has a user"),
+        // Nobody asked for connections to other machines without TLS.
+        ("http://192.0.2.1/", "which has no TLS"),
+    ] {
         let server = Server::start(move |_, _| Answer::new(302, "").header("Location", location));
         refused(&fixture, &server, location, 1, part);
     }
@@ -125,6 +130,12 @@ fn a_layer_that_is_not_what_its_digests_say_is_refused() {
     let store = new_store(&fixture, "good");
     json_of(&mut pull(&store, &server.repository("farm"), &["gcc"]));
     assert!(is_intact(&store.join("gcc")));
+    // The manifest need not have the configuration in itself.
+    let parts = good.with_manifest(|json| drop(json["config"].as_object_mut().unwrap().remove("data").unwrap()));
+    let server = Server::start(move |request, _| parts.answer(request));
+    let store = new_store(&fixture, "without");
+    json_of(&mut pull(&store, &server.repository("farm"), &["gcc"]));
+    assert!(is_intact(&store.join("gcc")) && server.requests().len() == 3);
 
     let size = good.blob.len();
     let other = {
@@ -162,8 +173,22 @@ fn a_layer_that_is_not_what_its_digests_say_is_refused() {
     let none = Digest::of(b"").to_string();
     for (what, parts, part) in [
         ("another size", good.with_manifest(|json| json["layers"][0]["size"] = json!(10)), "instead of 10"),
-        ("a huge configuration", good.with_manifest(|json| json["config"]["size"] = json!(1u64 << 40)), "more than"),
-        ("another configuration", good.with_manifest(|json| json["config"]["digest"] = json!(none)), "answers 404"),
+        ("other data", good.with_manifest(|json| json["config"]["data"] = json!("e30=")), "data is not the blob"),
+        ("no data", good.with_manifest(|json| json["config"]["data"] = json!("-")), "not valid"),
+        (
+            "a huge configuration",
+            good.with_manifest(|json| {
+                json["config"] = json!({"mediaType": json["config"]["mediaType"], "digest": none, "size": 1u64 << 40})
+            }),
+            "more than",
+        ),
+        (
+            "another configuration",
+            good.with_manifest(|json| {
+                json["config"] = json!({"mediaType": json["config"]["mediaType"], "digest": none, "size": 2})
+            }),
+            "answers 404",
+        ),
         (
             "two blobs",
             good.with_manifest(|json| json["layers"] = json!([json["layers"][0], json["layers"][0]])),
@@ -255,7 +280,7 @@ fn a_busy_registry_is_asked_again_when_it_says() {
     });
     let store = new_store(&fixture, "here");
     json_of(&mut pull(&store, &server.repository("farm"), &["gcc"]));
-    assert_eq!(server.requests().len(), 7);
+    assert_eq!(server.requests().len(), 6);
     // After an error that lasts, the other layers are not even begun.
     let server = Server::start(|_, _| Answer::new(503, ""));
     let mut command = pull(&store, &server.repository("farm"), &["a", "b", "c"]);

@@ -1,16 +1,20 @@
-//! Addresses of a registry: where a redirect leads, and whether a login may be sent there. Pure.
+//! Addresses of a registry: where a redirect leads, and whether anything may be sent there. Pure.
+//!
+//! A connection without TLS is refused here before anything is sent, so a login is sent without TLS
+//! only where the caller allows it.
 
 use ureq::http::Uri;
 
+use super::PlainHttp;
 use super::problem::RegistryProblem;
 use crate::oci::reference::is_loopback;
 
 /// Returns the address that `location` means in an answer from `base`.
 ///
 /// # Errors
-/// [`RegistryProblem::Redirect`] if it is not an address of HTTP, has a user, or leads from TLS to
-/// a connection without.
-pub(super) fn resolve(base: &str, location: &str) -> Result<String, RegistryProblem> {
+/// [`RegistryProblem::Redirect`] if it is not an address of HTTP, has a user, leads from TLS to a
+/// connection without, or to one that `plain` does not allow.
+pub(super) fn resolve(base: &str, location: &str, plain: PlainHttp) -> Result<String, RegistryProblem> {
     let refuse = |reason| RegistryProblem::Redirect { to: location.into(), reason };
     let from: Uri = base.parse().map_err(|_| refuse("from an address that is not valid"))?;
     let (scheme, authority) = origin_of(&from).ok_or_else(|| refuse("from an address that is not valid"))?;
@@ -29,7 +33,7 @@ pub(super) fn resolve(base: &str, location: &str) -> Result<String, RegistryProb
     if to_authority.contains('@') {
         return Err(refuse("which has a user"));
     }
-    if scheme == "https" && to_scheme != "https" {
+    if to_scheme != "https" && (scheme == "https" || !may_be_plain(to_authority, plain)) {
         return Err(refuse("which has no TLS"));
     }
     Ok(joined)
@@ -50,14 +54,12 @@ pub(super) fn same_origin(one: &str, other: &str) -> bool {
     }
 }
 
-/// Returns whether a login may be sent to `address`: nobody on the way can read it, or the user has
-/// asked for connections without TLS.
-pub(super) fn is_safe_for_logins(address: &str, is_plain: bool) -> bool {
-    let Ok(uri) = address.parse::<Uri>() else { return false };
-    match origin_of(&uri) {
-        Some(("https", _)) => true,
-        Some((_, authority)) => is_plain || is_loopback(authority),
-        None => false,
+/// Returns whether a connection to `authority`, a host with or without a port, needs no TLS.
+pub(super) fn may_be_plain(authority: &str, plain: PlainHttp) -> bool {
+    match plain {
+        PlainHttp::Loopback => is_loopback(authority),
+        PlainHttp::Always => true,
+        PlainHttp::Never => false,
     }
 }
 
@@ -78,20 +80,26 @@ mod tests {
             ("https://a/v2/x", "//b/y", Ok("https://b/y")),
             ("https://a/v2/x", "https://b/y", Ok("https://b/y")),
             ("http://a/v2/x", "https://b/y", Ok("https://b/y")),
-            ("http://a/v2/x", "http://b/y", Ok("http://b/y")),
+            ("http://localhost/v2/x", "http://127.0.0.1:80/y", Ok("http://127.0.0.1:80/y")),
+            ("http://localhost/v2/x", "http://b/y", Err("no TLS")),
+            ("http://127.0.0.1:5000/v2/x", "//b:5000/y", Err("no TLS")),
             ("https://a/v2/x", "http://b/y", Err("no TLS")),
+            ("https://a/v2/x", "http://localhost/y", Err("no TLS")),
             ("https://a/v2/x", "http://a/y", Err("no TLS")),
             ("https://a/v2/x", "file:///etc/passwd", Err("not an address")),
             ("https://a/v2/x", "gopher://b/y", Err("not an address")),
             ("https://a/v2/x", "https://u@b/y", Err("user")),
             ("https://a/v2/x", "https://b/\r\ny", Err("not an address")),
         ] {
-            match (resolve(base, location), expected) {
+            match (resolve(base, location, PlainHttp::Loopback), expected) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{location}"),
                 (Err(problem), Err(part)) => assert!(problem.to_string().contains(part), "{location}: {problem}"),
                 (found, expected) => panic!("{location}: {found:?} instead of {expected:?}"),
             }
         }
+        let to_other_host = |plain| resolve("http://localhost/v2/x", "http://b/y", plain).is_ok();
+        assert_eq!([PlainHttp::Always, PlainHttp::Never].map(to_other_host), [true, false]);
+        assert!(resolve("https://a/v2/x", "http://a/y", PlainHttp::Always).is_err());
     }
 
     #[test]
@@ -106,15 +114,6 @@ mod tests {
             ("https://a/x", "https://a.b/x", false),
         ] {
             assert_eq!(same_origin(one, other), expected, "{one} {other}");
-        }
-        for (address, is_plain, expected) in [
-            ("https://a/token", false, true),
-            ("http://a/token", false, false),
-            ("http://a/token", true, true),
-            ("http://127.0.0.1:5000/token", false, true),
-            ("/token", true, false),
-        ] {
-            assert_eq!(is_safe_for_logins(address, is_plain), expected, "{address}");
         }
     }
 }

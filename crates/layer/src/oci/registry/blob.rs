@@ -67,7 +67,7 @@ impl Registry {
         let written = self.retrying(|| {
             let request = Request::new(Method::POST, &*begin, Access::Push);
             let response = self.expect(&request, &[202])?;
-            let location = resolve(&begin, &location_of(&response)?)?;
+            let location = resolve(&begin, &location_of(&response)?, self.plain_http)?;
             let separator = if location.contains('?') { '&' } else { '?' };
             let address = format!("{location}{separator}digest=sha256%3A{}", digest.hex());
             let request = Request::new(Method::PUT, address, Access::Push).content(BYTES, content);

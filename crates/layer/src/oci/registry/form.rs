@@ -1,6 +1,8 @@
 //! The form of a layer in a registry: an image manifest with one blob, and `layer.json` and the
 //! sidecars as annotations. `docs/format.md` describes it. Pure; `push.rs` and `pull.rs` use it.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -26,6 +28,9 @@ const TITLE: &str = "org.opencontainers.image.title";
 
 /// The most bytes of annotations. Registries accept manifests of 4 MiB, and podman of fewer.
 const MAX_ANNOTATIONS: usize = 1 << 20;
+
+/// The most bytes of a configuration that the manifest has in itself, which saves a pull a request.
+const MAX_DATA: usize = 8 << 10;
 
 /// The most bytes of all files of an artifact together. It is also the limit of a sidecar on disk.
 pub(super) const MAX_FILES_BYTES: u64 = 16 << 20;
@@ -140,10 +145,14 @@ pub(super) fn manifest(config: &[u8], blob: &Blob, files: Place) -> Vec<u8> {
         Place::Annotations(annotations) => annotations,
         Place::Artifact(digest) => Map::from_iter([(ARTIFACT.to_string(), json!(digest))]),
     };
+    let mut described = json!({"mediaType": CONFIG, "digest": Digest::of(config), "size": config.len()});
+    if config.len() <= MAX_DATA {
+        described["data"] = BASE64_STANDARD.encode(config).into();
+    }
     to_bytes(&json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": {"mediaType": CONFIG, "digest": Digest::of(config), "size": config.len()},
+        "config": described,
         "layers": [{"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size}],
         "annotations": annotations,
     }))
@@ -185,6 +194,21 @@ pub(super) struct Descriptor {
     pub(super) size: u64,
     #[serde(default)]
     annotations: Map<String, Value>,
+    #[serde(default)]
+    data: Option<String>,
+}
+
+impl Descriptor {
+    /// Returns the content of the blob if the manifest has it in itself. An error says why that is
+    /// not the blob.
+    pub(super) fn data(&self) -> Result<Option<Vec<u8>>, String> {
+        let Some(data) = &self.data else { return Ok(None) };
+        let content = BASE64_STANDARD.decode(data).map_err(|error| format!("the data of {}: {error}", self.digest))?;
+        match content.len() as u64 == self.size && Digest::of(&content) == self.digest {
+            true => Ok(Some(content)),
+            false => Err(format!("its data is not the blob {}", self.digest)),
+        }
+    }
 }
 
 /// The manifest of a layer, as it was read.
@@ -290,7 +314,12 @@ mod tests {
         let bytes = manifest(b"{}", &blob(), Place::Annotations(small.annotations().unwrap()));
         let parsed = parse(&bytes).unwrap();
         assert_eq!((parsed.blob.digest, parsed.blob.size), (blob().digest, 4));
+        assert_eq!(parsed.config.data(), Ok(Some(b"{}".to_vec())));
         assert!(matches!(parsed.files, FilesIn::Annotations(found) if found == small));
+
+        let config = vec![b' '; MAX_DATA + 1];
+        let bytes = manifest(&config, &blob(), Place::Annotations(small.annotations().unwrap()));
+        assert_eq!(parse(&bytes).unwrap().config.data(), Ok(None));
 
         let large = files(MAX_ANNOTATIONS);
         assert_eq!(large.annotations(), None);
@@ -333,6 +362,18 @@ mod tests {
         ] {
             let error = changed(change);
             assert!(error.contains(part), "{error:?} has no {part:?}");
+        }
+        for (data, part) in [
+            ("e30=", None),
+            ("e3s=", Some("is not the blob")),
+            ("e30gIA==", Some("is not the blob")),
+            ("%", Some("data of")),
+        ] {
+            let mut json = good.clone();
+            json["config"]["data"] = json!(data);
+            let error = parse(json.to_string().as_bytes()).unwrap().config.data().err();
+            assert_eq!(error.is_some(), part.is_some(), "{data}");
+            assert!(error.unwrap_or_default().contains(part.unwrap_or_default()), "{data}");
         }
     }
 

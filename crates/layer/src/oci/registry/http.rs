@@ -10,7 +10,7 @@ use ureq::http::header::{
 use ureq::http::{self, HeaderName, Method, Response};
 use ureq::{Body, SendBody};
 
-use super::address::{is_safe_for_logins, resolve, same_origin};
+use super::address::{resolve, same_origin};
 use super::challenge::Challenge;
 use super::login::{Login, bearer, encoded};
 use super::problem::{RegistryProblem, of_io};
@@ -194,7 +194,7 @@ impl Registry {
             if !is_redirect || !matches!(request.method, Method::GET | Method::HEAD) {
                 return Ok(response);
             }
-            url = resolve(&url, &location_of(&response)?)?;
+            url = resolve(&url, &location_of(&response)?, self.plain_http)?;
         }
         Err(RegistryProblem::Redirect { to: url, reason: "after too many other redirects" })
     }
@@ -238,16 +238,10 @@ impl Registry {
         let values = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let (realm, service, scope) = match Challenge::parse(values) {
             None => return Ok(None),
-            Some(Challenge::Basic) => {
-                let basic = login.and_then(Login::basic);
-                return match basic {
-                    Some(basic) => self.check_safe(&self.origin).map(|()| Some(basic)),
-                    None => Ok(None),
-                };
-            }
+            Some(Challenge::Basic) => return Ok(login.and_then(Login::basic)),
             Some(Challenge::Bearer { realm, service, scope }) => (realm, service, scope),
         };
-        let realm = resolve(&self.origin, &realm)?;
+        let realm = resolve(&self.origin, &realm, self.plain_http)?;
         let actions = match access {
             Access::Pull => "pull",
             Access::Push => "pull,push",
@@ -260,9 +254,6 @@ impl Registry {
         let separator = if realm.contains('?') { '&' } else { '?' };
         let url = format!("{realm}{separator}{}", encoded(&query));
         let form = login.and_then(|login| login.refresh_form(service.as_deref(), &scope)).map(String::into_bytes);
-        if login.is_some() {
-            self.check_safe(&realm)?;
-        }
         let mut request = match &form {
             Some(form) => Request::new(Method::POST, realm, access).content("application/x-www-form-urlencoded", form),
             None => Request::new(Method::GET, url, access),
@@ -280,16 +271,6 @@ impl Registry {
                 message: message_of(response),
             }),
             _ => Err(self.problem_of(response)),
-        }
-    }
-
-    fn check_safe(&self, address: &str) -> Result<(), RegistryProblem> {
-        match is_safe_for_logins(address, self.is_plain && !self.repository.is_loopback()) {
-            true => Ok(()),
-            false => Err(RegistryProblem::Redirect {
-                to: address.into(),
-                reason: "which has no TLS, so the login is not sent there",
-            }),
         }
     }
 }

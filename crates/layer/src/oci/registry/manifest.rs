@@ -1,10 +1,13 @@
 //! Reads and writes manifests. `form.rs` defines those of layers.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 use ureq::http::Method;
 use ureq::http::header::CONTENT_TYPE;
 
+use super::form::Descriptor;
 use super::http::{Request, read_all};
 use super::problem::RegistryProblem;
 use super::{Access, Registry};
@@ -78,6 +81,14 @@ impl Registry {
         // The manifest itself says it for certain; the header need not be about it.
         let media_type = kind.and_then(|kind| kind.media_type).or(given).unwrap_or_default();
         Ok(Some(Manifest { bytes, digest, media_type }))
+    }
+
+    /// Reads the configuration of the layer `name`, which the manifest can have in itself.
+    pub(super) fn config(self: &Arc<Self>, name: &str, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        match descriptor.data().map_err(|reason| self.unusable(name, reason))? {
+            Some(config) => Ok(config),
+            None => self.small_blob(descriptor.digest, descriptor.size, MAX_JSON_BYTES),
+        }
     }
 
     /// Writes a manifest under `reference`, a tag or its digest.

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -24,7 +25,7 @@ use crate::capture::barrier;
 use crate::layer::{Layer, json};
 use crate::oci::digest::Digest;
 use crate::oci::error::{Error, Result};
-use crate::oci::image::{Blob, MAX_JSON_BYTES};
+use crate::oci::image::Blob;
 use crate::oci::import::{MAX_BYTES, Progress, unpack_all};
 use crate::oci::pipeline::{self, Expected};
 use crate::oci::record::{InRegistry, Record};
@@ -38,6 +39,10 @@ use crate::store::hold::Hold;
 
 /// The most layers that wait for a sync. When the disk is slow, pulls wait for it, too.
 const MAX_READY: usize = 64;
+
+/// How long a complete layer waits for others to share its sync. A sync makes the processes that
+/// unpack files wait, so many of them would make a pull slow.
+const GATHER: Duration = Duration::from_millis(500);
 
 /// A layer to pull: its name, and the digest of its manifest if it is pinned.
 ///
@@ -129,6 +134,7 @@ pub struct Pull<'a> {
     max_bytes: u64,
     unpacking: Unpacking,
     digest: TreeDigest,
+    existing: Existing,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
@@ -168,6 +174,7 @@ impl<'a> Pull<'a> {
             max_bytes: MAX_BYTES,
             unpacking: Unpacking { privileges: Privileges::Required, xattrs: XattrNamespace::default() },
             digest: TreeDigest::default(),
+            existing: Existing::default(),
             progress: Callback::default(),
         }
     }
@@ -204,6 +211,13 @@ impl<'a> Pull<'a> {
         self
     }
 
+    /// Decides what happens to a layer of the store that is not the pinned one. By default, it stays,
+    /// and the result is [`Error::NotPinned`].
+    pub fn existing(mut self, existing: Existing) -> Self {
+        self.existing = existing;
+        self
+    }
+
     /// Calls `progress` whenever a part of a blob was received. The total is not known.
     pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
         self.progress = Callback(Some(progress));
@@ -218,7 +232,8 @@ impl<'a> Pull<'a> {
     ///
     /// # Errors
     /// - [`Error::NotInRegistry`] if the registry has no layer of this name.
-    /// - [`Error::NotPinned`] or [`Error::OtherLayer`] if the store has another layer of the name.
+    /// - [`Error::NotPinned`] if the store has another layer of the name, and [`Error::Layer`] if it
+    ///   should be [replaced](Self::existing) and is in use.
     /// - [`Error::WrongDigest`], [`Error::WrongSize`] and [`Error::WrongDiffId`] for damage.
     /// - [`Error::Registry`] if a request failed, or its answer is not a layer.
     /// - [`Error::Cancelled`].
@@ -265,7 +280,10 @@ impl<'a> Pull<'a> {
     ) -> HashMap<usize, Result<Pulled>> {
         let mut published = HashMap::new();
         while let Ok(first) = ready.recv() {
-            let batch: Vec<_> = std::iter::once(first).chain(ready.try_iter().take(MAX_READY)).collect();
+            let end = Instant::now() + GATHER;
+            // After the last layer, nothing is left to wait for.
+            let next = || ready.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
+            let batch: Vec<_> = std::iter::once(first).chain(std::iter::from_fn(next).take(MAX_READY)).collect();
             let failed = |source| Error::Io { operation: "sync the file system of", path: store.path().into(), source };
             let synced = File::open(store.path()).and_then(|dir| Ok(barrier::sync(dir.as_fd())?));
             for (number, ready) in batch {
@@ -311,19 +329,27 @@ impl<'a> Pull<'a> {
     }
 
     fn pull(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Step> {
-        if let Some(there) = self.there(store, wanted)? {
+        if let Some(there) = self.usable(store, wanted)? {
             return Ok(Step::There(there));
         }
         let lock = NameLock::wait(store, &wanted.name, &self.registry.cancel)?.ok_or(Error::Cancelled)?;
         // Another process may have pulled it while this one waited.
-        if let Some(there) = self.there(store, wanted)? {
+        if let Some(there) = self.usable(store, wanted)? {
             return Ok(Step::There(there));
         }
         let remote = self.read(wanted)?;
-        let draft = store.draft()?;
+        let draft = store.draft()?.existing(self.existing);
         let left_out = self.unpack(&remote, &draft, done)?;
         self.complete(wanted, &remote, &draft, left_out)?;
         Ok(Step::Ready(Box::new(Ready { draft, lock, remote, left_out })))
+    }
+
+    /// Returns the layer if the store has it, unless it is another one that may be replaced.
+    fn usable(&self, store: &Store, wanted: &Wanted) -> Result<Option<Pulled>> {
+        match self.there(store, wanted) {
+            Err(Error::NotPinned { .. }) if self.existing != Existing::Refused => Ok(None),
+            there => there,
+        }
     }
 
     /// Returns the layer if the store has it, and touches it.
@@ -404,14 +430,14 @@ impl<'a> Pull<'a> {
         })?;
         let unusable = |reason| registry.unusable(&wanted.name, reason);
         let parsed = form::parse(&manifest.bytes).map_err(unusable)?;
-        let Descriptor { digest, size, .. } = parsed.config;
-        let config = registry.small_blob(digest, size, MAX_JSON_BYTES)?;
+        let config_digest = parsed.config.digest;
+        let config = registry.config(&wanted.name, &parsed.config)?;
         let (diff_id, config) = form::parse_config(&config).map_err(unusable)?;
         let files = match parsed.files {
             FilesIn::Annotations(files) => files,
             FilesIn::Artifact(digest) => self.read_files(wanted, digest)?,
         };
-        Ok(Remote { manifest, config_digest: digest, config, diff_id, blob: parsed.blob, files })
+        Ok(Remote { manifest, config_digest, config, diff_id, blob: parsed.blob, files })
     }
 
     /// Reads the artifact with what a layer has beside its tree.

@@ -14,6 +14,8 @@ use super::Registry;
 use super::blob::{Cancellable, FileContent};
 use super::form::{self, Files, Place};
 use super::jobs::{self, Jobs};
+use super::local::{self, Local};
+use super::pins::Pins;
 use crate::callback::Callback;
 use crate::layer::Layer;
 use crate::oci::compression::Compression;
@@ -21,12 +23,13 @@ use crate::oci::digest::{Digest, Hashing};
 use crate::oci::encoder::Encoder;
 use crate::oci::error::{Error, Result};
 use crate::oci::export::MANIFEST;
-use crate::oci::image::{Blob, MAX_JSON_BYTES};
+use crate::oci::image::Blob;
 use crate::oci::import::Progress;
 use crate::oci::pack::{Differences, pack};
 use crate::oci::record::{InRegistry, Record};
 use crate::oci::tree_digest::Recorded;
 use crate::stack::overlayfs::XattrNamespace;
+use crate::store::Store;
 use crate::store::hold::Hold;
 
 /// A builder for a push of layers into a registry.
@@ -55,6 +58,8 @@ pub struct Push<'a> {
     registry: &'a Arc<Registry>,
     jobs: Jobs,
     xattrs: XattrNamespace,
+    pins: Option<&'a Pins>,
+    into: Option<&'a Store>,
     progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
@@ -75,6 +80,11 @@ pub struct Pushed {
     /// Whether the layer in the registry has the tree of this one. Another push can have been
     /// faster with another tree.
     pub same: bool,
+    /// The digest of the manifest to which the name is pinned. It can be another one than
+    /// `manifest`. `None` for a push without [`pins`](Push::pins).
+    pub pin: Option<Digest>,
+    /// Where the layer is now. Only a push [`into`](Push::into) a store moves it.
+    pub local: Local,
     /// The bytes that were sent.
     pub bytes_sent: u64,
     /// The bytes that the registry had.
@@ -94,7 +104,14 @@ fn paths<S: serde::Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok
 impl<'a> Push<'a> {
     /// Returns a push into `registry` with four jobs.
     pub fn new(registry: &'a Arc<Registry>) -> Self {
-        Self { registry, jobs: Jobs::default(), xattrs: XattrNamespace::default(), progress: Callback::default() }
+        Self {
+            registry,
+            jobs: Jobs::default(),
+            xattrs: XattrNamespace::default(),
+            pins: None,
+            into: None,
+            progress: Callback::default(),
+        }
     }
 
     /// Sets how many layers are pushed at a time.
@@ -106,6 +123,21 @@ impl<'a> Push<'a> {
     /// Sets the namespace in which the layers mark whiteouts and opaque directories.
     pub fn xattrs(mut self, namespace: XattrNamespace) -> Self {
         self.xattrs = namespace;
+        self
+    }
+
+    /// Pins each layer to its manifest in the registry, unless it is pinned already. So of two
+    /// pushes that write a name at the same time, the first pin decides what the name means.
+    pub fn pins(mut self, pins: impl Into<Option<&'a Pins>>) -> Self {
+        self.pins = pins.into();
+        self
+    }
+
+    /// Moves each layer to `store` after its push if it is the one that others get: the registry has
+    /// its tree, and it is not pinned to another manifest. Otherwise, and if `store` has the name,
+    /// the layer is removed. A layer of `store` itself stays.
+    pub fn into(mut self, store: impl Into<Option<&'a Store>>) -> Self {
+        self.into = store.into();
         self
     }
 
@@ -124,6 +156,10 @@ impl<'a> Push<'a> {
     /// - [`Error::Layer`] if the layer is not complete, or cannot be read or held.
     /// - [`Error::Entry`] names a file that no archive can have.
     /// - [`Error::Registry`] if a request failed.
+    /// - [`Error::Pins`] or [`Error::Malformed`] if a pin cannot be used, and
+    ///   [`Error::NotInRegistry`] if the registry does not have the manifest that it names.
+    /// - [`Error::Layer`] if the layer cannot be moved or removed. The registry has it then, unless
+    ///   the stores are on two mounts.
     /// - [`Error::Cancelled`].
     pub fn run(&self, layers: &[Layer]) -> Vec<Result<Pushed>> {
         let done = AtomicU64::new(0);
@@ -139,9 +175,29 @@ impl<'a> Push<'a> {
         // Held before it is looked at, so that no collector takes it in between.
         let hold = Hold::of([layer.path()])?;
         let work = Work::begin(self, layer, name)?;
-        let pushed = work.push(done);
+        if let Some(store) = self.into {
+            local::check(layer, store)?;
+        }
+        let mut pushed = work.push(done)?;
         drop(hold);
-        pushed
+        if let Some(pins) = self.pins {
+            pushed.pin = Some(self.pin(pins, &pushed)?);
+        }
+        if let Some(store) = self.into {
+            let is_chosen = pushed.same && pushed.pin.is_none_or(|pin| pin == pushed.manifest);
+            pushed.local = local::settle(layer, store, is_chosen)?;
+        }
+        Ok(pushed)
+    }
+
+    /// Pins a layer. Returns the digest to which it is pinned. The registry has its manifest.
+    fn pin(&self, pins: &Pins, pushed: &Pushed) -> Result<Digest> {
+        let pin = pins.pin(&pushed.name, pushed.manifest)?;
+        if pin != pushed.manifest && self.registry.manifest_digest(&pin.to_string())?.is_none() {
+            let name = format!("{}@{pin}", pushed.name);
+            return Err(Error::NotInRegistry { name, repository: self.registry.repository().clone() });
+        }
+        Ok(pin)
     }
 }
 
@@ -226,6 +282,8 @@ impl<'a> Work<'a> {
             blob: blob.digest,
             pushed: true,
             same: true,
+            pin: None,
+            local: Local::Kept,
             bytes_sent: sent.sent,
             bytes_spared: sent.spared,
             sockets: differences.sockets,
@@ -259,6 +317,8 @@ impl<'a> Work<'a> {
             blob: blob.digest,
             pushed: false,
             same,
+            pin: None,
+            local: Local::Kept,
             bytes_sent: 0,
             bytes_spared: if same { blob.size } else { 0 },
             sockets: Vec::new(),
@@ -272,8 +332,7 @@ impl<'a> Work<'a> {
         let unusable = |reason| self.registry.unusable(self.name, reason);
         let manifest = self.registry.manifest(&reference)?.ok_or_else(|| unusable("its manifest is gone".into()))?;
         let parsed = form::parse(&manifest.bytes).map_err(unusable)?;
-        let config = &parsed.config;
-        let config = self.registry.small_blob(config.digest, config.size, MAX_JSON_BYTES)?;
+        let config = self.registry.config(self.name, &parsed.config)?;
         let (diff_id, _) = form::parse_config(&config).map_err(unusable)?;
         let form::Descriptor { media_type, digest, size, .. } = parsed.blob;
         Ok((Blob { media_type, digest, size, diff_id: Some(diff_id) }, diff_id))

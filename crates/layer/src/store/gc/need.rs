@@ -3,21 +3,35 @@
 
 use std::time::SystemTime;
 
-/// The size of a layer or of a store.
+/// A number of bytes and of inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Size {
     pub(super) bytes: u64,
     pub(super) entries: u64,
 }
 
+impl Size {
+    pub(super) fn is_zero(self) -> bool {
+        self == Self::default()
+    }
+
+    pub(super) fn saturating_sub(self, other: Self) -> Self {
+        Self { bytes: self.bytes.saturating_sub(other.bytes), entries: self.entries.saturating_sub(other.entries) }
+    }
+
+    pub(super) fn min(self, other: Self) -> Self {
+        Self { bytes: self.bytes.min(other.bytes), entries: self.entries.min(other.entries) }
+    }
+}
+
 /// The amounts by which a store still exceeds its budgets. They shrink as layers are removed, the
 /// least recently used first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Need {
-    pub(super) bytes: u64,
-    pub(super) entries: u64,
-    /// Free bytes that the file system lacks.
-    pub(super) free_bytes: u64,
+    /// The bytes and inodes that the layers have beyond the budgets.
+    pub(super) over: Size,
+    /// The free bytes and inodes that the file system lacks.
+    pub(super) lacking: Size,
     /// Layers that were last used before this time are too old.
     pub(super) oldest: Option<SystemTime>,
 }
@@ -31,19 +45,18 @@ impl Need {
 
     /// Counts a layer that was removed.
     pub(super) fn gone(&mut self, size: Size) {
-        self.bytes = self.bytes.saturating_sub(size.bytes);
-        self.entries = self.entries.saturating_sub(size.entries);
-        self.free_bytes = self.free_bytes.saturating_sub(size.bytes);
+        self.over = self.over.saturating_sub(size);
+        self.lacking = self.lacking.saturating_sub(size);
     }
 
     /// Returns whether the store exceeds the budget of free space and no other.
     pub(super) fn is_room_only(&self) -> bool {
-        self.free_bytes > 0 && self.bytes == 0 && self.entries == 0
+        !self.lacking.is_zero() && self.over.is_zero()
     }
 
     /// Returns whether the store exceeds any budget.
     pub(super) fn is_over(&self) -> bool {
-        self.bytes > 0 || self.entries > 0 || self.free_bytes > 0
+        !self.over.is_zero() || !self.lacking.is_zero()
     }
 }
 
@@ -61,22 +74,25 @@ mod tests {
         // The bytes and entries of layers that were last used at 1, 2, … The table says which of
         // them are held, and which must be removed.
         let layers = [(10, 1), (20, 50), (30, 1), (40, 1)];
-        let need = Need::default();
+        let over = |bytes, entries| Need { over: Size { bytes, entries }, ..Need::default() };
+        let lacking = |bytes, entries| Need { lacking: Size { bytes, entries }, ..Need::default() };
         let table = [
-            (need, &[][..], &[][..]),
-            (Need { bytes: 1, ..need }, &[], &[1]),
-            (Need { bytes: 10, ..need }, &[], &[1]),
-            (Need { bytes: 11, ..need }, &[], &[1, 2]),
-            (Need { bytes: 11, ..need }, &[1], &[2]),
-            (Need { bytes: 21, ..need }, &[2], &[1, 3]),
-            (Need { bytes: 1000, ..need }, &[3], &[1, 2, 4]),
-            (Need { entries: 2, ..need }, &[], &[1, 2]),
-            (Need { free_bytes: 60, ..need }, &[], &[1, 2, 3]),
-            (Need { bytes: 1, entries: 52, ..need }, &[], &[1, 2, 3]),
-            (Need { oldest: Some(at(3)), ..need }, &[], &[1, 2]),
-            (Need { oldest: Some(at(3)), ..need }, &[1], &[2]),
-            (Need { oldest: Some(at(0)), bytes: 5, ..need }, &[], &[1]),
-            (Need { oldest: Some(at(99)), bytes: 5, ..need }, &[], &[1, 2, 3, 4]),
+            (over(0, 0), &[][..], &[][..]),
+            (over(1, 0), &[], &[1]),
+            (over(10, 0), &[], &[1]),
+            (over(11, 0), &[], &[1, 2]),
+            (over(11, 0), &[1], &[2]),
+            (over(21, 0), &[2], &[1, 3]),
+            (over(1000, 0), &[3], &[1, 2, 4]),
+            (over(0, 2), &[], &[1, 2]),
+            (over(1, 52), &[], &[1, 2, 3]),
+            (lacking(60, 0), &[], &[1, 2, 3]),
+            (lacking(0, 2), &[], &[1, 2]),
+            (lacking(60, 53), &[1], &[2, 3, 4]),
+            (Need { oldest: Some(at(3)), ..over(0, 0) }, &[], &[1, 2]),
+            (Need { oldest: Some(at(3)), ..over(0, 0) }, &[1], &[2]),
+            (Need { oldest: Some(at(0)), ..over(5, 0) }, &[], &[1]),
+            (Need { oldest: Some(at(99)), ..over(5, 0) }, &[], &[1, 2, 3, 4]),
         ];
         for (mut need, held, gone) in table {
             let asked = need;

@@ -63,6 +63,8 @@ fn the_least_recently_used_layers_are_removed_as_a_dry_run_predicts() {
         (none.clone().max_entries(11), &["a", "b"], true),
         (none.clone().max_age(day), &["a", "b", "d"], true),
         (none.clone().min_free_bytes(u64::MAX), &["a", "b", "d"], false),
+        (none.clone().min_free_bytes(1).min_free_entries(1), &[], true),
+        (none.clone().min_free_entries(u64::MAX), &["a", "b", "d"], false),
     ];
     for (collector, gone, within_budget) in table {
         let store = store(&["a", "b", "c", "d"]);
@@ -75,6 +77,7 @@ fn the_least_recently_used_layers_are_removed_as_a_dry_run_predicts() {
         assert_eq!(names(&done), gone, "{collector:?}");
         assert_eq!((dry.layers, dry.held, dry.within_budget), (done.layers, done.held, done.within_budget));
         assert_eq!(done.within_budget, within_budget, "{collector:?}");
+        assert_eq!(collector.is_within_budget(&store).unwrap(), within_budget, "{collector:?}");
         assert!(done.failed.is_empty() && dry.failed.is_empty());
         assert_eq!(there(store.path()).len(), 4 - gone.len());
         assert_eq!(in_store_dir(store.path()), 1, "the hold");

@@ -140,15 +140,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(conclude([error], first));
     }
     let exported = exported?;
-    for socket in &exported.sockets {
-        log::warn!("left out the socket {}", quoted(socket));
-    }
-    if exported.owners_as_root > 0 {
-        log::warn!(
-            "{} files became root's: their owners have no number in your user namespace; export as root to keep them",
-            exported.owners_as_root
-        );
-    }
+    warn(&exported.sockets, exported.owners_as_root);
     let mut out = io::stdout().lock();
     if args.json {
         table::print_json(&mut out, &exported)?;
@@ -158,6 +150,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         writeln!(out, "{}: {layers} of {}, {}", args.image, table::bytes(bytes), exported.manifest)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reports what the archive of a layer lacks.
+pub(crate) fn warn<'a>(sockets: impl IntoIterator<Item = &'a PathBuf>, owners_as_root: u64) {
+    for socket in sockets {
+        log::warn!("left out the socket {}", quoted(socket));
+    }
+    if owners_as_root > 0 {
+        log::warn!(
+            "{owners_as_root} files became root's: their owners have no number in your user namespace; do this as root to keep them"
+        );
+    }
 }
 
 /// Returns the configuration of an image that starts the command that made a layer. It is empty if

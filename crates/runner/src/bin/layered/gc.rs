@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use crate::stack::is_store;
 use crate::table::{count, print_json};
 use crate::values::age;
-use crate::{complain, defaults, table};
+use crate::{TEMPORARY, complain, defaults, table};
 
 /// Remove the least recently used layers of a store.
 ///
@@ -22,6 +22,9 @@ use crate::{complain, defaults, table};
 /// run, a kept run or the directory of an --upper uses, a layer that is the base of others, or a
 /// directory without a layer.json.
 /// It also removes the remains of killed collectors, captures and other writers.
+///
+/// The exit status is 75 if gc cannot free what --min-free and --min-free-inodes ask for. A later
+/// attempt, or one on another machine, can succeed.
 #[derive(Debug, clap::Args)]
 #[command(
     group = clap::ArgGroup::new("budget").required(true).multiple(true),
@@ -47,6 +50,12 @@ pub(crate) struct Args {
     /// Keep at least SIZE bytes of the file system free, e.g. 20g.
     #[arg(long, value_name = "SIZE", value_parser = container::advanced::parse_size, group = "budget")]
     min_free: Option<u64>,
+    /// Keep at least N inodes of the file system free.
+    ///
+    /// If fewer are free, this measures every layer. A file system without a fixed number of
+    /// inodes, such as Btrfs, always has enough.
+    #[arg(long, value_name = "N", group = "budget")]
+    min_free_inodes: Option<u64>,
     /// Remove layers last used longer ago than TIME, e.g. 12h or 90d.
     #[arg(long, value_name = "TIME", value_parser = age, group = "budget")]
     max_age: Option<Duration>,
@@ -59,6 +68,11 @@ pub(crate) struct Args {
     /// Print which layers would be removed, but remove nothing.
     #[arg(long)]
     dry_run: bool,
+    /// Remove nothing and print nothing, and exit with 75 if the store is over a budget.
+    ///
+    /// A TIME is not a budget.
+    #[arg(long, conflicts_with_all = ["dry_run", "json"])]
+    check: bool,
     /// Print one JSON object instead of a table.
     ///
     /// The keys are `dry_run`, `layers` (the removed ones), `bytes`, `held` and `bases` (the layers
@@ -80,6 +94,9 @@ impl Args {
         if let Some(bytes) = self.min_free {
             collector = collector.min_free_bytes(bytes);
         }
+        if let Some(entries) = self.min_free_inodes {
+            collector = collector.min_free_entries(entries);
+        }
         if let Some(age) = self.max_age {
             collector = collector.max_age(age);
         }
@@ -88,6 +105,13 @@ impl Args {
         }
         collector
     }
+
+    /// Returns whether a scheduler should try again: layers in use take the space that the caller
+    /// asks for, or it is not the store that fills the file system.
+    fn lacks_space(&self, collected: &Collected) -> bool {
+        let asks_for_space = self.min_free.is_some() || self.min_free_inodes.is_some();
+        asks_for_space && !self.dry_run && !collected.within_budget
+    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -95,6 +119,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let show = |step| show(&progress, step);
     let collector = args.collector().progress(&show);
     let store = defaults::store(args.store.as_deref())?;
+    if args.check {
+        let is_within_budget = collector.is_within_budget(&store)?;
+        return Ok(if is_within_budget { ExitCode::SUCCESS } else { TEMPORARY.into() });
+    }
     let collected = match args.dry_run {
         true => collector.dry_run(&store),
         false => collector.collect(&store),
@@ -111,7 +139,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         true => print_json(&mut out, &Output { dry_run: args.dry_run, collected: &collected })?,
         false => print(&mut out, args, &store, &collected)?,
     }
-    let status = if collected.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
+    let status = match collected.failed.is_empty() {
+        false => crate::FAILURE.into(),
+        true if args.lacks_space(&collected) => TEMPORARY.into(),
+        true => ExitCode::SUCCESS,
+    };
     for error in collected.failed {
         complain(format_args!("{:#}", anyhow::Error::from(error)));
     }

@@ -72,6 +72,10 @@ use without_registry as push;
 /// The exit status if layered itself fails.
 const FAILURE: u8 = 125;
 
+/// The exit status if a later attempt can succeed: EX_TEMPFAIL of sysexits.h, which schedulers can
+/// be told to repeat.
+const TEMPORARY: u8 = 75;
+
 /// Run commands in root file systems stacked from layers, and keep what they write as new layers.
 ///
 /// A layer is a directory with a file tree in `fs/`. So is the base at the bottom of a stack. The

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use layer::Layer;
 use layer::display::quoted;
-use layer::oci::registry::{Push, Pushed, Registry};
+use layer::oci::registry::{Local, Pins, Push, Pushed, Registry};
 use layer::oci::{Error, Repository};
+use layer::{Layer, Store};
 use serde::Serialize;
 
 use crate::defaults::{self, STORE};
+use crate::export::warn;
 use crate::progress::Progress;
-use crate::registry::{Failed, RegistryArgs, conclude};
+use crate::registry::{Failed, RegistryArgs, conclude, split};
 use crate::stack::is_bare;
 use crate::table;
 
@@ -44,14 +45,29 @@ pub(crate) struct Args {
     /// Push N layers at a time.
     #[arg(long, value_name = "N", default_value_t = 4)]
     jobs: usize,
+    /// Pin each layer: write the digest of its manifest to the file DIR/NAME.
+    ///
+    /// The first pin stays, so it also decides between two pushes of the same moment. Machines can
+    /// share DIR, which must exist. `layered pull --pins DIR` pulls only the pinned layers.
+    #[arg(long, value_name = "DIR")]
+    pins: Option<PathBuf>,
+    /// Move each layer to STORE after its push if it is the one that others get.
+    ///
+    /// If the registry has another tree under the name, or the name is pinned to another manifest,
+    /// the layer is removed instead. So is a layer whose name STORE has already. A layer of STORE
+    /// itself stays. STORE must be on the same mount as the layers.
+    #[arg(long, value_name = "STORE")]
+    into: Option<PathBuf>,
     #[command(flatten)]
     registry: RegistryArgs,
     /// Print one JSON object instead of a line per layer.
     ///
     /// Its keys are `layers` (each with `name`, `manifest`, `diff_id`, `blob`, `pushed`, `same`,
-    /// `bytes_sent`, `bytes_spared`, `sockets` and `owners_as_root`), `failed` (each with `name`,
-    /// `error`, `temporary` and `kind`), `bytes_sent` and `bytes_spared`. `pushed` is false if the
-    /// registry had the name. `same` is false if the registry has another tree under the name.
+    /// `pin`, `local`, `bytes_sent`, `bytes_spared`, `sockets` and `owners_as_root`), `failed` (each
+    /// with `name`, `error`, `temporary` and `kind`), `bytes_sent` and `bytes_spared`. `pushed` is
+    /// false if the registry had the name. `same` is false if the registry has another tree under
+    /// the name. `pin` is the digest to which the name is pinned. `local` is `moved` or `removed`
+    /// after --into, and else `kept`.
     #[arg(long)]
     json: bool,
 }
@@ -61,6 +77,7 @@ Examples:
   layered push store/gcc docker://registry.example/farm
   layered push store/* docker://127.0.0.1:5000/farm --json
   layered push store/gcc docker://10.0.0.1:5000/farm --plain-http
+  layered push new/gcc docker://registry.example/farm --pins /srv/pins --into store
   skopeo inspect docker://registry.example/farm:gcc";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -71,20 +88,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let repository: Repository = repository.to_string_lossy().parse()?;
     let layers: Vec<_> = layers.iter().map(|path| find(path)).collect();
     let (options, first) = args.registry.options()?;
+    let opened = || -> Result<_, Error> {
+        let pins = args.pins.as_ref().map(Pins::open).transpose()?;
+        Ok((pins, args.into.as_ref().map(Store::open).transpose()?))
+    };
+    let (pins, into) = match opened() {
+        Ok(opened) => opened,
+        Err(error) => return Ok(conclude([&error], &first)),
+    };
     let registry = Registry::open(&repository, &options);
     let progress = Progress::begin("packing the layers");
     let show = |step: layer::oci::Progress| progress.tell(|| format!("{} sent", table::bytes(step.done_bytes)));
     let push = Push::new(&registry).jobs(args.jobs).xattrs(runner::xattrs_of_process()).progress(&show);
-    let results = push.run(&layers);
+    let results = push.pins(&pins).into(&into).run(&layers);
     drop(progress);
-    let (mut pushed, mut failed) = (Vec::new(), Vec::new());
-    for (layer, result) in layers.iter().zip(results) {
-        match result {
-            Ok(one) => pushed.push((layer, one)),
-            Err(error) => failed.push((layer, error)),
-        }
-    }
-    warn(&pushed);
+    let (pushed, failed) = split(&layers, results);
+    let owners_as_root = pushed.iter().map(|(_, one)| one.owners_as_root).sum();
+    warn(pushed.iter().flat_map(|(_, one)| &one.sockets), owners_as_root);
     let mut out = io::stdout().lock();
     match args.json {
         true => table::print_json(&mut out, &Output::of(&pushed, &failed))?,
@@ -106,28 +126,24 @@ fn find(path: &Path) -> Layer {
 
 fn describe(pushed: &Pushed) -> String {
     let Pushed { manifest, bytes_sent, bytes_spared, .. } = pushed;
-    match (pushed.pushed, pushed.same) {
+    let pushed_or_not = match (pushed.pushed, pushed.same) {
         (true, _) if *bytes_spared > 0 => {
             format!("pushed, {} sent, {} spared, {manifest}", table::bytes(*bytes_sent), table::bytes(*bytes_spared))
         }
         (true, _) => format!("pushed, {} sent, {manifest}", table::bytes(*bytes_sent)),
         (false, true) => format!("in the registry already, {manifest}"),
         (false, false) => format!("in the registry already with another tree, which stays, {manifest}"),
-    }
-}
-
-fn warn(pushed: &[(&Layer, Pushed)]) {
-    for (_, pushed) in pushed {
-        for socket in &pushed.sockets {
-            log::warn!("left out the socket {}", quoted(socket));
-        }
-    }
-    let owners: u64 = pushed.iter().map(|(_, pushed)| pushed.owners_as_root).sum();
-    if owners > 0 {
-        log::warn!(
-            "{owners} files became root's: their owners have no number in your user namespace; push as root to keep them"
-        );
-    }
+    };
+    let pin = match pushed.pin {
+        Some(pin) if pin != *manifest => format!(", but pinned to {pin}"),
+        _ => String::new(),
+    };
+    let local = match pushed.local {
+        Local::Moved => ", moved to the store",
+        Local::Removed => ", removed here",
+        _ => "",
+    };
+    format!("{pushed_or_not}{pin}{local}")
 }
 
 /// The result as JSON.

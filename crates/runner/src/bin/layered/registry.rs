@@ -11,13 +11,9 @@ use layer::oci::Error;
 use layer::oci::registry::{Cancel, Options, PlainHttp};
 use serde::Serialize;
 
-use crate::complain;
 use crate::signals::{self, FirstSignal};
 use crate::values::duration;
-
-/// The exit status if a later attempt can succeed: EX_TEMPFAIL of sysexits.h, which schedulers can
-/// be told to repeat.
-const TEMPORARY: u8 = 75;
+use crate::{TEMPORARY, complain};
 
 /// The exit status if it cannot.
 const PERMANENT: u8 = 1;
@@ -111,6 +107,21 @@ impl Kind {
             _ => Self::Other,
         }
     }
+}
+
+/// Outcomes, each with the item that it is about.
+type Each<'a, I, T> = Vec<(&'a I, T)>;
+
+/// Returns what succeeded and what failed.
+pub(crate) fn split<I, T>(items: &[I], results: Vec<Result<T, Error>>) -> (Each<'_, I, T>, Each<'_, I, Error>) {
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for (item, result) in items.iter().zip(results) {
+        match result {
+            Ok(one) => done.push((item, one)),
+            Err(error) => failed.push((item, error)),
+        }
+    }
+    (done, failed)
 }
 
 impl Failed {
