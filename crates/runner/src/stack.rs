@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, Scope};
@@ -347,7 +348,6 @@ struct Found {
 
 /// Looks at the root of `tree`. Fails if `tree` is a symbolic link or not a directory.
 fn look(tree: &Path) -> Result<Found> {
-    use std::os::unix::fs::MetadataExt;
     let metadata = tree.symlink_metadata().map_err(io_error("look at", tree))?;
     match metadata.is_dir() {
         true => Ok(Found {
@@ -356,6 +356,13 @@ fn look(tree: &Path) -> Result<Found> {
         }),
         false => Err(io_error("open the directory", tree)(rustix::io::Errno::NOTDIR)),
     }
+}
+
+/// Returns whether `tree` exists and belongs to a user or a group without a number in this process's
+/// user namespace.
+pub(crate) fn is_of_others(tree: &Path) -> bool {
+    let metadata = tree.symlink_metadata();
+    metadata.is_ok_and(|metadata| UserNamespace::is_of_others(tree, metadata.uid(), metadata.gid()))
 }
 
 /// Returns `path` as an absolute path. Does not resolve symbolic links.
