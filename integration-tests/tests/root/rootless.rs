@@ -3,6 +3,7 @@
 //! `stores` has stores that root and a user share, `others` runs over layers of root; `delegation`
 //! has limits, and `owners` faked owners.
 
+mod closed;
 mod delegation;
 mod others;
 mod owners;

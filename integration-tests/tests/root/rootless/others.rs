@@ -17,7 +17,7 @@ use super::{everywhere, json, kills, of_root};
 use crate::kills::SPAN;
 
 /// A base of root's, with a directory that only root may enter.
-fn base_of_root(fixture: &UserFixture) -> PathBuf {
+pub(super) fn base_of_root(fixture: &UserFixture) -> PathBuf {
     let base = fixture.path().join("base");
     for path in ["usr/local/bin", "usr/local/share/doc", "var/lib/x"] {
         fs::create_dir_all(base.join("fs").join(path)).unwrap();
@@ -32,7 +32,7 @@ fn base_of_root(fixture: &UserFixture) -> PathBuf {
 }
 
 /// A layer of root's with these files.
-fn layer_of_root(fixture: &UserFixture, name: &str, files: &[&str]) -> PathBuf {
+pub(super) fn layer_of_root(fixture: &UserFixture, name: &str, files: &[&str]) -> PathBuf {
     let layer = fixture.path().join("of-root").join(name);
     for file in files {
         let file = layer.join("fs").join(file);
@@ -43,7 +43,7 @@ fn layer_of_root(fixture: &UserFixture, name: &str, files: &[&str]) -> PathBuf {
     layer
 }
 
-fn skeletons(fixture: &UserFixture) -> Vec<PathBuf> {
+pub(super) fn skeletons(fixture: &UserFixture) -> Vec<PathBuf> {
     let is_skeleton = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("skeleton-");
     let mut left = fixture.of_root().left();
     left.sort();
@@ -51,14 +51,14 @@ fn skeletons(fixture: &UserFixture) -> Vec<PathBuf> {
     left
 }
 
-fn sweep(fixture: &UserFixture) {
+pub(super) fn sweep(fixture: &UserFixture) {
     let printed = quietly(fixture.layered(&["sweep"]).arg(fixture.of_root().scratch()));
     assert!(printed.ends_with("dead runs removed: 0, live runs: 0\n"), "{printed}");
     assert_eq!(fixture.of_root().left(), Vec::<PathBuf>::new());
 }
 
 /// Returns the paths below `dir`, each with its type, mode and content.
-fn entries(dir: &Path) -> Vec<String> {
+pub(super) fn entries(dir: &Path) -> Vec<String> {
     let entries = walkdir::WalkDir::new(dir).min_depth(1).sort_by_file_name();
     let describe = |entry: walkdir::DirEntry| {
         let (metadata, path) = (entry.metadata().unwrap(), entry.path());
