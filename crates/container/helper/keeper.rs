@@ -10,7 +10,7 @@
 use core::ffi::{CStr, c_char};
 use core::ptr;
 
-use crate::record::{Kind, NETWORK, PROGRAM, REPORT, RUNTIME};
+use crate::record::{Kind, NETWORK, NETWORK_LOG, PROGRAM, REPORT, RUNTIME};
 use crate::sys::{self, Origin, Pid, SIGCHLD, Wait};
 use crate::{USAGE, Words};
 
@@ -18,9 +18,6 @@ use crate::{USAGE, Words};
 const PID_FILE: usize = 2;
 /// The index of the first command, which starts with the runtime's path.
 const START: usize = 3;
-
-/// The file for the messages of the program that connects the network, in the bundle.
-const NETWORK_LOG: &CStr = c"network.log";
 
 /// The exit status of a process that could not do its work and has reported why.
 const FAILED: i32 = 1;

@@ -4,6 +4,8 @@
 //!
 //! The helper and the crate both compile this file.
 
+use core::ffi::CStr;
+
 /// The descriptor that the helper reports on.
 pub(crate) const REPORT: i32 = 3;
 
@@ -22,6 +24,9 @@ pub(crate) const RUNTIME: i32 = 5;
 /// The descriptor of the network namespace that the keeper connects to the host's network, if there
 /// is one. The runtime opens it as `/proc/1/fd/6`: the keeper is its process 1.
 pub(crate) const NETWORK: i32 = 6;
+
+/// The file with the messages of the program that connects the network, in the bundle.
+pub(crate) const NETWORK_LOG: &CStr = c"network.log";
 
 /// The most bytes that the helper reports of a file that the kernel refuses to execute.
 pub(crate) const HEAD_BYTES: usize = 1024;

@@ -1,17 +1,17 @@
 //! The private network of a container: a network namespace that pasta(1) connects to the host's
 //! network. The keeper (`supervise`) starts pasta, which ends with the run.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Error, Result};
-use crate::supervise::{NETWORK_FILE, Program};
+use crate::supervise::{NETWORK_FILE, NETWORK_LOG, Program};
 use crate::user_namespace::UserNamespace;
 
 /// The path of the namespace for the runtime: the keeper, which is its process 1, has the namespace
@@ -24,9 +24,6 @@ const PATH_OF_PASTA: &str = "./network";
 
 /// The program that connects the namespace. Its package is called passt.
 const PASTA: &str = "pasta";
-
-/// The file with its messages, in the bundle.
-const LOG: &str = "network.log";
 
 /// The device with which pasta exchanges packets with the namespace.
 const TUN: &str = "/dev/net/tun";
@@ -51,7 +48,7 @@ impl Unconnected {
     /// Creates a namespace, which belongs to the user namespace of this process, and a file for its
     /// mount in the directory `bundle`.
     pub(crate) fn new(bundle: &Path) -> Result<Self> {
-        let file = bundle.join(OsStr::from_bytes(NETWORK_FILE.to_bytes()));
+        let file = in_bundle(bundle, NETWORK_FILE);
         File::create(&file).map_err(Error::io("create", file))?;
         let host = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         let arguments = arguments(&NameServers::of(&host), UserNamespace::is_here());
@@ -89,8 +86,12 @@ pub(crate) fn not_executed(errno: i32) -> Error {
 
 /// Returns the error for a program that has failed. `bundle` has its messages.
 pub(crate) fn failed(bundle: &Path, ended: std::process::ExitStatus) -> Error {
-    let log = fs::read(bundle.join(LOG)).unwrap_or_default();
+    let log = fs::read(in_bundle(bundle, NETWORK_LOG)).unwrap_or_default();
     Error::Network { ended, message: message(&String::from_utf8_lossy(&log)) }
+}
+
+fn in_bundle(bundle: &Path, name: &CStr) -> PathBuf {
+    bundle.join(OsStr::from_bytes(name.to_bytes()))
 }
 
 /// Returns the program's message about its failure, without its complaint about a missing system

@@ -39,6 +39,7 @@ pub use cancel::Cancel;
 pub(crate) use helper::PATH_INSIDE;
 #[cfg(test)]
 pub(crate) use helper::record::NETWORK;
+pub(crate) use helper::record::NETWORK_LOG;
 use keeper::Keeper;
 use mask::Masked;
 pub(crate) use program::Program;

@@ -15,7 +15,9 @@ use crate::error::{Error, Result};
 use crate::merge::{Merge, ReadDir};
 use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::Sources;
+use crate::tree::permission::Permission;
 use crate::tree::regular_file::read_regular_file;
+use crate::tree::walk::{PATH, open_beneath};
 
 /// A lower with the directories that a stack shows, and hardly anything else.
 ///
@@ -32,9 +34,15 @@ use crate::tree::regular_file::read_regular_file;
 /// A directory that this process may not list or search is opaque in the skeleton. It contains only
 /// what the layers above it have there. Without that, the kernel would refuse every lookup in it.
 ///
+/// There is one exception: in the lowest layer that has the directory above, usually the base, a
+/// directory that this process may search, such as one with mode 0711, stays open. A command finds
+/// its files by name, and cannot list it. Directories in it that no other layer has are not in the
+/// skeleton, so the command cannot write in them.
+///
 /// ```text
 /// <skeleton>/tree      the lower
-/// <skeleton>/sources   the directories that it was made of, and when they changed last
+/// <skeleton>/sources   the directories that it was made of, when they changed last, and what this
+///                      process may do with them
 /// ```
 ///
 /// A skeleton can be used for as long as it [is current](Self::is_current).
@@ -58,7 +66,7 @@ pub struct Skeleton {
 }
 
 /// The first and the last field of the record of sources. A record without both is not whole.
-const MARK: &[u8] = b"layered skeleton 1";
+const MARK: &[u8] = b"layered skeleton 2";
 
 impl Skeleton {
     /// Returns the skeleton in the directory `dir`, which need not exist.
@@ -105,9 +113,9 @@ impl Skeleton {
             record.push(0);
         }
         record.push(0);
-        for ReadDir { layer, path, stat } in &read {
+        for ReadDir { layer, path, stat, permission } in &read {
             // Writing to a vector does not fail.
-            let _ = write!(record, "{layer} {} ", stamp(stat));
+            let _ = write!(record, "{layer} {} ", stamp(stat, *permission));
             record.extend_from_slice(path.as_os_str().as_bytes());
             record.push(0);
         }
@@ -131,20 +139,30 @@ impl Skeleton {
         let Some(stamps) = parse(&record, sources) else { return Ok(false) };
         let trees = Sources::open(sources)?;
         Ok(stamps.iter().all(|(layer, stamped, path)| {
-            let look = |root: BorrowedFd<'_>| match path.as_os_str().is_empty() {
-                true => fstat(root),
-                false => statat(root, *path, AtFlags::SYMLINK_NOFOLLOW),
-            };
-            let found = trees.root(*layer).and_then(|root| look(root.as_fd()));
-            found.is_ok_and(|stat| stamp(&stat) == *stamped)
+            let found = trees.root(*layer).and_then(|root| look(root.as_fd(), path));
+            found.is_ok_and(|(stat, permission)| stamp(&stat, permission) == *stamped)
         }))
     }
 }
 
-/// Returns a stamp. It changes whenever a directory is replaced, or an entry in it is made or
-/// removed.
-fn stamp(stat: &Stat) -> String {
-    format!("{}:{}.{}", stat.st_ino, stat.st_ctime, stat.st_ctime_nsec)
+/// Looks at a directory of a source. Finds out what this process may do with it if its mode alone
+/// does not say: the groups of the process may be others now.
+fn look(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<(Stat, Permission)> {
+    let stat = match path.as_os_str().is_empty() {
+        true => fstat(root),
+        false => statat(root, path, AtFlags::SYMLINK_NOFOLLOW),
+    }?;
+    let permission = match Permission::is_for_all(&stat) {
+        true => Permission::List,
+        false => Permission::of(open_beneath(root, path, PATH)?.as_fd())?,
+    };
+    Ok((stat, permission))
+}
+
+/// Returns a stamp. It changes whenever a directory is replaced, an entry in it is made or removed,
+/// or this process may do something else with it.
+fn stamp(stat: &Stat, permission: Permission) -> String {
+    format!("{}:{}.{}:{permission}", stat.st_ino, stat.st_ctime, stat.st_ctime_nsec)
 }
 
 /// A directory in a record: the number of the source, the [stamp] and the path.
@@ -278,7 +296,7 @@ mod tests {
         #![proptest_config(mutated::config())]
 
         #[test]
-        fn a_record_of_any_content_is_read_or_refused(record in mutated::bytes(["layered skeleton 1\0/a\0\x000 5:7.9 \x000 6:7.9 a b\0layered skeleton 1"])) {
+        fn a_record_of_any_content_is_read_or_refused(record in mutated::bytes(["layered skeleton 2\0/a\0\x000 5:7.9:list \x000 6:7.9:search a b\0layered skeleton 2"])) {
             if let Some(stamps) = parse(&record, &["/a"]) {
                 prop_assert!(stamps.iter().all(|(layer, ..)| *layer == 0));
             }

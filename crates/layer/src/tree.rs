@@ -7,6 +7,7 @@ pub(crate) mod locked_dir;
 pub(crate) mod new_file;
 pub(crate) mod output_file;
 pub(crate) mod owner;
+pub(crate) mod permission;
 pub(crate) mod regular_file;
 pub(crate) mod remove;
 pub(crate) mod rename;

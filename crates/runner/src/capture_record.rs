@@ -9,7 +9,7 @@ use layer::json_path::JsonPath;
 use layer::{Base, Capture, Layer, Made, Meta, UpperId, XattrNamespace};
 use serde::{Deserialize, Serialize};
 
-use crate::stack::absolute;
+use crate::stack::{absolute, is_of_others};
 use crate::{Result, xattrs};
 
 /// Everything that another process needs to capture an upper. The report of a run and the
@@ -56,14 +56,16 @@ impl CaptureRecord {
 
     /// Returns the record for any upper over this stack, with `meta` as its `layer.json`. The
     /// overlay xattrs of the upper are those of [this process](crate::xattrs_of_process), unless
-    /// [`with_xattrs`](Self::with_xattrs) says otherwise.
+    /// [`with_xattrs`](Self::with_xattrs) says otherwise. The record says that the run had a skeleton
+    /// if a run of this process over this stack would have one.
     ///
     /// # Errors
     /// [`Cause::Io`](crate::Cause::Io) if a relative path cannot be made absolute.
     pub fn of_stack(base: &Base, layers: &[Layer], meta: Meta) -> Result<Self> {
         let trees = layers.iter().map(Layer::fs).chain([base.fs()]);
-        let lowers = trees.map(|tree| Ok(JsonPath(absolute(tree)?))).collect::<Result<_>>()?;
-        Ok(Self { upper: None, lowers, made: None, xattrs: xattrs::xattrs_of_process(), skeleton: false, meta })
+        let lowers = trees.map(|tree| Ok(JsonPath(absolute(tree)?))).collect::<Result<Vec<_>>>()?;
+        let skeleton = lowers.iter().any(|JsonPath(tree)| is_of_others(tree));
+        Ok(Self { upper: None, lowers, made: None, xattrs: xattrs::xattrs_of_process(), skeleton, meta })
     }
 
     /// Returns the same record, for an upper that a command wrote over a skeleton. The capture hides

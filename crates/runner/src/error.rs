@@ -80,6 +80,15 @@ pub enum Cause {
         /// The run's directory.
         run: PathBuf,
     },
+    /// The tree of a layer or of the base belongs to another user, who does not let this user in.
+    #[error(
+        "cannot list and enter {}, which belongs to another user; ask its owner to run chmod a+rx on it, or use a copy of your own",
+        quoted(tree)
+    )]
+    Closed {
+        /// The tree.
+        tree: PathBuf,
+    },
     /// The scratch directory is the tree of a layer or of the base, or lies in it.
     #[error(
         "the scratch directory {} lies in {}, which this run stacks; choose one outside of the layers and the base",
@@ -170,6 +179,7 @@ impl Error {
             | Cause::InUse { path }
             | Cause::RunDirectory { path }
             | Cause::InRunDirectory { path, .. } => Some(path),
+            Cause::Closed { tree } => Some(tree),
             Cause::ScratchInLayer { scratch, .. } => Some(scratch),
             Cause::UpperInLayer { destination, .. } => Some(destination),
             Cause::PrepUpper(_) | Cause::Prepare(_) => None,

@@ -152,7 +152,7 @@ fn run_on<K: Kernel>(
             }
             mounted => Ok((mounted?, None)),
         };
-        let (finished, made, user, flat) = in_phase(Phase::OverlayMount, || {
+        let executed = in_phase(Phase::OverlayMount, || {
             kernel.privately(|| {
                 let (mounted, flat) = clock.step(Phase::OverlayMount, mount)?;
                 let ended = clock
@@ -168,7 +168,13 @@ fn run_on<K: Kernel>(
                 let (finished, made, user) = with_undone(ended, unmounted, scratch.dir())?;
                 Ok((finished, made, user, flat))
             })?
-        })?;
+        });
+        if let (Err(error), Some(skeleton)) = (&executed, skeleton) {
+            if error.left().is_some() {
+                skeleton.leave();
+            }
+        }
+        let (finished, made, user, flat) = executed?;
         // The base is not a layer.
         let shared = shared.filter(|_| flat.is_none()).map_or(0, |part| part.lowers() - 1);
         let (plan, merged) = flat.unwrap_or((plan, merged));

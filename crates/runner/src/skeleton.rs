@@ -81,6 +81,13 @@ impl Skeleton {
         Ok(Some(LockedDir::try_lock_shared(made.path())?.ok_or_else(busy)?))
     }
 
+    /// Leaves the skeleton on disk, because an overlay over it may still be mounted. A sweep removes it
+    /// later.
+    pub(crate) fn leave(mut self) {
+        // Dropped by itself, the directory stays.
+        self.workshop = None;
+    }
+
     /// Returns the lower directory.
     pub(crate) fn tree(&self) -> PathBuf {
         layer::Skeleton::at(self.lock.path()).tree()
@@ -286,6 +293,25 @@ mod tests {
         let third = of(&tree, cache);
         assert!(third.tree().join("usr/lib").is_dir());
         assert_eq!(names(cache), [third.lock.path()]);
+    }
+
+    #[test]
+    fn a_skeleton_of_one_run_is_removed_with_it_unless_it_is_left() {
+        let (dir, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (tree, cache) = (tree(dir.path(), 0), cache.path());
+        let in_use = of(&tree, cache);
+        let changes = |number: usize| fs::create_dir(tree.join(number.to_string())).unwrap();
+        changes(1);
+        drop(of(&tree, cache));
+        assert_eq!(names(cache), [in_use.lock.path()]);
+        changes(2);
+        let left = of(&tree, cache);
+        let path = left.tree();
+        left.leave();
+        assert!(path.join("2").is_dir());
+        let swept = crate::sweep(cache).unwrap();
+        assert_eq!((swept.removed.len(), swept.skeletons.len(), swept.failed.len()), (1, 0, 0));
+        assert_eq!(names(cache), [in_use.lock.path()]);
     }
 
     #[test]

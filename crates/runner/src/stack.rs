@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, Scope};
@@ -14,6 +15,8 @@ use container::advanced::{fixed_option_bytes, lower_option_bytes};
 use container::{ContainerId, LowerNames, MountApi, Overlay, UserNamespace};
 use layer::display::quoted;
 use layer::{Base, Hold, Layer, Merge, Merged, Plan, Rung, RungLimit, XattrNamespace};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
 
 use crate::error::{Cause, chain, in_phase, io_error};
 use crate::inside::{Identity, tree_around};
@@ -342,17 +345,30 @@ struct Found {
     is_of_others: bool,
 }
 
-/// Looks at the root of `tree`. Fails if `tree` is a symbolic link or not a directory.
+/// Looks at the root of `tree`. Fails if `tree` is a symbolic link or not a directory, or if its
+/// owner does not let this process list and search it.
 fn look(tree: &Path) -> Result<Found> {
-    use std::os::unix::fs::MetadataExt;
     let metadata = tree.symlink_metadata().map_err(io_error("look at", tree))?;
-    match metadata.is_dir() {
-        true => Ok(Found {
-            identity: (metadata.dev(), metadata.ino()),
-            is_of_others: UserNamespace::is_of_others(tree, metadata.uid(), metadata.gid()),
-        }),
-        false => Err(io_error("open the directory", tree)(rustix::io::Errno::NOTDIR)),
+    if !metadata.is_dir() {
+        return Err(io_error("open the directory", tree)(Errno::NOTDIR));
     }
+    let is_of_others = UserNamespace::is_of_others(tree, metadata.uid(), metadata.gid());
+    if is_of_others {
+        // The lookup of `.` needs the permission to search.
+        let listed = openat(CWD, tree.join("."), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        listed.map_err(|errno| match errno {
+            Errno::ACCESS => Cause::Closed { tree: tree.into() }.into(),
+            errno => io_error("open the directory", tree)(errno),
+        })?;
+    }
+    Ok(Found { identity: (metadata.dev(), metadata.ino()), is_of_others })
+}
+
+/// Returns whether `tree` exists and belongs to a user or a group without a number in this process's
+/// user namespace.
+pub(crate) fn is_of_others(tree: &Path) -> bool {
+    let metadata = tree.symlink_metadata();
+    metadata.is_ok_and(|metadata| UserNamespace::is_of_others(tree, metadata.uid(), metadata.gid()))
 }
 
 /// Returns `path` as an absolute path. Does not resolve symbolic links.

@@ -4,17 +4,18 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use integration_tests::processes::{descendants, name};
+use integration_tests::processes::{Running, descendants, name};
 use integration_tests::user::{ALL_IDS, UserFixture, around, failure, quietly};
 use integration_tests::{Done, FOR_EVER, RUNTIMES, find};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -207,9 +208,9 @@ fn pasta_ends_with_the_run_however_that_ends() {
                 };
                 let script = if end == "exit" { "echo begun; read -r line" } else { "echo begun; sleep 1000" };
                 let mut command = runs.run(options, script);
-                let mut run = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-                BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
-                let processes = descendants(run.id());
+                let mut run = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+                run.line();
+                let processes = descendants(run.pid());
                 // It executes the variant for this processor.
                 let pasta = processes.iter().filter(|pid| name(**pid).starts_with("pas")).count();
                 // A run that ends by itself may have ended before it was looked at.
@@ -223,12 +224,9 @@ fn pasta_ends_with_the_run_however_that_ends() {
                     .filter_map(|pid| pidfd_open(Pid::from_raw(*pid as i32)?, PidfdFlags::empty()).ok())
                     .collect();
                 match end {
-                    "exit" => run.stdin.take().unwrap().write_all(b"\n").unwrap(),
-                    "kill -9" => run.kill().unwrap(),
-                    "kill -TERM" => {
-                        let pid = nix::unistd::Pid::from_raw(run.id() as i32);
-                        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-                    }
+                    "exit" => run.input().write_all(b"\n").unwrap(),
+                    "kill -9" => run.send(Signal::SIGKILL),
+                    "kill -TERM" => run.send(Signal::SIGTERM),
                     _ => {}
                 }
                 let limit = Timespec { tv_sec: FOR_EVER.as_secs() as i64, tv_nsec: 0 };
@@ -236,7 +234,7 @@ fn pasta_ends_with_the_run_however_that_ends() {
                     let mut fds = [PollFd::new(process, PollFlags::IN)];
                     assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "{who} {runtime} {end}: a process goes on");
                 }
-                run.wait().unwrap();
+                run.end();
             }
             let mut sweep = runs.layered(&["sweep"].map(OsStr::new));
             assert!(sweep.output().unwrap().status.success());

@@ -3,6 +3,7 @@
 //! `stores` has stores that root and a user share, `others` runs over layers of root; `delegation`
 //! has limits, and `owners` faked owners.
 
+mod closed;
 mod delegation;
 mod others;
 mod owners;
@@ -10,16 +11,16 @@ mod refusals;
 mod stores;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use integration_tests::processes::descendants;
+use integration_tests::processes::{Running, descendants};
 use integration_tests::terminal::Terminal;
 use integration_tests::user::{ALL_IDS, UserFixture, failure, quietly};
 use integration_tests::{RUNTIMES, WHO};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::kills::SPAN;
@@ -290,20 +291,20 @@ fn a_killed_run_of_a_user_leaves_nothing_that_a_sweep_does_not_remove() {
         for n in 0..kills() {
             let runtime = RUNTIMES[n as usize % 2];
             let mut command = fixture.run(&["--runtime", runtime], &layers, &script);
-            let mut run = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            let mut run = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
             match n % 3 {
-                0 => drop(BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap()),
+                0 => drop(run.line()),
                 // A program is about to set the IDs, or the container is starting.
                 kind => {
-                    while descendants(run.id()).is_empty() {
-                        assert_eq!(run.try_wait().unwrap(), None, "the run ended without a keeper");
+                    while descendants(run.pid()).is_empty() {
+                        assert!(run.lives(), "the run ended without a keeper");
                         std::thread::yield_now();
                     }
                     std::thread::sleep(if kind == 1 { Duration::ZERO } else { SPAN * n / kills() });
                 }
             }
-            run.kill().unwrap();
-            run.wait().unwrap();
+            run.send(Signal::SIGKILL);
+            run.end();
             fixture.of_root().assert_nothing_lives();
         }
         quietly(fixture.layered(&["sweep"]).arg(fixture.of_root().scratch()));

@@ -5,18 +5,19 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, PoisonError};
 
-use rustix::fs::{Mode, OFlags, flistxattr, fstat, openat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, flistxattr, fstat, openat, statat};
 use rustix::io::Errno;
 
 use super::node::{DirNode, NodeState};
-use super::part::{Gathered, Part};
+use super::part::{Child, Gathered, Part};
 use super::shared::Shared;
 use super::{Content, Merged};
 use crate::error::{Error, Result};
 use crate::stack::overlayfs;
 use crate::stack::sources::Unreadable;
 use crate::tree::attributes::{Attributes, Keep};
-use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, PATH, READ, as_os_str, open_beneath};
+use crate::tree::permission::Permission;
+use crate::tree::walk::{Cursor, ENTRIES_SIZE_BYTES, PATH, READ, as_os_str};
 use crate::tree::xattr::XattrList;
 
 /// A merged directory to fill. It exists already and is empty.
@@ -24,6 +25,8 @@ pub(super) struct Job {
     node: Arc<DirNode>,
     /// The layers that have a directory of this name, topmost first.
     layers: Vec<usize>,
+    /// The lowest layer that has the directory above.
+    lowest_above: usize,
     /// Whether a layer below these has a file or a whiteout of this name, which ends the union.
     cut: bool,
     /// Whether a directory above is opaque, so that the base cannot show through here.
@@ -37,7 +40,7 @@ impl Job {
     /// Returns the job for the root of a merge of `layers` layers.
     pub(super) fn root(layers: usize, content: Content) -> Self {
         let node = DirNode::root(NodeState::default());
-        Self { node, layers: (0..layers).collect(), cut: false, hidden: false, content }
+        Self { node, layers: (0..layers).collect(), lowest_above: layers - 1, cut: false, hidden: false, content }
     }
 }
 
@@ -82,18 +85,25 @@ impl<'a> Worker<'a> {
     /// Fills one directory, and finishes each directory that this completes. Adds the directories
     /// in it to `found`.
     pub(super) fn fill(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
-        let Job { node, mut layers, mut cut, hidden, mut content } = job;
+        let Job { node, layers, lowest_above, mut cut, hidden, mut content } = job;
         let mut gathered = Gathered::default();
-        if let Some(unreadable) = self.first_unreadable(&node, &layers, &mut gathered)? {
-            layers.truncate(unreadable);
+        // The layers stay below a skeleton, and the kernel finds files in the lowest one by name. In any
+        // other, it reads the attributes of the directory first, which needs the permission to list it.
+        let by_name = (content == Content::Directories).then_some(lowest_above);
+        let parts = self.parts(&node, layers, by_name, &mut gathered)?;
+        if parts.is_closed {
             (cut, content) = (true, Content::Everything);
         }
-        for (index, &layer) in layers.iter().enumerate() {
-            let opaque = self.gather(&node, layer, content, index + 1 == layers.len(), &mut gathered)?;
+        let mut lowest = parts.searched.as_ref().or(parts.listed.last()).copied().unwrap_or(lowest_above);
+        for (index, &layer) in parts.listed.iter().enumerate() {
+            let opaque = self.gather(&node, layer, content, index + 1 == parts.listed.len(), &mut gathered)?;
             if opaque {
-                cut = true;
+                (cut, lowest) = (true, layer);
                 break;
             }
+        }
+        if let Some(layer) = parts.searched.filter(|layer| *layer == lowest) {
+            self.look_up(&node, layer, &mut gathered.children)?;
         }
         let Gathered { children, whiteouts, attributes, .. } = gathered;
         // The layers stay below a skeleton, and hide by themselves what they hide.
@@ -110,6 +120,7 @@ impl<'a> Worker<'a> {
         found.extend(children.into_iter().map(|child| Job {
             node: DirNode::child(&node, child.name, NodeState::default()),
             layers: child.layers,
+            lowest_above: lowest,
             cut: child.cut,
             hidden: hides_base,
             content,
@@ -117,41 +128,66 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Returns the position in `layers` of the first layer whose part of the directory this process
-    /// may not read, if such parts are [hidden](Unreadable::Hidden). If it is the topmost one,
-    /// takes its attributes.
-    fn first_unreadable(
+    /// Sorts the parts that `layers` have in a directory by what this process may do with them. Takes
+    /// the attributes of the topmost one if it cannot be listed. `by_name` is the layer in which
+    /// entries are found by name if the directory can be searched only.
+    fn parts(
         &mut self,
         node: &Arc<DirNode>,
-        layers: &[usize],
+        layers: Vec<usize>,
+        by_name: Option<usize>,
         gathered: &mut Gathered,
-    ) -> Result<Option<usize>> {
+    ) -> Result<Parts> {
         let shared = self.shared;
         if shared.unreadable == Unreadable::Refused {
-            return Ok(None);
+            return Ok(Parts { listed: layers, ..Parts::default() });
         }
-        for (index, &layer) in layers.iter().enumerate() {
+        let mut parts = Parts::default();
+        for layer in layers {
             let opened = match open_part(&mut self.sources, shared, node, layer) {
                 // Without the permission to search it, the entries can be listed, and not used.
                 Ok(from) => openat(from, c".", PATH, Mode::empty()).map(drop),
                 Err(errno) => Err(errno),
             };
-            match opened {
-                Err(Errno::ACCESS) => {}
+            if !matches!(opened, Err(Errno::ACCESS)) {
                 // `gather` reports any other failure.
-                _ => continue,
+                parts.listed.push(layer);
+                continue;
             }
             // Deeper directories are reached through this one, which is not read.
-            let found = shared.sources.root(layer).and_then(|root| open_beneath(root.as_fd(), &node.path(), PATH));
-            let stat = found.and_then(fstat);
-            let stat = stat.map_err(|errno| Error::io("look at", shared.source_path(layer, node, None))(errno))?;
-            shared.note(layer, node, stat);
-            if index == 0 {
+            let look = |errno| Error::io("look at", shared.source_path(layer, node, None))(errno);
+            let dir = shared.open_unread(layer, node).map_err(look)?;
+            let stat = fstat(&dir).map_err(look)?;
+            let permission = Permission::of(dir.as_fd()).map_err(look)?;
+            shared.note(layer, node, stat, permission);
+            if parts.listed.is_empty() {
                 gathered.attributes = Some(Attributes::of_unreadable(&stat));
             }
-            return Ok(Some(index));
+            if permission == Permission::Search && by_name == Some(layer) {
+                parts.searched = Some(layer);
+            } else {
+                parts.is_closed = true;
+            }
+            break;
         }
-        Ok(None)
+        Ok(parts)
+    }
+
+    /// Adds `layer`, whose part of a directory cannot be listed, to those `children` that it has as
+    /// directories. Other directories in it stay unknown.
+    fn look_up(&self, node: &DirNode, layer: usize, children: &mut [Child]) -> Result<()> {
+        let shared = self.shared;
+        let look = |errno| Error::io("look at", shared.source_path(layer, node, None))(errno);
+        let dir = shared.open_unread(layer, node).map_err(look)?;
+        for child in children.iter_mut().filter(|child| !child.cut) {
+            match statat(&dir, &child.name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => child.layers.push(layer),
+                Ok(_) => child.cut = true,
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(look(errno)),
+            }
+        }
+        Ok(())
     }
 
     /// Takes the entries of one layer that no layer above has. Returns whether the layer's
@@ -180,7 +216,7 @@ impl<'a> Worker<'a> {
         let names = &mut self.names;
         names.read(|buffer| flistxattr(from, buffer)).map_err(io("list the extended attributes of"))?;
         if shared.content == Content::Directories {
-            shared.note(layer, node, fstat(from).map_err(io("look at"))?);
+            shared.note(layer, node, fstat(from).map_err(io("look at"))?, Permission::List);
         }
         // The kernel looks at neither attribute on the root of a layer.
         let opaque = node.parent().is_some()
@@ -258,6 +294,17 @@ impl<'a> Worker<'a> {
             }
         }
     }
+}
+
+/// The parts that the layers have in a directory.
+#[derive(Default)]
+struct Parts {
+    /// The layers whose part can be listed, topmost first.
+    listed: Vec<usize>,
+    /// The layer below these whose part can be searched, but not listed.
+    searched: Option<usize>,
+    /// Whether the part below those listed is closed instead. It hides the layers below it.
+    is_closed: bool,
 }
 
 /// Opens a layer's part of a directory.

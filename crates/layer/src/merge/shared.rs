@@ -1,7 +1,7 @@
 //! The data that all threads of one merge share. `directory.rs` has the data of each thread.
 
 use std::ffi::CStr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -14,7 +14,8 @@ use super::{Content, Merged};
 use crate::error::Error;
 use crate::stack::overlayfs::XattrNamespace;
 use crate::stack::sources::{Sources, Unreadable};
-use crate::tree::walk::as_os_str;
+use crate::tree::permission::Permission;
+use crate::tree::walk::{PATH, as_os_str, open_beneath};
 
 /// The data that all workers of one merge share.
 pub(super) struct Shared<'a> {
@@ -48,15 +49,21 @@ pub(crate) struct ReadDir {
     pub(crate) path: PathBuf,
     /// Its attributes before its entries were read.
     pub(crate) stat: Stat,
+    pub(crate) permission: Permission,
 }
 
 impl Shared<'_> {
     /// Notes a directory of a source before its entries are read.
-    pub(super) fn note(&self, layer: usize, node: &DirNode, stat: Stat) {
+    pub(super) fn note(&self, layer: usize, node: &DirNode, stat: Stat, permission: Permission) {
         if self.content == Content::Directories {
-            let read = ReadDir { layer, path: node.path(), stat };
+            let read = ReadDir { layer, path: node.path(), stat, permission };
             self.read.lock().unwrap_or_else(PoisonError::into_inner).push(read);
         }
+    }
+
+    /// Opens a directory of a layer without access to its content.
+    pub(super) fn open_unread(&self, layer: usize, node: &DirNode) -> rustix::io::Result<OwnedFd> {
+        self.sources.root(layer).and_then(|root| open_beneath(root.as_fd(), &node.path(), PATH))
     }
 
     /// Adds what a worker has made, and reports the progress.

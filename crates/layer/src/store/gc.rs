@@ -554,8 +554,14 @@ fn resolve_unfinished(store: &Path, unfinished: &[Layer], collected: &mut Collec
 /// Returns the names of the layers that processes hold or have locked.
 fn held_now(store: &Path, inventory: &Inventory) -> Result<HashSet<OsString>> {
     let mut held = held(store)?;
-    let names = inventory.layers.iter().map(|stored| &*stored.name);
-    held.extend(locked(store, names)?.into_iter().map(OsString::from));
+    let store_dir = StoreDir::open(store)?;
+    for batch in inventory.layers.chunks(BATCH) {
+        // A process that removes a layer locks it, too, and has this lock. Without it, each could take
+        // the other for a run.
+        let _lock = store_dir.as_ref().map(|store_dir| store_dir.lock(FlockOperation::LockExclusive)).transpose()?;
+        let names = batch.iter().map(|stored| &*stored.name);
+        held.extend(locked(store, names)?.into_iter().map(OsString::from));
+    }
     Ok(held)
 }
 

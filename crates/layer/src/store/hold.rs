@@ -32,9 +32,10 @@ use crate::tree::walk::{PATH, READ, identity};
 /// with flock(2). The kernel releases the lock however the process ends, and a collector then
 /// removes the file. Programs that the process executes do not inherit the descriptor.
 ///
-/// In a store where this user may not make that file, such as one of root's, the hold is a shared
-/// flock(2) on the directory of each layer instead. That needs only the permission to read the
-/// directory, one descriptor per layer, and ends with the process in any case.
+/// In a store where this user may not make that file, such as one of root's or one that is mounted
+/// read-only, the hold is a shared flock(2) on the directory of each layer instead. That needs only
+/// the permission to read the directory, one descriptor per layer, and ends with the process in any
+/// case.
 ///
 /// The store of a layer is the directory that really contains it. For a symbolic link, this is the
 /// store of the layer that the link leads to. Two cases are not covered: a single layer that is
@@ -57,6 +58,8 @@ pub struct Hold {
     files: Vec<HoldFile>,
     /// The directories of layers in stores where this user may not make a file.
     dirs: Vec<LockedDir>,
+    /// The first of these in a store that is not mounted read-only.
+    removable: Option<PathBuf>,
     /// The reason why some layers are not held, and the store of the first of them.
     unheld: Option<(PathBuf, Error)>,
 }
@@ -92,13 +95,12 @@ impl Hold {
     /// collector may have removed one just before.
     ///
     /// The hold skips these stores. It logs one warning if a collector may work there:
-    /// - a store that is mounted read-only: no collector can remove anything there, unless the
-    ///   store is also mounted writable elsewhere;
     /// - a store whose file system has no locks: no collector works there;
     /// - a store whose `.layered` belongs neither to root nor to the owner of the store: no
     ///   collector uses it;
     /// - a store in which this user may neither make a hold nor read the directories of the layers: a
-    ///   collector of another user may remove its layers.
+    ///   collector of another user may remove its layers, unless the store is mounted read-only
+    ///   everywhere.
     ///
     /// # Errors
     /// [`Error::NotADirectory`] names a layer that does not exist (any more); [`Error::Io`] reports
@@ -183,8 +185,8 @@ impl Hold {
     ///
     /// Layers in a store where this user may not make a file stay held only until this process ends.
     pub fn keep(mut self) {
-        if let Some(dir) = self.dirs.first() {
-            log::warn!("a collector may remove {} and other layers of that store", quoted(dir.path()));
+        if let Some(layer) = &self.removable {
+            log::warn!("a collector may remove {} and other layers of that store", quoted(layer));
         }
         for HoldFile { file, .. } in self.files.drain(..) {
             file.keep();
@@ -262,21 +264,25 @@ impl Hold {
             self.files.extend(file.map(|file| HoldFile { file, names }));
         }
         if let Some(Error::Io { source, .. }) = &why {
-            let level = match source.kind() {
-                ErrorKind::ReadOnlyFilesystem => log::Level::Debug,
-                _ => log::Level::Warn,
-            };
+            // A collector may still work where the store is mounted writable.
+            let is_read_only = source.kind() == ErrorKind::ReadOnlyFilesystem;
             // Another reason, such as a `.layered` of a third person, says more than a permission.
-            let is_forbidden = matches!(Errno::from_io_error(source), Some(Errno::ACCESS | Errno::PERM));
-            let left = if is_forbidden { self.lock_dirs(dir.as_fd(), &held, stop)? } else { why };
-            if is_forbidden && left.is_some() && stop.is_some_and(|stop| stop()) {
+            let locks = is_read_only || matches!(Errno::from_io_error(source), Some(Errno::ACCESS | Errno::PERM));
+            let locked = self.dirs.len();
+            let left = if locks { self.lock_dirs(dir.as_fd(), &held, stop)? } else { why };
+            if locks && left.is_some() && stop.is_some_and(|stop| stop()) {
                 return Ok(false);
             }
+            if !is_read_only && self.removable.is_none() {
+                self.removable = self.dirs.get(locked).map(|dir| dir.path().into());
+            }
             match left {
-                Some(error) if level == log::Level::Warn => {
+                Some(error) if is_read_only => {
+                    log::debug!("layers of {} are not held: {}", quoted(store), Chain(&error));
+                }
+                Some(error) => {
                     self.unheld.get_or_insert((store.into(), error));
                 }
-                Some(error) => log::debug!("layers of {} are not held: {}", quoted(store), Chain(&error)),
                 None => {}
             }
         }

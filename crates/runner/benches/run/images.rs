@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -102,7 +103,8 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
             let (behind, before) = subjects.split_at_mut(first);
             for subject in before.iter_mut().chain(behind) {
                 let out = FileSystem::new(dir.path())?;
-                let used = usage(&["sh", "-ec", &subject.script.replace("OUT", path_text(&out.mount)?)])?;
+                let used =
+                    usage(Command::new("sh").args(["-ec", &subject.script.replace("OUT", path_text(&out.mount)?)]))?;
                 subject.processor.push(used.processor);
                 subject.peak_kilobytes = subject.peak_kilobytes.max(used.peak_kilobytes);
             }

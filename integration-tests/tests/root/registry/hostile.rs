@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use integration_tests::processes::Running;
 use integration_tests::registry::{Answer, DockerRegistry, Request, Server};
 use layer::oci::Digest;
-use rustix::process::{Pid, Signal, kill_process};
+use nix::sys::signal::Signal;
 
 use super::*;
 
@@ -337,15 +338,15 @@ fn a_signal_ends_a_pull_and_a_push_that_wait() {
     let repository = server.repository("farm");
     // The pull waits between two attempts, and the push for an answer.
     for (mut command, signal, status) in [
-        (pull(&store, &repository, &["gcc"]), Signal::TERM, 143),
-        (pull(&store, &repository, &["gcc"]), Signal::INT, 130),
-        (push(&[&layer], &repository), Signal::TERM, 143),
-        (push(&[&layer], &repository), Signal::HUP, 129),
+        (pull(&store, &repository, &["gcc"]), Signal::SIGTERM, 143),
+        (pull(&store, &repository, &["gcc"]), Signal::SIGINT, 130),
+        (push(&[&layer], &repository), Signal::SIGTERM, 143),
+        (push(&[&layer], &repository), Signal::SIGHUP, 129),
     ] {
-        let mut child = command.args(["--retries", "1000000"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Running::start(command.args(["--retries", "1000000"]).stderr(Stdio::null()));
         wait.recv().unwrap();
-        kill_process(Pid::from_child(&child), signal).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(status), "{command:?}");
+        child.send(signal);
+        assert_eq!(child.end().code(), Some(status), "{command:?}");
         while wait.try_recv().is_ok() {}
         assert_eq!(names(&store), [""; 0]);
     }

@@ -1,21 +1,23 @@
 //! Runs of an ordinary user over layers and bases of root, which the user can only read.
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use integration_tests::RUNTIMES;
+use integration_tests::processes::Running;
 use integration_tests::user::{ALL_IDS, UserFixture, quietly};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{everywhere, json, kills, of_root};
 use crate::kills::SPAN;
 
 /// A base of root's, with a directory that only root may enter.
-fn base_of_root(fixture: &UserFixture) -> PathBuf {
+pub(super) fn base_of_root(fixture: &UserFixture) -> PathBuf {
     let base = fixture.path().join("base");
     for path in ["usr/local/bin", "usr/local/share/doc", "var/lib/x"] {
         fs::create_dir_all(base.join("fs").join(path)).unwrap();
@@ -30,7 +32,7 @@ fn base_of_root(fixture: &UserFixture) -> PathBuf {
 }
 
 /// A layer of root's with these files.
-fn layer_of_root(fixture: &UserFixture, name: &str, files: &[&str]) -> PathBuf {
+pub(super) fn layer_of_root(fixture: &UserFixture, name: &str, files: &[&str]) -> PathBuf {
     let layer = fixture.path().join("of-root").join(name);
     for file in files {
         let file = layer.join("fs").join(file);
@@ -41,7 +43,7 @@ fn layer_of_root(fixture: &UserFixture, name: &str, files: &[&str]) -> PathBuf {
     layer
 }
 
-fn skeletons(fixture: &UserFixture) -> Vec<PathBuf> {
+pub(super) fn skeletons(fixture: &UserFixture) -> Vec<PathBuf> {
     let is_skeleton = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("skeleton-");
     let mut left = fixture.of_root().left();
     left.sort();
@@ -49,14 +51,14 @@ fn skeletons(fixture: &UserFixture) -> Vec<PathBuf> {
     left
 }
 
-fn sweep(fixture: &UserFixture) {
+pub(super) fn sweep(fixture: &UserFixture) {
     let printed = quietly(fixture.layered(&["sweep"]).arg(fixture.of_root().scratch()));
     assert!(printed.ends_with("dead runs removed: 0, live runs: 0\n"), "{printed}");
     assert_eq!(fixture.of_root().left(), Vec::<PathBuf>::new());
 }
 
 /// Returns the paths below `dir`, each with its type, mode and content.
-fn entries(dir: &Path) -> Vec<String> {
+pub(super) fn entries(dir: &Path) -> Vec<String> {
     let entries = walkdir::WalkDir::new(dir).min_depth(1).sort_by_file_name();
     let describe = |entry: walkdir::DirEntry| {
         let (metadata, path) = (entry.metadata().unwrap(), entry.path());
@@ -238,19 +240,15 @@ fn a_skeleton_in_use_is_neither_swept_nor_replaced() {
     let base = base_of_root(&fixture);
     let script = "touch /var/lib/before; echo begun; read go; touch /var/lib/after; ls /var/lib";
     let mut first = fixture.run(&[], &[], script);
-    let mut first = first.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut output = BufReader::new(first.stdout.take().unwrap());
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
-    assert_eq!(line, "begun\n");
+    let mut first = Running::start(first.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    assert_eq!(first.line(), "begun");
     quietly(fixture.layered(&["sweep"]).arg(fixture.of_root().scratch()));
     fs::create_dir(base.join("fs/var/lib/later")).unwrap();
     // This run cannot replace the skeleton, and makes one of its own.
     assert_eq!(quietly(&mut fixture.run(&[], &[], "touch /var/lib/later/new; ls /var/lib")), "later\nx\n");
-    first.stdin.take().unwrap().write_all(b"\n").unwrap();
-    let shown: Vec<_> = output.lines().map(Result::unwrap).collect();
-    assert!(shown.contains(&"after".into()) && shown.contains(&"before".into()), "{shown:?}");
-    assert!(first.wait().unwrap().success());
+    first.input().write_all(b"\n").unwrap();
+    let (status, shown) = first.result();
+    assert!(status == 0 && ["after", "before"].iter().all(|name| shown.lines().any(|line| line == *name)), "{shown}");
     sweep(&fixture);
 }
 
@@ -414,15 +412,15 @@ fn a_killed_run_over_a_base_of_root_leaves_nothing_that_a_sweep_does_not_remove(
         for n in 0..kills() {
             let runtime = RUNTIMES[n as usize % 2];
             let mut command = fixture.run(&["--runtime", runtime], &layers, script);
-            let mut run = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            let mut run = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
             if n % 3 == 0 {
-                BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+                run.line();
             } else {
                 // It enters its namespaces, makes or checks the skeleton, or starts the container.
                 std::thread::sleep(2 * SPAN * n / kills());
             }
-            run.kill().unwrap();
-            run.wait().unwrap();
+            run.send(Signal::SIGKILL);
+            run.end();
             fixture.of_root().assert_nothing_lives();
             if n % 2 == 0 {
                 let left = fixture.of_root().left();
@@ -443,11 +441,9 @@ fn a_collector_of_root_spares_the_layers_of_a_users_run() {
         base_of_root(&fixture);
         let layers = ["one", "two"].map(|name| layer_of_root(&fixture, name, &["file"]));
         let mut run = fixture.run(&[], &layers[..1], "echo begun; read go; cat /file");
-        let mut run = run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut output = BufReader::new(run.stdout.take().unwrap());
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        assert_eq!(line, "begun\n", "{ids}");
+        let said = fs::File::create(fixture.path().join("stderr")).unwrap();
+        let mut run = Running::start(run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(said));
+        assert_eq!(run.line(), "begun", "{ids}");
         let gc = |option: &[&str]| {
             let printed = quietly(of_root(&fixture, &["gc", "of-root", "--max-bytes", "0", "--json"]).args(option));
             let collected: Value = serde_json::from_str(&printed).unwrap();
@@ -458,13 +454,10 @@ fn a_collector_of_root_spares_the_layers_of_a_users_run() {
         let error = of_root(&fixture, &["rm", "of-root/one"]).output().unwrap();
         let stderr = String::from_utf8_lossy(&error.stderr);
         assert!(stderr.contains("such as a run of another user, has locked it"), "{stderr}");
-        run.stdin.take().unwrap().write_all(b"\n").unwrap();
-        line.clear();
-        output.read_line(&mut line).unwrap();
-        assert_eq!(line, "one\n", "{ids}");
-        let output = run.wait_with_output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && stderr.lines().count() == 1, "{stderr}");
+        run.input().write_all(b"\n").unwrap();
+        assert_eq!(run.result(), (0, "one\n".into()), "{ids}");
+        let stderr = fs::read_to_string(fixture.path().join("stderr")).unwrap();
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert_eq!(gc(&[]), (1, serde_json::json!([])), "{ids}");
         sweep(&fixture);
     }

@@ -334,6 +334,31 @@ fn a_layer_that_another_process_has_locked_stays() {
 }
 
 #[test]
+fn a_plan_takes_no_layer_from_another_plan_or_a_removal() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path();
+    ["a", "b"].iter().for_each(|name| make(store, name));
+    let (store_dir, is_over) = (StoreDir::make(store).unwrap(), AtomicBool::new(false));
+    let plan = || {
+        while !is_over.load(Ordering::Relaxed) {
+            let planned = Collector::new().max_bytes(0).dry_run(store).unwrap();
+            assert_eq!((planned.layers.len(), planned.held.len()), (2, 0));
+        }
+    };
+    std::thread::scope(|scope| {
+        let plans = [(); 2].map(|()| scope.spawn(plan));
+        // The locks of a removal.
+        let locked = (0..2000).try_for_each(|_| {
+            let lock = store_dir.lock(FlockOperation::LockExclusive)?;
+            lock.lock_layer("a".as_ref()).map(drop)
+        });
+        is_over.store(true, Ordering::Relaxed);
+        plans.into_iter().for_each(|plan| plan.join().unwrap());
+        locked.unwrap();
+    });
+}
+
+#[test]
 fn a_collection_as_json_has_the_form_of_gc() {
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     let layer = |name: &[u8], last_use, entries| CollectedLayer {

@@ -16,18 +16,21 @@ pub(super) fn checks() -> Vec<Check> {
     };
     let refusal = |limit: (&'static str, &'static str)| Some((limit, Cgroup::require([limit.0]).err()?));
     let (missing, refusals): (Vec<_>, Vec<_>) = LIMITS.into_iter().filter_map(refusal).unzip();
+    let remedy = remedy(&refusals);
     match UserNamespace::is_here() {
-        true => vec![delegation(layout, &missing, remedy(&refusals))],
-        false => vec![hierarchies(layout), controllers(&missing)],
+        true => vec![delegation(layout, &missing, remedy)],
+        false => vec![hierarchies(layout), controllers(&missing, remedy)],
     }
 }
 
-/// Returns what an ordinary user can do about the first of these refusals.
+/// Returns the advice for the first of these refusals.
 fn remedy(refusals: &[Error]) -> &'static str {
     match refusals.first() {
-        Some(Error::NoController { .. }) => {
+        // The memory controller is the first one that is looked for.
+        Some(Error::NoController { controller }) if controller == "memory" => {
             "mount or enable them as root (memory may need cgroup_enable=memory on the kernel command line), or omit these options"
         }
+        Some(Error::NoController { .. }) => "mount or enable them as root, or omit these options",
         Some(Error::NotPassedOn { .. }) => {
             "as root, write [Service] and Delegate=cpu cpuset io memory pids with systemctl edit user@.service, and log in \
              again; or omit these options"
@@ -65,7 +68,8 @@ fn hierarchies(layout: CgroupLayout) -> Check {
     }
 }
 
-fn controllers(missing: &[(&str, &str)]) -> Check {
+/// Checks which controllers the machine has.
+fn controllers(missing: &[(&str, &str)], remedy: &str) -> Check {
     let names = |of: &[(&str, &str)]| of.iter().map(|(controller, _)| *controller).collect::<Vec<_>>().join(", ");
     match missing {
         [] => Check::ok("controllers", names(&LIMITS)),
@@ -73,10 +77,7 @@ fn controllers(missing: &[(&str, &str)]) -> Check {
             let options: Vec<_> = missing.iter().map(|(_, option)| *option).collect();
             Check::warning("controllers", format!("{} missing", names(missing)))
                 .means(format!("layered refuses runs with {}", options.join(", ")))
-                .advice(match missing.iter().any(|(controller, _)| *controller == "memory") {
-                    true => "mount or enable them (memory may need cgroup_enable=memory on the kernel command line), or omit these options",
-                    false => "mount or enable them, or omit these options",
-                })
+                .advice(remedy)
         }
     }
 }
@@ -107,7 +108,8 @@ mod tests {
         let table = [
             (Error::NotDelegated { controller: controller(), source }, "systemd-run --user --scope -p Delegate=yes"),
             (Error::NotPassedOn { controller: controller(), group: "/x".into() }, "Delegate=cpu cpuset io memory pids"),
-            (Error::NoController { controller: controller() }, "mount or enable them as root"),
+            (Error::NoController { controller: controller() }, "as root (memory may need cgroup_enable=memory"),
+            (Error::NoController { controller: "cpu".into() }, "mount or enable them as root, or omit"),
         ];
         for (refusal, remedy) in table {
             let check = delegation(CgroupLayout::Hybrid, &LIMITS[..2], super::remedy(&[refusal]));
@@ -120,8 +122,8 @@ mod tests {
 
     #[test]
     fn a_missing_controller_is_a_warning_that_names_its_options() {
-        assert_eq!(controllers(&[]), Check::ok("controllers", "memory, pids, cpuset, cpu"));
-        let json = serde_json::to_string(&controllers(&LIMITS[..2])).unwrap();
+        assert_eq!(controllers(&[], ""), Check::ok("controllers", "memory, pids, cpuset, cpu"));
+        let json = serde_json::to_string(&controllers(&LIMITS[..2], "")).unwrap();
         assert!(json.contains("memory, pids missing") && json.contains("refuses runs with --memory, --pids"), "{json}");
     }
 }
