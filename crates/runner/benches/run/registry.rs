@@ -1,6 +1,5 @@
 //! Measures pulls and pushes of a hundred layers against skopeo, at a registry of this machine.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -81,9 +80,7 @@ pub(crate) fn measured(rounds: usize, missing: &mut Missing) -> Result<String> {
     }
     let store = dir.path().join("peak");
     fs::create_dir(&store)?;
-    let mut argv = vec![env!("CARGO_BIN_EXE_layered").as_ref(), "pull".as_ref(), store.as_os_str(), farm.as_ref()];
-    argv.extend(names.iter().map(OsStr::new));
-    let pulled = usage(&argv)?;
+    let pulled = usage(layered().arg("pull").arg(&store).arg(&farm).args(&names))?;
     let copied = usage(&skopeo_copy(&image, &format!("oci:{}:1", dir.path().join("copy").display())))?;
     let Samples { pull, copies, copy, again, push, push_again } = &samples;
     let per_layer = |sample: &Sample| {
@@ -129,12 +126,13 @@ fn run(command: &mut Command) -> Result<()> {
 }
 
 fn copy(from: &str, to: &str) -> Result<()> {
-    let [program, arguments @ ..] = skopeo_copy(from, to);
-    run(Command::new(program).args(arguments))
+    run(&mut skopeo_copy(from, to))
 }
 
-fn skopeo_copy<'a>(from: &'a str, to: &'a str) -> [&'a str; 7] {
-    ["skopeo", "copy", "--quiet", "--src-tls-verify=false", "--preserve-digests", from, to]
+fn skopeo_copy(from: &str, to: &str) -> Command {
+    let mut command = Command::new("skopeo");
+    command.args(["copy", "--quiet", "--src-tls-verify=false", "--preserve-digests", from, to]);
+    command
 }
 
 /// Makes the layers from the bytes of programs, which a compressor makes smaller as it does most
