@@ -47,7 +47,8 @@ pub(super) fn settle(layer: &Layer, store: &Store, is_chosen: bool) -> Result<Lo
     Ok(Local::Removed)
 }
 
-fn parent(layer: &Layer) -> &Path {
+/// Returns the directory that has `layer`.
+pub(super) fn parent(layer: &Layer) -> &Path {
     match layer.path().parent() {
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,9 @@ use crate::layer::{Layer, json};
 use crate::oci::digest::Digest;
 use crate::oci::error::{Error, Result};
 use crate::oci::image::Blob;
-use crate::oci::import::{MAX_BYTES, Progress, unpack_all};
+use crate::oci::import::{MAX_BYTES, unpack_all};
 use crate::oci::pipeline::{self, Expected};
+use crate::oci::progress::{Meter, OnProgress, Progress};
 use crate::oci::record::{InRegistry, Record};
 use crate::oci::tree_digest::{self, Recorded, TreeDigest};
 use crate::oci::unpack::{Budget, LeftOut, Options as Unpacking, Privileges, Unpacker};
@@ -135,7 +136,7 @@ pub struct Pull<'a> {
     unpacking: Unpacking,
     digest: TreeDigest,
     existing: Existing,
-    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+    progress: OnProgress<'a>,
 }
 
 /// A layer that is in the store.
@@ -239,7 +240,7 @@ impl<'a> Pull<'a> {
     /// - [`Error::Cancelled`].
     /// - The other errors name the part of the layer or of the store.
     pub fn run(&self, store: &Store, wanted: &[Wanted]) -> Vec<Result<Pulled>> {
-        let done = AtomicU64::new(0);
+        let meter = Meter::new(None, self.progress);
         let numbered: Vec<_> = wanted.iter().enumerate().collect();
         let (sender, receiver) = sync_channel(MAX_READY);
         // A layer that cannot be published now stops the others, as one that cannot be pulled does.
@@ -250,7 +251,7 @@ impl<'a> Pull<'a> {
                 if stopped.load(Ordering::Acquire) {
                     return Err(Error::NotBegun);
                 }
-                match self.pull(store, wanted, &done)? {
+                match self.pull(store, wanted, &meter)? {
                     Step::There(pulled) => Ok(Some(pulled)),
                     Step::Ready(ready) => {
                         // The publisher ends after the last sender.
@@ -328,7 +329,7 @@ impl<'a> Pull<'a> {
         })
     }
 
-    fn pull(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Step> {
+    fn pull(&self, store: &Store, wanted: &Wanted, meter: &Meter<'_>) -> Result<Step> {
         if let Some(there) = self.usable(store, wanted)? {
             return Ok(Step::There(there));
         }
@@ -339,7 +340,7 @@ impl<'a> Pull<'a> {
         }
         let remote = self.read(wanted)?;
         let draft = store.draft()?.existing(self.existing);
-        let left_out = self.unpack(&remote, &draft, done)?;
+        let left_out = self.unpack(&remote, &draft, meter)?;
         self.complete(wanted, &remote, &draft, left_out)?;
         Ok(Step::Ready(Box::new(Ready { draft, lock, remote, left_out })))
     }
@@ -455,7 +456,7 @@ impl<'a> Pull<'a> {
     }
 
     /// Unpacks the blob into the draft.
-    fn unpack(&self, remote: &Remote, draft: &Draft, done: &AtomicU64) -> Result<LeftOut> {
+    fn unpack(&self, remote: &Remote, draft: &Draft, meter: &Meter<'_>) -> Result<LeftOut> {
         let blob = remote.blob();
         let path = PathBuf::from(self.registry.place(&blob.digest.to_string()));
         let reader = BlobReader::new(self.registry, blob.digest, blob.size);
@@ -467,12 +468,7 @@ impl<'a> Pull<'a> {
             left_bytes: self.max_bytes,
             max_bytes: self.max_bytes,
         };
-        let progress = |bytes| {
-            let done_bytes = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if let Some(progress) = self.progress.0 {
-                progress(Progress { done_bytes, total_bytes: None });
-            }
-        };
+        let progress = |bytes| meter.add(bytes);
         let budget = Budget::new(self.max_bytes);
         let mut unpacker = Unpacker::layer(draft.layer().fs(), &[], self.unpacking, budget)?;
         let read = pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, &mut unpacker));
