@@ -63,7 +63,8 @@ fn step(store: &Path, pins: &Path, registry: &str, arguments: &[&str]) -> Option
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cluster/step"));
     command.args(arguments).env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").unwrap()));
     command.env("LAYERED_STORE", store).env("FARM_PINS", pins).env("FARM_REGISTRY", registry);
-    command.env("FARM_BASE", "base").env("FARM_MIN_FREE", "1").env_remove("SLURM_RESTART_COUNT");
+    command.env("FARM_BASE", "base").env("FARM_MIN_FREE", "1").env("FARM_MIN_INODES", "1");
+    command.env_remove("SLURM_RESTART_COUNT");
     command.status().unwrap().code()
 }
 
@@ -140,6 +141,7 @@ fn farm(fixture: &Fixture) {
     let mut cluster = Cluster::start(&dir, 3);
     cluster.set("FARM_BASE", "base");
     cluster.set("FARM_MIN_FREE", 8 << 20);
+    cluster.set("FARM_MIN_INODES", 1000);
     cluster.set("FARM_TRIES", 1000);
     cluster.set("FARM_LOGS", fixture.path().join("logs").display());
     cluster.set("FARM_PINS", fixture.path().join("pins").display());
