@@ -1,5 +1,6 @@
 //! Pins, and the place of a layer after its push.
 
+use integration_tests::disk::run as run_tool;
 use layer::Hold;
 
 use super::*;
@@ -159,6 +160,15 @@ fn a_pushed_layer_is_moved_unless_others_get_another_one() {
     let layer = gcc(&fixture, "one", "a");
     assert!(ends(&mut into(&layer, disk.path()), 1).1.contains("different mounts"));
     assert!(ends(&mut into(&layer, &fixture.path().join("none")), 1).1.contains("does not exist"));
+    let mounts = ["mount-1", "mount-2"].map(|name| new_store(&fixture, name));
+    for mount in &mounts {
+        run_tool("mount", &["--bind", fixture.path().to_str().unwrap(), mount.to_str().unwrap()]);
+    }
+    let layer_there = Layer::at(mounts[0].join("one/gcc"));
+    assert!(ends(&mut into(&layer_there, &mounts[1].join("final")), 1).1.contains("different mounts"));
+    for mount in &mounts {
+        run_tool("umount", &["--lazy", mount.to_str().unwrap()]);
+    }
     assert!(ends(&mut pull(&store, &repository, &["gcc"]), 1).1.contains("is not in"));
     drop(disk);
 

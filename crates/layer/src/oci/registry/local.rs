@@ -27,7 +27,7 @@ pub enum Local {
 
 /// Checks that `layer` could be moved to `store`.
 pub(super) fn check(layer: &Layer, store: &Store) -> Result<()> {
-    Ok(Store::open(parent(layer))?.check_file_system(store)?)
+    Ok(Store::open(parent(layer))?.check_mount(store)?)
 }
 
 /// Moves `layer` to `store` if it is the one that all others get, and removes it otherwise. A layer

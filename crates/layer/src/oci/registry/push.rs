@@ -157,8 +157,9 @@ impl<'a> Push<'a> {
     /// - [`Error::Registry`] if a request failed.
     /// - [`Error::Pins`] or [`Error::Malformed`] if a pin cannot be used, and
     ///   [`Error::NotInRegistry`] if the registry does not have the manifest that it names.
-    /// - [`Error::Layer`] if the layer cannot be moved or removed. The registry has it then, unless
-    ///   the stores are on two mounts.
+    /// - [`Error::Layer`] with [`StoresApart`](crate::Error::StoresApart) if the layer and the other
+    ///   store are on two mounts. Nothing was sent then.
+    /// - [`Error::Layer`] if the layer cannot be moved or removed. The registry has it then.
     /// - [`Error::Cancelled`].
     pub fn run(&self, layers: &[Layer]) -> Vec<Result<Pushed>> {
         let meter = Meter::new(None, self.progress);
