@@ -462,7 +462,11 @@ impl Error {
         let in_use =
             |error: &crate::Error| matches!(error, crate::Error::LayerHeld { .. } | crate::Error::BaseOfOthers { .. });
         match self {
-            Self::NotBegun | Self::Pins { .. } => return true,
+            Self::NotBegun => return true,
+            // A wrong path stays wrong.
+            Self::Pins { source, .. } => {
+                return !matches!(source.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory);
+            }
             Self::Layer(error) if in_use(error) => return true,
             _ => {}
         }
