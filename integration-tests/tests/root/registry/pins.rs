@@ -1,5 +1,7 @@
 //! Pins, and the place of a layer after its push.
 
+use std::collections::BTreeSet;
+
 use integration_tests::disk::run as run_tool;
 use layer::Hold;
 
@@ -87,6 +89,30 @@ fn pins_that_are_away_are_tried_again_and_wrong_ones_are_not() {
     for command in [pull(&here, &repository, &["gcc"]), push(&[&layer], &repository)] {
         let (_, error) = ends(&mut with_pins(command, &pins.join("gcc")), 1);
         assert!(error.contains("cannot look into"), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_that_must_stay_is_not_downloaded_and_stops_no_other() {
+    let (fixture, mut registry) = (Fixture::new(), DockerRegistry::start());
+    let [there, here, pins] = ["there", "here", "pins"].map(|name| new_store(&fixture, name));
+    let repository = registry.repository("farm");
+    let layers = ["gcc", "make"].map(|name| make(&there, name, &Dir::new().file("text", name)));
+    let pushed = json_of(&mut with_pins(push(&[&layers[0], &layers[1]], &repository), &pins));
+    registry.restart();
+    let old = make(&here, "gcc", &Dir::new().file("text", "old"));
+    let hold = Hold::of([old.path()]).unwrap();
+    let (_, error) = ends(with_pins(pull(&here, &repository, &["gcc", "make"]), &pins).args(["--jobs", "1"]), 75);
+    assert!(error.contains("cannot remove or replace"), "{error}");
+    assert_eq!((text(&here), names(&here)), ("old".into(), ["gcc", "make"].map(String::from).to_vec()));
+    hold.release().unwrap();
+    let requests = registry.requests();
+    for (layer, downloads) in pushed["layers"].as_array().unwrap().iter().zip([0, 1]) {
+        let [manifest, blob] = ["manifest", "blob"].map(|key| layer[key].as_str().unwrap());
+        for (path, count) in [(format!("manifests/{manifest}"), 1), (format!("blobs/{blob}"), downloads)] {
+            let get = format!("GET /v2/farm/{path} ");
+            assert_eq!(requests.iter().filter(|line| line.contains(&get)).count(), count, "{get}: {requests:#?}");
+        }
     }
 }
 
@@ -194,4 +220,32 @@ fn a_pushed_layer_is_moved_unless_others_get_another_one() {
     // The next pull of the store needs no registry.
     drop(registry);
     json_of(&mut pull(&store, &repository, &["gcc"]));
+}
+
+#[test]
+fn of_several_pushes_of_one_layer_into_one_store_all_succeed() {
+    let (fixture, registry) = (Fixture::new(), DockerRegistry::start());
+    let store = new_store(&fixture, "final");
+    let repository = registry.repository("farm");
+    let layer = gcc(&fixture, "one", "a");
+    let into = || {
+        let mut command = push(&[&layer], &repository);
+        command.arg("--into").arg(&store);
+        command
+    };
+    let hold = Hold::of([layer.path()]).unwrap();
+    assert_eq!(only(&json_of(&mut into()))["local"], "in_use");
+    assert!(layer.fs().exists() && names(&store).is_empty());
+    hold.release().unwrap();
+
+    let mut pushes: Vec<_> = (0..4).map(|_| into()).collect();
+    let results: Vec<Value> = std::thread::scope(|scope| {
+        let threads: Vec<_> = pushes.iter_mut().map(|push| scope.spawn(|| json_of(push))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let locals: BTreeSet<&str> = results.iter().map(|result| only(result)["local"].as_str().unwrap()).collect();
+    assert!(locals.contains("moved") && locals.is_subset(&["moved", "in_use"].into()), "{locals:?}");
+    assert_eq!((text(&store), names(&store), layer.path().exists()), ("a".into(), vec!["gcc".to_string()], false));
+    // A later push of the path finds the layer in the store.
+    assert_eq!(only(&json_of(&mut into()))["local"], "moved");
 }

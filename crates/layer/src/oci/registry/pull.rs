@@ -228,8 +228,8 @@ impl<'a> Pull<'a> {
     /// Pulls the layers into `store`. Returns the results in the same order. A layer that the store
     /// has is only touched. If it is pinned, it must be known to be the pinned one.
     ///
-    /// After a temporary error or a cancellation, no further layer is begun.
-    /// Each of these layers has the error [`Error::NotBegun`].
+    /// After a temporary error of the registry or the disk, and after a cancellation, no further
+    /// layer is begun. Each of these layers has the error [`Error::NotBegun`].
     ///
     /// # Errors
     /// - [`Error::NotInRegistry`] if the registry has no layer of this name.
@@ -297,7 +297,7 @@ impl<'a> Pull<'a> {
                             .map_or_else(|| std::io::Error::from(error.kind()), std::io::Error::from_raw_os_error),
                     )),
                 };
-                if matches!(&result, Err(error) if error.is_temporary()) {
+                if matches!(&result, Err(error) if error.affects_others()) {
                     stopped.store(true, Ordering::Release);
                 }
                 published.insert(number, result);
@@ -312,7 +312,10 @@ impl<'a> Pull<'a> {
         let layer = match draft.publish(&wanted.name) {
             // A program without the lock was faster.
             Err(crate::Error::LayerExists { path }) => {
-                return self.there(store, wanted)?.ok_or_else(|| crate::Error::LayerExists { path }.into());
+                return match self.look(store, wanted, Unknown::Compared)? {
+                    There::Usable(there) => Ok(there),
+                    There::Other(_) | There::Nothing => Err(crate::Error::LayerExists { path }.into()),
+                };
             }
             published => published?,
         };
@@ -330,37 +333,36 @@ impl<'a> Pull<'a> {
     }
 
     fn pull(&self, store: &Store, wanted: &Wanted, meter: &Meter<'_>) -> Result<Step> {
-        if let Some(there) = self.usable(store, wanted)? {
+        // A comparison holds the layer. Without the lock, it would keep another process from replacing
+        // the layer.
+        let unknown = if self.existing == Existing::Refused { Unknown::Compared } else { Unknown::Left };
+        if let There::Usable(there) = self.look(store, wanted, unknown)? {
             return Ok(Step::There(there));
         }
         let lock = NameLock::wait(store, &wanted.name, &self.registry.cancel)?.ok_or(Error::Cancelled)?;
         // Another process may have pulled it while this one waited.
-        if let Some(there) = self.usable(store, wanted)? {
-            return Ok(Step::There(there));
-        }
-        let remote = self.read(wanted)?;
+        let remote = match self.look(store, wanted, Unknown::Compared)? {
+            There::Usable(there) => return Ok(Step::There(there)),
+            There::Other(remote) => Some(*remote),
+            There::Nothing => None,
+        };
+        // A download would be in vain if the layer of the store must stay.
+        store.check_new(&wanted.name, self.existing)?;
+        let remote = remote.map_or_else(|| self.read(wanted), Ok)?;
         let draft = store.draft()?.existing(self.existing);
         let left_out = self.unpack(&remote, &draft, meter)?;
         self.complete(wanted, &remote, &draft, left_out)?;
         Ok(Step::Ready(Box::new(Ready { draft, lock, remote, left_out })))
     }
 
-    /// Returns the layer if the store has it, unless it is another one that may be replaced.
-    fn usable(&self, store: &Store, wanted: &Wanted) -> Result<Option<Pulled>> {
-        match self.there(store, wanted) {
-            Err(Error::NotPinned { .. }) if self.existing != Existing::Refused => Ok(None),
-            there => there,
-        }
-    }
-
-    /// Returns the layer if the store has it, and touches it.
-    fn there(&self, store: &Store, wanted: &Wanted) -> Result<Option<Pulled>> {
+    /// Looks for the layer in the store, and touches it if it is the wanted one.
+    fn look(&self, store: &Store, wanted: &Wanted, unknown: Unknown) -> Result<There> {
         let layer = store.layer(&wanted.name)?;
         // Held before it is looked at, so that no collector takes it in between.
         let hold = match Hold::of([layer.path()]) {
             Err(crate::Error::NotADirectory { .. }) => {
                 store.check_new(&wanted.name, Existing::Refused)?;
-                return Ok(None);
+                return Ok(There::Nothing);
             }
             hold => hold?,
         };
@@ -376,11 +378,20 @@ impl<'a> Pull<'a> {
             // A manifest is the same in every registry.
             Some(digest) => match places().find(|place| place.manifest == digest) {
                 Some(place) => Some(place),
-                None => return self.compare(layer, wanted, digest, &hold).map(Some),
+                None if unknown == Unknown::Left => return Ok(There::Nothing),
+                None => {
+                    let remote = self.read(wanted)?;
+                    return match self.compare(layer, wanted, digest, &remote, &hold) {
+                        Err(Error::NotPinned { .. }) if self.existing != Existing::Refused => {
+                            Ok(There::Other(Box::new(remote)))
+                        }
+                        compared => compared.map(There::Usable),
+                    };
+                }
             },
         };
         layer.touch()?;
-        Ok(Some(Pulled {
+        Ok(There::Usable(Pulled {
             name: wanted.name.clone(),
             manifest: place.map(|place| place.manifest),
             diff_id: place.and_then(|place| place.blob.diff_id),
@@ -392,9 +403,8 @@ impl<'a> Pull<'a> {
         }))
     }
 
-    /// Checks that a layer whose origin is not known is the one that `digest` pins.
-    fn compare(&self, layer: Layer, wanted: &Wanted, digest: Digest, _hold: &Hold) -> Result<Pulled> {
-        let remote = self.read(wanted)?;
+    /// Checks that a layer whose origin is not known is `remote`, the one that `digest` pins.
+    fn compare(&self, layer: Layer, wanted: &Wanted, digest: Digest, remote: &Remote, _hold: &Hold) -> Result<Pulled> {
         let known = match Recorded::of(&layer)? {
             Some(recorded) => recorded.tree,
             None => tree_digest::compute(&layer, self.unpacking.xattrs)?,
@@ -521,6 +531,23 @@ impl<'a> Pull<'a> {
         layer.touch()?;
         write("layer", &remote.files.meta)
     }
+}
+
+/// What is done with a layer of the store if nothing but its tree can show whether it is the pinned
+/// one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    /// Its tree is compared with that of the registry.
+    Compared,
+    Left,
+}
+
+/// What the store has under the name of a layer.
+enum There {
+    Nothing,
+    Usable(Pulled),
+    /// A layer that may be replaced. The pinned one is in the registry.
+    Other(Box<Remote>),
 }
 
 /// How far a layer is.

@@ -134,7 +134,11 @@ impl<'a> Push<'a> {
 
     /// Moves each layer to `store` after its push if it is the one that others get: the registry has
     /// its tree, and it is not pinned to another manifest. Otherwise, and if `store` has the name,
-    /// the layer is removed. A layer of `store` itself stays.
+    /// the layer is removed. A layer of `store` itself stays, and so does a layer that another
+    /// process uses.
+    ///
+    /// If a layer does not exist, but `store` has its name, the layer of `store` is pushed: an
+    /// earlier push can have moved it there.
     pub fn into(mut self, store: impl Into<Option<&'a Store>>) -> Self {
         self.into = store.into();
         self
@@ -147,8 +151,9 @@ impl<'a> Push<'a> {
     }
 
     /// Pushes the layers, each under the name of its directory. Returns the results in the same
-    /// order. After a temporary error or a cancellation, no further layer is begun.
-    /// Each of these layers has the error [`Error::NotBegun`].
+    /// order. After a temporary error of the registry, the disk or the pins, and after a
+    /// cancellation, no further layer is begun. Each of these layers has the error
+    /// [`Error::NotBegun`].
     ///
     /// # Errors
     /// - [`Error::NotATag`] if a registry cannot have the name.
@@ -173,10 +178,10 @@ impl<'a> Push<'a> {
             return Err(refused(reason));
         }
         // Held before it is looked at, so that no collector takes it in between.
-        let hold = Hold::of([layer.path()])?;
-        let work = Work::begin(self, layer, name)?;
+        let (held, hold) = self.hold(layer)?;
+        let work = Work::begin(self, &held, name)?;
         if let Some(store) = self.into {
-            local::check(layer, store)?;
+            local::check(&held, store)?;
         }
         let mut pushed = work.push(meter)?;
         drop(hold);
@@ -188,6 +193,20 @@ impl<'a> Push<'a> {
             pushed.local = local::settle(layer, store, is_chosen)?;
         }
         Ok(pushed)
+    }
+
+    /// Holds a layer, which another push may have moved to the other store.
+    fn hold(&self, layer: &Layer) -> Result<(Layer, Hold)> {
+        let missing = match Hold::of([layer.path()]) {
+            Err(error @ crate::Error::NotADirectory { .. }) => error,
+            hold => return Ok((layer.clone(), hold?)),
+        };
+        let Some(store) = self.into else { return Err(missing.into()) };
+        let moved = store.layer(layer.name())?;
+        match Hold::of([moved.path()]) {
+            Err(crate::Error::NotADirectory { .. }) => Err(missing.into()),
+            hold => Ok((moved, hold?)),
+        }
     }
 
     /// Pins a layer. Returns the digest to which it is pinned. The registry has its manifest.
