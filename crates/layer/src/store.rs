@@ -173,8 +173,8 @@ impl Store {
         remove::remove(self, &layer)
     }
 
-    /// Moves the layer `name` to the store `to`, which must be on the same file system. The layer is
-    /// in one of the stores at every moment. Returns it in the other one.
+    /// Moves the layer `name` to the store `to`, which must be on the same mount. The layer is in one
+    /// of the stores at every moment. Returns it in the other one.
     ///
     /// # Errors
     /// The layer is left as it is after all of them:
@@ -189,10 +189,10 @@ impl Store {
         Ok(new)
     }
 
-    /// Checks that [`move_to`](Self::move_to) can find both stores on one file system.
+    /// Checks that both stores are on one mount, as [`move_to`](Self::move_to) needs it.
     #[cfg_attr(not(feature = "registry"), allow(dead_code, reason = "a push checks this before it begins"))]
-    pub(crate) fn check_file_system(&self, to: &Self) -> Result<()> {
-        relocate::check_file_system(self, to)
+    pub(crate) fn check_mount(&self, to: &Self) -> Result<()> {
+        relocate::check_mount(self, to)
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use integration_tests::cluster::{Cluster, Fifo, Job};
-use integration_tests::disk::Disk;
+use integration_tests::disk::{self, Disk};
 use integration_tests::registry::DockerRegistry;
 use integration_tests::stack::private_mounts;
 use integration_tests::{Fixture, layered};
@@ -63,12 +63,14 @@ fn step(store: &Path, pins: &Path, registry: &str, arguments: &[&str]) -> Option
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cluster/step"));
     command.args(arguments).env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").unwrap()));
     command.env("LAYERED_STORE", store).env("FARM_PINS", pins).env("FARM_REGISTRY", registry);
-    command.env("FARM_BASE", "base").env("FARM_MIN_FREE", "1").env_remove("SLURM_RESTART_COUNT");
+    command.env("FARM_BASE", "base").env("FARM_MIN_FREE", "1").env("FARM_MIN_INODES", "1");
+    command.env_remove("SLURM_RESTART_COUNT");
     command.status().unwrap().code()
 }
 
 #[test]
 fn a_step_uses_the_pinned_layers_only() {
+    private_mounts().unwrap();
     let (fixture, registry) = (Fixture::new(), DockerRegistry::start());
     let [store, new, pins, made] = ["node", "node.new", "pins", "made"].map(|name| fixture.path().join(name));
     [&store, &new, &pins, &made].iter().for_each(|dir| fs::create_dir(dir).unwrap());
@@ -96,6 +98,12 @@ fn a_step_uses_the_pinned_layers_only() {
     // The directory of the pins is not mounted.
     assert_eq!(step(&store, &pins, &repository, &command), Some(75));
     fs::write(pins.join(".farm"), "").unwrap();
+    // A layer could not be moved from one mount to the other, so nothing is pulled or run.
+    let at = new.to_str().unwrap();
+    disk::run("mount", &["--bind", at, at]);
+    assert_eq!(step(&store, &pins, &repository, &command), Some(1));
+    assert_eq!(names(&store).into_iter().filter(|name| name != ".layered").collect::<Vec<_>>(), ["a"]);
+    disk::run("umount", &["--lazy", at]);
     assert_eq!(step(&store, &pins, &repository, &command), Some(0));
     assert_eq!(fs::read_to_string(store.join("b/fs/seen")).unwrap(), "new");
     assert_eq!(fs::read_to_string(store.join("a/fs/text")).unwrap(), "new");
@@ -140,6 +148,7 @@ fn farm(fixture: &Fixture) {
     let mut cluster = Cluster::start(&dir, 3);
     cluster.set("FARM_BASE", "base");
     cluster.set("FARM_MIN_FREE", 8 << 20);
+    cluster.set("FARM_MIN_INODES", 1000);
     cluster.set("FARM_TRIES", 1000);
     cluster.set("FARM_LOGS", fixture.path().join("logs").display());
     cluster.set("FARM_PINS", fixture.path().join("pins").display());

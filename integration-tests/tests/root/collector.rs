@@ -73,11 +73,7 @@ fn gc(store: &Path, options: &[&str]) -> Output {
 }
 
 fn report(output: &Output) -> Value {
-    ends_with(0, output)
-}
-
-fn ends_with(status: i32, output: &Output) -> Value {
-    assert_eq!(output.status.code(), Some(status), "{output:?}");
+    assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -195,7 +191,7 @@ fn an_understated_size_removes_no_additional_layers() {
         assert_eq!((names(&done), &done["within_budget"]), (vec!["a"], &true.into()));
         // A held layer makes no room.
         let hold = Hold::of([store.join("b")]).unwrap();
-        let done = ends_with(75, &gc(&store, &["--min-free", &disk_bytes(&disk).to_string()]));
+        let done = report(&gc(&store, &["--min-free", &disk_bytes(&disk).to_string()]));
         assert_eq!((names(&done), &done["held"], &done["within_budget"]), (vec!["c"], &json!(["b"]), &false.into()));
         hold.release().unwrap();
     });
@@ -220,11 +216,8 @@ fn inodes_are_freed_until_enough_are_there() {
             assert!(free() >= wanted, "{wanted}");
         }
         let hold = Hold::of([store.join("c")]).unwrap();
-        let done = ends_with(75, &gc(&store, &["--min-free-inodes", "1000"]));
+        let done = report(&gc(&store, &["--min-free-inodes", "1000"]));
         assert_eq!((&done["held"], &done["within_budget"]), (&json!(["c"]), &false.into()));
-        // What is not a promise of free space does not fail.
-        report(&gc(&store, &["--max-bytes", "0"]));
-        report(&gc(&store, &["--min-free-inodes", "1000", "--dry-run"]));
         hold.release().unwrap();
     });
 }

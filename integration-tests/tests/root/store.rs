@@ -385,8 +385,12 @@ fn gc_prints_tables_and_json() {
         assert_eq!(check(&budget), (75, "".into(), "".into()), "{budget:?}");
     }
     assert_eq!(names(&store).len(), 2);
+    for other in [&["--max-age", "1d"][..], &["--dry-run"], &["--json"]] {
+        let (status, _, stderr) = check(&[&["--min-free", "1"], other].concat());
+        assert!(status == 125 && stderr.contains("cannot be used with"), "{other:?}: {stderr}");
+    }
     let (status, all, _) = text(&["--min-free", "16000000t"]);
-    assert_eq!(status, 75);
+    assert_eq!(status, 0);
     assert!(all.contains("2 layers removed, 2.0 KiB\n") && all.ends_with("store is still over the budget\n"), "{all}");
 
     let (status, _, stderr) = text(&[]);

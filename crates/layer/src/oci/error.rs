@@ -455,15 +455,21 @@ impl Error {
     /// is full, the pins are not mounted, or a layer that must be replaced is in use. A scheduler
     /// can try again then.
     pub fn is_temporary(&self) -> bool {
-        #[cfg(feature = "registry")]
-        if let Self::Registry { problem, .. } = self {
-            return problem.is_temporary();
-        }
-        let in_use =
-            |error: &crate::Error| matches!(error, crate::Error::LayerHeld { .. } | crate::Error::BaseOfOthers { .. });
+        let is_in_use = matches!(self, Self::Layer(crate::Error::LayerHeld { .. } | crate::Error::BaseOfOthers { .. }));
+        is_in_use || self.affects_others()
+    }
+
+    /// Returns whether it is a temporary error that other layers would have, too: of the registry,
+    /// the disk or the pins.
+    pub(crate) fn affects_others(&self) -> bool {
         match self {
-            Self::NotBegun | Self::Pins { .. } => return true,
-            Self::Layer(error) if in_use(error) => return true,
+            #[cfg(feature = "registry")]
+            Self::Registry { problem, .. } => return problem.is_temporary(),
+            Self::NotBegun => return true,
+            // A wrong path stays wrong.
+            Self::Pins { source, .. } => {
+                return !matches!(source.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory);
+            }
             _ => {}
         }
         let chain = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());

@@ -14,8 +14,7 @@ use super::error::{Error, Problem, Result};
 use super::files::{free_bytes, lossless};
 use super::image::{Blob, Image, ImageLayer};
 use super::pipeline::{self, Expected, Finished, Parts};
-pub(crate) use super::progress::Progress;
-use super::progress::{Meter, OnProgress};
+use super::progress::{Meter, OnProgress, Progress};
 use super::record::Record;
 #[cfg(feature = "registry")]
 use super::registry;

@@ -1,14 +1,14 @@
-//! Sums up how far an import or an export is, for the caller's function.
+//! Sums up how far an import, an export, a push or a pull is, for the caller's function.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::callback::Callback;
 
-/// The progress of an import or an export.
+/// The progress of an import, an export, a push or a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// The bytes of the image that were read or written so far.
+    /// The bytes of the image or of the layers that were read or written so far.
     pub done_bytes: u64,
     /// The bytes in all, if they are known.
     pub total_bytes: Option<u64>,

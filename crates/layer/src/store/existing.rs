@@ -27,8 +27,8 @@ pub enum Existing {
     ///
     /// [failed]: crate::Meta::is_failed
     ReplacedIfFailed,
-    /// As [`ReplacedIfFailed`](Self::ReplacedIfFailed), but whatever the end of the existing layer's
-    /// command was.
+    /// The new layer replaces the existing one, whatever the exit status of its command, under the
+    /// other conditions of [`ReplacedIfFailed`](Self::ReplacedIfFailed).
     Replaced,
 }
 

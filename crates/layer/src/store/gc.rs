@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::json_path;
 use crate::layer::Layer;
 use crate::layer::meta::timestamp;
+use crate::store::Store;
 use crate::store::hold::{Stale, held, read};
 use crate::store::store_dir::{MadeOfLayer, Part, StoreDir, Trash, check_may_change, locked};
 
@@ -303,6 +304,8 @@ impl<'a> Collector<'a> {
             collected.failed.extend(Trash::remove_all(&trash, &count_removed));
             need.lacking = self.still_lacking(store, need.lacking)?;
         }
+        // The layers that are left can be too few, and other processes write, too.
+        need.lacking = self.still_lacking(store, Size::default())?;
         collected.within_budget = !need.is_over();
         collected.failed.extend(inventory.failed);
         collected.closed = inventory.closed;
@@ -310,13 +313,21 @@ impl<'a> Collector<'a> {
     }
 
     /// Returns whether the store keeps to its budgets of bytes, entries and free space now. Changes
-    /// nothing.
+    /// nothing, and looks at the layers only for a budget of bytes or entries.
     ///
     /// # Errors
-    /// As `collect`.
+    /// [`Error::NotADirectory`] if `store` is not a directory, and [`Error::Io`] if it cannot be
+    /// looked at.
     pub fn is_within_budget(&self, store: impl AsRef<Path>) -> Result<bool> {
-        let store = store.as_ref();
-        Ok(!self.need(store, &self.inventory(store)?)?.is_over())
+        let store = Store::open(store)?;
+        let store = store.path();
+        if !self.lacking(store)?.is_zero() {
+            return Ok(false);
+        }
+        if self.max_bytes.is_none() && self.max_entries.is_none() {
+            return Ok(true);
+        }
+        Ok(self.over(&self.inventory(store)?).is_zero())
     }
 
     fn inventory(&self, store: &Path) -> Result<Inventory> {
@@ -333,14 +344,19 @@ impl<'a> Collector<'a> {
 
     /// Returns by how much the store exceeds its budgets.
     fn need(&self, store: &Path, inventory: &Inventory) -> Result<Need> {
-        let total = inventory.total();
-        let over = |there: u64, most: Option<u64>| most.map_or(0, |most| there.saturating_sub(most));
         Ok(Need {
-            over: Size { bytes: over(total.bytes, self.max_bytes), entries: over(total.entries, self.max_entries) },
+            over: self.over(inventory),
             lacking: self.lacking(store)?,
             // `None` if the time is out of range: no layer is that old.
             oldest: self.max_age.and_then(|age| SystemTime::now().checked_sub(age)),
         })
+    }
+
+    /// Returns the bytes and inodes that the layers have beyond the budgets.
+    fn over(&self, inventory: &Inventory) -> Size {
+        let total = inventory.total();
+        let over = |there: u64, most: Option<u64>| most.map_or(0, |most| there.saturating_sub(most));
+        Size { bytes: over(total.bytes, self.max_bytes), entries: over(total.entries, self.max_entries) }
     }
 
     /// Returns the free bytes and inodes that the file system lacks.
@@ -357,15 +373,15 @@ impl<'a> Collector<'a> {
     /// By the sizes of those layers, it still lacks `expected`.
     fn still_lacking(&self, store: &Path, expected: Size) -> Result<Size> {
         let lacking = self.lacking(store)?;
-        if lacking.is_zero() || !expected.is_zero() {
-            return Ok(lacking.min(expected));
+        if !lacking.exceeds_zero_of(expected) {
+            return Ok(lacking.after_removal(expected));
         }
         // Some file systems, for example Btrfs, free the blocks of removed files only in a sync.
         // Without it, the removals would seem to free nothing, and the collector would remove all
         // layers.
         let synced = File::open(store).and_then(|dir| Ok(syncfs(dir)?));
         synced.map_err(Error::io("sync the file system of", store))?;
-        self.lacking(store)
+        Ok(self.lacking(store)?.after_removal(expected))
     }
 
     /// Returns the layers that would be removed if nothing fails.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, FlockOperation};
+use rustix::fs::{CWD, FlockOperation, rename};
 use rustix::io::Errno;
 
 use super::Store;
@@ -15,13 +15,21 @@ use crate::store::hold::Stale;
 use crate::store::store_dir::{StoreDir, check_may_change};
 use crate::tree::rename::rename_new;
 
-/// Checks that a rename from one store to the other can succeed.
-pub(super) fn check_file_system(from: &Store, to: &Store) -> Result<()> {
+/// Checks that a rename from one store to the other can succeed. Changes nothing.
+pub(super) fn check_mount(from: &Store, to: &Store) -> Result<()> {
     let device = |path: &Path| Ok(fs::metadata(path).map_err(Error::io("look at", path))?.dev());
-    match device(from.path())? == device(to.path())? {
-        true => Ok(()),
-        false => Err(Error::StoresApart { from: from.path().into(), to: to.path().into() }),
+    // The kernel never renames a `.`, but compares the mounts first.
+    let dot = |store: &Store| store.path().join(".");
+    let are_mounts_apart = || rename(dot(from), dot(to)) == Err(Errno::XDEV);
+    // Two subvolumes of Btrfs can be on one mount, but have two device numbers.
+    match device(from.path())? != device(to.path())? || are_mounts_apart() {
+        true => Err(apart(from, to)),
+        false => Ok(()),
     }
+}
+
+fn apart(from: &Store, to: &Store) -> Error {
+    Error::StoresApart { from: from.path().into(), to: to.path().into() }
 }
 
 /// Moves `layer` of `from` to the path of `new` in the store `to`, unless it is held.
@@ -35,8 +43,7 @@ pub(super) fn relocate(from: &Store, layer: &Layer, to: &Store, new: &Layer) -> 
     let _locked = lock.lock_layer(layer.name())?;
     match rename_new(CWD, layer.path(), CWD, new.path()) {
         Err(Errno::EXIST) => Err(Error::LayerExists { path: new.path().into() }),
-        // Two mounts of one file system.
-        Err(Errno::XDEV) => Err(Error::StoresApart { from: from.path().into(), to: to.path().into() }),
+        Err(Errno::XDEV) => Err(apart(from, to)),
         renamed => renamed.map_err(Error::io("move to another store", layer.path())),
     }
 }
@@ -76,9 +83,9 @@ mod tests {
         assert!(matches!(from.move_to("gcc", &to), Err(Error::LayerExists { path }) if path == moved.path()));
         assert!(gcc.fs().exists());
         assert!(matches!(from.move_to("none", &to), Err(Error::NotADirectory { .. })));
-        from.check_file_system(&to).unwrap();
+        from.check_mount(&to).unwrap();
         let proc = Store::open("/proc").unwrap();
-        let error = from.check_file_system(&proc).unwrap_err();
+        let error = from.check_mount(&proc).unwrap_err();
         assert!(matches!(error, Error::StoresApart { to, .. } if to == Path::new("/proc")));
     }
 }

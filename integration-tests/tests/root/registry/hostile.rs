@@ -102,7 +102,7 @@ fn every_failure_has_its_exit_status_and_leaves_nothing() {
     for (location, part) in [
         ("file:///etc/passwd", "which is not an address"),
         ("http://u@127.0.0.1/", "has a user"),
-        // Nobody asked for connections to other machines without TLS.
+        // The caller did not ask for connections to other machines without TLS.
         ("http://192.0.2.1/", "which has no TLS"),
     ] {
         let server = Server::start(move |_, _| Answer::new(302, "").header("Location", location));

@@ -1,5 +1,8 @@
 //! Pins, and the place of a layer after its push.
 
+use std::collections::BTreeSet;
+
+use integration_tests::disk::run as run_tool;
 use layer::Hold;
 
 use super::*;
@@ -54,7 +57,7 @@ fn a_pull_takes_the_pinned_layer_and_replaces_another_one() {
 
     assert_eq!(only(&json_of(&mut pull()))["pulled"], true);
     assert_eq!((text(&here), names(&here)), ("pinned".into(), vec!["gcc".to_string()]));
-    // The pinned one is there, so that nobody needs the registry.
+    // The pinned one is there, so the pull needs no registry.
     drop(registry);
     assert_eq!(only(&json_of(&mut pull()))["pulled"], false);
 }
@@ -76,10 +79,40 @@ fn pins_that_are_away_are_tried_again_and_wrong_ones_are_not() {
         let (_, error) = ends(command.arg("--pins").arg(&away), 75);
         assert!(error.contains("mount the directory of the pins"), "{error}");
     }
-    fs::write(pins.join("gcc"), "latest\n").unwrap();
+    for pin in [&b"latest\n"[..], b"\xff"] {
+        fs::write(pins.join("gcc"), pin).unwrap();
+        for command in [pull(&here, &repository, &["gcc"]), push(&[&layer], &repository)] {
+            let (_, error) = ends(&mut with_pins(command, &pins), 1);
+            assert!(error.contains("gcc is not a pin"), "{error}");
+        }
+    }
     for command in [pull(&here, &repository, &["gcc"]), push(&[&layer], &repository)] {
-        let (_, error) = ends(&mut with_pins(command, &pins), 1);
-        assert!(error.contains("gcc is not a pin"), "{error}");
+        let (_, error) = ends(&mut with_pins(command, &pins.join("gcc")), 1);
+        assert!(error.contains("cannot look into"), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_that_must_stay_is_not_downloaded_and_stops_no_other() {
+    let (fixture, mut registry) = (Fixture::new(), DockerRegistry::start());
+    let [there, here, pins] = ["there", "here", "pins"].map(|name| new_store(&fixture, name));
+    let repository = registry.repository("farm");
+    let layers = ["gcc", "make"].map(|name| make(&there, name, &Dir::new().file("text", name)));
+    let pushed = json_of(&mut with_pins(push(&[&layers[0], &layers[1]], &repository), &pins));
+    registry.restart();
+    let old = make(&here, "gcc", &Dir::new().file("text", "old"));
+    let hold = Hold::of([old.path()]).unwrap();
+    let (_, error) = ends(with_pins(pull(&here, &repository, &["gcc", "make"]), &pins).args(["--jobs", "1"]), 75);
+    assert!(error.contains("cannot remove or replace"), "{error}");
+    assert_eq!((text(&here), names(&here)), ("old".into(), ["gcc", "make"].map(String::from).to_vec()));
+    hold.release().unwrap();
+    let requests = registry.requests();
+    for (layer, downloads) in pushed["layers"].as_array().unwrap().iter().zip([0, 1]) {
+        let [manifest, blob] = ["manifest", "blob"].map(|key| layer[key].as_str().unwrap());
+        for (path, count) in [(format!("manifests/{manifest}"), 1), (format!("blobs/{blob}"), downloads)] {
+            let get = format!("GET /v2/farm/{path} ");
+            assert_eq!(requests.iter().filter(|line| line.contains(&get)).count(), count, "{get}: {requests:#?}");
+        }
     }
 }
 
@@ -159,12 +192,21 @@ fn a_pushed_layer_is_moved_unless_others_get_another_one() {
     let layer = gcc(&fixture, "one", "a");
     assert!(ends(&mut into(&layer, disk.path()), 1).1.contains("different mounts"));
     assert!(ends(&mut into(&layer, &fixture.path().join("none")), 1).1.contains("does not exist"));
+    let mounts = ["mount-1", "mount-2"].map(|name| new_store(&fixture, name));
+    for mount in &mounts {
+        run_tool("mount", &["--bind", fixture.path().to_str().unwrap(), mount.to_str().unwrap()]);
+    }
+    let layer_there = Layer::at(mounts[0].join("one/gcc"));
+    assert!(ends(&mut into(&layer_there, &mounts[1].join("final")), 1).1.contains("different mounts"));
+    for mount in &mounts {
+        run_tool("umount", &["--lazy", mount.to_str().unwrap()]);
+    }
     assert!(ends(&mut pull(&store, &repository, &["gcc"]), 1).1.contains("is not in"));
     drop(disk);
 
     assert!(ends(&mut into(&layer, &store), 0).0.ends_with(", moved to the store\n"));
     let moved = store.join("gcc");
-    assert!(is_intact(&moved) || text(&store) == "a");
+    assert_eq!((text(&store), layer.path().exists()), ("a".into(), false));
     // A layer of the store itself stays there.
     assert_eq!(only(&json_of(&mut into(&Layer::at(&moved), &store)))["local"], "kept");
     assert_eq!(only(&json_of(&mut into(&Layer::at(&moved), &store.join("../final"))))["local"], "kept");
@@ -178,4 +220,32 @@ fn a_pushed_layer_is_moved_unless_others_get_another_one() {
     // The next pull of the store needs no registry.
     drop(registry);
     json_of(&mut pull(&store, &repository, &["gcc"]));
+}
+
+#[test]
+fn of_several_pushes_of_one_layer_into_one_store_all_succeed() {
+    let (fixture, registry) = (Fixture::new(), DockerRegistry::start());
+    let store = new_store(&fixture, "final");
+    let repository = registry.repository("farm");
+    let layer = gcc(&fixture, "one", "a");
+    let into = || {
+        let mut command = push(&[&layer], &repository);
+        command.arg("--into").arg(&store);
+        command
+    };
+    let hold = Hold::of([layer.path()]).unwrap();
+    assert_eq!(only(&json_of(&mut into()))["local"], "in_use");
+    assert!(layer.fs().exists() && names(&store).is_empty());
+    hold.release().unwrap();
+
+    let mut pushes: Vec<_> = (0..4).map(|_| into()).collect();
+    let results: Vec<Value> = std::thread::scope(|scope| {
+        let threads: Vec<_> = pushes.iter_mut().map(|push| scope.spawn(|| json_of(push))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let locals: BTreeSet<&str> = results.iter().map(|result| only(result)["local"].as_str().unwrap()).collect();
+    assert!(locals.contains("moved") && locals.is_subset(&["moved", "in_use"].into()), "{locals:?}");
+    assert_eq!((text(&store), names(&store), layer.path().exists()), ("a".into(), vec!["gcc".to_string()], false));
+    // A later push of the path finds the layer in the store.
+    assert_eq!(only(&json_of(&mut into()))["local"], "moved");
 }

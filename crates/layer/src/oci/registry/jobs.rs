@@ -17,8 +17,8 @@ impl Default for Jobs {
 }
 
 /// Calls `work` for each of `items`, on several threads. Returns the results in the order of the
-/// items. After an error that can be temporary, begins no others: they would fail, too, each after
-/// its own repetitions.
+/// items. After a temporary error of the registry, the disk or the pins, begins no others: they
+/// would fail, too, each after its own repetitions.
 pub(super) fn run<I: Sync, T: Send>(jobs: Jobs, items: &[I], work: impl Fn(&I) -> Result<T> + Sync) -> Vec<Result<T>> {
     let queue: Mutex<VecDeque<usize>> = Mutex::new((0..items.len()).collect());
     let results: Mutex<Vec<Option<Result<T>>>> = Mutex::new(items.iter().map(|_| None).collect());
@@ -30,7 +30,7 @@ pub(super) fn run<I: Sync, T: Send>(jobs: Jobs, items: &[I], work: impl Fn(&I) -
                 true => Err(Error::NotBegun),
                 false => work(&items[number]),
             };
-            if matches!(&result, Err(error) if error.is_temporary() || matches!(error, Error::Cancelled)) {
+            if matches!(&result, Err(error) if error.affects_others() || matches!(error, Error::Cancelled)) {
                 stopped.store(true, Ordering::Release);
             }
             results.lock().unwrap_or_else(PoisonError::into_inner)[number] = Some(result);
@@ -44,4 +44,34 @@ pub(super) fn run<I: Sync, T: Send>(jobs: Jobs, items: &[I], work: impl Fn(&I) -
     });
     let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.into_iter().map(|result| result.unwrap_or(Err(Error::NotBegun))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+    use crate::store::hold::Holder;
+
+    #[test]
+    fn only_an_error_that_others_would_have_too_stops_them() {
+        let held = || Error::Layer(crate::Error::LayerHeld { layer: "a".into(), by: Holder::Locked });
+        let base = || Error::Layer(crate::Error::BaseOfOthers { layer: "a".into(), other: "b".into() });
+        let pins = |kind: ErrorKind| Error::Pins { operation: "read", path: "a".into(), source: kind.into() };
+        let disk = || Error::io("write", "a")(std::io::Error::from(ErrorKind::StorageFull));
+        let table: [(&(dyn Fn() -> Error + Sync), bool); 6] = [
+            (&held, false),
+            (&base, false),
+            (&|| pins(ErrorKind::NotADirectory), false),
+            (&|| pins(ErrorKind::NotFound), true),
+            (&disk, true),
+            (&|| Error::Cancelled, true),
+        ];
+        for (error, stops) in table {
+            let results = run(Jobs(1), &[0, 1, 2], |&number| if number == 0 { Err(error()) } else { Ok(number) });
+            assert!(results[0].is_err());
+            let begun = results[1..].iter().filter(|result| result.is_ok()).count();
+            assert_eq!(begun, if stops { 0 } else { 2 }, "{:?}", error());
+        }
+    }
 }

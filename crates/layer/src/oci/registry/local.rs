@@ -19,6 +19,9 @@ pub enum Local {
     /// The layer is where it was.
     #[default]
     Kept,
+    /// The layer is where it was, because another process uses it. That can be a push of the same
+    /// layer, which then moves it.
+    InUse,
     /// The layer is in the other store now.
     Moved,
     /// The layer was removed: the registry has another one of its name, or the store has one.
@@ -27,27 +30,39 @@ pub enum Local {
 
 /// Checks that `layer` could be moved to `store`.
 pub(super) fn check(layer: &Layer, store: &Store) -> Result<()> {
-    Ok(Store::open(parent(layer))?.check_file_system(store)?)
+    Ok(Store::open(parent(layer))?.check_mount(store)?)
 }
 
 /// Moves `layer` to `store` if it is the one that all others get, and removes it otherwise. A layer
-/// of `store` itself stays in any case.
+/// of `store` itself stays in any case, and so does a layer that another process uses.
 pub(super) fn settle(layer: &Layer, store: &Store, is_chosen: bool) -> Result<Local> {
     let from = Store::open(parent(layer))?;
     if identity(from.path())? == identity(store.path())? {
         return Ok(Local::Kept);
     }
-    if is_chosen {
-        match from.move_to(layer.name(), store) {
-            Err(LayerError::LayerExists { .. }) => {}
-            moved => return moved.map(|_| Local::Moved).map_err(Error::from),
+    let remove = || from.remove(layer.name()).map(|()| Local::Removed);
+    let settled = match is_chosen {
+        true => match from.move_to(layer.name(), store) {
+            Err(LayerError::LayerExists { .. }) => remove(),
+            moved => moved.map(|_| Local::Moved),
+        },
+        false => remove(),
+    };
+    match settled {
+        Err(LayerError::LayerHeld { .. }) => Ok(Local::InUse),
+        // Another push of this layer has settled it.
+        Err(LayerError::NotADirectory { .. } | LayerError::Incomplete { .. }) if !layer.path().exists() => {
+            match is_chosen {
+                true => Layer::open(store.layer(layer.name())?.path()).map(|_| Local::Moved).map_err(Error::from),
+                false => Ok(Local::Removed),
+            }
         }
+        settled => Ok(settled?),
     }
-    from.remove(layer.name())?;
-    Ok(Local::Removed)
 }
 
-fn parent(layer: &Layer) -> &Path {
+/// Returns the directory that has `layer`.
+pub(super) fn parent(layer: &Layer) -> &Path {
     match layer.path().parent() {
         Some(dir) if dir != Path::new("") => dir,
         _ => Path::new("."),

@@ -1,5 +1,5 @@
-//! Pins: which manifest a name means for everyone. `push.rs` writes them. The caller of `pull.rs` reads
-//! them.
+//! Pins: which manifest a name means for everyone. `push.rs` writes them. The caller of `pull.rs`
+//! reads them.
 
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -53,12 +53,13 @@ impl Pins {
     /// - [`Error::Malformed`] if the file is not a pin.
     pub fn get(&self, name: &str) -> Result<Option<Digest>> {
         let path = self.path(name)?;
-        let text = match fs::read_to_string(&path) {
+        let bytes = match fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            text => text.map_err(failed("read", &path))?,
+            bytes => bytes.map_err(failed("read", &path))?,
         };
+        let pin = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim_end().parse().ok());
         let expected = "a pin: write the digest of a manifest into it, or remove it";
-        text.trim_end().parse().map(Some).map_err(|_| Error::malformed(&path, expected))
+        pin.map(Some).ok_or_else(|| Error::malformed(&path, expected))
     }
 
     /// Pins the layer `name` to the manifest `digest`, unless it is pinned already. Returns the
@@ -134,9 +135,18 @@ mod tests {
         let error = Pins::open(dir.path().join("missing")).unwrap_err();
         assert!(error.is_temporary() && format!("{error:?}").contains("mount the directory of the pins"), "{error:?}");
         let pins = Pins::open(&dir).unwrap();
-        fs::write(dir.path().join("empty"), "").unwrap();
-        for error in [pins.get("empty").unwrap_err(), pins.pin("empty", Digest::of(b"")).unwrap_err()] {
-            assert!(!error.is_temporary() && error.to_string().contains("is not a pin"), "{error}");
+        for content in [&b""[..], b"\xff"] {
+            fs::write(dir.path().join("wrong"), content).unwrap();
+            for error in [pins.get("wrong").unwrap_err(), pins.pin("wrong", Digest::of(b"")).unwrap_err()] {
+                assert!(!error.is_temporary() && error.to_string().contains("is not a pin"), "{error}");
+            }
+        }
+        fs::create_dir(dir.path().join("dir")).unwrap();
+        let file = dir.path().join("wrong");
+        let wrong_paths =
+            [pins.get("dir").unwrap_err(), Pins::open(&file).unwrap_err(), Pins::open(file.join("a")).unwrap_err()];
+        for error in wrong_paths {
+            assert!(!error.is_temporary(), "{error:?}");
         }
         assert!(matches!(pins.get("../a"), Err(Error::NotATag { .. })));
         fs::remove_dir_all(dir).unwrap();

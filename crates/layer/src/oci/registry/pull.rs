@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,9 @@ use crate::layer::{Layer, json};
 use crate::oci::digest::Digest;
 use crate::oci::error::{Error, Result};
 use crate::oci::image::Blob;
-use crate::oci::import::{MAX_BYTES, Progress, unpack_all};
+use crate::oci::import::{MAX_BYTES, unpack_all};
 use crate::oci::pipeline::{self, Expected};
+use crate::oci::progress::{Meter, OnProgress, Progress};
 use crate::oci::record::{InRegistry, Record};
 use crate::oci::tree_digest::{self, Recorded, TreeDigest};
 use crate::oci::unpack::{Budget, LeftOut, Options as Unpacking, Privileges, Unpacker};
@@ -135,7 +136,7 @@ pub struct Pull<'a> {
     unpacking: Unpacking,
     digest: TreeDigest,
     existing: Existing,
-    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+    progress: OnProgress<'a>,
 }
 
 /// A layer that is in the store.
@@ -227,8 +228,8 @@ impl<'a> Pull<'a> {
     /// Pulls the layers into `store`. Returns the results in the same order. A layer that the store
     /// has is only touched. If it is pinned, it must be known to be the pinned one.
     ///
-    /// After a temporary error or a cancellation, no further layer is begun.
-    /// Each of these layers has the error [`Error::NotBegun`].
+    /// After a temporary error of the registry or the disk, and after a cancellation, no further
+    /// layer is begun. Each of these layers has the error [`Error::NotBegun`].
     ///
     /// # Errors
     /// - [`Error::NotInRegistry`] if the registry has no layer of this name.
@@ -239,7 +240,7 @@ impl<'a> Pull<'a> {
     /// - [`Error::Cancelled`].
     /// - The other errors name the part of the layer or of the store.
     pub fn run(&self, store: &Store, wanted: &[Wanted]) -> Vec<Result<Pulled>> {
-        let done = AtomicU64::new(0);
+        let meter = Meter::new(None, self.progress);
         let numbered: Vec<_> = wanted.iter().enumerate().collect();
         let (sender, receiver) = sync_channel(MAX_READY);
         // A layer that cannot be published now stops the others, as one that cannot be pulled does.
@@ -250,7 +251,7 @@ impl<'a> Pull<'a> {
                 if stopped.load(Ordering::Acquire) {
                     return Err(Error::NotBegun);
                 }
-                match self.pull(store, wanted, &done)? {
+                match self.pull(store, wanted, &meter)? {
                     Step::There(pulled) => Ok(Some(pulled)),
                     Step::Ready(ready) => {
                         // The publisher ends after the last sender.
@@ -296,7 +297,7 @@ impl<'a> Pull<'a> {
                             .map_or_else(|| std::io::Error::from(error.kind()), std::io::Error::from_raw_os_error),
                     )),
                 };
-                if matches!(&result, Err(error) if error.is_temporary()) {
+                if matches!(&result, Err(error) if error.affects_others()) {
                     stopped.store(true, Ordering::Release);
                 }
                 published.insert(number, result);
@@ -311,7 +312,10 @@ impl<'a> Pull<'a> {
         let layer = match draft.publish(&wanted.name) {
             // A program without the lock was faster.
             Err(crate::Error::LayerExists { path }) => {
-                return self.there(store, wanted)?.ok_or_else(|| crate::Error::LayerExists { path }.into());
+                return match self.look(store, wanted, Unknown::Compared)? {
+                    There::Usable(there) => Ok(there),
+                    There::Other(_) | There::Nothing => Err(crate::Error::LayerExists { path }.into()),
+                };
             }
             published => published?,
         };
@@ -328,38 +332,37 @@ impl<'a> Pull<'a> {
         })
     }
 
-    fn pull(&self, store: &Store, wanted: &Wanted, done: &AtomicU64) -> Result<Step> {
-        if let Some(there) = self.usable(store, wanted)? {
+    fn pull(&self, store: &Store, wanted: &Wanted, meter: &Meter<'_>) -> Result<Step> {
+        // A comparison holds the layer. Without the lock, it would keep another process from replacing
+        // the layer.
+        let unknown = if self.existing == Existing::Refused { Unknown::Compared } else { Unknown::Left };
+        if let There::Usable(there) = self.look(store, wanted, unknown)? {
             return Ok(Step::There(there));
         }
         let lock = NameLock::wait(store, &wanted.name, &self.registry.cancel)?.ok_or(Error::Cancelled)?;
         // Another process may have pulled it while this one waited.
-        if let Some(there) = self.usable(store, wanted)? {
-            return Ok(Step::There(there));
-        }
-        let remote = self.read(wanted)?;
+        let remote = match self.look(store, wanted, Unknown::Compared)? {
+            There::Usable(there) => return Ok(Step::There(there)),
+            There::Other(remote) => Some(*remote),
+            There::Nothing => None,
+        };
+        // A download would be in vain if the layer of the store must stay.
+        store.check_new(&wanted.name, self.existing)?;
+        let remote = remote.map_or_else(|| self.read(wanted), Ok)?;
         let draft = store.draft()?.existing(self.existing);
-        let left_out = self.unpack(&remote, &draft, done)?;
+        let left_out = self.unpack(&remote, &draft, meter)?;
         self.complete(wanted, &remote, &draft, left_out)?;
         Ok(Step::Ready(Box::new(Ready { draft, lock, remote, left_out })))
     }
 
-    /// Returns the layer if the store has it, unless it is another one that may be replaced.
-    fn usable(&self, store: &Store, wanted: &Wanted) -> Result<Option<Pulled>> {
-        match self.there(store, wanted) {
-            Err(Error::NotPinned { .. }) if self.existing != Existing::Refused => Ok(None),
-            there => there,
-        }
-    }
-
-    /// Returns the layer if the store has it, and touches it.
-    fn there(&self, store: &Store, wanted: &Wanted) -> Result<Option<Pulled>> {
+    /// Looks for the layer in the store, and touches it if it is the wanted one.
+    fn look(&self, store: &Store, wanted: &Wanted, unknown: Unknown) -> Result<There> {
         let layer = store.layer(&wanted.name)?;
         // Held before it is looked at, so that no collector takes it in between.
         let hold = match Hold::of([layer.path()]) {
             Err(crate::Error::NotADirectory { .. }) => {
                 store.check_new(&wanted.name, Existing::Refused)?;
-                return Ok(None);
+                return Ok(There::Nothing);
             }
             hold => hold?,
         };
@@ -375,11 +378,20 @@ impl<'a> Pull<'a> {
             // A manifest is the same in every registry.
             Some(digest) => match places().find(|place| place.manifest == digest) {
                 Some(place) => Some(place),
-                None => return self.compare(layer, wanted, digest, &hold).map(Some),
+                None if unknown == Unknown::Left => return Ok(There::Nothing),
+                None => {
+                    let remote = self.read(wanted)?;
+                    return match self.compare(layer, wanted, digest, &remote, &hold) {
+                        Err(Error::NotPinned { .. }) if self.existing != Existing::Refused => {
+                            Ok(There::Other(Box::new(remote)))
+                        }
+                        compared => compared.map(There::Usable),
+                    };
+                }
             },
         };
         layer.touch()?;
-        Ok(Some(Pulled {
+        Ok(There::Usable(Pulled {
             name: wanted.name.clone(),
             manifest: place.map(|place| place.manifest),
             diff_id: place.and_then(|place| place.blob.diff_id),
@@ -391,9 +403,8 @@ impl<'a> Pull<'a> {
         }))
     }
 
-    /// Checks that a layer whose origin is not known is the one that `digest` pins.
-    fn compare(&self, layer: Layer, wanted: &Wanted, digest: Digest, _hold: &Hold) -> Result<Pulled> {
-        let remote = self.read(wanted)?;
+    /// Checks that a layer whose origin is not known is `remote`, the one that `digest` pins.
+    fn compare(&self, layer: Layer, wanted: &Wanted, digest: Digest, remote: &Remote, _hold: &Hold) -> Result<Pulled> {
         let known = match Recorded::of(&layer)? {
             Some(recorded) => recorded.tree,
             None => tree_digest::compute(&layer, self.unpacking.xattrs)?,
@@ -455,7 +466,7 @@ impl<'a> Pull<'a> {
     }
 
     /// Unpacks the blob into the draft.
-    fn unpack(&self, remote: &Remote, draft: &Draft, done: &AtomicU64) -> Result<LeftOut> {
+    fn unpack(&self, remote: &Remote, draft: &Draft, meter: &Meter<'_>) -> Result<LeftOut> {
         let blob = remote.blob();
         let path = PathBuf::from(self.registry.place(&blob.digest.to_string()));
         let reader = BlobReader::new(self.registry, blob.digest, blob.size);
@@ -467,12 +478,7 @@ impl<'a> Pull<'a> {
             left_bytes: self.max_bytes,
             max_bytes: self.max_bytes,
         };
-        let progress = |bytes| {
-            let done_bytes = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if let Some(progress) = self.progress.0 {
-                progress(Progress { done_bytes, total_bytes: None });
-            }
-        };
+        let progress = |bytes| meter.add(bytes);
         let budget = Budget::new(self.max_bytes);
         let mut unpacker = Unpacker::layer(draft.layer().fs(), &[], self.unpacking, budget)?;
         let read = pipeline::read(reader, expected, &progress, |archive| unpack_all(archive, &path, &mut unpacker));
@@ -525,6 +531,23 @@ impl<'a> Pull<'a> {
         layer.touch()?;
         write("layer", &remote.files.meta)
     }
+}
+
+/// What is done with a layer of the store if nothing but its tree can show whether it is the pinned
+/// one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unknown {
+    /// Its tree is compared with that of the registry.
+    Compared,
+    Left,
+}
+
+/// What the store has under the name of a layer.
+enum There {
+    Nothing,
+    Usable(Pulled),
+    /// A layer that may be replaced. The pinned one is in the registry.
+    Other(Box<Remote>),
 }
 
 /// How far a layer is.

@@ -3,9 +3,8 @@
 
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -24,8 +23,8 @@ use crate::oci::encoder::Encoder;
 use crate::oci::error::{Error, Result};
 use crate::oci::export::MANIFEST;
 use crate::oci::image::Blob;
-use crate::oci::import::Progress;
 use crate::oci::pack::{Differences, pack};
+use crate::oci::progress::{Meter, OnProgress, Progress};
 use crate::oci::record::{InRegistry, Record};
 use crate::oci::tree_digest::Recorded;
 use crate::stack::overlayfs::XattrNamespace;
@@ -60,7 +59,7 @@ pub struct Push<'a> {
     xattrs: XattrNamespace,
     pins: Option<&'a Pins>,
     into: Option<&'a Store>,
-    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
+    progress: OnProgress<'a>,
 }
 
 /// A layer that is in the registry.
@@ -135,7 +134,11 @@ impl<'a> Push<'a> {
 
     /// Moves each layer to `store` after its push if it is the one that others get: the registry has
     /// its tree, and it is not pinned to another manifest. Otherwise, and if `store` has the name,
-    /// the layer is removed. A layer of `store` itself stays.
+    /// the layer is removed. A layer of `store` itself stays, and so does a layer that another
+    /// process uses.
+    ///
+    /// If a layer does not exist, but `store` has its name, the layer of `store` is pushed: an
+    /// earlier push can have moved it there.
     pub fn into(mut self, store: impl Into<Option<&'a Store>>) -> Self {
         self.into = store.into();
         self
@@ -148,8 +151,9 @@ impl<'a> Push<'a> {
     }
 
     /// Pushes the layers, each under the name of its directory. Returns the results in the same
-    /// order. After a temporary error or a cancellation, no further layer is begun.
-    /// Each of these layers has the error [`Error::NotBegun`].
+    /// order. After a temporary error of the registry, the disk or the pins, and after a
+    /// cancellation, no further layer is begun. Each of these layers has the error
+    /// [`Error::NotBegun`].
     ///
     /// # Errors
     /// - [`Error::NotATag`] if a registry cannot have the name.
@@ -158,27 +162,28 @@ impl<'a> Push<'a> {
     /// - [`Error::Registry`] if a request failed.
     /// - [`Error::Pins`] or [`Error::Malformed`] if a pin cannot be used, and
     ///   [`Error::NotInRegistry`] if the registry does not have the manifest that it names.
-    /// - [`Error::Layer`] if the layer cannot be moved or removed. The registry has it then, unless
-    ///   the stores are on two mounts.
+    /// - [`Error::Layer`] with [`StoresApart`](crate::Error::StoresApart) if the layer and the other
+    ///   store are on two mounts. Nothing was sent then.
+    /// - [`Error::Layer`] if the layer cannot be moved or removed. The registry has it then.
     /// - [`Error::Cancelled`].
     pub fn run(&self, layers: &[Layer]) -> Vec<Result<Pushed>> {
-        let done = AtomicU64::new(0);
-        jobs::run(self.jobs, layers, |layer| self.push(layer, &done))
+        let meter = Meter::new(None, self.progress);
+        jobs::run(self.jobs, layers, |layer| self.push(layer, &meter))
     }
 
-    fn push(&self, layer: &Layer, done: &AtomicU64) -> Result<Pushed> {
+    fn push(&self, layer: &Layer, meter: &Meter<'_>) -> Result<Pushed> {
         let refused = |reason| Error::NotATag { name: layer.name().into(), reason };
         let name = layer.name().to_str().ok_or_else(|| refused("it is not UTF-8"))?;
         if let Some(reason) = form::refuse_name(name) {
             return Err(refused(reason));
         }
         // Held before it is looked at, so that no collector takes it in between.
-        let hold = Hold::of([layer.path()])?;
-        let work = Work::begin(self, layer, name)?;
+        let (held, hold) = self.hold(layer)?;
+        let work = Work::begin(self, &held, name)?;
         if let Some(store) = self.into {
-            local::check(layer, store)?;
+            local::check(&held, store)?;
         }
-        let mut pushed = work.push(done)?;
+        let mut pushed = work.push(meter)?;
         drop(hold);
         if let Some(pins) = self.pins {
             pushed.pin = Some(self.pin(pins, &pushed)?);
@@ -188,6 +193,20 @@ impl<'a> Push<'a> {
             pushed.local = local::settle(layer, store, is_chosen)?;
         }
         Ok(pushed)
+    }
+
+    /// Holds a layer, which another push may have moved to the other store.
+    fn hold(&self, layer: &Layer) -> Result<(Layer, Hold)> {
+        let missing = match Hold::of([layer.path()]) {
+            Err(error @ crate::Error::NotADirectory { .. }) => error,
+            hold => return Ok((layer.clone(), hold?)),
+        };
+        let Some(store) = self.into else { return Err(missing.into()) };
+        let moved = store.layer(layer.name())?;
+        match Hold::of([moved.path()]) {
+            Err(crate::Error::NotADirectory { .. }) => Err(missing.into()),
+            hold => Ok((moved, hold?)),
+        }
     }
 
     /// Pins a layer. Returns the digest to which it is pinned. The registry has its manifest.
@@ -210,7 +229,6 @@ struct Work<'a> {
     files: Files,
     record: Option<Record>,
     xattrs: XattrNamespace,
-    progress: Callback<'a, dyn Fn(Progress) + Sync + 'a>,
 }
 
 impl<'a> Work<'a> {
@@ -235,11 +253,10 @@ impl<'a> Work<'a> {
             files: Files { meta: meta.unwrap_or_default(), sidecars },
             record: Record::of(layer)?,
             xattrs: push.xattrs,
-            progress: push.progress,
         })
     }
 
-    fn push(&self, done: &AtomicU64) -> Result<Pushed> {
+    fn push(&self, meter: &Meter<'_>) -> Result<Pushed> {
         if let Some(there) = self.registry.manifest_digest(self.name)? {
             return self.found(there);
         }
@@ -250,7 +267,7 @@ impl<'a> Work<'a> {
                 sent.spared += blob.size;
                 (blob, diff_id, Differences::default())
             }
-            None => self.send_tree(done, &mut sent)?,
+            None => self.send_tree(meter, &mut sent)?,
         };
         let config = form::config(diff_id, self.record.as_ref());
         self.send_bytes(&config, &mut sent)?;
@@ -355,16 +372,11 @@ impl<'a> Work<'a> {
     }
 
     /// Packs the tree into a file without a name, and sends it.
-    fn send_tree(&self, done: &AtomicU64, sent: &mut Sent) -> Result<(Blob, Digest, Differences)> {
+    fn send_tree(&self, meter: &Meter<'_>, sent: &mut Sent) -> Result<(Blob, Digest, Differences)> {
         self.registry.check_cancelled()?;
         let file = self.temporary()?;
         let (blob, diff_id, differences) = self.pack(&file)?;
-        let report = |bytes| {
-            let done_bytes = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            if let Some(progress) = self.progress.0 {
-                progress(Progress { done_bytes, total_bytes: None });
-            }
-        };
+        let report = |bytes| meter.add(bytes);
         let content = FileContent { file: &file, size: blob.size, sent: &report };
         let is_sent = self.registry.put_blob(blob.digest, &content)?;
         sent.add(is_sent, blob.size);
@@ -374,10 +386,7 @@ impl<'a> Work<'a> {
     /// Makes a file without a name beside the layer, where there is room for it most likely. The
     /// store may be read-only.
     fn temporary(&self) -> Result<File> {
-        let dir = match self.layer.path().parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
+        let dir = local::parent(self.layer);
         match tempfile::tempfile_in(dir) {
             Err(error) if matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) => {
                 let other = std::env::temp_dir();

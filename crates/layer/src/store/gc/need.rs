@@ -19,8 +19,17 @@ impl Size {
         Self { bytes: self.bytes.saturating_sub(other.bytes), entries: self.entries.saturating_sub(other.entries) }
     }
 
-    pub(super) fn min(self, other: Self) -> Self {
-        Self { bytes: self.bytes.min(other.bytes), entries: self.entries.min(other.entries) }
+    /// Returns what is still lacking if statvfs(3) reports `self`, and if by the sizes of the layers
+    /// that were removed, `expected` is lacking. Some file systems free space later than they
+    /// remove files, so the smaller number counts. Only the report decides that nothing is lacking.
+    pub(super) fn after_removal(self, expected: Self) -> Self {
+        let still = |reported: u64, expected: u64| if expected == 0 { reported } else { reported.min(expected) };
+        Self { bytes: still(self.bytes, expected.bytes), entries: still(self.entries, expected.entries) }
+    }
+
+    /// Returns whether a number is not 0 here, but 0 in `other`.
+    pub(super) fn exceeds_zero_of(self, other: Self) -> bool {
+        (self.bytes > 0 && other.bytes == 0) || (self.entries > 0 && other.entries == 0)
     }
 }
 
@@ -67,6 +76,27 @@ mod tests {
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn enough_of_one_number_does_not_hide_the_lack_of_the_other() {
+        let size = |(bytes, entries)| Size { bytes, entries };
+        // What statvfs reports, what the sizes say, what counts, and whether a sync may free more.
+        let table = [
+            ((0, 0), (0, 0), (0, 0), false),
+            ((5, 0), (0, 0), (5, 0), true),
+            ((5, 0), (3, 0), (3, 0), false),
+            ((3, 0), (5, 0), (3, 0), false),
+            ((5, 7), (0, 2), (5, 2), true),
+            ((5, 7), (2, 0), (2, 7), true),
+            ((5, 0), (0, 2), (5, 0), true),
+            ((0, 7), (2, 9), (0, 7), false),
+        ];
+        for (reported, expected, still, is_in_doubt) in table {
+            let (reported, expected) = (size(reported), size(expected));
+            assert_eq!(reported.after_removal(expected), size(still), "{reported:?}, {expected:?}");
+            assert_eq!(reported.exceeds_zero_of(expected), is_in_doubt, "{reported:?}, {expected:?}");
+        }
     }
 
     #[test]

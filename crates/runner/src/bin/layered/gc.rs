@@ -23,8 +23,7 @@ use crate::{TEMPORARY, complain, defaults, table};
 /// directory without a layer.json.
 /// It also removes the remains of killed collectors, captures and other writers.
 ///
-/// The exit status is 75 if gc cannot free what --min-free and --min-free-inodes ask for. A later
-/// attempt, or one on another machine, can succeed.
+/// The exit status is 0 also if the store is still over a budget. With --check, it is 75 then.
 #[derive(Debug, clap::Args)]
 #[command(
     group = clap::ArgGroup::new("budget").required(true).multiple(true),
@@ -70,8 +69,8 @@ pub(crate) struct Args {
     dry_run: bool,
     /// Remove nothing and print nothing, and exit with 75 if the store is over a budget.
     ///
-    /// A TIME is not a budget.
-    #[arg(long, conflicts_with_all = ["dry_run", "json"])]
+    /// Without --max-bytes and --max-inodes, this does not look at the layers.
+    #[arg(long, conflicts_with_all = ["max_age", "dry_run", "json"])]
     check: bool,
     /// Print one JSON object instead of a table.
     ///
@@ -105,13 +104,6 @@ impl Args {
         }
         collector
     }
-
-    /// Returns whether a scheduler should try again: layers in use take the space that the caller
-    /// asks for, or it is not the store that fills the file system.
-    fn lacks_space(&self, collected: &Collected) -> bool {
-        let asks_for_space = self.min_free.is_some() || self.min_free_inodes.is_some();
-        asks_for_space && !self.dry_run && !collected.within_budget
-    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -139,11 +131,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         true => print_json(&mut out, &Output { dry_run: args.dry_run, collected: &collected })?,
         false => print(&mut out, args, &store, &collected)?,
     }
-    let status = match collected.failed.is_empty() {
-        false => crate::FAILURE.into(),
-        true if args.lacks_space(&collected) => TEMPORARY.into(),
-        true => ExitCode::SUCCESS,
-    };
+    let status = if collected.failed.is_empty() { ExitCode::SUCCESS } else { crate::FAILURE.into() };
     for error in collected.failed {
         complain(format_args!("{:#}", anyhow::Error::from(error)));
     }

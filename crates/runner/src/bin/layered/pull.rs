@@ -75,8 +75,9 @@ pub(crate) struct Args {
     /// Its keys are `layers` (each with `name`, `layer`, `manifest`, `diff_id`, `pulled`,
     /// `bytes_received`, `bytes_spared` and `left_out`), `failed` (each with `name`, `error`,
     /// `temporary` and `kind`), `missing` (the names that --ignore-missing ignores),
-    /// `bytes_received` and `bytes_spared`. `pulled` is false if the store had the layer. `kind` is `absent` if the registry has no such layer, `not_pinned` if the store
-    /// has another one than the pinned one, `damaged` or `other`.
+    /// `bytes_received` and `bytes_spared`. `pulled` is false if the store had the layer. `kind` is
+    /// `absent` if the registry has no such layer, `not_pinned` if the store has another one than
+    /// the pinned one, `damaged` or `other`.
     #[arg(long)]
     json: bool,
 }

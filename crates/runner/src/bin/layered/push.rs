@@ -55,7 +55,8 @@ pub(crate) struct Args {
     ///
     /// If the registry has another tree under the name, or the name is pinned to another manifest,
     /// the layer is removed instead. So is a layer whose name STORE has already. A layer of STORE
-    /// itself stays. STORE must be on the same mount as the layers.
+    /// itself stays, and so does a layer that another process uses. If a layer does not exist, but
+    /// STORE has its name, that one is pushed. STORE must be on the same mount as the layers.
     #[arg(long, value_name = "STORE")]
     into: Option<PathBuf>,
     #[command(flatten)]
@@ -66,8 +67,8 @@ pub(crate) struct Args {
     /// `pin`, `local`, `bytes_sent`, `bytes_spared`, `sockets` and `owners_as_root`), `failed` (each
     /// with `name`, `error`, `temporary` and `kind`), `bytes_sent` and `bytes_spared`. `pushed` is
     /// false if the registry had the name. `same` is false if the registry has another tree under
-    /// the name. `pin` is the digest to which the name is pinned. `local` is `moved` or `removed`
-    /// after --into, and else `kept`.
+    /// the name. `pin` is the digest to which the name is pinned. `local` is `moved`, `removed` or
+    /// `in_use` after --into, and else `kept`.
     #[arg(long)]
     json: bool,
 }
@@ -141,6 +142,7 @@ fn describe(pushed: &Pushed) -> String {
     let local = match pushed.local {
         Local::Moved => ", moved to the store",
         Local::Removed => ", removed here",
+        Local::InUse => ", in use, so not moved or removed",
         _ => "",
     };
     format!("{pushed_or_not}{pin}{local}")

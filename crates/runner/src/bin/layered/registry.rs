@@ -15,7 +15,7 @@ use crate::signals::{self, FirstSignal};
 use crate::values::duration;
 use crate::{TEMPORARY, complain};
 
-/// The exit status if it cannot.
+/// The exit status if no later attempt can succeed.
 const PERMANENT: u8 = 1;
 
 /// How a registry is used.
