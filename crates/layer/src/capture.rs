@@ -98,7 +98,8 @@ use crate::tree::walk::work_queue::{self, Threads};
 /// The other one fails with [`Error::AlreadyCaptured`], and does not change its upper.
 ///
 /// The layer's directory may already exist, with sidecars and a log in it. The capture makes these
-/// as durable as the layer.
+/// as durable as the layer. If a run uses the directory and has locked it, the capture fails with
+/// [`Error::DestinationLocked`].
 #[derive(Debug, Clone)]
 #[must_use = "it captures when `into_layer` is called"]
 pub struct Capture<'a> {
@@ -265,8 +266,8 @@ impl<'a> Capture<'a> {
     /// - [`Error::NotADirectory`] if the upper, a lower or the layer is not a directory.
     /// - [`Error::UpperIsLower`], [`Error::UpperOverlapsLower`], [`Error::UpperIsLayers`],
     ///   [`Error::AnotherUpper`], [`Error::LayerInsideTree`], [`Error::RootDirectory`],
-    ///   [`Error::AlreadyCaptured`], [`Error::TreeInTheWay`], [`Error::OtherFileSystem`],
-    ///   [`Error::MadeUnknown`]: the upper is unchanged.
+    ///   [`Error::AlreadyCaptured`], [`Error::DestinationLocked`], [`Error::TreeInTheWay`],
+    ///   [`Error::OtherFileSystem`], [`Error::MadeUnknown`]: the upper is unchanged.
     /// - [`Error::SidecarName`] if a [sidecar](Self::sidecar) cannot have its name.
     /// - [`Error::LowerMissing`] if a missing lower is needed.
     /// - [`Error::Unmergeable`] for an upper that was written with `redirect_dir` or `metacopy` on.

@@ -19,7 +19,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::capture::upper_id::UpperId;
 use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
-use crate::store::store_dir::{Part, PartFile, RETRY, StoreDir};
+use crate::store::store_dir::{Part, PartFile, RETRIES, RETRY, StoreDir};
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::regular_file;
 use crate::tree::walk::{PATH, READ, identity};
@@ -75,10 +75,6 @@ struct HoldFile {
 /// The part of the process's descriptors that the directories of held layers may use: one in
 /// `SHARE`. The runtime and the mount need others.
 const SHARE: u64 = 2;
-
-/// The number of repeated attempts to lock the directories of a store's layers, a millisecond apart.
-/// A collector has one locked for microseconds.
-const RETRIES: u32 = 200;
 
 /// The size of the head of a hold's file. The head contains the path for which the layers stay held
 /// without a process, a NUL, the id of the directory there, if any, and NULs as padding. It is
