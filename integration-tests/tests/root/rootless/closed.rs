@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use integration_tests::processes::Running;
@@ -117,6 +118,40 @@ fn the_record_of_a_run_names_its_skeleton_before_the_command_ends() {
     sweep(&fixture);
 }
 
+/// Returns a command that executes its arguments where `dir` is mounted read-only.
+fn with_read_only(dir: &Path) -> Command {
+    let mut mounted = Command::new(find("unshare"));
+    let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
+    mounted.args(["--mount", "sh", "-c", script]).arg(dir);
+    mounted
+}
+
+#[test]
+fn a_run_warns_of_layers_that_a_read_only_mount_of_the_store_does_not_let_it_hold() {
+    let fixture = UserFixture::new("single");
+    base_of_root(&fixture);
+    let layer = layer_of_root(&fixture, "one", &["file"]);
+    let store = layer.parent().unwrap();
+    let stderr = |options: &[&str], script: &str| {
+        let run = fixture.run(options, std::slice::from_ref(&layer), script);
+        let output = around(with_read_only(store), &run).output().unwrap();
+        assert_eq!(output.stdout, b"one\n", "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // The lock on the layer ends with the process.
+    let held = stderr(&[], "cat /file");
+    assert!(!held.contains("are not held") && !held.contains("a collector may remove "), "{held}");
+    let kept = stderr(&["--keep-failed"], "cat /file; exit 3");
+    assert!(!kept.contains("are not held") && kept.contains("a collector may remove "), "{kept}");
+    let left = fixture.of_root().left();
+    let left = left.iter().find(|path| path.to_str().unwrap().contains("/kept-")).unwrap();
+    quietly(fixture.layered(&["discard"]).arg(left));
+    fs::set_permissions(&layer, Permissions::from_mode(0o711)).unwrap();
+    let unheld = stderr(&[], "cat /file");
+    assert_eq!(unheld.matches("are not held").count(), 1, "{unheld}");
+    sweep(&fixture);
+}
+
 #[test]
 fn a_collector_spares_the_layers_of_a_run_over_a_read_only_mount_of_the_store() {
     for ids in ALL_IDS {
@@ -129,11 +164,8 @@ fn a_collector_spares_the_layers_of_a_run_over_a_read_only_mount_of_the_store() 
             for entry in walkdir::WalkDir::new(store) {
                 std::os::unix::fs::lchown(entry.unwrap().path(), Some(owner), Some(owner)).unwrap();
             }
-            let mut mounted = Command::new(find("unshare"));
-            let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
-            mounted.args(["--mount", "sh", "-c", script]).arg(store);
             let run = fixture.run(&["--runtime", RUNTIMES[0]], &layers[..1], "echo begun; read go; cat /file");
-            let mut run = around(mounted, &run);
+            let mut run = around(with_read_only(store), &run);
             let mut run = Running::start(run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()));
             assert_eq!(run.line(), "begun", "{ids} {owner}");
             let gc = ["gc", "of-root", "--max-bytes", "0", "--json", "--dry-run"];
