@@ -1,7 +1,7 @@
 //! Directories of root in a stack of an ordinary user that the user may not list, search or lock.
 
 use std::fs::{self, Permissions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use integration_tests::processes::Running;
 use integration_tests::user::{ALL_IDS, UserFixture, around, failure, quietly};
 use integration_tests::{RUNTIMES, find};
+use rustix::fs::{Gid, Uid};
 
 use super::others::{base_of_root, entries, layer_of_root, skeletons, sweep};
 use super::{everywhere, json, of_root};
@@ -72,6 +73,30 @@ fn a_tree_of_another_user_that_cannot_be_listed_is_refused() {
         }
         fixture.of_root().assert_clean();
     }
+}
+
+#[test]
+fn a_directory_that_can_be_listed_but_not_searched_is_found() {
+    let fixture = UserFixture::new("single");
+    let trees = ["top", "base"].map(|name| fixture.path().join(name));
+    for tree in &trees {
+        fs::create_dir_all(tree.join("dir/below")).unwrap();
+        fs::set_permissions(tree.join("dir"), Permissions::from_mode(0o744)).unwrap();
+    }
+    let (uid, gid) = fixture.owner();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            // This changes the user of this thread alone.
+            rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            let stack = layer::Stack::new(&trees, layer::XattrNamespace::User).unwrap();
+            assert_eq!(stack.resolve("dir").unwrap().layer, 0);
+            let below = stack.resolve("dir/below");
+            let is_denied = |source: &std::io::Error| source.kind() == ErrorKind::PermissionDenied;
+            assert!(matches!(&below, Err(layer::Error::Io { source, .. }) if is_denied(source)), "{below:?}");
+        });
+    });
 }
 
 #[test]
