@@ -138,8 +138,8 @@ impl View {
         self
     }
 
-    /// Shows nothing of a directory that this process may not list or search, and nothing of its
-    /// name below, as a [`Skeleton`](crate::Skeleton) on top of the trees does.
+    /// Lists nothing of a directory that this process may not list or search, and shows nothing of
+    /// its name below. Entries of a directory that can be searched are found by name.
     pub(crate) fn hide_unreadable(mut self) -> Self {
         self.unreadable = Unreadable::Hidden;
         self

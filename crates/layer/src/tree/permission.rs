@@ -1,5 +1,5 @@
 //! Finds out what this process may do with a directory of another owner. `merge/directory.rs` and
-//! `stack/view.rs` decide what a stack shows of such a directory.
+//! `skeleton.rs` use it.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
