@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Enough for most files of the kernel, which then take a single read(2).
+/// Enough for most files of the kernel, so that the buffer need not grow.
 const USUAL_BYTES: usize = 16 << 10;
 
 /// Returns the content of the file at `path`.

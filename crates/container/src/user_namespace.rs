@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -187,6 +188,13 @@ impl UserNamespace {
         }
         // Nothing shows whether a group has a number: see `owner_of_copy`.
         !fs::File::open(path).is_ok_and(|dir| Self::has_owner(dir, uid))
+    }
+
+    /// Returns whether `path` exists and belongs to [others](Self::is_of_others). Does not follow a
+    /// symbolic link at `path` itself.
+    pub fn is_path_of_others(path: &Path) -> bool {
+        let metadata = path.symlink_metadata();
+        metadata.is_ok_and(|metadata| Self::is_of_others(path, metadata.uid(), metadata.gid()))
     }
 
     /// Returns the owner and the group that a copy of the open `file` of `uid` and `gid` gets in

@@ -86,8 +86,10 @@ use crate::tree::walk::work_queue::{self, Threads};
 /// # After a power cut or a kill
 /// The layer is either complete or absent. A sync of the file system (syncfs(2)) makes the tree and
 /// the future `layer.json` durable; concurrent captures of one process share the sync. Only then does
-/// the capture move the tree. When the move is durable, too, `layer.json` gets its name. A capture of
-/// a large upper starts an additional sync early, so that the later one finds less to write.
+/// the capture move the tree. When the move is durable, too, `layer.json` gets its name. In a
+/// [draft](Self::publish), `layer.json` gets its name first; one sync makes both durable before the
+/// layer appears. A capture of a large upper starts an additional sync early, so that the later one
+/// finds less to write.
 ///
 /// A capture that was killed at any moment can be repeated with the same arguments. Either it finds
 /// the upper where it was, or it finds the tree moved and completes the layer. A
@@ -98,7 +100,8 @@ use crate::tree::walk::work_queue::{self, Threads};
 /// The other one fails with [`Error::AlreadyCaptured`], and does not change its upper.
 ///
 /// The layer's directory may already exist, with sidecars and a log in it. The capture makes these
-/// as durable as the layer.
+/// as durable as the layer. If a run uses the directory and has locked it, the capture fails with
+/// [`Error::DestinationLocked`].
 #[derive(Debug, Clone)]
 #[must_use = "it captures when `into_layer` is called"]
 pub struct Capture<'a> {
@@ -148,7 +151,8 @@ pub enum Step {
     /// The capture moves the tree to `fs`. It makes the move durable, except in a draft, where the
     /// last step does that.
     Move,
-    /// The capture renames the file to `layer.json`: the layer exists from then on.
+    /// The capture renames the file to `layer.json`. The layer exists from then on, in a draft once
+    /// that is published.
     Publish,
     /// The capture makes the name durable.
     Finish,
@@ -214,9 +218,9 @@ impl<'a> Capture<'a> {
     }
 
     /// Hides directories of the lowers that this process may not list or search, for an upper that a
-    /// command wrote over a [`Skeleton`](crate::Skeleton) of them. The command was shown nothing of
-    /// these directories, so it has deleted nothing in them. Without this, an opaque directory in the
-    /// upper over such a directory is an error: its deletions cannot be recorded.
+    /// command wrote over a [`Skeleton`](crate::Skeleton) of them. The command could not list these
+    /// directories, so it has not replaced them. Without this, an opaque directory in the upper over
+    /// such a directory is an error: its deletions cannot be recorded.
     pub fn hide_unreadable(mut self) -> Self {
         self.unreadable = Unreadable::Hidden;
         self
@@ -265,8 +269,8 @@ impl<'a> Capture<'a> {
     /// - [`Error::NotADirectory`] if the upper, a lower or the layer is not a directory.
     /// - [`Error::UpperIsLower`], [`Error::UpperOverlapsLower`], [`Error::UpperIsLayers`],
     ///   [`Error::AnotherUpper`], [`Error::LayerInsideTree`], [`Error::RootDirectory`],
-    ///   [`Error::AlreadyCaptured`], [`Error::TreeInTheWay`], [`Error::OtherFileSystem`],
-    ///   [`Error::MadeUnknown`]: the upper is unchanged.
+    ///   [`Error::AlreadyCaptured`], [`Error::DestinationLocked`], [`Error::TreeInTheWay`],
+    ///   [`Error::OtherFileSystem`], [`Error::MadeUnknown`]: the upper is unchanged.
     /// - [`Error::SidecarName`] if a [sidecar](Self::sidecar) cannot have its name.
     /// - [`Error::LowerMissing`] if a missing lower is needed.
     /// - [`Error::Unmergeable`] for an upper that was written with `redirect_dir` or `metacopy` on.

@@ -200,6 +200,16 @@ pub enum Error {
         /// The directory of the layer.
         layer: PathBuf,
     },
+    /// The directory that a capture should make a layer of is in use: a [`Hold`](crate::Hold) has
+    /// locked it.
+    #[error(
+        "cannot capture into {}: a process, such as a run, has locked it; wait for its end, or choose another layer",
+        quoted(layer)
+    )]
+    DestinationLocked {
+        /// The directory of the layer.
+        layer: PathBuf,
+    },
     /// The destination of a capture has a tree without `layer.json`, and no killed capture left it
     /// there.
     #[error("cannot move an upper to {}: a tree is there already; remove it, or capture it instead", quoted(path))]
@@ -446,6 +456,7 @@ impl Error {
             | Error::NotFailed { layer }
             | Error::BaseOfOthers { layer, .. }
             | Error::AlreadyCaptured { layer }
+            | Error::DestinationLocked { layer }
             | Error::LayerInsideTree { layer, .. } => Some(layer),
             Error::OtherFileSystem { upper, .. }
             | Error::UpperIsLower { upper }

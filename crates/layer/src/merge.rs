@@ -174,7 +174,8 @@ impl<'a> Merge<'a> {
     /// Hides each directory that this process may not list or search: what the layers above it have
     /// in that directory is merged, and neither its own entries nor those below it are shown.
     /// Without this, such a directory is an error. A stack below a [`Skeleton`](crate::Skeleton)
-    /// needs it, because the skeleton hides the same directories.
+    /// needs it, because the skeleton hides the same directories, except those that can be searched
+    /// in the lowest layer.
     pub fn hide_unreadable(mut self) -> Self {
         self.unreadable = Unreadable::Hidden;
         self

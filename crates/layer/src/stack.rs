@@ -128,9 +128,9 @@ impl Stack {
         Ok(Self { view: View::new(trees)?.xattrs(xattrs).remembering() })
     }
 
-    /// Shows nothing of a directory that this process may not list or search, and nothing of its
-    /// name in the layers below: a command in a run over a [`Skeleton`](crate::Skeleton) sees the
-    /// same. Without this, such a directory is an error.
+    /// Lists nothing of a directory that this process may not list or search, and shows nothing of
+    /// its name in the layers below. Entries of a directory that can be searched are found by name.
+    /// Without this, such a directory is an error.
     pub fn hide_unreadable(self) -> Self {
         Self { view: self.view.hide_unreadable() }
     }

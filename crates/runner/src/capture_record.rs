@@ -5,11 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
+use container::UserNamespace;
 use layer::json_path::JsonPath;
 use layer::{Base, Capture, Layer, Made, Meta, UpperId, XattrNamespace};
 use serde::{Deserialize, Serialize};
 
-use crate::stack::{absolute, is_of_others};
+use crate::stack::absolute;
 use crate::{Result, xattrs};
 
 /// Everything that another process needs to capture an upper. The report of a run and the
@@ -64,7 +65,7 @@ impl CaptureRecord {
     pub fn of_stack(base: &Base, layers: &[Layer], meta: Meta) -> Result<Self> {
         let trees = layers.iter().map(Layer::fs).chain([base.fs()]);
         let lowers = trees.map(|tree| Ok(JsonPath(absolute(tree)?))).collect::<Result<Vec<_>>>()?;
-        let skeleton = lowers.iter().any(|JsonPath(tree)| is_of_others(tree));
+        let skeleton = lowers.iter().any(|JsonPath(tree)| UserNamespace::is_path_of_others(tree));
         Ok(Self { upper: None, lowers, made: None, xattrs: xattrs::xattrs_of_process(), skeleton, meta })
     }
 

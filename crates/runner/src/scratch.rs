@@ -189,7 +189,11 @@ impl Scratch {
         self.remove_mount_point()?;
         self.remove_work()?;
         let lower = self.lower();
-        if lower.symlink_metadata().is_ok() { Ok(layer::remove_tree(lower)?) } else { Ok(()) }
+        match lower.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // If the kernel refuses to look, the removal returns the reason.
+            _ => Ok(layer::remove_tree(lower)?),
+        }
     }
 
     /// Removes the work directory. It usually has only what a volatile overlay leaves there, so that

@@ -82,10 +82,10 @@ impl Skeleton {
     }
 
     /// Leaves the skeleton on disk, because an overlay over it may still be mounted. A sweep removes it
-    /// later.
-    pub(crate) fn leave(mut self) {
-        // Dropped by itself, the directory stays.
-        self.workshop = None;
+    /// after this process has ended.
+    pub(crate) fn leave(self) {
+        // The locks must last as long as the process.
+        std::mem::forget(self);
     }
 
     /// Returns the lower directory.
@@ -306,12 +306,13 @@ mod tests {
         assert_eq!(names(cache), [in_use.lock.path()]);
         changes(2);
         let left = of(&tree, cache);
-        let path = left.tree();
+        let (path, kept) = (left.tree(), in_use.lock.path().to_path_buf());
         left.leave();
-        assert!(path.join("2").is_dir());
+        in_use.leave();
+        // An overlay over either may be mounted for as long as this process lives.
         let swept = crate::sweep(cache).unwrap();
-        assert_eq!((swept.removed.len(), swept.skeletons.len(), swept.failed.len()), (1, 0, 0));
-        assert_eq!(names(cache), [in_use.lock.path()]);
+        assert_eq!((swept.removed.len(), swept.skeletons.len(), swept.live, swept.failed.len()), (0, 0, 1, 0));
+        assert!(path.join("2").is_dir() && kept.is_dir());
     }
 
     #[test]

@@ -364,13 +364,6 @@ fn look(tree: &Path) -> Result<Found> {
     Ok(Found { identity: (metadata.dev(), metadata.ino()), is_of_others })
 }
 
-/// Returns whether `tree` exists and belongs to a user or a group without a number in this process's
-/// user namespace.
-pub(crate) fn is_of_others(tree: &Path) -> bool {
-    let metadata = tree.symlink_metadata();
-    metadata.is_ok_and(|metadata| UserNamespace::is_of_others(tree, metadata.uid(), metadata.gid()))
-}
-
 /// Returns `path` as an absolute path. Does not resolve symbolic links.
 pub(crate) fn absolute(path: PathBuf) -> Result<PathBuf> {
     if path.is_absolute() {

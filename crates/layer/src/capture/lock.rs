@@ -22,6 +22,7 @@ use crate::layer::access::Access;
 use crate::layer::meta::Meta;
 use crate::layer::{Layer, json};
 use crate::stack::overlayfs::XattrNamespace;
+use crate::store::store_dir::{RETRIES, RETRY};
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::rename::rename_new;
 use crate::tree::walk::{self, Identity, READ, as_os_str};
@@ -84,8 +85,15 @@ pub(super) enum Stage {
 }
 
 impl<'a> CaptureLock<'a> {
-    /// Locks the layer's directory, and makes it if it is missing.
+    /// Locks the layer's directory, and makes it if it is missing. Waits for a moment if collectors
+    /// or holds have it locked.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyCaptured`] if another capture has it locked, or if it is a layer already.
+    /// [`Error::DestinationLocked`] if a hold has it locked.
     pub(super) fn take(layer: &'a Layer) -> Result<Self> {
+        let captured = || Error::AlreadyCaptured { layer: layer.path().into() };
+        let mut retries = RETRIES;
         loop {
             let made = match mkdir(layer.path(), UNFINISHED) {
                 Ok(()) => true,
@@ -94,10 +102,24 @@ impl<'a> CaptureLock<'a> {
             };
             match Self::lock(layer, made, FlockOperation::NonBlockingLockExclusive)? {
                 Lock::Taken(lock) => return Ok(lock),
+                Lock::Gone => continue,
+                Lock::Busy => {}
+            }
+            // Captures lock the directory exclusively, collectors and holds shared.
+            match Self::lock(layer, made, FlockOperation::NonBlockingLockShared)? {
+                Lock::Busy => return Err(captured()),
                 Lock::Gone => {}
+                Lock::Taken(shared) if shared.has(META)?.is_some() => return Err(captured()),
+                // A hold can last as long as a run, and may be this process's own.
+                Lock::Taken(_) if retries == 0 => {
+                    return Err(Error::DestinationLocked { layer: layer.path().into() });
+                }
                 // A collector locks the directory only for a moment.
-                Lock::Busy if Self::is_locked_by_collectors(layer)? => thread::yield_now(),
-                Lock::Busy => return Err(Error::AlreadyCaptured { layer: layer.path().into() }),
+                Lock::Taken(shared) => {
+                    drop(shared);
+                    retries -= 1;
+                    thread::sleep(RETRY);
+                }
             }
         }
     }
@@ -134,12 +156,6 @@ impl<'a> CaptureLock<'a> {
             Ok(Lock::Busy | Lock::Gone) | Err(Error::NotADirectory { .. }) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Returns whether no capture has the directory locked: captures lock it exclusively,
-    /// collectors shared.
-    fn is_locked_by_collectors(layer: &'a Layer) -> Result<bool> {
-        Ok(!matches!(Self::lock(layer, false, FlockOperation::NonBlockingLockShared)?, Lock::Busy))
     }
 
     fn lock(layer: &'a Layer, made: bool, how: FlockOperation) -> Result<Lock<'a>> {

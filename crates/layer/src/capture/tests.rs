@@ -9,6 +9,8 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, getxattr, mknodat, setxattr};
 
 use super::*;
+use crate::store::gc::Collector;
+use crate::tree::locked_dir::LockedDir;
 
 /// A base with a directory, and an upper in which the directory was removed and made again.
 struct Fixture {
@@ -385,6 +387,43 @@ fn a_second_capture_fails_and_leaves_its_upper_unchanged() {
     assert_eq!(steps.into_inner().unwrap(), Step::ALL);
     assert!(matches!(fixture.try_at(&other), Err(Error::AlreadyCaptured { .. })));
     assert_eq!(tree(&other), before);
+}
+
+#[test]
+fn a_directory_that_a_hold_has_locked_does_not_become_a_layer() {
+    let fixture = Fixture::new();
+    let (upper, layer) = (&fixture.upper, fixture.layer());
+    fs::create_dir(layer.path()).unwrap();
+    let before = tree(upper);
+    let lock = LockedDir::try_lock_shared(layer.path()).unwrap().unwrap();
+    let refused = fixture.try_at(upper);
+    assert!(matches!(&refused, Err(Error::DestinationLocked { layer: named }) if named == layer.path()), "{refused:?}");
+    layer.write_meta(&meta()).unwrap();
+    let refused = fixture.try_at(upper);
+    assert!(matches!(&refused, Err(Error::AlreadyCaptured { layer: named }) if named == layer.path()), "{refused:?}");
+    assert_eq!(tree(upper), before);
+    fs::remove_file(layer.meta_path()).unwrap();
+    drop(lock);
+    fixture.try_at(upper).unwrap();
+}
+
+#[test]
+fn a_collector_spares_all_lowers_of_a_capture_that_has_a_hold_on_some() {
+    let fixture = Fixture::new();
+    let store = fixture.dir.path().join("lowers");
+    let lowers = ["held", "other"].map(|name| Layer::at(store.join(name)));
+    for lower in &lowers {
+        fs::create_dir_all(lower.fs()).unwrap();
+        lower.write_meta(&Meta { disk_usage: 10, ..meta() }).unwrap();
+    }
+    let hold = Hold::of([lowers[0].path()]).unwrap();
+    let collect = || Collector::new().max_bytes(0).collect(&store).unwrap().layers.len();
+    let watch = |step| assert_eq!(collect(), 0, "{step:?}");
+    let trees = lowers.iter().map(Layer::fs).chain([fixture.base.clone()]);
+    let capture = Capture::new(trees).xattrs(XattrNamespace::User).held(&hold).progress(&watch);
+    capture.into_layer(&fixture.upper, &fixture.layer(), meta()).unwrap();
+    hold.release().unwrap();
+    assert_eq!(collect(), 2, "nothing holds them any more");
 }
 
 #[test]

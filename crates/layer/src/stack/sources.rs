@@ -22,7 +22,7 @@ pub(crate) enum Unreadable {
     /// It is an error.
     #[default]
     Refused,
-    /// It shows nothing, and hides the directories of its name below.
+    /// Its entries are not listed, and it hides the directories of its name below.
     Hidden,
 }
 

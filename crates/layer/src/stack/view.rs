@@ -138,8 +138,8 @@ impl View {
         self
     }
 
-    /// Shows nothing of a directory that this process may not list or search, and nothing of its
-    /// name below, as a [`Skeleton`](crate::Skeleton) on top of the trees does.
+    /// Lists nothing of a directory that this process may not list or search, and shows nothing of
+    /// its name below. Entries of a directory that can be searched are found by name.
     pub(crate) fn hide_unreadable(mut self) -> Self {
         self.unreadable = Unreadable::Hidden;
         self
@@ -232,7 +232,7 @@ impl View {
                 break;
             }
             trees.push(tree);
-            if self.ends(tree, directory, file.as_fd(), &name)? {
+            if self.ends(tree, directory, root.as_fd(), &name)? {
                 break;
             }
         }
@@ -374,10 +374,12 @@ impl View {
         classified.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
 
-    /// Returns whether `dir`, the directory `name`, hides the directories of that name in the trees
-    /// below.
-    fn ends(&self, tree: usize, directory: &Directory, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
-        let opened = match openat(dir, c".", READ, Mode::empty()).and_then(|dir| self.searched(dir)) {
+    /// Returns whether the directory `name` of the tree whose root is `root` hides the directories of
+    /// that name in the trees below.
+    fn ends(&self, tree: usize, directory: &Directory, root: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
+        // The lookup of `.` in the directory itself would need the permission to search it.
+        let path = directory.path.join(as_os_str(name));
+        let opened = match open_beneath(root, &path, READ).and_then(|dir| self.searched(dir)) {
             Ok(opened) => opened,
             Err(errno) if self.is_hidden(errno) => return Ok(true),
             Err(errno) => return Err(self.error("open", tree, directory, Some(name))(errno)),

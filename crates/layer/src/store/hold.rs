@@ -1,7 +1,7 @@
 //! Holds, which record in a store's `.layered/holds` which layers are in use. `store_dir.rs`
 //! provides the directory and its lock; `gc.rs` spares the layers that are held.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
@@ -19,10 +19,10 @@ use rustix::process::{Resource, getrlimit};
 use crate::capture::upper_id::UpperId;
 use crate::display::quoted;
 use crate::error::{Chain, Error, Result};
-use crate::store::store_dir::{Part, PartFile, RETRY, StoreDir};
+use crate::store::store_dir::{Part, PartFile, RETRIES, RETRY, StoreDir};
 use crate::tree::locked_dir::{Attempt, LockedDir};
 use crate::tree::regular_file;
-use crate::tree::walk::{PATH, READ, identity};
+use crate::tree::walk::{Identity, PATH, READ, identity};
 
 /// A hold on layers. No [collector](crate::Collector) of any process removes them while this value
 /// exists, or even longer if the caller [keeps](Self::keep) it.
@@ -58,8 +58,8 @@ pub struct Hold {
     files: Vec<HoldFile>,
     /// The directories of layers in stores where this user may not make a file.
     dirs: Vec<LockedDir>,
-    /// The first of these in a store that is not mounted read-only.
-    removable: Option<PathBuf>,
+    /// The names of these layers, by store.
+    locked: HashMap<Identity, HashSet<OsString>>,
     /// The reason why some layers are not held, and the store of the first of them.
     unheld: Option<(PathBuf, Error)>,
 }
@@ -75,10 +75,6 @@ struct HoldFile {
 /// The part of the process's descriptors that the directories of held layers may use: one in
 /// `SHARE`. The runtime and the mount need others.
 const SHARE: u64 = 2;
-
-/// The number of repeated attempts to lock the directories of a store's layers, a millisecond apart.
-/// A collector has one locked for microseconds.
-const RETRIES: u32 = 200;
 
 /// The size of the head of a hold's file. The head contains the path for which the layers stay held
 /// without a process, a NUL, the id of the directory there, if any, and NULs as padding. It is
@@ -184,9 +180,11 @@ impl Hold {
     /// ends and across restarts of the machine.
     ///
     /// Layers in a store where this user may not make a file stay held only until this process ends.
+    /// This function logs one warning if there are any: even if the store is mounted read-only here,
+    /// a collector may work where it is mounted writable.
     pub fn keep(mut self) {
-        if let Some(layer) = &self.removable {
-            log::warn!("a collector may remove {} and other layers of that store", quoted(layer));
+        if let Some(layer) = self.dirs.first() {
+            log::warn!("a collector may remove {} and other layers of that store", quoted(layer.path()));
         }
         for HoldFile { file, .. } in self.files.drain(..) {
             file.keep();
@@ -203,22 +201,23 @@ impl Hold {
         closed.collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// Returns those of the layers that no file of this hold names. Some of them may be held all the
-    /// same, for example a layer whose path is a symbolic link.
+    /// Returns those of the layers that this hold does not hold by their names. Some of them may be
+    /// held all the same, for example a layer whose path is a symbolic link.
     pub(crate) fn others<'l>(&self, layers: impl IntoIterator<Item = &'l Path>) -> Vec<&'l Path> {
-        let mut stores: BTreeMap<&Path, Option<&HoldFile>> = BTreeMap::new();
+        let mut stores: BTreeMap<&Path, Vec<&HashSet<OsString>>> = BTreeMap::new();
         let is_other = |layer: &&'l Path| {
             let Some((store, name)) = split(layer) else { return true };
-            let file = stores.entry(store).or_insert_with(|| self.file_of(store));
-            !file.is_some_and(|held| held.names.contains(name))
+            let held = stores.entry(store).or_insert_with(|| self.names_in(store));
+            !held.iter().any(|names| names.contains(name))
         };
         layers.into_iter().filter(is_other).collect()
     }
 
-    /// Returns the file of this hold in the directory `store`.
-    fn file_of(&self, store: &Path) -> Option<&HoldFile> {
-        let store = identity(&stat(store).ok()?);
-        self.files.iter().find(|held| held.file.store() == Some(store))
+    /// Returns the names of the layers in the directory `store` that this hold's files and locks hold.
+    fn names_in(&self, store: &Path) -> Vec<&HashSet<OsString>> {
+        let Ok(store) = stat(store).map(|stat| identity(&stat)) else { return Vec::new() };
+        let files = self.files.iter().filter(|held| held.file.store() == Some(store)).map(|held| &held.names);
+        files.chain(self.locked.get(&store)).collect()
     }
 
     /// Holds layers of one store by their names. Adds the symbolic links among them to `links`.
@@ -264,26 +263,15 @@ impl Hold {
             self.files.extend(file.map(|file| HoldFile { file, names }));
         }
         if let Some(Error::Io { source, .. }) = &why {
-            // A collector may still work where the store is mounted writable.
-            let is_read_only = source.kind() == ErrorKind::ReadOnlyFilesystem;
-            // Another reason, such as a `.layered` of a third person, says more than a permission.
-            let locks = is_read_only || matches!(Errno::from_io_error(source), Some(Errno::ACCESS | Errno::PERM));
-            let locked = self.dirs.len();
+            // Another reason, such as a `.layered` of a third person, says more than a permission. Where
+            // a store that is read-only here is mounted writable, a collector may still work.
+            let locks = matches!(Errno::from_io_error(source), Some(Errno::ROFS | Errno::ACCESS | Errno::PERM));
             let left = if locks { self.lock_dirs(dir.as_fd(), &held, stop)? } else { why };
             if locks && left.is_some() && stop.is_some_and(|stop| stop()) {
                 return Ok(false);
             }
-            if !is_read_only && self.removable.is_none() {
-                self.removable = self.dirs.get(locked).map(|dir| dir.path().into());
-            }
-            match left {
-                Some(error) if is_read_only => {
-                    log::debug!("layers of {} are not held: {}", quoted(store), Chain(&error));
-                }
-                Some(error) => {
-                    self.unheld.get_or_insert((store.into(), error));
-                }
-                None => {}
+            if let Some(error) = left {
+                self.unheld.get_or_insert((store.into(), error));
             }
         }
         Ok(true)
@@ -310,6 +298,9 @@ impl Hold {
             waits
         };
         let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| (limit / SHARE) as usize);
+        let Some((first, _)) = layers.first() else { return Ok(None) };
+        let of_store = fstat(store).map_err(|errno| missing(first, errno.into()))?;
+        let names = self.locked.entry(identity(&of_store)).or_default();
         let mut failed = None;
         for &(layer, name) in layers {
             let locked = match self.dirs.len() < limit {
@@ -317,7 +308,10 @@ impl Hold {
                 false => Err(Error::io("open", layer)(Errno::MFILE)),
             };
             match locked {
-                Ok(locked) => self.dirs.push(locked),
+                Ok(locked) => {
+                    self.dirs.push(locked);
+                    names.insert(name.into());
+                }
                 Err(error @ Error::NotADirectory { .. }) => return Err(error),
                 Err(error) => {
                     failed.get_or_insert(error);
@@ -699,6 +693,18 @@ mod tests {
         ];
         let others = hold.others(layers.iter().map(PathBuf::as_path));
         assert_eq!(others, layers[2..].iter().map(PathBuf::as_path).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_hold_knows_the_layers_that_it_has_locked() {
+        let [locked, other] = [(); 2].map(|()| store(&["a".as_ref(), "b".as_ref()]));
+        let dir = openat(CWD, locked.path(), PATH, Mode::empty()).unwrap();
+        let layers = [locked.path().join("a"), locked.path().join("b"), other.path().join("a")];
+        let mut hold = Hold::of([other.path().join("b")]).unwrap();
+        let failed = hold.lock_dirs(dir.as_fd(), &[(&layers[0], "a".as_ref())], None).unwrap();
+        assert!(failed.is_none(), "{failed:?}");
+        let others = hold.others(layers.iter().map(PathBuf::as_path));
+        assert_eq!(others, layers[1..].iter().map(PathBuf::as_path).collect::<Vec<_>>());
     }
 
     #[test]

@@ -28,6 +28,10 @@ use crate::tree::walk::{self, ENTRIES_SIZE_BYTES, PATH, READ, as_os_str};
 /// The interval between two attempts to lock. A collector holds the lock for about a millisecond.
 pub(crate) const RETRY: Duration = Duration::from_millis(1);
 
+/// The number of repeated attempts to lock the directories of a store's layers. A collector has one
+/// locked for microseconds.
+pub(crate) const RETRIES: u32 = 200;
+
 /// The name of the store directory.
 pub(crate) const STORE_DIR: &str = ".layered";
 

@@ -1,5 +1,5 @@
 //! Finds out what this process may do with a directory of another owner. `merge/directory.rs` and
-//! `stack/view.rs` decide what a stack shows of such a directory.
+//! `skeleton.rs` use it.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -35,9 +35,11 @@ impl Permission {
         Ok(Self::Nothing)
     }
 
-    /// Returns whether the mode alone lets every user list a directory, unless an ACL denies it.
+    /// Returns whether the mode lets the owner, the group and all others list a directory. An ACL may
+    /// still deny it.
     pub(crate) fn is_for_all(stat: &Stat) -> bool {
-        Mode::from_raw_mode(stat.st_mode).contains(Mode::ROTH | Mode::XOTH)
+        let list = Mode::RUSR | Mode::XUSR | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+        Mode::from_raw_mode(stat.st_mode).contains(list)
     }
 }
 
@@ -48,5 +50,33 @@ impl fmt::Display for Permission {
             Self::Search => "search",
             Self::Nothing => "nothing",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustix::fs::stat;
+
+    use super::*;
+
+    #[test]
+    fn the_mode_must_let_every_class_list_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = [
+            (0o755, true),
+            (0o1777, true),
+            (0o555, true),
+            (0o705, false),
+            (0o075, false),
+            (0o750, false),
+            (0o744, false),
+        ];
+        for (mode, expected) in table {
+            fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Permission::is_for_all(&stat(dir.path()).unwrap()), expected, "{mode:o}");
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! Directories of root in a stack of an ordinary user that the user may not list, search or lock.
 
 use std::fs::{self, Permissions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use integration_tests::processes::Running;
 use integration_tests::user::{ALL_IDS, UserFixture, around, failure, quietly};
 use integration_tests::{RUNTIMES, find};
+use rustix::fs::{Gid, Uid};
 
 use super::others::{base_of_root, entries, layer_of_root, skeletons, sweep};
 use super::{everywhere, json, of_root};
@@ -74,6 +76,30 @@ fn a_tree_of_another_user_that_cannot_be_listed_is_refused() {
 }
 
 #[test]
+fn a_directory_that_can_be_listed_but_not_searched_is_found() {
+    let fixture = UserFixture::new("single");
+    let trees = ["top", "base"].map(|name| fixture.path().join(name));
+    for tree in &trees {
+        fs::create_dir_all(tree.join("dir/below")).unwrap();
+        fs::set_permissions(tree.join("dir"), Permissions::from_mode(0o744)).unwrap();
+    }
+    let (uid, gid) = fixture.owner();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            // This changes the user of this thread alone.
+            rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            let stack = layer::Stack::new(&trees, layer::XattrNamespace::User).unwrap();
+            assert_eq!(stack.resolve("dir").unwrap().layer, 0);
+            let below = stack.resolve("dir/below");
+            let is_denied = |source: &std::io::Error| source.kind() == ErrorKind::PermissionDenied;
+            assert!(matches!(&below, Err(layer::Error::Io { source, .. }) if is_denied(source)), "{below:?}");
+        });
+    });
+}
+
+#[test]
 fn another_group_of_the_user_replaces_a_skeleton() {
     let fixture = UserFixture::new("single");
     let base = base_of_root(&fixture);
@@ -117,6 +143,40 @@ fn the_record_of_a_run_names_its_skeleton_before_the_command_ends() {
     sweep(&fixture);
 }
 
+/// Returns a command that executes its arguments where `dir` is mounted read-only.
+fn with_read_only(dir: &Path) -> Command {
+    let mut mounted = Command::new(find("unshare"));
+    let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
+    mounted.args(["--mount", "sh", "-c", script]).arg(dir);
+    mounted
+}
+
+#[test]
+fn a_run_warns_of_layers_that_a_read_only_mount_of_the_store_does_not_let_it_hold() {
+    let fixture = UserFixture::new("single");
+    base_of_root(&fixture);
+    let layer = layer_of_root(&fixture, "one", &["file"]);
+    let store = layer.parent().unwrap();
+    let stderr = |options: &[&str], script: &str| {
+        let run = fixture.run(options, std::slice::from_ref(&layer), script);
+        let output = around(with_read_only(store), &run).output().unwrap();
+        assert_eq!(output.stdout, b"one\n", "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // The lock on the layer ends with the process.
+    let held = stderr(&[], "cat /file");
+    assert!(!held.contains("are not held") && !held.contains("a collector may remove "), "{held}");
+    let kept = stderr(&["--keep-failed"], "cat /file; exit 3");
+    assert!(!kept.contains("are not held") && kept.contains("a collector may remove "), "{kept}");
+    let left = fixture.of_root().left();
+    let left = left.iter().find(|path| path.to_str().unwrap().contains("/kept-")).unwrap();
+    quietly(fixture.layered(&["discard"]).arg(left));
+    fs::set_permissions(&layer, Permissions::from_mode(0o711)).unwrap();
+    let unheld = stderr(&[], "cat /file");
+    assert_eq!(unheld.matches("are not held").count(), 1, "{unheld}");
+    sweep(&fixture);
+}
+
 #[test]
 fn a_collector_spares_the_layers_of_a_run_over_a_read_only_mount_of_the_store() {
     for ids in ALL_IDS {
@@ -129,11 +189,8 @@ fn a_collector_spares_the_layers_of_a_run_over_a_read_only_mount_of_the_store() 
             for entry in walkdir::WalkDir::new(store) {
                 std::os::unix::fs::lchown(entry.unwrap().path(), Some(owner), Some(owner)).unwrap();
             }
-            let mut mounted = Command::new(find("unshare"));
-            let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"";
-            mounted.args(["--mount", "sh", "-c", script]).arg(store);
             let run = fixture.run(&["--runtime", RUNTIMES[0]], &layers[..1], "echo begun; read go; cat /file");
-            let mut run = around(mounted, &run);
+            let mut run = around(with_read_only(store), &run);
             let mut run = Running::start(run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()));
             assert_eq!(run.line(), "begun", "{ids} {owner}");
             let gc = ["gc", "of-root", "--max-bytes", "0", "--json", "--dry-run"];

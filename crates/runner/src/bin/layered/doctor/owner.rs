@@ -3,7 +3,6 @@
 //!
 //! [`access`](super::access) checks who can enter them.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use container::UserNamespace;
@@ -22,7 +21,7 @@ pub(super) fn check(store: Option<&Path>, base: Option<&Path>) -> Option<Check> 
     let layers = store.and_then(|store| layers(store).ok()).unwrap_or_default();
     let trees = layers.into_iter().map(|layer| Layer::at(layer.path).fs());
     let base = base.map(|base| Base::at(base).fs());
-    judge(trees.chain(base).filter(|tree| is_of_others(tree)).collect())
+    judge(trees.chain(base).filter(|tree| UserNamespace::is_path_of_others(tree)).collect())
 }
 
 fn judge(of_others: Vec<PathBuf>) -> Option<Check> {
@@ -33,11 +32,6 @@ fn judge(of_others: Vec<PathBuf>) -> Option<Check> {
     };
     let advice = "if a command fails because of that, make a base of your own, for example with layered import";
     Some(Check::warning("owners", found).means(MEANS).advice(advice))
-}
-
-fn is_of_others(tree: &Path) -> bool {
-    let metadata = tree.symlink_metadata();
-    metadata.is_ok_and(|metadata| UserNamespace::is_of_others(tree, metadata.uid(), metadata.gid()))
 }
 
 #[cfg(test)]
