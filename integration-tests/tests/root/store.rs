@@ -287,7 +287,7 @@ fn a_container_has_no_descriptor_of_a_hold() {
 }
 
 #[test]
-fn layers_of_a_read_only_store_are_run_but_not_held() {
+fn layers_of_a_read_only_store_are_held_by_a_lock() {
     let fixture = Fixture::new();
     make(&fixture.store(), "a");
     thread::scope(|scope| {
@@ -298,7 +298,11 @@ fn layers_of_a_read_only_store_are_run_but_not_held() {
             let layers = [Layer::open(fixture.store().join("a")).unwrap()];
             let report = fixture.run(&layers, "cat /begin/a");
             assert_eq!(stdout(&report), "a");
-            let refused = Collector::new().max_bytes(0).collect(fixture.store()).unwrap_err();
+            let collect = || Collector::new().max_bytes(0).collect(fixture.store());
+            let collected = collect().unwrap();
+            assert_eq!((collected.layers.len(), &collected.held[..]), (0, &["a".into()][..]));
+            report.upper.close().unwrap();
+            let refused = collect().unwrap_err();
             assert!(
                 matches!(&refused, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
             );
