@@ -193,8 +193,9 @@ impl UserNamespace {
     /// Returns whether `path` exists and belongs to [others](Self::is_of_others). Does not follow a
     /// symbolic link at `path` itself.
     pub fn is_path_of_others(path: &Path) -> bool {
-        let metadata = path.symlink_metadata();
-        metadata.is_ok_and(|metadata| Self::is_of_others(path, metadata.uid(), metadata.gid()))
+        // Outside a user namespace, every owner has a number.
+        let metadata = Self::is_here().then(|| path.symlink_metadata().ok()).flatten();
+        metadata.is_some_and(|metadata| Self::is_of_others(path, metadata.uid(), metadata.gid()))
     }
 
     /// Returns the owner and the group that a copy of the open `file` of `uid` and `gid` gets in
@@ -278,7 +279,7 @@ fn try_to_mount() -> Result<(), UserNamespaceError> {
         Err(errno @ (Errno::EPERM | Errno::EACCES)) => {
             Err(UserNamespaceError::Powerless { refusal: Refusal::find(), source: errno.into() })
         }
-        // Others are no matter of privilege: see `mount_namespace`.
+        // Other errors are not about privilege: see `mount_namespace`.
         _ => Ok(()),
     }
 }

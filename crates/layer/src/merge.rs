@@ -171,8 +171,8 @@ impl<'a> Merge<'a> {
         self
     }
 
-    /// Hides each directory that this process may not list or search: what the layers above it have
-    /// in that directory is merged, and neither its own entries nor those below it are shown.
+    /// Hides each directory that this process may not list or search. The merge has the entries of
+    /// the layers above it, but neither its own entries nor those below it.
     /// Without this, such a directory is an error. A stack below a [`Skeleton`](crate::Skeleton)
     /// needs it, because the skeleton hides the same directories, except those that can be searched
     /// in the lowest layer.

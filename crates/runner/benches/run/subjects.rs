@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail, ensure};
@@ -105,7 +105,9 @@ pub(crate) fn peers(places: &Places) -> [(&'static str, Vec<String>); 2] {
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command.stderr(Stdio::piped()).output()?;
     if !output.status.success() {
-        bail!("{:?}: {}: {}", command.get_program(), output.status, String::from_utf8_lossy(&output.stderr).trim());
+        // The results name the program, not the directory of the build that it may be in.
+        let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+        bail!("{program:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

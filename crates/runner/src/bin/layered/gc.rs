@@ -23,7 +23,7 @@ use crate::{TEMPORARY, complain, defaults, table};
 /// directory without a layer.json.
 /// It also removes the remains of killed collectors, captures and other writers.
 ///
-/// The exit status is 0 also if the store is still over a budget. With --check, it is 75 then.
+/// The exit status is 0 even if the store is still over a budget. With --check, it is 75.
 #[derive(Debug, clap::Args)]
 #[command(
     group = clap::ArgGroup::new("budget").required(true).multiple(true),
