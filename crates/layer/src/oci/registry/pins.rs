@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(pinned.into_iter().collect::<Vec<_>>(), [pins.get("gcc").unwrap().unwrap()]);
         let file = dir.path().join("gcc");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
-        // Nothing else is left, and a pin that a person wrote has no newline, perhaps.
+        // Nothing else is left. A pin that a person wrote may have no newline.
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         fs::write(&file, digests[3].to_string()).unwrap();
         assert_eq!(pins.pin("gcc", digests[4]).unwrap(), digests[3]);
