@@ -2,10 +2,8 @@
 //! it.
 
 use std::fs;
-use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -22,10 +20,12 @@ use crate::mount_namespace::{is_privileged, require_privilege};
 use crate::user::NOBODY;
 
 mod error;
+mod helpers;
 mod id_map;
 mod ranges;
 
 pub use error::{Obstacle, Refusal, UserNamespaceError};
+use helpers::Helpers;
 pub use id_map::IdMap;
 use ranges::{Owner, Ranges};
 
@@ -160,8 +160,8 @@ impl UserNamespace {
     /// user namespace. For owners without one, the kernel shows the overflow ID, usually 65534,
     /// which can also be the number of a user. The file must not have been opened with `O_PATH`.
     ///
-    /// Returns false for a user with the overflow ID if the process is neither that user nor root of
-    /// the namespace.
+    /// Returns false for a user with the overflow ID if the process is neither that user nor root
+    /// of the namespace.
     pub fn has_owner(file: impl AsFd, uid: u32) -> bool {
         if !Self::is_here() || uid != overflow_uid() {
             return true;
@@ -178,10 +178,10 @@ impl UserNamespace {
         may
     }
 
-    /// Returns whether the directory `path`, of the user `uid` and the group `gid`, belongs to a user
-    /// or a group without a number in this process's user namespace. An overlay cannot copy up such
-    /// a directory, so nothing can be made or removed in it. Opens the directory only if the numbers
-    /// do not say.
+    /// Returns whether the directory `path`, of the user `uid` and the group `gid`, belongs to a
+    /// user or a group without a number in this process's user namespace. An overlay cannot copy up
+    /// such a directory, so nothing can be made or removed in it. Opens the directory only if the
+    /// numbers do not say.
     pub fn is_of_others(path: &Path, uid: u32, gid: u32) -> bool {
         if !(Self::is_here() && uid == overflow_uid()) {
             return Self::is_here() && gid == overflow_gid();
@@ -270,12 +270,11 @@ fn enter(ids: Ids) -> Result<(), UserNamespaceError> {
     try_to_mount()
 }
 
-/// Tries the privilege over mounts. On some systems, a security policy lets a user create a namespace
-/// and then denies what root may do in it: the first mount fails, and nothing says why.
+/// Tries the privilege over mounts. On some systems, a security policy lets a user create a
+/// namespace and then denies what root may do in it: the first mount fails, and nothing says why.
 fn try_to_mount() -> Result<(), UserNamespaceError> {
     // The mounts of the namespace are slaves already, so this changes nothing.
-    let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
-    match mount(None::<&str>, "/", None::<&str>, flags, None::<&str>) {
+    match mount(None::<&str>, "/", None::<&str>, MsFlags::MS_SLAVE, None::<&str>) {
         Err(errno @ (Errno::EPERM | Errno::EACCES)) => {
             Err(UserNamespaceError::Powerless { refusal: Refusal::find(), source: errno.into() })
         }
@@ -308,79 +307,11 @@ fn with_single(uid: u32, gid: u32) -> Result<(), UserNamespaceError> {
 
 fn with_ranges(uid: u32, gid: u32, ranges: &Ranges) -> Result<(), UserNamespaceError> {
     let pid = getpid().as_raw_nonzero().get().unsigned_abs();
-    // Outside of the namespace, so that they are still privileged there.
-    let uids = Waiting::start("newuidmap", &ranges::arguments(pid, uid, &ranges.uids))?;
-    let gids = Waiting::start("newgidmap", &ranges::arguments(pid, gid, &ranges.gids))?;
-    // On a failure, the programs read the end of their input and exit.
+    let mut helpers = Helpers::new()?;
+    helpers.start("newuidmap", &ranges::arguments(pid, uid, &ranges.uids))?;
+    helpers.start("newgidmap", &ranges::arguments(pid, gid, &ranges.gids))?;
     unshare_namespaces()?;
-    let (uids, gids) = (uids.go()?, gids.go()?);
-    uids.finish(UID_MAP)?;
-    gids.finish(GID_MAP)
-}
-
-/// A program that sets one of the maps as soon as it may.
-struct Waiting {
-    program: &'static str,
-    path: PathBuf,
-    child: Child,
-}
-
-impl Waiting {
-    /// Starts a shell that waits for a line on its standard input and then executes `program`. If
-    /// this process dies first, the shell reads the end of the input and exits.
-    fn start(program: &'static str, arguments: &[String]) -> Result<Self, UserNamespaceError> {
-        let path = find_in_path(program).ok_or(UserNamespaceError::NoHelper { program })?;
-        let child = Command::new("/bin/sh")
-            .args(["-c", "read -r go && exec \"$0\" \"$@\"", program])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|source| UserNamespaceError::Io { operation: "start", path: "/bin/sh", source })?;
-        Ok(Self { program, path, child })
-    }
-
-    /// Lets the program set the map, without waiting for it.
-    fn go(mut self) -> Result<Self, UserNamespaceError> {
-        let failed = |source| UserNamespaceError::Io { operation: "write to", path: self.program, source };
-        if let Some(mut stdin) = self.child.stdin.take() {
-            stdin.write_all(b"\n").map_err(failed)?;
-        }
-        Ok(self)
-    }
-
-    /// Waits for the program. The map itself says whether the program has succeeded: its exit
-    /// status is lost if this process ignores SIGCHLD.
-    fn finish(mut self, map: &'static str) -> Result<(), UserNamespaceError> {
-        let mut message = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            let _ = stderr.read_to_string(&mut message);
-        }
-        let status = self.child.wait();
-        if !read_map(map)?.is_empty() {
-            return Ok(());
-        }
-        if let Some(obstacle) = Obstacle::find(&self.path) {
-            return Err(UserNamespaceError::HelperPowerless { program: self.program, obstacle });
-        }
-        if message.trim().is_empty() {
-            message = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        }
-        Err(UserNamespaceError::HelperFailed { program: self.program, message })
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
-}
-
-fn find_in_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
+    helpers.finish(&[UID_MAP, GID_MAP])
 }
 
 #[cfg(test)]
@@ -393,13 +324,5 @@ mod tests {
         let error = unshare_namespaces().unwrap_err();
         let UserNamespaceError::Threads { .. } = &error else { panic!("{error}") };
         assert!(error.to_string().contains("layered unshare -- PROGRAM"), "{error}");
-    }
-
-    #[test]
-    fn a_program_that_waits_ends_with_its_starter() {
-        let waiting = Waiting::start("sh", &["-c".into(), "exit 3".into()]).unwrap();
-        drop(waiting);
-        let Err(error) = Waiting::start("no-such-program", &[]) else { panic!("it was started") };
-        assert!(matches!(error, UserNamespaceError::NoHelper { program: "no-such-program" }), "{error}");
     }
 }

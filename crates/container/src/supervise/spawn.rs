@@ -1,6 +1,6 @@
 //! Starts the keeper. This is the only module with code between clone and exec: some steps can only
-//! be done by the child itself, before it becomes the keeper. As the only module with unsafe code,
-//! it also makes the call of `pages`.
+//! be done by the child itself, before it becomes the keeper. It also makes the madvise(2) call for
+//! `pages`, which needs unsafe code, too.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
@@ -164,7 +164,8 @@ fn become_keeper(
             // SAFETY: the call takes only two numbers.
             Some(descriptor) => check(unsafe { libc::dup2(descriptor.as_raw_fd(), target) })?,
             // It may be one of the caller's. It is not an error if there is none.
-            // SAFETY: the call takes only a number, and nothing in this process uses the descriptor.
+            // SAFETY: the call takes only a number, and nothing in this process uses the
+            // descriptor.
             None => drop(unsafe { libc::close(target) }),
         }
     }

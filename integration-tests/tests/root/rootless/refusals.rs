@@ -126,6 +126,26 @@ fn exhausted_namespaces_are_named() {
 }
 
 #[test]
+fn a_program_in_the_namespace_has_no_children_of_layered() {
+    for ids in ALL_IDS {
+        let fixture = UserFixture::new(ids);
+        let children = ["unshare", "--", "cat", "/proc/thread-self/children"];
+        assert_eq!(quietly(&mut fixture.layered(&children)), "", "{ids}");
+    }
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_named() {
+    let fixture = UserFixture::new("ranges");
+    let programs = fixture.path().join("programs");
+    fs::create_dir(&programs).unwrap();
+    fs::write(programs.join("newuidmap"), "").unwrap();
+    symlink(find("newgidmap"), programs.join("newgidmap")).unwrap();
+    let error = failure(125, fixture.layered(&["unshare", "--", "true"]).env("PATH", &programs));
+    assert!(error.contains("newuidmap failed (it cannot be executed)"), "{error}");
+}
+
+#[test]
 fn a_namespace_in_which_nothing_can_be_mounted_is_named() {
     let fixture = UserFixture::new("single");
     // Some security policies let a user create the namespace, and refuse the first mount.
