@@ -393,7 +393,7 @@ pub fn find(program: &str) -> PathBuf {
 }
 
 /// Returns the `layered` command, built from this source tree. `LAYERED_BINARY` names one that is
-/// already built, for a user who cannot build it.
+/// already built, for users and machines that cannot build it.
 ///
 /// # Panics
 /// If it does not build.

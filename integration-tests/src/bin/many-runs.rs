@@ -103,7 +103,8 @@ impl Load {
 
 /// Waits until this process has no thread but this one. Returns its number of open descriptors.
 ///
-/// The kernel lists a thread for a moment after it was joined, and no event reports when it is gone.
+/// The kernel lists a thread for a moment after it was joined, and no event reports when it is
+/// gone.
 fn descriptors_without_threads() -> Result<usize> {
     let count = |dir: &str| -> Result<usize> { Ok(fs::read_dir(dir)?.count()) };
     let deadline = Instant::now() + FOR_EVER;

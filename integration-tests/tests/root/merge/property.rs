@@ -1,7 +1,7 @@
 //! Random stacks: compares the kernel's view of the layers with its view of the merge. `random`
 //! makes the stacks, `corners` has the named cases.
 //!
-//! `LAYERED_STACKS` sets the number of stacks (500), and `LAYERED_SEED` the seed. A failure prints
+//! `LAYERED_STACKS` sets the number of stacks (200), and `LAYERED_SEED` the seed. A failure prints
 //! its seed and the smallest stack that fails.
 
 use std::fmt::Debug;
@@ -30,7 +30,7 @@ where
 {
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().expect(name));
     let seed = number("LAYERED_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
-    let cases = number("LAYERED_STACKS").unwrap_or(500);
+    let cases = number("LAYERED_STACKS").unwrap_or(200);
     let mut runner = TestRunner::new(Config {
         cases: u32::try_from(cases).expect("LAYERED_STACKS"),
         rng_seed: RngSeed::Fixed(seed),

@@ -1,5 +1,5 @@
 //! Repeats the parts of a run that touch no files, for scripts/check-instructions to count:
-//! `pure-parts PART TIMES`.
+//! `pure_parts PART TIMES`.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use layer::{MAX_LOWERS, Plan, Rung, RungLimit};
 
 fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [part, times] = &arguments[..] else { bail!("usage: pure-parts plan|template|filter TIMES") };
+    let [part, times] = &arguments[..] else { bail!("usage: pure_parts plan|template|filter TIMES") };
     let times = times.parse().context("TIMES is a number")?;
     let mut part: Box<dyn FnMut() -> Result<()>> = match &**part {
         "plan" => plan(),
