@@ -1,5 +1,5 @@
-//! Holds the system calls of a run and of an import to docs/bench/budget.txt, and limits the memory of
-//! imports and exports. scripts/check-instructions holds the instructions.
+//! Holds the system calls of a run and of an import to docs/bench/budget.txt, and limits the memory
+//! of imports and exports. scripts/check-instructions holds the instructions.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -119,7 +119,9 @@ fn the_system_calls_of_a_run_stay_within_the_budget() {
 fn the_system_calls_of_a_step_stay_within_the_budget() {
     let fixture = Fixture::new();
     let new = fixture.store().join("new");
-    compare("system calls of a step over 100 layers", count(&log_of_a_run(&fixture, 100, Some(&new))));
+    // So many paths exceed the mount options of one page wherever the store is, so the mount always
+    // uses short names.
+    compare("system calls of a step over 200 layers", count(&log_of_a_run(&fixture, 200, Some(&new))));
 }
 
 /// Returns the log of `layered run` over this many layers. With `commit`, the run makes that layer.
