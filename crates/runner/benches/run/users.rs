@@ -1,5 +1,6 @@
 //! Measures the runs of an ordinary user against those of root, and against rootless Podman.
-//! `scripts/install-deps test` creates the user. [`others`](crate::others) has other programs of root.
+//! `scripts/install-deps test` creates the user. [`others`](crate::others) has other programs of
+//! root.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -31,9 +32,10 @@ const EXPLANATION: &str = "\
 The command is `/bin/true`, run by `layered run` as root and as an ordinary user, over the same layers of that user. \"Ranges\" and \
 \"single\" are the values of `--ids`. Podman runs as the same user with the same runtime, in ranges of subordinate IDs and without a \
 network, over one directory instead of the layers (`--rootfs DIR:O`), and over an image of that directory in its native overlay storage. \
-Before the first measurement, Podman has filled its storage and started the process that keeps its namespaces. It runs detached \
-(`--detach --rm`). The CPU time is that of all processes, including those that a command leaves behind: Podman's monitor conmon, and \
-the process that removes the container. The wall time ends when the last of them has ended.
+Before the first measurement, Podman has filled its storage and started the process that keeps its namespaces. It runs in the \
+foreground, as `layered run` does: both return when the command has ended, with its exit status. The CPU time is that of all processes, \
+including those that a command leaves behind: Podman's monitor conmon, and the process that removes the container. The wall time ends \
+when the last of them has ended.
 
 ";
 
@@ -180,9 +182,7 @@ impl<'p> Users<'p> {
             Subject::Directory | Subject::Image => {
                 let mut command = quiet("podman");
                 command.args(["--cgroup-manager", "cgroupfs", "--runtime", runtime]);
-                // In the foreground, Podman 4.3 has been seen to wait 20 s for an exit status that was not
-                // recorded.
-                command.args(["run", "--detach", "--rm", "--quiet", "--network", "none"]);
+                command.args(["run", "--rm", "--quiet", "--network", "none"]);
                 match subject {
                     Subject::Directory => command.arg("--rootfs").arg(format!("{}:O", self.places.root().display())),
                     _ => command.arg(IMAGE),
@@ -223,8 +223,8 @@ impl<'p> Users<'p> {
         run(self.of_user(&mut command))
     }
 
-    /// Ends the process that keeps Podman's namespaces, and removes the files of other owners in its
-    /// storage.
+    /// Ends the process that keeps Podman's namespaces, and removes the files of other owners in
+    /// its storage.
     fn end_podman(&self) {
         for words in [&["rmi", "--force", IMAGE][..], &["system", "migrate"]] {
             let mut command = quiet("setpriv");
