@@ -14,8 +14,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::processes::Running;
 use crate::{FOR_EVER, find, layered};
 
-/// The time between two questions. Slurm has no event that a program could wait for: `sbatch --wait`
-/// and `strigger` ask the controller every few seconds, too.
+/// The time between two questions. Slurm has no event that a program could wait for: `sbatch
+/// --wait` and `strigger` ask the controller every few seconds, too.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// A cluster. Its processes end when it is dropped.

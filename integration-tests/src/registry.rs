@@ -325,8 +325,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay to `registry`. Once `limit` bytes have passed, it calls `at_limit`, and closes
-    /// the connection by which the last ones came with a reset. Then it passes all on again.
+    /// Starts a relay to `registry`. Once `limit` bytes have passed, it calls `at_limit`, and
+    /// closes the connection by which the last ones came with a reset. Then it passes all on again.
     ///
     /// # Panics
     /// If no port is free.

@@ -113,8 +113,8 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`Error::NoController`] for the first missing controller; [`Error::NotDelegated`] for the
-    /// first one that the user may not use; [`Error::NotPassedOn`] for the first one that the user's
-    /// group lacks; [`Error::Io`] if the mount table cannot be read.
+    /// first one that the user may not use; [`Error::NotPassedOn`] for the first one that the
+    /// user's group lacks; [`Error::Io`] if the mount table cannot be read.
     pub fn require(controllers: impl IntoIterator<Item = impl Into<String>>) -> Result<()> {
         let controllers: Vec<String> = controllers.into_iter().map(Into::into).collect();
         for controller in &controllers {

@@ -29,7 +29,8 @@ const PASTA: &str = "pasta";
 const TUN: &str = "/dev/net/tun";
 
 /// The container's address, and that of its gateway and of the name server that stands for one on
-/// the host's loopback interface. They are those of other networks in user mode (QEMU, slirp4netns).
+/// the host's loopback interface. They are those of other networks in user mode (QEMU,
+/// slirp4netns).
 const ADDRESS: &str = "10.0.2.100";
 const PREFIX: &str = "24";
 const GATEWAY: &str = "10.0.2.2";
@@ -114,13 +115,13 @@ fn new_namespace() -> io::Result<OwnedFd> {
 /// Returns the arguments of pasta.
 fn arguments(servers: &NameServers<'_>, is_in_user_namespace: bool) -> Vec<String> {
     let mut arguments: Vec<&str> = vec!["--quiet", "--config-net", "--netns-only", "--netns", PATH_OF_PASTA];
-    // No port of the host leads into the container, and none of the host's loopback interface can be
-    // reached from it.
+    // No port of the host leads into the container, and none of the host's loopback interface can
+    // be reached from it.
     arguments.extend(["--no-map-gw", "-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
     arguments.extend(["--ns-ifname", "eth0", "--address", ADDRESS, "--netmask", PREFIX, "--gateway", GATEWAY]);
     match servers.on_loopback {
-        // pasta forwards to the first name server of the host's resolv.conf(5). With `--dns`, it would
-        // forward to 127.0.0.1 instead.
+        // pasta forwards to the first name server of the host's resolv.conf(5). With `--dns`, it
+        // would forward to 127.0.0.1 instead.
         Some(_) => arguments.extend(["--dns-forward", GATEWAY]),
         None => arguments.extend(["--dns", "none"]),
     }

@@ -40,8 +40,8 @@ pub use version::RuntimeVersion;
 /// arguments.
 ///
 /// The runtime's own files are in the bundle's directory: `runtime.log`, `pid`, `state/`, with a
-/// terminal a socket, and with a private network `network` and `network.log`. With runc and crun they are a few kilobytes. They stay there after the
-/// run.
+/// terminal a socket, and with a private network `network` and `network.log`. With runc and crun
+/// they are a few kilobytes. They stay there after the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runtime {
     program: PathBuf,
@@ -202,8 +202,8 @@ impl Runtime {
     /// - [`Error::Namespace`] without root.
     /// - [`Error::MaskedProc`] in a user namespace inside of a container that hides parts of
     ///   `/proc`.
-    /// - [`Error::NoPasta`] or [`Error::Network`] if a [private](Network::Private) network cannot be
-    ///   connected.
+    /// - [`Error::NoPasta`] or [`Error::Network`] if a [private](Network::Private) network cannot
+    ///   be connected.
     /// - [`Error::RuntimeStart`] if the runtime cannot be executed.
     /// - [`Error::Runtime`] if the runtime fails or starts no container.
     /// - [`Error::CommandNotFound`] or [`Error::CommandNotExecutable`] if the command cannot be

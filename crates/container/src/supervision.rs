@@ -125,10 +125,10 @@ impl<'a> Supervision<'a> {
         self
     }
 
-    /// Lets the process use less memory while it waits for a command that takes longer than `delay`:
-    /// unmaps the pages of this program's code and constants. The process gets a page back from the
-    /// page cache when it needs it again, so this pays off in a program that only waits. By
-    /// default, the pages stay.
+    /// Lets the process use less memory while it waits for a command that takes longer than
+    /// `delay`: unmaps the pages of this program's code and constants. The process gets a page back
+    /// from the page cache when it needs it again, so this pays off in a program that only waits.
+    /// By default, the pages stay.
     pub fn release_pages(mut self, delay: impl Into<Option<Duration>>) -> Self {
         self.release_pages = delay.into();
         self

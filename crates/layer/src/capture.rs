@@ -85,8 +85,8 @@ use crate::tree::walk::work_queue::{self, Threads};
 ///
 /// # After a power cut or a kill
 /// The layer is either complete or absent. A sync of the file system (syncfs(2)) makes the tree and
-/// the future `layer.json` durable; concurrent captures of one process share the sync. Only then does
-/// the capture move the tree. When the move is durable, too, `layer.json` gets its name. In a
+/// the future `layer.json` durable; concurrent captures of one process share the sync. Only then
+/// does the capture move the tree. When the move is durable, too, `layer.json` gets its name. In a
 /// [draft](Self::publish), `layer.json` gets its name first; one sync makes both durable before the
 /// layer appears. A capture of a large upper starts an additional sync early, so that the later one
 /// finds less to write.
@@ -141,8 +141,8 @@ pub enum Step {
     /// The capture removes the files that the run made from the upper.
     TakeOut,
     /// The capture walks the upper, and changes overlay xattrs, opaque directories and times. In a
-    /// large upper, a first sync of the file system begins at the same time, and this step waits for
-    /// it.
+    /// large upper, a first sync of the file system begins at the same time, and this step waits
+    /// for it.
     Settle,
     /// The capture writes `layer.json` under a temporary name.
     Stage,
@@ -217,10 +217,10 @@ impl<'a> Capture<'a> {
         self
     }
 
-    /// Hides directories of the lowers that this process may not list or search, for an upper that a
-    /// command wrote over a [`Skeleton`](crate::Skeleton) of them. The command could not list these
-    /// directories, so it has not replaced them. Without this, an opaque directory in the upper over
-    /// such a directory is an error: its deletions cannot be recorded.
+    /// Hides directories of the lowers that this process may not list or search, for an upper that
+    /// a command wrote over a [`Skeleton`](crate::Skeleton) of them. The command could not list
+    /// these directories, so it has not replaced them. Without this, an opaque directory in the
+    /// upper over such a directory is an error: its deletions cannot be recorded.
     pub fn hide_unreadable(mut self) -> Self {
         self.unreadable = Unreadable::Hidden;
         self

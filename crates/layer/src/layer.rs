@@ -154,7 +154,8 @@ impl Base {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotADirectory`] if `dir` is not a directory, [`Error::Io`] if it cannot be looked at.
+    /// [`Error::NotADirectory`] if `dir` is not a directory, [`Error::Io`] if it cannot be looked
+    /// at.
     pub fn of_tree(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
         let real = fs::canonicalize(&dir).map_err(|source| missing(&dir, ROOT, source))?;

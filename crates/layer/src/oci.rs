@@ -3,8 +3,8 @@
 //! [`Import`] makes an image a [base](crate::Base), or each of its layers a layer of a
 //! [store](crate::Store). [`Source`] says where the image is, and [`Record`] is what the result
 //! keeps of it. [`Export`] makes an image of a stack. [`verify`](verify()) compares layers with the
-//! digests that were recorded of them. With the feature `registry`, the module `registry` has images
-//! and layers in registries.
+//! digests that were recorded of them. With the feature `registry`, the module `registry` has
+//! images and layers in registries.
 //!
 //! # Trust
 //! An image can come from anywhere. Its archives are read with limits, every file is made by

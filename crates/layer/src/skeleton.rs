@@ -21,15 +21,16 @@ use crate::tree::walk::{PATH, open_beneath};
 
 /// A lower with the directories that a stack shows, and hardly anything else.
 ///
-/// Overlayfs copies a directory into the upper, with its owner, before a command makes or removes an
-/// entry in it. It refuses that for an owner who has no number in the user namespace of the mount.
-/// So an ordinary user cannot write in a stack of root's layers. A skeleton on top of these layers
-/// has the same directories with the same modes and times, but such owners are replaced by root of
-/// the namespace, who is the user. The overlay then copies the directories of the skeleton, and all
-/// files come from the layers, as before.
+/// Overlayfs copies a directory into the upper, with its owner, before a command makes or removes
+/// an entry in it. It refuses that for an owner who has no number in the user namespace of the
+/// mount. So an ordinary user cannot write in a stack of root's layers. A skeleton on top of these
+/// layers has the same directories with the same modes and times, but such owners are replaced by
+/// root of the namespace, who is the user. The overlay then copies the directories of the skeleton,
+/// and all files come from the layers, as before.
 ///
-/// With a skeleton, a command can make, remove and replace files everywhere, as `make install` does.
-/// It cannot change a file of others in place: writing into it, chmod(2) and rename(2) still fail.
+/// With a skeleton, a command can make, remove and replace files everywhere, as `make install`
+/// does. It cannot change a file of others in place: writing into it, chmod(2) and rename(2) still
+/// fail.
 ///
 /// A directory that this process may not list or search is opaque in the skeleton. It contains only
 /// what the layers above it have there. Without that, the kernel would refuse every lookup in it.
@@ -91,8 +92,8 @@ impl Skeleton {
     /// Makes the skeleton of `sources`, the trees of layers, topmost first, the base last. The
     /// directory must not exist, and its parent must. It gets mode 0700: directories of the tree
     /// have the modes of the layers' directories, and other users may write in some of them. Opaque
-    /// directories have their mark in the namespace `xattrs`. Stops with [`Error::Stopped`] as soon as
-    /// `stop` returns true.
+    /// directories have their mark in the namespace `xattrs`. Stops with [`Error::Stopped`] as soon
+    /// as `stop` returns true.
     ///
     /// # Errors
     /// The errors of [`Merge::run`](crate::Merge::run). The directory is left, without a record: it
@@ -127,8 +128,8 @@ impl Skeleton {
     /// they have now. Looks at each directory of the sources once, and reads none.
     ///
     /// # Errors
-    /// [`Error::Io`] if the record cannot be read, and as [`make`](Self::make) if a source cannot be
-    /// opened.
+    /// [`Error::Io`] if the record cannot be read, and as [`make`](Self::make) if a source cannot
+    /// be opened.
     pub fn is_current(&self, sources: &[impl AsRef<Path>]) -> Result<bool> {
         let record = match read_regular_file(self.record()) {
             Ok(record) => record.unwrap_or_default(),

@@ -74,8 +74,8 @@ use crate::json_path;
 /// - [`Error::Io`] with the path in the stack and the kernel's error, if the stack shows nothing at
 ///   the path. Its kind is [`NotFound`](std::io::ErrorKind::NotFound) for a missing entry or a
 ///   dangling link, [`NotADirectory`](std::io::ErrorKind::NotADirectory) for a path through a file,
-///   and `ELOOP` after more than 40 links. A path of more than 4,095 bytes is `ENAMETOOLONG`, and so
-///   is a link to a directory whose own path is longer than that.
+///   and `ELOOP` after more than 40 links. A path of more than 4,095 bytes is `ENAMETOOLONG`, and
+///   so is a link to a directory whose own path is longer than that.
 /// - [`Error::Io`] with the path in a layer, if an entry there cannot be read.
 /// - [`Error::Unmergeable`] for a directory with the attribute `redirect`, or a file with
 ///   `metacopy`. Then the layers alone do not determine what the stack shows.
@@ -114,9 +114,9 @@ impl Stack {
     /// not even a root.
     ///
     /// The stack remembers which layers have a directory on the way of a path, so that the next
-    /// path through it costs less. Layers do not change, so that is right for as long as they exist.
-    /// It remembers at most 10,000 directories, which have at most 1,000,000 layers in all (8 MB, and
-    /// the paths), and then begins again.
+    /// path through it costs less. Layers do not change, so that is right for as long as they
+    /// exist. It remembers at most 10,000 directories, which have at most 1,000,000 layers in all
+    /// (8 MB, and the paths), and then begins again.
     ///
     /// Each tree takes one descriptor, but all trees together at most a quarter of the number that
     /// the process may have.

@@ -173,8 +173,8 @@ impl Store {
         remove::remove(self, &layer)
     }
 
-    /// Moves the layer `name` to the store `to`, which must be on the same mount. The layer is in one
-    /// of the stores at every moment. Returns it in the other one.
+    /// Moves the layer `name` to the store `to`, which must be on the same mount. The layer is in
+    /// one of the stores at every moment. Returns it in the other one.
     ///
     /// # Errors
     /// The layer is left as it is after all of them:

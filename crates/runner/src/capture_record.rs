@@ -57,8 +57,8 @@ impl CaptureRecord {
 
     /// Returns the record for any upper over this stack, with `meta` as its `layer.json`. The
     /// overlay xattrs of the upper are those of [this process](crate::xattrs_of_process), unless
-    /// [`with_xattrs`](Self::with_xattrs) says otherwise. The record says that the run had a skeleton
-    /// if a run of this process over this stack would have one.
+    /// [`with_xattrs`](Self::with_xattrs) says otherwise. The record says that the run had a
+    /// skeleton if a run of this process over this stack would have one.
     ///
     /// # Errors
     /// [`Cause::Io`](crate::Cause::Io) if a relative path cannot be made absolute.
@@ -69,8 +69,8 @@ impl CaptureRecord {
         Ok(Self { upper: None, lowers, made: None, xattrs: xattrs::xattrs_of_process(), skeleton, meta })
     }
 
-    /// Returns the same record, for an upper that a command wrote over a skeleton. The capture hides
-    /// [directories that it may not read](Capture::hide_unreadable), as the skeleton did.
+    /// Returns the same record, for an upper that a command wrote over a skeleton. The capture
+    /// hides [directories that it may not read](Capture::hide_unreadable), as the skeleton did.
     pub(crate) fn over_skeleton(mut self) -> Self {
         self.skeleton = true;
         self

@@ -20,8 +20,8 @@ pub(crate) struct EtcFile {
 ///
 /// With the host's network, or with a network namespace that another program has set up, both files
 /// are copies of the host's. In the host's network, the container can reach the host's loopback
-/// name server (127.0.0.53). With a private network, the container has its own `/etc/hosts`, and the
-/// host's name servers, with a substitute for those on the host's loopback interface.
+/// name server (127.0.0.53). With a private network, the container has its own `/etc/hosts`, and
+/// the host's name servers, with a substitute for those on the host's loopback interface.
 pub(crate) fn files(template: &Template) -> Vec<EtcFile> {
     let host = |path: &'static str| match std::fs::read(path) {
         Ok(contents) => Some(contents),

@@ -20,9 +20,9 @@
 //!
 //! `run` does not know what the layers are for: it reads no names, no metadata and no cache policy.
 //! Any number of threads can run at the same time. [`Options`] sets the scratch directory, the
-//! runtime, and the command's streams and limits. Runs with the same [`Stacks`] share the overlay of
-//! the layers that all of them have at the bottom. [`Options::watch`] reports [`Event`]s while the
-//! run is in progress. [`probe`] finds out what a scratch directory and the kernel support.
+//! runtime, and the command's streams and limits. Runs with the same [`Stacks`] share the overlay
+//! of the layers that all of them have at the bottom. [`Options::watch`] reports [`Event`]s while
+//! the run is in progress. [`probe`] finds out what a scratch directory and the kernel support.
 //!
 //! The crate [`layer`] manages the layers on disk. The crate [`container`] mounts overlays and
 //! drives the runtimes. This crate connects the two.

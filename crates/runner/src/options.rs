@@ -76,7 +76,8 @@ pub enum EtcFiles {
     /// host's network or an existing network namespace, copies the host's two files, and adds the
     /// hostname to `/etc/hosts` if it is missing there. With a private network, creates the same
     /// `/etc/hosts` as without a network, and an `/etc/resolv.conf` with name servers that the
-    /// container can reach. Leaves a file alone if `prep_upper` has created it or a mount covers it.
+    /// container can reach. Leaves a file alone if `prep_upper` has created it or a mount covers
+    /// it.
     #[default]
     Provided,
     /// Leaves the stack's own files in place.
@@ -124,10 +125,10 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// Sets the directory that keeps the [skeletons](crate::Report::skeleton) of layers that belong to
-    /// somebody else, for later runs over the same layers. By default, that is the directory in which
-    /// the run creates its own. At most eight skeletons stay there, and a [sweep](crate::sweep)
-    /// removes them.
+    /// Sets the directory that keeps the [skeletons](crate::Report::skeleton) of layers that belong
+    /// to somebody else, for later runs over the same layers. By default, that is the directory in
+    /// which the run creates its own. At most eight skeletons stay there, and a
+    /// [sweep](crate::sweep) removes them.
     pub fn skeletons(mut self, dir: impl Into<PathBuf>) -> Self {
         self.skeletons = Some(dir.into());
         self
@@ -211,8 +212,8 @@ impl<'a> Options<'a> {
     }
 
     /// Refuses the run, before it makes anything, if its upper could not be moved to `path` later
-    /// because of where that is: in a tree of the layers or the base, where the upper would change a
-    /// layer that is in use, or in the directory of a run. The parent of `path` must exist.
+    /// because of where that is: in a tree of the layers or the base, where the upper would change
+    /// a layer that is in use, or in the directory of a run. The parent of `path` must exist.
     ///
     /// The run then fails with [`Cause::UpperInLayer`](crate::Cause::UpperInLayer) or
     /// [`Cause::InRunDirectory`](crate::Cause::InRunDirectory).

@@ -122,8 +122,8 @@ impl Report {
     /// ```
     ///
     /// A path is a string, or an array of its bytes if it is not UTF-8. `skeleton` is null if all
-    /// layers belong to the user. `merge` is null if nothing was merged. `output_error` is null if no
-    /// output was lost.
+    /// layers belong to the user. `merge` is null if nothing was merged. `output_error` is null if
+    /// no output was lost.
     ///
     /// The keys of `usage` are:
     /// - `cpu_seconds` and `peak_memory_bytes`, which are null if the machine's controllers do not

@@ -196,8 +196,8 @@ impl Scratch {
         }
     }
 
-    /// Removes the work directory. It usually has only what a volatile overlay leaves there, so that
-    /// it can be removed without a walk.
+    /// Removes the work directory. It usually has only what a volatile overlay leaves there, so
+    /// that it can be removed without a walk.
     fn remove_work(&self) -> Result<()> {
         let work = self.work();
         let _gone_or_not = fs::remove_file(work.join("work/incompat/volatile/dirty"));

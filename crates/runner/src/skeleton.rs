@@ -35,8 +35,8 @@ pub(crate) struct Skeleton {
 
 impl Skeleton {
     /// Returns the skeleton of `trees`, topmost first, the base last. Takes the one that an earlier
-    /// run has left in the directory `cache`, if it is still right, or makes a new one and leaves it
-    /// there. Returns `None` if `stop` ended the work. On an error, nothing is left.
+    /// run has left in the directory `cache`, if it is still right, or makes a new one and leaves
+    /// it there. Returns `None` if `stop` ended the work. On an error, nothing is left.
     pub(crate) fn of(
         trees: &[&Path],
         cache: &Path,
@@ -81,8 +81,8 @@ impl Skeleton {
         Ok(Some(LockedDir::try_lock_shared(made.path())?.ok_or_else(busy)?))
     }
 
-    /// Leaves the skeleton on disk, because an overlay over it may still be mounted. A sweep removes it
-    /// after this process has ended.
+    /// Leaves the skeleton on disk, because an overlay over it may still be mounted. A sweep
+    /// removes it after this process has ended.
     pub(crate) fn leave(self) {
         // The locks must last as long as the process.
         std::mem::forget(self);
@@ -93,8 +93,8 @@ impl Skeleton {
         layer::Skeleton::at(self.lock.path()).tree()
     }
 
-    /// Takes the skeleton at `path`, if it is there, is right for `trees`, and only this user can have
-    /// written in it.
+    /// Takes the skeleton at `path`, if it is there, is right for `trees`, and only this user can
+    /// have written in it.
     fn take(path: &Path, trees: &[&Path]) -> Result<Option<Self>> {
         // In a shared directory such as /tmp, another user can make a directory with this name.
         match path.symlink_metadata() {
@@ -140,8 +140,8 @@ impl Drop for Skeleton {
     }
 }
 
-/// Returns whether the open directory `dir`, whose path is `path`, is this user's, and nobody else can
-/// reach the tree in it. Other users may write in some directories of the tree.
+/// Returns whether the open directory `dir`, whose path is `path`, is this user's, and nobody else
+/// can reach the tree in it. Other users may write in some directories of the tree.
 fn is_closed(dir: impl AsFd, path: &Path) -> Result<bool> {
     let mode = Mode::from_raw_mode(fstat(&dir).map_err(io_error("look at", path))?.st_mode);
     Ok(!mode.intersects(Mode::RWXG | Mode::RWXO) && rundir::is_own(dir, path)?)

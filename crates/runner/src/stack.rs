@@ -121,7 +121,8 @@ impl<'a> Stack<'a> {
     /// Returns the [skeleton](layer::Skeleton) that belongs on top of the trees of others. Returns
     /// `None` if it needs none, or if `stop` ended the work.
     ///
-    /// It is kept in the first of the directories `caches` that does not lie in a tree of the stack.
+    /// It is kept in the first of the directories `caches` that does not lie in a tree of the
+    /// stack.
     pub(crate) fn skeleton(
         &self,
         caches: [Option<&Path>; 2],
@@ -168,8 +169,8 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// Fails if an upper may not be moved to `destination`, because that lies in one of the trees or
-    /// in the directory of a run.
+    /// Fails if an upper may not be moved to `destination`, because that lies in one of the trees
+    /// or in the directory of a run.
     pub(crate) fn refuse_destination(&self, destination: &Path) -> Result<()> {
         let parent = match destination.parent() {
             Some(parent) if parent != Path::new("") => parent,
@@ -208,8 +209,8 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// Decides which layers are stacked and which are merged. The skeleton is one more layer, on top
-    /// of those of others.
+    /// Decides which layers are stacked and which are merged. The skeleton is one more layer, on
+    /// top of those of others.
     pub(crate) fn plan(&self, limits: &Limits, scratch: &Paths, skeleton: Option<&Path>) -> Result<Plan> {
         let trees = match (skeleton, self.first_of_others) {
             (Some(skeleton), Some(first)) => {

@@ -70,12 +70,12 @@ const PAUSE: u64 = 64;
 /// the kernel free the space of the files that the overlay has looked up. A process that collects
 /// garbage itself should call [`clear`](Self::clear) before.
 ///
-/// **Fallback.** The runs stack their layers one by one, as without `Stacks`, before Linux 6.7,
-/// for layers that are on an overlay themselves (the kernel nests overlays only once), if the stack
-/// has fewer than eight lowers, and if layers of other users make the run put a
+/// **Fallback.** The runs stack their layers one by one, as without `Stacks`, before Linux 6.7, for
+/// layers that are on an overlay themselves (the kernel nests overlays only once), if the stack has
+/// fewer than eight lowers, and if layers of other users make the run put a
 /// [skeleton](layer::Skeleton) on top of them. A run also does so if a shared overlay cannot be
-/// mounted, or nothing can be mounted over it. It logs the reason. [`Report::shared`](crate::Report::shared) returns whether a
-/// run used a shared overlay.
+/// mounted, or nothing can be mounted over it. It logs the reason.
+/// [`Report::shared`](crate::Report::shared) returns whether a run used a shared overlay.
 ///
 /// # Differences
 /// Commands see the same tree and can change it in the same way, and a capture results in the same
@@ -322,8 +322,8 @@ fn try_to_nest(overlay: &DetachedOverlay, nesting: Nesting, xattrs: OverlayXattr
     Ok(())
 }
 
-/// Returns whether the kernel does not nest overlays over these file systems. Any other error may be
-/// that of one tree, or pass.
+/// Returns whether the kernel does not nest overlays over these file systems. Any other error may
+/// be that of one tree, or pass.
 fn is_refusal(error: &Error) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {

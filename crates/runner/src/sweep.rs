@@ -16,8 +16,9 @@ use crate::{Error, Result, skeleton};
 
 /// The result of a [`sweep`].
 ///
-/// As JSON: `{"removed":[PATH…],"skeletons":[PATH…],"live":N,"failed":[{"path":PATH,"message":TEXT}…]}`. A path is a
-/// string, or an array of its bytes if it is not UTF-8.
+/// As JSON:
+/// `{"removed":[PATH…],"skeletons":[PATH…],"live":N,"failed":[{"path":PATH,"message":TEXT}…]}`. A
+/// path is a string, or an array of its bytes if it is not UTF-8.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Swept {
@@ -51,8 +52,8 @@ impl Serialize for Swept {
 /// Only its directory and empty cgroups are left. If a process is still in one of these cgroups, a
 /// sweep kills it.
 ///
-/// Also removes the [skeletons](layer::Skeleton) that runs over layers of somebody else have left for
-/// later runs, unless a run uses them at the moment.
+/// Also removes the [skeletons](layer::Skeleton) that runs over layers of somebody else have left
+/// for later runs, unless a run uses them at the moment.
 ///
 /// A sweep does not touch:
 /// - live runs, of any process,

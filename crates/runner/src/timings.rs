@@ -24,9 +24,9 @@ pub enum Phase {
     Scratch,
     /// Marks every layer as used.
     Touch,
-    /// Decides which layers are stacked and which are merged. Over layers of other users, also makes
-    /// the skeleton, unless an earlier run left one. With [`Stacks`](crate::Stacks), also mounts the
-    /// shared overlay if it does not exist yet.
+    /// Decides which layers are stacked and which are merged. Over layers of other users, also
+    /// makes the skeleton, unless an earlier run left one. With [`Stacks`](crate::Stacks), also
+    /// mounts the shared overlay if it does not exist yet.
     Plan,
     /// Merges the layers that do not fit.
     Merge,
@@ -94,8 +94,9 @@ impl fmt::Display for Phase {
 ///
 /// The names and their order never change: `touch`, `plan`, `merge`, `prep_upper`, `overlay_mount`,
 /// `config`, `runc_run`, `overlay_umount`, `cleanup`, `total`. A phase that has nothing to do takes
-/// next to no time. With many layers, `touch` is only the time to start a thread. The total is more than the sum: it also contains the time to check the inputs,
-/// to create the run's directory and to start a thread.
+/// next to no time. With many layers, `touch` is only the time to start a thread. The total is more
+/// than the sum: it also contains the time to check the inputs, to create the run's directory and
+/// to start a thread.
 ///
 /// As JSON, the timings are an object of seconds in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]

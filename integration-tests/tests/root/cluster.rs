@@ -28,9 +28,9 @@ const FARM: [(&str, &[&str]); 8] = [
     ("h", &["f", "g"]),
 ];
 
-/// Returns the command of a layer. It tells the test that it has begun, waits until the test lets it
-/// go on, and lists the layers that it sees. `id` makes its tree different from that of any other
-/// run.
+/// Returns the command of a layer. It tells the test that it has begun, waits until the test lets
+/// it go on, and lists the layers that it sees. `id` makes its tree different from that of any
+/// other run.
 fn command(name: &str) -> String {
     format!(
         "echo {name} >/farm/begun; read go </farm/{name}; mkdir -p /pkg; \

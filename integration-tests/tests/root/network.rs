@@ -1,6 +1,6 @@
-//! Private networks, of root and of ordinary users. Each test makes a host with a network of its own:
-//! a network namespace with an interface that leads nowhere, a server and a name server. No packet
-//! leaves this machine.
+//! Private networks, of root and of ordinary users. Each test makes a host with a network of its
+//! own: a network namespace with an interface that leads nowhere, a server and a name server. No
+//! packet leaves this machine.
 
 use std::ffi::OsStr;
 use std::fs;

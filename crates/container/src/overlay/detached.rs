@@ -77,8 +77,8 @@ impl DetachedOverlay {
     ///
     /// # Errors
     /// The error of `mount`. [`Error::Io`] if the overlay cannot be attached, which leaves it as it
-    /// was, or if the kernel does not copy it once it is attached. Then the overlay is lost, and all
-    /// later calls fail, too. A failure to detach it is logged.
+    /// was, or if the kernel does not copy it once it is attached. Then the overlay is lost, and
+    /// all later calls fail, too. A failure to detach it is logged.
     pub fn as_lower<T>(&self, nesting: Nesting, directory: &Path, mount: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         match nesting {
             Nesting::Descriptor => {

@@ -1,5 +1,5 @@
-//! Decides which files of the caller the container may have as they are. `streams` puts pipes in the
-//! place of all others.
+//! Decides which files of the caller the container may have as they are. `streams` puts pipes in
+//! the place of all others.
 
 use std::io;
 

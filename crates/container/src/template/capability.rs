@@ -37,9 +37,9 @@ macro_rules! capabilities {
 }
 
 impl Capability {
-    /// Docker's capabilities of root in a container (moby, daemon/pkg/oci/caps/defaults.go), which a
-    /// container has by [default](crate::TemplateBuilder::capabilities). They are enough for package
-    /// managers and services, and none of them reaches the host.
+    /// Docker's capabilities of root in a container (moby, daemon/pkg/oci/caps/defaults.go), which
+    /// a container has by [default](crate::TemplateBuilder::capabilities). They are enough for
+    /// package managers and services, and none of them reaches the host.
     pub const DEFAULT: &[Capability] = &[
         Capability::Chown,
         Capability::DacOverride,

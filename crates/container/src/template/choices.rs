@@ -18,13 +18,13 @@ pub enum Network {
     /// [`unix(7)`]: https://man7.org/linux/man-pages/man7/unix.7.html
     Host,
     /// A private network namespace with a way out, as under Docker, for root and ordinary users
-    /// alike. The program [pasta] (package passt) passes on what the container sends to other hosts.
-    /// It is started before the command and ends with the run.
+    /// alike. The program [pasta] (package passt) passes on what the container sends to other
+    /// hosts. It is started before the command and ends with the run.
     ///
     /// The container's interface is `eth0` with the address 10.0.2.100, and every user may bind
     /// every port. Connections seem to come from the host. The container can reach everything that
-    /// the host can reach, except the host's loopback interface and abstract Unix sockets. It cannot
-    /// be reached from outside of it. The host needs a default route. With one for IPv6, the
+    /// the host can reach, except the host's loopback interface and abstract Unix sockets. It
+    /// cannot be reached from outside of it. The host needs a default route. With one for IPv6, the
     /// container also has the host's IPv6 address.
     ///
     /// Needs the helper of this crate, so it works only with [`Runtime::run`](crate::Runtime::run).

@@ -68,8 +68,9 @@ impl Mount {
         }
     }
 
-    /// Parses the syntax of Docker's `--tmpfs`: `TARGET` or `TARGET:OPTION,…`. The options are `ro`,
-    /// `rw`, `size=SIZE` and `mode=MODE`. `nosuid` and `nodev` are always in effect and may be named.
+    /// Parses the syntax of Docker's `--tmpfs`: `TARGET` or `TARGET:OPTION,…`. The options are
+    /// `ro`, `rw`, `size=SIZE` and `mode=MODE`. `nosuid` and `nodev` are always in effect and may
+    /// be named.
     ///
     /// ```
     /// # use container::Mount;

@@ -116,8 +116,8 @@ impl Above {
     }
 }
 
-/// Returns the path of the open directory `dir` if it is a layer with a `layer.json`, or a layer that
-/// is held.
+/// Returns the path of the open directory `dir` if it is a layer with a `layer.json`, or a layer
+/// that is held.
 fn layer_at(dir: BorrowedFd<'_>) -> rustix::io::Result<Option<PathBuf>> {
     let is_whole = statat(dir, c"layer.json", AtFlags::SYMLINK_NOFOLLOW).is_ok();
     let path = walk::path_of(dir)?;

@@ -87,8 +87,9 @@ impl<'a> Worker<'a> {
     pub(super) fn fill(&mut self, job: Job, found: &mut Vec<Job>) -> Result<()> {
         let Job { node, layers, lowest_above, mut cut, hidden, mut content } = job;
         let mut gathered = Gathered::default();
-        // The layers stay below a skeleton, and the kernel finds files in the lowest one by name. In any
-        // other, it reads the attributes of the directory first, which needs the permission to list it.
+        // The layers stay below a skeleton, and the kernel finds files in the lowest one by name.
+        // In any other, it reads the attributes of the directory first, which needs the permission
+        // to list it.
         let by_name = (content == Content::Directories).then_some(lowest_above);
         let parts = self.parts(&node, layers, by_name, &mut gathered)?;
         if parts.is_closed {
@@ -128,9 +129,9 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Sorts the parts that `layers` have in a directory by what this process may do with them. Takes
-    /// the attributes of the topmost one if it cannot be listed. `by_name` is the layer in which
-    /// entries are found by name if the directory can be searched only.
+    /// Sorts the parts that `layers` have in a directory by what this process may do with them.
+    /// Takes the attributes of the topmost one if it cannot be listed. `by_name` is the layer in
+    /// which entries are found by name if the directory can be searched only.
     fn parts(
         &mut self,
         node: &Arc<DirNode>,
@@ -223,7 +224,8 @@ impl<'a> Worker<'a> {
             && match content {
                 Content::Everything => overlayfs::hides_below(from, Some(names), shared.xattrs)
                     .map_err(|why| why.at(shared.source_path(layer, node, None)))?,
-                // The layers stay below a skeleton, and so does what the attribute `redirect` names.
+                // The layers stay below a skeleton, and so does what the attribute `redirect`
+                // names.
                 Content::Directories => {
                     overlayfs::is_opaque_dir(from, shared.xattrs).map_err(io("read the extended attributes of"))?
                 }

@@ -14,10 +14,10 @@ const ZSTD_LEVEL: i32 = 3;
 /// The number of threads of zstd. Its output is the same for every number except zero.
 const ZSTD_THREADS: u32 = 2;
 
-/// The bytes that a thread of zstd compresses at a time. zstd holds about eight times this amount in
-/// memory. By default, it would choose 8 MiB. With 1 MiB, the archive of a Debian system is 0.7 %
-/// larger than with 1.5 MiB, and the two threads hold 12.6 MB instead of 17.2 MB. Its output depends
-/// on this number.
+/// The bytes that a thread of zstd compresses at a time. zstd holds about eight times this amount
+/// in memory. By default, it would choose 8 MiB. With 1 MiB, the archive of a Debian system is 0.7
+/// % larger than with 1.5 MiB, and the two threads hold 12.6 MB instead of 17.2 MB. Its output
+/// depends on this number.
 const ZSTD_JOB_BYTES: u32 = 1 << 20;
 
 /// The size of the blocks that a compressor gets. Its output depends on them.

@@ -366,8 +366,8 @@ pub enum Problem {
         /// The limit in bytes.
         max_bytes: usize,
     },
-    /// The names of devices that are left out, or of hard links to files of the layers below, take too
-    /// much memory.
+    /// The names of devices that are left out, or of hard links to files of the layers below, take
+    /// too much memory.
     #[error(
         "too many devices are left out, or too many names link to the layers below ({max_bytes} bytes of names); \
          import the image as root, as separate layers"

@@ -172,8 +172,8 @@ impl Image {
         Self::of_manifest(files, chosen.digest, &manifest, platform)
     }
 
-    /// Opens the image that a record is about, by the digest of its manifest: its tag can be that of
-    /// another image now. Does not check what its configuration says of its platform.
+    /// Opens the image that a record is about, by the digest of its manifest: its tag can be that
+    /// of another image now. Does not check what its configuration says of its platform.
     pub(crate) fn open_again(source: &Source, record: &Record, spool: &Path, max_bytes: u64) -> Result<Self> {
         let (files, digest) = match (source, record.manifest) {
             (Source::Layout { dir, .. }, Some(digest)) => (Files::of_directory(dir)?, digest),

@@ -43,8 +43,8 @@ pub(crate) const MAX_BYTES: u64 = 64 << 30;
 /// No part of an image is trusted. Every file is made by descriptor inside of the new directory, as
 /// a process would see it whose root that directory is. A symbolic link cannot lead out of it.
 ///
-/// An import takes less than 8 MB of memory, whatever the size of the image is. The window of a layer
-/// that is compressed with zstd comes on top: 2 MB for the usual levels, 128 MB at most.
+/// An import takes less than 8 MB of memory, whatever the size of the image is. The window of a
+/// layer that is compressed with zstd comes on top: 2 MB for the usual levels, 128 MB at most.
 ///
 /// ```no_run
 /// use layer::oci::{Import, Source};

@@ -256,7 +256,8 @@ fn any_image_looks_the_same_in_one_tree_and_as_layers() {
 fn the_order_of_whiteouts_makes_no_difference() {
     let share = Share::default();
     proptest!(config(), |(mut layers in vec(layer(), 2..=3))| {
-        // The names of links and of their targets mean something else once a whiteout has removed them.
+        // The names of links and of their targets mean something else once a whiteout has removed
+        // them.
         layers.iter_mut().for_each(|items| items.retain(|item| !matches!(item, Item::Symlink(..) | Item::HardLink(..))));
         let shown = [false, true].map(|first| {
             layers.iter_mut().for_each(|items| items.sort_by_key(|item| is_whiteout(item) != first));

@@ -188,8 +188,8 @@ impl<'a> Entry<'a> {
         Self { dir, name, kind: FileType::from_raw_mode(stat.st_mode), stat: Some(stat), names: None }
     }
 
-    /// Makes the entry that is open as `file`, whose attributes are `stat`. `file` may have been opened
-    /// with `O_PATH`.
+    /// Makes the entry that is open as `file`, whose attributes are `stat`. `file` may have been
+    /// opened with `O_PATH`.
     pub(crate) fn of_open(file: BorrowedFd<'a>, stat: &'a Stat) -> Self {
         Self::new(file, c"", stat)
     }

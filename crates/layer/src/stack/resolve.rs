@@ -80,8 +80,8 @@ pub(super) enum End {
 #[cfg(feature = "oci")]
 #[derive(Debug)]
 pub(crate) enum Known {
-    /// The directories, the uppermost first, by paths without links. The last `missing` names of the
-    /// path are not in the stack.
+    /// The directories, the uppermost first, by paths without links. The last `missing` names of
+    /// the path are not in the stack.
     Directories { way: Vec<Directory>, missing: usize },
     /// A part of the path is not a directory, or is a link that leads nowhere or in a circle.
     NotADirectory,
@@ -174,8 +174,8 @@ fn walk(view: &View, path: &Path, last: LastLink) -> Result<Walked> {
                 let missing = (!of_link).then_some(own + 1);
                 return Ok(Walked { links, way, missing, end: End::Missing(with_rest(path, names), Errno::NOENT) });
             }
-            // Links could lead deeper. The limit bounds the memory and the work that a hostile layer
-            // can cost.
+            // Links could lead deeper. The limit bounds the memory and the work that a hostile
+            // layer can cost.
             Some(Child::Directory(directory)) if directory.path().as_os_str().len() > LONGEST_PATH => {
                 return Err(fail(Errno::NAMETOOLONG));
             }

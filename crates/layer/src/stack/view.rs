@@ -196,8 +196,8 @@ impl View {
         }))
     }
 
-    /// Returns what `directory` shows under `name`. Opens anything but a directory, without access to
-    /// its content, and does not follow it if it is a symbolic link.
+    /// Returns what `directory` shows under `name`. Opens anything but a directory, without access
+    /// to its content, and does not follow it if it is a symbolic link.
     ///
     /// # Errors
     /// [`Error::Io`] names an entry that cannot be looked at, and [`Error::MountInside`] a mount
@@ -374,8 +374,8 @@ impl View {
         classified.map_err(|why| why.at(self.place(tree, directory, Some(name))))
     }
 
-    /// Returns whether the directory `name` of the tree whose root is `root` hides the directories of
-    /// that name in the trees below.
+    /// Returns whether the directory `name` of the tree whose root is `root` hides the directories
+    /// of that name in the trees below.
     fn ends(&self, tree: usize, directory: &Directory, root: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
         // The lookup of `.` in the directory itself would need the permission to search it.
         let path = directory.path.join(as_os_str(name));

@@ -43,8 +43,8 @@ const BATCH: usize = 64;
 /// The collector considers the layers that are directly in the store and have a `layer.json`, in
 /// the order of their [last use](Layer::last_used). For a layer that was never used, the time of
 /// its `layer.json` counts. The collector never removes:
-/// - layers that a process or a kept result [holds](crate::Hold), or whose directory another process
-///   has locked with flock(2); every run holds its layers;
+/// - layers that a process or a kept result [holds](crate::Hold), or whose directory another
+///   process has locked with flock(2); every run holds its layers;
 /// - a layer that the `base_hash` of another layer [names](Layer::has_hash): a base is never marked
 ///   as used, and all layers above it would be lost;
 /// - a layer that has been used since the collector looked at it;
@@ -243,8 +243,8 @@ impl<'a> Collector<'a> {
     }
 
     /// Calls `progress` after each layer that the collector looks at or removes. The numbers never
-    /// fall, and that of [`Progress::Removed`] grows by one from call to call. The calls come one at a
-    /// time, but while layers are removed, from worker threads.
+    /// fall, and that of [`Progress::Removed`] grows by one from call to call. The calls come one
+    /// at a time, but while layers are removed, from worker threads.
     pub fn progress(mut self, progress: &'a (dyn Fn(Progress) + Sync + 'a)) -> Self {
         self.progress = Callback(Some(progress));
         self
@@ -369,8 +369,8 @@ impl<'a> Collector<'a> {
         Ok(self.min_free.saturating_sub(Size { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), entries }))
     }
 
-    /// Returns the free bytes and inodes that the file system still lacks after layers were removed.
-    /// By the sizes of those layers, it still lacks `expected`.
+    /// Returns the free bytes and inodes that the file system still lacks after layers were
+    /// removed. By the sizes of those layers, it still lacks `expected`.
     fn still_lacking(&self, store: &Path, expected: Size) -> Result<Size> {
         let lacking = self.lacking(store)?;
         if !lacking.exceeds_zero_of(expected) {
@@ -572,8 +572,8 @@ fn held_now(store: &Path, inventory: &Inventory) -> Result<HashSet<OsString>> {
     let mut held = held(store)?;
     let store_dir = StoreDir::open(store)?;
     for batch in inventory.layers.chunks(BATCH) {
-        // A process that removes a layer locks it, too, and has this lock. Without it, each could take
-        // the other for a run.
+        // A process that removes a layer locks it, too, and has this lock. Without it, each could
+        // take the other for a run.
         let _lock = store_dir.as_ref().map(|store_dir| store_dir.lock(FlockOperation::LockExclusive)).transpose()?;
         let names = batch.iter().map(|stored| &*stored.name);
         held.extend(locked(store, names)?.into_iter().map(OsString::from));

@@ -94,8 +94,8 @@ impl Hold {
     /// - a store whose file system has no locks: no collector works there;
     /// - a store whose `.layered` belongs neither to root nor to the owner of the store: no
     ///   collector uses it;
-    /// - a store in which this user may neither make a hold nor read the directories of the layers: a
-    ///   collector of another user may remove its layers, unless the store is mounted read-only
+    /// - a store in which this user may neither make a hold nor read the directories of the layers:
+    ///   a collector of another user may remove its layers, unless the store is mounted read-only
     ///   everywhere.
     ///
     /// # Errors
@@ -179,9 +179,9 @@ impl Hold {
     /// Keeps the layers held for the [reason](Self::set_reason) that was set, after this process
     /// ends and across restarts of the machine.
     ///
-    /// Layers in a store where this user may not make a file stay held only until this process ends.
-    /// This function logs one warning if there are any: even if the store is mounted read-only here,
-    /// a collector may work where it is mounted writable.
+    /// Layers in a store where this user may not make a file stay held only until this process
+    /// ends. This function logs one warning if there are any: even if the store is mounted
+    /// read-only here, a collector may work where it is mounted writable.
     pub fn keep(mut self) {
         if let Some(layer) = self.dirs.first() {
             log::warn!("a collector may remove {} and other layers of that store", quoted(layer.path()));
@@ -213,7 +213,8 @@ impl Hold {
         layers.into_iter().filter(is_other).collect()
     }
 
-    /// Returns the names of the layers in the directory `store` that this hold's files and locks hold.
+    /// Returns the names of the layers in the directory `store` that this hold's files and locks
+    /// hold.
     fn names_in(&self, store: &Path) -> Vec<&HashSet<OsString>> {
         let Ok(store) = stat(store).map(|stat| identity(&stat)) else { return Vec::new() };
         let files = self.files.iter().filter(|held| held.file.store() == Some(store)).map(|held| &held.names);
@@ -263,8 +264,8 @@ impl Hold {
             self.files.extend(file.map(|file| HoldFile { file, names }));
         }
         if let Some(Error::Io { source, .. }) = &why {
-            // Another reason, such as a `.layered` of a third person, says more than a permission. Where
-            // a store that is read-only here is mounted writable, a collector may still work.
+            // Another reason, such as a `.layered` of a third person, says more than a permission.
+            // Where a store that is read-only here is mounted writable, a collector may still work.
             let locks = matches!(Errno::from_io_error(source), Some(Errno::ROFS | Errno::ACCESS | Errno::PERM));
             let left = if locks { self.lock_dirs(dir.as_fd(), &held, stop)? } else { why };
             if locks && left.is_some() && stop.is_some_and(|stop| stop()) {
@@ -278,8 +279,8 @@ impl Hold {
     }
 
     /// Locks the directories of `layers`, in the store `store`, so that no collector removes them.
-    /// Returns the error of the first layer that cannot be locked. Stops waiting for other processes
-    /// as soon as `stop` returns true.
+    /// Returns the error of the first layer that cannot be locked. Stops waiting for other
+    /// processes as soon as `stop` returns true.
     fn lock_dirs(
         &mut self,
         store: BorrowedFd<'_>,
@@ -291,8 +292,8 @@ impl Hold {
             let waits = retries > 0 && !stop.is_some_and(|stop| stop());
             if waits {
                 retries -= 1;
-                // The kernel reports no event when such a lock becomes free, and anyone who may read
-                // the directory can keep it locked.
+                // The kernel reports no event when such a lock becomes free, and anyone who may
+                // read the directory can keep it locked.
                 thread::sleep(RETRY);
             }
             waits

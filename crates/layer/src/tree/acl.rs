@@ -7,8 +7,8 @@ const HEAD_BYTES: usize = 4;
 /// The size of an entry: a tag and permissions of two bytes each, and an ID.
 const ENTRY_BYTES: usize = 8;
 
-/// Removes the entries of users and groups that have no number in this process's user namespace. The
-/// kernel shows -1 for them, and refuses a list with it. The user or the group then has the
+/// Removes the entries of users and groups that have no number in this process's user namespace.
+/// The kernel shows -1 for them, and refuses a list with it. The user or the group then has the
 /// permissions of the remaining entries that match, or those of others. These can be more than the
 /// removed entry gave.
 pub(super) fn retain_known(list: &mut Vec<u8>) {

@@ -99,7 +99,8 @@ impl Attributes {
         Ok(Self { uid, gid, ..attributes })
     }
 
-    /// Returns the attributes of a file that this process may not read, without extended attributes.
+    /// Returns the attributes of a file that this process may not read, without extended
+    /// attributes.
     pub(crate) fn of_unreadable(stat: &Stat) -> Self {
         let (uid, gid) = owner::of_copy(stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -117,8 +118,8 @@ impl Attributes {
     }
 
     /// Reads the attributes. `is_known` says whether the owner has a number in this process's user
-    /// namespace. If not, the attributes `security.*` are left out: the capabilities and labels that
-    /// the machine's root has given to a file cannot be read or set in another user namespace.
+    /// namespace. If not, the attributes `security.*` are left out: the capabilities and labels
+    /// that the machine's root has given to a file cannot be read or set in another user namespace.
     fn read(
         stat: &Stat,
         is_known: bool,

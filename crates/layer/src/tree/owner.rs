@@ -33,8 +33,8 @@ pub(crate) fn known_uid_of(file: impl AsFd, stat: &Stat) -> Option<u32> {
 /// Returns whether the owner of an open file has a number in this process's user namespace. Also
 /// returns false if the process is neither the owner nor root of the namespace.
 ///
-/// The kernel lets a process set `O_NOATIME` if it is the owner of the file, or if it has CAP_FOWNER
-/// and the owner has a number (`inode_owner_or_capable` in `fs/inode.c`).
+/// The kernel lets a process set `O_NOATIME` if it is the owner of the file, or if it has
+/// CAP_FOWNER and the owner has a number (`inode_owner_or_capable` in `fs/inode.c`).
 fn has_number(file: impl AsFd) -> bool {
     let Ok(flags) = fcntl_getfl(&file) else { return false };
     if flags.contains(OFlags::NOATIME) {

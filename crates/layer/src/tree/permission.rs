@@ -35,8 +35,8 @@ impl Permission {
         Ok(Self::Nothing)
     }
 
-    /// Returns whether the mode lets the owner, the group and all others list a directory. An ACL may
-    /// still deny it.
+    /// Returns whether the mode lets the owner, the group and all others list a directory. An ACL
+    /// may still deny it.
     pub(crate) fn is_for_all(stat: &Stat) -> bool {
         let list = Mode::RUSR | Mode::XUSR | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
         Mode::from_raw_mode(stat.st_mode).contains(list)

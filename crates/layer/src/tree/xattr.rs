@@ -59,8 +59,8 @@ impl XattrList {
 }
 
 /// Returns a path through /proc to `name` in `dir`, for calls that take only a path. The empty name
-/// is the open file `dir` itself, to which the path is a link. Before Linux 6.13, no call of xattr(7)
-/// takes a directory and a name in it, or a file that was opened with `O_PATH`.
+/// is the open file `dir` itself, to which the path is a link. Before Linux 6.13, no call of
+/// xattr(7) takes a directory and a name in it, or a file that was opened with `O_PATH`.
 pub(crate) fn path_through_proc(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     let mut path = Vec::with_capacity(32 + name.count_bytes());
     // Neither a write to a vector nor a name without NUL can fail.

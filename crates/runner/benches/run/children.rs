@@ -1,6 +1,6 @@
-//! Measures the time and the memory of a command with all its processes, by getrusage(2) of a process
-//! that has no other children. [`images`](crate::images) and [`users`](crate::users) have the
-//! commands.
+//! Measures the time and the memory of a command with all its processes, by getrusage(2) of a
+//! process that has no other children. [`images`](crate::images) and [`users`](crate::users) have
+//! the commands.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -36,8 +36,8 @@ pub(crate) fn usage(command: &Command) -> Result<Usage> {
     measured(Command::new(env::current_exe()?), 0, 0, command)
 }
 
-/// Runs a command as `user`, without supplementary groups and with the variables that are set for it
-/// alone, and returns what it has used. Its output is dropped.
+/// Runs a command as `user`, without supplementary groups and with the variables that are set for
+/// it alone, and returns what it has used. Its output is dropped.
 pub(crate) fn usage_of(command: &Command, user: &User) -> Result<Usage> {
     let mut measure = Command::new(env::current_exe()?);
     measure.env_clear();

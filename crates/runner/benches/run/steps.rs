@@ -57,7 +57,8 @@ pub(crate) fn measured(places: &Places, rounds: usize, missing: &mut Missing) ->
         for round in 0..rounds.clamp(2, 7) {
             for ((name, step), sample) in subjects.iter().zip(&mut samples) {
                 let Some(times) = sample else { continue };
-                // A step that syncs must not write what the step of another program has left to write.
+                // A step that syncs must not write what the step of another program has left to
+                // write.
                 rustix::fs::syncfs(File::open(dir.path())?)?;
                 match step(layers) {
                     // The first round only fills caches.

@@ -97,8 +97,8 @@ fn cut_at_every_step(way: Way) {
                 assert_eq!(sidecar.is_some(), way == Way::AsADraft, "{step:?}");
                 assert_eq!(meta.disk_usage, layer.measure().unwrap().bytes, "{step:?}");
             }
-            // The case of a draft cannot detect that the last sync of the capture is missing: on ext4,
-            // fsync(2) of the store commits the whole journal.
+            // The case of a draft cannot detect that the last sync of the capture is missing: on
+            // ext4, fsync(2) of the store commits the whole journal.
             None => assert!(step.is_some(), "a capture that has returned must be durable"),
         }
         // The content of the layer reaches the disk before the layer gets its name.

@@ -46,10 +46,10 @@ impl Written {
             let _some_cannot_be_done = operation.apply(mount.as_fd());
         }
         drop(mount);
-        // A mount without CAP_DAC_READ_SEARCH on the machine, such as a user's, records no origin of
-        // a file that it copies up (`ovl_can_decode_fh` in fs/overlayfs/namei.c). As long as it has
-        // the file's inode in memory, further names of the file appear as another file. The upper
-        // itself has one file, and the next mount shows that.
+        // A mount without CAP_DAC_READ_SEARCH on the machine, such as a user's, records no origin
+        // of a file that it copies up (`ovl_can_decode_fh` in fs/overlayfs/namei.c). As long as it
+        // has the file's inode in memory, further names of the file appear as another file. The
+        // upper itself has one file, and the next mount shows that.
         let after = Snapshot::of(stack.write_again()).unwrap();
         Self { stack, before, after }
     }

@@ -1,5 +1,5 @@
-//! What users of other tools type first: their options, a base as the first word, a root file system
-//! as it is, defaults from the environment, and `-` for standard input and output.
+//! What users of other tools type first: their options, a base as the first word, a root file
+//! system as it is, defaults from the environment, and `-` for standard input and output.
 
 use std::fs;
 use std::io::Write;

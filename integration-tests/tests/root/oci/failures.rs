@@ -24,7 +24,8 @@ fn on_tmpfs<T: Send>(fixture: &Fixture, options: &str, work: impl FnOnce(&Path) 
     .unwrap()
 }
 
-/// Makes a layer with `files` files of `bytes` bytes that cannot be compressed, and an archive of it.
+/// Makes a layer with `files` files of `bytes` bytes that cannot be compressed, and an archive of
+/// it.
 fn archived(fixture: &Fixture, files: usize, bytes: usize) -> (Layer, Source) {
     let layer = fixture.layer("layer", |tree| {
         let mut state = 1_u64;

@@ -1,5 +1,5 @@
-//! Images between layered, Podman and Buildah: they run and change what layered exports, and layered
-//! imports what they make.
+//! Images between layered, Podman and Buildah: they run and change what layered exports, and
+//! layered imports what they make.
 
 use std::fs;
 use std::path::{Path, PathBuf};

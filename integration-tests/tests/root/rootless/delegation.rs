@@ -105,7 +105,8 @@ fn a_delegated_group_has_limits_and_nothing_is_left_in_it() {
         beside.args(["-c", "\"$@\"; exit $?", "sh"]);
         let error = failure(125, &mut delegated.command(&delegated.group, &around(beside, &run)));
         assert!(error.contains("other processes are in ") && error.contains("Delegate=yes"), "{error}");
-        // A group to which the one above passes nothing on, as systemd passes on only some controllers.
+        // A group to which the one above passes nothing on, as systemd passes on only some
+        // controllers.
         let inner = delegated.group.join("inner");
         fs::create_dir(&inner).unwrap();
         for file in ["", "cgroup.procs", "cgroup.subtree_control"] {

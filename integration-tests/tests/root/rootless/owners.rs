@@ -1,4 +1,5 @@
-//! Owners in a user namespace with a single user: real ones, which cannot be changed, and faked ones.
+//! Owners in a user namespace with a single user: real ones, which cannot be changed, and faked
+//! ones.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -27,7 +28,8 @@ fn dpkg_installs_a_package_with_faked_owners() {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     quietly(Command::new("sh").args(["-c", PACKAGE]).current_dir(fixture.path()).stdout(std::process::Stdio::null()));
     fixture.give(fixture.path());
-    // The packages of the layers are not configured, so dpkg knows none of them. It finds no `diff`.
+    // The packages of the layers are not configured, so dpkg knows none of them. It finds no
+    // `diff`.
     let script = "mkdir -p /var/lib/dpkg/updates /var/lib/dpkg/info && touch /var/lib/dpkg/status && \
                   dpkg --force-bad-path --install /own.deb 2>&1";
     let command = |runtime: &str, options: &[&str]| {

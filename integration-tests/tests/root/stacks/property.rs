@@ -113,8 +113,8 @@ fn agree(flat: &Seen, nested: &Seen, changes: &[Operation], xattr_whiteouts: boo
             return Err(format!("{change:?}: {flat:?}, {nested:?}"));
         }
     }
-    // A file that was copied up has the numbers of its lower, and a name that was linked to it since
-    // then has others.
+    // A file that was copied up has the numbers of its lower, and a name that was linked to it
+    // since then has others.
     same("after", &without_groups(&flat.after), &without_groups(&nested.after))?;
     match (&flat.captured, &nested.captured) {
         (Ok(flat), Ok(nested)) => same("captured", flat, nested),

@@ -89,7 +89,8 @@ fn a_layer_that_was_the_lowest_is_not_reused_where_it_would_look_different() {
 
 #[test]
 fn a_long_path_is_made_in_few_steps() {
-    // Each layer misses all directories. With a step for each beginning of a path, this took minutes.
+    // Each layer misses all directories. With a step for each beginning of a path, this took
+    // minutes.
     let paths = ["a", "b", "c"].map(|first| format!("{first}/{}f", "d/".repeat(1000)));
     let archive = |paths: &[String]| paths.iter().fold(Tar::new(), |tar, path| tar.add(spec(b'0', path))).end();
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();

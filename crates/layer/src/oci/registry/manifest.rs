@@ -40,8 +40,8 @@ struct Kind {
 }
 
 impl Registry {
-    /// Returns the digest of the manifest `reference`, a tag or a digest. Returns `None` if there is
-    /// none.
+    /// Returns the digest of the manifest `reference`, a tag or a digest. Returns `None` if there
+    /// is none.
     pub(crate) fn manifest_digest(&self, reference: &str) -> Result<Option<Digest>> {
         let request = Request::new(Method::HEAD, self.url(&format!("manifests/{reference}")), Access::Pull);
         let request = request.accept(&TYPES);

@@ -148,7 +148,8 @@ pub struct Pulled {
     /// The layer.
     #[serde(serialize_with = "path_of")]
     pub layer: Layer,
-    /// The digest of its manifest. `None` if the layer was in the store, and not from this registry.
+    /// The digest of its manifest. `None` if the layer was in the store, and not from this
+    /// registry.
     pub manifest: Option<Digest>,
     /// The digest of the tree's archive without compression, if it is known.
     pub diff_id: Option<Digest>,
@@ -186,8 +187,8 @@ impl<'a> Pull<'a> {
         self
     }
 
-    /// Refuses a layer with more than `bytes` bytes when decompressed, or whose files take more. The
-    /// default is 64 GiB.
+    /// Refuses a layer with more than `bytes` bytes when decompressed, or whose files take more.
+    /// The default is 64 GiB.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
         self
@@ -205,15 +206,15 @@ impl<'a> Pull<'a> {
         self
     }
 
-    /// Decides whether the digest of each tree is recorded, so that [`verify`](crate::oci::verify())
-    /// can find damage later. The default is to record it.
+    /// Decides whether the digest of each tree is recorded, so that
+    /// [`verify`](crate::oci::verify()) can find damage later. The default is to record it.
     pub fn tree_digest(mut self, digest: TreeDigest) -> Self {
         self.digest = digest;
         self
     }
 
-    /// Decides what happens to a layer of the store that is not the pinned one. By default, it stays,
-    /// and the result is [`Error::NotPinned`].
+    /// Decides what happens to a layer of the store that is not the pinned one. By default, it
+    /// stays, and the result is [`Error::NotPinned`].
     pub fn existing(mut self, existing: Existing) -> Self {
         self.existing = existing;
         self
@@ -233,8 +234,8 @@ impl<'a> Pull<'a> {
     ///
     /// # Errors
     /// - [`Error::NotInRegistry`] if the registry has no layer of this name.
-    /// - [`Error::NotPinned`] if the store has another layer of the name, and [`Error::Layer`] if it
-    ///   should be [replaced](Self::existing) and is in use.
+    /// - [`Error::NotPinned`] if the store has another layer of the name, and [`Error::Layer`] if
+    ///   it should be [replaced](Self::existing) and is in use.
     /// - [`Error::WrongDigest`], [`Error::WrongSize`] and [`Error::WrongDiffId`] for damage.
     /// - [`Error::Registry`] if a request failed, or its answer is not a layer.
     /// - [`Error::Cancelled`].
@@ -333,8 +334,8 @@ impl<'a> Pull<'a> {
     }
 
     fn pull(&self, store: &Store, wanted: &Wanted, meter: &Meter<'_>) -> Result<Step> {
-        // A comparison holds the layer. Without the lock, it would keep another process from replacing
-        // the layer.
+        // A comparison holds the layer. Without the lock, it would keep another process from
+        // replacing the layer.
         let unknown = if self.existing == Existing::Refused { Unknown::Compared } else { Unknown::Left };
         if let There::Usable(there) = self.look(store, wanted, unknown)? {
             return Ok(Step::There(there));
@@ -499,8 +500,8 @@ impl<'a> Pull<'a> {
         let dir = File::open(layer.path()).map_err(Error::io("open", layer.path()))?;
         let write = |stem: &str, value: &Value| {
             let path = layer.path().join(format!("{stem}.json"));
-            // A number can be longer here than it was in the registry. With a newline, the file must
-            // not be larger than what is read.
+            // A number can be longer here than it was in the registry. With a newline, the file
+            // must not be larger than what is read.
             if value.to_string().len() as u64 >= form::MAX_FILES_BYTES {
                 let reason = format!("its {stem}.json would have more than {} bytes", form::MAX_FILES_BYTES);
                 return Err(self.registry.unusable(&wanted.name, reason));

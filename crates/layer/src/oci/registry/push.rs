@@ -132,10 +132,10 @@ impl<'a> Push<'a> {
         self
     }
 
-    /// Moves each layer to `store` after its push if it is the one that others get: the registry has
-    /// its tree, and it is not pinned to another manifest. Otherwise, and if `store` has the name,
-    /// the layer is removed. A layer of `store` itself stays, and so does a layer that another
-    /// process uses.
+    /// Moves each layer to `store` after its push if it is the one that others get: the registry
+    /// has its tree, and it is not pinned to another manifest. Otherwise, and if `store` has the
+    /// name, the layer is removed. A layer of `store` itself stays, and so does a layer that
+    /// another process uses.
     ///
     /// If a layer does not exist, but `store` has its name, the layer of `store` is pushed: an
     /// earlier push can have moved it there.
@@ -162,8 +162,8 @@ impl<'a> Push<'a> {
     /// - [`Error::Registry`] if a request failed.
     /// - [`Error::Pins`] or [`Error::Malformed`] if a pin cannot be used, and
     ///   [`Error::NotInRegistry`] if the registry does not have the manifest that it names.
-    /// - [`Error::Layer`] with [`StoresApart`](crate::Error::StoresApart) if the layer and the other
-    ///   store are on two mounts. Nothing was sent then.
+    /// - [`Error::Layer`] with [`StoresApart`](crate::Error::StoresApart) if the layer and the
+    ///   other store are on two mounts. Nothing was sent then.
     /// - [`Error::Layer`] if the layer cannot be moved or removed. The registry has it then.
     /// - [`Error::Cancelled`].
     pub fn run(&self, layers: &[Layer]) -> Vec<Result<Pushed>> {

@@ -1,4 +1,5 @@
-//! Names in directories, of which an archive can have millions: they take a limited amount of memory.
+//! Names in directories, of which an archive can have millions: they take a limited amount of
+//! memory.
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};

@@ -127,8 +127,8 @@ impl Unpacker {
 
     /// Opens the directories of the tree at the beginning of a path, as
     /// [`longest_existing`](Self::longest_existing) does, if the layers below have nothing in the
-    /// last of them and the next name is free. Without it, each directory that is missing would cost
-    /// a way through the stack from its root.
+    /// last of them and the next name is free. Without it, each directory that is missing would
+    /// cost a way through the stack from its root.
     fn existing_alone(&self, names: &[&[u8]]) -> Result<Option<(Rc<Dir>, usize)>, Problem> {
         let (dir, known) = match self.longest_existing(names) {
             Ok(found) => found,

@@ -181,7 +181,8 @@ mod tests {
         let is = stat(std::env::temp_dir()).unwrap();
         let (uid, gid) = (is.st_uid, is.st_gid);
         let names = ["security.capability", "trusted.a", "user.a"];
-        // What the archive has and what is refused, what is set, and the numbers of what is left out.
+        // What the archive has and what is refused, what is set, and the numbers of what is left
+        // out.
         let cases: [(Parts, Parts, Parts, (u64, u64)); 8] = [
             ((7, 8, vec![]), (0, 0, vec![]), (7, 8, vec![]), (0, 0)),
             ((7, 8, vec![]), (7, 0, vec![]), (uid, 8, vec![]), (1, 0)),

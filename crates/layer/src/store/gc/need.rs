@@ -19,9 +19,10 @@ impl Size {
         Self { bytes: self.bytes.saturating_sub(other.bytes), entries: self.entries.saturating_sub(other.entries) }
     }
 
-    /// Returns what is still lacking if statvfs(3) reports `self`, and if by the sizes of the layers
-    /// that were removed, `expected` is lacking. Some file systems free space later than they
-    /// remove files, so the smaller number counts. Only the report decides that nothing is lacking.
+    /// Returns what is still lacking if statvfs(3) reports `self`, and if by the sizes of the
+    /// layers that were removed, `expected` is lacking. Some file systems free space later than
+    /// they remove files, so the smaller number counts. Only the report decides that nothing is
+    /// lacking.
     pub(super) fn after_removal(self, expected: Self) -> Self {
         let still = |reported: u64, expected: u64| if expected == 0 { reported } else { reported.min(expected) };
         Self { bytes: still(self.bytes, expected.bytes), entries: still(self.entries, expected.entries) }

@@ -78,8 +78,8 @@ fn lock_layer(store: &OwnedFd, name: &OsStr, layer: PathBuf) -> Result<Option<Lo
     }
 }
 
-/// Returns those of the layers `names` of `store` that a process has locked at this moment. Locks each
-/// of them exclusively to find out, so the caller should have the lock of the store directory.
+/// Returns those of the layers `names` of `store` that a process has locked at this moment. Locks
+/// each of them exclusively to find out, so the caller should have the lock of the store directory.
 pub(crate) fn locked<'a>(store: &Path, names: impl Iterator<Item = &'a OsStr>) -> Result<Vec<&'a OsStr>> {
     let dir = open_store(store).map_err(Error::io("open", store))?;
     Ok(names.filter(|name| lock_layer(&dir, name, store.join(name)).is_err()).collect())

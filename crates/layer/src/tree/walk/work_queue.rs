@@ -48,8 +48,8 @@ impl Threads {
 /// workers with the data that they have gathered.
 ///
 /// The caller's thread is one of the `threads`. The others join one by one, one for every few jobs
-/// that are waiting. Each thread calls `new_worker` for its own state. `step` does one job and pushes
-/// the jobs that it found.
+/// that are waiting. Each thread calls `new_worker` for its own state. `step` does one job and
+/// pushes the jobs that it found.
 ///
 /// # Errors
 /// Returns the first error of a `step`. No job begins after it.

@@ -28,10 +28,10 @@ use crate::table;
 
 /// Check whether runs work on this machine.
 ///
-/// doctor checks the privilege, the scratch directory, overlayfs, cgroups, the runtime, the limits of
-/// the system and the private network, and names a remedy for each problem. It mounts overlays, deletes files
-/// through them and runs a container, all in the scratch directory. It removes everything
-/// afterwards.
+/// doctor checks the privilege, the scratch directory, overlayfs, cgroups, the runtime, the limits
+/// of the system and the private network, and names a remedy for each problem. It mounts overlays,
+/// deletes files through them and runs a container, all in the scratch directory. It removes
+/// everything afterwards.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {

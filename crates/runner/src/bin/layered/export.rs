@@ -27,10 +27,10 @@ use crate::table;
 /// the layers of that image unchanged, as long as the image is where it was and the base has the
 /// digest that its import recorded. Otherwise the base becomes one layer, with a warning.
 ///
-/// The image starts the command that made the topmost layer, as its run.json records it: program and
-/// arguments become the Entrypoint, and the working directory, the user and recorded values of the
-/// environment are set, too. The rest of the configuration is that of the image that the topmost
-/// imported layer came from, and without such a layer that of the base's image.
+/// The image starts the command that made the topmost layer, as its run.json records it: program
+/// and arguments become the Entrypoint, and the working directory, the user and recorded values of
+/// the environment are set, too. The rest of the configuration is that of the image that the
+/// topmost imported layer came from, and without such a layer that of the base's image.
 ///
 /// The same stack gives the same bytes. Sockets are left out, because no image can have them.
 /// Without root, files of owners that your user namespace lacks become root's.
@@ -42,7 +42,8 @@ pub(crate) struct Args {
     /// DIR can have other images, which stay. FILE is replaced, unless it is a FIFO or a device.
     /// docker:// is an image in a registry, with the login of `podman login` or `docker login`. One
     /// of the same tag is replaced. The exit status is 75 if a later attempt to write it can
-    /// succeed, and 1 if it cannot. A layer waits in a file in TMPDIR, or in /tmp, until it is sent.
+    /// succeed, and 1 if it cannot. A layer waits in a file in TMPDIR, or in /tmp, until it is
+    /// sent.
     #[arg(value_name = "IMAGE")]
     image: Destination,
     #[command(flatten)]
@@ -56,8 +57,8 @@ pub(crate) struct Args {
     ///
     /// Its keys are those of the image specification: `architecture`, `author`, and `config` with
     /// `Entrypoint`, `Cmd`, `Env`, `WorkingDir`, `User`. They replace those of the recorded run and
-    /// of the image that the stack comes from. An `Entrypoint` also removes the `Cmd` of that image,
-    /// and a `Cmd` the recorded command. FILE can be a pipe.
+    /// of the image that the stack comes from. An `Entrypoint` also removes the `Cmd` of that
+    /// image, and a `Cmd` the recorded command. FILE can be a pipe.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Do not start the command that made the topmost layer.

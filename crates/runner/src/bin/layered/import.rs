@@ -37,8 +37,8 @@ pub(crate) struct Args {
     /// :TAG can be left out if there is only one image. tar:FILE is an archive of a root file
     /// system, plain or compressed with gzip or zstd. - is such an archive on standard input.
     /// docker:// is an image in a registry, which @DIGEST can pin; without a host, it is one of
-    /// Docker Hub. The login is that of `podman login` or `docker login`. The exit status is 75 if a
-    /// later attempt to read it can succeed, and 1 if it cannot.
+    /// Docker Hub. The login is that of `podman login` or `docker login`. The exit status is 75 if
+    /// a later attempt to read it can succeed, and 1 if it cannot.
     #[arg(value_name = "IMAGE")]
     image: Source,
     /// Directory of the new base, which must not exist.
@@ -100,7 +100,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let progress = Progress::begin("reading the image");
     let show = |step: layer::oci::Progress| {
         let text = || format!("{} read", table::bytes(step.done_bytes));
-        // The numbers are too large for a `usize` only on machines with 32 bits, which layered does not support.
+        // The numbers are too large for a `usize` only on machines with 32 bits, which layered does
+        // not support.
         match step.total_bytes.map(|total| (usize::try_from(step.done_bytes), usize::try_from(total))) {
             Some((Ok(done), Ok(total))) => progress.fill(done, total, text),
             _ => progress.tell(text),

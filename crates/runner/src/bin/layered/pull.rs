@@ -165,8 +165,8 @@ fn wanted(args: &Args) -> anyhow::Result<Vec<Wanted>> {
     Ok(once)
 }
 
-/// Returns the layers with the digests that the directory `dir` pins. A digest that the caller gives
-/// counts more than a pin.
+/// Returns the layers with the digests that the directory `dir` pins. A digest that the caller
+/// gives counts more than a pin.
 fn pinned(dir: &Path, wanted: &[Wanted]) -> Result<Vec<Wanted>, Error> {
     let pins = Pins::open(dir)?;
     let pin = |wanted: &Wanted| match wanted.digest() {

@@ -64,11 +64,11 @@ pub(crate) struct Args {
     /// Print one JSON object instead of a line per layer.
     ///
     /// Its keys are `layers` (each with `name`, `manifest`, `diff_id`, `blob`, `pushed`, `same`,
-    /// `pin`, `local`, `bytes_sent`, `bytes_spared`, `sockets` and `owners_as_root`), `failed` (each
-    /// with `name`, `error`, `temporary` and `kind`), `bytes_sent` and `bytes_spared`. `pushed` is
-    /// false if the registry had the name. `same` is false if the registry has another tree under
-    /// the name. `pin` is the digest to which the name is pinned. `local` is `moved`, `removed` or
-    /// `in_use` after --into, and else `kept`.
+    /// `pin`, `local`, `bytes_sent`, `bytes_spared`, `sockets` and `owners_as_root`), `failed`
+    /// (each with `name`, `error`, `temporary` and `kind`), `bytes_sent` and `bytes_spared`.
+    /// `pushed` is false if the registry had the name. `same` is false if the registry has another
+    /// tree under the name. `pin` is the digest to which the name is pinned. `local` is `moved`,
+    /// `removed` or `in_use` after --into, and else `kept`.
     #[arg(long)]
     json: bool,
 }

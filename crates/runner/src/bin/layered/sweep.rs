@@ -20,8 +20,8 @@ pub(crate) struct Args {
     scratch: Option<PathBuf>,
     /// Print one JSON object instead of lines.
     ///
-    /// The keys are `removed` and `skeletons` (paths), `live` (the number of live runs) and `failed`, a list of
-    /// objects with `path` and `message`.
+    /// The keys are `removed` and `skeletons` (paths), `live` (the number of live runs) and
+    /// `failed`, a list of objects with `path` and `message`.
     #[arg(long)]
     json: bool,
 }

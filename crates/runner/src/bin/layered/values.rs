@@ -91,8 +91,8 @@ pub(crate) fn capabilities(text: &str) -> Result<Capabilities, String> {
     }
 }
 
-/// Returns the capabilities of a container, by the rules of Docker: `ALL` counts first, and then the
-/// single names of the other option.
+/// Returns the capabilities of a container, by the rules of Docker: `ALL` counts first, and then
+/// the single names of the other option.
 pub(crate) fn granted(add: &[Capabilities], drop: &[Capabilities]) -> Vec<Capability> {
     let (adds, drops) = (
         |capability: &Capability| add.contains(&Capabilities::One(*capability)),

@@ -170,7 +170,8 @@ fn recorded(layer: &Layer, layers: Option<Vec<PathBuf>>, base: Option<PathBuf>) 
 }
 
 /// Lists what a hash can mean in the stores: layers and bases, which need no `layer.json`. The
-/// first store comes last, because [`Meanings`] takes the last of several layers with the same name.
+/// first store comes last, because [`Meanings`] takes the last of several layers with the same
+/// name.
 fn candidates(stores: &[PathBuf]) -> Vec<Layer> {
     let entries = stores.iter().rev().filter_map(|store| fs::read_dir(store).ok()).flatten().flatten();
     entries.map(|entry| Layer::at(entry.path())).filter(|layer| layer.fs().is_dir()).collect()

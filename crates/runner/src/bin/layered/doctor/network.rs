@@ -42,9 +42,9 @@ fn of_routes(has_default: bool) -> Check {
     }
 }
 
-/// Returns whether one of the two routing tables of proc(5) has a default route. In that of IPv4, the
-/// second field is the destination. In that of IPv6, the first two are the destination and the length
-/// of its prefix, and the last one is the interface.
+/// Returns whether one of the two routing tables of proc(5) has a default route. In that of IPv4,
+/// the second field is the destination. In that of IPv6, the first two are the destination and the
+/// length of its prefix, and the last one is the interface.
 fn has_default_route(ipv4: &str, ipv6: &str) -> bool {
     let is_zero = |field: &str| !field.is_empty() && field.bytes().all(|byte| byte == b'0');
     let of_ipv4 = |line: &str| line.split_whitespace().nth(1).is_some_and(is_zero);

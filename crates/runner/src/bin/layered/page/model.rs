@@ -206,8 +206,8 @@ fn stand(rows: &mut [Row], layers: &[Layer], metas: &[Option<Meta>]) {
     }
 }
 
-/// Fills in the lanes of the runs. The lanes of one host are adjacent, and hosts are in the order of
-/// their names.
+/// Fills in the lanes of the runs. The lanes of one host are adjacent, and hosts are in the order
+/// of their names.
 fn place(rows: &mut [Row], hosts: &[String]) -> Vec<Batch> {
     let rank = |row: &Row| row.host.map(|host| hosts.iter().filter(|other| **other < hosts[host]).count());
     let hosts: Vec<_> = rows.iter().filter(|row| row.run.is_some()).map(rank).collect();

@@ -79,9 +79,9 @@ pub(super) struct TemplateArgs {
     sync: SyncArg,
     /// Whether chown and setuid take effect: real or fake.
     ///
-    /// With `fake`, chown, setgroups, setuid and their families succeed without doing anything. This
-    /// is for --ids single, where the real calls fail because there is no other user: apt and dpkg
-    /// then install packages. Pass -o APT::Sandbox::User=root to apt. A program that drops its
+    /// With `fake`, chown, setgroups, setuid and their families succeed without doing anything.
+    /// This is for --ids single, where the real calls fail because there is no other user: apt and
+    /// dpkg then install packages. Pass -o APT::Sandbox::User=root to apt. A program that drops its
     /// privileges in this way still has them.
     #[arg(long, value_name = "MODE", default_value = "real", hide_possible_values = true, help_heading = COMMAND)]
     owners: OwnersArg,
