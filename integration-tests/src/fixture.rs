@@ -401,7 +401,9 @@ pub fn layered() -> Command {
     static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     let binary = BUILT.get_or_init(|| {
         if let Some(built) = std::env::var_os("LAYERED_BINARY") {
-            return built.into();
+            let built = PathBuf::from(built);
+            assert!(built.is_absolute(), "LAYERED_BINARY is {}; give an absolute path", built.display());
+            return built;
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };

@@ -1,5 +1,5 @@
 //! Repeats the parts of a run that touch no files, for scripts/check-instructions to count:
-//! `pure_parts PART TIMES`.
+//! `pure_parts PART TIMES`. Without arguments, as from `cargo bench`, performs each of them once.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,17 @@ use container::{LowerNames, Mount, Runtime, Template};
 use layer::{MAX_LOWERS, Plan, Rung, RungLimit};
 
 fn main() -> Result<()> {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [part, times] = &arguments[..] else { bail!("usage: pure_parts plan|template|filter TIMES") };
-    let times = times.parse().context("TIMES is a number")?;
-    let mut part: Box<dyn FnMut() -> Result<()>> = match &**part {
+    // cargo adds this argument.
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match &arguments[..] {
+        [] => ["plan", "template", "filter"].into_iter().try_for_each(|part| repeat(part, 1)),
+        [part, times] => repeat(part, times.parse().context("TIMES is a number")?),
+        _ => bail!("usage: pure_parts plan|template|filter TIMES"),
+    }
+}
+
+fn repeat(part: &str, times: usize) -> Result<()> {
+    let mut part: Box<dyn FnMut() -> Result<()>> = match part {
         "plan" => plan(),
         "template" => template()?,
         "filter" => filter(),

@@ -119,7 +119,7 @@ fn the_system_calls_of_a_run_stay_within_the_budget() {
 fn the_system_calls_of_a_step_stay_within_the_budget() {
     let fixture = Fixture::new();
     let new = fixture.store().join("new");
-    // So many paths exceed the mount options of one page wherever the store is, so the mount always
+    // Wherever the store is, so many paths do not fit into mount options of one page, and the mount
     // uses short names.
     compare("system calls of a step over 200 layers", count(&log_of_a_run(&fixture, 200, Some(&new))));
 }

@@ -1,6 +1,7 @@
-//! Starts newuidmap(1) and newgidmap(1) for a namespace that does not exist yet. Both must run
-//! outside of it, and can do so only after it has been created, so they start as children that wait.
-//! This module has unsafe code, because std starts no child that waits before it executes a program.
+//! Runs newuidmap(1) and newgidmap(1) for the namespace that this process enters. Both programs
+//! must run outside of it, and it must exist before. Therefore each is a child that waits until
+//! this process has entered. This module has unsafe code, because std cannot start a child that
+//! waits before it executes its program.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_char};
@@ -8,14 +9,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::{env, ptr};
 
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::error::{Obstacle, UserNamespaceError};
 use super::read_map;
@@ -24,13 +27,14 @@ use super::read_map;
 /// drops this value, they exit.
 #[derive(Debug)]
 pub(super) struct Helpers {
-    // Fields are dropped in this order: the end of `go` ends the children, and then they are reaped.
+    // Fields are dropped in this order: the end of `go` ends the children, and then they are
+    // reaped.
     go: OwnedFd,
     waits: OwnedFd,
     children: Vec<Helper>,
 }
 
-/// A child that executes `program` and has not been reaped.
+/// A child that executes `program` when it may.
 #[derive(Debug)]
 struct Helper {
     program: &'static str,
@@ -45,7 +49,8 @@ const NOT_EXECUTED: i32 = 127;
 
 impl Helpers {
     pub(super) fn new() -> Result<Self, UserNamespaceError> {
-        // The same pipe for all children: none of them keeps another one's open.
+        // All children share one pipe. With one each, a child would inherit the pipes of those
+        // before it, and these would not see the end of theirs.
         let (waits, go) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| UserNamespaceError::Io {
             operation: "make",
             path: "a pipe",
@@ -57,8 +62,8 @@ impl Helpers {
     /// Starts a child that waits, and then executes `program` with these arguments.
     ///
     /// # Errors
-    /// [`UserNamespaceError::NoHelper`] if the program is not in `PATH`. [`UserNamespaceError::Io`] if
-    /// the child cannot be started.
+    /// [`UserNamespaceError::NoHelper`] if the program is not in `PATH`. [`UserNamespaceError::Io`]
+    /// if the child cannot be started.
     pub(super) fn start(&mut self, program: &'static str, arguments: &[String]) -> Result<(), UserNamespaceError> {
         let path = find_in_path(program).ok_or(UserNamespaceError::NoHelper { program })?;
         let started = self.fork(&path, [program].into_iter().chain(arguments.iter().map(|word| &**word)));
@@ -68,7 +73,7 @@ impl Helpers {
         Ok(())
     }
 
-    /// Returns the child, and what reads its standard error.
+    /// Returns the PID of the child, and the read end of its standard error.
     fn fork<'w>(&self, path: &Path, words: impl Iterator<Item = &'w str>) -> io::Result<(Pid, File)> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         let words = words.map(CString::new).collect::<Result<Vec<_>, _>>()?;
@@ -77,12 +82,13 @@ impl Helpers {
         let (stderr, messages) = pipe_with(PipeFlags::CLOEXEC)?;
         // A signal handler of the caller must not run twice.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-        // SAFETY: the child only makes system calls on data that exists: no allocation, no panic and no
-        // lock. It then executes a program or exits.
+        // SAFETY: the child only makes system calls on data that exists: no allocation, no panic
+        // and no lock. It then executes a program or exits.
         let forked = unsafe { libc::fork() };
         if forked == 0 {
-            // SAFETY: as above. The descriptors are open, and are used by no other code of the child. The
-            // path and the words end with a NUL, and the list of words with a null pointer.
+            // SAFETY: as above. The descriptors are open, and are used by no other code of the
+            // child. The path and the words end with a NUL, and the list of words with a null
+            // pointer.
             unsafe {
                 libc::close(self.go.as_raw_fd());
                 if libc::read(self.waits.as_raw_fd(), ptr::from_mut(&mut [0_u8]).cast(), 1) == 1 {
@@ -135,18 +141,20 @@ impl Helper {
         }
         if message.trim().is_empty() {
             message = match status {
-                Ok(Some((_, status))) if status.exit_status() == Some(NOT_EXECUTED) => "it cannot be executed".into(),
-                Ok(Some((_, status))) => explained(status),
-                Ok(None) => "it has not ended".into(),
+                Ok(status) if status.code() == Some(NOT_EXECUTED) => "it cannot be executed".into(),
+                Ok(status) => status.to_string(),
                 Err(error) => error.to_string(),
             };
         }
         Err(UserNamespaceError::HelperFailed { program, message })
     }
 
-    fn reap(&mut self) -> rustix::io::Result<Option<(Pid, WaitStatus)>> {
+    fn reap(&mut self) -> rustix::io::Result<ExitStatus> {
         self.is_reaped = true;
-        retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))
+        let ended = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()))?;
+        // Without an option, the call returns only when the child has ended.
+        let (_, status) = ended.expect("a child that has ended");
+        Ok(ExitStatus::from_raw(status.as_raw()))
     }
 }
 
@@ -156,11 +164,6 @@ impl Drop for Helper {
             let _ = self.reap();
         }
     }
-}
-
-fn explained(status: WaitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    std::process::ExitStatus::from_raw(status.as_raw()).to_string()
 }
 
 fn find_in_path(program: &str) -> Option<PathBuf> {
